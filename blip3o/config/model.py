@@ -1,0 +1,186 @@
+"""What the model is: sizes of every part, as data. No torch here, so a laptop without it can read, check and print a recipe.
+
+Shapes that follow from these numbers are properties; the modules in `blip3o.model` are built from them and hold no size of
+their own. Field names follow the published configuration files where those exist.
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Frozen(BaseModel):
+    """Base of every config: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
+    if not condition:
+        raise ValueError(message)
+
+
+class EncoderConfig(Frozen):
+    """The vision tower whose pooled features are the generation target (EVA-CLIP, post-norm)."""
+
+    image_size: int = Field(gt=0, description="side of the square input image, pixels")
+    patch_size: int = Field(gt=0, description="side of one patch, pixels")
+    width: int = Field(gt=0, description="channels of a token; also the channels of a generated feature")
+    layers: int = Field(gt=0, description="transformer blocks")
+    heads: int = Field(gt=0, description="attention heads")
+    mlp_width: int = Field(gt=0, description="hidden channels of the MLP")
+    pool: int = Field(gt=0, description="side of the average-pooling window over the patch grid (4 in the released model)")
+    normalize: bool = Field(
+        default=False,
+        description="normalise each pooled token to zero mean and unit variance over its channels; the released model does not",
+    )
+
+    @property
+    def patches(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def grid(self) -> int:
+        """Pooled tokens along one side."""
+        return self.patches // self.pool
+
+    @property
+    def num_tokens(self) -> int:
+        """Pooled tokens of one image."""
+        return self.grid**2
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        _require(self.image_size % self.patch_size == 0, f"encoder: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        _require(self.patches % self.pool == 0, f"encoder: {self.patches} patches a side are not a multiple of pool {self.pool}")
+        _require(self.width % self.heads == 0, f"encoder: width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class VisionConfig(Frozen):
+    """The backbone's own vision tower (Qwen2.5-VL type)."""
+
+    image_size: int = Field(gt=0, description="side of the square image shown to the backbone, pixels")
+    patch_size: int = Field(gt=0, description="side of one patch, pixels")
+    merge: int = Field(default=2, gt=0, description="patches merged along one side into one language token")
+    width: int = Field(gt=0, description="channels of a patch token")
+    layers: int = Field(gt=0, description="transformer blocks, all with full attention")
+    heads: int = Field(gt=0, description="attention heads")
+    mlp_width: int = Field(gt=0, description="hidden channels of the MLP")
+
+    @property
+    def grid(self) -> int:
+        """Language tokens along one side of an image."""
+        return self.image_size // self.patch_size // self.merge
+
+    @property
+    def num_tokens(self) -> int:
+        """Language tokens that one image takes."""
+        return self.grid**2
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        unit = self.patch_size * self.merge
+        _require(self.image_size % unit == 0, f"vision: image_size {self.image_size} is not a multiple of patch_size x merge = {unit}")
+        _require(self.width % (4 * self.heads) == 0, f"vision: width {self.width} is not a multiple of 4 x heads {self.heads} (2-D rotary)")
+        return self
+
+
+class BackboneConfig(Frozen):
+    """The vision-language model that reads prompts and images (Qwen2.5-VL type)."""
+
+    vocab_size: int = Field(gt=0, description="rows of the embedding; at least the tokenizer's length")
+    hidden_size: int = Field(gt=0, description="channels of a token (H)")
+    layers: int = Field(gt=0, description="decoder layers")
+    heads: int = Field(gt=0, description="attention heads")
+    kv_heads: int = Field(gt=0, description="key/value heads (grouped-query attention)")
+    mlp_width: int = Field(gt=0, description="hidden channels of the gated MLP")
+    rope_theta: float = Field(default=1e6, gt=0, description="base of the rotary embedding")
+    tied: bool = Field(default=True, description="whether the language-model head shares the embedding's weights")
+    vision: VisionConfig
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        _require(self.hidden_size % (2 * self.heads) == 0, f"backbone: hidden_size {self.hidden_size} is not a multiple of 2 x heads {self.heads}")
+        _require(self.heads % self.kv_heads == 0, f"backbone: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden_size // self.heads
+
+    @property
+    def mrope_section(self) -> tuple[int, int, int]:
+        """Rotary frequencies given to time, row and column: 1/4, 3/8, 3/8 of head_dim / 2, as in Qwen2.5-VL ([16, 24, 24])."""
+        half = self.head_dim // 2
+        spatial = half * 3 // 8
+        return half - 2 * spatial, spatial, spatial
+
+
+class DiTConfig(Frozen):
+    """The diffusion transformer over pooled features (NextDiT with cross-attention)."""
+
+    dim: int = Field(gt=0, description="channels of a latent token inside the transformer")
+    layers: int = Field(gt=0, description="blocks")
+    heads: int = Field(gt=0, description="attention heads")
+    kv_heads: int = Field(gt=0, description="key/value heads")
+    mlp_width: int = Field(gt=0, description="hidden channels of the SwiGLU (4864 at dim 1792)")
+    time_width: int = Field(gt=0, description="channels of the time and caption embedding (1024 in the released model)")
+    norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the RMS norms")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        _require(self.dim % (4 * self.heads) == 0, f"dit: dim {self.dim} is not a multiple of 4 x heads {self.heads} (2-D rotary)")
+        _require(self.heads % self.kv_heads == 0, f"dit: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class DecoderConfig(Frozen):
+    """The diffusion decoder from features to pixels: a coarse linear image, refined by a flow U-Net."""
+
+    image_size: int = Field(gt=0, description="side of the image it draws, pixels")
+    fold: int = Field(default=2, gt=0, description="pixels folded along one side into channels before the U-Net")
+    coarse_width: int = Field(gt=0, description="hidden channels of the coarse head")
+    channels: tuple[int, ...] = Field(min_length=1, description="U-Net channels at each resolution")
+    layers_per_block: int = Field(default=1, gt=0, description="residual blocks at each resolution")
+    steps: int = Field(default=8, gt=0, description="Euler steps of one decode")
+
+
+class SamplerConfig(Frozen):
+    """Defaults of feature sampling (BLIP3-o: 30 Euler steps, guidance 3.0, condition dropped with p 0.1 in training)."""
+
+    steps: int = Field(default=30, gt=0, description="Euler steps; each is one DiT evaluation per guidance branch")
+    guidance: float = Field(default=3.0, ge=0, description="v = v_null + guidance x (v_cond - v_null); 1 computes no null branch")
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that training zeroes a sample's condition")
+
+
+class TextTowerConfig(Frozen):
+    """The text side of the contrastive pretraining of a small encoder."""
+
+    width: int = Field(gt=0, description="channels of a token")
+    layers: int = Field(gt=0, description="transformer blocks")
+    heads: int = Field(gt=0, description="attention heads")
+    embed_dim: int = Field(gt=0, description="channels of the shared image-text space")
+
+
+class ModelConfig(Frozen):
+    """The whole model."""
+
+    num_queries: int = Field(default=64, gt=0, description="learnable queries appended to the prompt (N)")
+    objective: Literal["clip_flow"] = Field(default="clip_flow", description="what the generation stage predicts")
+    encoder: EncoderConfig
+    text_tower: TextTowerConfig | None = Field(default=None, description="needed by the encoder stage alone")
+    backbone: BackboneConfig
+    dit: DiTConfig
+    decoder: DecoderConfig
+    sampler: SamplerConfig = SamplerConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        size, grid = self.decoder.image_size, self.encoder.grid
+        _require(size % grid == 0, f"decoder: image_size {size} is not a multiple of the feature grid {grid}")
+        unit = self.decoder.fold * 2 ** (len(self.decoder.channels) - 1)
+        _require(size % unit == 0, f"decoder: image_size {size} is not a multiple of fold x 2^levels = {unit}")
+        return self

@@ -1,0 +1,42 @@
+"""Model sizes by name. A recipe says `model: {preset: tiny}` and may override single fields beside it."""
+
+from typing import Any
+
+TINY: dict[str, Any] = {
+    "num_queries": 64,
+    "encoder": {"image_size": 64, "patch_size": 8, "width": 64, "layers": 3, "heads": 4, "mlp_width": 256, "pool": 2, "normalize": True},
+    "text_tower": {"width": 64, "layers": 1, "heads": 4, "embed_dim": 64},
+    "backbone": {
+        "vocab_size": 2048,
+        "hidden_size": 128,
+        "layers": 3,
+        "heads": 4,
+        "kv_heads": 2,
+        "mlp_width": 256,
+        "vision": {"image_size": 64, "patch_size": 8, "merge": 2, "width": 128, "layers": 2, "heads": 4, "mlp_width": 256},
+    },
+    "dit": {"dim": 128, "layers": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384, "time_width": 128},
+    "decoder": {"image_size": 64, "coarse_width": 256, "channels": [48, 96]},
+    "sampler": {"steps": 30, "guidance": 3.0},
+}
+
+# The smallest model with every part of the real one: for tests that check wiring, not quality.
+NANO: dict[str, Any] = {
+    "num_queries": 64,
+    "encoder": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "pool": 2, "normalize": True},
+    "text_tower": {"width": 16, "layers": 1, "heads": 2, "embed_dim": 16},
+    "backbone": {
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "layers": 2,
+        "heads": 2,
+        "kv_heads": 1,
+        "mlp_width": 64,
+        "vision": {"image_size": 32, "patch_size": 8, "merge": 2, "width": 16, "layers": 1, "heads": 2, "mlp_width": 32},
+    },
+    "dit": {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp_width": 64, "time_width": 32},
+    "decoder": {"image_size": 32, "coarse_width": 32, "channels": [16], "steps": 2},
+    "sampler": {"steps": 4, "guidance": 3.0},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {"tiny": TINY, "nano": NANO}

@@ -1,0 +1,37 @@
+"""The errors a user can meet. Each message is one line: the thing, its value, and the fix.
+
+Entry points (`jobs.cli`, `python -m jobs.<verb>`, the HTTP face) catch `Blip3oError` alone and turn it into a line on
+stderr with exit code 1, or into an HTTP error body. Everything else is a defect and keeps its traceback.
+"""
+
+
+class Blip3oError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ConfigError(Blip3oError):
+    """A recipe, override or command line that cannot be run as written."""
+
+
+class StorageError(Blip3oError):
+    """An object store or file system that refused, is missing, or answered with fewer bytes than it holds."""
+
+
+class DataError(Blip3oError):
+    """Shards, manifests or samples that are damaged, changed, or beyond their budget of damage."""
+
+
+class CheckpointError(Blip3oError):
+    """A checkpoint that is missing, incomplete, or belongs to another run."""
+
+
+class BundleError(Blip3oError):
+    """A folder that is not a bundle, or a bundle whose bytes are not the ones that were written."""
+
+
+class RequestError(Blip3oError):
+    """A request to the model that cannot be served as asked."""
+
+
+class ServiceError(Blip3oError):
+    """A local service (object store, Ray head, HTTP port) that could not be started or did not answer."""

@@ -1,0 +1,15 @@
+"""Logs for people. Library code writes `logger = logging.getLogger(__name__)`; entry points call `configure` once."""
+
+import logging
+import sys
+
+
+def configure(level: str = "INFO") -> None:
+    """Sends this project's log lines to stderr as `HH:MM:SS LEVEL name: message`; other libraries speak from WARNING on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("blip3o", "jobs", "serve", "cluster"):
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,58 @@
+"""Pretraining of a small encoder: a text tower, and the projections into a shared image-text space.
+
+The loss is SigLIP's (arXiv 2303.15343): every image-text pair of a micro-batch is a binary question. It is defined on the
+micro-batch, so it does not depend on how micro-batches are spread over workers.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip3o.config.model import TextTowerConfig
+
+
+class TextTower(nn.Module):
+    """Caption ids to one vector: token and position embeddings, pre-norm transformer blocks, masked mean, projection."""
+
+    def __init__(self, config: TextTowerConfig, *, vocab_size: int, max_length: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, config.width)
+        self.positions = nn.Parameter(torch.zeros(1, max_length, config.width))
+        block = nn.TransformerEncoderLayer(
+            config.width, config.heads, 4 * config.width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, config.layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(config.width)
+        self.project = nn.Linear(config.width, config.embed_dim, bias=False)
+
+    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        """[B, L] ids and mask → unit vectors [B, embed_dim]."""
+        x = self.tokens(input_ids_BL) + self.positions[:, : input_ids_BL.shape[1]]
+        x = self.norm(self.blocks(x, src_key_padding_mask=~attention_mask_BL.bool()))
+        weights = attention_mask_BL[..., None].to(x.dtype)
+        return F.normalize(self.project((x * weights).sum(1) / weights.sum(1)), dim=-1)
+
+
+class ContrastiveHead(nn.Module):
+    """The text tower, the image projection, and SigLIP's learnable scale and bias."""
+
+    def __init__(self, config: TextTowerConfig, *, feature_dim: int, vocab_size: int, max_length: int) -> None:
+        super().__init__()
+        self.text = TextTower(config, vocab_size=vocab_size, max_length=max_length)
+        self.image_norm = nn.LayerNorm(feature_dim)
+        self.image_project = nn.Linear(feature_dim, config.embed_dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-5.0))
+
+    def image_vectors(self, features_BLF: Tensor) -> Tensor:
+        """Pooled features [B, L, feature_dim] → unit vectors [B, embed_dim]."""
+        return F.normalize(self.image_project(self.image_norm(features_BLF.mean(1))), dim=-1)
+
+    def forward(self, features_BLF: Tensor, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
+        """SigLIP loss of each image against all captions of the micro-batch, [B]."""
+        logits = self.image_vectors(features_BLF) @ self.text(input_ids_BL, attention_mask_BL).T
+        logits = logits * self.log_scale.exp() + self.bias
+        sign = 2 * torch.eye(logits.shape[0], device=logits.device) - 1
+        return -F.logsigmoid(sign * logits).sum(1)

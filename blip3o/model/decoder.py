@@ -1,0 +1,80 @@
+"""The pixel decoder: pooled features to an image, by flow matching in pixel space.
+
+A coarse head draws each feature's own square of the image (it is trained with the encoder, as its dense term, and makes the
+features keep what a picture needs). A U-Net of `diffusers` then refines: it sees the noisy image and the coarse one and
+predicts the clean image as coarse + correction; the velocity of the flow follows from that, v = (z_σ − x̂) / σ. The
+correction starts at zero, so an untrained decoder already draws the coarse image.
+Pixels run from −1 to 1.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip3o.config.model import DecoderConfig
+from blip3o.model.flow import integrate
+
+
+def to_unit(pixels_BSS3: Tensor) -> Tensor:
+    """uint8 [B, S, S, 3] → float32 [B, 3, S, S] in −1 … 1."""
+    return (pixels_BSS3.float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
+
+
+def to_pixels(images_B3SS: Tensor) -> Tensor:
+    """Float [B, 3, S, S] in −1 … 1 → uint8 [B, S, S, 3], clamped and rounded to nearest."""
+    return ((images_B3SS.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class CoarseHead(nn.Module):
+    """Each feature token, with its neighbours, to its square of pixels."""
+
+    def __init__(self, config: DecoderConfig, *, feature_dim: int, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        side = config.image_size // grid
+        self.expand = nn.Conv2d(feature_dim, config.coarse_width, kernel_size=3, padding=1)
+        self.draw = nn.Conv2d(config.coarse_width, 3 * side * side, kernel_size=1)
+        self.side = side
+
+    def forward(self, features_BLF: Tensor) -> Tensor:
+        """[B, grid², feature_dim] → [B, 3, S, S]."""
+        x = features_BLF.transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+        return F.pixel_shuffle(self.draw(F.gelu(self.expand(x))), self.side)
+
+
+class PixelDecoder(nn.Module):
+    """Features to pixels."""
+
+    def __init__(self, config: DecoderConfig, *, feature_dim: int, grid: int) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        self.config = config
+        self.coarse = CoarseHead(config, feature_dim=feature_dim, grid=grid)
+        channels = 3 * config.fold**2
+        self.unet = UNet2DModel(
+            sample_size=config.image_size // config.fold,
+            in_channels=2 * channels,
+            out_channels=channels,
+            block_out_channels=config.channels,
+            layers_per_block=config.layers_per_block,
+            down_block_types=["DownBlock2D"] * len(config.channels),
+            up_block_types=["UpBlock2D"] * len(config.channels),
+            add_attention=False,
+            norm_num_groups=8,
+        )
+
+    def clean(self, noisy_B3SS: Tensor, sigma_B: Tensor, coarse_B3SS: Tensor) -> Tensor:
+        """The predicted clean image [B, 3, S, S] at noise level σ [B]."""
+        stacked = F.pixel_unshuffle(torch.cat([noisy_B3SS, coarse_B3SS], dim=1), self.config.fold)
+        correction = self.unet(stacked, 1000 * sigma_B, return_dict=True).sample
+        return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold)
+
+    def forward(self, features_BLF: Tensor, noise_B3SS: Tensor) -> Tensor:
+        """Features [B, L, feature_dim] and pixel noise [B, 3, S, S] → images in −1 … 1, `config.steps` Euler steps."""
+        coarse = self.coarse(features_BLF)
+
+        def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
+            return (noisy - self.clean(noisy, sigma_B, coarse)) / sigma_B.view(-1, 1, 1, 1)
+
+        return integrate(velocity, noise_B3SS, self.config.steps)

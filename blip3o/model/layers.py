@@ -1,0 +1,71 @@
+"""Parts that the towers share: attention over heads, two-dimensional rotary positions, the sinusoidal time embedding.
+
+Legend: B batch, L tokens, H heads, D channels of one head, C channels.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def split_heads(x_BLC: Tensor, heads: int) -> Tensor:
+    """[B, L, C] → [B, H, L, C / H]."""
+    return x_BLC.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention, scale 1 / sqrt(D), no dropout. Key/value heads may be fewer than query heads (they are repeated).
+
+    Returns [B, L, H, D]. `mask` is boolean, True where a query may look, and broadcasts to [B, H, Lq, Lk].
+    """
+    repeats = q_BHLD.shape[1] // k_BHLD.shape[1]
+    if repeats > 1:
+        k_BHLD, v_BHLD = k_BHLD.repeat_interleave(repeats, 1), v_BHLD.repeat_interleave(repeats, 1)
+    return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask).transpose(1, 2)
+
+
+def rotary_grid(side: int, head_dim: int, *, theta: float = 1e4) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of a 2-D rotary embedding over a `side` x `side` grid in row-major order, each [side², head_dim / 2] fp32.
+
+    head_dim / 4 frequencies theta^(-2i / (head_dim / 2)) per axis; row and column frequencies alternate (row first), as in
+    Lumina-Next and so in BLIP3-o's DiT.
+    """
+    quarter = head_dim // 4
+    frequencies = theta ** (-torch.arange(quarter, dtype=torch.float64) * 2 / (head_dim // 2))
+    position = torch.arange(side, dtype=torch.float64)
+    angles = position[:, None] * frequencies
+    rows = angles[:, None, :].expand(side, side, quarter)
+    columns = angles[None, :, :].expand(side, side, quarter)
+    both = torch.stack([rows, columns], dim=-1).reshape(side * side, 2 * quarter)
+    return both.cos().float(), both.sin().float()
+
+
+def rotate(x_BHLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the angles given, in fp32. E = D / 2."""
+    even, odd = x_BHLD.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * cos_LE - odd * sin_LE, even * sin_LE + odd * cos_LE], dim=-1)
+    return turned.flatten(-2).to(x_BHLD.dtype)
+
+
+def sinusoidal(time_B: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding [B, width] of a time in 0 … 1000: cosines first, frequencies 10000^(-i / (width / 2))."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=time_B.device, dtype=torch.float32) * (-math.log(10_000) / half))
+    angles = time_B.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class SwiGLU(nn.Module):
+    """w2( silu(w1 x) · w3 x ), no biases; names as in the released checkpoints."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, hidden, bias=False)
+        self.linear_2 = nn.Linear(hidden, dim, bias=False)
+        self.linear_3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """[B, L, dim] → [B, L, dim]."""
+        return self.linear_2(F.silu(self.linear_1(x_BLC)) * self.linear_3(x_BLC))

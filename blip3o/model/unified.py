@@ -1,0 +1,106 @@
+"""The unified model: backbone, queries, DiT, encoder and decoder in one module, and their common initialisation.
+
+Parts are built by name, so that a stage or a server holds only what it uses. Each part's parameters live under its own
+prefix (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `decoder.`), which is also how weights travel.
+"""
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.config.model import ModelConfig
+from blip3o.model.backbone import Backbone, Prompt
+from blip3o.model.contrastive import ContrastiveHead
+from blip3o.model.decoder import PixelDecoder
+from blip3o.model.dit import DiT, DiTCondition
+from blip3o.model.encoder import EvaEncoder
+from blip3o.model.flow import guide, integrate
+from blip3o.rng import torch_generator
+
+PARTS = ("encoder", "contrastive", "backbone", "queries", "dit", "decoder")
+
+
+class UnifiedModel(nn.Module):
+    """Whichever of `PARTS` are asked for. A part that was not built is absent, and using it is an AttributeError."""
+
+    def __init__(self, config: ModelConfig, *, image_token_id: int, parts: Collection[str], max_length: int) -> None:
+        super().__init__()
+        self.config = config
+        feature_dim, hidden, grid = config.encoder.width, config.backbone.hidden_size, config.encoder.grid
+        if "encoder" in parts:
+            self.encoder = EvaEncoder(config.encoder)
+        if "contrastive" in parts and config.text_tower is not None:
+            self.contrastive = ContrastiveHead(
+                config.text_tower, feature_dim=feature_dim, vocab_size=config.backbone.vocab_size, max_length=max_length
+            )
+        if "backbone" in parts:
+            self.backbone = Backbone(config.backbone, image_token_id=image_token_id)
+        if "queries" in parts:
+            self.queries = nn.Parameter(torch.empty(config.num_queries, hidden))
+        if "dit" in parts:
+            self.dit = DiT(config.dit, in_channels=feature_dim, grid=grid, condition_dim=hidden)
+        if "decoder" in parts:
+            self.decoder = PixelDecoder(config.decoder, feature_dim=feature_dim, grid=grid)
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Tokens and channels of one image's features."""
+        return self.config.encoder.num_tokens, self.config.encoder.width
+
+    def sample_features(self, states_BNH: Tensor, noise_BLF: Tensor, *, steps: int, guidance: float) -> Tensor:
+        """Features [B, L, F] drawn from noise under query states, `steps` Euler steps; guidance 1 runs no null branch."""
+        condition = self.dit.condition(states_BNH)
+        null = self.dit.condition(torch.zeros_like(states_BNH)) if guidance != 1 else None
+
+        def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
+            return self.velocity(latents, sigma_B, condition, null, guidance)
+
+        return integrate(velocity, noise_BLF, steps)
+
+    def velocity(
+        self, latents: Tensor, sigma_B: Tensor, condition: DiTCondition, null: DiTCondition | None, guidance: Tensor | float
+    ) -> Tensor:
+        """The guided velocity [B, L, F] at σ [B]; without a null condition, the conditional one."""
+        conditional = self.dit(latents, 1000 * sigma_B, condition)
+        if null is None:
+            return conditional
+        return guide(conditional, self.dit(latents, 1000 * sigma_B, null), guidance)
+
+    def query_states(self, prompt: Prompt) -> Tensor:
+        """Hidden states at the queries [B, N, H], through the frozen prefix."""
+        return self.backbone.query_states(prompt, self.queries)
+
+
+def initialize(model: UnifiedModel, seed: int) -> None:
+    """Sets EVERY parameter of the parts that were built, each from its own stream keyed by its name.
+
+    So a part starts from the same numbers whatever else is built beside it. Matrices: normal with deviation
+    1 / sqrt(fan in); embeddings, queries and positions: normal with deviation 0.02 (queries 1, as upstream); norms one;
+    biases, gates, adaptive scales and last layers zero, so that every residual branch of the DiT begins as the identity.
+    """
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            _initialize_one(name, parameter, seed)
+
+
+_ZERO = ("norm1.linear.weight", "norm_out.linear_1.weight", "norm_out.linear_2.weight", "unet.conv_out.weight", "cls_token")
+_KEEP = ("log_scale", "contrastive.bias")
+_EMBEDDING = ("embed_tokens.weight", "text.tokens.weight", "pos_embed", "text.positions")
+
+
+def _initialize_one(name: str, parameter: Tensor, seed: int) -> None:
+    if name.endswith(_KEEP):
+        return
+    if name.endswith(("gate", *_ZERO)) or (name.endswith("bias") and parameter.dim() == 1):
+        parameter.zero_()
+    elif name.endswith(_EMBEDDING):
+        parameter.normal_(0, 0.02, generator=torch_generator(seed, "init", name))
+    elif name == "queries":
+        parameter.normal_(0, 1, generator=torch_generator(seed, "init", name))
+    elif parameter.dim() == 1:
+        parameter.fill_(1)
+    else:
+        fan_in = parameter[0].numel()
+        parameter.normal_(0, 1 / math.sqrt(fan_in), generator=torch_generator(seed, "init", name))
