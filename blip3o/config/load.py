@@ -1,0 +1,120 @@
+"""Recipes from YAML and dotted overrides, with errors that name the nearest known key.
+
+A recipe file may say `extends: other.yaml` (a sibling file, merged below it), and `model: {preset: NAME, …}`, which expands a
+size from `blip3o.config.presets` and lets single fields be set beside it. `--set a.b=value` reads the value as YAML.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from blip3o.config.presets import PRESETS
+from blip3o.config.recipe import Recipe
+from blip3o.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+def load_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """Reads a recipe file and applies `key=value` overrides.
+
+    Raises `ConfigError` for a missing or malformed file, an unknown key (with the nearest known one), or values that do not
+    fit together.
+    """
+    tree = _read(path)
+    for item in overrides:
+        _apply(tree, item)
+    return build_recipe(tree)
+
+
+def build_recipe(tree: Tree) -> Recipe:
+    """Validates a recipe given as nested dictionaries. Raises `ConfigError`."""
+    tree = {**tree, "model": _expand_model(tree.get("model"))}
+    _refuse_unknown(tree, Recipe, "")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("recipe: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def dump(recipe: BaseModel) -> str:
+    """A config as YAML that `build_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def _read(path: Path) -> Tree:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"recipe {path} does not exist: give a file, or the name of a shipped recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {path} holds {type(tree).__name__}, not a mapping of sections")
+    base = tree.pop("extends", None)
+    return _merge(_read(path.parent / base), tree) if base else tree
+
+
+def _merge(base: Tree, top: Tree) -> Tree:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply(tree: Tree, item: str) -> None:
+    dotted, equals, text = item.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override '{item}' is not key=value, e.g. --set optim.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{item}': the value is not YAML") from error
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for key in parents:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override '{item}': '{key}' is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _expand_model(section: Any) -> Any:  # noqa: ANN401 - whatever the YAML held; pydantic judges it
+    if not isinstance(section, dict) or "preset" not in section:
+        return section
+    name = section["preset"]
+    if name not in PRESETS:
+        raise ConfigError(f"model.preset '{name}' is unknown: {_nearest(str(name), list(PRESETS))}")
+    return _merge(PRESETS[name], {key: value for key, value in section.items() if key != "preset"})
+
+
+def _refuse_unknown(tree: Any, model: type[BaseModel], prefix: str) -> None:  # noqa: ANN401 - as above
+    if not isinstance(tree, dict):
+        return
+    for key, value in tree.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            raise ConfigError(f"unknown key '{prefix}{key}': {_nearest(str(key), list(model.model_fields))}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            _refuse_unknown(value, field.annotation, f"{prefix}{key}.")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    listing = ", ".join(sorted(known))
+    return f"did you mean '{close[0]}'? (known: {listing})" if close else f"known are {listing}"
+
+
+def _explain(item: Any) -> str:  # noqa: ANN401 - pydantic's error dictionary
+    where = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"'{where}' is missing"
+    if item["type"] == "value_error":
+        return message
+    return f"'{where}' = {item['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,165 @@
+"""What a run is. A recipe is complete: no value that matters hides in code, and the resolved recipe is stored with every result.
+
+`blip3o.config.load` makes one from YAML and overrides. Sizes of the model are in `blip3o.config.model`.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from blip3o.config.model import Frozen, ModelConfig, _require
+
+StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
+STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "decoder")
+
+
+class RunConfig(Frozen):
+    """Identity of a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="stable name; submitting it again resumes it")
+    storage: str = Field(description="URI under which runs are stored; this run's files are at <storage>/<name>")
+    seed: int = Field(default=0, ge=0, description="the run's one seed: order, draws and initialisation derive from it")
+
+
+class SourceConfig(Frozen):
+    """One set of shards."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name in logs, uids and the ledger")
+    shards: str = Field(description="URI of the shards with a `*`, e.g. s3://bucket/emoji/train-*.tar; relative ones join data.root")
+    weight: float = Field(default=1.0, gt=0, description="share of samples drawn from this source, relative to the others")
+
+
+class TemplateConfig(Frozen):
+    """Fixed words of prompts."""
+
+    system: str = Field(default="You are a helpful assistant.", description="system turn; empty leaves the turn out")
+    instruction: str = Field(
+        default="Please generate image based on the following caption: {caption}",
+        description="user turn of a request to draw, with {caption}",
+    )
+
+    @model_validator(mode="after")
+    def _has_caption(self) -> Self:
+        _require("{caption}" in self.instruction, f"template: instruction '{self.instruction}' has no {{caption}}")
+        return self
+
+
+class DataConfig(Frozen):
+    """What is read, and in which order."""
+
+    root: str = Field(description="URI that relative shard URIs join, and under which manifests are kept")
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="training sources")
+    tokenizer: str = Field(description="URI of tokenizer.json; a relative one joins data.root")
+    template: TemplateConfig = TemplateConfig()
+    max_length: int = Field(gt=0, description="token positions of a sample; longer ones are refused, not cut")
+    questions: int = Field(default=4, gt=0, description="question/answer turns asked about one image in a sample")
+    chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
+    window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
+    max_bad_share: float = Field(default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        names = [source.name for source in self.sources]
+        _require(len(set(names)) == len(names), f"data: source names repeat: {', '.join(names)}")
+        return self
+
+
+class StageConfig(Frozen):
+    """What is trained, from where, on which loss."""
+
+    name: StageName = Field(description="encoder, understand, generate, instruct or decoder")
+    start_from: tuple[str, ...] = Field(default=(), description="names of finished runs whose weights this stage starts from")
+    noise_draws: int = Field(default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass")
+    dense_weight: float = Field(default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one")
+
+
+class OptimConfig(Frozen):
+    """Optimizer and schedule (AdamW; linear warm-up, then cosine to min_lr)."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    lr: float = Field(gt=0, description="peak learning rate")
+    min_lr: float = Field(default=0.0, ge=0, description="learning rate at the last step")
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
+    clip: float = Field(default=1.0, gt=0, description="global gradient norm above which gradients are scaled down")
+    micro_batch: int = Field(gt=0, description="samples in one micro-batch")
+    micro_batches: int = Field(gt=0, description="micro-batches per optimizer step over all workers (M)")
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer step."""
+        return self.micro_batch * self.micro_batches
+
+
+class ParallelConfig(Frozen):
+    """How work is spread."""
+
+    workers: int = Field(default=1, gt=0, description="training workers (data-parallel ranks)")
+    zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
+    device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
+    threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
+    cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
+    data_tasks: int = Field(default=2, gt=0, description="decoding tasks that run at once")
+    cpus_per_data_task: float = Field(default=1, gt=0, description="logical CPUs that a decoding task reserves")
+
+
+class CheckpointConfig(Frozen):
+    """When to save, and how often to try again."""
+
+    every: int = Field(gt=0, description="optimizer steps between checkpoints")
+    keep: int = Field(default=2, gt=0, description="checkpoints kept")
+    max_failures: int = Field(default=3, ge=0, description="worker failures after which the run gives up")
+
+
+class EvaluateConfig(Frozen):
+    """How a trained model is scored."""
+
+    sources: tuple[SourceConfig, ...] = Field(default=(), description="held-out sources, never trained on")
+    questions: int = Field(default=300, gt=0, description="understanding questions asked")
+    images: int = Field(default=128, gt=0, description="held-out captions drawn")
+    seed: int = Field(default=0, ge=0, description="seed of the evaluation's choices and draws")
+
+
+class LogConfig(Frozen):
+    """What a run says of itself."""
+
+    every: int = Field(default=10, gt=0, description="steps between console lines; every step goes to metrics.jsonl")
+
+
+class Recipe(Frozen):
+    """One run, whole."""
+
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig
+    stage: StageConfig
+    optim: OptimConfig
+    parallel: ParallelConfig
+    checkpoint: CheckpointConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        m, w = self.optim.micro_batches, self.parallel.workers
+        _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
+        _require(
+            self.optim.warmup < self.optim.steps,
+            f"optim.warmup {self.optim.warmup} is not below optim.steps {self.optim.steps}: shorten the warm-up",
+        )
+        _require(
+            self.stage.name != "encoder" or self.model.text_tower is not None,
+            "stage 'encoder' needs model.text_tower: choose a preset that has one (tiny)",
+        )
+        _require(
+            self.data.max_length > self.model.backbone.vision.num_tokens,
+            f"data.max_length {self.data.max_length} leaves no room beside the {self.model.backbone.vision.num_tokens} image tokens",
+        )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one worker in one optimizer step."""
+        return self.optim.micro_batches // self.parallel.workers

@@ -1,0 +1,184 @@
+"""Micro-batch number → arrays: the pure function that the stream runs in parallel.
+
+It joins the order, the reader, the decoder and the templates. A micro-batch depends on the recipe and its number alone: not
+on the worker that makes it, the moment, or what was made before. Columns are fixed-width, one row a sample:
+
+- `micro_batch` int64 [B]: its number; `draw_key` int64 [B]: the key of the sample's random draws in this pass
+- `encoder_pixels`, `prompt_pixels`, `decoder_pixels` uint8 [B, S, S, 3], as the task needs
+- `input_ids` int32 [B, L], padded on the right; `labels` int32 [B, L], −100 where nothing is supervised
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from blip3o.data.decode import decode_image
+from blip3o.data.fetch import ShardReader, load_samples
+from blip3o.data.ledger import Ledger
+from blip3o.data.locations import source_locations, tokenizer_uri
+from blip3o.data.manifest import Manifest, read_manifest
+from blip3o.data.order import SampleOrder, SourceRows
+from blip3o.data.templates import IGNORE, ChatTemplate, Turn
+from blip3o.data.tokenizer import PAD, ChatTokenizer
+from blip3o.errors import DataError
+from blip3o.rng import derive_seed, numpy_generator
+from blip3o.types import RawSample
+
+DESCRIBE = "Describe the image."
+
+
+class Task(Enum):
+    """What a sample becomes."""
+
+    CONTRAST = "contrast"  # caption and image, for the encoder stage
+    CHAT = "chat"  # questions and answers about an image
+    DRAW = "draw"  # request to draw, and the image to draw
+    PIXELS = "pixels"  # image alone, for the decoder stage
+
+
+_PIXELS = {
+    Task.CONTRAST: ("encoder_pixels", "decoder_pixels"),
+    Task.CHAT: ("prompt_pixels",),
+    Task.DRAW: ("encoder_pixels",),
+    Task.PIXELS: ("encoder_pixels", "decoder_pixels"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Ids and labels of one sample, not padded."""
+
+    ids: tuple[int, ...] = ()
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleEncoder:
+    """One raw sample → one row of arrays. `sizes` gives the side in pixels of each pixel column."""
+
+    task: Task
+    tokenizer: ChatTokenizer
+    template: ChatTemplate
+    max_length: int
+    questions: int
+    seed: int
+    sizes: Mapping[str, int]
+
+    def __call__(self, raw: RawSample) -> dict[str, np.ndarray]:
+        """Raises `DataError` if the image cannot be decoded or the text does not fit."""
+        key = derive_seed("draw", raw.uid, raw.pass_index)
+        decoded = {size: decode_image(raw.image, size) for size in {self.sizes[name] for name in _PIXELS[self.task]}}
+        row: dict[str, np.ndarray] = {name: decoded[self.sizes[name]] for name in _PIXELS[self.task]}
+        row["draw_key"] = np.int64(key)  # type: ignore[assignment]
+        if self.task is not Task.PIXELS:
+            row |= self._pad(self._text(raw, numpy_generator(self.seed, "text", key)), raw.uid)
+        return row
+
+    def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
+        if self.task is Task.CHAT:
+            turns = self._questions(raw, generator)
+            encoded = self.template.conversation(self.tokenizer, turns, with_image=True)
+            return Text(ids=encoded.ids, labels=encoded.labels)
+        caption = self._caption(raw, generator)
+        if self.task is Task.DRAW:
+            return Text(ids=tuple(self.template.draw(self.tokenizer, caption)))
+        return Text(ids=tuple(self.tokenizer.encode(caption)))
+
+    def _caption(self, raw: RawSample, generator: np.random.Generator) -> str:
+        captions = raw.meta.get("captions") or [raw.caption]
+        return captions[int(generator.integers(len(captions)))]
+
+    def _questions(self, raw: RawSample, generator: np.random.Generator) -> list[Turn]:
+        pairs: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": self._caption(raw, generator)}]
+        chosen = generator.permutation(len(pairs))[: self.questions]
+        return [
+            Turn(role=role, text=pairs[int(i)][field])
+            for i in chosen
+            for role, field in (("user", "question"), ("assistant", "answer"))
+        ]
+
+    def _pad(self, text: Text, uid: str) -> dict[str, np.ndarray]:
+        if not 0 < len(text.ids) <= self.max_length:
+            raise DataError(f"{uid}: {len(text.ids)} tokens, data.max_length allows 1 to {self.max_length}")
+        ids = np.full(self.max_length, self.tokenizer.ids[PAD], np.int32)
+        ids[: len(text.ids)] = text.ids
+        if not text.labels:
+            return {"input_ids": ids}
+        labels = np.full(self.max_length, IGNORE, np.int32)
+        labels[: len(text.labels)] = text.labels
+        return {"input_ids": ids, "labels": labels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchBuilder:
+    """The micro-batch function of a run."""
+
+    order: SampleOrder
+    reader: ShardReader
+    encoder: SampleEncoder
+    ledger: Ledger
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        """Arrays of micro-batch `number`, each with leading dimension B.
+
+        Damaged samples go to the ledger and are replaced by a rule of their uid. Raises `DataError` where that fails.
+        """
+        rows = load_samples(self.order.micro_batch_refs(number), self.reader, self.encoder, self.ledger)
+        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        columns["micro_batch"] = np.full(len(rows), number, np.int64)
+        return columns
+
+
+def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
+    """Reads manifests and tokenizer and joins the parts for one task. Raises `DataError` if a manifest is missing."""
+    locations = source_locations(recipe.data)
+    manifests = [read_manifest(location.manifest) for location in locations]
+    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    model = recipe.model
+    return MicroBatchBuilder(
+        order=build_order(recipe, manifests),
+        reader=ShardReader(manifests),
+        encoder=SampleEncoder(
+            task=task,
+            tokenizer=tokenizer,
+            template=chat_template(recipe),
+            max_length=recipe.data.max_length,
+            questions=recipe.data.questions,
+            seed=recipe.run.seed,
+            sizes={
+                "encoder_pixels": model.encoder.image_size,
+                "prompt_pixels": model.backbone.vision.image_size,
+                "decoder_pixels": model.decoder.image_size,
+            },
+        ),
+        ledger=Ledger(storage.join(recipe.run.storage, recipe.run.name, "ledger")),
+    )
+
+
+def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:
+    """The sample order of a recipe over its manifests."""
+    sources = [
+        SourceRows.from_manifest(source.name, manifest)
+        for source, manifest in zip(recipe.data.sources, manifests, strict=True)
+    ]
+    return SampleOrder(
+        sources,
+        weights=[source.weight for source in recipe.data.sources],
+        seed=recipe.run.seed,
+        micro_batch=recipe.optim.micro_batch,
+        chunk=recipe.data.chunk,
+        window=recipe.data.window,
+    )
+
+
+def chat_template(recipe: Recipe) -> ChatTemplate:
+    """The conversation template of a recipe."""
+    words = recipe.data.template
+    return ChatTemplate(
+        system=words.system, instruction=words.instruction, image_tokens=recipe.model.backbone.vision.num_tokens
+    )

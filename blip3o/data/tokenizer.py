@@ -1,0 +1,72 @@
+"""Text to token ids: a byte-level BPE with ChatML's special tokens, trained here or taken from a released model.
+
+Special tokens are looked up by name and never parsed out of user text, so a caption that contains `<|im_end|>` stays text.
+"""
+
+from collections.abc import Iterable
+from typing import Self
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from blip3o.errors import ConfigError
+
+PAD = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+VISION_START = "<|vision_start|>"
+VISION_END = "<|vision_end|>"
+IMAGE_PAD = "<|image_pad|>"
+GENERATE = "[IMG]"
+SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD, GENERATE)
+
+
+class ChatTokenizer:
+    """A byte-level BPE tokenizer that has all of `SPECIAL_TOKENS`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises `ConfigError` if a special token is missing."""
+        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise ConfigError(f"the tokenizer lacks the special tokens {', '.join(missing)}: train one, or add them")
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self.ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
+        """Learns `vocab_size` tokens (special tokens and all 256 bytes included) from texts; the same texts give the same tokens."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Reads a `tokenizer.json`. Raises `ConfigError` if it is not one."""
+        try:
+            return cls(Tokenizer.from_str(data.decode()))
+        except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception for a malformed file
+            raise ConfigError(f"not a tokenizer.json: {error}") from error
+
+    def to_bytes(self) -> bytes:
+        """The `tokenizer.json` of this tokenizer."""
+        return self._tokenizer.to_str().encode()
+
+    def __len__(self) -> int:
+        """Number of tokens, special ones included."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; never a special token."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,147 @@
+"""The trained model as one object: `.generate(prompts, seeds=…)` and `.chat(turns, image=…)`.
+
+The command line, the evaluation and the server all go through here. Every batch is padded to one fixed width and every prompt
+to one fixed length, so a request's arithmetic has the same shape whatever stands beside it: the same prompt and seed give the
+same image alone, in any batch, and in any place of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip3o.data.decode import to_square
+from blip3o.data.templates import ChatTemplate, Turn
+from blip3o.data.tokenizer import PAD, TURN_END, ChatTokenizer
+from blip3o.errors import RequestError
+from blip3o.model.backbone import Prompt
+from blip3o.model.decoder import to_pixels
+from blip3o.model.unified import UnifiedModel
+from blip3o.rng import torch_generator
+
+DEFAULT_WIDTH = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A model ready to use. `width` is the number of rows that every batch of arithmetic has."""
+
+    model: UnifiedModel
+    tokenizer: ChatTokenizer
+    template: ChatTemplate
+    max_length: int
+    device: torch.device
+    width: int = DEFAULT_WIDTH
+
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+    ) -> list[Image.Image]:
+        """One RGB image for each prompt and seed. Steps and guidance default to the bundle's.
+
+        Raises `RequestError` for a prompt that is empty or too long.
+        """
+        features = self.generate_features(prompts, seeds=seeds, steps=steps, guidance=guidance)
+        return self.decode(features, seeds=seeds)
+
+    @torch.inference_mode()
+    def generate_features(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+    ) -> Tensor:
+        """Features [n, L, F] drawn for each prompt and seed."""
+        sampler = self.model.config.sampler
+        steps = sampler.steps if steps is None else steps
+        guidance = sampler.guidance if guidance is None else guidance
+        states = self.condition(prompts)
+        noise = torch.stack([self.feature_noise(seed) for seed in seeds])
+        chunks = [
+            self.model.sample_features(rows, start, steps=steps, guidance=guidance)[:count]
+            for count, rows, start in self._chunks(states, noise)
+        ]
+        return torch.cat(chunks)
+
+    @torch.inference_mode()
+    def condition(self, prompts: Sequence[str]) -> Tensor:
+        """Query states [n, N, H] of requests to draw. Raises `RequestError` for an empty or over-long prompt."""
+        ids, mask = self._pad([self._draw_ids(prompt) for prompt in prompts])
+        chunks = [
+            self.model.query_states(Prompt(input_ids=rows, attention_mask=rows_mask))[:count]
+            for count, rows, rows_mask in self._chunks(ids, mask)
+        ]
+        return torch.cat(chunks)
+
+    @torch.inference_mode()
+    def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
+        """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
+        noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
+        chunks = [self.model.decoder(rows, start)[:count] for count, rows, start in self._chunks(features, noise)]
+        return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images → their features [n, L, F], as the generation targets are made."""
+        pixels = self._pixels(images, self.model.config.encoder.image_size)
+        return torch.cat([self.model.encoder(rows)[:count] for count, rows in self._chunks(pixels)])
+
+    def chat(self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32) -> str:
+        """The assistant's reply to a conversation, about an image if there is one."""
+        return self.chat_batch([list(turns)], images=None if image is None else [image], max_new_tokens=max_new_tokens)[0]
+
+    @torch.inference_mode()
+    def chat_batch(
+        self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int = 32
+    ) -> list[str]:
+        """One reply for each conversation; either all of them have an image or none has.
+
+        Raises `RequestError` for a conversation that does not fit.
+        """
+        with_image = images is not None
+        ids, mask = self._pad([self.template.chat(self.tokenizer, turns, with_image=with_image) for turns in conversations])
+        tensors = [ids, mask]
+        if images is not None:
+            tensors.append(self._pixels(images, self.model.config.backbone.vision.image_size))
+        stop = frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
+        replies: list[str] = []
+        for count, *rows in self._chunks(*tensors):
+            prompt = Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
+            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=stop)
+            replies += [self.tokenizer.decode(row) for row in tokens[:count]]
+        return replies
+
+    def feature_noise(self, seed: int) -> Tensor:
+        """The noise [L, F] from which a seed's features start."""
+        return torch.randn(self.model.latent_shape, generator=torch_generator(seed, "features")).to(self.device)
+
+    def pixel_noise(self, seed: int) -> Tensor:
+        """The noise [3, S, S] from which a seed's pixels start."""
+        side = self.model.config.decoder.image_size
+        return torch.randn(3, side, side, generator=torch_generator(seed, "pixels")).to(self.device)
+
+    def _draw_ids(self, prompt: str) -> list[int]:
+        if not prompt.strip():
+            raise RequestError("the prompt is empty: say what to draw")
+        return self.template.draw(self.tokenizer, prompt)
+
+    def _pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        longest = max(len(row) for row in rows)
+        if longest > self.max_length:
+            raise RequestError(f"the prompt takes {longest} tokens, this model reads {self.max_length}: shorten it")
+        pad = self.tokenizer.ids[PAD]
+        ids = torch.tensor([row + [pad] * (self.max_length - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(self.max_length) < lengths[:, None]).long()
+        return ids.to(self.device), mask.to(self.device)
+
+    def _pixels(self, images: Sequence[Image.Image], size: int) -> Tensor:
+        return torch.from_numpy(np.stack([to_square(image, size) for image in images])).to(self.device)
+
+    def _chunks(self, *tensors: Tensor) -> "list[tuple]":  # type: ignore[type-arg]
+        """Rows in groups of `width`; the last group repeats its last row up to that width. Yields (real rows, *groups)."""
+        groups = []
+        for start in range(0, tensors[0].shape[0], self.width):
+            parts = [tensor[start : start + self.width] for tensor in tensors]
+            count = parts[0].shape[0]
+            groups.append((count, *[torch.cat([part, part[-1:].expand(self.width - count, *part.shape[1:])]) for part in parts]))
+        return groups

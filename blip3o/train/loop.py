@@ -1,0 +1,143 @@
+"""The training loop: next batches, forward and backward, optimizer, hooks. It knows no Ray, no storage and no stage.
+
+The loss of a step is Σ weight · (global sum / global count): counts are known before any arithmetic, so every micro-batch is
+scaled by the global count of its optimizer step and gradients do not depend on workers or accumulation.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from blip3o.config.recipe import Recipe
+from blip3o.errors import DataError
+from blip3o.train.objectives import Batch, StageModule
+from blip3o.train.schedule import learning_rate
+
+TEXT_COLUMNS = ("input_ids", "labels")
+WIDTH_STEP = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one optimizer step did: loss and terms are global means, times are this rank's seconds."""
+
+    step: int
+    loss: float
+    terms: dict[str, float]
+    grad_norm: float
+    lr: float
+    samples: int
+    seconds: float
+    data_wait: float
+
+    def row(self) -> dict[str, Any]:
+        """One flat JSON row."""
+        terms = {f"loss/{name}": value for name, value in self.terms.items()}
+        times = {"seconds": self.seconds, "data_wait": self.data_wait}
+        return {"step": self.step, "loss": self.loss, **terms, "grad_norm": self.grad_norm, "lr": self.lr, **times}
+
+
+@dataclass
+class Loop:
+    """Trains `engine` from `start` to the recipe's last step.
+
+    `batches` yields this rank's micro-batches in order; `after_step(step, record)` is called after every optimizer step,
+    with `step` the number of steps done, and is where checkpoints and logs are made.
+    """
+
+    recipe: Recipe
+    engine: Any
+    module: StageModule
+    batches: Iterator[dict[str, np.ndarray]]
+    device: torch.device
+    rank: int
+    world: int
+    pad_id: int
+    after_step: Callable[[int, StepRecord], None]
+    _wait: float = field(default=0.0, init=False)
+
+    def run(self, start: int) -> None:
+        """Runs steps `start` … `optim.steps` − 1. Raises `DataError` if the stream is not at that step or ends early."""
+        for step in range(start, self.recipe.optim.steps):
+            began = time.perf_counter()
+            self._wait = 0.0
+            group = [self._next(step, turn) for turn in range(self.recipe.accumulation)]
+            loss, terms = self._step(step, group)
+            record = StepRecord(
+                step=step,
+                loss=loss,
+                terms=terms,
+                grad_norm=float(self.engine.get_global_grad_norm() or 0.0),
+                lr=learning_rate(self.recipe.optim, step),
+                samples=self.recipe.optim.global_batch,
+                seconds=time.perf_counter() - began,
+                data_wait=self._wait,
+            )
+            self.after_step(step + 1, record)
+
+    def _next(self, step: int, turn: int) -> Batch:
+        began = time.perf_counter()
+        arrays = next(self.batches, None)
+        self._wait += time.perf_counter() - began
+        expected = step * self.recipe.optim.micro_batches + turn * self.world + self.rank
+        if arrays is None:
+            raise DataError(f"the stream ended before micro-batch {expected} of step {step}")
+        number = int(arrays["micro_batch"][0])
+        if number != expected:
+            raise DataError(f"the stream gave micro-batch {number} where step {step} of rank {self.rank} needs {expected}")
+        return to_batch(arrays, pad_id=self.pad_id, device=self.device)
+
+    def _step(self, step: int, group: list[Batch]) -> tuple[float, dict[str, float]]:
+        totals = self._global_counts(group)
+        for parameters in self.engine.optimizer.param_groups:
+            parameters["lr"] = learning_rate(self.recipe.optim, step)
+        sums: dict[str, Tensor] = {}
+        for batch in group:
+            terms = self.engine(batch)
+            loss = sum(self._weight(name) * value / totals[name] for name, value in terms.items())
+            # DeepSpeed averages over ranks and accumulation; the sum is wanted, so both divisors are put back.
+            self.engine.backward(loss * (self.world * self.recipe.accumulation))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+            self.engine.step()
+        means = {name: value / totals[name] for name, value in self._reduce(sums).items()}
+        total = math.fsum(self._weight(name) * value for name, value in means.items())
+        if not math.isfinite(total):
+            raise DataError(f"loss is {total} at step {step}: {means}")
+        return total, means
+
+    def _weight(self, name: str) -> float:
+        return self.module.weights.get(name, 1.0)
+
+    def _global_counts(self, group: list[Batch]) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for batch in group:
+            for name, count in self.module.counts(batch).items():
+                counts[name] = counts.get(name, 0) + count
+        return {name: int(value) for name, value in self._reduce({k: torch.tensor(float(v)) for k, v in counts.items()}).items()}
+
+    def _reduce(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Sums over ranks, in fp64, in the order of names."""
+        names = sorted(values)
+        stacked = torch.stack([values[name].double() for name in names]).to(self.device)
+        dist.all_reduce(stacked)
+        return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def to_batch(arrays: dict[str, np.ndarray], *, pad_id: int, device: torch.device) -> Batch:
+    """Arrays of the stream → tensors; text is cut to the longest row, rounded up to a multiple of 8."""
+    batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items() if name != "micro_batch"}
+    if "input_ids" in batch:
+        longest = int((batch["input_ids"] != pad_id).sum(1).max())
+        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, batch["input_ids"].shape[1])
+        for name in TEXT_COLUMNS:
+            if name in batch:
+                batch[name] = batch[name][:, :width].long()
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,0 +1,151 @@
+"""Each stage's loss, as sums and counts.
+
+A term is a sum over what it judges and, known before any arithmetic, the count of it. The loss of an optimizer step is
+Σ weight · (global sum / global count): so neither accumulation nor the number of workers changes it.
+
+Noise, times and condition dropout are drawn per sample from (seed, the sample's draw key): not from rank or batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip3o.config.recipe import Recipe
+from blip3o.data.templates import IGNORE
+from blip3o.model.backbone import Prompt
+from blip3o.model.decoder import to_unit
+from blip3o.model.flow import interpolate, training_sigma, velocity_target
+from blip3o.model.unified import UnifiedModel
+from blip3o.rng import torch_generator
+from blip3o.train.stages import STAGES
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowDraws:
+    """Random draws of one micro-batch: noise [B, …], uniform times [B], and whether the condition is kept [B]."""
+
+    noise: Tensor
+    uniform: Tensor
+    keep: Tensor
+
+
+def flow_draws(keys_B: Tensor, *, seed: int, kind: str, shape: tuple[int, ...], dropout: float) -> FlowDraws:
+    """Draws for each sample from its own generator, keyed by (seed, kind, draw key); made on the CPU."""
+    noise, uniform = [], []
+    for key in keys_B.tolist():
+        generator = torch_generator(seed, kind, key)
+        uniform.append(torch.rand(2, generator=generator))
+        noise.append(torch.randn(shape, generator=generator))
+    times = torch.stack(uniform)
+    device = keys_B.device
+    return FlowDraws(
+        noise=torch.stack(noise).to(device), uniform=times[:, 0].to(device), keep=(times[:, 1] >= dropout).to(device)
+    )
+
+
+class StageModule(nn.Module):
+    """The model and the loss of a stage in one module, so that DeepSpeed's engine wraps a single forward."""
+
+    def __init__(self, recipe: Recipe, model: UnifiedModel, *, pad_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self._recipe = recipe
+        self._pad_id = pad_id
+        self._seed = recipe.run.seed
+        self._term = {
+            "encoder": self._encoder,
+            "understand": self._understand,
+            "generate": self._generate,
+            "instruct": self._generate,
+            "decoder": self._decoder,
+        }[recipe.stage.name]
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How much each term of this micro-batch will judge: pairs, pixels, tokens or feature elements."""
+        rows = batch["draw_key"].shape[0]
+        config = self._recipe.model
+        pixels = rows * 3 * config.decoder.image_size**2
+        features = rows * config.encoder.num_tokens * config.encoder.width
+        return {
+            "encoder": lambda: {"contrastive": rows, "dense": pixels},
+            "understand": lambda: {"text": int((batch["labels"][:, 1:] != IGNORE).sum())},
+            "generate": lambda: {"flow": features * self._recipe.stage.noise_draws},
+            "instruct": lambda: {"flow": features * self._recipe.stage.noise_draws},
+            "decoder": lambda: {"coarse": pixels, "clean": pixels},
+        }[self._recipe.stage.name]()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term in the loss; 1 where none is named."""
+        return {"dense": self._recipe.stage.dense_weight}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """One micro-batch → the sum of each term, scalars, fp32."""
+        return self._term(batch)
+
+    def _mask(self, batch: Batch) -> Tensor:
+        return (batch["input_ids"] != self._pad_id).long()
+
+    def _encoder(self, batch: Batch) -> dict[str, Tensor]:
+        features = self.model.encoder(batch["encoder_pixels"])
+        target = to_unit(batch["decoder_pixels"])
+        return {
+            "contrastive": self.model.contrastive(features, batch["input_ids"], self._mask(batch)).sum(),
+            "dense": (self.model.decoder.coarse(features) - target).square().sum(),
+        }
+
+    def _understand(self, batch: Batch) -> dict[str, Tensor]:
+        prompt = Prompt(input_ids=batch["input_ids"], attention_mask=self._mask(batch), pixels=batch["prompt_pixels"])
+        labels = batch["labels"][:, 1:]
+        states = self.model.backbone.hidden(prompt)[:, :-1]
+        supervised = labels != IGNORE  # logits are computed where there is something to judge, and nowhere else
+        logits = self.model.backbone.logits(states[supervised]).float()
+        return {"text": F.cross_entropy(logits, labels[supervised], reduction="sum")}
+
+    def _generate(self, batch: Batch) -> dict[str, Tensor]:
+        model, sampler = self.model, self._recipe.model.sampler
+        with torch.no_grad():
+            data = model.encoder(batch["encoder_pixels"])
+        states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self._mask(batch)))
+        total = data.new_zeros(())
+        for draw in range(self._recipe.stage.noise_draws):
+            draws = flow_draws(
+                batch["draw_key"],
+                seed=self._seed,
+                kind=f"flow-{draw}",
+                shape=model.latent_shape,
+                dropout=sampler.condition_dropout,
+            )
+            sigma = training_sigma(draws.uniform)
+            condition = model.dit.condition(states * draws.keep[:, None, None])
+            velocity = model.dit(interpolate(data, draws.noise, sigma), 1000 * sigma, condition)
+            total = total + (velocity - velocity_target(data, draws.noise)).float().square().sum()
+        return {"flow": total}
+
+    def _decoder(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            features = self.model.encoder(batch["encoder_pixels"])
+        image = to_unit(batch["decoder_pixels"])
+        draws = flow_draws(batch["draw_key"], seed=self._seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
+        sigma = training_sigma(draws.uniform)
+        coarse = self.model.decoder.coarse(features)
+        clean = self.model.decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
+        return {
+            "coarse": (coarse - image).square().sum(),
+            "clean": (clean - image).square().sum(),
+        }
+
+
+def build_stage_module(recipe: Recipe, *, image_token_id: int, pad_id: int) -> StageModule:
+    """The parts that the recipe's stage uses, uninitialised, with its loss."""
+    model = UnifiedModel(
+        recipe.model,
+        image_token_id=image_token_id,
+        parts=STAGES[recipe.stage.name].parts,
+        max_length=recipe.data.max_length,
+    )
+    return StageModule(recipe, model, pad_id=pad_id)

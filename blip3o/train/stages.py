@@ -1,0 +1,51 @@
+"""The stages of the recipe as data: which parts exist, which parameters train, what a sample becomes.
+
+`encoder` makes the features semantic (a small CLIP, for the laptop); `understand` teaches the backbone to read images;
+`generate` trains queries and DiT with the backbone frozen; `instruct` goes on with a curated set; `decoder` learns pixels.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from blip3o.config.recipe import StageName
+from blip3o.data.batches import Task
+from blip3o.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """`parts` are built; of their parameters, those whose names start with one of `trainable` are trained."""
+
+    task: Task
+    parts: tuple[str, ...]
+    trainable: tuple[str, ...]
+
+
+_GENERATE = Stage(task=Task.DRAW, parts=("encoder", "backbone", "queries", "dit"), trainable=("queries", "dit."))
+
+STAGES: dict[StageName, Stage] = {
+    "encoder": Stage(
+        task=Task.CONTRAST,
+        parts=("encoder", "contrastive", "decoder"),
+        trainable=("encoder.", "contrastive.", "decoder.coarse."),
+    ),
+    "understand": Stage(task=Task.CHAT, parts=("backbone",), trainable=("backbone.",)),
+    "generate": _GENERATE,
+    "instruct": _GENERATE,
+    "decoder": Stage(task=Task.PIXELS, parts=("encoder", "decoder"), trainable=("decoder.",)),
+}
+
+
+def freeze(model: nn.Module, stage: Stage) -> list[str]:
+    """Sets `requires_grad` of every parameter by the stage and returns the names of the trainable ones.
+
+    Raises `ConfigError` if a pattern matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in stage.trainable:
+        if not any(name.startswith(prefix) for name in names):
+            raise ConfigError(f"stage trains '{prefix}*', but the model has no such parameter")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(stage.trainable))
+    return [name for name in names if name.startswith(stage.trainable)]

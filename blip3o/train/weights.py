@@ -1,0 +1,79 @@
+"""Weights as they travel between stages: named tensors in safetensors, with a description that is written last.
+
+A run's result is `<run>/final/weights.safetensors` (what the stage trained, by parameter name) and `<run>/final/final.json`
+(recipe, sha256, summary). Without the second the first does not count.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from blip3o.data import storage
+from blip3o.errors import CheckpointError, StorageError
+from blip3o.model.unified import UnifiedModel
+
+WEIGHTS, DESCRIPTION = "weights.safetensors", "final.json"
+
+
+def final_uri(storage_uri: str, run: str) -> str:
+    """Where the result of a run is kept."""
+    return storage.join(storage_uri, run, "final")
+
+
+def write_final(uri: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Writes weights, then the description with their sha256, which makes the result whole."""
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    storage.write_bytes(storage.join(uri, WEIGHTS), data)
+    whole = {**description, "sha256": hashlib.sha256(data).hexdigest()}
+    storage.write_bytes(storage.join(uri, DESCRIPTION), json.dumps(whole, indent=1).encode())
+
+
+def read_description(uri: str) -> dict[str, Any] | None:
+    """The description of a finished run's result; None where the run has not finished."""
+    location = storage.join(uri, DESCRIPTION)
+    return json.loads(storage.read_bytes(location)) if storage.exists(location) else None
+
+
+def read_final(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and description of a finished run.
+
+    Raises `CheckpointError` if the run has not finished, or if the weights are not the ones that were written.
+    """
+    description = read_description(uri)
+    if description is None:
+        raise CheckpointError(f"{uri} holds no finished run: train it first, or correct stage.start_from")
+    try:
+        data = storage.read_bytes(storage.join(uri, WEIGHTS))
+    except StorageError as error:
+        raise CheckpointError(f"{uri}: {WEIGHTS} is missing beside {DESCRIPTION}: train the run again") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != description["sha256"]:
+        raise CheckpointError(f"{uri}: weights have sha256 {digest[:12]}…, {description['sha256'][:12]}… was written: train again")
+    return load(data), description
+
+
+def load_into(model: UnifiedModel, tensors: Mapping[str, Tensor], *, source: str) -> set[str]:
+    """Copies the tensors that the model has a place for; returns their names. Raises `CheckpointError` on a shape mismatch."""
+    own = model.state_dict()
+    matching = {name: tensor for name, tensor in tensors.items() if name in own}
+    for name, tensor in matching.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}: use the same model preset"
+            )
+    model.load_state_dict(matching, strict=False)
+    return set(matching)
+
+
+def require_covered(model: UnifiedModel, loaded: set[str], trainable: list[str]) -> None:
+    """Raises `CheckpointError` if a frozen parameter came from nowhere: a stage must not build on random weights."""
+    missing = [name for name, _ in model.named_parameters() if name not in loaded and name not in set(trainable)]
+    if missing:
+        parts = sorted({name.split(".")[0] for name in missing})
+        raise CheckpointError(
+            f"frozen parts {', '.join(parts)} have no weights ({len(missing)} tensors, e.g. {missing[0]}): name the runs that trained them in stage.start_from"
+        )

@@ -1,0 +1,87 @@
+"""What all jobs share: reading `RECIPE --set … --dry-run`, joining Ray, and turning user errors into one line."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from blip3o import log, settings
+from blip3o.config.load import dump, load_recipe
+from blip3o.config.recipe import Recipe
+from blip3o.errors import Blip3oError, ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by path, or by the bare name of a shipped one. Raises `ConfigError` if there is neither."""
+    path = Path(name)
+    if path.exists():
+        return path
+    shipped = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.exists():
+        return shipped
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"recipe '{name}' is neither a file nor a shipped recipe (shipped: {known})")
+
+
+Extend = Callable[[argparse.ArgumentParser], None]
+
+
+def parse(
+    verb: str, description: str, argv: list[str] | None, extend: Extend | None = None
+) -> tuple[Recipe, argparse.Namespace]:
+    """Reads the command line of a job that takes a recipe; `extend` adds the job's own options."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{verb}", description=description)
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.steps=100")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    if extend is not None:
+        extend(parser)
+    options = parser.parse_args(argv)
+    return load_recipe(find_recipe(options.recipe), options.set), options
+
+
+Action = Callable[[Recipe, argparse.Namespace], object]
+
+
+def run_job(
+    verb: str, description: str, action: Action, argv: list[str] | None = None, *, extend: Extend | None = None
+) -> int:
+    """Runs one job from its command line; returns the exit code. User errors become one line on stderr."""
+    log.configure()
+    settings.configure_ray()
+
+    def run() -> None:
+        recipe, options = parse(verb, description, argv, extend)
+        print(dump(recipe))
+        if not options.dry_run:
+            action(recipe, options)
+
+    return guarded(run)
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Runs an action; a user error is printed as one line and gives exit code 1."""
+    try:
+        action()
+    except Blip3oError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def join_ray() -> None:
+    """Joins the cluster this job was submitted to, or starts a private one on this machine. Idempotent."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    if settings.get("RAY_ADDRESS") or settings.get("RAY_JOB_ID"):
+        ray.init(log_to_driver=False)
+    else:
+        ray.init("local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False)
+
+
+# A private cluster on a laptop: trainers and decoding tasks share two cores, so more logical CPUs are offered than exist.
+LOGICAL_CPUS = 6
