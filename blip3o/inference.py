@@ -65,7 +65,7 @@ class Pipeline:
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """Query states [n, N, H] of requests to draw. Raises `RequestError` for an empty or over-long prompt."""
-        ids, mask = self._pad([self._draw_ids(prompt) for prompt in prompts])
+        ids, mask = self._pad([self.draw_ids(prompt) for prompt in prompts])
         chunks = [
             self.model.query_states(Prompt(input_ids=rows, attention_mask=rows_mask))[:count]
             for count, rows, rows_mask in self._chunks(ids, mask)
@@ -89,7 +89,6 @@ class Pipeline:
         """The assistant's reply to a conversation, about an image if there is one."""
         return self.chat_batch([list(turns)], images=None if image is None else [image], max_new_tokens=max_new_tokens)[0]
 
-    @torch.inference_mode()
     def chat_batch(
         self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int = 32
     ) -> list[str]:
@@ -97,17 +96,25 @@ class Pipeline:
 
         Raises `RequestError` for a conversation that does not fit.
         """
+        replies = self.reply_ids(conversations, images=images, max_new_tokens=max_new_tokens)
+        return [self.tokenizer.decode(reply) for reply in replies]
+
+    @torch.inference_mode()
+    def reply_ids(
+        self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int
+    ) -> list[list[int]]:
+        """As `chat_batch`, but token ids without the closing one; `max_new_tokens` of them mean that the reply was cut off."""
         with_image = images is not None
-        ids, mask = self._pad([self.template.chat(self.tokenizer, turns, with_image=with_image) for turns in conversations])
+        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
         tensors = [ids, mask]
         if images is not None:
             tensors.append(self._pixels(images, self.model.config.backbone.vision.image_size))
         stop = frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
-        replies: list[str] = []
+        replies: list[list[int]] = []
         for count, *rows in self._chunks(*tensors):
             prompt = Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
             tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=stop)
-            replies += [self.tokenizer.decode(row) for row in tokens[:count]]
+            replies += tokens[:count]
         return replies
 
     def feature_noise(self, seed: int) -> Tensor:
@@ -119,15 +126,26 @@ class Pipeline:
         side = self.model.config.decoder.image_size
         return torch.randn(3, side, side, generator=torch_generator(seed, "pixels")).to(self.device)
 
-    def _draw_ids(self, prompt: str) -> list[int]:
+    def draw_ids(self, prompt: str) -> list[int]:
+        """Token ids of a request to draw. Raises `RequestError` for an empty or over-long prompt."""
         if not prompt.strip():
             raise RequestError("the prompt is empty: say what to draw")
-        return self.template.draw(self.tokenizer, prompt)
+        return self._fitting(self.template.draw(self.tokenizer, prompt))
+
+    def chat_ids(self, turns: Sequence[Turn], *, with_image: bool) -> list[int]:
+        """Token ids of a conversation that waits for its reply. Raises `RequestError` if it does not fit."""
+        return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
+
+    def fill(self, rows: Tensor) -> Tensor:
+        """Repeats the last of up to `width` rows until there are `width`."""
+        return torch.cat([rows, rows[-1:].expand(self.width - rows.shape[0], *rows.shape[1:])])
+
+    def _fitting(self, ids: list[int]) -> list[int]:
+        if len(ids) > self.max_length:
+            raise RequestError(f"the prompt takes {len(ids)} tokens, this model reads {self.max_length}: shorten it")
+        return ids
 
     def _pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        longest = max(len(row) for row in rows)
-        if longest > self.max_length:
-            raise RequestError(f"the prompt takes {longest} tokens, this model reads {self.max_length}: shorten it")
         pad = self.tokenizer.ids[PAD]
         ids = torch.tensor([row + [pad] * (self.max_length - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
@@ -142,6 +160,5 @@ class Pipeline:
         groups = []
         for start in range(0, tensors[0].shape[0], self.width):
             parts = [tensor[start : start + self.width] for tensor in tensors]
-            count = parts[0].shape[0]
-            groups.append((count, *[torch.cat([part, part[-1:].expand(self.width - count, *part.shape[1:])]) for part in parts]))
+            groups.append((parts[0].shape[0], *map(self.fill, parts)))
         return groups

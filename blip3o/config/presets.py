@@ -4,7 +4,7 @@ from typing import Any
 
 TINY: dict[str, Any] = {
     "num_queries": 64,
-    "encoder": {"image_size": 64, "patch_size": 8, "width": 64, "layers": 3, "heads": 4, "mlp_width": 256, "pool": 2, "normalize": True},
+    "encoder": {"image_size": 64, "patch_size": 8, "width": 64, "layers": 3, "heads": 4, "mlp_width": 256, "pool": 1, "normalize": True},
     "text_tower": {"width": 64, "layers": 1, "heads": 4, "embed_dim": 64},
     "backbone": {
         "vocab_size": 2048,

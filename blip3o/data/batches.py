@@ -81,9 +81,7 @@ class SampleEncoder:
 
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
         if self.task is Task.CHAT:
-            turns = self._questions(raw, generator)
-            encoded = self.template.conversation(self.tokenizer, turns, with_image=True)
-            return Text(ids=encoded.ids, labels=encoded.labels)
+            return self._conversation(self._questions(raw, generator))
         caption = self._caption(raw, generator)
         if self.task is Task.DRAW:
             return Text(ids=tuple(self.template.draw(self.tokenizer, caption)))
@@ -101,6 +99,14 @@ class SampleEncoder:
             for i in chosen
             for role, field in (("user", "question"), ("assistant", "answer"))
         ]
+
+    def _conversation(self, turns: list[Turn]) -> Text:
+        """As many of the question and answer pairs as fit, at least one."""
+        for end in range(len(turns), 0, -2):
+            encoded = self.template.conversation(self.tokenizer, turns[:end], with_image=True)
+            if len(encoded.ids) <= self.max_length:
+                break
+        return Text(ids=encoded.ids, labels=encoded.labels)
 
     def _pad(self, text: Text, uid: str) -> dict[str, np.ndarray]:
         if not 0 < len(text.ids) <= self.max_length:

@@ -46,6 +46,9 @@ def _hf_config(config: BackboneConfig, image_token_id: int) -> Any:  # noqa: ANN
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": config.vocab_size,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
             "hidden_size": config.hidden_size,
             "intermediate_size": config.mlp_width,
             "num_hidden_layers": config.layers,

@@ -30,6 +30,16 @@ class DiTCondition:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, each with the batch in front."""
+        return self.pooled, *self.keys, *self.values
+
+    def put(self, row: int, source: "DiTCondition", source_row: int) -> None:
+        """Overwrites one row, in place, with a row of another batch."""
+        for mine, theirs in zip(self.tensors, source.tensors, strict=True):
+            mine[row] = theirs[source_row]
+
 
 class CaptionProjection(nn.Module):
     """The condition's width to the transformer's: linear, GELU (tanh), linear."""

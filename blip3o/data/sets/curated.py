@@ -1,0 +1,70 @@
+"""A small curated set for the instruction-tuning stage, chosen from sets that are there already.
+
+Balanced over (source, kind of content): scenes by family, emoji by group. One canonical caption a sample, the first, so that
+the stage settles on one way of being asked. Only training samples are read: nothing held out can enter.
+"""
+
+import io
+import json
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from blip3o.data import storage
+from blip3o.data.sets import writer
+from blip3o.errors import DataError
+from blip3o.rng import derive_seed
+
+
+def build_curated(
+    out: str, *, sets: Sequence[str], samples: int, seed: int = 0, samples_per_shard: int = 1000
+) -> writer.SetSummary:
+    """Writes about `samples` samples chosen from the training shards of `sets` (URIs of built sets) below `out`.
+
+    Raises `DataError` if a set has no training shards, or if `out` holds a set of other settings.
+    """
+    settings: writer.Settings = {"set": "curated", "sets": " ".join(sets), "samples": samples, "seed": seed}
+    there = writer.completed(out, settings)
+    if there is not None:
+        return there
+    chosen = choose([sample for uri in sets for sample in _training_samples(uri)], samples=samples, seed=seed)
+    return writer.write_set(out, chosen, settings=settings, total=len(chosen), samples_per_shard=samples_per_shard)
+
+
+def choose(pool: Sequence[writer.Sample], *, samples: int, seed: int) -> list[writer.Sample]:
+    """The same number from each kind of content, as far as it has them, in an order of hashes; one caption each."""
+    kinds: dict[tuple[str, str], list[writer.Sample]] = defaultdict(list)
+    for sample in pool:
+        kinds[sample.record["source"], _kind(sample.record)].append(sample)
+    quota = -(-samples // len(kinds))
+    kept: list[writer.Sample] = []
+    for kind in sorted(kinds):
+        kept += sorted(kinds[kind], key=lambda sample: derive_seed(seed, "curated", sample.key))[:quota]
+    kept.sort(key=lambda sample: derive_seed(seed, "curated-order", sample.key))
+    return [_with_one_caption(sample) for sample in kept[:samples]]
+
+
+def _kind(record: dict[str, Any]) -> str:
+    return str(record.get("family") or record.get("group") or "")
+
+
+def _with_one_caption(sample: writer.Sample) -> writer.Sample:
+    record = {**sample.record, "captions": sample.record["captions"][:1]}
+    return writer.Sample(key=sample.key, image=sample.image, ext=sample.ext, record=record)
+
+
+def _training_samples(uri: str) -> Iterator[writer.Sample]:
+    shards = [file for file in storage.list_files(uri, suffix=".tar") if "/train-" in file.uri]
+    if not shards:
+        raise DataError(f"{uri} holds no training shards (train-*.tar): build that set first")
+    for shard in shards:
+        members: dict[str, dict[str, bytes]] = defaultdict(dict)
+        with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(shard.uri))) as tar:
+            for member in tar:
+                key, _, ext = member.name.partition(".")
+                file = tar.extractfile(member)
+                members[key][ext] = file.read() if file else b""
+        for key, parts in members.items():
+            ext = next(name for name in parts if name not in ("txt", "json"))
+            yield writer.Sample(key=key, image=parts[ext], ext=ext, record=json.loads(parts["json"]))

@@ -1,0 +1,140 @@
+"""The scenes set: a closed world of 1-4 coloured shapes on a plain ground, in six families, drawn without limit.
+
+Sample `index` of a split is a pure function of (seed, split, index, size). Training scenes never hold a held-out pair
+or combination; every held-out scene holds one (`scenes_world.is_heldout`). Objects do not touch; boxes are recorded as
+drawn.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from blip3o.data.sets import writer
+from blip3o.data.sets.scenes_draw import png
+from blip3o.data.sets.scenes_text import captions, questions
+from blip3o.data.sets.scenes_world import COLORS, FAMILIES, GROUNDS, SHAPES, Scene, SceneObject, is_heldout, relations
+from blip3o.errors import DataError
+from blip3o.rng import numpy_generator
+
+MIN_SIZE = 48  # below it the smallest shapes are no longer told apart
+# Lengths in pixels of a picture of 64; other sizes are scaled from it.
+_REFERENCE_SIZE = 64
+_SIDES = {1: (30, 48), 2: (18, 28), 3: (16, 22), 4: (14, 20)}  # of an object, by their number
+_MARGIN = 3  # to the picture's edge
+_GAP = 4  # between objects
+
+
+def compose(index: int, *, split: str, seed: int = 0, size: int = 64) -> Scene:
+    """Scene number `index` of a split (`train` or `heldout`), `size` pixels square; the families take turns."""
+    rng = numpy_generator(seed, "scenes", split, index)
+    family = FAMILIES[index % len(FAMILIES)]
+    pairs = _pairs(rng, family, heldout=split == "heldout")
+    ground = str(rng.choice(list(GROUNDS)))
+    boxes = _layout(rng, len(pairs), size, related=family == "position")
+    objects = tuple(SceneObject(shape=s, color=c, box=box) for (s, c), box in zip(pairs, boxes, strict=True))
+    relation = min(relations(boxes[0], boxes[1])) if family == "position" else None
+    return Scene(family=family, ground=ground, objects=objects, relation=relation, size=size)
+
+
+def _pairs(rng: np.random.Generator, family: str, *, heldout: bool) -> list[tuple[str, str]]:
+    """(shape, colour) of each object, drawn until the composition belongs to the split asked for."""
+    while True:
+        if family == "counting":
+            drawn = [(str(rng.choice(SHAPES)), str(rng.choice(list(COLORS))))] * int(rng.integers(2, 4, endpoint=True))
+        else:
+            number = 1 if family in ("single_object", "colors") else 2
+            shapes = rng.choice(SHAPES, size=number, replace=False)
+            colors = rng.choice(list(COLORS), size=number, replace=family != "color_attr")
+            drawn = [(str(s), str(c)) for s, c in zip(shapes, colors, strict=True)]
+        if is_heldout(drawn) == heldout:
+            return drawn
+
+
+def _layout(rng: np.random.Generator, number: int, size: int, *, related: bool) -> list[tuple[int, int, int, int]]:
+    """Square boxes that keep their distance; if `related`, exactly one relation holds between the first two."""
+    while True:
+        boxes = [_box(rng, _SIDES[number], size) for _ in range(number)]
+        apart = all(_apart(a, b, _scaled(_GAP, size)) for i, a in enumerate(boxes) for b in boxes[:i])
+        if apart and (not related or len(relations(boxes[0], boxes[1])) == 1):
+            return boxes
+
+
+def _box(rng: np.random.Generator, sides: tuple[int, int], size: int) -> tuple[int, int, int, int]:
+    side = int(rng.integers(_scaled(sides[0], size), _scaled(sides[1], size), endpoint=True))
+    margin = _scaled(_MARGIN, size)
+    x, y = (int(v) for v in rng.integers(margin, size - margin - side, size=2, endpoint=True))
+    return x, y, x + side, y + side
+
+
+def _scaled(length: int, size: int) -> int:
+    return round(length * size / _REFERENCE_SIZE)
+
+
+def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int) -> bool:
+    return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]
+
+
+def sample(index: int, *, split: str, seed: int = 0, size: int = 64) -> writer.Sample:
+    """Scene number `index` with its picture (PNG), captions and questions."""
+    scene = compose(index, split=split, seed=seed, size=size)
+    rng = numpy_generator(seed, "scenes", "qa", split, index)
+    record: dict[str, Any] = {
+        "source": "scenes",
+        "concept": "+".join(sorted({f"{o.color} {o.shape}" for o in scene.objects})),
+        "split": split,
+        "captions": captions(scene),
+        "qa": questions(scene, heldout=split == "heldout", rng=rng),
+        "family": scene.family,
+        "ground": scene.ground,
+        "objects": [{"shape": o.shape, "color": o.color, "box": list(o.box)} for o in scene.objects],
+    }
+    if scene.relation:
+        record["relation"] = {"subject": 0, "relation": scene.relation, "object": 1}
+    return writer.Sample(key=f"{split}-{index:07d}", image=png(scene), ext="png", record=record)
+
+
+def samples(*, train: int, heldout: int, size: int = 64, seed: int = 0) -> Iterator[writer.Sample]:
+    """`train` training scenes, then `heldout` scenes of held-out compositions."""
+    for split, number in (("train", train), ("heldout", heldout)):
+        for index in range(number):
+            yield sample(index, split=split, seed=seed, size=size)
+
+
+def build_scenes(
+    out: str,
+    *,
+    train: int,
+    heldout: int,
+    size: int = 64,
+    seed: int = 0,
+    samples_per_shard: int = 1000,
+    on_progress: writer.Progress | None = None,
+) -> writer.SetSummary:
+    """Writes the set below the URI `out`, unless it is there already, whole and with the same settings.
+
+    `train` and `heldout` are numbers of scenes, `size` the side in pixels; `on_progress(done, total)` after each
+    sample. Raises `DataError` (impossible numbers, a set of other settings there) and `StorageError`.
+    """
+    if min(train, heldout) < 0 or train + heldout == 0 or size < MIN_SIZE:
+        raise DataError(f"train={train}, heldout={heldout}, size={size}: need 1 scene and {MIN_SIZE} pixels at least")
+    settings: writer.Settings = {
+        "set": "scenes",
+        "train": train,
+        "heldout": heldout,
+        "size": size,
+        "seed": seed,
+        "samples_per_shard": samples_per_shard,
+    }
+    there = writer.completed(out, settings)
+    if there is not None:
+        return there
+    stream = samples(train=train, heldout=heldout, size=size, seed=seed)
+    return writer.write_set(
+        out,
+        stream,
+        settings=settings,
+        total=train + heldout,
+        samples_per_shard=samples_per_shard,
+        on_progress=on_progress,
+    )

@@ -1,0 +1,118 @@
+"""What is said of a scene: captions in several phrasings, and questions whose answers follow from its objects. Pure.
+
+All captions of a scene state the same facts: shapes and numbers always, colours and relations as the family asks. No
+text of a training scene names a held-out pair, not even to deny it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from blip3o.data.sets.scenes_world import (
+    COLORS,
+    HELDOUT_PAIRS,
+    INVERSE,
+    PLURALS,
+    SHAPES,
+    STATES_COLOR,
+    Scene,
+    SceneObject,
+    relations,
+)
+
+COUNT_CHOICES = ("1", "2", "3", "4")
+POSITION_CHOICES = ("left", "right", "above", "below")
+_NUMBERS = {2: "two", 3: "three", 4: "four"}
+
+
+def noun(shape: str, color: str | None = None, count: int = 1) -> str:
+    """Some objects in words: "a red circle", "an orange star", "three squares"."""
+    if count > 1:
+        return " ".join(filter(None, (_NUMBERS[count], color, PLURALS[shape])))
+    words = f"{color} {shape}" if color else shape
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def captions(scene: Scene) -> list[str]:
+    """All phrasings of a scene, the plain one first."""
+    first, *rest = _statements(scene)
+    return [first, f"a photo of {first}", f"a picture of {first}", f"{first} on a {scene.ground} ground", *rest]
+
+
+def _statements(scene: Scene) -> list[str]:
+    """The plain statement, and for two objects the same seen from the other one."""
+    stated = [noun(o.shape, o.color if STATES_COLOR[scene.family] else None) for o in scene.objects]
+    if scene.family == "counting":
+        return [noun(scene.objects[0].shape, scene.objects[0].color, len(scene.objects))]
+    if len(stated) == 1:
+        return stated
+    there, back = (scene.relation, INVERSE[scene.relation]) if scene.relation else ("and", "and")
+    return [f"{stated[0]} {there} {stated[1]}", f"{stated[1]} {back} {stated[0]}"]
+
+
+def questions(scene: Scene, *, heldout: bool, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The `qa` of a scene; `rng` draws what is asked about. Kinds, all with closed answers:
+
+    color, shape, count; position where exactly one relation holds; presence twice, once yes and once no.
+    """
+    objects = scene.objects
+    chosen = objects[int(rng.integers(len(objects)))]
+    found = [_color(chosen, objects), _shape(chosen, objects), _count(chosen, objects, ask_all=bool(rng.integers(2)))]
+    found += [_position(objects)] if len(objects) == 2 else []
+    absent = _absent(objects, heldout=heldout, rng=rng)
+    found += [_presence(chosen.shape, chosen.color, "yes"), _presence(*absent, "no")]
+    return [question for question in found if question]
+
+
+def _qa(kind: str, question: str, answer: str, choices: tuple[str, ...]) -> dict[str, Any]:
+    return {"kind": kind, "question": question, "answer": answer, "choices": list(choices)}
+
+
+def _color(chosen: SceneObject, objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
+    same = [o for o in objects if o.shape == chosen.shape]
+    if len({o.color for o in same}) > 1:
+        return None
+    things = f"is the {chosen.shape}" if len(same) == 1 else f"are the {PLURALS[chosen.shape]}"
+    return _qa("color", f"What color {things}?", chosen.color, tuple(COLORS))
+
+
+def _shape(chosen: SceneObject, objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
+    same = [o for o in objects if o.color == chosen.color]
+    if len({o.shape for o in same}) > 1:
+        return None
+    things = f"is the {chosen.color} object" if len(same) == 1 else f"are the {chosen.color} objects"
+    return _qa("shape", f"What shape {things}?", chosen.shape, SHAPES)
+
+
+def _count(chosen: SceneObject, objects: tuple[SceneObject, ...], *, ask_all: bool) -> dict[str, Any]:
+    things = "objects" if ask_all else PLURALS[chosen.shape]
+    number = sum(ask_all or o.shape == chosen.shape for o in objects)
+    return _qa("count", f"How many {things} are there?", str(number), COUNT_CHOICES)
+
+
+def _position(objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
+    a, b = objects
+    holding = relations(a.box, b.box)
+    if len(holding) != 1 or a.shape == b.shape:
+        return None
+    (relation,) = holding
+    question = f"Is the {a.shape} left of, right of, above or below the {b.shape}?"
+    return _qa("position", question, relation.removesuffix(" of"), POSITION_CHOICES)
+
+
+def _presence(shape: str, color: str, answer: str) -> dict[str, Any]:
+    return _qa("presence", f"Is there {noun(shape, color)}?", answer, ("yes", "no"))
+
+
+def _absent(objects: tuple[SceneObject, ...], *, heldout: bool, rng: np.random.Generator) -> tuple[str, str]:
+    """A (shape, colour) that is not in the scene but shares one of the two with something that is."""
+    present = {(o.shape, o.color) for o in objects}
+    shapes, colors = {o.shape for o in objects}, {o.color for o in objects}
+    near = [
+        (shape, color)
+        for shape in SHAPES
+        for color in COLORS
+        if (shape in shapes or color in colors) and (shape, color) not in present
+        if heldout or (shape, color) not in HELDOUT_PAIRS
+    ]
+    return near[int(rng.integers(len(near)))]

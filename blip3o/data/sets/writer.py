@@ -1,0 +1,162 @@
+"""Writes a stream of samples as WebDataset tar shards, one series a split: `train-00000.tar`, `heldout-00000.tar`, ….
+
+The bytes of a shard depend on its samples alone (no times, no owners). `dataset.json` is written last and names every
+shard with its size and sha256, so a set that was broken off half-way is not taken for a whole one: it is built again. A
+folder that holds a whole set of other settings is refused, never overwritten.
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from blip3o.data import storage
+from blip3o.errors import DataError
+
+Settings = Mapping[str, str | int | None]
+Progress = Callable[[int, int], None]
+
+_SUMMARY = "dataset.json"
+_SHARD_NAME = re.compile(r"(train|heldout)-\d{5}\.tar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image-text pair: a `key` without dots, the encoded `image`, its `ext` without dot, and the JSON `record`.
+
+    `record` follows the data contract: source, concept, split, captions (the first becomes KEY.txt), qa, and what the
+    set adds.
+    """
+
+    key: str
+    image: bytes
+    ext: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetSummary:
+    """What a folder holds, by split: numbers of samples (`counts`) and shard URIs (`shards`).
+
+    `built` is False where it was there before.
+    """
+
+    uri: str
+    counts: dict[str, int]
+    shards: dict[str, list[str]]
+    built: bool
+
+
+@dataclass
+class _Writer:
+    """Collects samples by split and writes a shard each time one is full; `index` is what dataset.json will say."""
+
+    out: str
+    samples_per_shard: int
+    open_shards: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
+    index: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, sample: Sample) -> None:
+        split = sample.record["split"]
+        self.open_shards[split].append(sample)
+        if len(self.open_shards[split]) == self.samples_per_shard:
+            self.flush(split)
+
+    def flush(self, split: str) -> None:
+        samples = self.open_shards.pop(split)
+        data = shard_bytes(samples)
+        name = f"{split}-{len(self.index[split]):05d}.tar"
+        storage.write_bytes(storage.join(self.out, name), data)
+        digest = hashlib.sha256(data).hexdigest()
+        self.index[split].append({"name": name, "samples": len(samples), "size": len(data), "sha256": digest})
+
+    def close(self) -> None:
+        for split in list(self.open_shards):
+            self.flush(split)
+
+
+def shard_bytes(samples: Iterable[Sample]) -> bytes:
+    """The tar of some samples (`KEY.ext`, `KEY.txt`, `KEY.json` each); equal samples give equal bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            _add(tar, f"{sample.key}.{sample.ext}", sample.image)
+            _add(tar, f"{sample.key}.txt", sample.record["captions"][0].encode())
+            _add(tar, f"{sample.key}.json", json.dumps(sample.record, ensure_ascii=False).encode())
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its defaults are mtime 0, uid and gid 0, no owner names, mode 0644
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def completed(out: str, settings: Settings) -> SetSummary | None:
+    """The summary of the whole set at `out`, or None where there is none, or where a shard that it names is gone or
+    cut.
+
+    Raises `DataError` if a set of other settings is there.
+    """
+    uri = storage.join(out, _SUMMARY)
+    if not storage.exists(uri):
+        return None
+    try:
+        document = json.loads(storage.read_bytes(uri))
+        found, splits = document["settings"], document["splits"]
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{uri} is not a record of ours: choose another folder, or delete this one") from error
+    if found != dict(settings):
+        raise DataError(f"{out} holds a set made with {found}, not {dict(settings)}: take another folder or delete it")
+    sizes = {file.uri.rsplit("/", 1)[-1]: file.size for file in storage.list_files(out, suffix=".tar")}
+    whole = all(sizes.get(shard["name"]) == shard["size"] for shards in splits.values() for shard in shards)
+    return _summary(out, splits, built=False) if whole else None
+
+
+def write_set(
+    out: str,
+    samples: Iterable[Sample],
+    *,
+    settings: Settings,
+    total: int,
+    samples_per_shard: int,
+    on_progress: Progress | None = None,
+) -> SetSummary:
+    """Writes all samples below the URI `out`, in the order given, and `dataset.json` last.
+
+    `settings` are what made the samples; `total` is how many there are, for `on_progress(done, total)`.
+    Leftovers of a set that was broken off are removed first, since an index of the folder would find them.
+    """
+    if samples_per_shard < 1:
+        raise DataError(f"samples_per_shard={samples_per_shard}: a shard needs at least 1 sample")
+    _remove_leftovers(out)
+    writer = _Writer(out=out, samples_per_shard=samples_per_shard)
+    for done, sample in enumerate(samples, start=1):
+        writer.add(sample)
+        if on_progress:
+            on_progress(done, total)
+    writer.close()
+    document = {"settings": dict(settings), "splits": writer.index}
+    storage.write_bytes(storage.join(out, _SUMMARY), json.dumps(document, indent=1).encode())
+    return _summary(out, writer.index, built=True)
+
+
+def _remove_leftovers(out: str) -> None:
+    storage.delete(storage.join(out, _SUMMARY))
+    for file in storage.list_files(out, suffix=".tar"):
+        if _SHARD_NAME.fullmatch(file.uri.rsplit("/", 1)[-1]):
+            storage.delete(file.uri)
+
+
+def _summary(out: str, splits: Mapping[str, list[dict[str, Any]]], *, built: bool) -> SetSummary:
+    return SetSummary(
+        uri=storage.normalize(out),
+        counts={split: sum(shard["samples"] for shard in shards) for split, shards in splits.items()},
+        shards={split: [storage.join(out, shard["name"]) for shard in shards] for split, shards in splits.items()},
+        built=built,
+    )

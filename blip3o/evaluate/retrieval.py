@@ -1,0 +1,77 @@
+"""Whether a drawing finds its own image among the held-out ones: R@1 and R@5 in the encoder's feature space.
+
+The model is trained towards these features, so the figures compare runs of one model family with chance and with a
+control, and with nothing published (they are no CLIPScore). The control hands every prompt another prompt's image.
+Pure.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from blip3o.errors import DataError
+from blip3o.rng import numpy_generator
+
+TIE = 1e-9  # cosines that differ by less are equal: the same row may be summed in another order
+KS = (1, 5)
+
+
+def similarity(generated: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Cosines [n, m] of generated [n, …] and true features [m, …], flattened, both centred by the true ones' mean."""
+    flat = [np.asarray(features, dtype=np.float64).reshape(len(features), -1) for features in (generated, truth)]
+    centred = [features - flat[1].mean(axis=0) for features in flat]
+    norms = [np.linalg.norm(features, axis=1, keepdims=True) for features in centred]
+    unit = [np.divide(f, norm, out=np.zeros_like(f), where=norm > 0) for f, norm in zip(centred, norms, strict=True)]
+    return unit[0] @ unit[1].T
+
+
+def recall(cosines: np.ndarray, k: int) -> float:
+    """Share of rows of `cosines` [n, n] whose own column is among the k highest.
+
+    A row tied with others counts for the share of tie-breaks that would put it there, so features that are all equal
+    score k / n and no more.
+    """
+    own = np.diagonal(cosines)[:, None]
+    higher = (cosines > own + TIE).sum(axis=1)
+    tied = (np.abs(cosines - own) <= TIE).sum(axis=1)  # itself included
+    return float(np.clip((k - higher) / tied, 0, 1).mean())
+
+
+def derangement(n: int, generator: np.random.Generator) -> np.ndarray:
+    """A random permutation [n] that leaves no item in its place (one cycle). Raises `DataError` below 2 items."""
+    if n < 2:
+        raise DataError(f"{n} held-out items cannot be exchanged for each other: the control needs at least 2")
+    order = generator.permutation(n)
+    permutation = np.empty(n, dtype=np.int64)
+    permutation[order] = np.roll(order, 1)
+    return permutation
+
+
+def score(generated: np.ndarray, truth: np.ndarray, sources: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """The scores as they go into evaluation.json, over all items and, within each source alone, `by_source`.
+
+    Row i of `generated` and `truth` [n, L, F] belong to one caption of source `sources[i]`; captions must differ. `r1`,
+    `r5` beside `chance_r1`, `chance_r5` (k / n) and `shuffled_r1`, `shuffled_r5`. Raises `DataError` for fewer than 2
+    items. A source with a single item has no figures of its own.
+    """
+    cosines = similarity(generated, truth)
+    of_source = {name: np.flatnonzero(np.asarray(sources) == name) for name in sorted(set(sources))}
+    return _figures(cosines, seed) | {
+        "by_source": {
+            name: _figures(similarity(generated[rows], truth[rows]), seed)
+            for name, rows in of_source.items()
+            if len(rows) > 1
+        }
+    }
+
+
+def _figures(cosines: np.ndarray, seed: int) -> dict[str, Any]:
+    n = len(cosines)
+    shuffled = cosines[derangement(n, numpy_generator(seed, "evaluate", "shuffled", n))]
+    return {
+        **{f"r{k}": recall(cosines, k) for k in KS},
+        **{f"chance_r{k}": min(k / n, 1.0) for k in KS},
+        **{f"shuffled_r{k}": recall(shuffled, k) for k in KS},
+        "n": n,
+    }

@@ -1,0 +1,175 @@
+"""The `blip3o` command: the demo, data sets, and a trained model on the command line.
+
+Training, indexing, export and evaluation are jobs (`python -m jobs.<verb> RECIPE`), so that they can be submitted to a cluster.
+Heavy libraries are imported inside the command that needs them, so that `--help` answers at once.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blip3o import log, settings
+from blip3o.errors import Blip3oError, RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from blip3o.data.sets.writer import SetSummary
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+dataset = typer.Typer(no_args_is_help=True, help="Build the real image-text sets that ship with the project.")
+app.add_typer(dataset, name="dataset")
+
+Out = Annotated[str, typer.Option(help="folder to write to: s3://bucket/prefix or a local path")]
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, driven by (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _report(summary: "SetSummary") -> None:
+    counts = ", ".join(f"{count} {split}" for split, count in summary.counts.items())
+    state = "wrote" if summary.built else "already there:"
+    print(f"{state} {counts} samples at {summary.uri}")
+
+
+@dataset.command("emoji")
+def dataset_emoji(
+    out: Out,
+    size: Annotated[int | None, typer.Option(help="side in pixels; as published if left out")] = None,
+    seed: Annotated[int, typer.Option(help="seed of captions and questions")] = 0,
+) -> None:
+    """Emoji in two styles with true names, groups and keywords (fetched with npm, checked by sha256)."""
+    from blip3o.data.sets.emoji import build_emoji
+
+    with bar("emoji") as progress:
+        summary = build_emoji(out, size=size, seed=seed, on_progress=progress)
+    _report(summary)
+
+
+@dataset.command("scenes")
+def dataset_scenes(
+    out: Out,
+    train: Annotated[int, typer.Option(help="training scenes")] = 4000,
+    heldout: Annotated[int, typer.Option(help="scenes of held-out compositions")] = 400,
+    size: Annotated[int, typer.Option(help="side in pixels")] = 64,
+    seed: Annotated[int, typer.Option(help="seed of everything drawn")] = 0,
+) -> None:
+    """A closed world of coloured shapes, drawn by code, where every fact about a picture is known."""
+    from blip3o.data.sets.scenes import build_scenes
+
+    with bar("scenes") as progress:
+        summary = build_scenes(out, train=train, heldout=heldout, size=size, seed=seed, on_progress=progress)
+    _report(summary)
+
+
+@dataset.command("curated")
+def dataset_curated(
+    out: Out,
+    sets: Annotated[list[str], typer.Option("--set", help="URI of a built set to choose from; repeat")],
+    samples: Annotated[int, typer.Option(help="samples to choose")] = 600,
+    seed: Annotated[int, typer.Option(help="seed of the choice")] = 0,
+) -> None:
+    """A small balanced choice with one caption each, for the instruct stage."""
+    from blip3o.data.sets.curated import build_curated
+
+    _report(build_curated(out, sets=sets, samples=samples, seed=seed))
+
+
+Bundle = Annotated[str, typer.Option(help="URI of a bundle (python -m jobs.export)")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what to draw")],
+    bundle: Bundle,
+    out: Annotated[Path, typer.Option("-o", "--out", help="picture to write; several images become a row")] = Path("out.png"),
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="images; seeds run up from --seed")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first image")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="sampling steps; the bundle's default if left out")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; the bundle's default if left out")] = None,
+) -> None:
+    """Draw images from a prompt."""
+    import blip3o
+
+    images = blip3o.load(bundle).generate([prompt] * count, seeds=range(seed, seed + count), steps=steps, guidance=guidance)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    side_by_side(images).save(out)
+    print(f"wrote {out} ({count} image{'s' if count > 1 else ''}, seed {seed}{f' to {seed + count - 1}' if count > 1 else ''})")
+
+
+@app.command()
+def chat(
+    question: Annotated[str, typer.Argument(help="what to ask")],
+    bundle: Bundle,
+    image: Annotated[Path | None, typer.Option(help="picture to ask about")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest reply, tokens")] = 32,
+) -> None:
+    """Ask a question, about an image or without one."""
+    import blip3o
+    from blip3o.data.templates import Turn
+
+    picture = open_image(image) if image else None
+    print(blip3o.load(bundle).chat([Turn(role="user", text=question)], image=picture, max_new_tokens=max_new_tokens))
+
+
+def open_image(path: Path) -> "Image.Image":
+    """Reads an image file. Raises `RequestError` if it is missing or no image."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, UnidentifiedImageError) as error:
+        raise RequestError(f"{path} is not an image that can be read: {error}") from error
+    return picture
+
+
+def side_by_side(images: "list[Image.Image]") -> "Image.Image":
+    """One row of images of equal height."""
+    from PIL import Image
+
+    row = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
+    return row
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the run: store, summary, report")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="a few steps of everything, to see that it works")] = False,
+) -> None:
+    """Train and serve a small unified model on this machine, from shards in an S3 store to an answer over HTTP."""
+    from jobs.demo import run_demo
+
+    run_demo(out, quick=quick)
+
+
+def main() -> None:
+    """Entry point: user errors become one line on stderr and exit code 1."""
+    log.configure()
+    settings.configure_ray()
+    try:
+        app()
+    except Blip3oError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

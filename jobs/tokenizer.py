@@ -1,0 +1,67 @@
+"""Trains the tokenizer of a small model on its own captions and questions: `python -m jobs.tokenizer RECIPE`.
+
+A model that starts from a released backbone uses that backbone's tokenizer.json and does not need this.
+"""
+
+import sys
+from collections.abc import Iterator
+
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from blip3o.data.batches import DESCRIBE
+from blip3o.data.fetch import ShardReader
+from blip3o.data.locations import source_locations, tokenizer_uri
+from blip3o.data.manifest import Manifest, read_manifest
+from blip3o.data.order import SourceRows
+from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.types import RawSample, SampleRef
+from jobs.common import run_job
+
+# Enough captions for stable merges, few enough to read in seconds from any set.
+SAMPLES_PER_SOURCE = 4000
+
+
+def train_tokenizer(recipe: Recipe) -> ChatTokenizer:
+    """Reads captions and questions of every source and writes the tokenizer where the recipe expects it."""
+    manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
+    texts = list(_texts(recipe, manifests))
+    tokenizer = ChatTokenizer.train(texts, recipe.model.backbone.vocab_size)
+    storage.write_bytes(tokenizer_uri(recipe.data), tokenizer.to_bytes())
+    return tokenizer
+
+
+def _texts(recipe: Recipe, manifests: list[Manifest]) -> Iterator[str]:
+    words = recipe.data.template
+    yield from [words.system, words.instruction.format(caption=""), DESCRIBE, "system\nuser\nassistant\n"]
+    reader = ShardReader(manifests)
+    for number, (source, manifest) in enumerate(zip(recipe.data.sources, manifests, strict=True)):
+        rows = SourceRows.from_manifest(source.name, manifest)
+        for sample in reader.fetch(_first_refs(number, rows)):
+            yield from _sample_texts(sample)
+
+
+def _first_refs(source: int, rows: SourceRows) -> list[SampleRef]:
+    refs = [
+        SampleRef(source=source, shard=shard, row=int(row), pass_index=0)
+        for shard, good in enumerate(rows.good_rows)
+        for row in good
+    ]
+    return refs[:: max(len(refs) // SAMPLES_PER_SOURCE, 1)]
+
+
+def _sample_texts(sample: RawSample) -> Iterator[str]:
+    yield from sample.meta.get("captions") or [sample.caption]
+    for pair in sample.meta.get("qa", []):
+        yield pair["question"]
+        yield pair["answer"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    return run_job(
+        "tokenizer", "Train the tokenizer of a small model.", lambda recipe, _: train_tokenizer(recipe), argv
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
