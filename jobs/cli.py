@@ -153,11 +153,15 @@ def side_by_side(images: "list[Image.Image]") -> "Image.Image":
 def demo(
     out: Annotated[Path, typer.Option(help="folder of the run: store, summary, report")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="a few steps of everything, to see that it works")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget an earlier demo in --out and start over")] = False,
 ) -> None:
-    """Train and serve a small unified model on this machine, from shards in an S3 store to an answer over HTTP."""
+    """Train and serve a small unified model on this machine, from shards in an S3 store to an answer over HTTP.
+
+    A demo that was stopped goes on where it was; one that has finished is only reported again.
+    """
     from jobs.demo import run_demo
 
-    run_demo(out, quick=quick)
+    run_demo(out, quick=quick, fresh=fresh)
 
 
 def main() -> None:

@@ -83,5 +83,12 @@ def join_ray() -> None:
         ray.init("local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False)
 
 
+def leave_ray() -> None:
+    """Leaves the cluster; a private one is stopped with all of its processes."""
+    import ray
+
+    ray.shutdown()
+
+
 # A private cluster on a laptop: trainers and decoding tasks share two cores, so more logical CPUs are offered than exist.
 LOGICAL_CPUS = 6

@@ -1,5 +1,4 @@
-"""The judge of the closed world: finds the coloured shapes in a picture, and checks them against what a scene's caption
-says.
+"""The judge of the closed world: finds the coloured shapes in a picture, and checks them against a scene's caption.
 
 Detection is colour threshold, connected components, and a comparison of each component with every shape drawn in its
 box. It works at 64 pixels whatever the picture's size (boxes are given back in the picture's pixels). What is not
@@ -9,7 +8,7 @@ clearly one of the world's shapes in one of its colours is not detected. The rul
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ _MAX_COLOR_DISTANCE = 80.0  # RGB distance up to which a component's colour is o
 _MIN_CORE = 4  # pixels of one colour that must survive an erosion; the smallest drawn star keeps about 20
 _MIN_CORE_SHARE = 0.1  # of the largest core of a touching group: less is the rim of another object
 _MIN_SIDE, _MAX_SIDE = 7, 58  # pixels; drawn objects have 14 to 48
-_MAX_ASPECT = 2.0
+_MAX_ASPECT = 2.0  # longer over shorter side; drawn objects have 1
 _MIN_SCORE = 0.72  # overlap with the best shape; drawn ones reach 0.95, and 0.8 with a blur of 0.7 pixels
-_STEEPNESS = 3.0
+_STEEPNESS = 3.0  # of edges before the comparison, in what is seen and in what is drawn
 
 _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 _NAMES = tuple(COLORS)
@@ -74,12 +73,8 @@ def detect(image: Image.Image | np.ndarray) -> list[Detection]:
         return []
     found = [_recognise(pixels, ground, core, region) for core, region in _objects(pixels, ground)]
     scale = np.array(picture.size * 2) / _SIDE
-    return sorted((_rescaled(d, scale) for d in found if d), key=lambda d: -d.score)
-
-
-def _rescaled(detection: Detection, scale: np.ndarray) -> Detection:
-    x0, y0, x1, y1 = (float(v) for v in np.array(detection.box) * scale)
-    return Detection(shape=detection.shape, color=detection.color, box=(x0, y0, x1, y1), score=detection.score)
+    rescaled = (replace(d, box=tuple((np.array(d.box) * scale).tolist())) for d in found if d)
+    return sorted(rescaled, key=lambda d: -d.score)
 
 
 def _ground(pixels: np.ndarray) -> np.ndarray | None:
@@ -163,10 +158,12 @@ def _recognise(pixels: np.ndarray, ground: np.ndarray, core: np.ndarray, region:
     color = np.median(pixels[core], axis=0)
     distances = np.linalg.norm(_PALETTE - color, axis=-1)
     span = color - ground
+    if distances.min() > _MAX_COLOR_DISTANCE or np.linalg.norm(span) <= _FOREGROUND:
+        return None
     # How far each pixel has gone from the ground's colour to the object's: what the object covers of it.
     alpha = _steeper((pixels - ground) @ span / (span @ span)) * _neighbour_maximum(region)
     box = _bounds(alpha > 0.5)
-    if distances.min() > _MAX_COLOR_DISTANCE or not _plausible(box):
+    if not _plausible(box):
         return None
     fits = ((_overlap(alpha, shape, near), shape, near) for shape in SHAPES for near in _boxes_near(box))
     score, shape, fit = max(fits)
@@ -261,7 +258,7 @@ def _relation_fault(record: Mapping[str, Any], detections: Sequence[Detection]) 
         return None
     subject, target = (_best(record["objects"][stated[role]], detections) for role in ("subject", "object"))
     if subject is None or target is None:
-        return f"no pair to be {stated['relation']} one another"
+        return f"expected {stated['relation']}, found no such pair"
     holding = relations(subject.box, target.box)
     if stated["relation"] in holding:
         return None

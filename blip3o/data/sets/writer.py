@@ -109,8 +109,8 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
     try:
         document = json.loads(storage.read_bytes(uri))
         found, splits = document["settings"], document["splits"]
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{uri} is not a record of ours: choose another folder, or delete this one") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{uri} is not a record of ours: take another folder or delete this one") from error
     if found != dict(settings):
         raise DataError(f"{out} holds a set made with {found}, not {dict(settings)}: take another folder or delete it")
     sizes = {file.uri.rsplit("/", 1)[-1]: file.size for file in storage.list_files(out, suffix=".tar")}

@@ -1,0 +1,247 @@
+"""The main job on one machine: `blip3o demo`.
+
+Store up → data sets → index → tokenizer → five stages → bundle → evaluation → served over HTTP → everything stopped. Each
+step is the job that a cluster would run, on the same recipes, and each is resumable: a demo that was killed goes on where it
+stopped, and one that has finished only reports.
+"""
+
+import base64
+import io
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from blip3o import settings
+from blip3o.config.load import load_recipe
+from blip3o.config.recipe import STAGES, Recipe
+from blip3o.errors import ServiceError
+from cluster.local_s3 import LocalS3
+from jobs.common import find_recipe, join_ray, leave_ray
+
+if TYPE_CHECKING:
+    from jobs.evaluate import Evaluation
+
+logger = logging.getLogger(__name__)
+console = Console(stderr=True, highlight=False)
+
+BUCKET = "blip3o"
+BASE = f"s3://{BUCKET}"
+PROMPT = "a red circle"
+QUESTION = "What color is the circle?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large a demo is: scenes, side of the emoji in pixels, and overrides for every stage and for single ones."""
+
+    scenes_train: int
+    scenes_heldout: int
+    emoji: bool
+    emoji_size: int | None
+    curated: int
+    overrides: tuple[str, ...] = ()
+    stage_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+FULL = Scale(scenes_train=6000, scenes_heldout=400, emoji=True, emoji_size=128, curated=1000)
+QUICK = Scale(
+    scenes_train=200,
+    scenes_heldout=60,
+    emoji=False,
+    emoji_size=None,
+    curated=64,
+    overrides=(
+        "model.preset=nano",
+        "optim.steps=6",
+        "optim.warmup=1",
+        "optim.micro_batch=8",
+        "checkpoint.every=3",
+        "evaluate.questions=24",
+        "evaluate.images=12",
+    ),
+)
+
+
+@dataclass
+class Demo:
+    """One demo in a folder. `summary` grows as steps finish."""
+
+    out: Path
+    scale: Scale
+    summary: dict[str, Any] = field(default_factory=dict)
+    emoji: bool = True
+
+    def run(self) -> None:
+        """All steps, in order; writes summary.json, report.html and grid.png into the folder."""
+        began = time.monotonic()
+        self.out.mkdir(parents=True, exist_ok=True)
+        with LocalS3(data_dir=self.out / "store") as store:
+            settings.override(store.environment)
+            store.create_bucket(BUCKET)
+            self.summary["store"] = BASE
+            self._make_sets()
+            try:
+                join_ray()
+                evaluation = self._train_and_evaluate()
+                self._serve(evaluation)
+            finally:
+                leave_ray()
+            self.summary["seconds_total"] = round(time.monotonic() - began, 1)
+            self._write(evaluation)
+
+    def recipe(self, name: str) -> Recipe:
+        """A shipped recipe with this demo's overrides."""
+        overrides = [*self.scale.overrides, *self.scale.stage_overrides.get(name, ())]
+        if not self.emoji:
+            overrides += _without_emoji(name)
+        return load_recipe(find_recipe(f"tiny-{name}"), overrides)
+
+    def _make_sets(self) -> None:
+        from blip3o.data.sets.curated import build_curated
+        from blip3o.data.sets.emoji import build_emoji
+        from blip3o.data.sets.scenes import build_scenes
+        from jobs.cli import bar
+
+        counts: dict[str, Any] = {}
+        with _step("data sets", self.summary):
+            with bar("scenes") as progress:
+                counts["scenes"] = build_scenes(
+                    f"{BASE}/data/scenes",
+                    train=self.scale.scenes_train,
+                    heldout=self.scale.scenes_heldout,
+                    on_progress=progress,
+                ).counts
+            self.emoji = self.scale.emoji
+            if self.emoji:
+                try:
+                    with bar("emoji") as progress:
+                        built = build_emoji(f"{BASE}/data/emoji", size=self.scale.emoji_size, on_progress=progress)
+                    counts["emoji"] = built.counts
+                except ServiceError as error:
+                    console.print(f"[yellow]without emoji, with scenes alone: {error}[/]")
+                    self.emoji = False
+            sets = [f"{BASE}/data/{name}" for name in counts]
+            counts["curated"] = build_curated(f"{BASE}/data/curated", sets=sets, samples=self.scale.curated).counts
+        self.summary["samples"] = counts
+
+    def _train_and_evaluate(self) -> "Evaluation":
+        from jobs.evaluate import evaluate
+        from jobs.export import export
+        from jobs.index import index
+        from jobs.tokenizer import train_tokenizer
+        from jobs.train import train
+
+        with _step("index", self.summary):
+            for name in ("encoder", "instruct"):
+                index(self.recipe(name))
+        with _step("tokenizer", self.summary):
+            train_tokenizer(self.recipe("encoder"))
+        self.summary["stages"] = {}
+        for name in STAGES:
+            with _step(name, self.summary):
+                self.summary["stages"][name] = train(self.recipe(name))["summary"]
+        with _step("export", self.summary):
+            bundle = export(self.recipe("decoder"), [f"tiny-{name}" for name in STAGES], f"{BASE}/bundles/demo")
+        with _step("evaluate", self.summary):
+            evaluation = evaluate(self.recipe("decoder"), bundle, f"{BASE}/evaluation/demo")
+        scores = evaluation.scores
+        self.summary |= {key: scores[key] for key in ("understanding", "generation", "scenes") if scores.get(key)}
+        return evaluation
+
+    def _serve(self, evaluation: "Evaluation") -> None:
+        from openai import OpenAI
+
+        from cluster.ports import free_ports
+        from jobs.serve import start
+
+        with _step("serve", self.summary):
+            port = free_ports(1)[0]
+            handle = start(f"{BASE}/bundles/demo", port=port)
+            try:
+                client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+                self.summary["served"] = two_requests(client, self.out)
+            finally:
+                handle.stop()
+
+    def _write(self, evaluation: "Evaluation") -> None:
+        from blip3o.evaluate.report import write_report
+        from jobs.train_worker import read_metrics
+
+        evaluation.images.grid.save(self.out / "grid.png", optimize=True)
+        metrics = {name: read_metrics(self.recipe(name)) for name in STAGES}
+        write_report(self.out / "report.html", summary=self.summary, metrics=metrics, images=evaluation.images)
+        (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1))
+
+
+def _without_emoji(stage: str) -> list[str]:
+    """Overrides that leave the emoji sources out."""
+    heldout = "evaluate.sources=[{name: scenes-heldout, shards: 'scenes/heldout-*.tar'}]"
+    if stage == "instruct":
+        return [heldout]
+    return [heldout, "data.sources=[{name: scenes, shards: 'scenes/train-*.tar'}]"]
+
+
+def two_requests(client: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - an openai.OpenAI
+    """Draws an image over HTTP and asks about a picture whose answer is known; both by the real OpenAI client."""
+    from blip3o.data.sets.scenes_draw import render
+    from blip3o.data.sets.scenes_world import Scene, SceneObject
+    from PIL import Image
+
+    model = client.models.list().data[0].id
+    drawn = client.images.generate(model=model, prompt=PROMPT, response_format="b64_json", extra_body={"seed": 1})
+    data = base64.b64decode(drawn.data[0].b64_json)
+    image = Image.open(io.BytesIO(data))
+    image.save(out / "served.png")
+    scene = Scene(size=64, ground="light grey", family="single_object", objects=(SceneObject(shape="circle", color="red", box=(14, 14, 50, 50)),))
+    buffer = io.BytesIO()
+    render(scene).save(buffer, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": parts}])
+    text = reply.choices[0].message.content or ""
+    return {
+        "prompt": PROMPT,
+        "image_bytes": len(data),
+        "image_size": list(image.size),
+        "question": QUESTION,
+        "chat_reply": text,
+        "ok": bool(text) and image.size[0] > 0,
+    }
+
+
+@contextmanager
+def _step(name: str, summary: dict[str, Any]) -> Iterator[None]:
+    """Announces a step and keeps its wall-clock seconds under `steps`."""
+    console.print(f"[bold]── {name}[/]")
+    began = time.monotonic()
+    yield
+    seconds = round(time.monotonic() - began, 1)
+    summary.setdefault("steps", {})[name] = seconds
+    console.print(f"   {name}: {seconds} s")
+
+
+def run_demo(out: Path, *, quick: bool, fresh: bool) -> None:
+    """Runs the demo into a folder and says where to look. `fresh` forgets what an earlier one left there."""
+    if fresh:
+        shutil.rmtree(out, ignore_errors=True)
+    demo = Demo(out=out, scale=QUICK if quick else FULL)
+    demo.run()
+    console.print(f"[bold green]done in {demo.summary['seconds_total']} s[/]  {verdict(demo.summary)}")
+    console.print(f"   {out / 'summary.json'}   {out / 'report.html'}   {out / 'grid.png'}")
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """The demo in one line of figures beside chance."""
+    understanding, generation = summary["understanding"], summary["generation"]
+    return (
+        f"understanding {understanding['accuracy']:.2f} (chance {understanding['chance']:.2f}), "
+        f"retrieval R@5 {generation['r5']:.2f} (chance {generation['chance_r5']:.2f}, shuffled {generation['shuffled_r5']:.2f})"
+    )

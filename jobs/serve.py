@@ -1,0 +1,111 @@
+"""Serves a bundle over HTTP: `python -m jobs.serve --bundle URI [--port 8000] [--set key=value …]`, until Ctrl-C.
+
+For a machine of one's own, and for the demo; it listens on 127.0.0.1. In a cluster use a Serve config, or
+`serve run serve.app:app bundle=URI`.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from blip3o import log, settings
+from blip3o.errors import BundleError, ConfigError, ServiceError
+from jobs.common import guarded, join_ray
+from serve.config import ServeConfig
+
+HOST = "127.0.0.1"
+APP = "blip3o"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeHandle:
+    """A running server; `url` without a trailing slash."""
+
+    url: str
+
+    def stop(self) -> None:
+        """Ends the server, its replicas and its proxy. Ray itself goes on."""
+        from ray import serve as ray_serve
+
+        ray_serve.shutdown()
+
+
+def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = None) -> ServeHandle:
+    """Starts the server on this machine and returns when it answers. `options` are further fields of `ServeConfig`.
+
+    Raises `BundleError` if there is no bundle, `ConfigError` for an unknown option or a bad value, `ServiceError` if
+    the port is taken or the model does not come up.
+    """
+    config = _config({"bundle": bundle, "num_cpus": 0.5, **(options or {})})
+    _check(config, port)
+    join_ray()
+    from ray import serve as ray_serve
+
+    from serve.deployments import build_app
+
+    ray_serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+    try:
+        ray_serve.run(build_app(config), name=APP, route_prefix="/")
+    except RuntimeError as error:
+        ray_serve.shutdown()
+        raise ServiceError(f"{bundle} could not be served: {' '.join(str(error).split())[-600:]}") from error
+    return ServeHandle(url=f"http://{HOST}:{port}")
+
+
+def _config(values: dict[str, Any]) -> ServeConfig:
+    try:
+        return ServeConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(ServeConfig.model_fields)
+        raise ConfigError(f"option {'.'.join(map(str, first['loc']))}: {first['msg']} (options: {known})") from error
+
+
+def _check(config: ServeConfig, port: int) -> None:
+    from blip3o.convert.bundle import SEAL
+    from blip3o.data import storage
+
+    if not storage.exists(storage.join(config.bundle, SEAL)):
+        raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that jobs.export wrote")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a moment ago is free
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServiceError(f"port {port} of {HOST} is taken: give another one with --port") from error
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    pairs = [pair.partition("=") for pair in arguments.set]
+    options = {key: yaml.safe_load(value) for key, _, value in pairs}
+    handle = start(arguments.bundle, port=arguments.port, options=options)
+    print(f"serving {arguments.bundle} at {handle.url} (Ctrl-C ends it)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print("stopping")
+    finally:
+        handle.stop()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.serve", description="Serve a bundle over HTTP.")
+    parser.add_argument("--bundle", required=True, help="URI of a bundle")
+    parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of ServeConfig, e.g. width=8")
+    log.configure()
+    settings.configure_ray()
+    return guarded(lambda: _serve(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    settings.configure_ray()
+    sys.exit(main())

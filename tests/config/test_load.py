@@ -1,0 +1,90 @@
+"""Recipes: what is read is what was written, and a wrong one says what is wrong in one line."""
+
+import pytest
+import yaml
+
+from blip3o.config.load import build_recipe, dump, load_recipe
+from blip3o.config.recipe import STAGES
+from blip3o.errors import ConfigError
+from jobs.common import RECIPES, find_recipe
+from tests.recipes import recipe, tree
+
+
+def write(tmp_path, values, name="r.yaml"):
+    path = tmp_path / name
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_dumped_recipe_reads_back_equal():
+    original = recipe()
+    assert build_recipe(yaml.safe_load(dump(original))) == original
+
+
+def test_overrides_win_and_are_typed(tmp_path):
+    path = write(tmp_path, tree())
+    loaded = load_recipe(path, ["optim.steps=9", "model.dit.layers=1", "data.template.system=Hello", "optim.betas=[0.5, 0.6]"])
+    assert (loaded.optim.steps, loaded.model.dit.layers, loaded.data.template.system) == (9, 1, "Hello")
+    assert loaded.optim.betas == (0.5, 0.6)
+
+
+def test_extends_merges_below(tmp_path):
+    write(tmp_path, tree(), "base.yaml")
+    path = write(tmp_path, {"extends": "base.yaml", "optim": {"steps": 7}})
+    loaded = load_recipe(path, [])
+    assert loaded.optim.steps == 7
+    assert loaded.optim.micro_batch == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.stepz=3", "unknown key 'optim.stepz': did you mean 'steps'"),
+        ("stag.name=generate", "unknown key 'stag': did you mean 'stage'"),
+        ("model.dit.layer=2", "unknown key 'model.dit.layer': did you mean 'layers'"),
+        ("model.preset=tinny", "model.preset 'tinny' is unknown: did you mean 'tiny'"),
+        ("optim.steps=0", "'optim.steps' = 0: input should be greater than 0"),
+        ("optim.steps=many", "'optim.steps' = 'many': input should be a valid integer"),
+        ("model.dit.heads=3", "dit: dim 32 is not a multiple of 4 x heads 3"),
+        ("model.encoder.patch_size=7", "encoder: image_size 32 is not a multiple of patch_size 7"),
+        ("parallel.workers=3", "optim.micro_batches 2 is not a multiple of parallel.workers 3"),
+        ("optim.warmup=4", "optim.warmup 4 is not below optim.steps 4"),
+        ("data.max_length=4", "data.max_length 4 leaves no room beside the 4 image tokens"),
+        ("data.template.instruction=draw", "instruction 'draw' has no {caption}"),
+        ("run.name=a/b", "'run.name' = 'a/b'"),
+        ("steps", "override 'steps' is not key=value"),
+        ("optim.steps.x=1", "'steps' is a value, not a section"),
+    ],
+)
+def test_a_wrong_override_is_named_with_its_fix(tmp_path, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, tree()), [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_is_named(tmp_path):
+    values = tree()
+    del values["optim"]
+    with pytest.raises(ConfigError, match="'optim' is missing"):
+        load_recipe(write(tmp_path, values), [])
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just words"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content):
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="r.yaml"):
+        load_recipe(path, [])
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones(tmp_path):
+    with pytest.raises(ConfigError, match="tiny-generate"):
+        find_recipe("no-such-recipe")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_recipe(tmp_path / "missing.yaml", [])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("tiny-*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(path):
+    assert load_recipe(path, []).stage.name in STAGES

@@ -1,0 +1,54 @@
+"""Results of runs: whole or not there, and never silently wrong."""
+
+import pytest
+import torch
+
+from blip3o.data import storage
+from blip3o.errors import CheckpointError
+from blip3o.model.unified import initialize
+from blip3o.train.weights import WEIGHTS, load_into, read_description, read_final, require_covered, write_final
+from tests.model.helpers import nano_model
+
+
+def test_what_was_written_is_read(tmp_path):
+    tensors = {"a": torch.randn(3, 2), "b": torch.arange(4.0)}
+    write_final(str(tmp_path), tensors, {"run": "x"})
+    read, description = read_final(str(tmp_path))
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert description["run"] == "x"
+
+
+def test_an_unfinished_run_has_no_result(tmp_path):
+    assert read_description(str(tmp_path)) is None
+    storage.write_bytes(str(tmp_path / WEIGHTS), b"half")
+    with pytest.raises(CheckpointError, match="holds no finished run"):
+        read_final(str(tmp_path))
+
+
+def test_a_flipped_byte_is_found(tmp_path):
+    write_final(str(tmp_path), {"a": torch.zeros(8)}, {})
+    path = tmp_path / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="sha256"):
+        read_final(str(tmp_path))
+
+
+def test_another_models_weights_are_refused():
+    model = nano_model(("queries",))
+    with pytest.raises(CheckpointError, match=r"queries has shape \(2, 2\)"):
+        load_into(model, {"queries": torch.zeros(2, 2)}, source="run")
+
+
+def test_loading_says_what_it_loaded_and_a_random_frozen_part_is_refused():
+    model = nano_model(("queries", "dit", "encoder"))
+    source = nano_model(("encoder",))
+    initialize(source, 9)
+    loaded = load_into(model, {**dict(source.named_parameters()), "unknown": torch.zeros(1)}, source="run")
+    assert loaded == {name for name, _ in source.named_parameters()}
+    assert torch.equal(model.encoder.pos_embed, source.encoder.pos_embed)
+    trainable = [name for name, _ in model.named_parameters() if name.startswith(("queries", "dit."))]
+    require_covered(model, loaded, trainable)
+    with pytest.raises(CheckpointError, match="frozen parts encoder have no weights"):
+        require_covered(model, set(), trainable)
