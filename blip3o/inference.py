@@ -76,7 +76,7 @@ class Pipeline:
     def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
         """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
-        chunks = [self.model.decoder(rows, start)[:count] for count, rows, start in self._chunks(features, noise)]
+        chunks = [self.model.draw(rows, start)[:count] for count, rows, start in self._chunks(features, noise)]
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
     @torch.inference_mode()
@@ -103,7 +103,7 @@ class Pipeline:
     def reply_ids(
         self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int
     ) -> list[list[int]]:
-        """As `chat_batch`, but token ids without the closing one; `max_new_tokens` of them mean that the reply was cut off."""
+        """As `chat_batch`, but token ids without the closing one; as many as were allowed mean that it was cut off."""
         with_image = images is not None
         ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
         tensors = [ids, mask]

@@ -51,7 +51,7 @@ class Scale:
     stage_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-FULL = Scale(scenes_train=6000, scenes_heldout=400, emoji=True, emoji_size=128, curated=1000)
+FULL = Scale(scenes_train=6000, scenes_heldout=400, emoji=True, emoji_size=64, curated=1000)
 QUICK = Scale(
     scenes_train=200,
     scenes_heldout=60,
@@ -200,7 +200,8 @@ def two_requests(client: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - an
     data = base64.b64decode(drawn.data[0].b64_json)
     image = Image.open(io.BytesIO(data))
     image.save(out / "served.png")
-    scene = Scene(size=64, ground="light grey", family="single_object", objects=(SceneObject(shape="circle", color="red", box=(14, 14, 50, 50)),))
+    circle = SceneObject(shape="circle", color="red", box=(14, 14, 50, 50))
+    scene = Scene(size=64, ground="light grey", family="single_object", relation=None, objects=(circle,))
     buffer = io.BytesIO()
     render(scene).save(buffer, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,12 +1,14 @@
 """Scores a bundle on held-out data: `python -m jobs.evaluate RECIPE --bundle URI [--out URI] [--set key=value …]`.
 
-Asks the questions and draws the prompts that the recipe's `evaluate` section chooses, and leaves `evaluation.json` (every
-figure beside chance and its control), `answers.jsonl` (every reply as it was given), `grid.png` and `report.html`.
+Asks the questions and draws the prompts that the recipe's `evaluate` section chooses, and leaves `evaluation.json`
+(every figure beside chance and its control), `answers.jsonl` (every reply as it was given), `grid.png` and
+`report.html`.
 """
 
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -19,11 +21,20 @@ from PIL import Image
 from blip3o import settings
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
-from blip3o.errors import ConfigError
 from blip3o.evaluate import exactness, retrieval, understanding
 from blip3o.evaluate.grid import render_grid
 from blip3o.evaluate.heldout import Chosen, choose
-from blip3o.evaluate.measure import Drawings, OnDone, ask, draw, exchanged_images, grid_sections
+from blip3o.evaluate.measure import (
+    Drawings,
+    OnDone,
+    Pictures,
+    ask,
+    decode,
+    draw,
+    exchanged_images,
+    first_rows,
+    grid_sections,
+)
 from blip3o.evaluate.report import AnsweredPicture, ReportImages, render_report
 from blip3o.evaluate.understanding import MIN_CHOICES
 from blip3o.inference import Pipeline
@@ -31,6 +42,9 @@ from jobs.common import run_job
 
 WIDTH = 32  # rows of one batch
 GRID_ROWS, GRID_COLUMNS = 4, 4  # prompts of each source, drawings of each prompt
+GRID_TITLE = "What the model draws"
+GRID_SUBTITLE = f"The first {GRID_ROWS} held-out prompts of each set in the order of the draw. Training never saw them."
+NOT_COMPARABLE = "own judge, own feature space, own data: compare with chance and between runs only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,71 +58,76 @@ class Evaluation:
 def evaluate(recipe: Recipe, bundle_uri: str, out_uri: str) -> Evaluation:
     """Scores the bundle, writes the files below `out_uri` and returns what they hold.
 
-    The result is a function of the bundle, the held-out data and the recipe's `evaluate` section. Raises `ConfigError` where
-    no held-out source is named, `DataError` where they give too few samples, `BundleError` for what is not a bundle.
+    The result is a function of the bundle, the held-out data and the recipe's `evaluate` section. Raises `ConfigError`
+    where no held-out source is named, `DataError` where they give too few samples, `BundleError` for what is not a
+    bundle.
     """
     import torch
 
     from blip3o.convert.bundle import load_pipeline
     from blip3o.device import select
 
-    if not recipe.evaluate.sources:
-        raise ConfigError("evaluate.sources is empty: name held-out sources in the recipe, e.g. emoji/heldout-*.tar")
+    chosen = choose(recipe.data, recipe.evaluate)
     # Training is over: the cores that its workers had are free.
     torch.set_num_threads(recipe.parallel.workers * recipe.parallel.threads)
     pipeline = load_pipeline(bundle_uri, device=select(recipe.parallel.device), width=WIDTH)
-    evaluation = _measure(recipe, pipeline, choose(recipe.data, recipe.evaluate), _bundle_provenance(bundle_uri))
+    evaluation = _measure(recipe, pipeline, chosen, _bundle_provenance(bundle_uri))
     _write(evaluation, out_uri)
     return evaluation
 
 
 def _measure(recipe: Recipe, pipeline: Pipeline, chosen: Chosen, provenance: dict[str, Any]) -> Evaluation:
     seed = recipe.evaluate.seed
-    with _progress("questions", len(chosen.questions)) as on_done:
-        own = [question.item.image for question in chosen.questions]
-        records = ask(pipeline, chosen.questions, images=own, on_done=on_done)
+    answered, understood = _ask(pipeline, chosen, seed)
+    with _progress("drawings", len(chosen.items)) as on_done:
+        drawings = draw(pipeline, chosen.items, seed=seed, on_done=on_done)
+    scenes = [row for row, item in enumerate(drawings.items) if exactness.is_scene(item.record)]
+    shown = first_rows(drawings.items, GRID_ROWS)
+    needed = sorted({*scenes, *itertools.chain(*shown.values())})
+    with _progress("pictures", len(needed)) as on_done:
+        pictures = decode(pipeline, drawings, needed, on_done=on_done)
+    sections = grid_sections(pipeline, drawings, pictures, shown=shown, columns=GRID_COLUMNS, seed=seed)
+    scores = {
+        "understanding": understood,
+        "generation": _retrieval(drawings, seed),
+        "scenes": _scenes(drawings, pictures, scenes, seed),
+        "provenance": provenance | _provenance(recipe, pipeline, chosen),
+    }
+    grid = render_grid(sections, title=GRID_TITLE, subtitle=GRID_SUBTITLE)
+    return Evaluation(scores=scores, images=ReportImages(grid=grid, answered=answered))
+
+
+def _ask(pipeline: Pipeline, chosen: Chosen, seed: int) -> tuple[tuple[AnsweredPicture, ...], dict[str, Any] | None]:
+    """Every question with its reply, and their scores; `shuffled` is the accuracy with other pictures.
+
+    The scores are None where the held-out data ask nothing.
+    """
+    if not chosen.questions:
+        return (), None
+    images = [question.item.image for question in chosen.questions]
+    with _progress("questions", len(images)) as on_done:
+        records = ask(pipeline, chosen.questions, images=images, on_done=on_done)
     closed = [question for question in chosen.questions if len(question.choices) >= MIN_CHOICES]
     with _progress("questions, other pictures", len(closed)) as on_done:
         control = ask(pipeline, closed, images=exchanged_images(closed, seed), on_done=on_done)
-    with _progress("drawings", len(chosen.items)) as on_done:
-        drawings = draw(pipeline, chosen.items, seed=seed, on_done=on_done)
-    sections = grid_sections(pipeline, drawings, rows=GRID_ROWS, columns=GRID_COLUMNS, seed=seed)
-    sources = [item.source for item in drawings.items]
-    scores = {
-        "understanding": _understanding(records, control, seed),
-        "generation": retrieval.score(drawings.generated, drawings.truth, sources, seed=seed),
-        "scenes": _scenes(drawings, seed),
-        "provenance": provenance | _provenance(recipe, pipeline),
-    }
-    answered = [AnsweredPicture(record=record, image=image) for record, image in zip(records, own, strict=True)]
-    grid = render_grid(sections, title=GRID_TITLE, subtitle=GRID_SUBTITLE)
-    return Evaluation(scores=scores, images=ReportImages(grid=grid, answered=tuple(answered)))
-
-
-GRID_TITLE = "What the model draws"
-GRID_SUBTITLE = f"The first {GRID_ROWS} held-out prompts of each set, in the order of the draw. Training never saw them."
-NOT_COMPARABLE = "own judge, own feature space, own data: compare with chance and between runs only"
-
-
-def _understanding(
-    records: list[understanding.AnswerRecord], control: list[understanding.AnswerRecord], seed: int
-) -> dict[str, Any] | None:
-    """None where the held-out data ask nothing; `shuffled` is the accuracy with other pictures."""
-    if not records:
-        return None
+    answered = (AnsweredPicture(record=record, image=image) for record, image in zip(records, images, strict=True))
     shuffled = understanding.score(control, seed=seed)["accuracy"]
-    return understanding.score(records, seed=seed) | {"shuffled": shuffled}
+    return tuple(answered), understanding.score(records, seed=seed) | {"shuffled": shuffled}
 
 
-def _scenes(drawings: Drawings, seed: int) -> dict[str, Any] | None:
+def _retrieval(drawings: Drawings, seed: int) -> dict[str, Any]:
+    generated, truth = (features.float().cpu().numpy() for features in (drawings.generated, drawings.truth))
+    return retrieval.score(generated, truth, [item.source for item in drawings.items], seed=seed)
+
+
+def _scenes(drawings: Drawings, pictures: Pictures, rows: list[int], seed: int) -> dict[str, Any] | None:
     """None where no held-out source holds scenes."""
-    rows = [row for row, item in enumerate(drawings.items) if exactness.is_scene(item.record)]
     if not rows:
         return None
     return exactness.score(
         [drawings.items[row].record for row in rows],
-        drawn=[drawings.drawn[row] for row in rows],
-        decoded=[drawings.decoded[row] for row in rows],
+        drawn=[pictures.drawn[row] for row in rows],
+        decoded=[pictures.decoded[row] for row in rows],
         true=[drawings.items[row].image for row in rows],
         seed=seed,
     )
@@ -121,10 +140,10 @@ def _bundle_provenance(uri: str) -> dict[str, Any]:
     return {"bundle": storage.normalize(uri), f"sha256 of {SEAL}": digest}
 
 
-def _provenance(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
+def _provenance(recipe: Recipe, pipeline: Pipeline, chosen: Chosen) -> dict[str, Any]:
     sampler = pipeline.model.config.sampler
     return {
-        "held-out sources": ", ".join(source.shards for source in recipe.evaluate.sources),
+        **{f"manifest of {name}": fingerprint for name, fingerprint in chosen.fingerprints.items()},
         "evaluation's seed": recipe.evaluate.seed,
         "sampler": f"{sampler.steps} steps, guidance {sampler.guidance:g}",
         "comparable with published benchmarks": f"no ({NOT_COMPARABLE})",

@@ -17,6 +17,8 @@ from jobs.common import join_ray, run_job
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from blip3o.data.tokenizer import ChatTokenizer
+
 
 def train(recipe: Recipe) -> dict[str, Any]:
     """Trains the recipe's stage to its last step and returns the description of its result.
@@ -61,14 +63,31 @@ def check(recipe: Recipe) -> str:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {recipe.model.backbone.vocab_size}: raise it"
         )
-    starts = []
+    starts: list[str] = []
+    loaded: set[str] = set()
     for run in recipe.stage.start_from:
         description = read_description(final_uri(recipe.run.storage, run))
         if description is None:
             raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {recipe.run.storage}")
         starts.append(description["sha256"])
+        loaded |= set(description["tensors"])
+    _check_frozen_parts(recipe, tokenizer, loaded)
     fingerprint = build_order(recipe, manifests).fingerprint()
     return checkpoint.identity(recipe, order_fingerprint=fingerprint, start_sha256=starts)
+
+
+def _check_frozen_parts(recipe: Recipe, tokenizer: "ChatTokenizer", loaded: set[str]) -> None:
+    """Builds the stage without memory for its weights, to see that all that is frozen has been trained before."""
+    import torch
+
+    from blip3o.data.tokenizer import IMAGE_PAD, PAD
+    from blip3o.train.objectives import build_stage_module
+    from blip3o.train.stages import STAGES, freeze
+    from blip3o.train.weights import require_covered
+
+    with torch.device("meta"):
+        module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
+    require_covered(module.model, loaded, freeze(module.model, STAGES[recipe.stage.name]))
 
 
 def _fit(recipe: Recipe, identity: str) -> None:

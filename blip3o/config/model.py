@@ -25,15 +25,23 @@ class EncoderConfig(Frozen):
 
     image_size: int = Field(gt=0, description="side of the square input image, pixels")
     patch_size: int = Field(gt=0, description="side of one patch, pixels")
-    width: int = Field(gt=0, description="channels of a token; also the channels of a generated feature")
+    width: int = Field(gt=0, description="channels of a token")
     layers: int = Field(gt=0, description="transformer blocks")
     heads: int = Field(gt=0, description="attention heads")
     mlp_width: int = Field(gt=0, description="hidden channels of the MLP")
+    feature_dim: int | None = Field(
+        default=None, gt=0, description="channels of a generated feature, by a linear map after pooling; width if left out (released model)"
+    )
     pool: int = Field(gt=0, description="side of the average-pooling window over the patch grid (4 in the released model)")
     normalize: bool = Field(
         default=False,
         description="normalise each pooled token to zero mean and unit variance over its channels; the released model does not",
     )
+
+    @property
+    def channels(self) -> int:
+        """Channels of a generated feature."""
+        return self.feature_dim or self.width
 
     @property
     def patches(self) -> int:
@@ -122,6 +130,7 @@ class BackboneConfig(Frozen):
 class DiTConfig(Frozen):
     """The diffusion transformer over pooled features (NextDiT with cross-attention)."""
 
+    patch_size: int = Field(default=1, gt=0, description="features along one side folded into one token (1 in the released model)")
     dim: int = Field(gt=0, description="channels of a latent token inside the transformer")
     layers: int = Field(gt=0, description="blocks")
     heads: int = Field(gt=0, description="attention heads")
@@ -179,7 +188,8 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        size, grid = self.decoder.image_size, self.encoder.grid
+        size, grid, patch = self.decoder.image_size, self.encoder.grid, self.dit.patch_size
+        _require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
         _require(size % grid == 0, f"decoder: image_size {size} is not a multiple of the feature grid {grid}")
         unit = self.decoder.fold * 2 ** (len(self.decoder.channels) - 1)
         _require(size % unit == 0, f"decoder: image_size {size} is not a multiple of fold x 2^levels = {unit}")

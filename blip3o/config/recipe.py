@@ -101,8 +101,8 @@ class ParallelConfig(Frozen):
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
-    data_tasks: int = Field(default=2, gt=0, description="decoding tasks that run at once")
-    cpus_per_data_task: float = Field(default=1, gt=0, description="logical CPUs that a decoding task reserves")
+    data_tasks: int = Field(default=1, gt=0, description="decoding actors of the stream")
+    cpus_per_data_task: float = Field(default=1, gt=0, description="logical CPUs that a decoding actor reserves")
 
 
 class CheckpointConfig(Frozen):

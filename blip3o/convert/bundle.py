@@ -23,7 +23,7 @@ from blip3o.errors import BundleError, StorageError
 from blip3o.inference import DEFAULT_WIDTH, Pipeline
 from blip3o.model.unified import UnifiedModel
 
-PARTS = ("encoder", "backbone", "queries", "dit", "decoder")
+PARTS = ("encoder", "backbone", "queries", "dit", "coarse", "decoder")
 SEAL = "bundle.json"
 FORMAT = "blip3o-bundle-1"
 

@@ -3,7 +3,7 @@
 It joins the order, the reader, the decoder and the templates. A micro-batch depends on the recipe and its number alone: not
 on the worker that makes it, the moment, or what was made before. Columns are fixed-width, one row a sample:
 
-- `micro_batch` int64 [B]: its number; `draw_key` int64 [B]: the key of the sample's random draws in this pass
+- `draw_key` int64 [B]: the key of the sample's random draws in this pass
 - `encoder_pixels`, `prompt_pixels`, `decoder_pixels` uint8 [B, S, S, 3], as the task needs
 - `input_ids` int32 [B, L], padded on the right; `labels` int32 [B, L], −100 where nothing is supervised
 """
@@ -23,9 +23,9 @@ from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
 from blip3o.data.manifest import Manifest, read_manifest
 from blip3o.data.order import SampleOrder, SourceRows
+from blip3o.data.sample import DamagedSampleError
 from blip3o.data.templates import IGNORE, ChatTemplate, Turn
 from blip3o.data.tokenizer import PAD, ChatTokenizer
-from blip3o.errors import DataError
 from blip3o.rng import derive_seed, numpy_generator
 from blip3o.types import RawSample
 
@@ -70,13 +70,13 @@ class SampleEncoder:
     sizes: Mapping[str, int]
 
     def __call__(self, raw: RawSample) -> dict[str, np.ndarray]:
-        """Raises `DataError` if the image cannot be decoded or the text does not fit."""
+        """Raises `DamagedSampleError` if the image cannot be decoded or the text does not fit."""
         key = derive_seed("draw", raw.uid, raw.pass_index)
         decoded = {size: decode_image(raw.image, size) for size in {self.sizes[name] for name in _PIXELS[self.task]}}
         row: dict[str, np.ndarray] = {name: decoded[self.sizes[name]] for name in _PIXELS[self.task]}
         row["draw_key"] = np.int64(key)  # type: ignore[assignment]
         if self.task is not Task.PIXELS:
-            row |= self._pad(self._text(raw, numpy_generator(self.seed, "text", key)), raw.uid)
+            row |= self._pad(self._text(raw, numpy_generator(self.seed, "text", key)))
         return row
 
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
@@ -108,9 +108,9 @@ class SampleEncoder:
                 break
         return Text(ids=encoded.ids, labels=encoded.labels)
 
-    def _pad(self, text: Text, uid: str) -> dict[str, np.ndarray]:
+    def _pad(self, text: Text) -> dict[str, np.ndarray]:
         if not 0 < len(text.ids) <= self.max_length:
-            raise DataError(f"{uid}: {len(text.ids)} tokens, data.max_length allows 1 to {self.max_length}")
+            raise DamagedSampleError(f"{len(text.ids)} tokens, data.max_length allows 1 to {self.max_length}")
         ids = np.full(self.max_length, self.tokenizer.ids[PAD], np.int32)
         ids[: len(text.ids)] = text.ids
         if not text.labels:
@@ -135,9 +135,7 @@ class MicroBatchBuilder:
         Damaged samples go to the ledger and are replaced by a rule of their uid. Raises `DataError` where that fails.
         """
         rows = load_samples(self.order.micro_batch_refs(number), self.reader, self.encoder, self.ledger)
-        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        columns["micro_batch"] = np.full(len(rows), number, np.int64)
-        return columns
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:

@@ -18,7 +18,7 @@ _COLUMNS = 3
 _PANEL = (3.3, 2.2)  # width and height, inches
 _PAGE_INK = "#010203"  # stands for the page's own colour until the SVG is finished
 _LOG_RANGE = 8  # a loss that falls by more than this factor is drawn on a logarithmic axis
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "blip3o",
     "font.family": "DejaVu Sans",

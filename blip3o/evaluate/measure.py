@@ -4,12 +4,13 @@ Every draw's seed is a function of (evaluation's seed, sample), so a figure depe
 recipe. `on_done(n)` is called whenever n more questions or drawings are finished.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from blip3o.data.templates import Turn
 from blip3o.evaluate.grid import GridRow, GridSection
@@ -24,18 +25,20 @@ OnDone = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawings:
-    """What was drawn for some items, in their order.
-
-    `generated` and `truth` are features [n, L, F] (float32) of the drawings and of the true pictures; `drawn` and
-    `decoded` are both through the decoder; `seeds` are the drawings' seeds.
-    """
+    """Features [n, L, F] of some items' drawings (`generated`, from `seeds`) and of their true pictures."""
 
     items: tuple[HeldOutItem, ...]
     seeds: tuple[int, ...]
-    generated: np.ndarray
-    truth: np.ndarray
-    drawn: tuple[Image.Image, ...]
-    decoded: tuple[Image.Image, ...]
+    generated: Tensor
+    truth: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What the decoder makes of some rows of `Drawings`: of the drawn features, and of the true ones."""
+
+    drawn: Mapping[int, Image.Image]
+    decoded: Mapping[int, Image.Image]
 
 
 def draw_seed(seed: int, uid: str, number: int = 0) -> int:
@@ -84,63 +87,72 @@ def exchanged_images(questions: Sequence[Question], seed: int) -> list[Image.Ima
 
 
 def draw(pipeline: Pipeline, items: Sequence[HeldOutItem], *, seed: int, on_done: OnDone) -> Drawings:
-    """One drawing of each item's caption, and what the decoder makes of its true picture's features."""
+    """The features of one drawing of each item's caption, and of its true picture."""
     seeds = tuple(draw_seed(seed, item.uid) for item in items)
-    generated, truth, drawn, decoded = [], [], [], []
+    generated, truth = [], []
     for rows in _chunks(len(items), pipeline.width):
-        part, part_seeds = items[rows.start : rows.stop], seeds[rows.start : rows.stop]
-        generated.append(pipeline.generate_features([item.caption for item in part], seeds=part_seeds))
-        truth.append(pipeline.encode([item.image for item in part]))
-        drawn += pipeline.decode(generated[-1], seeds=part_seeds)
-        decoded += pipeline.decode(truth[-1], seeds=part_seeds)
+        prompts = [items[row].caption for row in rows]
+        generated.append(pipeline.generate_features(prompts, seeds=[seeds[row] for row in rows]))
+        truth.append(pipeline.encode([items[row].image for row in rows]))
+        on_done(len(rows))
+    return Drawings(items=tuple(items), seeds=seeds, generated=torch.cat(generated), truth=torch.cat(truth))
+
+
+def decode(pipeline: Pipeline, drawings: Drawings, rows: Sequence[int], *, on_done: OnDone) -> Pictures:
+    """The pictures of some rows: only those that someone looks at, since decoding costs as much as drawing."""
+    drawn: dict[int, Image.Image] = {}
+    decoded: dict[int, Image.Image] = {}
+    for chunk in _chunks(len(rows), pipeline.width):
+        part = [rows[place] for place in chunk]
+        seeds = [drawings.seeds[row] for row in part]
+        for features, images in ((drawings.generated, drawn), (drawings.truth, decoded)):
+            images |= zip(part, pipeline.decode(features[part], seeds=seeds), strict=True)
         on_done(len(part))
-    return Drawings(
-        items=tuple(items),
-        seeds=seeds,
-        generated=_array(generated),
-        truth=_array(truth),
-        drawn=tuple(drawn),
-        decoded=tuple(decoded),
-    )
+    return Pictures(drawn=drawn, decoded=decoded)
 
 
-def grid_sections(pipeline: Pipeline, drawings: Drawings, *, rows: int, columns: int, seed: int) -> list[GridSection]:
-    """The first `rows` items of each source with `columns` drawings (at least 2); the first is the scored one."""
+def first_rows(items: Sequence[HeldOutItem], count: int) -> dict[str, list[int]]:
+    """For each source the places of its first `count` items."""
     by_source: dict[str, list[int]] = {}
-    for index, item in enumerate(drawings.items):
-        by_source.setdefault(item.source, []).append(index)
-    shown = {source: indices[:rows] for source, indices in by_source.items()}
-    further = _further(pipeline, drawings.items, [i for indices in shown.values() for i in indices], columns - 1, seed)
+    for row, item in enumerate(items):
+        by_source.setdefault(item.source, []).append(row)
+    return {source: rows[:count] for source, rows in by_source.items()}
+
+
+def grid_sections(
+    pipeline: Pipeline,
+    drawings: Drawings,
+    pictures: Pictures,
+    *,
+    shown: Mapping[str, list[int]],
+    columns: int,
+    seed: int,
+) -> list[GridSection]:
+    """The `shown` rows of each source with `columns` drawings (at least 2) each; the first is the scored one."""
+    rows = [row for places in shown.values() for row in places]
+    numbers = range(1, columns)
+    further = pipeline.generate(
+        [drawings.items[row].caption for row in rows for _ in numbers],
+        seeds=[draw_seed(seed, drawings.items[row].uid, number) for row in rows for number in numbers],
+    )
+    others = {row: further[place * len(numbers) : (place + 1) * len(numbers)] for place, row in enumerate(rows)}
     return [
-        GridSection(title=source, rows=tuple(_row(drawings, index, further[index]) for index in indices))
-        for source, indices in shown.items()
+        GridSection(
+            title=source, rows=tuple(_grid_row(drawings.items[row], pictures, row, others[row]) for row in places)
+        )
+        for source, places in shown.items()
     ]
 
 
-def _further(
-    pipeline: Pipeline, items: Sequence[HeldOutItem], indices: Sequence[int], count: int, seed: int
-) -> dict[int, list[Image.Image]]:
-    """Drawings 1 … count of some items, all in one call so that batches are full."""
-    wanted = [items[index] for index in indices for _ in range(count)]
-    seeds = [draw_seed(seed, items[index].uid, number) for index in indices for number in range(1, count + 1)]
-    images = pipeline.generate([item.caption for item in wanted], seeds=seeds)
-    return {index: images[place * count : (place + 1) * count] for place, index in enumerate(indices)}
-
-
-def _row(drawings: Drawings, index: int, further: Sequence[Image.Image]) -> GridRow:
-    item = drawings.items[index]
+def _grid_row(item: HeldOutItem, pictures: Pictures, row: int, further: Sequence[Image.Image]) -> GridRow:
     return GridRow(
         caption=item.caption,
         truth=item.image,
-        decoded=drawings.decoded[index],
-        drawn=(drawings.drawn[index], *further),
+        decoded=pictures.decoded[row],
+        drawn=(pictures.drawn[row], *further),
     )
 
 
 def _chunks(total: int, width: int) -> Iterator[range]:
     for start in range(0, total, width):
         yield range(start, min(start + width, total))
-
-
-def _array(parts: Sequence[torch.Tensor]) -> np.ndarray:
-    return torch.cat(list(parts)).float().cpu().numpy()

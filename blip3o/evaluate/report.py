@@ -55,7 +55,7 @@ def render_report(*, summary: Scores, metrics: Metrics, images: ReportImages) ->
         section("Answers", _ANSWERS_NOTE, _cards(images.answered[:EXAMPLES])),
         section("By kind, source and family", _DETAILS_NOTE, _details(summary)),
         section("Training", _TRAINING_NOTE, _curves(metrics) + _stage_table(stages)),
-        section("Provenance", "What these figures were made from.", _provenance(summary["provenance"])),
+        section("Provenance", "What these figures were made from.", _provenance(summary.get("provenance", {}))),
     ]
     return page("BLIP3-o: what was trained, and what it can do", _INTRO, sections)
 
@@ -79,9 +79,9 @@ _TRAINING_NOTE = (
 
 def _headline(summary: Scores) -> str:
     rows = [
-        *_answer_rows(summary["understanding"]),
+        *_answer_rows(summary.get("understanding")),
         *_retrieval_rows(summary["generation"]),
-        *_scene_rows(summary["scenes"]),
+        *_scene_rows(summary.get("scenes")),
     ]
     return table(["", "model", "", "chance", "control", "limit", "n"], rows)
 
@@ -145,7 +145,7 @@ def _scene_rows(scores: Scores | None) -> list[list[str]]:
 
 def _details(summary: Scores) -> str:
     rows: list[list[str]] = []
-    answers = summary["understanding"]
+    answers = summary.get("understanding")
     if answers is not None:
         groups = {"by kind": answers["by_kind"], "by source": answers["by_source"]}
         groups |= {"two choices": answers["two_way"]["by_kind"], "open": answers["open"]["by_kind"]}
@@ -157,7 +157,8 @@ def _details(summary: Scores) -> str:
     for name, figures in summary["generation"]["by_source"].items():
         found = {"chance": figures["chance_r1"], "control": figures["shuffled_r1"]}
         rows.append(_row(f"R@1 within {text(name)}", figures["r1"], n=figures["n"], **found))
-    families = {} if summary["scenes"] is None else summary["scenes"]["families"]
+    scenes = summary.get("scenes")
+    families = {} if scenes is None else scenes["families"]
     rows += [_row(f"Scenes: {text(name)}", family["all_correct"], n=family["n"]) for name, family in families.items()]
     return table(["", "model", "", "chance", "control", "limit", "n"], rows)
 

@@ -38,17 +38,17 @@ class TextTower(nn.Module):
 class ContrastiveHead(nn.Module):
     """The text tower, the image projection, and SigLIP's learnable scale and bias."""
 
-    def __init__(self, config: TextTowerConfig, *, feature_dim: int, vocab_size: int, max_length: int) -> None:
+    def __init__(self, config: TextTowerConfig, *, features: int, vocab_size: int, max_length: int) -> None:
+        """`features`: numbers in one image's features, tokens x channels."""
         super().__init__()
         self.text = TextTower(config, vocab_size=vocab_size, max_length=max_length)
-        self.image_norm = nn.LayerNorm(feature_dim)
-        self.image_project = nn.Linear(feature_dim, config.embed_dim, bias=False)
+        self.image_project = nn.Linear(features, config.embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-5.0))
 
     def image_vectors(self, features_BLF: Tensor) -> Tensor:
-        """Pooled features [B, L, feature_dim] → unit vectors [B, embed_dim]."""
-        return F.normalize(self.image_project(self.image_norm(features_BLF.mean(1))), dim=-1)
+        """Pooled features [B, L, F] → unit vectors [B, embed_dim]."""
+        return F.normalize(self.image_project(features_BLF.flatten(1)), dim=-1)
 
     def forward(self, features_BLF: Tensor, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> Tensor:
         """SigLIP loss of each image against all captions of the micro-batch, [B]."""

@@ -43,14 +43,13 @@ class CoarseHead(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Features to pixels."""
+    """Coarse images to images."""
 
-    def __init__(self, config: DecoderConfig, *, feature_dim: int, grid: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         from diffusers import UNet2DModel
 
         self.config = config
-        self.coarse = CoarseHead(config, feature_dim=feature_dim, grid=grid)
         channels = 3 * config.fold**2
         self.unet = UNet2DModel(
             sample_size=config.image_size // config.fold,
@@ -70,11 +69,10 @@ class PixelDecoder(nn.Module):
         correction = self.unet(stacked, 1000 * sigma_B, return_dict=True).sample
         return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold)
 
-    def forward(self, features_BLF: Tensor, noise_B3SS: Tensor) -> Tensor:
-        """Features [B, L, feature_dim] and pixel noise [B, 3, S, S] → images in −1 … 1, `config.steps` Euler steps."""
-        coarse = self.coarse(features_BLF)
+    def forward(self, coarse_B3SS: Tensor, noise_B3SS: Tensor) -> Tensor:
+        """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by `config.steps` Euler steps."""
 
         def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
-            return (noisy - self.clean(noisy, sigma_B, coarse)) / sigma_B.view(-1, 1, 1, 1)
+            return (noisy - self.clean(noisy, sigma_B, coarse_B3SS)) / sigma_B.view(-1, 1, 1, 1)
 
         return integrate(velocity, noise_B3SS, self.config.steps)

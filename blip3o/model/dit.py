@@ -179,12 +179,14 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig, *, in_channels: int, grid: int, condition_dim: int) -> None:
         super().__init__()
-        self.patch_embedder = PatchEmbedder(in_channels, config.dim)
+        self.patch_size, self.grid = config.patch_size, grid
+        folded = in_channels * config.patch_size**2
+        self.patch_embedder = PatchEmbedder(folded, config.dim)
         self.caption_projection = CaptionProjection(condition_dim, config.dim)
         self.time_caption_embed = TimeCaptionEmbed(config.dim, config.time_width)
         self.layers = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
-        self.norm_out = OutputNorm(config, in_channels)
-        cos, sin = rotary_grid(grid, config.dim // config.heads)
+        self.norm_out = OutputNorm(config, folded)
+        cos, sin = rotary_grid(grid // config.patch_size, config.dim // config.heads)
         self.register_buffer("cos_LE", cos, persistent=False)
         self.register_buffer("sin_LE", sin, persistent=False)
 
@@ -200,8 +202,20 @@ class DiT(nn.Module):
 
     def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: DiTCondition) -> Tensor:
         """Noisy features [B, L, in_channels] at times [B] in 0 … 1000 (1000 σ) → velocity of the same shape."""
-        x = self.patch_embedder.proj(latents_BLF)
+        x = self.patch_embedder.proj(self._fold(latents_BLF))
         embedding = self.time_caption_embed.timestep_embedder(time_B) + condition.pooled
         for layer, key, value in zip(self.layers, condition.keys, condition.values, strict=True):
             x = layer(x, embedding, (key, value), (self.cos_LE, self.sin_LE))
-        return self.norm_out(x, embedding)
+        return self._unfold(self.norm_out(x, embedding))
+
+    def _fold(self, x_BLF: Tensor) -> Tensor:
+        """Joins patch_size² neighbouring features into one token, channels last in a patch."""
+        side, p = self.grid // self.patch_size, self.patch_size
+        x = x_BLF.unflatten(1, (side, p, side, p)).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(x.shape[0], side * side, -1)
+
+    def _unfold(self, x_BLF: Tensor) -> Tensor:
+        """The inverse of `_fold`."""
+        side, p = self.grid // self.patch_size, self.patch_size
+        x = x_BLF.unflatten(1, (side, side)).unflatten(-1, (p, p, -1)).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(x.shape[0], self.grid**2, -1)

@@ -80,7 +80,7 @@ class PatchEmbed(nn.Module):
 
 
 class EvaEncoder(nn.Module):
-    """Images to pooled features [B, num_tokens, width]."""
+    """Images to pooled features [B, num_tokens, channels]."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -89,6 +89,7 @@ class EvaEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.patches**2 + 1, config.width))
         self.blocks = nn.ModuleList(EvaBlock(config) for _ in range(config.layers))
+        self.project = nn.Linear(config.width, config.feature_dim) if config.feature_dim else nn.Identity()
 
     def patch_features(self, pixels_BSS3: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] → [B, patches², width], the CLS token dropped."""
@@ -99,7 +100,7 @@ class EvaEncoder(nn.Module):
         return x[:, 1:]
 
     def forward(self, pixels_BSS3: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] → pooled features [B, grid², width], row-major."""
+        """uint8 [B, S, S, 3] → pooled features [B, grid², channels], row-major."""
         x = self.patch_features(pixels_BSS3).transpose(1, 2).unflatten(-1, (self.config.patches, self.config.patches))
-        x = F.avg_pool2d(x, self.config.pool).flatten(2).transpose(1, 2)
+        x = self.project(F.avg_pool2d(x, self.config.pool).flatten(2).transpose(1, 2))
         return F.layer_norm(x, x.shape[-1:]) if self.config.normalize else x

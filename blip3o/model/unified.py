@@ -1,7 +1,7 @@
 """The unified model: backbone, queries, DiT, encoder and decoder in one module, and their common initialisation.
 
 Parts are built by name, so that a stage or a server holds only what it uses. Each part's parameters live under its own
-prefix (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `decoder.`), which is also how weights travel.
+prefix (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `coarse.`, `decoder.`), which is also how weights travel.
 """
 
 import math
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from blip3o.config.model import ModelConfig
 from blip3o.model.backbone import Backbone, Prompt
 from blip3o.model.contrastive import ContrastiveHead
-from blip3o.model.decoder import PixelDecoder
+from blip3o.model.decoder import CoarseHead, PixelDecoder
 from blip3o.model.dit import DiT, DiTCondition
 from blip3o.model.encoder import EvaEncoder
 from blip3o.model.flow import guide, integrate
 from blip3o.rng import torch_generator
 
-PARTS = ("encoder", "contrastive", "backbone", "queries", "dit", "decoder")
+PARTS = ("encoder", "contrastive", "backbone", "queries", "dit", "coarse", "decoder")
 
 
 class UnifiedModel(nn.Module):
@@ -28,26 +28,31 @@ class UnifiedModel(nn.Module):
     def __init__(self, config: ModelConfig, *, image_token_id: int, parts: Collection[str], max_length: int) -> None:
         super().__init__()
         self.config = config
-        feature_dim, hidden, grid = config.encoder.width, config.backbone.hidden_size, config.encoder.grid
+        channels, hidden, grid = config.encoder.channels, config.backbone.hidden_size, config.encoder.grid
         if "encoder" in parts:
             self.encoder = EvaEncoder(config.encoder)
         if "contrastive" in parts and config.text_tower is not None:
             self.contrastive = ContrastiveHead(
-                config.text_tower, feature_dim=feature_dim, vocab_size=config.backbone.vocab_size, max_length=max_length
+                config.text_tower,
+                features=config.encoder.num_tokens * channels,
+                vocab_size=config.backbone.vocab_size,
+                max_length=max_length,
             )
         if "backbone" in parts:
             self.backbone = Backbone(config.backbone, image_token_id=image_token_id)
         if "queries" in parts:
             self.queries = nn.Parameter(torch.empty(config.num_queries, hidden))
         if "dit" in parts:
-            self.dit = DiT(config.dit, in_channels=feature_dim, grid=grid, condition_dim=hidden)
+            self.dit = DiT(config.dit, in_channels=channels, grid=grid, condition_dim=hidden)
+        if "coarse" in parts:
+            self.coarse = CoarseHead(config.decoder, feature_dim=channels, grid=grid)
         if "decoder" in parts:
-            self.decoder = PixelDecoder(config.decoder, feature_dim=feature_dim, grid=grid)
+            self.decoder = PixelDecoder(config.decoder)
 
     @property
     def latent_shape(self) -> tuple[int, int]:
         """Tokens and channels of one image's features."""
-        return self.config.encoder.num_tokens, self.config.encoder.width
+        return self.config.encoder.num_tokens, self.config.encoder.channels
 
     def sample_features(self, states_BNH: Tensor, noise_BLF: Tensor, *, steps: int, guidance: float) -> Tensor:
         """Features [B, L, F] drawn from noise under query states, `steps` Euler steps; guidance 1 runs no null branch."""
@@ -67,6 +72,10 @@ class UnifiedModel(nn.Module):
         if null is None:
             return conditional
         return guide(conditional, self.dit(latents, 1000 * sigma_B, null), guidance)
+
+    def draw(self, features_BLF: Tensor, noise_B3SS: Tensor) -> Tensor:
+        """Features [B, L, F] and pixel noise [B, 3, S, S] → images [B, 3, S, S] in −1 … 1."""
+        return self.decoder(self.coarse(features_BLF), noise_B3SS)
 
     def query_states(self, prompt: Prompt) -> Tensor:
         """Hidden states at the queries [B, N, H], through the frozen prefix."""

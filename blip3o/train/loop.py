@@ -133,7 +133,8 @@ class Loop:
 
 def to_batch(arrays: dict[str, np.ndarray], *, pad_id: int, device: torch.device) -> Batch:
     """Arrays of the stream → tensors; text is cut to the longest row, rounded up to a multiple of 8."""
-    batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items() if name != "micro_batch"}
+    # Copied: the arrays are read-only views of shared memory.
+    batch = {name: torch.tensor(array) for name, array in arrays.items() if name != "micro_batch"}
     if "input_ids" in batch:
         longest = int((batch["input_ids"] != pad_id).sum(1).max())
         width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, batch["input_ids"].shape[1])

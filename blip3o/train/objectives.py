@@ -69,7 +69,7 @@ class StageModule(nn.Module):
         rows = batch["draw_key"].shape[0]
         config = self._recipe.model
         pixels = rows * 3 * config.decoder.image_size**2
-        features = rows * config.encoder.num_tokens * config.encoder.width
+        features = rows * config.encoder.num_tokens * config.encoder.channels
         return {
             "encoder": lambda: {"contrastive": rows, "dense": pixels},
             "understand": lambda: {"text": int((batch["labels"][:, 1:] != IGNORE).sum())},
@@ -95,7 +95,7 @@ class StageModule(nn.Module):
         target = to_unit(batch["decoder_pixels"])
         return {
             "contrastive": self.model.contrastive(features, batch["input_ids"], self._mask(batch)).sum(),
-            "dense": (self.model.decoder.coarse(features) - target).square().sum(),
+            "dense": (self.model.coarse(features) - target).square().sum(),
         }
 
     def _understand(self, batch: Batch) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class StageModule(nn.Module):
         image = to_unit(batch["decoder_pixels"])
         draws = flow_draws(batch["draw_key"], seed=self._seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
         sigma = training_sigma(draws.uniform)
-        coarse = self.model.decoder.coarse(features)
+        coarse = self.model.coarse(features)
         clean = self.model.decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
         return {
             "coarse": (coarse - image).square().sum(),

@@ -27,13 +27,13 @@ _GENERATE = Stage(task=Task.DRAW, parts=("encoder", "backbone", "queries", "dit"
 STAGES: dict[StageName, Stage] = {
     "encoder": Stage(
         task=Task.CONTRAST,
-        parts=("encoder", "contrastive", "decoder"),
-        trainable=("encoder.", "contrastive.", "decoder.coarse."),
+        parts=("encoder", "contrastive", "coarse"),
+        trainable=("encoder.", "contrastive.", "coarse."),
     ),
     "understand": Stage(task=Task.CHAT, parts=("backbone",), trainable=("backbone.",)),
     "generate": _GENERATE,
     "instruct": _GENERATE,
-    "decoder": Stage(task=Task.PIXELS, parts=("encoder", "decoder"), trainable=("decoder.",)),
+    "decoder": Stage(task=Task.PIXELS, parts=("encoder", "coarse", "decoder"), trainable=("coarse.", "decoder.")),
 }
 
 

@@ -28,7 +28,7 @@ def write_final(uri: str, tensors: Mapping[str, Tensor], description: Mapping[st
     """Writes weights, then the description with their sha256, which makes the result whole."""
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     storage.write_bytes(storage.join(uri, WEIGHTS), data)
-    whole = {**description, "sha256": hashlib.sha256(data).hexdigest()}
+    whole = {**description, "tensors": sorted(tensors), "sha256": hashlib.sha256(data).hexdigest()}
     storage.write_bytes(storage.join(uri, DESCRIPTION), json.dumps(whole, indent=1).encode())
 
 

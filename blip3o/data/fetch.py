@@ -1,0 +1,214 @@
+"""Samples out of shards by ranged reads, and the rule for a sample that turns out to be damaged.
+
+A reader belongs to one process and is not pickled. It asks the store for what the samples need and little more:
+members that lie close together are read in one go, shards are read in parallel by a few threads.
+"""
+
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from blip3o.data import storage
+from blip3o.data.ledger import Ledger
+from blip3o.data.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
+from blip3o.data.sample import DamagedSampleError, SampleMembers, choose_members, decode_caption, decode_record
+from blip3o.data.scan import span
+from blip3o.errors import DataError, StorageError
+from blip3o.rng import numpy_generator
+from blip3o.types import Member, RawSample, SampleRef, sample_uid
+
+GAP_BYTES = 64 * 2**10  # what lies between two members is read along if it is less than this
+RANGE_BYTES = 4 * 2**20  # and the range does not grow beyond this
+REPLACEMENT_TRIES = 8
+
+T = TypeVar("T")
+Range = tuple[int, int]  # offset, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a sample lies: its `uid`, the shard's file, its members."""
+
+    uid: str
+    key: str
+    file: ShardRow
+    members: SampleMembers
+
+    @property
+    def span(self) -> Range:
+        """The byte range from its first to its last byte."""
+        return span(self.members.all())
+
+
+class ShardReader:
+    """Reads samples of some sources; `manifests` in the order of the recipe's sources.
+
+    `threads` read at once; `indexes` shard indexes are held (about 100 bytes a sample).
+    """
+
+    def __init__(self, manifests: Sequence[Manifest], *, threads: int = 4, indexes: int = 256) -> None:
+        self.manifests = tuple(manifests)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader")
+        self._index = functools.lru_cache(maxsize=indexes)(self._read_index)
+
+    def _read_index(self, source: int, shard: int) -> ShardIndex:
+        return read_shard_index(self.manifests[source], shard)
+
+    def uid(self, ref: SampleRef) -> str:
+        """The name of the sample in a slot."""
+        return sample_uid(self.manifests[ref.source].name, ref.shard, ref.row)
+
+    def place(self, ref: SampleRef) -> Place:
+        """Where a sample lies. Raises `DamagedSampleError` if it has no image or no caption (a bad row)."""
+        index = self._index(ref.source, ref.shard)
+        return Place(
+            uid=self.uid(ref),
+            key=index.key(ref.row),
+            file=self.manifests[ref.source].shards[ref.shard],
+            members=choose_members(index.members(ref.row)),
+        )
+
+    def fetch(self, refs: Sequence[SampleRef]) -> list[RawSample]:
+        """The samples in the order of `refs`. Raises `DamagedSampleError` at the first that is damaged."""
+        found = self.fetch_each(refs)
+        for item in found:
+            if isinstance(item, DamagedSampleError):
+                raise item
+        return [item for item in found if isinstance(item, RawSample)]
+
+    def fetch_each(self, refs: Sequence[SampleRef]) -> list[RawSample | DamagedSampleError]:
+        """For each ref its sample, or what is wrong with it: bad text, or bytes that are no longer in the shard.
+
+        Raises `StorageError` if the store does not answer or a shard is gone: that is not a sample's fault.
+        """
+        places = [self.place(ref) for ref in refs]
+        contents = self._read_members(places)
+        return [self._sample(ref, place, contents) for ref, place in zip(refs, places, strict=True)]
+
+    def _sample(
+        self, ref: SampleRef, place: Place, contents: dict[tuple[str, Member], bytes]
+    ) -> RawSample | DamagedSampleError:
+        members, uri = place.members, place.file.uri
+        if any((uri, member) not in contents for member in members.all()):
+            return DamagedSampleError("truncated: the shard is shorter than when it was indexed")
+        try:
+            return RawSample(
+                uid=place.uid,
+                key=place.key,
+                pass_index=ref.pass_index,
+                image=contents[uri, members.image],
+                caption=decode_caption(contents[uri, members.caption]),
+                meta=decode_record(contents[uri, members.record]) if members.record else {},
+            )
+        except DamagedSampleError as damage:
+            return damage
+
+    def _read_members(self, places: Sequence[Place]) -> dict[tuple[str, Member], bytes]:
+        """The bytes of every member by (URI, member); without those that a cut shard has lost."""
+        wanted: dict[str, set[Member]] = defaultdict(set)
+        files: dict[str, ShardRow] = {}
+        for place in places:
+            wanted[place.file.uri].update(place.members.all())
+            files[place.file.uri] = place.file
+        plans = {uri: coalesce(members) for uri, members in wanted.items()}
+        share = -(-sum(map(len, plans.values())) // self._threads)
+        jobs = [
+            (files[uri], plan[start : start + share])
+            for uri, plan in plans.items()
+            for start in range(0, len(plan), share)
+        ]
+        contents: dict[tuple[str, Member], bytes] = {}
+        for (file, _), parts in zip(jobs, self._pool.map(lambda job: _read_groups(*job), jobs), strict=True):
+            contents |= {(file.uri, member): data for member, data in parts.items()}
+        return contents
+
+
+Group = list[Member]  # members that are read in one range
+
+
+def coalesce(members: set[Member]) -> list[Group]:
+    """Members of one file in groups of neighbours, each read as one range: see `GAP_BYTES` and `RANGE_BYTES`."""
+    groups: list[Group] = []
+    for member in sorted(members, key=lambda member: member.offset):
+        start, size = span(groups[-1]) if groups else (0, 0)
+        near = member.offset - (start + size) < GAP_BYTES
+        if groups and near and member.offset + member.size - start <= RANGE_BYTES:
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    return groups
+
+
+def _read_groups(file: ShardRow, groups: list[Group]) -> dict[Member, bytes]:
+    try:
+        return _slices(file.uri, groups)
+    except StorageError:
+        size = storage.stat(file.uri).size
+        if size >= file.size:
+            raise
+    # The shard was cut after it was indexed: what is still there is still good.
+    whole = [[member for member in group if member.offset + member.size <= size] for group in groups]
+    return _slices(file.uri, [group for group in whole if group])
+
+
+def _slices(uri: str, groups: list[Group]) -> dict[Member, bytes]:
+    ranges = [span(group) for group in groups]
+    return {
+        member: data[member.offset - start : member.offset - start + member.size]
+        for group, (start, _), data in zip(groups, ranges, storage.read_ranges(uri, ranges), strict=True)
+        for member in group
+    }
+
+
+def load_samples(
+    refs: Sequence[SampleRef], reader: ShardReader, validate: Callable[[RawSample], T], ledger: Ledger
+) -> list[T]:
+    """`validate(sample)` for every ref, in order.
+
+    A sample that is damaged, or that `validate` refuses with a `DataError`, goes to the ledger, and another takes its
+    slot: good rows of the same shard in an order that depends on the refused sample's uid alone. The replacement comes
+    under its own uid with the slot's pass, so a draw for (uid, pass_index) is that of the sample really used. Raises
+    `DataError` if `REPLACEMENT_TRIES` replacements are damaged too; errors of the store are passed on.
+    """
+    return [
+        _accept(ref, found, reader, validate, ledger) for ref, found in zip(refs, reader.fetch_each(refs), strict=True)
+    ]
+
+
+def _accept(
+    ref: SampleRef,
+    found: RawSample | DamagedSampleError,
+    reader: ShardReader,
+    validate: Callable[[RawSample], T],
+    ledger: Ledger,
+) -> T:
+    for candidate in itertools.chain([ref], _replacements(ref, reader)):
+        sample = found if candidate is ref else reader.fetch_each([candidate])[0]
+        try:
+            if isinstance(sample, DamagedSampleError):
+                raise sample
+            return validate(sample)
+        except DataError as error:
+            place = reader.place(candidate)
+            offset, size = place.span
+            ledger.record(uid=place.uid, uri=place.file.uri, offset=offset, size=size, reason=str(error))
+    raise DataError(
+        f"{reader.uid(ref)} is damaged, and so is all that could replace it (at most {REPLACEMENT_TRIES} samples of "
+        f"{reader.place(ref).file.uri}): see the ledger {ledger.uri} and index the source again"
+    )
+
+
+def _replacements(ref: SampleRef, reader: ShardReader) -> Iterator[SampleRef]:
+    """What may take a sample's slot: good rows of its shard, shuffled by its uid."""
+    shard = reader.manifests[ref.source].shards[ref.shard]
+    others = np.setdiff1d(np.arange(shard.rows), [*shard.bad_rows, ref.row])
+    shuffled = numpy_generator("replacement", reader.uid(ref)).permutation(others)
+    for row in shuffled[:REPLACEMENT_TRIES]:
+        yield SampleRef(source=ref.source, shard=ref.shard, row=int(row), pass_index=ref.pass_index)

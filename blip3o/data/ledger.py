@@ -1,0 +1,77 @@
+"""The ledger: every sample that is damaged, and why. Nothing is skipped or replaced without an entry here.
+
+Indexing writes one Parquet file beside the manifest. A run writes one small JSON object per damaged sample, named by a
+hash of its uid: many workers may meet the same sample, in every pass, and the ledger still names it once.
+"""
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from blip3o.data import storage
+from blip3o.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerEntry:
+    """One damaged sample: its `uid`, the byte range (`offset`, `size`) of `uri` it lies in, the `reason`, and the
+    `stage` of work (`index`, `train`, …) that met it.
+
+    Damage that belongs to no sample (a torn header, a missing end of archive) carries the uid `source/shard`.
+    """
+
+    uid: str
+    uri: str
+    offset: int
+    size: int
+    reason: str
+    stage: str
+
+
+_SCHEMA = pa.schema([(f.name, pa.int64() if f.type is int else pa.string()) for f in fields(LedgerEntry)])
+
+
+def write_ledger(uri: str, entries: Sequence[LedgerEntry]) -> None:
+    """Writes all entries as one Parquet file, replacing what was there."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA), sink)
+    storage.write_bytes(uri, sink.getvalue())
+
+
+def read_ledger(uri: str) -> list[LedgerEntry]:
+    """Entries of a Parquet file (`….parquet`) or of a run's folder, sorted by stage and uid; empty where nothing is.
+
+    Raises `DataError` if an object is not a ledger entry.
+    """
+    if uri.endswith(".parquet"):
+        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist() if storage.exists(uri) else []
+    else:
+        rows = [json.loads(storage.read_bytes(file.uri)) for file in storage.list_files(uri, suffix=".json")]
+    try:
+        return sorted((LedgerEntry(**row) for row in rows), key=lambda entry: (entry.stage, entry.uid, entry.offset))
+    except TypeError as error:
+        raise DataError(f"{uri} holds an object that is not a ledger entry: {error}") from error
+
+
+class Ledger:
+    """A run's ledger under the folder `uri`, written from any process: `<uri>/<stage>/<hash of uid>.json`."""
+
+    def __init__(self, uri: str, stage: str = "train") -> None:
+        self.uri, self.stage = uri, stage
+        self._write_once = functools.lru_cache(maxsize=4096)(self._write)
+
+    def record(self, *, uid: str, uri: str, offset: int, size: int, reason: str) -> LedgerEntry:
+        """Notes a damaged sample. Repeating a note changes nothing. Raises `StorageError` if it cannot be written."""
+        entry = LedgerEntry(uid=uid, uri=uri, offset=offset, size=size, reason=reason, stage=self.stage)
+        self._write_once(entry)
+        return entry
+
+    def _write(self, entry: LedgerEntry) -> None:
+        name = hashlib.sha256(entry.uid.encode()).hexdigest()[:24]
+        storage.write_bytes(storage.join(self.uri, self.stage, f"{name}.json"), json.dumps(asdict(entry)).encode())

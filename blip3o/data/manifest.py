@@ -1,0 +1,221 @@
+"""What indexing found, on disk: `manifest.parquet` with one row a shard, and beside it one index file per shard.
+
+The manifest is written last and whole, so where there is one, indexing has ended well. An index file holds each
+sample's key and the byte range of every member; its header says which file (size, version) it was made from, what was
+damaged, and so lets a broken-off indexing go on where it stopped.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from blip3o.data import storage
+from blip3o.data.ledger import LedgerEntry
+from blip3o.data.scan import ShardScan
+from blip3o.errors import DataError
+from blip3o.types import Member
+
+_HEADER = b"blip3o"
+_MEMBER = pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+_INDEX = pa.schema([("row", pa.int32()), ("key", pa.string()), ("members", pa.list_(_MEMBER))])
+_MANIFEST = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("version", pa.string()),
+        ("rows", pa.int32()),
+        ("bad_rows", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRow:
+    """One shard of a manifest: its number, the file (`size` bytes, `version` as `storage.stat` gives it), and its
+    rows.
+    """
+
+    shard: int
+    uri: str
+    size: int
+    version: str
+    rows: int
+    bad_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A source as indexed: `uri` of the manifest's folder, the source's `name`, and its shards by number."""
+
+    uri: str
+    name: str
+    shards: tuple[ShardRow, ...]
+
+    @property
+    def rows(self) -> int:
+        """Samples, good and bad."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def good_rows(self) -> int:
+        """Samples that can be used."""
+        return self.rows - sum(len(shard.bad_rows) for shard in self.shards)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the shards' URIs, sizes, rows and bad rows."""
+        fields = [(shard.uri, shard.size, shard.rows, shard.bad_rows) for shard in self.shards]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def write_manifest(uri: str, name: str, shards: Sequence[ShardRow]) -> Manifest:
+    """Writes `<uri>/manifest.parquet`, whole. The index files must be there already."""
+    rows = [asdict(shard) for shard in sorted(shards, key=lambda shard: shard.shard)]
+    _write_table(manifest_file(uri), pa.Table.from_pylist(rows, schema=_MANIFEST), {"name": name})
+    return read_manifest(uri)
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest in the folder `uri`. Raises `DataError` if there is none: the source has not been indexed."""
+    file = manifest_file(uri)
+    if not storage.exists(file):
+        raise DataError(f"{file} does not exist: index the source first, with `python -m jobs.index RECIPE`")
+    table, header = _read_table(file)
+    rows = [ShardRow(**{**row, "bad_rows": tuple(row["bad_rows"])}) for row in table.to_pylist()]
+    return Manifest(uri=storage.normalize(uri), name=header["name"], shards=tuple(rows))
+
+
+def manifest_file(uri: str) -> str:
+    """The manifest's own file in its folder."""
+    return storage.join(uri, "manifest.parquet")
+
+
+def ledger_file(uri: str) -> str:
+    """The ledger of indexing in a manifest's folder."""
+    return storage.join(uri, "ledger.parquet")
+
+
+def check_unchanged(manifest: Manifest) -> None:
+    """Raises `DataError`, naming the shard, if one is gone or is not the file that was indexed."""
+    folders = {posixpath.dirname(shard.uri) for shard in manifest.shards}
+    found = {file.uri: file for folder in folders for file in storage.list_files(folder)}
+    again = "index the source again, with `python -m jobs.index RECIPE`"
+    for shard in manifest.shards:
+        file = found.get(shard.uri)
+        if file is None:
+            raise DataError(f"{shard.uri} is gone since it was indexed: restore it, or {again}")
+        if file.size != shard.size:
+            raise DataError(f"{shard.uri} has {file.size} bytes, {shard.size} when it was indexed: {again}")
+        if file.version != shard.version:
+            raise DataError(f"{shard.uri} was written again since it was indexed: {again}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSummary:
+    """What an index file's header says: the `source` it was made for, its shard, and the damage found."""
+
+    source: str
+    row: ShardRow
+    damage: tuple[LedgerEntry, ...]
+
+
+def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> ShardSummary:
+    """Writes `<uri>/index/<shard>.parquet` from the scan of `file`, and returns its header."""
+    row = ShardRow(
+        shard=scan.shard,
+        uri=file.uri,
+        size=file.size,
+        version=file.version,
+        rows=len(scan.samples),
+        bad_rows=scan.bad_rows,
+    )
+    samples = [
+        {"row": number, "key": sample.key, "members": [asdict(member) for member in sample.members]}
+        for number, sample in enumerate(scan.samples)
+    ]
+    summary = ShardSummary(source=scan.source, row=row, damage=scan.damage)
+    _write_table(_index_file(uri, scan.shard), pa.Table.from_pylist(samples, schema=_INDEX), asdict(summary))
+    return summary
+
+
+def read_shard_summaries(uri: str) -> dict[int, ShardSummary]:
+    """The headers of all index files in a manifest's folder, by shard."""
+    files = [file.uri for file in storage.list_files(storage.join(uri, "index"), suffix=".parquet")]
+    with ThreadPoolExecutor(16) as pool:
+        summaries = pool.map(lambda file: _summary(_read_table(file)[1]), files)
+        return {summary.row.shard: summary for summary in summaries}
+
+
+class ShardIndex:
+    """The members of every sample of one shard, as arrays (tens of bytes a member)."""
+
+    def __init__(self, table: pa.Table) -> None:
+        members = table.column("members").combine_chunks()
+        fields = members.values
+        self.keys: pa.Array = table.column("key").combine_chunks()
+        self._starts = members.offsets.to_numpy()
+        self._ext = fields.field("ext").dictionary_encode()
+        self._offset, self._size = fields.field("offset").to_numpy(), fields.field("size").to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def key(self, row: int) -> str:
+        """The sample's name in its tar."""
+        return self.keys[row].as_py()
+
+    def members(self, row: int) -> tuple[Member, ...]:
+        """All members of a sample, in the order of the tar."""
+        return tuple(
+            Member(ext=self._ext[i].as_py(), offset=int(self._offset[i]), size=int(self._size[i]))
+            for i in range(self._starts[row], self._starts[row + 1])
+        )
+
+    def member(self, row: int, ext: str) -> Member | None:
+        """The member of a sample with this extension, None if it has none."""
+        return next((member for member in self.members(row) if member.ext == ext), None)
+
+
+def read_shard_index(manifest: Manifest, shard: int) -> ShardIndex:
+    """The index of one shard of a manifest. Raises `DataError` if it was not made from the shard the manifest names."""
+    file = _index_file(manifest.uri, shard)
+    table, header = _read_table(file)
+    if _summary(header).row != manifest.shards[shard]:
+        raise DataError(f"{file} and the manifest beside it are of different shards: index the source again")
+    return ShardIndex(table)
+
+
+def _index_file(uri: str, shard: int) -> str:
+    return storage.join(uri, "index", f"{shard:05d}.parquet")
+
+
+def _summary(header: dict[str, Any]) -> ShardSummary:
+    row = ShardRow(**{**header["row"], "bad_rows": tuple(header["row"]["bad_rows"])})
+    return ShardSummary(
+        source=header["source"], row=row, damage=tuple(LedgerEntry(**entry) for entry in header["damage"])
+    )
+
+
+def _write_table(uri: str, table: pa.Table, header: dict[str, Any]) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_HEADER: json.dumps(header)}), sink)
+    storage.write_bytes(uri, sink.getvalue())
+
+
+def _read_table(uri: str) -> tuple[pa.Table, dict[str, Any]]:
+    """A table and our header. Raises `DataError` if the file is not one that `_write_table` wrote."""
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        return table, json.loads(table.schema.metadata[_HEADER])
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise DataError(f"{uri} is not a file of our index: delete it and index the source again") from error

@@ -1,0 +1,129 @@
+"""Micro-batches as a Ray Data stream, in an order that no timing can change. Nothing else in the library knows Ray.
+
+One micro-batch is one row of the dataset, and one row is one block: every column holds a whole [B, …] array per row,
+and the target block size is set so small (1 byte) that Ray closes a block after each row. So a micro-batch is never
+split or merged, and `streaming_split(W, equal=True)` with `preserve_order`, which gives the next block to the rank
+with the fewest rows, hands micro-batch i to rank i mod W exactly. tests/data/test_stream.py keeps watch over it:
+repeat it at every Ray upgrade.
+
+Micro-batches are made by a pool of actors, each of which builds its function once (order, indexes, tokenizer).
+Measured on two cores against tasks: 33 ms of processor time a micro-batch for the whole path instead of 55.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+from ray.data import DataContext, DataIterator, Dataset, Datasource, ExecutionOptions, ReadTask, read_datasource
+from ray.data.block import BlockMetadata
+from ray.train import DataConfig
+
+from blip3o.errors import ConfigError
+
+Arrays = dict[str, np.ndarray]
+MicroBatchFn = Callable[[int], Arrays]
+
+# Micro-batches made by one actor call: spreads the cost of a call, and holds back no more than this from the order.
+PER_CALL = 4
+NUMBER = "micro_batch"
+
+
+def build_stream(
+    *,
+    num_micro_batches: int,
+    first: int,
+    make_micro_batch_fn: Callable[[], MicroBatchFn],
+    micro_batch: int,
+    concurrency: int = 1,
+    num_cpus: float = 1,
+) -> Dataset:
+    """The micro-batches `first … num_micro_batches − 1`, in order, as a lazy dataset; give the workers `data_config()`.
+
+    `make_micro_batch_fn` is pickled once and called once in each of `concurrency` actors; what it returns maps a
+    number to numeric arrays, each with leading dimension `micro_batch`, always of the same other dimensions. Each
+    actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
+    or nothing runs. The number of micro-batches must be a multiple of the number of workers, else the rest is not
+    delivered. Raises `ConfigError` if `first` lies beyond the end; at the end, the stream is empty.
+    """
+    if not 0 <= first <= num_micro_batches:
+        raise ConfigError(
+            f"the stream begins at micro-batch {first} and ends at {num_micro_batches}: the run was longer"
+        )
+    numbers = read_datasource(_Numbers(first, num_micro_batches), override_num_blocks=1, num_cpus=0)
+    context = numbers.context
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.print_on_execution_start = False
+    # A pause of the trainer (saving, evaluating) is no failure of the stream.
+    context.execution_no_progress_timeout_s = -1
+    return numbers.map_batches(
+        _Maker,
+        batch_size=1,
+        fn_constructor_args=(make_micro_batch_fn, micro_batch),
+        concurrency=concurrency,
+        num_cpus=num_cpus,
+    )
+
+
+def data_config() -> DataConfig:
+    """How Ray Train must split the stream: Train replaces a dataset's own execution options by these."""
+    return DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+
+
+def iterate_micro_batches(shard: DataIterator, micro_batch: int, *, prefetch: int = 2) -> Iterator[Arrays]:
+    """This worker's micro-batches in order: arrays [B, …], read-only views of shared memory.
+
+    Column `micro_batch` int64 [B] repeats the global number; `prefetch` micro-batches are fetched ahead.
+    """
+    for batch in shard.iter_batches(batch_size=1, prefetch_batches=prefetch, batch_format="numpy"):
+        arrays = {name: column[0] for name, column in batch.items()}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        assert set(lengths.values()) == {micro_batch}, f"a micro-batch of {micro_batch} came as {lengths}"
+        yield arrays
+
+
+class _Numbers(Datasource):
+    """Rows (first, last + 1) of runs of `PER_CALL` micro-batch numbers; one read task makes them as they are asked
+    for.
+    """
+
+    def __init__(self, first: int, end: int) -> None:
+        super().__init__()
+        self._first, self._end = first, end
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown on purpose: an estimate would make Ray split the one read task."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task, whatever is asked."""
+        first, end = self._first, self._end
+
+        def read() -> Iterator[pa.Table]:
+            for begin in range(first, end, PER_CALL):
+                yield pa.table({"begin": [begin], "end": [min(begin + PER_CALL, end)]})
+
+        rows = -(-(end - first) // PER_CALL)
+        return [ReadTask(read, BlockMetadata(num_rows=rows, size_bytes=16 * rows, input_files=None, exec_stats=None))]
+
+
+class _Maker:
+    """What runs in an actor: makes the micro-batches of one row of numbers, one after the other."""
+
+    def __init__(self, make: Callable[[], MicroBatchFn], micro_batch: int) -> None:
+        self._fn, self._micro_batch = make(), micro_batch
+
+    def __call__(self, numbers: Arrays) -> Iterator[Arrays]:
+        for number in range(int(numbers["begin"][0]), int(numbers["end"][0])):
+            arrays = self._fn(number)
+            arrays[NUMBER] = np.full(self._micro_batch, number, np.int64)
+            for name, array in arrays.items():
+                if len(array) != self._micro_batch or array.dtype.kind not in "biuf":
+                    raise TypeError(
+                        f"column '{name}' of micro-batch {number} is {array.dtype} {array.shape}, "
+                        f"expected numbers with leading dimension {self._micro_batch}"
+                    )
+            yield {name: array[None] for name, array in arrays.items()}

@@ -1,0 +1,151 @@
+"""Scans the shards of a source once, on all machines, and writes its manifest: what every later read relies on.
+
+`python -m jobs.index RECIPE [--set key=value …]` does it for the recipe's training and held-out sources.
+The work of one shard is `blip3o.data.scan`; here are finding the shards, spreading them with Ray Data, going on where
+an earlier run stopped, and the budget for damage. The manifest is written last.
+"""
+
+import fnmatch
+import logging
+import posixpath
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from blip3o.data.ledger import write_ledger
+from blip3o.data.locations import source_locations
+from blip3o.data.manifest import (
+    Manifest,
+    ShardSummary,
+    ledger_file,
+    manifest_file,
+    read_shard_summaries,
+    write_manifest,
+    write_shard_index,
+)
+from blip3o.data.scan import scan_shard
+from blip3o.errors import DataError, StorageError
+from jobs.common import join_ray, run_job
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSummary:
+    """What indexing a source came to. `scanned` shards were read now, the other ones were known from before."""
+
+    manifest: Manifest
+    scanned: int
+    bad_rows: int
+    bad_share: float
+
+
+def find_shards(shards_uri: str) -> list[storage.FileInfo]:
+    """The files that match a URI whose last part may hold `*`, sorted by URI. Raises `DataError` if there is none."""
+    folder, pattern = posixpath.split(storage.normalize(shards_uri))
+    names = [file for file in storage.list_files(folder) if posixpath.dirname(file.uri) == folder]
+    found = [file for file in names if fnmatch.fnmatchcase(posixpath.basename(file.uri), pattern)]
+    if not found:
+        raise DataError(f"no file matches {shards_uri} ({len(names)} files lie in {folder}): check the pattern")
+    return found
+
+
+def index_source(*, name: str, shards_uri: str, manifest_uri: str, max_bad_share: float = 0.05) -> IndexSummary:
+    """Indexes the shards of a source and writes its manifest; shards that have not changed since are not read again.
+
+    Needs Ray to be initialised. Raises `DataError`, and leaves no manifest, if the share of bad samples, or of shards
+    without a single good one, is above `max_bad_share`; the ledger beside the manifest names them.
+    """
+    shards = find_shards(shards_uri)
+    known = read_shard_summaries(manifest_uri)
+    summaries = {
+        number: known[number]
+        for number, file in enumerate(shards)
+        if number in known and _is_of(known[number], name, file)
+    }
+    todo = [{"number": n, "file": file} for n, file in enumerate(shards) if n not in summaries]
+    scans = _scan_all(todo, name, manifest_uri)
+    for summary in track(scans, f"index {name}", total=len(todo), console=Console(stderr=True)):
+        summaries[summary.row.shard] = summary
+    ordered = [summaries[number] for number in range(len(shards))]
+    write_ledger(ledger_file(manifest_uri), [entry for summary in ordered for entry in summary.damage])
+    bad_rows, bad_share = _within_budget(name, ordered, manifest_uri, max_bad_share)
+    manifest = write_manifest(manifest_uri, name, [summary.row for summary in ordered])
+    return IndexSummary(manifest=manifest, scanned=len(todo), bad_rows=bad_rows, bad_share=bad_share)
+
+
+def _is_of(summary: ShardSummary, name: str, file: storage.FileInfo) -> bool:
+    row = summary.row
+    return (summary.source, row.uri, row.size, row.version) == (name, file.uri, file.size, file.version)
+
+
+def _scan_all(todo: list[dict[str, Any]], name: str, manifest_uri: str) -> Iterator[ShardSummary]:
+    """Scans shards on the cluster, one a task; summaries as they are done. Raises `StorageError` as the tasks do."""
+    if not todo:
+        return
+    import ray.data
+
+    def scan(task: dict[str, Any]) -> dict[str, Any]:
+        try:
+            found = scan_shard(task["file"], source=name, shard=task["number"])
+            return {"summary": write_shard_index(manifest_uri, task["file"], found), "error": ""}
+        except StorageError as error:
+            return {"summary": None, "error": str(error)}
+
+    tasks = ray.data.from_items(todo, override_num_blocks=len(todo))
+    tasks.context.enable_progress_bars = False
+    tasks.context.print_on_execution_start = False
+    for row in tasks.map(scan, num_cpus=1).iter_rows():
+        if row["error"]:
+            raise StorageError(row["error"])
+        yield row["summary"]
+
+
+def _within_budget(
+    name: str, summaries: list[ShardSummary], manifest_uri: str, max_bad_share: float
+) -> tuple[int, float]:
+    """Bad rows and their share of all. Raises `DataError`, and deletes an older manifest, if there are too many."""
+    rows = sum(summary.row.rows for summary in summaries)
+    bad_rows = sum(len(summary.row.bad_rows) for summary in summaries)
+    empty = [summary.row.uri for summary in summaries if summary.row.rows == len(summary.row.bad_rows)]
+    share = max(bad_rows / max(rows, 1), len(empty) / len(summaries))
+    if share > max_bad_share or rows == bad_rows:
+        storage.delete(manifest_file(manifest_uri))
+        raise DataError(
+            f"source '{name}': {bad_rows} of {rows} samples are damaged, {len(empty)} of {len(summaries)} shards have "
+            f"no good one, and the budget is {max_bad_share:.2%}: see {ledger_file(manifest_uri)}; mend the shards, or "
+            "raise the budget"
+        )
+    return bad_rows, share
+
+
+def index(recipe: Recipe) -> list[IndexSummary]:
+    """Indexes every source that a recipe names, for training and for evaluation."""
+    join_ray()
+    summaries = []
+    for location in source_locations(recipe.data, (*recipe.data.sources, *recipe.evaluate.sources)):
+        summary = index_source(
+            name=location.name,
+            shards_uri=location.shards,
+            manifest_uri=location.manifest,
+            max_bad_share=recipe.data.max_bad_share,
+        )
+        shards, rows = len(summary.manifest.shards), summary.manifest.rows
+        logger.info("%s: %d shards, %d samples, %d damaged", location.name, shards, rows, summary.bad_rows)
+        summaries.append(summary)
+    return summaries
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    return run_job("index", "Index the shards of the recipe's sources.", lambda recipe, _: index(recipe), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
