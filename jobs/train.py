@@ -4,6 +4,7 @@ Submitting the same run again resumes it where it stopped, and does nothing if i
 """
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +14,8 @@ from blip3o import settings
 from blip3o.config.recipe import Recipe
 from blip3o.errors import Blip3oError, CheckpointError, ConfigError
 from jobs.common import join_ray, run_job
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -182,6 +185,7 @@ def _user_error(error: Exception) -> Blip3oError:
                 return cause
             cause = cause.__cause__ or getattr(cause, "cause", None)
     first = failures[0] if failures else error
+    logger.error("a training worker failed", exc_info=first)
     return CheckpointError(f"training failed: {' '.join(str(first).split())[-600:]}")
 
 

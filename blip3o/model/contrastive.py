@@ -43,8 +43,9 @@ class ContrastiveHead(nn.Module):
         super().__init__()
         self.text = TextTower(config, vocab_size=vocab_size, max_length=max_length)
         self.image_project = nn.Linear(features, config.embed_dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.bias = nn.Parameter(torch.tensor(-5.0))
+        # One element, not zero-dimensional: DeepSpeed flattens parameters byte by byte.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(10.0)]))
+        self.bias = nn.Parameter(torch.tensor([-5.0]))
 
     def image_vectors(self, features_BLF: Tensor) -> Tensor:
         """Pooled features [B, L, F] → unit vectors [B, embed_dim]."""
