@@ -1,8 +1,8 @@
 """blip3o: train and serve a unified image understanding and generation model (BLIP3-o) on Ray.
 
-    import blip3o
-    model = blip3o.load("s3://bucket/bundles/demo")
-    model.generate(["a red circle"], seeds=[1])[0].save("out.png")
+import blip3o
+model = blip3o.load("s3://bucket/bundles/demo")
+model.generate(["a red circle"], seeds=[1])[0].save("out.png")
 """
 
 from typing import TYPE_CHECKING

@@ -20,7 +20,9 @@ def select(kind: DeviceKind, *, local_rank: int = 0) -> "torch.device":
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("parallel.device is 'gpu' but this process sees none: set parallel.device=cpu, or run on a GPU node")
+        raise ConfigError(
+            "parallel.device is 'gpu' but this process sees none: set parallel.device=cpu, or run on a GPU node"
+        )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

@@ -1,11 +1,11 @@
 """The trained model as one object: `.generate(prompts, seeds=…)` and `.chat(turns, image=…)`.
 
-The command line, the evaluation and the server all go through here. Every batch is padded to one fixed width and every prompt
-to one fixed length, so a request's arithmetic has the same shape whatever stands beside it: the same prompt and seed give the
-same image alone, in any batch, and in any place of it.
+The command line, the evaluation and the server all go through here. Every batch is padded to one fixed width and every
+prompt to one fixed length, so a request's arithmetic has the same shape whatever stands beside it: the same prompt and
+seed give the same image alone, in any batch, and in any place of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ class Pipeline:
         noise = torch.stack([self.feature_noise(seed) for seed in seeds])
         chunks = [
             self.model.sample_features(rows, start, steps=steps, guidance=guidance)[:count]
-            for count, rows, start in self._chunks(states, noise)
+            for count, (rows, start) in self._chunks(states, noise)
         ]
         return torch.cat(chunks)
 
@@ -68,7 +68,7 @@ class Pipeline:
         ids, mask = self._pad([self.draw_ids(prompt) for prompt in prompts])
         chunks = [
             self.model.query_states(Prompt(input_ids=rows, attention_mask=rows_mask))[:count]
-            for count, rows, rows_mask in self._chunks(ids, mask)
+            for count, (rows, rows_mask) in self._chunks(ids, mask)
         ]
         return torch.cat(chunks)
 
@@ -76,18 +76,19 @@ class Pipeline:
     def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
         """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
-        chunks = [self.model.draw(rows, start)[:count] for count, rows, start in self._chunks(features, noise)]
+        chunks = [self.model.draw(rows, start)[:count] for count, (rows, start) in self._chunks(features, noise)]
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Images → their features [n, L, F], as the generation targets are made."""
         pixels = self._pixels(images, self.model.config.encoder.image_size)
-        return torch.cat([self.model.encoder(rows)[:count] for count, rows in self._chunks(pixels)])
+        return torch.cat([self.model.encoder(rows)[:count] for count, (rows,) in self._chunks(pixels)])
 
     def chat(self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32) -> str:
         """The assistant's reply to a conversation, about an image if there is one."""
-        return self.chat_batch([list(turns)], images=None if image is None else [image], max_new_tokens=max_new_tokens)[0]
+        images = None if image is None else [image]
+        return self.chat_batch([list(turns)], images=images, max_new_tokens=max_new_tokens)[0]
 
     def chat_batch(
         self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int = 32
@@ -111,7 +112,7 @@ class Pipeline:
             tensors.append(self._pixels(images, self.model.config.backbone.vision.image_size))
         stop = frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
         replies: list[list[int]] = []
-        for count, *rows in self._chunks(*tensors):
+        for count, rows in self._chunks(*tensors):
             prompt = Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
             tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=stop)
             replies += tokens[:count]
@@ -155,10 +156,8 @@ class Pipeline:
     def _pixels(self, images: Sequence[Image.Image], size: int) -> Tensor:
         return torch.from_numpy(np.stack([to_square(image, size) for image in images])).to(self.device)
 
-    def _chunks(self, *tensors: Tensor) -> "list[tuple]":  # type: ignore[type-arg]
-        """Rows in groups of `width`; the last group repeats its last row up to that width. Yields (real rows, *groups)."""
-        groups = []
+    def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+        """Groups of `width` rows: how many of them are real, and for each tensor its rows, filled up to the width."""
         for start in range(0, tensors[0].shape[0], self.width):
             parts = [tensor[start : start + self.width] for tensor in tensors]
-            groups.append((parts[0].shape[0], *map(self.fill, parts)))
-        return groups
+            yield parts[0].shape[0], [self.fill(part) for part in parts]

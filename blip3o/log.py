@@ -5,7 +5,7 @@ import sys
 
 
 def configure(level: str = "INFO") -> None:
-    """Sends this project's log lines to stderr as `HH:MM:SS LEVEL name: message`; other libraries speak from WARNING on."""
+    """Sends our log lines to stderr as `HH:MM:SS LEVEL name: message`; other libraries speak from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()

@@ -1,7 +1,7 @@
 """Randomness as a pure function of names.
 
-Every draw in the system comes from a generator made here from a key such as `(seed, "noise", shard, row, pass)`. So a draw
-depends on what it is for, and never on the rank, the batch or the moment at which it is made.
+Every draw in the system comes from a generator made here from a key such as `(seed, "noise", shard, row, pass)`. So a
+draw depends on what it is for, and never on the rank, the batch or the moment at which it is made.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The one place that reads the process environment.
 
-Nothing else in the project touches `os.environ` (a lint rule holds it there), so what a run depends on outside its recipe
-can be read off this page. Child processes get their environment from `child_environment`.
+Nothing else in the project touches `os.environ` (a lint rule holds it there), so what a run depends on outside its
+recipe can be read off this page. Child processes get their environment from `child_environment`.
 """
 
 import os

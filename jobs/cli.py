@@ -1,7 +1,7 @@
 """The `blip3o` command: the demo, data sets, and a trained model on the command line.
 
-Training, indexing, export and evaluation are jobs (`python -m jobs.<verb> RECIPE`), so that they can be submitted to a cluster.
-Heavy libraries are imported inside the command that needs them, so that `--help` answers at once.
+Training, indexing, export and evaluation are jobs (`python -m jobs.<verb> RECIPE`), so that they can be submitted to a
+cluster. Heavy libraries are imported inside the command that needs them, so that `--help` answers at once.
 """
 
 import sys
@@ -95,19 +95,28 @@ Bundle = Annotated[str, typer.Option(help="URI of a bundle (python -m jobs.expor
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to draw")],
     bundle: Bundle,
-    out: Annotated[Path, typer.Option("-o", "--out", help="picture to write; several images become a row")] = Path("out.png"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="picture to write; several images become a row")] = Path(
+        "out.png"
+    ),
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=64, help="images; seeds run up from --seed")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="sampling steps; the bundle's default if left out")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="classifier-free guidance; the bundle's default if left out")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="sampling steps; the bundle's default if left out")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="classifier-free guidance; the bundle's default if left out")
+    ] = None,
 ) -> None:
     """Draw images from a prompt."""
     import blip3o
 
-    images = blip3o.load(bundle).generate([prompt] * count, seeds=range(seed, seed + count), steps=steps, guidance=guidance)
+    images = blip3o.load(bundle).generate(
+        [prompt] * count, seeds=range(seed, seed + count), steps=steps, guidance=guidance
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     side_by_side(images).save(out)
-    print(f"wrote {out} ({count} image{'s' if count > 1 else ''}, seed {seed}{f' to {seed + count - 1}' if count > 1 else ''})")
+    drawn = f"1 image, seed {seed}" if count == 1 else f"{count} images, seed {seed} to {seed + count - 1}"
+    print(f"wrote {out} ({drawn})")
 
 
 @app.command()
@@ -151,6 +160,7 @@ def side_by_side(images: "list[Image.Image]") -> "Image.Image":
 
 @app.command()
 def demo(
+    *,
     out: Annotated[Path, typer.Option(help="folder of the run: store, summary, report")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="a few steps of everything, to see that it works")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget an earlier demo in --out and start over")] = False,

@@ -34,7 +34,9 @@ def parse(
     """Reads the command line of a job that takes a recipe; `extend` adds the job's own options."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{verb}", description=description)
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.steps=100")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.steps=100"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     if extend is not None:
         extend(parser)
@@ -90,5 +92,5 @@ def leave_ray() -> None:
     ray.shutdown()
 
 
-# A private cluster on a laptop: trainers and decoding tasks share two cores, so more logical CPUs are offered than exist.
+# A private cluster on a laptop: trainers and decoders share two cores, so more logical CPUs are offered than exist.
 LOGICAL_CPUS = 6

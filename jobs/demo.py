@@ -1,8 +1,8 @@
 """The main job on one machine: `blip3o demo`.
 
-Store up → data sets → index → tokenizer → five stages → bundle → evaluation → served over HTTP → everything stopped. Each
-step is the job that a cluster would run, on the same recipes, and each is resumable: a demo that was killed goes on where it
-stopped, and one that has finished only reports.
+Store up → data sets → index → tokenizer → five stages → bundle → evaluation → served over HTTP → everything stopped.
+Each step is the job that a cluster would run, on the same recipes, and each is resumable: a demo that was killed goes
+on where it stopped, and one that has finished only reports.
 """
 
 import base64
@@ -176,7 +176,7 @@ class Demo:
         from jobs.train_worker import read_metrics
 
         evaluation.images.grid.save(self.out / "grid.png", optimize=True)
-        metrics = {name: read_metrics(self.recipe(name)) for name in STAGES}
+        metrics: dict[str, list[dict[str, Any]]] = {name: read_metrics(self.recipe(name)) for name in STAGES}
         write_report(self.out / "report.html", summary=self.summary, metrics=metrics, images=evaluation.images)
         (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1))
 
@@ -191,9 +191,10 @@ def _without_emoji(stage: str) -> list[str]:
 
 def two_requests(client: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - an openai.OpenAI
     """Draws an image over HTTP and asks about a picture whose answer is known; both by the real OpenAI client."""
+    from PIL import Image
+
     from blip3o.data.sets.scenes_draw import render
     from blip3o.data.sets.scenes_world import Scene, SceneObject
-    from PIL import Image
 
     model = client.models.list().data[0].id
     drawn = client.images.generate(model=model, prompt=PROMPT, response_format="b64_json", extra_body={"seed": 1})
@@ -244,5 +245,6 @@ def verdict(summary: dict[str, Any]) -> str:
     understanding, generation = summary["understanding"], summary["generation"]
     return (
         f"understanding {understanding['accuracy']:.2f} (chance {understanding['chance']:.2f}), "
-        f"retrieval R@5 {generation['r5']:.2f} (chance {generation['chance_r5']:.2f}, shuffled {generation['shuffled_r5']:.2f})"
+        f"retrieval R@5 {generation['r5']:.2f} "
+        f"(chance {generation['chance_r5']:.2f}, shuffled {generation['shuffled_r5']:.2f})"
     )

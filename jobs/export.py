@@ -33,7 +33,9 @@ def export(recipe: Recipe, runs: list[str], out: str) -> str:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from", dest="runs", action="append", required=True, metavar="RUN", help="a finished run; repeat")
+    parser.add_argument(
+        "--from", dest="runs", action="append", required=True, metavar="RUN", help="a finished run; repeat"
+    )
     parser.add_argument("--out", required=True, metavar="URI", help="folder of the bundle")
 
 

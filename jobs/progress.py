@@ -39,7 +39,13 @@ def shown(run: str, *, label: str, total: int) -> Iterator[None]:
     handle = board()
     stop = threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    progress = Progress(*columns, TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    progress = Progress(
+        *columns,
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
     task = progress.add_task(label, total=total, loss="starting workers")
 
     def poll() -> None:

@@ -50,10 +50,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 def check(recipe: Recipe) -> str:
     """Everything that can be known to be wrong before workers start; returns the run's identity."""
+    from blip3o.data import storage
     from blip3o.data.batches import build_order
     from blip3o.data.locations import source_locations, tokenizer_uri
     from blip3o.data.manifest import check_unchanged, read_manifest
-    from blip3o.data import storage
     from blip3o.data.tokenizer import ChatTokenizer
     from blip3o.train import checkpoint
     from blip3o.train.weights import final_uri, read_description
@@ -62,10 +62,9 @@ def check(recipe: Recipe) -> str:
     for manifest in manifests:
         check_unchanged(manifest)
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
-    if len(tokenizer) > recipe.model.backbone.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {recipe.model.backbone.vocab_size}: raise it"
-        )
+    rows = recipe.model.backbone.vocab_size
+    if len(tokenizer) > rows:
+        raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {rows}: raise it")
     starts: list[str] = []
     loaded: set[str] = set()
     for run in recipe.stage.start_from:
@@ -159,8 +158,8 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 def committed_step(recipe: Recipe) -> int:
     """The step of the newest checkpoint that Ray Train has committed for this run, 0 where there is none.
 
-    Read from Ray Train's own snapshot, because that is what decides which checkpoint the workers will load; the loop asserts
-    that the two agree. Raises `CheckpointError` if the snapshot is not in the form of Ray 2.60.
+    Read from Ray Train's own snapshot, because that is what decides which checkpoint the workers will load; the loop
+    asserts that the two agree. Raises `CheckpointError` if the snapshot is not in the form of Ray 2.60.
     """
     from blip3o.data import storage
     from blip3o.train import checkpoint
@@ -172,7 +171,9 @@ def committed_step(recipe: Recipe) -> int:
         newest = json.loads(storage.read_bytes(uri))["latest_checkpoint_result"]
         return checkpoint.step_of(newest["checkpoint_dir_name"]) if newest else 0
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{uri} is not a snapshot as Ray 2.60 writes it: use the Ray version that started the run") from error
+        raise CheckpointError(
+            f"{uri} is not a snapshot as Ray 2.60 writes it: use the Ray version that started the run"
+        ) from error
 
 
 def _user_error(error: Exception) -> Blip3oError:
@@ -191,7 +192,9 @@ def _user_error(error: Exception) -> Blip3oError:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    return run_job("train", "Train one stage of the recipe; run again to resume.", lambda recipe, _: train(recipe), argv)
+    return run_job(
+        "train", "Train one stage of the recipe; run again to resume.", lambda recipe, _: train(recipe), argv
+    )
 
 
 if __name__ == "__main__":

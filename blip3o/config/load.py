@@ -1,7 +1,8 @@
 """Recipes from YAML and dotted overrides, with errors that name the nearest known key.
 
-A recipe file may say `extends: other.yaml` (a sibling file, merged below it), and `model: {preset: NAME, …}`, which expands a
-size from `blip3o.config.presets` and lets single fields be set beside it. `--set a.b=value` reads the value as YAML.
+A recipe file may say `extends: other.yaml` (a sibling file, merged below it) and `model: {preset: NAME, …}`, which
+takes a size from `blip3o.config.presets` and lets single fields be set beside it. An override, `--set a.b=value`, has
+its value read as YAML.
 """
 
 import difflib
@@ -21,8 +22,8 @@ Tree = dict[str, Any]
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Reads a recipe file and applies `key=value` overrides.
 
-    Raises `ConfigError` for a missing or malformed file, an unknown key (with the nearest known one), or values that do not
-    fit together.
+    Raises `ConfigError` for a missing or malformed file, an unknown key (with the nearest known one), or values
+    that do not fit together.
     """
     tree = _read(path)
     for item in overrides:

@@ -1,7 +1,7 @@
-"""What the model is: sizes of every part, as data. No torch here, so a laptop without it can read, check and print a recipe.
+"""What the model is: sizes of every part, as data. It needs no torch, so any laptop can read, check and print a recipe.
 
-Shapes that follow from these numbers are properties; the modules in `blip3o.model` are built from them and hold no size of
-their own. Field names follow the published configuration files where those exist.
+Shapes that follow from these numbers are properties; the modules in `blip3o.model` are built from them and hold no size
+of their own. Field names follow the published configuration files where those exist.
 """
 
 from typing import Literal, Self
@@ -30,12 +30,16 @@ class EncoderConfig(Frozen):
     heads: int = Field(gt=0, description="attention heads")
     mlp_width: int = Field(gt=0, description="hidden channels of the MLP")
     feature_dim: int | None = Field(
-        default=None, gt=0, description="channels of a generated feature, by a linear map after pooling; width if left out (released model)"
+        default=None,
+        gt=0,
+        description="channels of a generated feature, mapped after pooling; width if left out (released model)",
     )
-    pool: int = Field(gt=0, description="side of the average-pooling window over the patch grid (4 in the released model)")
+    pool: int = Field(
+        gt=0, description="side of the average-pooling window over the patch grid (4 in the released model)"
+    )
     normalize: bool = Field(
         default=False,
-        description="normalise each pooled token to zero mean and unit variance over its channels; the released model does not",
+        description="give each pooled token zero mean and unit variance over its channels; the released model does not",
     )
 
     @property
@@ -60,8 +64,14 @@ class EncoderConfig(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(self.image_size % self.patch_size == 0, f"encoder: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        _require(self.patches % self.pool == 0, f"encoder: {self.patches} patches a side are not a multiple of pool {self.pool}")
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"encoder: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+        )
+        _require(
+            self.patches % self.pool == 0,
+            f"encoder: {self.patches} patches a side are not a multiple of pool {self.pool}",
+        )
         _require(self.width % self.heads == 0, f"encoder: width {self.width} is not a multiple of heads {self.heads}")
         return self
 
@@ -90,8 +100,14 @@ class VisionConfig(Frozen):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         unit = self.patch_size * self.merge
-        _require(self.image_size % unit == 0, f"vision: image_size {self.image_size} is not a multiple of patch_size x merge = {unit}")
-        _require(self.width % (4 * self.heads) == 0, f"vision: width {self.width} is not a multiple of 4 x heads {self.heads} (2-D rotary)")
+        _require(
+            self.image_size % unit == 0,
+            f"vision: image_size {self.image_size} is not a multiple of patch_size x merge = {unit}",
+        )
+        _require(
+            self.width % (4 * self.heads) == 0,
+            f"vision: width {self.width} is not a multiple of 4 x heads {self.heads} (2-D rotary)",
+        )
         return self
 
 
@@ -110,8 +126,14 @@ class BackboneConfig(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(self.hidden_size % (2 * self.heads) == 0, f"backbone: hidden_size {self.hidden_size} is not a multiple of 2 x heads {self.heads}")
-        _require(self.heads % self.kv_heads == 0, f"backbone: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}")
+        _require(
+            self.hidden_size % (2 * self.heads) == 0,
+            f"backbone: hidden_size {self.hidden_size} is not a multiple of 2 x heads {self.heads}",
+        )
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"backbone: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}",
+        )
         return self
 
     @property
@@ -121,7 +143,7 @@ class BackboneConfig(Frozen):
 
     @property
     def mrope_section(self) -> tuple[int, int, int]:
-        """Rotary frequencies given to time, row and column: 1/4, 3/8, 3/8 of head_dim / 2, as in Qwen2.5-VL ([16, 24, 24])."""
+        """Rotary frequencies of time, row and column: 1/4, 3/8, 3/8 of head_dim / 2 (Qwen2.5-VL: [16, 24, 24])."""
         half = self.head_dim // 2
         spatial = half * 3 // 8
         return half - 2 * spatial, spatial, spatial
@@ -130,7 +152,9 @@ class BackboneConfig(Frozen):
 class DiTConfig(Frozen):
     """The diffusion transformer over pooled features (NextDiT with cross-attention)."""
 
-    patch_size: int = Field(default=1, gt=0, description="features along one side folded into one token (1 in the released model)")
+    patch_size: int = Field(
+        default=1, gt=0, description="features along one side folded into one token (1 in the released model)"
+    )
     dim: int = Field(gt=0, description="channels of a latent token inside the transformer")
     layers: int = Field(gt=0, description="blocks")
     heads: int = Field(gt=0, description="attention heads")
@@ -141,8 +165,13 @@ class DiTConfig(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(self.dim % (4 * self.heads) == 0, f"dit: dim {self.dim} is not a multiple of 4 x heads {self.heads} (2-D rotary)")
-        _require(self.heads % self.kv_heads == 0, f"dit: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}")
+        _require(
+            self.dim % (4 * self.heads) == 0,
+            f"dit: dim {self.dim} is not a multiple of 4 x heads {self.heads} (2-D rotary)",
+        )
+        _require(
+            self.heads % self.kv_heads == 0, f"dit: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}"
+        )
         return self
 
 
@@ -158,11 +187,15 @@ class DecoderConfig(Frozen):
 
 
 class SamplerConfig(Frozen):
-    """Defaults of feature sampling (BLIP3-o: 30 Euler steps, guidance 3.0, condition dropped with p 0.1 in training)."""
+    """Defaults of feature sampling (BLIP3-o: 30 Euler steps, guidance 3, condition dropped with p 0.1 in training)."""
 
     steps: int = Field(default=30, gt=0, description="Euler steps; each is one DiT evaluation per guidance branch")
-    guidance: float = Field(default=3.0, ge=0, description="v = v_null + guidance x (v_cond - v_null); 1 computes no null branch")
-    condition_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that training zeroes a sample's condition")
+    guidance: float = Field(
+        default=3.0, ge=0, description="v = v_null + guidance x (v_cond - v_null); 1 computes no null branch"
+    )
+    condition_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="probability that training zeroes a sample's condition"
+    )
 
 
 class TextTowerConfig(Frozen):
@@ -178,6 +211,11 @@ class ModelConfig(Frozen):
     """The whole model."""
 
     num_queries: int = Field(default=64, gt=0, description="learnable queries appended to the prompt (N)")
+    query_std: float = Field(
+        default=1.0,
+        gt=0,
+        description="deviation of the queries' initial values; near the embeddings' own for a small backbone",
+    )
     objective: Literal["clip_flow"] = Field(default="clip_flow", description="what the generation stage predicts")
     encoder: EncoderConfig
     text_tower: TextTowerConfig | None = Field(default=None, description="needed by the encoder stage alone")

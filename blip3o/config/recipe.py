@@ -1,5 +1,6 @@
-"""What a run is. A recipe is complete: no value that matters hides in code, and the resolved recipe is stored with every result.
+"""What a run is, as data: the recipe.
 
+A recipe is complete: no value that matters hides in code, and the resolved recipe is stored with every result.
 `blip3o.config.load` makes one from YAML and overrides. Sizes of the model are in `blip3o.config.model`.
 """
 
@@ -16,7 +17,9 @@ STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct"
 class RunConfig(Frozen):
     """Identity of a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="stable name; submitting it again resumes it")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="stable name; submitting it again resumes it"
+    )
     storage: str = Field(description="URI under which runs are stored; this run's files are at <storage>/<name>")
     seed: int = Field(default=0, ge=0, description="the run's one seed: order, draws and initialisation derive from it")
 
@@ -25,8 +28,12 @@ class SourceConfig(Frozen):
     """One set of shards."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name in logs, uids and the ledger")
-    shards: str = Field(description="URI of the shards with a `*`, e.g. s3://bucket/emoji/train-*.tar; relative ones join data.root")
-    weight: float = Field(default=1.0, gt=0, description="share of samples drawn from this source, relative to the others")
+    shards: str = Field(
+        description="URI of the shards with a `*`, e.g. s3://bucket/emoji/train-*.tar; relative ones join data.root"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="share of samples drawn from this source, relative to the others"
+    )
 
 
 class TemplateConfig(Frozen):
@@ -53,9 +60,17 @@ class DataConfig(Frozen):
     template: TemplateConfig = TemplateConfig()
     max_length: int = Field(gt=0, description="token positions of a sample; longer ones are refused, not cut")
     questions: int = Field(default=4, gt=0, description="question/answer turns asked about one image in a sample")
+    reading: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of question samples that show the caption in words instead of the picture",
+    )
     chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
     window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
-    max_bad_share: float = Field(default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run")
+    max_bad_share: float = Field(
+        default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run"
+    )
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
@@ -68,9 +83,15 @@ class StageConfig(Frozen):
     """What is trained, from where, on which loss."""
 
     name: StageName = Field(description="encoder, understand, generate, instruct or decoder")
-    start_from: tuple[str, ...] = Field(default=(), description="names of finished runs whose weights this stage starts from")
-    noise_draws: int = Field(default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass")
-    dense_weight: float = Field(default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one")
+    start_from: tuple[str, ...] = Field(
+        default=(), description="names of finished runs whose weights this stage starts from"
+    )
+    noise_draws: int = Field(
+        default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass"
+    )
+    dense_weight: float = Field(
+        default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one"
+    )
 
 
 class OptimConfig(Frozen):
@@ -96,7 +117,7 @@ class ParallelConfig(Frozen):
     """How work is spread."""
 
     workers: int = Field(default=1, gt=0, description="training workers (data-parallel ranks)")
-    zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
@@ -144,6 +165,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         m, w = self.optim.micro_batches, self.parallel.workers
+        image_tokens = self.model.backbone.vision.num_tokens
         _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
         _require(
             self.optim.warmup < self.optim.steps,
@@ -154,8 +176,8 @@ class Recipe(Frozen):
             "stage 'encoder' needs model.text_tower: choose a preset that has one (tiny)",
         )
         _require(
-            self.data.max_length > self.model.backbone.vision.num_tokens,
-            f"data.max_length {self.data.max_length} leaves no room beside the {self.model.backbone.vision.num_tokens} image tokens",
+            self.data.max_length > image_tokens,
+            f"data.max_length {self.data.max_length} leaves no room beside the {image_tokens} image tokens",
         )
         return self
 

@@ -1,7 +1,8 @@
 """The bundle: a folder that serving needs and nothing beside it.
 
-`config.json` (format, model, template), `model.safetensors`, `tokenizer.json`, `provenance.json`, and `bundle.json`, written
-last, with the sha256 of each: without it a folder is not a bundle, and a byte that differs is found on loading. No pickle.
+It holds `config.json` (format, model, template), `model.safetensors`, `tokenizer.json`, `provenance.json` and, written
+last, `bundle.json` with the sha256 of each: without it a folder is not a bundle, and a byte that differs is found on
+loading. There is no pickle in it.
 """
 
 import hashlib
@@ -38,7 +39,12 @@ class BundleConfig(Frozen):
 
 
 def write_bundle(
-    uri: str, *, config: BundleConfig, tensors: Mapping[str, Tensor], tokenizer: ChatTokenizer, provenance: Mapping[str, Any]
+    uri: str,
+    *,
+    config: BundleConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: ChatTokenizer,
+    provenance: Mapping[str, Any],
 ) -> None:
     """Writes a bundle, seals it, loads it back and compares every tensor.
 
@@ -48,7 +54,9 @@ def write_bundle(
     needed = dict(model.named_parameters())
     missing = sorted(set(needed) - set(tensors))
     if missing:
-        raise BundleError(f"{uri}: {len(missing)} tensors have no weights, e.g. {missing[0]}: export all trained stages")
+        raise BundleError(
+            f"{uri}: {len(missing)} tensors have no weights, e.g. {missing[0]}: export all trained stages"
+        )
     weights = {name: tensors[name].detach().cpu().contiguous() for name in needed}
     files = {
         "config.json": config.model_dump_json(indent=1).encode(),
@@ -101,7 +109,9 @@ def load_pipeline(uri: str, *, device: torch.device | None = None, width: int = 
     try:
         config = BundleConfig.model_validate_json(files["config.json"])
     except (KeyError, ValidationError) as error:
-        raise BundleError(f"{uri}: config.json is not that of a {FORMAT}: {' '.join(str(error).split())[:200]}") from error
+        raise BundleError(
+            f"{uri}: config.json is not that of a {FORMAT}: {' '.join(str(error).split())[:200]}"
+        ) from error
     if config.format != FORMAT:
         raise BundleError(f"{uri} has format '{config.format}', this version reads {FORMAT}")
     tokenizer = ChatTokenizer.from_bytes(files["tokenizer.json"])
@@ -110,7 +120,7 @@ def load_pipeline(uri: str, *, device: torch.device | None = None, width: int = 
     device = device or torch.device("cpu")
     words = config.template
     return Pipeline(
-        model=model.eval().requires_grad_(False).to(device),
+        model=model.eval().requires_grad_(requires_grad=False).to(device),
         tokenizer=tokenizer,
         template=ChatTemplate(
             system=words.system, instruction=words.instruction, image_tokens=config.model.backbone.vision.num_tokens

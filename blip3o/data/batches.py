@@ -1,7 +1,7 @@
 """Micro-batch number → arrays: the pure function that the stream runs in parallel.
 
-It joins the order, the reader, the decoder and the templates. A micro-batch depends on the recipe and its number alone: not
-on the worker that makes it, the moment, or what was made before. Columns are fixed-width, one row a sample:
+It joins the order, the reader, the decoder and the templates. A micro-batch depends on the recipe and its number alone:
+not on the worker that makes it, the moment, or what was made before. Columns are fixed-width, one row a sample:
 
 - `draw_key` int64 [B]: the key of the sample's random draws in this pass
 - `encoder_pixels`, `prompt_pixels`, `decoder_pixels` uint8 [B, S, S, 3], as the task needs
@@ -30,6 +30,7 @@ from blip3o.rng import derive_seed, numpy_generator
 from blip3o.types import RawSample
 
 DESCRIBE = "Describe the image."
+READ = "The image shows {caption}. {question}"
 
 
 class Task(Enum):
@@ -66,6 +67,7 @@ class SampleEncoder:
     template: ChatTemplate
     max_length: int
     questions: int
+    reading: float
     seed: int
     sizes: Mapping[str, int]
 
@@ -81,7 +83,7 @@ class SampleEncoder:
 
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
         if self.task is Task.CHAT:
-            return self._conversation(self._questions(raw, generator))
+            return self._chat(raw, generator)
         caption = self._caption(raw, generator)
         if self.task is Task.DRAW:
             return Text(ids=tuple(self.template.draw(self.tokenizer, caption)))
@@ -91,19 +93,27 @@ class SampleEncoder:
         captions = raw.meta.get("captions") or [raw.caption]
         return captions[int(generator.integers(len(captions)))]
 
-    def _questions(self, raw: RawSample, generator: np.random.Generator) -> list[Turn]:
-        pairs: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": self._caption(raw, generator)}]
-        chosen = generator.permutation(len(pairs))[: self.questions]
-        return [
-            Turn(role=role, text=pairs[int(i)][field])
-            for i in chosen
-            for role, field in (("user", "question"), ("assistant", "answer"))
+    def _chat(self, raw: RawSample, generator: np.random.Generator) -> Text:
+        """Questions about the picture, or, for a share of samples, about its caption in place of the picture."""
+        caption = self._caption(raw, generator)
+        pairs: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
+        stated = [pair for pair in pairs if str(pair["answer"]).lower() in caption.lower()]
+        reads = bool(stated) and generator.random() < self.reading
+        chosen = [pairs[int(i)] for i in generator.permutation(len(pairs))] if not reads else stated
+        questions = [str(pair["question"]) for pair in chosen[: self.questions]]
+        if reads:
+            questions[0] = READ.format(caption=caption, question=questions[0])
+        turns = [
+            Turn(role=role, text=text)
+            for question, pair in zip(questions, chosen, strict=False)
+            for role, text in (("user", question), ("assistant", str(pair["answer"])))
         ]
+        return self._conversation(turns, with_image=not reads)
 
-    def _conversation(self, turns: list[Turn]) -> Text:
+    def _conversation(self, turns: list[Turn], *, with_image: bool) -> Text:
         """As many of the question and answer pairs as fit, at least one."""
         for end in range(len(turns), 0, -2):
-            encoded = self.template.conversation(self.tokenizer, turns[:end], with_image=True)
+            encoded = self.template.conversation(self.tokenizer, turns[:end], with_image=with_image)
             if len(encoded.ids) <= self.max_length:
                 break
         return Text(ids=encoded.ids, labels=encoded.labels)
@@ -153,6 +163,7 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
             template=chat_template(recipe),
             max_length=recipe.data.max_length,
             questions=recipe.data.questions,
+            reading=recipe.data.reading,
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,

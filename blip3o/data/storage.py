@@ -1,9 +1,9 @@
 """Every path is a URI: `s3://bucket/key`, `file:///path` or a plain path, opened through `pyarrow.fs`.
 
-Endpoint, region and credentials of S3 come from the standard AWS chain (environment, config files, instance profile), so any
-S3-compatible store works. Reads are ranged, retried on throttling and 5xx by the AWS SDK, and checked for length. Writes become
-visible whole or not at all: S3 objects are atomic by themselves, local files are renamed into place.
-Errors name the URI and what to do about it.
+Endpoint, region and credentials of S3 come from the standard AWS chain (environment, config files, instance profile),
+so any S3-compatible store works. Reads are ranged, retried on throttling and 5xx by the AWS SDK, and checked for
+length. Writes become visible whole or not at all: S3 objects are atomic by themselves, local files are renamed into
+place. Errors name the URI and what to do about it.
 """
 
 import functools
@@ -22,7 +22,7 @@ from blip3o.errors import StorageError
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """One stored file: its `uri`, its `size` in bytes, and a `version` that changes when its content does (mtime in ns)."""
+    """One stored file: its `uri`, `size` in bytes, and a `version` that changes when its content does (mtime in ns)."""
 
     uri: str
     size: int
@@ -112,7 +112,9 @@ def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         parts = [file.read_at(size, offset) for offset, size in ranges]
     for (offset, size), part in zip(ranges, parts, strict=True):
         if len(part) != size:
-            raise StorageError(f"{uri}: asked {size} bytes at {offset}, got {len(part)}: the file was cut or replaced; index it again")
+            raise StorageError(
+                f"{uri}: asked {size} bytes at {offset}, got {len(part)}: the file was cut or replaced; index it again"
+            )
     return parts
 
 
@@ -159,7 +161,9 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
     with _explained(uri):
         found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     files = [i for i in found if i.type == fs.FileType.File and i.path.endswith(suffix)]
-    return sorted((FileInfo(uri=prefix + i.path, size=i.size, version=str(i.mtime_ns)) for i in files), key=lambda f: f.uri)
+    return sorted(
+        (FileInfo(uri=prefix + i.path, size=i.size, version=str(i.mtime_ns)) for i in files), key=lambda f: f.uri
+    )
 
 
 def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:

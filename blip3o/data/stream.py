@@ -7,7 +7,8 @@ with the fewest rows, hands micro-batch i to rank i mod W exactly. tests/data/te
 repeat it at every Ray upgrade.
 
 Micro-batches are made by a pool of actors, each of which builds its function once (order, indexes, tokenizer).
-Measured on two cores against tasks: 33 ms of processor time a micro-batch for the whole path instead of 55.
+Processor time of the whole path per micro-batch of 8 images of 64x64, on two (busy) cores: tasks 55 ms, actors 37 to
+43 ms, actors that make four in a call 33 ms; eight in a call gain nothing more. Most of it is Ray's own scheduling.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 r"""Conversations to token ids: ChatML, one function for training and inference, so the two cannot differ.
 
 A turn is `<|im_start|>role\ntext<|im_end|>\n`. An image stands at the head of the first user turn as
-`<|vision_start|>` + one `<|image_pad|>` per language token + `<|vision_end|>`. A request to draw ends with an open assistant
-turn and `[IMG]`; the learnable queries follow it. (Upstream closes the assistant turn in training but not in inference.)
+`<|vision_start|>`, one `<|image_pad|>` per language token, `<|vision_end|>`. A request to draw ends with an open
+assistant turn and `[IMG]`; the learnable queries follow it. (Upstream closes that turn in training, not in inference.)
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Text to token ids: a byte-level BPE with ChatML's special tokens, trained here or taken from a released model.
 
-Special tokens are looked up by name and never parsed out of user text, so a caption that contains `<|im_end|>` stays text.
+Special tokens are looked up by name and never parsed out of user text: a caption that contains `<|im_end|>` stays text.
 """
 
 from collections.abc import Iterable
@@ -25,16 +25,17 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises `ConfigError` if a special token is missing."""
-        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        found = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+        missing = [token for token, number in found.items() if number is None]
         if missing:
             raise ConfigError(f"the tokenizer lacks the special tokens {', '.join(missing)}: train one, or add them")
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        self.ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+        self.ids = {token: number for token, number in found.items() if number is not None}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
-        """Learns `vocab_size` tokens (special tokens and all 256 bytes included) from texts; the same texts give the same tokens."""
+        """Learns `vocab_size` tokens, special ones and all 256 bytes included; the same texts give the same tokens."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -52,7 +53,7 @@ class ChatTokenizer:
         """Reads a `tokenizer.json`. Raises `ConfigError` if it is not one."""
         try:
             return cls(Tokenizer.from_str(data.decode()))
-        except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception for a malformed file
+        except Exception as error:
             raise ConfigError(f"not a tokenizer.json: {error}") from error
 
     def to_bytes(self) -> bytes:

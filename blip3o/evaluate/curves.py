@@ -30,6 +30,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "axes.titlelocation": "left",
+    "figure.constrained_layout.hspace": 0.12,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "xtick.color": _PAGE_INK,

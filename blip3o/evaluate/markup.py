@@ -20,7 +20,7 @@ body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 68rem; background: 
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.01em; }
 h2 { margin: 3.25rem 0 0.4rem; font-size: 1.2rem; letter-spacing: -0.005em; }
-p { margin: 0.4rem 0 1rem; max-width: 46rem; color: var(--soft); }
+p { margin: 0.4rem 0 1rem; max-width: 50rem; color: var(--soft); text-wrap: pretty; }
 .wide { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
 th { padding: 0.45rem 0.9rem 0.45rem 0; border-bottom: 1px solid var(--line); color: var(--soft); font-weight: 500;

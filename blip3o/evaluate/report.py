@@ -83,7 +83,10 @@ def _headline(summary: Scores) -> str:
         *_retrieval_rows(summary["generation"]),
         *_scene_rows(summary.get("scenes")),
     ]
-    return table(["", "model", "", "chance", "control", "limit", "n"], rows)
+    return table(_COLUMNS, rows)
+
+
+_COLUMNS = ("", "model", "", "chance", "control", "limit", "n")
 
 
 def _row(name: str, value: float | None, *, n: int, **others: float | None) -> list[str]:
@@ -102,7 +105,8 @@ def _answer_rows(scores: Scores | None) -> list[list[str]]:
     if scores is None:
         return []
     low, high = scores["interval"] or (None, None)
-    name = f"Answers, three or more choices<br><small>95 % interval {percent(low)} to {percent(high)}</small>"
+    notes = f"95 % interval {percent(low)} to {percent(high)}; {scores['n_unparsed']} replies outside the choices"
+    name = f"Answers, three or more choices<br><small>{notes}</small>"
     two_way, free = scores["two_way"], scores["open"]
     return [
         _row(name, scores["accuracy"], chance=scores["chance"], control=scores["shuffled"], n=scores["n"]),
@@ -160,7 +164,7 @@ def _details(summary: Scores) -> str:
     scenes = summary.get("scenes")
     families = {} if scenes is None else scenes["families"]
     rows += [_row(f"Scenes: {text(name)}", family["all_correct"], n=family["n"]) for name, family in families.items()]
-    return table(["", "model", "", "chance", "control", "limit", "n"], rows)
+    return table(_COLUMNS, rows)
 
 
 def _cards(answered: Sequence[AnsweredPicture]) -> str:

@@ -1,8 +1,8 @@
 """The vision-language backbone behind one adaptor: a Qwen2.5-VL of `transformers`, any size.
 
-It offers what the system needs and hides what it does not: embedding of prompts with images, query states against a cached
-prompt (the frozen prefix) or in one full pass, logits for the text loss, and greedy text generation with a KV cache.
-Prompts are padded on the right; padding never changes a sample's result.
+It offers what the system needs and hides what it does not: embedding of prompts with images, query states against a
+cached prompt (the frozen prefix) or in one full pass, logits for the text loss, and greedy text generation with a KV
+cache. Prompts are padded on the right; padding never changes a sample's result.
 
 Legend: B batch, L prompt tokens, N queries, H hidden channels, S image side, V vocabulary.
 """
@@ -22,7 +22,10 @@ TEMPORAL_PATCH = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids [B, L], attention mask [B, L] (1 on real tokens), and one uint8 image [B, S, S, 3] per row, or none."""
+    """Token ids [B, L], attention mask [B, L] (1 on real tokens), and images.
+
+    `pixels` holds one uint8 image [B, S, S, 3] per row; a row without image tokens does not look at its own.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -31,7 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCache:
-    """A prompt after one pass: the key/value cache, its mask [B, L], the next position [B], the last hidden states [B, L, H]."""
+    """A prompt after one pass: key/value cache, its mask [B, L], next position [B], last hidden states [B, L, H]."""
 
     cache: Any
     attention_mask: Tensor
@@ -107,16 +110,21 @@ class Backbone(nn.Module):
         embeddings = self.text.embed_tokens(prompt.input_ids)
         if prompt.pixels is None:
             return embeddings
+        mask = prompt.input_ids == self.image_token_id
+        shown = prompt.pixels[mask.any(dim=1)]
+        if not shown.shape[0]:
+            return embeddings
         vision = self.config.vision
-        patches = patchify(normalize_pixels(prompt.pixels), vision.patch_size, vision.merge)
+        patches = patchify(normalize_pixels(shown), vision.patch_size, vision.merge)
         side = vision.grid * vision.merge
-        grid_thw = torch.tensor([[1, side, side]]).expand(prompt.pixels.shape[0], 3).to(patches.device)
+        grid_thw = torch.tensor([[1, side, side]]).expand(shown.shape[0], 3).to(patches.device)
         tokens = self.hf.model.visual(patches.to(embeddings.dtype), grid_thw=grid_thw).pooler_output
-        mask = (prompt.input_ids == self.image_token_id)[..., None].expand_as(embeddings)
-        return embeddings.masked_scatter(mask, tokens.to(embeddings.dtype))
+        return embeddings.masked_scatter(mask[..., None].expand_as(embeddings), tokens.to(embeddings.dtype))
 
     def _positions(self, prompt: Prompt) -> Tensor:
-        return multimodal_positions(prompt.input_ids == self.image_token_id, prompt.attention_mask, self.config.vision.grid)
+        return multimodal_positions(
+            prompt.input_ids == self.image_token_id, prompt.attention_mask, self.config.vision.grid
+        )
 
     def hidden(self, prompt: Prompt) -> Tensor:
         """Hidden states after the final norm, [B, L, H]."""
@@ -169,19 +177,21 @@ class Backbone(nn.Module):
         )
 
     def query_states_full(self, prompt: Prompt, queries_NH: Tensor) -> Tensor:
-        """Query states [B, N, H] by one pass over prompt and queries, with gradients through both: the slow reference."""
+        """Query states [B, N, H] by one pass over prompt and queries, gradients through both: the slow reference."""
         batch, count = prompt.input_ids.shape[0], queries_NH.shape[0]
         embeddings = torch.cat([self.embed(prompt), queries_NH.expand(batch, -1, -1)], dim=1)
         mask = torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones(batch, count)], dim=1)
-        images = torch.cat([prompt.input_ids == self.image_token_id, mask.new_zeros(batch, count, dtype=torch.bool)], dim=1)
+        images = torch.cat(
+            [prompt.input_ids == self.image_token_id, mask.new_zeros(batch, count, dtype=torch.bool)], dim=1
+        )
         positions = multimodal_positions(images, mask, self.config.vision.grid)
         output = self.text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state[:, -count:]
 
     def query_states(self, prompt: Prompt, queries_NH: Tensor) -> Tensor:
-        """Query states [B, N, H] by the frozen prefix: the prompt without gradient into a cache, then the queries with it.
+        """Query states [B, N, H] by the frozen prefix: the prompt goes into a cache without gradient, then the queries.
 
-        Equal to `query_states_full` in value and in the queries' gradient, as nothing upstream of the queries is trained.
+        Equal to `query_states_full` in value and in the queries' gradient, as nothing before the queries is trained.
         """
         with torch.no_grad():
             cached = self.prefill(prompt)

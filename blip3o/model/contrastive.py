@@ -1,7 +1,7 @@
 """Pretraining of a small encoder: a text tower, and the projections into a shared image-text space.
 
-The loss is SigLIP's (arXiv 2303.15343): every image-text pair of a micro-batch is a binary question. It is defined on the
-micro-batch, so it does not depend on how micro-batches are spread over workers.
+The loss is SigLIP's (arXiv 2303.15343): every image-text pair of a micro-batch is a binary question. It is defined on
+the micro-batch, so it does not depend on how micro-batches are spread over workers.
 """
 
 import math
@@ -14,14 +14,20 @@ from blip3o.config.model import TextTowerConfig
 
 
 class TextTower(nn.Module):
-    """Caption ids to one vector: token and position embeddings, pre-norm transformer blocks, masked mean, projection."""
+    """Caption ids to one vector: token and position embeddings, pre-norm blocks, masked mean, projection."""
 
     def __init__(self, config: TextTowerConfig, *, vocab_size: int, max_length: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, config.width)
         self.positions = nn.Parameter(torch.zeros(1, max_length, config.width))
         block = nn.TransformerEncoderLayer(
-            config.width, config.heads, 4 * config.width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            config.width,
+            config.heads,
+            4 * config.width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.blocks = nn.TransformerEncoder(block, config.layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(config.width)

@@ -1,10 +1,9 @@
 """The pixel decoder: pooled features to an image, by flow matching in pixel space.
 
-A coarse head draws each feature's own square of the image (it is trained with the encoder, as its dense term, and makes the
-features keep what a picture needs). A U-Net of `diffusers` then refines: it sees the noisy image and the coarse one and
-predicts the clean image as coarse + correction; the velocity of the flow follows from that, v = (z_σ − x̂) / σ. The
-correction starts at zero, so an untrained decoder already draws the coarse image.
-Pixels run from −1 to 1.
+A coarse head draws each feature's own square of the image (it is trained with the encoder, as its dense term, and makes
+the features keep what a picture needs). A U-Net of `diffusers` then refines: it sees the noisy image and the coarse one
+and predicts the clean image as coarse + correction; the velocity of the flow follows from that, v = (z_σ − x̂) / σ. The
+correction starts at zero, so an untrained decoder already draws the coarse image. Pixels run from −1 to 1.
 """
 
 import torch

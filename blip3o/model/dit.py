@@ -1,16 +1,18 @@
 """The diffusion transformer over pooled image features: NextDiT with gated cross-attention to the query states.
 
-The mathematics and the state-dict names are those of the released BLIP3-o (reference: Lumina-Next, arXiv 2406.18583): adaLN
-chunks in the order scale, gate, scale, gate; LayerNorm over all heads on queries and keys; rotary positions on the image
-tokens only (never on the condition's keys); a cross-attention gate per head through tanh; sandwich RMS norms.
+The mathematics and the state-dict names are those of the released BLIP3-o (reference: Lumina-Next, arXiv 2406.18583):
+adaLN chunks in the order scale, gate, scale, gate; LayerNorm over all heads on queries and keys; rotary positions on
+the image tokens only (never on the condition's keys); a cross-attention gate per head through tanh; sandwich RMS norms.
 
-What depends on the condition alone (its projection, its keys and values in every layer, its pooled embedding) is computed
-once by `DiT.condition` and reused by every denoising step.
+What depends on the condition alone (its projection, its keys and values in every layer, its pooled embedding) is
+computed once by `DiT.condition` and reused by every denoising step.
 
-Legend: B batch, L latent tokens, N condition tokens, C model channels, T channels of the time embedding, H heads, D = C / H.
+Legend: B batch, L latent tokens, N condition tokens, C model channels, T time embedding channels, H heads, D = C / H.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +195,8 @@ class DiT(nn.Module):
     def condition(self, states_BNH: Tensor) -> DiTCondition:
         """Prepares query states [B, N, condition_dim] for any number of steps. Zeros give the null condition."""
         projected = self.caption_projection(states_BNH)
-        pairs = [layer.attn2.key_value(layer.norm1_context(projected)) for layer in self.layers]
+        blocks = cast("Iterable[DiTBlock]", self.layers)  # a ModuleList does not say what it holds
+        pairs = [block.attn2.key_value(block.norm1_context(projected)) for block in blocks]
         return DiTCondition(
             pooled=self.time_caption_embed.caption_embedder(projected.mean(dim=1)),
             keys=tuple(key for key, _ in pairs),

@@ -1,8 +1,8 @@
 """The EVA-CLIP vision tower that makes generation targets, and its pooling.
 
-Post-norm blocks: x + LN(attn(x)), x + LN(mlp(x)); fused qkv with a full bias; exact GELU; no final norm. The CLS token is
-dropped and the patch grid average-pooled (BLIP3-o: 32 x 32 → 8 x 8 tokens of width 1792). State-dict names are the released
-ones. Not here: preprocessing to pixels (blip3o.data.decode), training losses (blip3o.model.contrastive).
+Post-norm blocks: x + LN(attn(x)), x + LN(mlp(x)); fused qkv with a full bias; exact GELU; no final norm. The CLS token
+is dropped and the patch grid average-pooled (BLIP3-o: 32 x 32 → 8 x 8 tokens of width 1792). State-dict names are the
+released ones. Not here: preprocessing to pixels (blip3o.data.decode), training losses (blip3o.model.contrastive).
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Flow matching as pure functions: noise schedule, interpolation, target, guidance, Euler.
 
-Time runs from noise (σ = 1) to data (σ = 0): x_σ = (1 − σ) x + σ ε, and the model predicts v = ε − x (BLIP3-o; the paper
-writes the same with the opposite direction of time). σ in training is on the grid k / 1000, the model's time is 1000 σ.
-Every draw arrives as an argument: nothing here owns randomness.
+Time runs from noise (σ = 1) to data (σ = 0): x_σ = (1 − σ) x + σ ε, and the model predicts v = ε − x (BLIP3-o; the
+paper writes the same with the opposite direction of time). σ in training is on the grid k / 1000, the model's time is
+1000 σ. Every draw arrives as an argument: nothing here owns randomness.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ def split_heads(x_BLC: Tensor, heads: int) -> Tensor:
 
 
 def attend(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention, scale 1 / sqrt(D), no dropout. Key/value heads may be fewer than query heads (they are repeated).
+    """Softmax attention, scale 1 / sqrt(D), no dropout. Fewer key/value heads than query heads are repeated.
 
     Returns [B, L, H, D]. `mask` is boolean, True where a query may look, and broadcasts to [B, H, Lq, Lk].
     """
@@ -27,10 +27,10 @@ def attend(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None =
 
 
 def rotary_grid(side: int, head_dim: int, *, theta: float = 1e4) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of a 2-D rotary embedding over a `side` x `side` grid in row-major order, each [side², head_dim / 2] fp32.
+    """Cosine and sine of 2-D rotary positions over a row-major `side` x `side` grid, each [side², head_dim / 2] fp32.
 
-    head_dim / 4 frequencies theta^(-2i / (head_dim / 2)) per axis; row and column frequencies alternate (row first), as in
-    Lumina-Next and so in BLIP3-o's DiT.
+    head_dim / 4 frequencies theta^(-2i / (head_dim / 2)) per axis; row and column frequencies alternate (row first), as
+    in Lumina-Next and so in BLIP3-o's DiT.
     """
     quarter = head_dim // 4
     frequencies = theta ** (-torch.arange(quarter, dtype=torch.float64) * 2 / (head_dim // 2))

@@ -1,7 +1,7 @@
 """Multimodal rotary positions (time, row, column) of Qwen2.5-VL, padding-aware.
 
-Text advances all three axes together. An image of h x w language tokens that begins at position p gives its token (i, j) the
-position (p, p + i, p + j); the text after it goes on at p + max(h, w). Padding tokens take no position.
+Text advances all three axes together. In an image of h x w language tokens that begins at position p, token (i, j) has
+the position (p, p + i, p + j); the text after it goes on at p + max(h, w). Padding tokens take no position.
 """
 
 import torch

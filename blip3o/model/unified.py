@@ -1,7 +1,7 @@
 """The unified model: backbone, queries, DiT, encoder and decoder in one module, and their common initialisation.
 
-Parts are built by name, so that a stage or a server holds only what it uses. Each part's parameters live under its own
-prefix (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `coarse.`, `decoder.`), which is also how weights travel.
+Parts are built by name, so that a stage or a server holds only what it uses. Each part's parameters live under a prefix
+of its own (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `coarse.`, `decoder.`), and travel under it.
 """
 
 import math
@@ -55,7 +55,7 @@ class UnifiedModel(nn.Module):
         return self.config.encoder.num_tokens, self.config.encoder.channels
 
     def sample_features(self, states_BNH: Tensor, noise_BLF: Tensor, *, steps: int, guidance: float) -> Tensor:
-        """Features [B, L, F] drawn from noise under query states, `steps` Euler steps; guidance 1 runs no null branch."""
+        """Features [B, L, F] from noise under query states in `steps` Euler steps; guidance 1 takes no null branch."""
         condition = self.dit.condition(states_BNH)
         null = self.dit.condition(torch.zeros_like(states_BNH)) if guidance != 1 else None
 
@@ -65,7 +65,12 @@ class UnifiedModel(nn.Module):
         return integrate(velocity, noise_BLF, steps)
 
     def velocity(
-        self, latents: Tensor, sigma_B: Tensor, condition: DiTCondition, null: DiTCondition | None, guidance: Tensor | float
+        self,
+        latents: Tensor,
+        sigma_B: Tensor,
+        condition: DiTCondition,
+        null: DiTCondition | None,
+        guidance: Tensor | float,
     ) -> Tensor:
         """The guided velocity [B, L, F] at σ [B]; without a null condition, the conditional one."""
         conditional = self.dit(latents, 1000 * sigma_B, condition)
@@ -85,21 +90,28 @@ class UnifiedModel(nn.Module):
 def initialize(model: UnifiedModel, seed: int) -> None:
     """Sets EVERY parameter of the parts that were built, each from its own stream keyed by its name.
 
-    So a part starts from the same numbers whatever else is built beside it. Matrices: normal with deviation
-    1 / sqrt(fan in); embeddings, queries and positions: normal with deviation 0.02 (queries 1, as upstream); norms one;
-    biases, gates, adaptive scales and last layers zero, so that every residual branch of the DiT begins as the identity.
+    So a part starts from the same numbers whatever else is built beside it. Matrices are normal with
+    deviation fan_in^(-1/2); embeddings and positions normal with 0.02; queries normal with `query_std` (1
+    upstream); norms one; biases, gates, adaptive scales and last layers zero, so that every residual branch
+    of the DiT begins as the identity.
     """
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            _initialize_one(name, parameter, seed)
+            _initialize_one(name, parameter, seed, query_std=model.config.query_std)
 
 
-_ZERO = ("norm1.linear.weight", "norm_out.linear_1.weight", "norm_out.linear_2.weight", "unet.conv_out.weight", "cls_token")
+_ZERO = (
+    "norm1.linear.weight",
+    "norm_out.linear_1.weight",
+    "norm_out.linear_2.weight",
+    "unet.conv_out.weight",
+    "cls_token",
+)
 _KEEP = ("log_scale", "contrastive.bias")
 _EMBEDDING = ("embed_tokens.weight", "text.tokens.weight", "pos_embed", "text.positions")
 
 
-def _initialize_one(name: str, parameter: Tensor, seed: int) -> None:
+def _initialize_one(name: str, parameter: Tensor, seed: int, *, query_std: float) -> None:
     if name.endswith(_KEEP):
         return
     if name.endswith(("gate", *_ZERO)) or (name.endswith("bias") and parameter.dim() == 1):
@@ -107,7 +119,7 @@ def _initialize_one(name: str, parameter: Tensor, seed: int) -> None:
     elif name.endswith(_EMBEDDING):
         parameter.normal_(0, 0.02, generator=torch_generator(seed, "init", name))
     elif name == "queries":
-        parameter.normal_(0, 1, generator=torch_generator(seed, "init", name))
+        parameter.normal_(0, query_std, generator=torch_generator(seed, "init", name))
     elif parameter.dim() == 1:
         parameter.fill_(1)
     else:

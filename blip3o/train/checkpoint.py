@@ -1,7 +1,7 @@
 """Checkpoints of a stage in progress: DeepSpeed's shards of what is trained, the step, and the run's identity.
 
-Each rank writes its own shards into a directory of its own; the caller merges and commits them. The identity (a sha256 over
-everything that decides the numbers) keeps a run from going on with other data or another recipe under an old name.
+Each rank writes its own shards into a directory of its own; the caller merges and commits them. The identity (a sha256
+over everything that decides the numbers) keeps a run from going on with other data or another recipe under an old name.
 """
 
 import hashlib
@@ -53,6 +53,7 @@ def load(engine: Any, directory: str, *, identity: str) -> int:  # noqa: ANN401 
         raise CheckpointError(f"{directory} holds no checkpoint that DeepSpeed can read")
     if client["identity"] != identity:
         raise CheckpointError(
-            "the checkpoint under this run.name was made with another recipe or other data: choose a new run.name, or restore the old recipe"
+            "the checkpoint under this run.name was made with another recipe or other data: "
+            "choose a new run.name, or restore the old recipe"
         )
     return int(client["step"])

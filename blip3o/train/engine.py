@@ -1,7 +1,7 @@
 """The DeepSpeed engine of a stage, built from the recipe and from nothing else.
 
-What the recipe says of clipping, precision and ZeRO is asserted back from the engine, because an option that silently does
-not act is how upstream's runs diverged. Nothing is compiled: the optimizer is torch's AdamW.
+What the recipe says of clipping, precision and ZeRO is asserted back from the engine, because an option that silently
+does not act is how upstream's runs diverged. Nothing is compiled: the optimizer is torch's AdamW.
 """
 
 from typing import Any
@@ -60,4 +60,6 @@ def _assert_taken(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as abo
         engine.gradient_accumulation_steps(),
     )
     if asked != taken:
-        raise ConfigError(f"DeepSpeed runs with clipping, bf16, ZeRO stage, accumulation = {taken}, the recipe says {asked}")
+        raise ConfigError(
+            f"DeepSpeed runs with clipping, bf16, ZeRO stage, accumulation = {taken}, the recipe says {asked}"
+        )

@@ -1,7 +1,7 @@
 """The training loop: next batches, forward and backward, optimizer, hooks. It knows no Ray, no storage and no stage.
 
-The loss of a step is Σ weight · (global sum / global count): counts are known before any arithmetic, so every micro-batch is
-scaled by the global count of its optimizer step and gradients do not depend on workers or accumulation.
+The loss of a step is Σ weight · (global sum / global count): counts are known before any arithmetic, so every
+micro-batch is scaled by the global count of its optimizer step and gradients do not depend on workers or accumulation.
 """
 
 import math
@@ -48,8 +48,8 @@ class StepRecord:
 class Loop:
     """Trains `engine` from `start` to the recipe's last step.
 
-    `batches` yields this rank's micro-batches in order; `after_step(step, record)` is called after every optimizer step,
-    with `step` the number of steps done, and is where checkpoints and logs are made.
+    `batches` yields this rank's micro-batches in order; `after_step(step, record)` is called after every optimizer
+    step, with `step` the number of steps done, and is where checkpoints and logs are made.
     """
 
     recipe: Recipe
@@ -64,7 +64,11 @@ class Loop:
     _wait: float = field(default=0.0, init=False)
 
     def run(self, start: int) -> None:
-        """Runs steps `start` … `optim.steps` − 1. Raises `DataError` if the stream is not at that step or ends early."""
+        """Runs steps `start` … `optim.steps` − 1.
+
+        Raises `DataError` if the stream is not at that step or ends early, and if loss or gradient is not finite: after
+        such a step nothing is saved.
+        """
         for step in range(start, self.recipe.optim.steps):
             began = time.perf_counter()
             self._wait = 0.0
@@ -74,7 +78,7 @@ class Loop:
                 step=step,
                 loss=loss,
                 terms=terms,
-                grad_norm=float(self.engine.get_global_grad_norm() or 0.0),
+                grad_norm=self._grad_norm(step),
                 lr=learning_rate(self.recipe.optim, step),
                 samples=self.recipe.optim.global_batch,
                 seconds=time.perf_counter() - began,
@@ -91,7 +95,9 @@ class Loop:
             raise DataError(f"the stream ended before micro-batch {expected} of step {step}")
         number = int(arrays["micro_batch"][0])
         if number != expected:
-            raise DataError(f"the stream gave micro-batch {number} where step {step} of rank {self.rank} needs {expected}")
+            raise DataError(
+                f"the stream gave micro-batch {number} where step {step} of rank {self.rank} needs {expected}"
+            )
         return to_batch(arrays, pad_id=self.pad_id, device=self.device)
 
     def _step(self, step: int, group: list[Batch]) -> tuple[float, dict[str, float]]:
@@ -99,19 +105,28 @@ class Loop:
         for parameters in self.engine.optimizer.param_groups:
             parameters["lr"] = learning_rate(self.recipe.optim, step)
         sums: dict[str, Tensor] = {}
-        for batch in group:
+        for turn, batch in enumerate(group):
+            if turn > 0:
+                self.engine.step()  # counts the micro-batch before; the weights wait for the last one
             terms = self.engine(batch)
             loss = sum(self._weight(name) * value / totals[name] for name, value in terms.items())
             # DeepSpeed averages over ranks and accumulation; the sum is wanted, so both divisors are put back.
             self.engine.backward(loss * (self.world * self.recipe.accumulation))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach()
-            self.engine.step()
         means = {name: value / totals[name] for name, value in self._reduce(sums).items()}
         total = math.fsum(self._weight(name) * value for name, value in means.items())
         if not math.isfinite(total):
-            raise DataError(f"loss is {total} at step {step}: {means}")
+            raise DataError(f"the loss is {total} at step {step} ({means}): lower optim.lr, or look for bad samples")
+        self.engine.step()
         return total, means
+
+    def _grad_norm(self, step: int) -> float:
+        # DeepSpeed says nothing of a norm that is not finite: it skips the step in fp32 and applies it in bf16.
+        norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise DataError(f"the gradient's norm is {norm} at step {step}: lower optim.lr, or look for bad samples")
+        return norm
 
     def _weight(self, name: str) -> float:
         return self.module.weights.get(name, 1.0)
@@ -121,7 +136,10 @@ class Loop:
         for batch in group:
             for name, count in self.module.counts(batch).items():
                 counts[name] = counts.get(name, 0) + count
-        return {name: int(value) for name, value in self._reduce({k: torch.tensor(float(v)) for k, v in counts.items()}).items()}
+        return {
+            name: int(value)
+            for name, value in self._reduce({k: torch.tensor(float(v)) for k, v in counts.items()}).items()
+        }
 
     def _reduce(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Sums over ranks, in fp64, in the order of names."""

@@ -1,7 +1,8 @@
 """The stages of the recipe as data: which parts exist, which parameters train, what a sample becomes.
 
-`encoder` makes the features semantic (a small CLIP, for the laptop); `understand` teaches the backbone to read images;
-`generate` trains queries and DiT with the backbone frozen; `instruct` goes on with a curated set; `decoder` learns pixels.
+`encoder` makes the features semantic (a small CLIP, for the laptop); `understand` teaches the backbone to
+read images; `generate` trains queries and DiT with the backbone frozen; `instruct` goes on with a curated
+set; `decoder` learns pixels.
 """
 
 from dataclasses import dataclass

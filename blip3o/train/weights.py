@@ -1,7 +1,7 @@
 """Weights as they travel between stages: named tensors in safetensors, with a description that is written last.
 
-A run's result is `<run>/final/weights.safetensors` (what the stage trained, by parameter name) and `<run>/final/final.json`
-(recipe, sha256, summary). Without the second the first does not count.
+A run's result is `<run>/final/weights.safetensors` (what the stage trained, by parameter name) and
+`<run>/final/final.json` (recipe, sha256, summary). Without the second the first does not count.
 """
 
 import hashlib
@@ -52,18 +52,24 @@ def read_final(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{uri}: {WEIGHTS} is missing beside {DESCRIPTION}: train the run again") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != description["sha256"]:
-        raise CheckpointError(f"{uri}: weights have sha256 {digest[:12]}…, {description['sha256'][:12]}… was written: train again")
+        raise CheckpointError(
+            f"{uri}: weights have sha256 {digest[:12]}…, {description['sha256'][:12]}… was written: train again"
+        )
     return load(data), description
 
 
 def load_into(model: UnifiedModel, tensors: Mapping[str, Tensor], *, source: str) -> set[str]:
-    """Copies the tensors that the model has a place for; returns their names. Raises `CheckpointError` on a shape mismatch."""
+    """Copies the tensors that the model has a place for and returns their names.
+
+    Raises `CheckpointError` if a shape differs.
+    """
     own = model.state_dict()
     matching = {name: tensor for name, tensor in tensors.items() if name in own}
     for name, tensor in matching.items():
         if tensor.shape != own[name].shape:
             raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}: use the same model preset"
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}: "
+                "use the same model preset"
             )
     model.load_state_dict(matching, strict=False)
     return set(matching)
@@ -75,5 +81,6 @@ def require_covered(model: UnifiedModel, loaded: set[str], trainable: list[str])
     if missing:
         parts = sorted({name.split(".")[0] for name in missing})
         raise CheckpointError(
-            f"frozen parts {', '.join(parts)} have no weights ({len(missing)} tensors, e.g. {missing[0]}): name the runs that trained them in stage.start_from"
+            f"frozen parts {', '.join(parts)} have no weights ({len(missing)} tensors, e.g. {missing[0]}): "
+            "name the runs that trained them in stage.start_from"
         )

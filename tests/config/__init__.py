@@ -1,0 +1,1 @@
+"""Tests of recipes: what is read, what is refused, and in which words."""

@@ -23,7 +23,9 @@ def test_a_dumped_recipe_reads_back_equal():
 
 def test_overrides_win_and_are_typed(tmp_path):
     path = write(tmp_path, tree())
-    loaded = load_recipe(path, ["optim.steps=9", "model.dit.layers=1", "data.template.system=Hello", "optim.betas=[0.5, 0.6]"])
+    loaded = load_recipe(
+        path, ["optim.steps=9", "model.dit.layers=1", "data.template.system=Hello", "optim.betas=[0.5, 0.6]"]
+    )
     assert (loaded.optim.steps, loaded.model.dit.layers, loaded.data.template.system) == (9, 1, "Hello")
     assert loaded.optim.betas == (0.5, 0.6)
 

@@ -22,7 +22,9 @@ def ragged(lengths, *, images=True, width=16):
     if images:
         ids[:, 2:6] = IMAGE_TOKEN
     mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
-    pixels = torch.randint(0, 256, (len(lengths), 32, 32, 3), dtype=torch.uint8, generator=generator) if images else None
+    pixels = (
+        torch.randint(0, 256, (len(lengths), 32, 32, 3), dtype=torch.uint8, generator=generator) if images else None
+    )
     return Prompt(input_ids=torch.where(mask.bool(), ids, PAD), attention_mask=mask, pixels=pixels)
 
 

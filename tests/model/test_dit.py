@@ -84,7 +84,9 @@ def block(w, x, context, embedding):
     mixed = linear(w, "attn2.to_out.0", (own + cross * w["gate"].tanh()[:, None]).reshape(x.shape[0], -1))
     x = x + g_a.tanh() * rms(w, "norm2", mixed)
     f = rms(w, "ffn_norm1", x) * (1 + s_m)
-    f = linear(w, "feed_forward.linear_2", silu(linear(w, "feed_forward.linear_1", f)) * linear(w, "feed_forward.linear_3", f))
+    f = linear(
+        w, "feed_forward.linear_2", silu(linear(w, "feed_forward.linear_1", f)) * linear(w, "feed_forward.linear_3", f)
+    )
     return x + g_m.tanh() * rms(w, "ffn_norm2", f)
 
 
@@ -94,13 +96,19 @@ def reference(w, latents, time, states):
     angles = [time * 10000 ** (-i / 128) for i in range(128)]
     sinusoid = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles], dtype=torch.float64)
     prefix = "time_caption_embed"
-    t = linear(w, f"{prefix}.timestep_embedder.linear_2", silu(linear(w, f"{prefix}.timestep_embedder.linear_1", sinusoid)))
-    pooled = layer_norm(c.mean(0), 1e-5, w[f"{prefix}.caption_embedder.0.weight"], w[f"{prefix}.caption_embedder.0.bias"])
+    t = linear(
+        w, f"{prefix}.timestep_embedder.linear_2", silu(linear(w, f"{prefix}.timestep_embedder.linear_1", sinusoid))
+    )
+    pooled = layer_norm(
+        c.mean(0), 1e-5, w[f"{prefix}.caption_embedder.0.weight"], w[f"{prefix}.caption_embedder.0.bias"]
+    )
     embedding = t + linear(w, f"{prefix}.caption_embedder.1", pooled)
     x = linear(w, "patch_embedder.proj", latents)
     for index in range(CONFIG.layers):
         head = f"layers.{index}."
-        x = block({name.removeprefix(head): value for name, value in w.items() if name.startswith(head)}, x, c, embedding)
+        x = block(
+            {name.removeprefix(head): value for name, value in w.items() if name.startswith(head)}, x, c, embedding
+        )
     scaled = layer_norm(x, 1e-6) * (1 + linear(w, "norm_out.linear_1", silu(embedding)))
     return linear(w, "norm_out.linear_2", scaled)
 
@@ -113,7 +121,9 @@ def test_forward_equals_the_formulas(dit):
     with torch.no_grad():
         got = dit(latents, times, dit.condition(states))
         weights = {name: value.detach() for name, value in dit.state_dict().items()}
-        expected = torch.stack([reference(weights, x, float(t), s) for x, t, s in zip(latents, times, states, strict=True)])
+        expected = torch.stack(
+            [reference(weights, x, float(t), s) for x, t, s in zip(latents, times, states, strict=True)]
+        )
     # Rotary tables and sinusoid are fp32 in the module (as upstream); the rest is fp64. Measured worst case 4e-6.
     assert torch.allclose(got, expected, atol=5e-5, rtol=1e-5)
 
@@ -145,10 +155,11 @@ def test_the_condition_matters_only_through_gate_and_pooled_embedding(dit):
 def test_state_dict_names_are_the_released_ones(dit):
     names = set(dit.state_dict())
     for name in (
-        "caption_projection.linear_1.weight", "patch_embedder.proj.bias", "time_caption_embed.timestep_embedder.linear_2.bias",
-        "time_caption_embed.caption_embedder.0.weight", "layers.0.gate", "layers.1.attn1.norm_q.weight",
-        "layers.0.attn2.to_out.0.weight", "layers.0.feed_forward.linear_3.weight", "layers.0.norm1.linear.bias",
-        "layers.0.norm1.norm.weight", "layers.0.norm1_context.weight", "layers.0.ffn_norm2.weight", "norm_out.linear_2.bias",
+        "caption_projection.linear_1.weight", "patch_embedder.proj.bias", "norm_out.linear_2.bias",
+        "time_caption_embed.timestep_embedder.linear_2.bias", "time_caption_embed.caption_embedder.0.weight",
+        "layers.0.gate", "layers.1.attn1.norm_q.weight", "layers.0.attn2.to_out.0.weight",
+        "layers.0.feed_forward.linear_3.weight", "layers.0.norm1.linear.bias", "layers.0.norm1.norm.weight",
+        "layers.0.norm1_context.weight", "layers.0.ffn_norm2.weight",
     ):  # fmt: skip
         assert name in names
     assert not any("attn1.to_out" in name or name.endswith("_LE") for name in names)

@@ -1,7 +1,7 @@
 """A small curated set for the instruction-tuning stage, chosen from sets that are there already.
 
-Balanced over (source, kind of content): scenes by family, emoji by group. One canonical caption a sample, the first, so that
-the stage settles on one way of being asked. Only training samples are read: nothing held out can enter.
+Balanced over (source, kind of content): scenes by family, emoji by group. One canonical caption a sample, the first, so
+that the stage settles on one way of being asked. Only training samples are read: nothing held out can enter.
 """
 
 import io

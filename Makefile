@@ -1,0 +1,39 @@
+# One command each. The environment (.venv) is built, or mended, when it is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+BENCHMARKS := $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 12
+
+demo: $(STAMP)  ## data, training, evaluation and a served model on this computer; results in runs/demo
+	$(BIN)/blip3o demo
+
+test: $(STAMP)  ## the test suite
+	$(BIN)/pytest -q tests
+
+lint: $(STAMP)  ## ruff, the import contracts, mypy
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## every benchmark; results in benchmarks/results
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+clean:  ## removes the environment, caches and runs
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last and removed first: without it, what is in .venv may be half made and is made anew; with it, a
+# changed list of dependencies is only installed on top.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is not Python 3.11 or later; name one that is: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@if [ -e $@ ] && $(BIN)/pip --version >/dev/null 2>&1; then rm $@; else $(PYTHON) -m venv --clear .venv; fi
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

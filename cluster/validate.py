@@ -1,0 +1,269 @@
+"""Offline checks of cluster files: `python -m cluster.validate FILE…`. No cloud, no credentials, nothing is started.
+
+Launcher YAML: Ray's own preparation and schema, and EC2's RunInstances for the node configs. KubeRay manifests: the pod
+templates against Kubernetes' schemas (strict), the embedded Serve config and runtime environment against Ray's, and the
+whole against KubeRay's CRDs if KUBERAY_CRDS names a folder with their YAML.
+What depends on an account or a cluster (quotas, profiles, images) is out of reach here.
+"""
+
+import copy
+import functools
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from blip3o import log, settings
+from blip3o.errors import Blip3oError, ConfigError
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+
+logger = logging.getLogger("cluster.validate")  # also when run as __main__
+
+KUBERNETES_VERSION = "1.33"
+# Where a manifest of each kind describes its cluster, below `spec`.
+_CLUSTER_SPECS: dict[str, tuple[str, ...]] = {
+    "RayCluster": (),
+    "RayJob": ("rayClusterSpec",),
+    "RayService": ("rayClusterConfig",),
+}
+
+
+def validate_file(path: Path) -> str:
+    """Checks one YAML file by its kind, and returns what it was checked as.
+
+    Raises `ConfigError` that names the file, the place in it and the fault.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds no mapping; expected a launcher config or a KubeRay manifest")
+    crds = settings.get("KUBERAY_CRDS")
+    try:
+        if str(document.get("apiVersion", "")).startswith("ray.io/"):
+            validate_kuberay(document, crds=Path(crds) if crds else None)
+            return f"KubeRay {document['kind']}" + ("" if crds else " (without its CRD: KUBERAY_CRDS is not set)")
+        validate_launcher(document)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return "Ray cluster launcher config"
+
+
+def validate_launcher(config: Mapping[str, Any]) -> None:
+    """Checks a cluster-launcher config. Raises `ConfigError` naming the field."""
+    prepared = _prepared(config)
+    for name, node_type in prepared["available_node_types"].items():
+        where = f"available_node_types.{name}"
+        least, most = node_type.get("min_workers", 0), node_type["max_workers"]
+        if most > prepared["max_workers"]:
+            raise ConfigError(f"{where}.max_workers {most} exceeds max_workers {prepared['max_workers']}")
+        if least > most:
+            raise ConfigError(f"{where}.min_workers {least} exceeds its max_workers {most}")
+        if prepared["provider"]["type"] == "aws":
+            _check_ec2(f"{where}.node_config", node_type["node_config"])
+    _check_auth(prepared)
+
+
+def _prepared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with Ray's defaults filled in, after Ray's schema has seen it both before and after that."""
+    import jsonschema
+    import ray.autoscaler
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    try:
+        jsonschema.Draft7Validator(schema).validate(dict(config))
+        prepared = prepare_config(copy.deepcopy(dict(config)))
+        validate_config(prepared)
+    except jsonschema.ValidationError as error:
+        raise ConfigError(_located(error)) from error
+    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(_one_line(error)) from error
+    return prepared
+
+
+def _check_ec2(where: str, node_config: Mapping[str, Any]) -> None:
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    ec2 = botocore.session.get_session().get_service_model("ec2")
+    request = {"MinCount": 1, "MaxCount": 1, **node_config}
+    faults = ParamValidator().validate(request, ec2.operation_model("RunInstances").input_shape)
+    if faults.has_errors():
+        raise ConfigError(f"{where}: {_one_line(faults.generate_report())}")
+
+
+def _check_auth(config: Mapping[str, Any]) -> None:
+    for group in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for command in config.get(group, []):
+            if "ray start" in command and "RAY_AUTH_MODE=" not in command:
+                raise ConfigError(f"{group}: `ray start` without RAY_AUTH_MODE: write RAY_AUTH_MODE=token before it")
+
+
+def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
+    """Checks a RayCluster, RayJob or RayService manifest; against its CRD too if `crds` is a folder that holds it.
+
+    Raises `ConfigError` naming the field, or the CRD that the folder lacks.
+    """
+    kind = manifest.get("kind")
+    if kind not in _CLUSTER_SPECS:
+        raise ConfigError(f"kind '{kind}' is unknown; expected one of {', '.join(_CLUSTER_SPECS)}")
+    if crds is not None:
+        _check_crd(manifest, crds)
+    for where, template in _pod_templates(manifest):
+        _check_pod_template(where, template)
+    spec = manifest["spec"]
+    if "serveConfigV2" in spec:
+        validate_serve(yaml.safe_load(spec["serveConfigV2"]))
+    if "runtimeEnvYAML" in spec:
+        validate_runtime_env(yaml.safe_load(spec["runtimeEnvYAML"]))
+
+
+def _pod_templates(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    path = ("spec", *_CLUSTER_SPECS[manifest["kind"]])
+    cluster: Any = manifest
+    for key in path:
+        cluster = cluster.get(key) or {}
+    if "headGroupSpec" not in cluster:
+        raise ConfigError(f"{'.'.join(path)}.headGroupSpec is missing")
+    yield f"{'.'.join(path)}.headGroupSpec.template", cluster["headGroupSpec"].get("template", {})
+    for index, group in enumerate(cluster.get("workerGroupSpecs", [])):
+        where = f"{'.'.join(path)}.workerGroupSpecs.{index}"
+        least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
+        if least > most:
+            raise ConfigError(f"{where}: minReplicas {least} exceeds maxReplicas {most}")
+        yield f"{where}.template", group.get("template", {})
+
+
+def _check_pod_template(where: str, template: Mapping[str, Any]) -> None:
+    import kubernetes_validate
+
+    wrapped = {"apiVersion": "v1", "kind": "PodTemplate", "template": dict(template)}
+    try:
+        kubernetes_validate.validate(wrapped, KUBERNETES_VERSION, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        inside = ".".join(str(part) for part in list(error.path)[1:])
+        raise ConfigError(f"{where}{'.' if inside else ''}{inside}: {_one_line(error.message)}") from error
+
+
+def _check_crd(manifest: Mapping[str, Any], crds: Path) -> None:
+    import jsonschema
+
+    version = str(manifest["apiVersion"]).removeprefix("ray.io/")
+    try:
+        jsonschema.Draft202012Validator(_crd_schema(crds, manifest["kind"], version)).validate(dict(manifest))
+    except jsonschema.ValidationError as error:
+        raise ConfigError(_located(error)) from error
+
+
+@functools.lru_cache
+def _crd_schema(crds: Path, kind: str, version: str) -> dict[str, Any]:
+    """The closed schema of one served version; kept, since a CRD is a megabyte of YAML."""
+    file = crds / f"ray.io_{kind.lower()}s.yaml"
+    if not file.exists():
+        raise ConfigError(f"KUBERAY_CRDS={crds} has no {file.name}: copy it from KubeRay's helm chart, or unset it")
+    crd = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for served in crd["spec"]["versions"]:
+        if served["name"] == version:
+            schema: dict[str, Any] = served["schema"]["openAPIV3Schema"]
+            _close(schema)
+            return schema
+    raise ConfigError(f"apiVersion: ray.io/{version} is not served by KubeRay")
+
+
+def _close(schema: object) -> None:
+    """Closes every object that lists its properties to all others, in place: the API server drops those silently."""
+    if isinstance(schema, dict):
+        for part in schema.values():
+            _close(part)
+        if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            schema.setdefault("additionalProperties", False)
+    elif isinstance(schema, list):
+        for part in schema:
+            _close(part)
+
+
+def validate_serve(config: Mapping[str, Any]) -> None:
+    """Checks a Serve config (the content of `serveConfigV2`). Raises `ConfigError` naming the field.
+
+    Ray ignores unknown keys; here they are errors.
+    """
+    import pydantic
+    from ray.serve.config import AutoscalingConfig
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        understood = ServeDeploySchema.model_validate(config).model_dump(exclude_unset=True)
+        for application in config["applications"]:
+            for deployment in application.get("deployments", []):
+                scaling = deployment.get("autoscaling_config")
+                if scaling:
+                    _refuse_lost("autoscaling_config", scaling, AutoscalingConfig(**scaling).model_dump())
+            validate_runtime_env(application.get("runtime_env", {}))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {_one_line(first['msg'])}") from error
+    _refuse_lost("serve config", config, understood)
+
+
+def _refuse_lost(where: str, given: object, understood: object) -> None:
+    """Raises `ConfigError` for the first key of `given` that parsing dropped."""
+    if isinstance(given, dict) and isinstance(understood, dict):
+        for key, value in given.items():
+            if key not in understood:
+                raise ConfigError(f"{where}: unknown key '{key}'")
+            _refuse_lost(f"{where}.{key}", value, understood[key])
+    elif isinstance(given, list) and isinstance(understood, list):
+        for index, (value, parsed) in enumerate(zip(given, understood, strict=True)):
+            _refuse_lost(f"{where}.{index}", value, parsed)
+
+
+def validate_runtime_env(environment: Mapping[str, Any]) -> None:
+    """Checks a Ray runtime environment. Raises `ConfigError` naming the field; unknown keys are errors too."""
+    from ray.runtime_env import RuntimeEnv
+
+    if not isinstance(environment, Mapping):
+        raise ConfigError("runtime env: expected a mapping")
+    unknown = sorted(set(environment) - set(RuntimeEnv.known_fields))
+    if unknown:
+        raise ConfigError(f"runtime env: unknown key '{unknown[0]}'")
+    try:
+        RuntimeEnv(**environment)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"runtime env: {_one_line(error)}") from error
+
+
+def _located(error: "ValidationError") -> str:
+    where = ".".join(str(part) for part in error.absolute_path) or "top level"
+    return f"{where}: {_one_line(error.message)}"
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())[:300]
+
+
+def main(arguments: list[str]) -> int:
+    """Checks each file named; returns 1 if one of them is at fault, 2 if none is named."""
+    log.configure()
+    if not arguments:
+        logger.error("usage: python -m cluster.validate FILE…")
+        return 2
+    faults = 0
+    for name in arguments:
+        try:
+            logger.info("%s: valid %s", name, validate_file(Path(name)))
+        except Blip3oError as error:
+            logger.error("%s", error)
+            faults += 1
+    return min(faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

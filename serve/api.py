@@ -1,0 +1,226 @@
+"""The HTTP face: OpenAI's routes over any `Backend`, and the web page. Knows neither Ray nor torch.
+
+`/v1/images/generations` draws and `/v1/chat/completions` answers, about an image if one is sent; their fields are
+described in `serve.schema`. A client that disconnects cancels its work.
+"""
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+import secrets
+import time
+from collections.abc import Coroutine, Iterator
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from PIL import Image
+
+from blip3o.data.decode import decode_image
+from blip3o.errors import DataError
+from serve.messages import Backend, ChatReply, ChatRequest, DrawReply, DrawRequest, ModelInfo
+from serve.replies import ApiError, Edge, add_error_handlers
+from serve.schema import ChatBody, ImagesBody
+
+T = TypeVar("T")
+
+MAX_IMAGE = 10 * 2**20  # bytes of an image in a conversation
+_RANDOM_SEEDS = 2**31
+_PAGE_HEADERS = {  # the page is one file: whatever else a browser would load or run is not ours
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+
+
+def build_api(backend: Backend, model_name: str) -> FastAPI:
+    """The app that serves a backend under a model's name."""
+    api = FastAPI(title="blip3o", docs_url=None, redoc_url=None)
+    api.add_middleware(Edge)
+    add_error_handlers(api)
+    face = _Face(backend, model_name)
+    for path, endpoint in {"/": face.page, "/health": face.health, "/v1/models": face.models}.items():
+        api.add_api_route(path, endpoint, methods=["GET"])
+    api.add_api_route("/v1/models/{model_id:path}", face.model, methods=["GET"])
+    api.add_api_route("/v1/images/generations", face.generate_images, methods=["POST"])
+    api.add_api_route("/v1/chat/completions", face.complete_chat, methods=["POST"])
+    return api
+
+
+class _Face:
+    def __init__(self, backend: Backend, model_name: str) -> None:
+        self._backend = backend
+        self._name = model_name
+        self._created = int(time.time())
+        self._info: ModelInfo | None = None
+
+    async def page(self) -> HTMLResponse:
+        """The web page."""
+        return HTMLResponse(files("serve").joinpath("page.html").read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
+
+    async def health(self) -> dict[str, str]:
+        """200 if the model can answer."""
+        await self._backend.describe()
+        return {"status": "ok"}
+
+    async def models(self) -> dict[str, Any]:
+        """The one model."""
+        return {"object": "list", "data": [await self.model(self._name)]}
+
+    async def model(self, model_id: str) -> dict[str, Any]:
+        """The model by name, with what a client may want to know of it."""
+        self._check_model(model_id)
+        info = await self._describe()
+        return {
+            "id": self._name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "blip3o",
+            "size": _size(info),
+            "num_inference_steps": info.steps,
+            "guidance_scale": info.guidance,
+        }
+
+    async def generate_images(self, body: ImagesBody, request: Request) -> dict[str, Any]:
+        """Draws images."""
+        self._check_model(body.model)
+        info = await self._describe()
+        if body.size not in ("auto", _size(info)):
+            raise ApiError(400, f"size '{body.size}' is not offered: use 'auto' or '{_size(info)}'", param="size")
+        seed = secrets.randbelow(_RANDOM_SEEDS) if body.seed is None else body.seed
+        asked = DrawRequest(
+            prompt=body.prompt,
+            seeds=tuple(range(seed, seed + body.n)),
+            steps=body.num_inference_steps or info.steps,
+            guidance=info.guidance if body.guidance_scale is None else body.guidance_scale,
+        )
+        reply = await _while_connected(request, self._backend.draw(asked))
+        data = await asyncio.to_thread(_image_items, reply, asked, body)
+        return {
+            "created": int(time.time()),
+            "data": data,
+            "background": "opaque",
+            "output_format": body.output_format,
+            "size": _size(info),
+            "seed": seed,
+            "num_inference_steps": asked.steps,
+            "guidance_scale": asked.guidance,
+            "usage": _image_usage(reply, info),
+        }
+
+    async def complete_chat(self, body: ChatBody, request: Request) -> Response:
+        """Answers a conversation."""
+        self._check_model(body.model)
+        size = (await self._describe()).vision_size
+        image = None if body.image_url is None else await asyncio.to_thread(_read_image, body.image_url, size)
+        asked = ChatRequest(
+            turns=tuple(message.turn for message in body.messages), image=image, max_tokens=body.token_limit
+        )
+        reply = await _while_connected(request, self._backend.chat(asked))
+        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
+        if body.stream:
+            events = _chat_events(head, reply, with_usage=body.stream_options.include_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return JSONResponse(_chat_completion(head, reply))
+
+    async def _describe(self) -> ModelInfo:
+        if self._info is None:
+            self._info = await self._backend.describe()
+        return self._info
+
+    def _check_model(self, name: str | None) -> None:
+        if name not in (None, self._name):
+            message = f"the model '{name}' does not exist: this server has '{self._name}'"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Waits for the work; if the client goes first, cancels it. The body has been read: only a farewell can come."""
+    task = asyncio.create_task(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "the client has gone")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+def _size(info: ModelInfo) -> str:
+    return f"{info.image_size}x{info.image_size}"
+
+
+def _image_items(reply: DrawReply, asked: DrawRequest, body: ImagesBody) -> list[dict[str, Any]]:
+    options = {} if body.output_format == "png" else {"quality": body.output_compression}
+    items = []
+    for image, seed in zip(reply.images, asked.seeds, strict=True):
+        buffer = io.BytesIO()
+        image.save(buffer, format=body.output_format, **options)
+        items.append({"b64_json": base64.b64encode(buffer.getvalue()).decode(), "seed": seed})
+    return items
+
+
+def _image_usage(reply: DrawReply, info: ModelInfo) -> dict[str, Any]:
+    drawn = len(reply.images) * info.image_tokens
+    return {
+        "input_tokens": reply.prompt_tokens,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": reply.prompt_tokens},
+        "output_tokens": drawn,
+        "total_tokens": reply.prompt_tokens + drawn,
+    }
+
+
+def _read_image(url: str, size: int) -> Image.Image:
+    """The image of a `data:` URL as the model will see it, so that no more than that travels. Raises `ApiError`."""
+
+    def refuse(message: str) -> ApiError:
+        return ApiError(400, message, param="messages", code="invalid_image")
+
+    head, comma, payload = url.partition(",")
+    if not (head.startswith("data:") and head.endswith(";base64") and comma):
+        raise refuse("image_url must be 'data:image/...;base64,...': this server fetches nothing from elsewhere")
+    if len(payload) > MAX_IMAGE * 4 // 3 + 4:
+        raise refuse(f"the image is larger than {MAX_IMAGE} bytes: send a smaller one")
+    try:
+        return Image.fromarray(decode_image(base64.b64decode(payload, validate=True), size))
+    except binascii.Error:
+        raise refuse("image_url is not valid base64") from None
+    except DataError:
+        raise refuse("image_url holds no image that can be read: send PNG, JPEG or WebP") from None
+
+
+def _finish_reason(reply: ChatReply) -> str:
+    return "stop" if reply.complete else "length"
+
+
+def _chat_usage(reply: ChatReply) -> dict[str, int]:
+    return {
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.reply_tokens,
+        "total_tokens": reply.prompt_tokens + reply.reply_tokens,
+    }
+
+
+def _chat_completion(head: dict[str, Any], reply: ChatReply) -> dict[str, Any]:
+    message = {"role": "assistant", "content": reply.text, "refusal": None}
+    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(reply), "logprobs": None}
+    return {**head, "object": "chat.completion", "choices": [choice], "usage": _chat_usage(reply)}
+
+
+def _chat_events(head: dict[str, Any], reply: ChatReply, *, with_usage: bool) -> Iterator[str]:
+    """The reply as server-sent events: its text in one piece, the reason of its end, the usage if wanted."""
+    delta = {"role": "assistant", "content": reply.text}
+    choices: list[list[dict[str, Any]]] = [
+        [{"index": 0, "delta": delta, "finish_reason": None}],
+        [{"index": 0, "delta": {}, "finish_reason": _finish_reason(reply)}],
+    ]
+    chunks = [{**head, "object": "chat.completion.chunk", "choices": each} for each in choices]
+    if with_usage:
+        chunks.append({**head, "object": "chat.completion.chunk", "choices": [], "usage": _chat_usage(reply)})
+    for chunk in chunks:
+        yield f"data: {json.dumps(chunk)}\n\n"
+    yield "data: [DONE]\n\n"

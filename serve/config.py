@@ -1,0 +1,20 @@
+"""How a bundle is served, as data: the arguments of `serve.app:app` and of `python -m jobs.serve`."""
+
+from pydantic import Field
+
+from blip3o.config.model import Frozen
+from serve.messages import MAX_IMAGES
+
+
+class ServeConfig(Frozen):
+    """One application: a model by its bundle, and what its replicas may use."""
+
+    bundle: str = Field(description="URI of the folder that `python -m jobs.export` wrote")
+    name: str = Field(default="blip3o", min_length=1, description="the model's name in the API")
+    min_replicas: int = Field(default=1, ge=1, description="replicas of the model that always run")
+    max_replicas: int = Field(default=1, ge=1, description="replicas of the model under load")
+    width: int = Field(default=4, ge=1, description="images that one replica denoises together")
+    max_waiting: int = Field(default=64, ge=MAX_IMAGES, description="images that may wait in a replica; then: 429")
+    num_cpus: float = Field(default=1, ge=0, description="logical CPUs that one replica reserves; fractions are fine")
+    num_gpus: float = Field(default=0, ge=0, description="GPUs that one replica reserves; 0 serves from the CPU")
+    threads: int = Field(default=1, ge=1, description="torch's threads in one replica; replicas agree bit for bit")

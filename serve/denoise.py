@@ -1,0 +1,81 @@
+"""The batch of rows that are being denoised: each with its own latents, noise schedule, guidance and condition.
+
+Every step is one DiT evaluation per guidance branch over all slots, occupied or not: its arithmetic always has the
+shape that `Pipeline.generate` uses, and a row's numbers do not depend on its neighbours. The caller chooses the slots.
+
+Legend: W slots, L latent tokens, F channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blip3o.inference import Pipeline
+from blip3o.model.dit import DiTCondition
+from blip3o.model.flow import euler_step, guide, sampling_sigmas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A prompt made ready for every step: one row of the batch in which it was prepared."""
+
+    batch: DiTCondition
+    row: int
+
+
+def prepare(pipeline: Pipeline, prompts: Sequence[str]) -> list[Condition]:
+    """Conditions of up to `width` prompts, in one pass."""
+    batch = pipeline.model.dit.condition(pipeline.fill(pipeline.condition(prompts)))
+    return [Condition(batch=batch, row=row) for row in range(len(prompts))]
+
+
+class DenoiseBatch:
+    """Fixed-width state of a step loop. A row stays in its slot until another one is put there."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """All slots hold zeros under the null condition."""
+        config, width = pipeline.model.config, pipeline.width
+        nothing = torch.zeros(width, config.num_queries, config.backbone.hidden_size, device=pipeline.device)
+        self._dit = pipeline.model.dit
+        self._null = self._dit.condition(nothing)
+        self._condition = self._dit.condition(nothing)
+        self._latents = torch.zeros(width, *pipeline.model.latent_shape, device=pipeline.device)
+        self._guidance = [1.0] * width
+        self._sigmas = [sampling_sigmas(1)] * width
+
+    def put(self, slot: int, noise_LF: Tensor, *, condition: Condition, steps: int, guidance: float) -> None:
+        """Starts a row: `steps` Euler steps from noise under a condition; guidance 1 means no guidance."""
+        self._condition.put(slot, condition.batch, condition.row)
+        self._latents[slot] = noise_LF
+        self._guidance[slot] = guidance
+        self._sigmas[slot] = sampling_sigmas(steps)
+
+    def step(self, done_W: Sequence[int | None]) -> None:
+        """One step of each row of which `done_W` gives the number of steps taken; None leaves a slot as it is."""
+        sigma, following = self._noise_levels(done_W)
+        velocity = self._dit(self._latents, 1000 * sigma, self._condition)
+        guided = [done is not None and g != 1 for done, g in zip(done_W, self._guidance, strict=True)]
+        if any(guided):
+            velocity = self._guide(velocity, self._dit(self._latents, 1000 * sigma, self._null), guided)
+        self._latents = euler_step(self._latents, velocity, sigma, following)
+
+    def latents(self, slot: int) -> Tensor:
+        """A copy of the latents [L, F] in a slot."""
+        return self._latents[slot].clone()
+
+    def _guide(self, conditional: Tensor, null: Tensor, guided_W: Sequence[bool]) -> Tensor:
+        """A choice per row: a guidance of 1 for the others would round otherwise than no guidance at all."""
+        device = conditional.device
+        both = guide(conditional, null, torch.tensor(self._guidance, device=device))
+        return torch.where(torch.tensor(guided_W, device=device).view(-1, 1, 1), both, conditional)
+
+    def _noise_levels(self, done_W: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+        """σ before and after the step, each [W]; equal where nothing is to move."""
+        pairs = [
+            torch.ones(2) if done is None else sigmas[done : done + 2]
+            for sigmas, done in zip(self._sigmas, done_W, strict=True)
+        ]
+        sigma, following = torch.stack(pairs).to(self._latents.device).unbind(1)
+        return sigma, following

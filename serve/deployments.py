@@ -1,0 +1,168 @@
+"""The two deployments on Ray Serve: replicas of the model that scale with load, and the HTTP face before them.
+
+The only file of this package that imports Ray. A replica is one engine, with a bounded queue; Serve's queue before
+the replicas is bounded too, so that overload is answered with 429 and not with ever longer waiting. Only the replicas
+import torch: the HTTP face starts faster and stays small.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from fastapi import FastAPI
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from blip3o.errors import Blip3oError
+from serve.api import build_api
+from serve.config import ServeConfig
+from serve.messages import (
+    BusyError,
+    ChatReply,
+    ChatRequest,
+    DrawReply,
+    DrawRequest,
+    EngineError,
+    ModelInfo,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from serve.engine import EngineStats
+
+T = TypeVar("T")
+
+_RETRY_AFTER_S = 5  # when Serve's own queue is full; an engine that is full knows better
+_SHUTDOWN_S = 120  # a replica that is to go may finish what it has begun
+_HEADROOM = 16
+_INGRESS_CPUS = 0.1
+_INGRESS_REQUESTS = 1000
+
+
+class Generator:
+    """One replica of the model."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Loads the bundle. Raises `BundleError` if it is none, `ConfigError` if a GPU is reserved and not seen."""
+        import torch
+
+        from blip3o.convert.bundle import load_pipeline
+        from blip3o.device import select
+        from serve.engine import Engine, LocalBackend
+
+        torch.set_num_threads(config.threads)
+        device = select("gpu" if config.num_gpus else "cpu")
+        pipeline = load_pipeline(config.bundle, device=device, width=config.width)
+        self._engine = Engine(pipeline, max_waiting=config.max_waiting)
+        self._engine.start()
+        self._backend = LocalBackend(self._engine)
+
+    async def describe(self) -> ModelInfo | Exception:
+        """What the model is."""
+        return await _refusal_as_value(self._backend.describe())
+
+    async def draw(self, request: DrawRequest) -> DrawReply | Exception:
+        """Images, or the refusal."""
+        return await _refusal_as_value(self._backend.draw(request))
+
+    async def chat(self, request: ChatRequest) -> ChatReply | Exception:
+        """A reply, or the refusal."""
+        return await _refusal_as_value(self._backend.chat(request))
+
+    async def stats(self) -> "EngineStats":
+        """What this replica is doing and has done."""
+        return self._engine.stats()
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces a replica for which this raises. Does not wait for the engine."""
+        self._engine.check()
+
+    def __del__(self) -> None:
+        """Called by Serve when the replica goes; there is no engine if the constructor failed."""
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+async def _refusal_as_value(work: Awaitable[T]) -> T | Exception:
+    """Serve logs a traceback for whatever a deployment raises, and a refusal is no defect; so it travels as a reply."""
+    try:
+        return await work
+    except (Blip3oError, EngineError) as error:
+        return error
+
+
+class HandleBackend:
+    """Replicas behind a handle as the backend of the HTTP face."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def describe(self) -> ModelInfo:
+        """What the model is."""
+        return cast(ModelInfo, await self._call("describe"))
+
+    async def draw(self, request: DrawRequest) -> DrawReply:
+        """Images; cancelling it frees their rows in the replica."""
+        return cast(DrawReply, await self._call("draw", request))
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """A reply; cancelling it drops the request in the replica."""
+        return cast(ChatReply, await self._call("chat", request))
+
+    async def _call(self, method: str, *args: object) -> object:
+        response = getattr(self._handle, method).remote(*args)
+        try:
+            reply = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except BackPressureError:
+            raise BusyError(_RETRY_AFTER_S) from None
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise UnavailableError("the model's replica was lost: try again") from error
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+class Ingress:
+    """The HTTP face."""
+
+    def __init__(self, generator: DeploymentHandle, name: str) -> None:
+        self._generator = generator
+        self._name = name
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return build_api(HandleBackend(self._generator), self._name)
+
+
+def build_app(config: ServeConfig) -> ray_serve.Application:
+    """The application of one bundle: `Ingress` before `Generator`."""
+    # The engine refuses what is too much, at once and with a time to come back; Serve's limit on a replica lies above all
+    # that the engine can hold, so that refusals and health checks never queue behind images.
+    capacity = config.width + 2 * config.max_waiting
+    generator: Any = ray_serve.deployment(
+        Generator,
+        name="Generator",
+        autoscaling_config={
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.width,
+            "upscale_delay_s": 5,
+        },
+        max_ongoing_requests=capacity + _HEADROOM,
+        max_queued_requests=config.max_waiting,
+        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        max_constructor_retry_count=2,
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+    )
+    ingress: Any = ray_serve.deployment(
+        ray_serve.ingress()(Ingress),
+        name="Ingress",
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        ray_actor_options={"num_cpus": _INGRESS_CPUS},
+    )
+    return cast(ray_serve.Application, ingress.bind(generator.bind(config), config.name))

@@ -1,0 +1,366 @@
+"""The engine: one thread that owns the model and advances all requests together, one denoising step at a time.
+
+Between two steps it drops what was cancelled, answers one batch of conversations, and lets waiting rows into free
+slots. Finished rows are drawn to pixels and their requests resolved. `serve.scheduler` decides who goes where,
+`serve.denoise` does the arithmetic. The same prompt and seed give the image of `Pipeline.generate`, bit for bit on CPU,
+in any company.
+A failure ends the request that caused it; one in a denoising step, which has no single cause, those in the batch.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip3o.errors import Blip3oError
+from blip3o.inference import Pipeline
+from serve.denoise import Condition, DenoiseBatch, prepare
+from serve.messages import (
+    BusyError,
+    ChatReply,
+    ChatRequest,
+    DrawReply,
+    DrawRequest,
+    EngineError,
+    ModelInfo,
+    UnavailableError,
+)
+from serve.scheduler import ChatTicket, Row, Schedule, next_chats
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_WAITING = 64
+_RETRY_AFTER_S = (1, 60)  # bounds of what a refused client is told
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """Rows in slots and in the queue, conversations in the queue, and totals since the start."""
+
+    rows_running: int
+    rows_waiting: int
+    chats_waiting: int
+    totals: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chat:
+    number: int
+    request: ChatRequest
+    prompt_tokens: int
+    future: "Future[ChatReply]" = field(default_factory=Future)
+
+
+@dataclass(kw_only=True)
+class _Drawing:
+    number: int
+    request: DrawRequest
+    prompt_tokens: int
+    future: "Future[DrawReply]" = field(default_factory=Future)
+    condition: Condition | None = None
+    images: list[Image.Image] = field(default_factory=list)  # in the order of the seeds, in which its rows finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    number: int
+    seed: int
+    features: Tensor
+
+
+class _Numbered(Protocol):
+    @property
+    def number(self) -> int: ...
+
+
+N = TypeVar("N", bound=_Numbered)
+
+
+class Engine:
+    """Many requests on one model. Any thread may call `draw` and `chat`; cancelling the future frees its rows."""
+
+    def __init__(self, pipeline: Pipeline, *, max_waiting: int = DEFAULT_WAITING) -> None:
+        """At most `max_waiting` rows, and as many conversations, wait; what comes before `start` waits for it."""
+        self._pipeline = pipeline
+        self._numbers = itertools.count()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # Guards all below; the arithmetic runs without it. The slots change in the engine's thread alone.
+        self._changed = threading.Condition()
+        self._open = True
+        self._schedule = Schedule.empty(width=pipeline.width, max_waiting=max_waiting)
+        self._drawings: dict[int, _Drawing] = {}
+        self._chats: dict[int, _Chat] = {}
+        self._totals: Counter[str] = Counter()
+        self._step_seconds = 0.0
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after its current step; requests in flight fail with `UnavailableError`."""
+        with self._changed:
+            self._open = False
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._abandon()
+
+    def check(self) -> None:
+        """Raises `UnavailableError` if the thread does not run."""
+        if not self._thread.is_alive():
+            raise UnavailableError("the engine does not run: restart the server")
+
+    def describe(self) -> ModelInfo:
+        """What the model is."""
+        config = self._pipeline.model.config
+        return ModelInfo(
+            image_size=config.decoder.image_size,
+            vision_size=config.backbone.vision.image_size,
+            image_tokens=config.encoder.num_tokens,
+            steps=config.sampler.steps,
+            guidance=config.sampler.guidance,
+        )
+
+    def stats(self) -> EngineStats:
+        """The state at this moment; `totals` counts images, chats, steps, cancelled, rejected and failed."""
+        with self._changed:
+            return EngineStats(
+                rows_running=len(self._schedule.running),
+                rows_waiting=len(self._schedule.waiting),
+                chats_waiting=len(self._chats),
+                totals=dict(self._totals),
+            )
+
+    def draw(self, request: DrawRequest) -> "Future[DrawReply]":
+        """Queues a request for images.
+
+        Raises `RequestError` if the prompt does not fit, `BusyError` if the queue is full, `UnavailableError` after
+        the end.
+        """
+        prompt_tokens = len(self._pipeline.draw_ids(request.prompt))
+        images = len(request.seeds)
+        with self._changed:
+            self._accept(has_room=images <= self._schedule.room)
+            drawing = _Drawing(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
+            self._drawings[drawing.number] = drawing
+            self._schedule = self._schedule.submit(drawing.number, images=images, steps=request.steps)
+            self._changed.notify()
+        return drawing.future
+
+    def chat(self, request: ChatRequest) -> "Future[ChatReply]":
+        """Queues a conversation. Raises as `draw` does."""
+        prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=request.image is not None))
+        with self._changed:
+            self._accept(has_room=len(self._chats) < self._schedule.max_waiting)
+            chat = _Chat(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
+            self._chats[chat.number] = chat
+            self._changed.notify()
+        return chat.future
+
+    def _accept(self, *, has_room: bool) -> None:
+        if not self._open:
+            raise UnavailableError("the engine has stopped: try again")
+        if not has_room:
+            self._totals["rejected"] += 1
+            least, most = _RETRY_AFTER_S
+            raise BusyError(min(max(math.ceil(self._schedule.steps_ahead * self._step_seconds), least), most))
+
+    # The engine's thread runs all below.
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                batch = DenoiseBatch(self._pipeline)
+                while self._wait_for_work():
+                    self._turn(batch)
+        finally:
+            with self._changed:
+                self._open = False
+            self._abandon()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open or self._chats or not self._schedule.idle)
+            return self._open
+
+    def _turn(self, batch: DenoiseBatch) -> None:
+        self._drop_cancelled()
+        self._answer_chats()
+        self._admit(batch)
+        self._step(batch)
+        self._draw_finished(batch)
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            pending: dict[int, _Drawing | _Chat] = {**self._drawings, **self._chats}
+        for number, request in pending.items():
+            if request.future.cancelled():
+                self._forget(number)
+                self._count("cancelled")
+
+    def _answer_chats(self) -> None:
+        with self._changed:
+            chats = dict(self._chats)
+        tickets = [
+            ChatTicket(request=number, with_image=chat.request.image is not None, max_tokens=chat.request.max_tokens)
+            for number, chat in chats.items()
+        ]
+        chosen = next_chats(tickets, width=self._pipeline.width)
+        self._together_or_alone([chats[number] for number in chosen], self._reply)
+
+    def _reply(self, chats: Sequence[_Chat]) -> None:
+        conversations = [list(chat.request.turns) for chat in chats]
+        images = [chat.request.image for chat in chats if chat.request.image is not None]
+        limit = chats[0].request.max_tokens
+        replies = self._pipeline.reply_ids(conversations, images=images or None, max_new_tokens=limit)
+        for chat, ids in zip(chats, replies, strict=True):
+            reply = ChatReply(
+                text=self._pipeline.tokenizer.decode(ids),
+                prompt_tokens=chat.prompt_tokens,
+                reply_tokens=len(ids),
+                complete=len(ids) < limit,
+            )
+            self._count("chats")
+            self._resolve(chat.number, reply)
+
+    def _admit(self, batch: DenoiseBatch) -> None:
+        with self._changed:
+            self._schedule = self._schedule.admit()
+        requests = dict.fromkeys(row.request for row in self._schedule.fresh.values())
+        drawings = [self._drawings[number] for number in requests]
+        self._together_or_alone([drawing for drawing in drawings if drawing.condition is None], self._prepare)
+        for slot, row in self._schedule.fresh.items():
+            drawing = self._drawings[row.request]
+            assert drawing.condition is not None  # else its request has failed, and holds no slot
+            noise = self._pipeline.feature_noise(self._seed(row))
+            guidance = drawing.request.guidance
+            batch.put(slot, noise, condition=drawing.condition, steps=row.steps, guidance=guidance)
+
+    def _seed(self, row: Row) -> int:
+        return self._drawings[row.request].request.seeds[row.image]
+
+    def _prepare(self, drawings: Sequence[_Drawing]) -> None:
+        conditions = prepare(self._pipeline, [drawing.request.prompt for drawing in drawings])
+        for drawing, condition in zip(drawings, conditions, strict=True):
+            drawing.condition = condition
+
+    def _step(self, batch: DenoiseBatch) -> None:
+        running = self._schedule.running
+        if not running:
+            return
+        began = time.perf_counter()
+        error = _attempt(lambda: batch.step([None if row is None else row.done for row in self._schedule.slots]))
+        if error is not None:
+            for number in {row.request for row in running}:
+                self._fail(number, error)
+            return
+        with self._changed:
+            self._schedule = self._schedule.advance()
+            self._step_seconds = time.perf_counter() - began
+            self._totals["steps"] += 1
+
+    def _draw_finished(self, batch: DenoiseBatch) -> None:
+        finished = [
+            _Finished(number=row.request, seed=self._seed(row), features=batch.latents(slot))
+            for slot, row in self._schedule.finished.items()
+        ]
+        with self._changed:
+            self._schedule = self._schedule.release()
+        self._together_or_alone(finished, self._decode)
+
+    def _decode(self, rows: Sequence[_Finished]) -> None:
+        rows = [row for row in rows if row.number in self._drawings]  # a failed image ends its request's other ones too
+        if not rows:
+            return
+        features = torch.stack([row.features for row in rows])
+        if not features.isfinite().all():
+            raise EngineError("the features are not finite")
+        for row, image in zip(rows, self._pipeline.decode(features, seeds=[row.seed for row in rows]), strict=True):
+            self._count("images")
+            drawing = self._drawings[row.number]
+            drawing.images.append(image)
+            if len(drawing.images) == len(drawing.request.seeds):
+                reply = DrawReply(images=tuple(drawing.images), prompt_tokens=drawing.prompt_tokens)
+                self._resolve(row.number, reply)
+
+    def _together_or_alone(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
+        """Does `action` on all at once; if that raises, on each alone, so that only the culprit's request fails."""
+        error = _attempt(lambda: action(items)) if items else None
+        if error is None:
+            return
+        if len(items) == 1:
+            self._fail(items[0].number, error)
+            return
+        for item in items:
+            self._together_or_alone([item], action)
+
+    def _forget(self, number: int) -> "Future[Any] | None":
+        """Takes a request out of everything; returns its future, or None if it is gone already."""
+        with self._changed:
+            self._schedule = self._schedule.without(number)
+            request = self._drawings.pop(number, None) or self._chats.pop(number, None)
+        return request.future if request else None
+
+    def _resolve(self, number: int, reply: DrawReply | ChatReply) -> None:
+        future = self._forget(number)
+        if future and future.set_running_or_notify_cancel():
+            future.set_result(reply)
+
+    def _fail(self, number: int, error: Exception) -> None:
+        future = self._forget(number)
+        if not future:
+            return
+        if not isinstance(error, Blip3oError):
+            logger.error("request %d failed", number, exc_info=error)
+            error = EngineError("the model failed on this request")
+        self._count("failed")
+        if future.set_running_or_notify_cancel():
+            future.set_exception(error)
+
+    def _abandon(self) -> None:
+        for number in [*self._drawings, *self._chats]:
+            self._fail(number, UnavailableError("the engine has stopped: try again"))
+
+    def _count(self, what: str) -> None:
+        with self._changed:
+            self._totals[what] += 1
+
+
+def _attempt(action: Callable[[], None]) -> Exception | None:
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - the loop's boundary: one request's failure must not end the others
+        return error
+    return None
+
+
+class LocalBackend:
+    """An engine of this process as the backend of the HTTP face."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def describe(self) -> ModelInfo:
+        """What the model is. Raises `UnavailableError` if the engine does not run."""
+        self._engine.check()
+        return self._engine.describe()
+
+    async def draw(self, request: DrawRequest) -> DrawReply:
+        """Images; cancelling it frees their rows."""
+        return await asyncio.wrap_future(self._engine.draw(request))
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """A reply; cancelling it drops the request."""
+        return await asyncio.wrap_future(self._engine.chat(request))

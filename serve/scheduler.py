@@ -1,0 +1,104 @@
+"""Who occupies which slot of the fixed-width batch at which denoising step. Pure: no torch, no threads, no clock.
+
+One image is one row. Rows enter free slots in the order of their arrival, whatever their step counts, and leave after
+their last step; rows in slots never wait for each other. A `Schedule` is a value: every decision returns a new one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Image number `image` of request `request`, with `done` of its `steps` steps taken."""
+
+    request: int
+    image: int
+    steps: int
+    done: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The batch's slots and the rows that wait for one, first come first."""
+
+    slots: tuple[Row | None, ...]
+    waiting: tuple[Row, ...] = ()
+    max_waiting: int
+
+    @classmethod
+    def empty(cls, *, width: int, max_waiting: int) -> Self:
+        """`width` free slots, and a queue of `max_waiting` rows behind them."""
+        return cls(slots=(None,) * width, max_waiting=max_waiting)
+
+    @property
+    def running(self) -> tuple[Row, ...]:
+        """The rows in slots."""
+        return tuple(row for row in self.slots if row is not None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.waiting and not self.running
+
+    @property
+    def room(self) -> int:
+        """How many more rows can be submitted: free slots and free places in the queue."""
+        return len(self.slots) + self.max_waiting - len(self.running) - len(self.waiting)
+
+    @property
+    def fresh(self) -> dict[int, Row]:
+        """The rows that have taken no step yet, by slot."""
+        return {slot: row for slot, row in enumerate(self.slots) if row is not None and row.done == 0}
+
+    @property
+    def finished(self) -> dict[int, Row]:
+        """The rows that have taken all of their steps, by slot."""
+        return {slot: row for slot, row in enumerate(self.slots) if row is not None and row.done == row.steps}
+
+    @property
+    def steps_ahead(self) -> float:
+        """Denoising steps of the whole batch until all that was submitted is done, if every slot were used."""
+        return sum(row.steps - row.done for row in (*self.running, *self.waiting)) / len(self.slots)
+
+    def submit(self, request: int, *, images: int, steps: int) -> Self:
+        """Queues a request's rows. The caller has looked at `room`."""
+        assert images <= self.room, f"{images} rows for a room of {self.room}"
+        rows = tuple(Row(request=request, image=image, steps=steps) for image in range(images))
+        return replace(self, waiting=self.waiting + rows)
+
+    def admit(self) -> Self:
+        """Fills free slots, lowest first, from the head of the queue."""
+        queue = iter(self.waiting)
+        slots = tuple(next(queue, None) if row is None else row for row in self.slots)
+        return replace(self, slots=slots, waiting=tuple(queue))
+
+    def advance(self) -> Self:
+        """Every row in a slot takes one step."""
+        return replace(self, slots=tuple(row and replace(row, done=row.done + 1) for row in self.slots))
+
+    def release(self) -> Self:
+        """Frees the slots of finished rows."""
+        finished = self.finished
+        return replace(self, slots=tuple(None if slot in finished else row for slot, row in enumerate(self.slots)))
+
+    def without(self, request: int) -> Self:
+        """Frees everything that a request holds; nobody else moves."""
+        slots = tuple(None if row and row.request == request else row for row in self.slots)
+        return replace(self, slots=slots, waiting=tuple(row for row in self.waiting if row.request != request))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTicket:
+    """What decides which conversations can be answered in one batch."""
+
+    request: int
+    with_image: bool
+    max_tokens: int
+
+
+def next_chats(waiting: Sequence[ChatTicket], *, width: int) -> tuple[int, ...]:
+    """The requests to answer together next: the oldest, and up to `width - 1` later ones of its kind."""
+    kind = [(ticket.with_image, ticket.max_tokens) for ticket in waiting[:1]]
+    return tuple(ticket.request for ticket in waiting if (ticket.with_image, ticket.max_tokens) in kind)[:width]

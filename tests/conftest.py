@@ -1,0 +1,53 @@
+"""What the whole suite shares: the environment, one real S3 store, one small Ray, and at the end a look for strays.
+
+No test starts Ray or a store of its own except those that test the starting. Environment before imports: some libraries
+read theirs when they are first imported.
+"""
+
+import psutil
+import pytest
+
+from blip3o import settings
+
+settings.export({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+settings.export({"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+settings.configure_ray()
+
+BUCKET = "blip3o-test"
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """The base URI `s3://blip3o-test` of a fresh bucket in a real store that this process's environment points at."""
+    from cluster.local_s3 import LocalS3
+
+    with LocalS3(data_dir=tmp_path_factory.mktemp("s3")) as store:
+        settings.override(store.environment)
+        store.create_bucket(BUCKET)
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3):
+    """A local Ray of 4 logical CPUs that this process is connected to; its workers see the store of `s3`."""
+    import ray
+
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300_000_000)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Fails the run if a process that it started outlives it."""
+    _, alive = psutil.wait_procs(_strays(), timeout=5)
+    if alive:
+        names = ", ".join(f"{process.pid} {process.name()}" for process in alive)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.get_terminal_writer().line(f"\nFAILED: processes left running by the tests: {names}", red=True)
+
+
+def _strays() -> list[psutil.Process]:
+    """Children other than Python's resource tracker, which ends with its parent."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]

@@ -1,0 +1,127 @@
+"""Images come out upright, on white, and as resizing and cropping would give them; damaged ones raise one error."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blip3o.data.decode import MAX_PIXELS, decode_image, open_image, to_square
+from blip3o.data.sample import DamagedSampleError
+from tests.data.shards import UNHURRIED, encode, png_bomb
+
+FORMATS = ["PNG", "JPEG", "WEBP"]
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """An image that a lossy format keeps well, with a corner of its own."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def resize_then_crop(image: Image.Image, size: int) -> np.ndarray:
+    short = min(image.size)
+    scaled = [size * side // short for side in image.size]
+    left, top = (round((side - size) / 2) for side in scaled)
+    resized = image.resize(scaled, Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 40), seed=st.integers(0, 9))
+@settings(UNHURRIED, max_examples=120)
+def test_a_square_is_the_centre_of_the_resized_image(width, height, size, seed):
+    # No extremes: overshoot would be clipped between the two passes, in whichever order Pillow makes them.
+    pixels = np.random.default_rng(seed).integers(96, 160, (height, width, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    ours, theirs = to_square(image, size).astype(int), resize_then_crop(image, size).astype(int)
+    assert ours.shape == (size, size, 3)
+    assert np.abs(ours - theirs).max() <= 1  # rounding between the passes
+
+
+def test_a_strip_costs_no_more_than_what_is_kept():
+    assert to_square(Image.new("RGB", (4_000_000, 1), "red"), 256).shape == (256, 256, 3)  # 1 GPix if resized whole
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_decode_to_their_pixels(kind):
+    image = smooth(40, 40)
+    decoded = decode_image(encode(image, kind), 40)
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - np.asarray(image)).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_becomes_white(mode):
+    image = Image.new(mode, (8, 8), "black")
+    image.putalpha(Image.fromarray(np.repeat([[0, 255]], 4, 1).repeat(8, 0).astype(np.uint8)))
+    pixels = decode_image(encode(image), 8)
+    assert (pixels[:, :4] == 255).all()
+    assert (pixels[:, 4:] == 0).all()
+
+
+def test_a_transparent_palette_becomes_white():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.paste(0, (0, 0, 4, 8))
+    pixels = decode_image(encode(image, transparency=0), 8)
+    assert (pixels[:, :4] == 255).all()
+    assert (pixels[:, 4:] == [40, 50, 60]).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    image = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
+    assert (decode_image(encode(image), 8) == 0x80).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "YCbCr"])
+def test_every_colour_space_becomes_rgb(mode):
+    kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    assert decode_image(encode(smooth(16, 16).convert(mode), kind), 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_as_their_exif_says(orientation):
+    image = smooth(32, 24)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how to store it so that the orientation restores it
+    stored = image.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else image
+    opened = open_image(encode(stored, "PNG", exif=exif))
+    assert np.array_equal(np.asarray(opened), np.asarray(image))
+
+
+def test_a_large_jpeg_decoded_small_is_nearly_the_whole_one():
+    data = encode(smooth(1200, 900), "JPEG", quality=95)
+    small = open_image(data, at_least=64)
+    assert 2 * 64 <= min(small.size) < 900
+    assert np.abs(to_square(small, 64).astype(int) - to_square(open_image(data), 64)).max() <= 6
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "height"), [(10_100, 10_000), (30_000, 30_000)])
+def test_bombs_are_refused_by_their_size(width, height):
+    assert width * height > MAX_PIXELS
+    with pytest.raises(DamagedSampleError, match="image too large"):
+        decode_image(png_bomb(width, height), 8)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(40)])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(DamagedSampleError, match="undecodable image"):
+        decode_image(data, 8)
+
+
+PICTURES = [encode(smooth(24, 17), kind) for kind in FORMATS] + [encode(smooth(24, 17).convert("P"), transparency=3)]
+
+
+@given(picture=st.sampled_from(PICTURES), data=st.data())
+@settings(UNHURRIED, max_examples=400)
+def test_damage_of_any_kind_raises_nothing_else(picture, data):
+    broken = bytearray(picture[: data.draw(st.integers(0, len(picture)))])
+    for _ in range(data.draw(st.integers(0, 4)) if broken else 0):
+        broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert decode_image(bytes(broken), 16).shape == (16, 16, 3)
+    except DamagedSampleError:
+        pass

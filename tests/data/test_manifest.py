@@ -1,0 +1,90 @@
+"""Manifests and indexes come back as written, and shards that changed since are named."""
+
+import os
+
+import pytest
+
+from blip3o.data import storage
+from blip3o.data.manifest import (
+    check_unchanged,
+    manifest_file,
+    read_manifest,
+    read_shard_index,
+    read_shard_summaries,
+    write_manifest,
+)
+from blip3o.errors import DataError
+from tests.data.shards import index, put, sample, samples, tar
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return index(tmp_path, [tar(samples(3)), tar(samples(2) + sample("bad", caption=b""))])
+
+
+def test_a_manifest_counts_and_comes_back(manifest):
+    assert (manifest.name, manifest.rows, manifest.good_rows) == ("src", 6, 5)
+    assert [shard.bad_rows for shard in manifest.shards] == [(), (2,)]
+    assert read_manifest(manifest.uri) == manifest
+
+
+def test_the_fingerprint_follows_the_data(manifest, tmp_path):
+    assert read_manifest(manifest.uri).fingerprint == manifest.fingerprint
+    other = index(tmp_path, [tar(samples(3)), tar(samples(3))])
+    assert other.fingerprint != manifest.fingerprint
+
+
+def test_members_are_found_by_row_and_extension(manifest):
+    found = read_shard_index(manifest, 1)
+    assert len(found) == 3
+    assert [found.key(row) for row in range(3)] == ["s000", "s001", "bad"]
+    member = found.member(1, "txt")
+    assert storage.read_ranges(manifest.shards[1].uri, [(member.offset, member.size)]) == [b"caption of s001"]
+    assert [member.ext for member in found.members(0)] == ["png", "txt", "json"]
+    assert found.member(1, "webp") is None
+
+
+def test_summaries_carry_the_damage(manifest):
+    summaries = read_shard_summaries(manifest.uri)
+    assert [summaries[number].row for number in range(2)] == list(manifest.shards)
+    assert summaries[0].damage == ()
+    assert [(entry.uid, entry.reason) for entry in summaries[1].damage] == [("src/1/2", "empty caption")]
+
+
+def test_a_source_that_is_not_indexed_says_how_to(tmp_path):
+    with pytest.raises(DataError, match="python -m jobs.index RECIPE"):
+        read_manifest(str(tmp_path))
+
+
+def test_what_is_no_manifest_is_named(manifest):
+    storage.write_bytes(manifest_file(manifest.uri), b"PAR1 or not")
+    with pytest.raises(DataError, match="manifest.parquet is not a file of our index"):
+        read_manifest(manifest.uri)
+
+
+def test_an_index_of_another_shard_is_refused(manifest):
+    swapped = write_manifest(manifest.uri, "src", [manifest.shards[0], manifest.shards[1]])
+    first, second = (storage.read_bytes(f"{swapped.uri}/index/0000{number}.parquet") for number in range(2))
+    assert first != second
+    storage.write_bytes(f"{swapped.uri}/index/00000.parquet", second)
+    with pytest.raises(DataError, match="of different shards"):
+        read_shard_index(swapped, 0)
+
+
+def test_unchanged_shards_pass(manifest):
+    check_unchanged(manifest)
+
+
+def test_a_shard_that_is_gone_grew_or_was_rewritten_is_named(manifest, tmp_path):
+    shard = manifest.shards[1]
+    data = storage.read_bytes(shard.uri)
+    put(tmp_path, "train-00001.tar", data + b"\0")
+    with pytest.raises(DataError, match=f"{shard.uri} has {shard.size + 1} bytes, {shard.size} when"):
+        check_unchanged(manifest)
+    put(tmp_path, "train-00001.tar", data)
+    os.utime(shard.uri, ns=(0, int(shard.version) + 1))
+    with pytest.raises(DataError, match=f"{shard.uri} was written again"):
+        check_unchanged(manifest)
+    storage.delete(shard.uri)
+    with pytest.raises(DataError, match=f"{shard.uri} is gone"):
+        check_unchanged(manifest)

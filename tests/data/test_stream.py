@@ -1,0 +1,123 @@
+"""On real Ray: micro-batch i goes to rank i mod W whole and in order, whatever the timing and wherever it starts."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from blip3o.data.stream import build_stream, data_config, iterate_micro_batches
+from blip3o.errors import ConfigError
+
+B = 3
+
+
+def maker(delay: float = 0.05):
+    """A factory of micro-batches whose making takes a time that has nothing to do with their order."""
+
+    def make():
+        import time
+        import zlib
+
+        built = time.time_ns()
+
+        def micro_batch(number: int) -> dict[str, np.ndarray]:
+            time.sleep(delay * (zlib.crc32(str(number).encode()) % 100) / 100)
+            rows = number * B + np.arange(B)
+            return {
+                "ids": rows.astype(np.int32).reshape(B, 1),
+                "pixels": np.full((B, 8, 8, 3), number % 256, np.uint8),
+                "built": np.full(B, built, np.int64),
+            }
+
+        return micro_batch
+
+    return make
+
+
+def stream(first: int, end: int, **options):
+    return build_stream(
+        **{"num_micro_batches": end, "first": first, "make_micro_batch_fn": maker(), "micro_batch": B, "num_cpus": 0.5}
+        | options
+    )
+
+
+def consume(dataset, world: int) -> list[list[dict[str, np.ndarray]]]:
+    """What each rank sees, split as Ray Train splits; later ranks start and go on later."""
+    shards = data_config().configure({"train": dataset}, world, None, None)
+    seen: list[list[dict[str, np.ndarray]]] = [[] for _ in range(world)]
+
+    def read(rank: int) -> None:
+        pause = threading.Event()
+        for batch in iterate_micro_batches(shards[rank]["train"], B):
+            pause.wait(0.02 * rank)
+            seen[rank].append({name: array.copy() for name, array in batch.items()})
+
+    threads = [threading.Thread(target=read, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return seen
+
+
+def numbers(seen: list[list[dict[str, np.ndarray]]]) -> list[list[int]]:
+    return [[int(batch["micro_batch"][0]) for batch in batches] for batches in seen]
+
+
+@pytest.mark.parametrize(("world", "first", "end"), [(1, 0, 12), (2, 0, 24), (3, 6, 24)])
+def test_micro_batches_go_round_the_ranks_whole(ray_cluster, world, first, end):
+    seen = consume(stream(first, end, concurrency=2), world)
+    assert numbers(seen) == [list(range(first + rank, end, world)) for rank in range(world)]
+    for number, batch in ((int(batch["micro_batch"][0]), batch) for batches in seen for batch in batches):
+        assert batch["ids"].dtype == np.int32
+        assert batch["ids"].tolist() == [[number * B + row] for row in range(B)]
+        assert batch["pixels"].shape == (B, 8, 8, 3)
+        assert (batch["pixels"] == number).all()
+        assert batch["micro_batch"].tolist() == [number] * B
+    assert len({int(batch["built"][0]) for batches in seen for batch in batches}) <= 2  # once in each actor
+
+
+def test_an_empty_stream_ends_at_once(ray_cluster):
+    assert consume(stream(8, 8), 1) == [[]]
+
+
+def test_a_start_beyond_the_end_is_named():
+    with pytest.raises(ConfigError, match="begins at micro-batch 9 and ends at 8"):
+        stream(9, 8)
+
+
+def test_columns_of_another_shape_stop_the_stream(ray_cluster):
+    def make():
+        return lambda number: {"ids": np.zeros(B + 1)}
+
+    with pytest.raises(Exception, match=r"column 'ids' of micro-batch 0 is float64 \(4,\), expected numbers with"):
+        next(iterate_micro_batches(stream(0, 2, make_micro_batch_fn=make).iterator(), B))
+
+
+@pytest.mark.parametrize(("world", "first"), [(1, 0), (2, 8)])
+def test_train_workers_see_the_same_order(ray_cluster, tmp_path, world, first):
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    end, micro_batch = 16, B
+
+    def worker(out: str) -> None:
+        context = ray.train.get_context()
+        batches = iterate_micro_batches(ray.train.get_dataset_shard("train"), micro_batch)
+        seen = [batch["ids"].ravel().tolist() for batch in batches]
+        with open(f"{out}/{context.get_world_rank()}.json", "w") as file:
+            json.dump(seen, file)
+
+    TorchTrainer(
+        lambda config: worker(config["out"]),
+        train_loop_config={"out": str(tmp_path)},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=world, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(name=f"order-{world}", storage_path=str(tmp_path / "runs")),
+        datasets={"train": lambda: stream(first, end)},
+        dataset_config=data_config(),
+    ).fit()
+    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)]
+    in_turn = [batch for turn in zip(*seen, strict=True) for batch in turn]
+    assert in_turn == [[number * B + row for row in range(B)] for number in range(first, end)]

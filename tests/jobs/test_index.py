@@ -1,0 +1,52 @@
+"""Indexing a source on Ray: finds its shards, keeps within the budget, goes on where it stopped."""
+
+import pytest
+
+from blip3o.data import storage
+from blip3o.data.fetch import ShardReader
+from blip3o.data.ledger import read_ledger
+from blip3o.data.manifest import ledger_file, manifest_file, read_manifest
+from blip3o.errors import DataError
+from blip3o.types import SampleRef
+from jobs.index import find_shards, index_source
+from tests.data.shards import put, sample, samples, tar
+
+
+def test_shards_match_a_pattern_and_come_sorted(tmp_path):
+    for name in ("train-00001.tar", "train-00000.tar", "heldout-00000.tar", "train-00000.tar.md5", "sub/train-9.tar"):
+        put(tmp_path, name, b"x")
+    assert [file.uri for file in find_shards(f"{tmp_path}/train-*.tar")] == [
+        f"{tmp_path}/train-0000{number}.tar" for number in range(2)
+    ]
+    with pytest.raises(DataError, match=r"no file matches .*/test-\*\.tar \(4 files lie in"):
+        find_shards(f"{tmp_path}/test-*.tar")
+
+
+def test_a_source_in_a_store_is_indexed_resumed_and_kept_within_its_budget(ray_cluster, s3):
+    folder, manifest_uri = f"{s3}/index-job/data", f"{s3}/index-job/manifest"
+    source = {"name": "src", "shards_uri": f"{folder}/train-*.tar", "manifest_uri": manifest_uri}
+    put(folder, "train-00000.tar", tar(samples(6)))
+    put(folder, "train-00001.tar", tar(samples(5, "t") + sample("bad", caption=b"")))
+
+    with pytest.raises(DataError, match="1 of 12 samples are damaged, 0 of 2 shards .* the budget is 5.00%"):
+        index_source(**source)
+    assert not storage.exists(manifest_file(manifest_uri))
+    assert [entry.uid for entry in read_ledger(ledger_file(manifest_uri))] == ["src/1/5"]
+
+    # What was scanned is not scanned again, and the result is that of a run that was not stopped.
+    done = index_source(**source, max_bad_share=0.1)
+    assert (done.scanned, done.bad_rows, done.bad_share) == (0, 1, 1 / 12)
+    assert done.manifest == read_manifest(manifest_uri)
+    assert [(shard.rows, shard.bad_rows) for shard in done.manifest.shards] == [(6, ()), (6, (5,))]
+    refs = [SampleRef(source=0, shard=shard, row=4, pass_index=0) for shard in range(2)]
+    assert [item.key for item in ShardReader([done.manifest]).fetch(refs)] == ["s004", "t004"]
+
+    # A shard that was replaced is scanned again, and alone; one without a good sample counts as a whole shard.
+    put(folder, "train-00001.tar", b"\0" * 2048)
+    with pytest.raises(DataError, match="0 of 6 samples are damaged, 1 of 2 shards have no good one"):
+        index_source(**source, max_bad_share=0.1)
+    put(folder, "train-00001.tar", tar(samples(7, "u")))
+    again = index_source(**source)
+    assert (again.scanned, again.manifest.good_rows) == (1, 13)
+    assert again.manifest.shards[0] == done.manifest.shards[0]
+    assert read_ledger(ledger_file(manifest_uri)) == []

@@ -1,0 +1,66 @@
+"""What the tests of the HTTP face share: an image as a data URL, and a request that the SDK would not send."""
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+
+def data_url(image, file_format="png"):
+    """An image as clients send it."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format)
+    return f"data:image/{file_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def opened(item):
+    """The image of one `data` entry, as the bytes of its RGB pixels."""
+    return Image.open(io.BytesIO(base64.b64decode(item.b64_json))).convert("RGB").tobytes()
+
+
+def question(text, url=None):
+    """The messages of a question, about an image if there is one."""
+    picture = [{"type": "image_url", "image_url": {"url": url}}] if url else []
+    return [{"role": "user", "content": [*picture, {"type": "text", "text": text}]}]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status, headers and body of a raw HTTP request."""
+
+    status: int
+    headers: Any
+    text: str
+
+    @property
+    def json(self):
+        """The body as JSON."""
+        return json.loads(self.text)
+
+
+def raw(method, url, body=None):
+    """One plain HTTP request; `body` is bytes, or JSON."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, method=method, headers={"content-type": "application/json"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(request, timeout=60) as reply:
+            return Answer(reply.status, reply.headers, reply.read().decode())
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, error.headers, error.read().decode())
+
+
+def assert_refusal(answer, status, *, code=None, param=None):
+    """The answer is an error in OpenAI's form, with an id, and nothing of the server's inside."""
+    assert answer.status == status, answer
+    assert set(answer.json) == {"error"}
+    error = answer.json["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and "Traceback" not in answer.text and "/" + "serve/" not in answer.text
+    assert (error["code"], error["param"]) == (code, param), error
+    assert answer.headers["x-request-id"].startswith("req_")

@@ -1,0 +1,51 @@
+"""A nano model as a bundle and as a pipeline, with every part awake, so that each input shows in the output."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from blip3o.config.model import ModelConfig
+from blip3o.config.presets import PRESETS
+from blip3o.config.recipe import TemplateConfig
+from blip3o.convert.bundle import BundleConfig, build_model, load_pipeline, write_bundle
+from blip3o.data import storage
+from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.model.unified import initialize
+from blip3o.rng import torch_generator
+
+MAX_LENGTH = 160
+
+
+def _wake(name, parameter):
+    """Zeros of the initialisation (gates, last layers) get numbers: a model that is the identity proves nothing."""
+    if not parameter.any():
+        parameter.normal_(0, 0.3, generator=torch_generator(0, "wake", name))
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """The URI of a nano bundle."""
+    tokenizer = ChatTokenizer.train(["a red circle above a blue square", "What colour is it? It is green."], 300)
+    config = BundleConfig(model=ModelConfig(**PRESETS["nano"]), template=TemplateConfig(), max_length=MAX_LENGTH)
+    model = build_model(config, tokenizer)
+    initialize(model, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _wake(name, parameter)
+    uri = storage.normalize(str(tmp_path_factory.mktemp("bundle")))
+    write_bundle(uri, config=config, tensors=dict(model.named_parameters()), tokenizer=tokenizer, provenance={})
+    return uri
+
+
+@pytest.fixture(scope="session")
+def reference(bundle):
+    """The pipeline that the server's images are compared with. Not to be patched."""
+    return load_pipeline(bundle)
+
+
+@pytest.fixture
+def pipeline(reference):
+    """A copy that a test may patch."""
+    return replace(reference, model=deepcopy(reference.model))

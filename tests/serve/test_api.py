@@ -1,0 +1,330 @@
+"""The real `openai` client against a real local server, an engine behind it; and what that client would never send."""
+
+import http.client
+import json
+import socket
+import threading
+
+import openai
+import pytest
+import uvicorn
+from PIL import Image
+
+from blip3o.errors import RequestError
+from serve.api import MAX_IMAGE, build_api
+from serve.engine import Engine, LocalBackend
+from serve.messages import BusyError, EngineError, UnavailableError
+from serve.replies import MAX_BODY
+from tests.serve.client import assert_refusal, data_url, opened, question, raw
+
+NAME = "nano"
+IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
+PICTURE = Image.radial_gradient("L").convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def engine(reference):
+    engine = Engine(reference)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+class Server:
+    """An app on a free port of the loopback interface, in a thread."""
+
+    def __init__(self, app):
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+
+    def __enter__(self):
+        self._thread.start()  # the socket listens already: a client that comes too early waits
+        return self
+
+    def __exit__(self, *_):
+        self._server.should_exit = True
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(engine):
+    with Server(build_api(LocalBackend(engine), NAME)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_an_image_is_the_pipelines(client, reference):
+    reply = client.images.generate(
+        prompt="a red circle",
+        model=NAME,
+        response_format="b64_json",
+        extra_body={"seed": 5, "num_inference_steps": 3, "guidance_scale": 2.0},
+    )
+    [expected] = reference.generate(["a red circle"], seeds=[5], steps=3, guidance=2.0)
+    assert opened(reply.data[0]) == expected.tobytes()
+    assert isinstance(reply.created, int)
+    assert (reply.size, reply.output_format, reply.background) == ("32x32", "png", "opaque")
+    assert (reply.seed, reply.num_inference_steps, reply.guidance_scale) == (5, 3, 2.0)
+    prompt_tokens = len(reference.draw_ids("a red circle"))
+    assert reply.usage.input_tokens == reply.usage.input_tokens_details.text_tokens == prompt_tokens
+    assert reply.usage.output_tokens == reference.model.config.encoder.num_tokens
+    assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
+
+
+def test_the_defaults_are_the_bundles(client, reference):
+    reply = client.images.generate(prompt="a red circle", extra_body={"seed": 1})
+    assert opened(reply.data[0]) == reference.generate(["a red circle"], seeds=[1])[0].tobytes()
+    sampler = reference.model.config.sampler
+    assert (reply.num_inference_steps, reply.guidance_scale) == (sampler.steps, sampler.guidance)
+
+
+def test_n_images_are_those_of_the_next_seeds(client, reference):
+    reply = client.images.generate(prompt="a red circle", n=3, size="32x32", extra_body={"seed": 8})
+    expected = reference.generate(["a red circle"] * 3, seeds=[8, 9, 10])
+    assert [opened(item) for item in reply.data] == [image.tobytes() for image in expected]
+    assert [item.seed for item in reply.data] == [8, 9, 10]
+
+
+def test_without_a_seed_two_calls_differ_and_name_theirs(client, reference):
+    replies = [client.images.generate(prompt="a red circle") for _ in range(2)]
+    assert replies[0].seed != replies[1].seed
+    for reply in replies:
+        assert opened(reply.data[0]) == reference.generate(["a red circle"], seeds=[reply.seed])[0].tobytes()
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
+def test_images_come_in_the_format_that_was_asked_for(client, file_format):
+    import base64
+    import io
+
+    reply = client.images.generate(prompt="a red circle", output_format=file_format)
+    image = Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json)))
+    assert (image.format, image.size, reply.output_format) == (file_format.upper(), (32, 32), file_format)
+
+
+def test_a_question_is_answered_as_by_the_pipeline(client, reference):
+    from blip3o.data.templates import Turn
+
+    turns = [Turn(role="user", text="What colour is it?")]
+    for image in (None, PICTURE):
+        messages = question("What colour is it?", image and data_url(image))
+        reply = client.chat.completions.create(model=NAME, messages=messages, max_tokens=5, temperature=0.7)
+        choice = reply.choices[0]
+        assert choice.message.content == reference.chat(turns, image=image, max_new_tokens=5)
+        assert choice.message.role == "assistant"
+        prompt_tokens = len(reference.chat_ids(turns, with_image=image is not None))
+        assert reply.usage.prompt_tokens == prompt_tokens
+        assert reply.usage.total_tokens == prompt_tokens + reply.usage.completion_tokens
+        assert choice.finish_reason == ("length" if reply.usage.completion_tokens == 5 else "stop")
+        assert (reply.object, reply.model) == ("chat.completion", NAME)
+
+
+def test_earlier_turns_count(client, reference):
+    from blip3o.data.templates import Turn
+
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "It is green."},
+        {"role": "user", "content": "What colour?"},
+    ]
+    reply = client.chat.completions.create(model=NAME, messages=messages, max_completion_tokens=6)
+    turns = [Turn(role=message["role"], text=message["content"]) for message in messages]
+    assert reply.choices[0].message.content == reference.chat(turns, max_new_tokens=6)
+
+
+def test_a_streamed_reply_is_the_same_reply(client):
+    asked = {"model": NAME, "messages": question("hi"), "max_tokens": 4}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def test_the_model_is_listed_and_found(client):
+    assert [model.id for model in client.models.list()] == [NAME]
+    model = client.models.retrieve(NAME)
+    assert (model.id, model.object, model.owned_by, model.size) == (NAME, "model", "blip3o", "32x32")
+    assert isinstance(model.created, int)
+
+
+def test_health_and_page(server):
+    assert raw("GET", server.url + "/health").json == {"status": "ok"}
+    page = raw("GET", server.url + "/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http://" not in page.text and "https://" not in page.text  # nothing is loaded from elsewhere
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_the_client_knows_the_errors(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4o", messages=question("hi"))
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt-4o")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="use 'auto' or '32x32'") as caught:
+        client.images.generate(prompt="a red circle", size="1024x1024")
+    assert caught.value.param == "size"
+    assert caught.value.request_id.startswith("req_")
+    with pytest.raises(openai.BadRequestError, match="images are not streamed here"):
+        client.images.generate(prompt="a red circle", stream=True)
+    with pytest.raises(openai.BadRequestError, match="use b64_json"):
+        client.images.generate(prompt="a red circle", response_format="url")
+    with pytest.raises(openai.NotFoundError):
+        client.images.edit(prompt="a red circle", image=b"")
+
+
+IMAGE_FAULTS = [
+    ({}, "missing_required_parameter", "prompt"),
+    ({"prompt": 3}, "invalid_value", "prompt"),
+    ({"prompt": " "}, "invalid_value", None),
+    ({"prompt": "a " * 500}, "invalid_value", None),
+    ({"prompt": "x" * 40_000}, "invalid_value", "prompt"),
+    ({"prompt": "x", "n": 0}, "invalid_value", "n"),
+    ({"prompt": "x", "n": 11}, "invalid_value", "n"),
+    ({"prompt": "x", "size": "32x33"}, None, "size"),
+    ({"prompt": "x", "seed": -1}, "invalid_value", "seed"),
+    ({"prompt": "x", "seed": 2**60}, "invalid_value", "seed"),
+    ({"prompt": "x", "num_inference_steps": 0}, "invalid_value", "num_inference_steps"),
+    ({"prompt": "x", "num_inference_steps": 10_000}, "invalid_value", "num_inference_steps"),
+    ({"prompt": "x", "guidance_scale": -1}, "invalid_value", "guidance_scale"),
+    ({"prompt": "x", "guidance_scale": float("nan")}, "invalid_value", "guidance_scale"),
+    ({"prompt": "x", "output_format": "gif"}, "invalid_value", "output_format"),
+    ({"prompt": "x", "background": "transparent"}, "invalid_value", "background"),
+    ({"prompt": "x", "partial_images": 2}, "invalid_value", "partial_images"),
+    ({"prompt": "x", "negative_prompt": "y"}, "unknown_parameter", "negative_prompt"),
+    ([], "invalid_value", None),
+    (b"{", "invalid_json", None),
+    (b"\xff\xfe", "invalid_json", None),
+    (b"", "missing_required_parameter", None),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "param"), IMAGE_FAULTS)
+def test_what_cannot_be_drawn_is_refused_in_openais_form(server, body, code, param):
+    assert_refusal(raw("POST", server.url + IMAGES, body), 400, code=code, param=param)
+
+
+def test_null_means_not_given(server):
+    fields = ("n", "size", "seed", "quality", "output_format", "response_format", "stream", "user", "guidance_scale")
+    answer = raw("POST", server.url + IMAGES, {"prompt": "a red circle"} | dict.fromkeys(fields))
+    assert answer.status == 200 and len(answer.json["data"]) == 1
+
+
+def _about(url):
+    return {"messages": question("what?", url)}
+
+
+CHAT_FAULTS = [
+    ({}, "missing_required_parameter", "messages"),
+    ({"messages": []}, "invalid_value", "messages"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages.0.role"),
+    ({"messages": [{"role": "user", "content": 3}]}, "invalid_value", "messages.0.content"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_value", None),
+    ({"messages": question("x"), "max_tokens": 0}, "invalid_value", "max_tokens"),
+    ({"messages": question("x"), "n": 2}, "invalid_value", "n"),
+    ({"messages": question("x"), "tools": []}, "unknown_parameter", "tools"),
+    ({"messages": question("x " * 500)}, "invalid_value", None),
+    ({"messages": question("x") + question("y", data_url(PICTURE))}, "invalid_value", None),
+    ({"messages": question("x", data_url(PICTURE)) + question("y", data_url(PICTURE))}, "invalid_value", None),
+    (_about("https://www.example.com/a.png"), "invalid_image", "messages"),
+    (_about("file:///etc/passwd"), "invalid_image", "messages"),
+    (_about("data:image/png;base64,"), "invalid_image", "messages"),
+    (_about("data:image/png;base64,@@@@"), "invalid_image", "messages"),
+    (_about("data:image/png;base64,aGVsbG8="), "invalid_image", "messages"),
+    (_about(data_url(PICTURE)[:-400]), "invalid_image", "messages"),
+    (_about("data:image/png;base64," + "A" * (MAX_IMAGE * 4 // 3 + 8)), "invalid_image", "messages"),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "param"), CHAT_FAULTS)
+def test_what_cannot_be_answered_is_refused_in_openais_form(server, body, code, param):
+    assert_refusal(raw("POST", server.url + CHAT, body), 400, code=code, param=param)
+
+
+def test_unknown_routes_and_methods_and_huge_bodies_too(server):
+    assert_refusal(raw("GET", server.url + "/v1/nothing"), 404)
+    assert_refusal(raw("POST", server.url + "/v1/images/variations", {}), 404)
+    answer = raw("GET", server.url + IMAGES)
+    assert_refusal(answer, 405)
+    assert answer.headers["allow"] == "POST"
+    assert_refusal(raw("POST", server.url + IMAGES, b" " * (MAX_BODY + 1)), 413)
+
+
+class Broken:
+    """A backend that fails in a given way."""
+
+    def __init__(self, error, described):
+        self._error, self._described = error, described
+
+    async def describe(self):
+        if isinstance(self._error, UnavailableError):
+            raise self._error
+        return self._described
+
+    async def draw(self, _):
+        raise self._error
+
+    async def chat(self, _):
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (BusyError(7), 429, "queue_full"),
+        (RequestError("too long"), 400, "invalid_value"),
+        (UnavailableError("gone"), 503, "unavailable"),
+        (EngineError("the model failed on this request"), 500, "internal_error"),
+        (KeyError("/secret/path"), 500, "internal_error"),
+    ],
+)
+def test_what_fails_behind_the_face_has_its_status(engine, error, status, code):
+    with Server(build_api(Broken(error, engine.describe()), NAME)) as server:
+        for path, body in ((IMAGES, {"prompt": "x"}), (CHAT, {"messages": question("x")})):
+            answer = raw("POST", server.url + path, body)
+            assert_refusal(answer, status, code=code)
+            assert "secret" not in answer.text
+            assert answer.headers["retry-after"] == ("7" if status == 429 else None)
+        assert raw("GET", server.url + "/health").status == (503 if status == 503 else 200)
+
+
+def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch):
+    stepping, go_on, cancelled = threading.Event(), threading.Event(), threading.Event()
+    engine, original = Engine(pipeline), pipeline.model.dit.forward
+
+    def forward(*args):
+        stepping.set()
+        assert go_on.wait(60)
+        return original(*args)
+
+    def draw(request, submit=engine.draw):
+        future = submit(request)
+        future.add_done_callback(lambda future: future.cancelled() and cancelled.set())
+        return future
+
+    monkeypatch.setattr(pipeline.model.dit, "forward", forward)
+    monkeypatch.setattr(engine, "draw", draw)
+    engine.start()
+    with Server(build_api(LocalBackend(engine), NAME)) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        body = json.dumps({"prompt": "a red circle", "num_inference_steps": 100})
+        connection.request("POST", IMAGES, body, {"content-type": "application/json"})
+        assert stepping.wait(60)
+        connection.close()
+        assert cancelled.wait(60)
+        go_on.set()
+        assert raw("POST", server.url + IMAGES, {"prompt": "a red circle"}).status == 200
+    engine.close()
+    assert engine.stats().totals["cancelled"] == 1
+    assert engine.stats().totals["steps"] < 100

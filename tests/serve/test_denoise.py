@@ -1,0 +1,80 @@
+"""Features, before rounding to pixels: bit for bit those of the pipeline, whatever stands in the other slots."""
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from serve.denoise import DenoiseBatch, prepare
+
+PROMPTS = ("a red circle", "It is green.")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One row of a batch."""
+
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+
+
+ROWS = (
+    Drawn(PROMPTS[0], 1, 5, 3.0),
+    Drawn(PROMPTS[1], 2, 3, 1.0),
+    Drawn(PROMPTS[1], 3, 4, 2.3),
+    Drawn(PROMPTS[0], 1, 1, 0.0),
+)
+
+
+def _expected(pipeline, row):
+    return pipeline.generate_features([row.prompt], seeds=[row.seed], steps=row.steps, guidance=row.guidance)[0]
+
+
+def _put(pipeline, batch, slot, row, conditions):
+    batch.put(
+        slot,
+        pipeline.feature_noise(row.seed),
+        condition=conditions[PROMPTS.index(row.prompt)],
+        steps=row.steps,
+        guidance=row.guidance,
+    )
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
+@torch.inference_mode()
+def test_rows_that_step_together_are_each_as_alone(reference, order):
+    batch, conditions = DenoiseBatch(reference), prepare(reference, PROMPTS)
+    rows = [ROWS[i] for i in order]
+    for slot, row in enumerate(rows):
+        _put(reference, batch, slot, row, conditions)
+    for step in range(max(row.steps for row in rows)):
+        batch.step([step if step < row.steps else None for row in rows])
+    for slot, row in enumerate(rows):
+        assert torch.equal(batch.latents(slot), _expected(reference, row)), row
+
+
+@torch.inference_mode()
+def test_a_slot_can_be_used_again_while_the_others_go_on(reference):
+    batch, conditions = DenoiseBatch(reference), prepare(reference, PROMPTS)
+    long, first, second = ROWS[0], ROWS[1], Drawn(PROMPTS[0], 9, 2, 4.0)
+    _put(reference, batch, 2, long, conditions)
+    _put(reference, batch, 0, first, conditions)
+    for step in range(3):
+        batch.step([step, None, step, None])
+    assert torch.equal(batch.latents(0), _expected(reference, first))
+    _put(reference, batch, 0, second, conditions)
+    for step in range(2):
+        batch.step([step, None, 3 + step, None])
+    assert torch.equal(batch.latents(0), _expected(reference, second))
+    assert torch.equal(batch.latents(2), _expected(reference, long))
+
+
+@torch.inference_mode()
+def test_an_empty_slot_stays_as_it_is(reference):
+    batch, conditions = DenoiseBatch(reference), prepare(reference, PROMPTS)
+    _put(reference, batch, 1, ROWS[0], conditions)
+    batch.step([None, None, None, None])
+    assert torch.equal(batch.latents(1), reference.feature_noise(ROWS[0].seed))

@@ -1,0 +1,315 @@
+"""The engine's images are the pipeline's, bit for bit, in any company; however a request ends, it leaves no trace."""
+
+import pickle
+import threading
+from concurrent.futures import wait
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blip3o.data.templates import Turn
+from blip3o.errors import RequestError
+from blip3o.inference import Pipeline
+from serve.denoise import prepare
+from serve.engine import Engine
+from serve.messages import BusyError, ChatRequest, DrawRequest, EngineError, UnavailableError
+
+TIMEOUT = 60
+PROMPTS = ("a red circle", "It is green.", "a blue square above a red circle, and below it a green one")
+
+
+def _draw(prompt=PROMPTS[0], *, seeds=(1,), steps=3, guidance=3.0):
+    return DrawRequest(prompt=prompt, seeds=tuple(seeds), steps=steps, guidance=guidance)
+
+
+def _ask(text="What colour is it?", *, image=None, max_tokens=4):
+    return ChatRequest(turns=(Turn(role="user", text=text),), image=image, max_tokens=max_tokens)
+
+
+def _picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+
+
+def _expected(pipeline, request):
+    """What each seed gives when it is drawn alone."""
+    return [
+        pipeline.generate([request.prompt], seeds=[seed], steps=request.steps, guidance=request.guidance)[0].tobytes()
+        for seed in request.seeds
+    ]
+
+
+def _bytes(reply):
+    return [image.tobytes() for image in reply.images]
+
+
+def _submit(engine, request):
+    return engine.draw(request) if isinstance(request, DrawRequest) else engine.chat(request)
+
+
+def _run(pipeline, requests):
+    """Submits all, then starts, so that how they mix does not hang on timing."""
+    engine = Engine(pipeline, max_waiting=99)
+    futures = [_submit(engine, request) for request in requests]
+    engine.start()
+    wait(futures, timeout=TIMEOUT)
+    engine.close()
+    return futures
+
+
+@pytest.fixture
+def engine(pipeline):
+    engine = Engine(pipeline, max_waiting=10)
+    yield engine
+    engine.close()
+
+
+class Spy:
+    """Stands before a method: counts its calls and does something at a given one."""
+
+    def __init__(self, monkeypatch, target, name, *, at=None, action=None):
+        self.calls = 0
+        self._original, self._at, self._action = getattr(target, name), at, action
+        monkeypatch.setattr(target, name, self)
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == self._at:
+            self._action()
+        return self._original(*args, **kwargs)
+
+
+def test_the_model_is_awake(reference):
+    """Prompt, seed, steps and guidance each change the image: else the equalities below would say nothing."""
+    variants = [
+        _draw(),
+        _draw(PROMPTS[1]),
+        _draw(seeds=[2]),
+        _draw(steps=2),
+        _draw(guidance=1.0),
+        _draw(guidance=2.0),
+    ]
+    images = [_expected(reference, variant)[0] for variant in variants]
+    assert len(set(images)) == len(images)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0, 0.0, 2.3])
+def test_alone_it_is_the_pipelines_image(pipeline, reference, guidance):
+    request = _draw(guidance=guidance, steps=4)
+    [future] = _run(pipeline, [request])
+    assert _bytes(future.result()) == _expected(reference, request)
+
+
+MIXED = (
+    _draw(PROMPTS[0], seeds=[1, 2], steps=5, guidance=3.0),
+    _draw(PROMPTS[1], seeds=[3], steps=1, guidance=1.0),
+    _draw(PROMPTS[2], seeds=[4, 5, 6], steps=3, guidance=1.0),
+    _draw(PROMPTS[2], seeds=[1], steps=2, guidance=7.5),
+    _draw(PROMPTS[0], seeds=[1], steps=4, guidance=1.0),
+)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)])
+def test_mixed_in_any_order_it_is_the_pipelines_image(pipeline, reference, order):
+    futures = _run(pipeline, [MIXED[i] for i in order])
+    for i, future in zip(order, futures, strict=True):
+        assert _bytes(future.result()) == _expected(reference, MIXED[i]), MIXED[i]
+
+
+REQUESTS = st.builds(
+    _draw,
+    st.sampled_from(PROMPTS),
+    seeds=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    steps=st.integers(1, 5),
+    guidance=st.sampled_from([0.0, 1.0, 1.5, 4.0]),
+)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=5))
+def test_any_mixture_gives_the_pipelines_images(reference, requests):
+    for request, future in zip(requests, _run(reference, requests), strict=True):
+        assert _bytes(future.result()) == _expected(reference, request)
+
+
+def test_a_request_may_join_between_any_two_steps(pipeline, reference, engine, monkeypatch):
+    late, futures = _draw(PROMPTS[1], steps=5, guidance=2.0, seeds=[9]), []
+    Spy(monkeypatch, pipeline.model.dit, "forward", at=4, action=lambda: futures.append(engine.draw(late)))
+    early = _draw(steps=4, seeds=[1, 2])
+    first = engine.draw(early)
+    engine.start()
+    assert _bytes(first.result(TIMEOUT)) == _expected(reference, early)
+    assert _bytes(futures[0].result(TIMEOUT)) == _expected(reference, late)
+    assert engine.stats().totals["steps"] == 7  # two steps before it came, two together, three alone
+
+
+@pytest.mark.parametrize(("steps", "guidance", "evaluations"), [(1, 1.0, 1), (5, 1.0, 5), (1, 3.0, 2), (5, 3.0, 10)])
+def test_steps_are_evaluations_and_guidance_one_has_no_null_branch(pipeline, monkeypatch, steps, guidance, evaluations):
+    spy = Spy(monkeypatch, pipeline.model.dit, "forward")
+    _run(pipeline, [_draw(steps=steps, guidance=guidance)])[0].result()
+    assert spy.calls == evaluations
+
+
+def test_the_prompt_is_read_once_for_all_images_of_a_request(pipeline, monkeypatch):
+    spy = Spy(monkeypatch, pipeline.model, "query_states")
+    reply = _run(pipeline, [_draw(seeds=range(7))])[0].result()
+    assert spy.calls == 1
+    assert len(set(_bytes(reply))) == 7
+    assert reply.prompt_tokens == len(pipeline.draw_ids(PROMPTS[0]))
+
+
+def test_conversations_are_answered_between_steps_as_alone(pipeline, reference):
+    asked = [_ask("hi"), _ask(image=_picture(0)), _ask(image=_picture(1), max_tokens=6), _ask("a red", max_tokens=1)]
+    drawing = _draw(steps=6)
+    picture, *replies = _run(pipeline, [drawing, *asked])
+    assert _bytes(picture.result()) == _expected(reference, drawing)
+    for request, future in zip(asked, replies, strict=True):
+        reply = future.result()
+        assert reply.text == reference.chat(request.turns, image=request.image, max_new_tokens=request.max_tokens)
+        assert reply.complete == (reply.reply_tokens < request.max_tokens)
+        assert reply.prompt_tokens == len(reference.chat_ids(request.turns, with_image=request.image is not None))
+
+
+def test_a_conversation_does_not_wait_for_a_long_drawing(pipeline, engine, monkeypatch):
+    spy = Spy(monkeypatch, pipeline.model.dit, "forward")
+    drawing, chat = engine.draw(_draw(steps=50)), engine.chat(_ask())
+    seen = []
+    chat.add_done_callback(lambda _: seen.append(spy.calls))
+    engine.start()
+    drawing.result(TIMEOUT)
+    assert seen == [0]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(engine):
+    for _ in range(7):
+        engine.draw(_draw(seeds=[1, 2]))  # 14 rows: 4 slots and 10 places
+    with pytest.raises(BusyError, match="try again in 1 s") as caught:
+        engine.draw(_draw())
+    assert caught.value.retry_after_s == 1
+    for _ in range(10):
+        engine.chat(_ask())
+    with pytest.raises(BusyError):
+        engine.chat(_ask())
+    stats = engine.stats()
+    assert (stats.rows_running, stats.rows_waiting, stats.chats_waiting) == (0, 14, 10)
+    assert stats.totals["rejected"] == 2
+
+
+def test_a_cancelled_request_frees_its_rows_and_changes_no_neighbour(pipeline, reference, engine, monkeypatch):
+    victim = engine.draw(_draw(PROMPTS[2], seeds=[7, 8, 9], steps=50))
+    neighbour, waiting = _draw(steps=6), _draw(PROMPTS[1], seeds=[3, 4], steps=2)
+    Spy(monkeypatch, pipeline.model.dit, "forward", at=5, action=victim.cancel)
+    futures = [engine.draw(neighbour), engine.draw(waiting)]
+    engine.start()
+    assert _bytes(futures[0].result(TIMEOUT)) == _expected(reference, neighbour)
+    assert _bytes(futures[1].result(TIMEOUT)) == _expected(reference, waiting)
+    assert engine.stats().totals == {"steps": 6, "images": 3, "cancelled": 1}
+    assert engine.stats().rows_running == 0
+
+
+@pytest.mark.parametrize("request_", [_draw(" "), _draw("a red circle " * 50), _ask("a red circle " * 50)])
+def test_what_the_model_cannot_read_is_refused_at_once(engine, request_):
+    with pytest.raises(RequestError, match="prompt"):
+        _submit(engine, request_)
+    assert engine.stats().rows_waiting == engine.stats().chats_waiting == 0
+
+
+def _poisoned(original, texts_of):
+    """`original`, but it fails whenever the poisonous prompt is among its inputs."""
+
+    def function(*args, **kwargs):
+        if PROMPTS[2] in texts_of(*args):
+            raise ValueError("poison")
+        return original(*args, **kwargs)
+
+    return function
+
+
+def test_a_prompt_that_fails_ends_its_own_request_alone(pipeline, reference, monkeypatch):
+    monkeypatch.setattr("serve.engine.prepare", _poisoned(prepare, lambda _, prompts: prompts))
+    bad, good = _draw(PROMPTS[2], seeds=[5, 6]), [_draw(seeds=[1]), _draw(PROMPTS[1])]
+    first, failed, last = _run(pipeline, [good[0], bad, good[1]])
+    with pytest.raises(EngineError, match="^the model failed on this request$"):
+        failed.result()
+    assert [_bytes(first.result()), _bytes(last.result())] == [_expected(reference, request) for request in good]
+
+
+def test_a_conversation_that_fails_ends_alone(pipeline, reference, monkeypatch):
+    texts = lambda _, conversations: [turn.text for turns in conversations for turn in turns]  # noqa: E731 - one line
+    monkeypatch.setattr(Pipeline, "reply_ids", _poisoned(Pipeline.reply_ids, texts))
+    failed, answered = _run(pipeline, [_ask(PROMPTS[2]), _ask(PROMPTS[0])])
+    with pytest.raises(EngineError):
+        failed.result()
+    assert answered.result().text == reference.chat(_ask(PROMPTS[0]).turns, max_new_tokens=4)
+
+
+def test_an_image_that_is_not_finite_ends_its_own_request_alone(pipeline, reference, monkeypatch):
+    original = pipeline.model.dit.forward
+
+    def forward(*args):
+        velocity = original(*args)
+        velocity[1] = torch.nan
+        return velocity
+
+    monkeypatch.setattr(pipeline.model.dit, "forward", forward)
+    good = _draw(seeds=[1])
+    sound, broken = _run(pipeline, [good, _draw(seeds=[2, 3])])
+    with pytest.raises(EngineError):
+        broken.result()
+    assert _bytes(sound.result()) == _expected(reference, good)
+
+
+def test_a_failed_step_ends_those_in_the_batch_and_no_later_request(pipeline, reference, monkeypatch):
+    def fail():
+        raise MemoryError
+
+    Spy(monkeypatch, pipeline.model.dit, "forward", at=3, action=fail)
+    later = _draw(seeds=[8])
+    *failed, last = _run(pipeline, [_draw(seeds=[1, 2]), _draw(seeds=[3, 4]), later])
+    for future in failed:
+        with pytest.raises(EngineError):
+            future.result()
+    assert _bytes(last.result()) == _expected(reference, later)
+
+
+def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine, monkeypatch):
+    stepping, go_on = threading.Event(), threading.Event()
+
+    def pause():
+        stepping.set()
+        go_on.wait(TIMEOUT)
+
+    Spy(monkeypatch, pipeline.model.dit, "forward", at=2, action=pause)
+    futures = [engine.draw(_draw(steps=50)), engine.draw(_draw(seeds=range(9)))]
+    engine.start()
+    engine.check()
+    stepping.wait(TIMEOUT)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    go_on.set()
+    for future in futures:
+        with pytest.raises(UnavailableError, match="has stopped"):
+            future.result(TIMEOUT)
+    closing.join(TIMEOUT)
+    with pytest.raises(UnavailableError, match="has stopped"):
+        engine.draw(_draw())
+    with pytest.raises(UnavailableError, match="does not run"):
+        engine.check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_the_loop_fails_everything_and_is_seen_by_the_health_check(pipeline, monkeypatch):
+    monkeypatch.setattr("serve.engine.next_chats", lambda *_, **__: 1 / 0)
+    [future] = _run(pipeline, [_draw()])
+    with pytest.raises(UnavailableError):
+        future.result()
+
+
+def test_what_is_refused_or_fails_crosses_processes():
+    for error in (BusyError(7), UnavailableError("gone"), EngineError("broken"), RequestError("no")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy)) == (type(error), str(error))
+    assert pickle.loads(pickle.dumps(BusyError(7))).retry_after_s == 7

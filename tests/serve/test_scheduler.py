@@ -1,0 +1,108 @@
+"""Admission is first come first served, steps are counted exactly, and a row never moves or waits once in a slot."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.scheduler import ChatTicket, Row, Schedule, next_chats
+
+REQUESTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), max_size=8)
+
+
+def _submit(schedule, number, images, steps):
+    return schedule.submit(number, images=images, steps=steps) if images <= schedule.room else schedule
+
+
+def _turn(schedule):
+    return schedule.admit().advance().release()
+
+
+def test_rows_of_different_step_counts_share_the_batch():
+    schedule = Schedule.empty(width=2, max_waiting=4)
+    schedule = schedule.submit(7, images=1, steps=3).submit(8, images=2, steps=1).admit()
+    assert schedule.slots == (Row(request=7, image=0, steps=3), Row(request=8, image=0, steps=1))
+    assert schedule.waiting == (Row(request=8, image=1, steps=1),)
+    schedule = schedule.advance()
+    assert list(schedule.finished) == [1]
+    schedule = schedule.release().admit()
+    assert schedule.slots == (Row(request=7, image=0, steps=3, done=1), Row(request=8, image=1, steps=1))
+    assert list(schedule.fresh) == [1]
+
+
+def test_room_counts_free_slots_and_free_places():
+    schedule = Schedule.empty(width=2, max_waiting=3)
+    assert schedule.room == 5
+    schedule = schedule.submit(0, images=4, steps=1)
+    assert schedule.room == schedule.admit().room == 1
+    assert _turn(schedule).room == 3
+    with pytest.raises(AssertionError, match="2 rows for a room of 1"):
+        schedule.submit(1, images=2, steps=1)
+
+
+def test_steps_ahead_is_the_work_over_the_width():
+    schedule = Schedule.empty(width=2, max_waiting=9).submit(0, images=3, steps=4)
+    assert schedule.steps_ahead == 6
+    assert schedule.admit().advance().steps_ahead == 5
+
+
+def test_a_cancelled_request_frees_its_slots_and_places_and_moves_nobody():
+    schedule = Schedule.empty(width=3, max_waiting=9)
+    schedule = schedule.submit(0, images=1, steps=2).submit(1, images=3, steps=2).submit(2, images=1, steps=2).admit()
+    left = schedule.without(1)
+    assert left.slots == (schedule.slots[0], None, None)
+    assert left.waiting == (Row(request=2, image=0, steps=2),)
+    assert left.without(1) == left
+
+
+@given(requests=REQUESTS, width=st.integers(1, 4), arrivals=st.lists(st.integers(0, 3), max_size=8))
+def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, width, arrivals):
+    schedule = Schedule.empty(width=width, max_waiting=99)
+    entered, steps_taken, turns = [], {}, 0
+    coming = list(enumerate(requests))
+    while coming or not schedule.idle:
+        count = arrivals[turns] if turns < len(arrivals) else len(coming)
+        for number, (images, steps) in coming[:count]:
+            schedule = _submit(schedule, number, images, steps)
+        coming = coming[count:]
+        before = schedule.slots
+        schedule = schedule.admit()
+        assert all(old in (None, new) for old, new in zip(before, schedule.slots, strict=True))  # nobody moves
+        assert not schedule.waiting or None not in schedule.slots  # no slot stays free while a row waits
+        entered += [(row.request, row.image) for row in schedule.fresh.values()]
+        for row in schedule.running:
+            steps_taken[row.request, row.image] = steps_taken.get((row.request, row.image), 0) + 1
+        schedule = schedule.advance().release()
+        turns += 1
+    expected = {(number, image): steps for number, (images, steps) in enumerate(requests) for image in range(images)}
+    assert steps_taken == expected
+    assert entered == sorted(expected)
+
+
+@given(requests=REQUESTS, width=st.integers(1, 4), turns=st.integers(0, 5), victim=st.integers(0, 7))
+def test_cancelling_leaves_the_others_as_they_were(requests, width, turns, victim):
+    schedule = Schedule.empty(width=width, max_waiting=99)
+    for number, (images, steps) in enumerate(requests):
+        schedule = schedule.submit(number, images=images, steps=steps)
+    for _ in range(turns):
+        schedule = _turn(schedule)
+    left = schedule.without(victim)
+    mine = [row for row in (*schedule.running, *schedule.waiting) if row.request == victim]
+    assert left.room == schedule.room + len(mine)
+    assert [row for row in schedule.waiting if row not in mine] == list(left.waiting)
+    assert all(new == (None if old in mine else old) for old, new in zip(schedule.slots, left.slots, strict=True))
+
+
+def test_chats_of_the_oldest_ones_kind_are_answered_together():
+    oldest = ChatTicket(request=3, with_image=True, max_tokens=8)
+    others = [
+        replace(oldest, request=4, with_image=False),
+        replace(oldest, request=5),
+        replace(oldest, request=6, max_tokens=9),
+        replace(oldest, request=7),
+        replace(oldest, request=8),
+    ]
+    assert next_chats([oldest, *others], width=3) == (3, 5, 7)
+    assert next_chats(others[:1], width=3) == (4,)
+    assert next_chats([], width=3) == ()

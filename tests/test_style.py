@@ -1,0 +1,170 @@
+"""Tests of the source itself: sizes, docstrings, and what may be named where. Limits that no linter rule expresses.
+
+A limit is not raised to let a change in; the change is made smaller.
+"""
+
+import ast
+import functools
+import re
+import statistics
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [name for name in ("blip3o", "jobs", "serve", "cluster", "benchmarks") if (ROOT / name).is_dir()]
+MAX_FILE_LINES = 400
+MAX_TEST_FILE_LINES = 600
+MAX_FUNCTION_LINES = 60
+MAX_MEDIAN_FUNCTION_LINES = 15
+MAX_BROAD_EXCEPTS = 3
+# Hosts that a file may name: documentation, papers, and this machine. A new one is added here, with thought.
+HOSTS = {"127.0.0.1", "localhost", "arxiv.org", "github.com", "huggingface.co", "www.apache.org", "www.w3.org"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+SOURCES = sorted(path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
+
+
+def _lines(path: Path) -> int:
+    return len((ROOT / path).read_text().splitlines())
+
+
+def _functions(path: Path) -> list[Function]:
+    return [node for node in ast.walk(_tree(path)) if isinstance(node, Function)]
+
+
+def _length(function: Function) -> int:
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
+def _text_files() -> list[Path]:
+    """Every file that belongs to the project: tracked, or new and not ignored."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: the project's files cannot be told from others")
+    paths = [ROOT / name for name in listed.stdout.splitlines()]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
+
+
+def test_files_are_short():
+    long = {str(path): _lines(path) for path in SOURCES if _lines(path) > MAX_FILE_LINES}
+    assert not long | {str(path): _lines(path) for path in TESTS if _lines(path) > MAX_TEST_FILE_LINES}
+
+
+def test_functions_are_short():
+    lengths = {f"{path}:{f.lineno} {f.name}": _length(f) for path in SOURCES for f in _functions(path)}
+    assert not {where: length for where, length in lengths.items() if length > MAX_FUNCTION_LINES}
+    assert statistics.median(lengths.values()) <= MAX_MEDIAN_FUNCTION_LINES
+
+
+def test_every_module_has_a_docstring():
+    assert not [str(path) for path in (*SOURCES, *TESTS) if not ast.get_docstring(_tree(path))]
+
+
+def _undocumented(path: Path) -> list[str]:
+    """Public functions and classes at module level, and public methods of public classes."""
+    top = [node for node in _tree(path).body if isinstance(node, (*Function.__args__, ast.ClassDef))]
+    public = [node for node in top if not node.name.startswith("_")]
+    for owner in [node for node in public if isinstance(node, ast.ClassDef)]:
+        public += [n for n in owner.body if isinstance(n, Function) and not n.name.startswith("_")]
+    return [f"{path}:{node.lineno} {node.name}" for node in public if not ast.get_docstring(node)]
+
+
+def test_everything_public_has_a_docstring():
+    assert not [where for path in SOURCES for where in _undocumented(path)]
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in kinds)
+
+
+def test_broad_excepts_are_few():
+    handlers = [(p, n) for p in SOURCES for n in ast.walk(_tree(p)) if isinstance(n, ast.ExceptHandler)]
+    broad = [f"{path}:{handler.lineno}" for path, handler in handlers if _is_broad(handler)]
+    assert len(broad) <= MAX_BROAD_EXCEPTS, broad
+
+
+@functools.cache
+def _words(path: Path) -> list[tuple[int, str]]:
+    """Line and text of every name, attribute and string of the code, without comments and docstrings."""
+    docstrings = {id(node.value) for node in ast.walk(_tree(path)) if isinstance(node, ast.Expr)}
+    words = []
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Name):
+            words.append((node.lineno, node.id))
+        elif isinstance(node, ast.Attribute):
+            words.append((node.lineno, ast.unparse(node)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            words.append((node.lineno, node.value))
+    return words
+
+
+@pytest.mark.parametrize(
+    ("pattern", "home"),
+    [
+        (r"(?i)cuda|nccl", "blip3o/device.py"),
+        (r"\bos\.(environ|getenv|putenv)\b", "blip3o/settings.py"),
+    ],
+)
+def test_some_names_have_one_home(pattern, home):
+    elsewhere = [path for path in SOURCES if str(path) != home]
+    assert not [f"{p}:{line} {word}" for p in elsewhere for line, word in _words(p) if re.search(pattern, word)]
+
+
+def test_no_file_names_this_machine():
+    """Neither the folder that the checkout lies in, nor a home folder (but the one in Ray's images)."""
+    folders = [re.escape(str(folder)) for folder in (ROOT.parent, Path.home()) if len(folder.parts) > 1]
+    machine = re.compile(
+        r"(?<![\w./~-])(?:" + "|".join([*folders, "/home/(?!ray\\b)\\w+", "/Users/\\w+"]) + r")(?![\w-])"
+    )
+    found = [(path, machine.search(path.read_text())) for path in _text_files()]
+    assert not [f"{path.relative_to(ROOT)}: {match.group()}" for path, match in found if match]
+
+
+def test_no_file_names_a_package_registry_or_an_unknown_host():
+    registry = re.compile(
+        r"(?i)(?<![\w-])(?:[\w-]+\.)*(?:pypi|npmjs|pythonhosted)\.(?:org|com)\b|\b(?:extra-)?index-url\b"
+    )
+    for path in _text_files():
+        text = path.read_text()
+        hosts = {host.split(":")[0] for host in re.findall(r"https?://([\w.:-]*\w)", text)}
+        unknown = sorted(
+            host for host in hosts - HOSTS if "." in host and not host.endswith((".example", ".example.com"))
+        )
+        assert not unknown, f"{path.relative_to(ROOT)} names {unknown}"
+        if path != Path(__file__):
+            assert not registry.search(text), f"{path.relative_to(ROOT)} names a package registry"
+
+
+def _guides() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _named_paths(guide: Path) -> set[str]:
+    """What a guide names in backticks below a folder of ours, and what it links to beside itself."""
+    text = guide.read_text()
+    quoted = set(re.findall(r"`([\w./-]+)`", text))
+    ours = {name for name in quoted if name.split("/")[0] in (*PACKAGES, "docs", "tests", ".ci") and "/" in name}
+    here = guide.parent.relative_to(ROOT)
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    return ours | {str(here / link) for link in links}
+
+
+@pytest.mark.parametrize("guide", _guides(), ids=lambda guide: guide.name)
+def test_what_the_guides_name_exists(guide):
+    text = guide.read_text()
+    assert not sorted(name for name in _named_paths(guide) if not (ROOT / name).exists())
+    modules = {name for name in re.findall(r"python -m ([\w.]+)", text) if name.split(".")[0] in PACKAGES}
+    files = {name: ROOT / (name.replace(".", "/") + ".py") for name in modules}
+    assert not sorted(name for name, file in files.items() if not file.exists() and not file.with_suffix("").is_dir())
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert not set(re.findall(r"`make ([a-z]+)`", text)) - targets

@@ -1,0 +1,208 @@
+"""The loop on a small engine: the right micro-batches, one gradient whatever the accumulation, no bad step passes."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from blip3o.errors import DataError
+from blip3o.train.loop import Loop, StepRecord, to_batch
+from blip3o.train.schedule import learning_rate
+from tests.recipes import recipe
+
+CPU = torch.device("cpu")
+ROWS = 3
+PAD = 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process(tmp_path_factory):
+    """A process group of this process alone."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Terms(nn.Module):
+    """Two terms over numbers x: (w − x)² and |x|·w, of which the second counts twice as many elements."""
+
+    weights = {"dense": 0.25}
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def counts(self, batch):
+        rows = len(batch["x"])
+        return {"fit": rows, "dense": 2 * rows}
+
+    def forward(self, batch):
+        return {"fit": (self.w - batch["x"]).square().sum(), "dense": (batch["x"].abs() * self.w).sum()}
+
+
+class Engine:
+    """What the loop uses of DeepSpeed's engine: gradients are averaged over micro-batches, the last one steps."""
+
+    def __init__(self, module, accumulation):
+        self._module, self._accumulation, self._turn = module, accumulation, 0
+        self.optimizer = torch.optim.SGD(module.parameters(), lr=123.0)
+        self.rates = []
+        self.norm = torch.tensor(0.0)
+
+    def __call__(self, batch):
+        return self._module(batch)
+
+    def backward(self, loss):
+        (loss / self._accumulation).backward()
+
+    def step(self):
+        self._turn += 1
+        if self._turn % self._accumulation == 0:
+            self.norm = self._module.w.grad.abs()
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def get_global_grad_norm(self):
+        return self.norm
+
+
+def arrays(number, x=None):
+    values = np.sin(np.arange(ROWS) + 10.0 * number) if x is None else x
+    return {"micro_batch": np.full(ROWS, number), "x": values}
+
+
+def loop(batches, *, steps=3, accumulation=2, rank=0, world=1):
+    optim = {"steps": steps, "lr": 0.1, "micro_batch": ROWS, "micro_batches": accumulation * world}
+    module = Terms()
+    records: list[tuple[int, StepRecord]] = []
+    made = Loop(
+        recipe=recipe(optim=optim, parallel={"workers": world}),
+        engine=Engine(module, accumulation),
+        module=module,
+        batches=iter(batches),
+        device=CPU,
+        rank=rank,
+        world=world,
+        pad_id=PAD,
+        after_step=lambda done, record: records.append((done, record)),
+    )
+    return made, records
+
+
+def test_loss_is_the_weighted_sum_of_global_means():
+    made, records = loop(map(arrays, itertools.count()), steps=1)
+    made.run(0)
+    x = np.concatenate([arrays(0)["x"], arrays(1)["x"]])
+    fit, dense = np.square(1 - x).mean(), np.abs(x).sum() / (2 * len(x))
+    [(done, record)] = records
+    assert done == 1
+    assert record.terms == {"fit": pytest.approx(fit, rel=1e-12), "dense": pytest.approx(dense, rel=1e-12)}
+    assert record.loss == pytest.approx(fit + 0.25 * dense, rel=1e-12)
+    assert record.samples == 2 * ROWS
+    # d/dw, with w = 1
+    assert record.grad_norm == pytest.approx(abs((2 * (1 - x)).mean() + 0.25 * dense), rel=1e-12)
+
+
+def test_accumulation_changes_neither_gradient_nor_loss():
+    def joined(number):
+        return arrays(number, np.concatenate([arrays(2 * number)["x"], arrays(2 * number + 1)["x"]]))
+
+    split, split_records = loop(map(arrays, itertools.count()), accumulation=2)
+    whole, whole_records = loop(map(joined, itertools.count()), accumulation=1)
+    split.run(0)
+    whole.run(0)
+    assert split.module.w.item() == pytest.approx(whole.module.w.item(), rel=1e-12)
+    for (_, one), (_, other) in zip(split_records, whole_records, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-12)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-12)
+    assert split.module.w.item() != 1.0
+
+
+def test_every_step_has_its_learning_rate_number_and_row():
+    made, records = loop(map(arrays, itertools.count(2)), steps=4)
+    made.run(1)
+    rates = [learning_rate(made.recipe.optim, step) for step in (1, 2, 3)]
+    assert made.engine.rates == rates == [record.lr for _, record in records]
+    assert [done for done, _ in records] == [2, 3, 4]
+    row = records[0][1].row()
+    assert (row["step"], row["lr"]) == (1, rates[0])
+    assert set(row) == {"step", "loss", "loss/fit", "loss/dense", "grad_norm", "lr", "seconds", "data_wait"}
+    assert 0 < row["data_wait"] < row["seconds"]
+
+
+def test_a_rank_takes_every_world_th_micro_batch():
+    made, records = loop(map(arrays, itertools.count(1, 2)), steps=2, world=2, rank=1)
+    made.run(0)
+    assert len(records) == 2
+
+
+@pytest.mark.parametrize(("rank", "first", "needed"), [(0, 1, 0), (1, 0, 1), (0, 4, 0)])
+def test_another_micro_batch_than_the_step_needs_is_an_error(rank, first, needed):
+    made, records = loop(map(arrays, itertools.count(first, 2)), world=2, rank=rank)
+    with pytest.raises(DataError, match=f"gave micro-batch {first} where step 0 of rank {rank} needs {needed}"):
+        made.run(0)
+    assert not records
+
+
+def test_a_start_that_the_stream_does_not_share_is_an_error():
+    made, _ = loop(map(arrays, itertools.count()))
+    with pytest.raises(DataError, match="gave micro-batch 0 where step 1 of rank 0 needs 2"):
+        made.run(1)
+
+
+def test_a_stream_that_ends_early_is_an_error():
+    made, records = loop(map(arrays, range(3)))
+    with pytest.raises(DataError, match="ended before micro-batch 3 of step 1"):
+        made.run(0)
+    assert [done for done, _ in records] == [1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_reaches_neither_weights_nor_records(bad):
+    good = [arrays(number) for number in range(3)]
+    made, records = loop([*good, arrays(3, np.array([0.0, bad, 0.0]))])
+    with pytest.raises(DataError, match=r"the loss is (nan|inf) at step 1 .*'fit': (nan|inf)"):
+        made.run(0)
+    after_one_step, _ = loop(good[:2], steps=1)
+    after_one_step.run(0)
+    assert made.module.w.item() == after_one_step.module.w.item()
+    assert [done for done, _ in records] == [1]
+
+
+def test_a_gradient_that_is_not_finite_is_not_recorded():
+    made, records = loop(map(arrays, itertools.count()))
+    made.engine.get_global_grad_norm = lambda: torch.tensor(torch.inf)
+    with pytest.raises(DataError, match="the gradient's norm is inf at step 0"):
+        made.run(0)
+    assert not records
+
+
+def test_text_is_cut_to_the_longest_row_in_steps_of_eight():
+    ids = np.full((2, 40), PAD, np.int32)
+    ids[0, :3], ids[1, :9] = 7, 8
+    labels = np.where(ids == PAD, -100, ids).astype(np.int32)
+    columns = {"input_ids": ids, "labels": labels, "micro_batch": np.zeros(2, np.int64), "draw_key": np.arange(2)}
+    batch = to_batch(columns, pad_id=PAD, device=CPU)
+    assert set(batch) == {"input_ids", "labels", "draw_key"}
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, 16)
+    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert batch["input_ids"].tolist() == ids[:, :16].tolist()
+    assert batch["labels"].tolist() == labels[:, :16].tolist()
+    ids[0, :] = 7
+    assert to_batch(columns, pad_id=PAD, device=CPU)["input_ids"].shape == (2, 40)
+    narrow = {**columns, "input_ids": ids[:, :12], "labels": labels[:, :12]}
+    assert to_batch(narrow, pad_id=PAD, device=CPU)["input_ids"].shape == (2, 12)
+
+
+def test_arrays_of_the_stream_are_copied():
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    pixels.flags.writeable = False
+    batch = to_batch({"encoder_pixels": pixels}, pad_id=PAD, device=CPU)
+    batch["encoder_pixels"][0] = 1
+    assert not pixels.any()
+    assert batch["encoder_pixels"].dtype == torch.uint8
