@@ -141,8 +141,8 @@ class Ingress:
 
 def build_app(config: ServeConfig) -> ray_serve.Application:
     """The application of one bundle: `Ingress` before `Generator`."""
-    # The engine refuses what is too much, at once and with a time to come back; Serve's limit on a replica lies above all
-    # that the engine can hold, so that refusals and health checks never queue behind images.
+    # The engine refuses what is too much, at once and with a time to come back. Serve's limit on a replica lies above
+    # all that the engine can hold, so that refusals and health checks never queue behind images.
     capacity = config.width + 2 * config.max_waiting
     generator: Any = ray_serve.deployment(
         Generator,

@@ -50,4 +50,11 @@ def pytest_sessionfinish(session):
 def _strays() -> list[psutil.Process]:
     """Children other than Python's resource tracker, which ends with its parent."""
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    return [child for child in children if "resource_tracker" not in _command_line(child)]
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended, or is a zombie that its parent has yet to collect
+        return ""

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from blip3o.data import storage
+from blip3o.data.blocks import BlockCache
 from blip3o.data.ledger import Ledger
 from blip3o.data.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
 from blip3o.data.sample import DamagedSampleError, SampleMembers, choose_members, decode_caption, decode_record
@@ -29,6 +30,7 @@ REPLACEMENT_TRIES = 8
 
 T = TypeVar("T")
 Range = tuple[int, int]  # offset, size
+Group = list[Member]  # members that are read in one range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class ShardReader:
         self.manifests = tuple(manifests)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader")
+        self._blocks = BlockCache()
         self._index = functools.lru_cache(maxsize=indexes)(self._read_index)
 
     def _read_index(self, source: int, shard: int) -> ShardIndex:
@@ -125,12 +128,22 @@ class ShardReader:
             for start in range(0, len(plan), share)
         ]
         contents: dict[tuple[str, Member], bytes] = {}
-        for (file, _), parts in zip(jobs, self._pool.map(lambda job: _read_groups(*job), jobs), strict=True):
+        for (file, _), parts in zip(jobs, self._pool.map(lambda job: self._read_groups(*job), jobs), strict=True):
             contents |= {(file.uri, member): data for member, data in parts.items()}
         return contents
 
-
-Group = list[Member]  # members that are read in one range
+    def _read_groups(self, file: ShardRow, groups: list[Group]) -> dict[Member, bytes]:
+        ranges = [span(group) for group in groups]
+        try:
+            return _slices(groups, self._blocks.read(file.uri, file.size, ranges))
+        except StorageError:
+            size = storage.stat(file.uri).size
+            if size >= file.size:
+                raise
+        # The shard was cut after it was indexed: what is still there is still good.
+        whole = [[member for member in group if member.offset + member.size <= size] for group in groups]
+        kept = [group for group in whole if group]
+        return _slices(kept, storage.read_ranges(file.uri, [span(group) for group in kept]))
 
 
 def coalesce(members: set[Member]) -> list[Group]:
@@ -146,23 +159,11 @@ def coalesce(members: set[Member]) -> list[Group]:
     return groups
 
 
-def _read_groups(file: ShardRow, groups: list[Group]) -> dict[Member, bytes]:
-    try:
-        return _slices(file.uri, groups)
-    except StorageError:
-        size = storage.stat(file.uri).size
-        if size >= file.size:
-            raise
-    # The shard was cut after it was indexed: what is still there is still good.
-    whole = [[member for member in group if member.offset + member.size <= size] for group in groups]
-    return _slices(file.uri, [group for group in whole if group])
-
-
-def _slices(uri: str, groups: list[Group]) -> dict[Member, bytes]:
-    ranges = [span(group) for group in groups]
+def _slices(groups: list[Group], parts: Sequence[bytes]) -> dict[Member, bytes]:
+    """Members cut out of the bytes of their groups' ranges."""
     return {
-        member: data[member.offset - start : member.offset - start + member.size]
-        for group, (start, _), data in zip(groups, ranges, storage.read_ranges(uri, ranges), strict=True)
+        member: data[member.offset - span(group)[0] : member.offset - span(group)[0] + member.size]
+        for group, data in zip(groups, parts, strict=True)
         for member in group
     }
 
