@@ -41,7 +41,7 @@ class Pipeline:
     ) -> list[Image.Image]:
         """One RGB image for each prompt and seed. Steps and guidance default to the bundle's.
 
-        Raises `RequestError` for a prompt that is empty or too long.
+        Raises `RequestError` for a prompt that is empty or too long, and unless there is one seed for each prompt.
         """
         features = self.generate_features(prompts, seeds=seeds, steps=steps, guidance=guidance)
         return self.decode(features, seeds=seeds)
@@ -50,7 +50,9 @@ class Pipeline:
     def generate_features(
         self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
     ) -> Tensor:
-        """Features [n, L, F] drawn for each prompt and seed."""
+        """Features [n, L, F] drawn for each prompt and seed. Raises `RequestError` as `generate` does."""
+        if not prompts or len(prompts) != len(seeds):
+            raise RequestError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each of the prompts")
         sampler = self.model.config.sampler
         steps = sampler.steps if steps is None else steps
         guidance = sampler.guidance if guidance is None else guidance

@@ -21,6 +21,8 @@ from serve.config import ServeConfig
 
 HOST = "127.0.0.1"
 APP = "blip3o"
+# Serve gives its proxy 5 s to start and kills it after the third time; a busy laptop may need longer.
+_CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
 
     from serve.deployments import build_app
 
-    ray_serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+    http = {"host": HOST, "port": port}
+    ray_serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": _CONTROLLER})
     try:
         ray_serve.run(build_app(config), name=APP, route_prefix="/")
     except RuntimeError as error:

@@ -10,8 +10,8 @@ from blip3o.model.unified import initialize
 from blip3o.rng import torch_generator
 from tests.model.helpers import nano_config
 
-MAX_LENGTH = 96
-TEXTS = ["a red circle above a blue square", "What colour is it? It is green."]
+MAX_LENGTH = 128
+TEXTS = [TemplateConfig().instruction, "a red circle above a blue square", "What colour is it? It is green."]
 
 
 def tokenizer(*texts: str) -> ChatTokenizer:

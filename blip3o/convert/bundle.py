@@ -25,6 +25,7 @@ from blip3o.inference import DEFAULT_WIDTH, Pipeline
 from blip3o.model.unified import UnifiedModel
 
 PARTS = ("encoder", "backbone", "queries", "dit", "coarse", "decoder")
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "provenance.json")
 SEAL = "bundle.json"
 FORMAT = "blip3o-bundle-1"
 
@@ -90,14 +91,23 @@ def _read_sealed(uri: str) -> dict[str, bytes]:
     if not storage.exists(location):
         raise BundleError(f"{uri} is not a bundle (no {SEAL}): give the folder that `python -m jobs.export` wrote")
     try:
-        seal: dict[str, str] = json.loads(storage.read_bytes(location))
-        files = {name: storage.read_bytes(storage.join(uri, name)) for name in seal}
-    except (StorageError, json.JSONDecodeError, AttributeError) as error:
+        seal = json.loads(storage.read_bytes(location))
+        sums = {name: seal[name] for name in FILES}
+        files = {name: storage.read_bytes(storage.join(uri, name)) for name in FILES}
+    except (StorageError, ValueError, TypeError, KeyError) as error:  # missing files, and a seal that is not one
         raise BundleError(f"{uri}: the bundle is incomplete ({error}): export it again") from error
     for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != seal[name]:
+        if hashlib.sha256(data).hexdigest() != sums[name]:
             raise BundleError(f"{uri}: {name} is not what was exported (its sha256 differs): export it again")
     return files
+
+
+def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], uri: str) -> None:
+    """Copies weights into every parameter. Raises `BundleError` if one is lacking or of another shape."""
+    for name, parameter in model.named_parameters():
+        if name not in tensors or tensors[name].shape != parameter.shape:
+            raise BundleError(f"{uri}: model.safetensors does not fit config.json at {name}: export it again")
+    model.load_state_dict(tensors, strict=False)
 
 
 def load_pipeline(uri: str, *, device: torch.device | None = None, width: int = DEFAULT_WIDTH) -> Pipeline:
@@ -108,7 +118,7 @@ def load_pipeline(uri: str, *, device: torch.device | None = None, width: int = 
     files = _read_sealed(uri)
     try:
         config = BundleConfig.model_validate_json(files["config.json"])
-    except (KeyError, ValidationError) as error:
+    except ValidationError as error:
         raise BundleError(
             f"{uri}: config.json is not that of a {FORMAT}: {' '.join(str(error).split())[:200]}"
         ) from error
@@ -116,7 +126,7 @@ def load_pipeline(uri: str, *, device: torch.device | None = None, width: int = 
         raise BundleError(f"{uri} has format '{config.format}', this version reads {FORMAT}")
     tokenizer = ChatTokenizer.from_bytes(files["tokenizer.json"])
     model = build_model(config, tokenizer)
-    model.load_state_dict(load(files["model.safetensors"]), strict=False)
+    _fill(model, load(files["model.safetensors"]), uri)
     device = device or torch.device("cpu")
     words = config.template
     return Pipeline(

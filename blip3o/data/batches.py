@@ -76,7 +76,7 @@ class SampleEncoder:
         key = derive_seed("draw", raw.uid, raw.pass_index)
         decoded = {size: decode_image(raw.image, size) for size in {self.sizes[name] for name in _PIXELS[self.task]}}
         row: dict[str, np.ndarray] = {name: decoded[self.sizes[name]] for name in _PIXELS[self.task]}
-        row["draw_key"] = np.int64(key)  # type: ignore[assignment]
+        row["draw_key"] = np.array(key, np.int64)
         if self.task is not Task.PIXELS:
             row |= self._pad(self._text(raw, numpy_generator(self.seed, "text", key)))
         return row

@@ -160,9 +160,9 @@ def coalesce(members: set[Member]) -> list[Group]:
 
 
 def _slices(groups: list[Group], parts: Sequence[bytes]) -> dict[Member, bytes]:
-    """Members cut out of the bytes of their groups' ranges."""
+    """Members cut out of the bytes of their groups' ranges; a group is sorted by offset."""
     return {
-        member: data[member.offset - span(group)[0] : member.offset - span(group)[0] + member.size]
+        member: data[member.offset - group[0].offset : member.offset - group[0].offset + member.size]
         for group, data in zip(groups, parts, strict=True)
         for member in group
     }

@@ -8,6 +8,7 @@ place. Errors name the URI and what to do about it.
 
 import functools
 import posixpath
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ _CAUSES = {
     "NO_SUCH_BUCKET": "the bucket does not exist: create it, or correct its name",
     "INVALID_ACCESS_KEY_ID": "the store does not know this access key: check AWS_ACCESS_KEY_ID",
     "SIGNATURE_DOES_NOT_MATCH": "the store rejects the signature: check AWS_SECRET_ACCESS_KEY",
-    "ACCESS_DENIED": "access denied: these credentials may not do this (check the key and the bucket policy)",
+    "ACCESS_DENIED": "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
     "NETWORK_CONNECTION": "the store does not answer: check AWS_ENDPOINT_URL and that the store is up",
     "curlCode: 7": "the store does not answer: check AWS_ENDPOINT_URL and that the store is up",
 }
@@ -109,7 +110,8 @@ def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
     """
     filesystem, path = resolve(uri)
     with _explained(uri), filesystem.open_input_file(path) as file:
-        parts = [file.read_at(size, offset) for offset, size in ranges]
+        end = file.size()
+        parts = [file.read_at(size, min(offset, end)) for offset, size in ranges]
     for (offset, size), part in zip(ranges, parts, strict=True):
         if len(part) != size:
             raise StorageError(
@@ -125,7 +127,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     with _explained(uri):
         if local:
             filesystem.create_dir(posixpath.dirname(path), recursive=True)
-        target = f"{path}.partial" if local else path
+        # A name of its own: several processes may write one file at a time, as they do with ledgers.
+        target = f"{path}.{uuid.uuid4().hex}.partial" if local else path
         with filesystem.open_output_stream(target) as file:
             file.write(data)
         if local:

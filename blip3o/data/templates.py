@@ -51,11 +51,12 @@ class ChatTemplate:
         ids: list[int] = []
         labels: list[int] = []
         head = [Turn(role="system", text=self.system)] if self.system else []
-        first_user = next((turn for turn in turns if turn.role == "user"), None)
+        show = with_image
         for turn in head + turns:
             opening = self._open(tokenizer, turn.role)
-            if with_image and turn is first_user:
+            if show and turn.role == "user":
                 opening += self._image(tokenizer)
+                show = False
             text = tokenizer.encode(turn.text)
             closing = [tokenizer.ids[TURN_END]]
             supervised = turn.role == "assistant"

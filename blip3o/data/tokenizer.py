@@ -52,9 +52,10 @@ class ChatTokenizer:
     def from_bytes(cls, data: bytes) -> Self:
         """Reads a `tokenizer.json`. Raises `ConfigError` if it is not one."""
         try:
-            return cls(Tokenizer.from_str(data.decode()))
-        except Exception as error:
-            raise ConfigError(f"not a tokenizer.json: {error}") from error
+            tokenizer = Tokenizer.from_str(data.decode())
+        except Exception as error:  # the library raises plain ones
+            raise ConfigError(f"not a tokenizer.json: {' '.join(str(error).split())}") from error
+        return cls(tokenizer)
 
     def to_bytes(self) -> bytes:
         """The `tokenizer.json` of this tokenizer."""

@@ -46,12 +46,12 @@ def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
     A stage without rows is left out; "" where nothing remains.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     stages = {name: rows for name, rows in metrics.items() if rows}
     if not stages:
         return ""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     rows = math.ceil(len(stages) / _COLUMNS)
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE):

@@ -83,7 +83,7 @@ def test_a_missing_file_is_named(folder, name):
         load_pipeline(str(folder))
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'["config.json"]', b'{"config.json": 1}', b"{}"])
+@pytest.mark.parametrize("content", [b"", b"\x80{}", b"[]", b'["config.json"]', b'{"config.json": 1}', b"{}"])
 def test_a_seal_that_is_none_is_an_error_in_one_line(folder, content):
     (folder / SEAL).write_bytes(content)
     with pytest.raises(BundleError) as caught:

@@ -12,7 +12,7 @@ from blip3o.errors import ConfigError
 from tests.data.shards import UNHURRIED
 
 TEXTS = ["a red circle above a blue square", "What colour is the circle? It is red.", "system\nuser\nassistant\n"]
-TOKENIZER = ChatTokenizer.train(TEXTS, 320)
+TOKENIZER = ChatTokenizer.train(TEXTS, 300)
 READ_BACK = ChatTokenizer.from_bytes(TOKENIZER.to_bytes())
 
 pieces = st.one_of(st.sampled_from(SPECIAL_TOKENS), st.text(max_size=8))
@@ -33,9 +33,9 @@ def test_special_tokens_are_left_out_of_text():
 
 
 def test_training_has_one_result_and_the_size_asked_for():
-    again = ChatTokenizer.train(iter(TEXTS), 320)
+    again = ChatTokenizer.train(iter(TEXTS), 300)
     assert again.to_bytes() == TOKENIZER.to_bytes()
-    assert len(TOKENIZER) == 320
+    assert len(TOKENIZER) == 300
     assert sorted(TOKENIZER.ids.values()) == list(range(len(SPECIAL_TOKENS)))
     assert len(TOKENIZER.encode("a red circle")) < len("a red circle")
 

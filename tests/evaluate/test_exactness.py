@@ -23,6 +23,12 @@ def test_true_pictures_are_exact_and_other_captions_are_not():
     assert (scores["n"], scores["n_color"], scores["n_relation"]) == (12, 8, 2)
 
 
+def test_the_control_judges_each_drawing_by_another_caption():
+    records, exchanged = RECORDS[2:4], [PICTURES[3], PICTURES[2]]
+    scores = score(records, drawn=exchanged, decoded=exchanged, true=exchanged, seed=0)
+    assert (scores["all_correct"], scores["shuffled"]) == (0.0, 1.0)
+
+
 def test_empty_pictures_are_wrong_in_every_part():
     scores = score(RECORDS, drawn=BLANK, decoded=PICTURES, true=BLANK, seed=0)
     assert [scores[part] for part in ("all_correct", "shape", "color", "count", "relation", "judge")] == [0.0] * 6

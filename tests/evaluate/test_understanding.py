@@ -62,6 +62,11 @@ def test_scores_of_known_replies():
     assert (scores["open"]["accuracy"], scores["open"]["chance"], scores["open"]["n"]) == (0, None, 1)
 
 
+def test_three_choices_make_a_headline_question():
+    scores = score([record("red", choices=("red", "green", "blue")), record("red", choices=("red", "green"))], seed=0)
+    assert (scores["n"], scores["two_way"]["n"]) == (1, 1)
+
+
 def test_groups_without_questions_have_no_figures():
     scores = score([record("a cat", choices=())], seed=0)
     assert scores["accuracy"] is None

@@ -1,0 +1,241 @@
+"""Micro-batches: a function of recipe and number alone, with the columns that each task needs, and nothing is cut."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from blip3o.data import storage
+from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, Task, build_micro_batches
+from blip3o.data.decode import decode_image
+from blip3o.data.ledger import read_ledger
+from blip3o.data.sample import DamagedSampleError
+from blip3o.data.sets.writer import Sample
+from blip3o.data.templates import IGNORE, Turn
+from blip3o.data.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, ChatTokenizer
+from blip3o.errors import DataError
+from blip3o.inference import Pipeline
+from blip3o.rng import derive_seed
+from blip3o.types import RawSample
+from tests import recipes
+from tests.data.shards import png
+from tests.evaluate.world import add_source, scenes
+
+B, SAMPLES, LENGTH = 8, 24, 160
+PASS = SAMPLES // B  # micro-batches of one pass
+IMAGE_TOKENS = 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A source `scenes` of some shards, and a tokenizer."""
+    folder = str(tmp_path_factory.mktemp("batches"))
+    content = scenes("train", size=SAMPLES)
+    add_source(folder, "scenes", content)
+    texts = [caption for scene in content for caption in scene.record["captions"]]
+    write_tokenizer(folder, texts)
+    return folder
+
+
+def write_tokenizer(root, texts):
+    words = [recipes.recipe().data.template.instruction, "user\nassistant\n", DESCRIBE]
+    storage.write_bytes(f"{root}/tokenizer.json", ChatTokenizer.train([*texts, *words], 500).to_bytes())
+
+
+def recipe(root, **data):
+    values = {"root": str(root), "max_length": LENGTH, "chunk": 4, "window": 2}
+    return recipes.recipe(run={"storage": f"{root}/runs"}, data=values | data, optim={"micro_batch": B})
+
+
+def builder(root, task, **data) -> MicroBatchBuilder:
+    return build_micro_batches(recipe(root, **data), task)
+
+
+def equal(one, other):
+    return set(one) == set(other) and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def raw(caption="a red circle", pass_index=0, **meta):
+    return RawSample(uid="src/0/0", key="k", pass_index=pass_index, image=png(1), caption=caption, meta=meta)
+
+
+def text_of(build, row):
+    """A row's ids without padding."""
+    ids = row["input_ids"].tolist()
+    pad = build.encoder.tokenizer.ids[PAD]
+    length = ids.index(pad) if pad in ids else len(ids)
+    assert set(ids[length:]) <= {pad}
+    return ids[:length]
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_a_micro_batch_is_a_function_of_its_number(root, task):
+    one, other = builder(root, task), builder(root, task)
+    forwards = [one(number) for number in range(PASS + 2)]
+    backwards = [other(number) for number in reversed(range(PASS + 2))][::-1]
+    assert all(equal(*pair) for pair in zip(forwards, backwards, strict=True))
+    assert not equal(forwards[0], forwards[1])
+
+
+COLUMNS = {
+    Task.CONTRAST: {"encoder_pixels", "decoder_pixels", "input_ids"},
+    Task.CHAT: {"prompt_pixels", "input_ids", "labels"},
+    Task.DRAW: {"encoder_pixels", "input_ids"},
+    Task.PIXELS: {"encoder_pixels", "decoder_pixels"},
+}
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_columns_have_fixed_shapes(root, task):
+    arrays = builder(root, task)(0)
+    assert set(arrays) == {"draw_key", *COLUMNS[task]}
+    kinds = {"draw_key": ((B,), np.int64), "input_ids": ((B, LENGTH), np.int32), "labels": ((B, LENGTH), np.int32)}
+    for name, array in arrays.items():
+        shape, dtype = kinds.get(name, ((B, 32, 32, 3), np.uint8))
+        assert (array.shape, array.dtype) == (shape, dtype), name
+
+
+def test_every_column_has_the_size_of_its_part(root):
+    sides = {"encoder": {"image_size": 64}, "decoder": {"image_size": 48}}
+    values = recipe(root).model_copy(
+        update={"model": recipes.recipe(model={"preset": "nano", **sides}).model},
+    )
+    arrays = build_micro_batches(values, Task.PIXELS)(0)
+    assert arrays["encoder_pixels"].shape == (B, 64, 64, 3)
+    assert arrays["decoder_pixels"].shape == (B, 48, 48, 3)
+
+
+def test_rows_are_the_samples_of_the_order(root):
+    build = builder(root, Task.PIXELS)
+    for number in (0, PASS + 1):
+        refs, arrays = build.order.micro_batch_refs(number), build(number)
+        for row, sample in enumerate(build.reader.fetch(refs)):
+            assert arrays["draw_key"][row] == derive_seed("draw", sample.uid, refs[row].pass_index)
+            assert np.array_equal(arrays["encoder_pixels"][row], decode_image(sample.image, 32))
+
+
+def test_every_sample_has_other_draws_in_every_pass(root):
+    build = builder(root, Task.DRAW)
+    passes = [np.concatenate([build(p * PASS + n)["draw_key"] for n in range(PASS)]) for p in range(4)]
+    assert len(set(np.concatenate(passes).tolist())) == 4 * SAMPLES
+
+
+def test_another_pass_may_choose_another_caption_and_other_questions(root):
+    encoder = builder(root, Task.DRAW).encoder
+    captions = [f"caption number {number}" for number in range(6)]
+    chosen = {encoder(raw(pass_index=n, captions=captions))["input_ids"].tobytes() for n in range(20)}
+    assert 1 < len(chosen) <= len(captions)
+    assert len({replace(encoder, seed=seed)(raw(captions=captions))["input_ids"].tobytes() for seed in range(20)}) > 1
+
+
+def test_a_request_to_draw_is_the_same_in_training_and_in_use(root):
+    build = builder(root, Task.DRAW)
+    encoder = build.encoder
+    pipeline = Pipeline(
+        model=None, tokenizer=encoder.tokenizer, template=encoder.template, max_length=LENGTH, device=None
+    )
+    ids = text_of(build, encoder(raw("a red circle")))
+    assert ids == pipeline.draw_ids("a red circle")
+    assert ids[-1] == encoder.tokenizer.ids[GENERATE]
+
+
+def test_questions_are_answered_under_supervision_and_padding_is_not(root):
+    build = builder(root, Task.CHAT, questions=2)
+    tokenizer = build.encoder.tokenizer
+    arrays = build(0)
+    for ids, labels in zip(arrays["input_ids"], arrays["labels"], strict=True):
+        assert (ids == tokenizer.ids[IMAGE_PAD]).sum() == IMAGE_TOKENS
+        assert (labels == tokenizer.ids[TURN_END]).sum() in (1, 2)
+        assert set(labels[labels != ids].tolist()) <= {IGNORE}
+        assert (labels[ids == tokenizer.ids[PAD]] == IGNORE).all()
+
+
+QA = [{"question": "what color?", "answer": "red"}, {"question": "how many?", "answer": "one"}]
+
+
+def test_a_share_of_samples_reads_the_caption_in_place_of_the_picture(root):
+    build = builder(root, Task.CHAT, reading=1.0, questions=1)
+    row = build.encoder(raw("a red circle", qa=QA))
+    turns = [
+        Turn(role="user", text="The image shows a red circle. what color?"),
+        Turn(role="assistant", text="red"),
+    ]
+    said = build.encoder.template.conversation(build.encoder.tokenizer, turns, with_image=False)
+    assert text_of(build, row) == list(said.ids)
+    assert row["prompt_pixels"].shape == (32, 32, 3)
+    # What the caption does not say cannot be read from it: the picture is shown.
+    unstated = build.encoder(raw("a red circle", qa=QA[1:]))
+    assert text_of(build, unstated).count(build.encoder.tokenizer.ids[IMAGE_PAD]) == IMAGE_TOKENS
+    never = builder(root, Task.CHAT, reading=0.0).encoder
+    shown = [text_of(build, never(raw("a red circle", pass_index=n, qa=QA))) for n in range(8)]
+    assert {ids.count(build.encoder.tokenizer.ids[IMAGE_PAD]) for ids in shown} == {IMAGE_TOKENS}
+
+
+def test_a_picture_without_questions_is_described(root):
+    build = builder(root, Task.CHAT)
+    turns = [Turn(role="user", text=DESCRIBE), Turn(role="assistant", text="a red circle")]
+    said = build.encoder.template.conversation(build.encoder.tokenizer, turns, with_image=True)
+    assert text_of(build, build.encoder(raw("a red circle"))) == list(said.ids)
+
+
+def test_questions_that_do_not_fit_are_left_out_whole(root):
+    build = builder(root, Task.CHAT, questions=4)
+    tokenizer, template = build.encoder.tokenizer, build.encoder.template
+    pairs = [{"question": f"{n}" * 30, "answer": "red"} for n in range(4)]
+    one = template.conversation(
+        tokenizer, [Turn(role="user", text="0" * 30), Turn(role="assistant", text="red")], with_image=True
+    )
+    for room, expected in ((len(one.ids), 1), (len(one.ids) * 4, 4)):
+        row = replace(build.encoder, max_length=room)(raw(qa=pairs))
+        assert (row["labels"] == tokenizer.ids[TURN_END]).sum() == expected
+    with pytest.raises(DamagedSampleError, match=rf"{len(one.ids)} tokens, data.max_length allows 1 to"):
+        replace(build.encoder, max_length=len(one.ids) - 1)(raw(qa=pairs))
+
+
+def test_text_that_does_not_fit_is_refused_and_never_cut(root):
+    build = builder(root, Task.DRAW)
+    length = len(text_of(build, build.encoder(raw("a red circle"))))
+    fits = replace(build.encoder, max_length=length)(raw("a red circle"))
+    assert fits["input_ids"].shape == (length,)
+    with pytest.raises(DamagedSampleError, match=rf"{length} tokens, data.max_length allows 1 to {length - 1}"):
+        replace(build.encoder, max_length=length - 1)(raw("a red circle"))
+
+
+def source_with(root, caption):
+    """Six samples, of which the third has this caption."""
+    captions = [f"a red circle {number}" for number in range(6)]
+    captions[2] = caption
+    content = [
+        Sample(key=f"k{number}", image=png(number), ext="png", record={"captions": [text]})
+        for number, text in enumerate(captions)
+    ]
+    add_source(str(root), "scenes", content)
+    write_tokenizer(str(root), captions)
+
+
+@pytest.mark.parametrize("task", [Task.DRAW, Task.CONTRAST, Task.CHAT])
+def test_a_sample_that_does_not_fit_is_replaced_and_named(tmp_path, task):
+    source_with(tmp_path, " ".join(f"{n}!?" for n in range(200)))
+    build = build_micro_batches(recipe(tmp_path), task)
+    refs, arrays = build.order.micro_batch_refs(0), build(0)
+    [slot] = {slot for slot, ref in enumerate(refs[:6]) if ref.row == 2}
+    long = derive_seed("draw", "scenes/0/2", 0)
+    others = [derive_seed("draw", f"scenes/0/{row}", 0) for row in (0, 1, 3, 4, 5)]
+    assert long not in arrays["draw_key"]
+    assert arrays["draw_key"][slot] in others
+    assert equal(build(0), arrays)
+    [entry] = read_ledger(f"{tmp_path}/runs/test/ledger")
+    assert (entry.uid, entry.stage) == ("scenes/0/2", "train")
+    assert f"tokens, data.max_length allows 1 to {LENGTH}" in entry.reason
+
+
+def test_a_source_in_which_nothing_fits_stops(tmp_path):
+    source_with(tmp_path, "a red circle 2")
+    with pytest.raises(DataError, match="is damaged, and so is all that could replace it"):
+        build_micro_batches(recipe(tmp_path, max_length=5), Task.DRAW)(0)
+
+
+def test_captions_of_the_record_win_over_the_text_file(root):
+    build = builder(root, Task.DRAW)
+    with_record = text_of(build, build.encoder(raw("in the file", captions=["in the record"])))
+    assert with_record == build.encoder.template.draw(build.encoder.tokenizer, "in the record")

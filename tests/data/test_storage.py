@@ -1,0 +1,160 @@
+"""One behaviour on a real S3 store and on local files: reads, ranges, listings, and errors that name URI and fix."""
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from blip3o.data import storage
+from blip3o.errors import StorageError
+from tests.data.shards import UNHURRIED
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(params=["local", "s3"])
+def base(request, tmp_path):
+    """A folder of its own for each test, on either kind of store."""
+    if request.param == "local":
+        return str(tmp_path)
+    return f"{request.getfixturevalue('s3')}/storage/{tmp_path.name}"
+
+
+@pytest.fixture
+def environment(s3, monkeypatch):
+    """Sets variables of the AWS chain for one test; the client that was made with them is forgotten after it."""
+
+    def change(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        storage._s3.cache_clear()
+
+    yield change
+    storage._s3.cache_clear()
+
+
+def test_what_is_written_is_read_listed_and_removed(base):
+    uris = [f"{base}/{name}" for name in ("b.tar", "deep/c.txt", "deep/er/a.tar")]
+    for uri in uris:
+        storage.write_bytes(uri, uri.encode())
+    assert [storage.read_bytes(uri) for uri in uris] == [uri.encode() for uri in uris]
+    assert [file.uri for file in storage.list_files(base)] == uris
+    assert storage.list_files(base, suffix=".tar") == [storage.stat(uris[0]), storage.stat(uris[2])]
+    assert storage.stat(uris[0]).size == len(uris[0])
+    assert storage.exists(uris[1]) and not storage.exists(f"{base}/deep") and not storage.exists(f"{base}/none")
+    storage.delete(f"{base}/deep")
+    storage.delete(f"{base}/none")
+    assert [file.uri for file in storage.list_files(base)] == uris[:1]
+    storage.delete(uris[0])
+    assert storage.list_files(base) == [] == storage.list_files(f"{base}/none")
+
+
+def test_a_file_written_again_has_new_content_and_another_version(base):
+    storage.write_bytes(f"{base}/a", b"one")
+    before = storage.stat(f"{base}/a")
+    # Versions are times, on some stores in whole seconds.
+    while storage.stat(f"{base}/a").version == before.version:
+        storage.write_bytes(f"{base}/a", b"two")
+    assert storage.read_bytes(f"{base}/a") == b"two"
+
+
+def test_ranges_are_the_slices_of_the_file(base):
+    storage.write_bytes(f"{base}/a", DATA)
+
+    @UNHURRIED
+    @given(st.lists(st.tuples(st.integers(0, len(DATA)), st.integers(0, 300)), max_size=5))
+    def check(wanted):
+        ranges = [(offset, min(size, len(DATA) - offset)) for offset, size in wanted]
+        assert storage.read_ranges(f"{base}/a", ranges) == [DATA[o : o + size] for o, size in ranges]
+
+    check()
+
+
+@pytest.mark.parametrize("beyond", [(len(DATA) - 4, 5), (len(DATA), 1), (len(DATA) + 9, 1)])
+def test_a_range_beyond_the_end_is_an_error_with_its_numbers(base, beyond):
+    storage.write_bytes(f"{base}/a", DATA)
+    with pytest.raises(StorageError, match=rf"^{base}/a: .*index it again") as caught:
+        storage.read_ranges(f"{base}/a", [(0, 10), beyond])
+    assert f"asked {beyond[1]} bytes at {beyond[0]}" in str(caught.value)
+
+
+def test_a_missing_file_is_named(base):
+    calls = [storage.read_bytes, storage.stat, lambda uri: storage.read_ranges(uri, [(0, 1)])]
+    for call in calls:
+        with pytest.raises(StorageError, match=f"^{base}/none does not exist: check the spelling"):
+            call(f"{base}/none")
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    storage.write_bytes(f"{tmp_path}/a", b"x")
+    with pytest.raises(StorageError, match=f"^{tmp_path}/a/b: .*"):
+        storage.write_bytes(f"{tmp_path}/a/b", b"x")
+
+
+def test_many_writers_of_one_file_leave_one_whole(base):
+    contents = [bytes([number]) * 50_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: storage.write_bytes(f"{base}/a", data), contents * 4))
+    assert storage.read_bytes(f"{base}/a") in contents
+    assert [file.uri for file in storage.list_files(base)] == [f"{base}/a"]
+
+
+def test_a_local_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
+    class Breaking(fs.LocalFileSystem):
+        def move(self, src, dest):
+            raise OSError("the disk went away")
+
+    uri = f"{tmp_path}/a"
+    storage.write_bytes(uri, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "resolve", lambda uri: (Breaking(), uri))
+        with pytest.raises(StorageError, match=f"{uri}: the disk went away"):
+            storage.write_bytes(uri, b"new")
+    assert storage.read_bytes(uri) == b"old"
+    assert storage.list_files(str(tmp_path), suffix="a") == [storage.stat(uri)]
+
+
+def test_a_missing_bucket_is_named(s3):
+    uri = "s3://blip3o-no-such-bucket/a"
+    calls = [storage.read_bytes, storage.list_files, lambda uri: storage.write_bytes(uri, b"x")]
+    for call in calls:
+        with pytest.raises(StorageError, match=f"^{uri}.* does not exist: .*create it"):
+            call(uri)
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_keys_are_named(s3, environment, name):
+    storage.write_bytes(f"{s3}/storage/a", b"x")
+    environment(**{name: "wrong"})
+    calls = [
+        storage.read_bytes,
+        storage.exists,
+        storage.stat,
+        storage.list_files,
+        lambda uri: storage.write_bytes(uri, b"y"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageError, match=f"^{s3}/storage/a: .*{name}"):
+            call(f"{s3}/storage/a")
+
+
+def test_a_store_that_does_not_answer_is_named(s3, environment):
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        environment(AWS_ENDPOINT_URL=nobody, AWS_ENDPOINT_URL_S3=nobody)
+        with pytest.raises(StorageError, match=f"^{s3}/a: the store does not answer: check AWS_ENDPOINT_URL"):
+            storage.exists(f"{s3}/a")
+
+
+def test_uris_have_one_form(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.normalize("s3://bucket/a/") == "s3://bucket/a"
+    for uri in ("a", "./a", f"file://{tmp_path}/a", f"{tmp_path}/a/"):
+        assert storage.normalize(uri) == f"{tmp_path}/a"
+    assert storage.join("s3://bucket/", "a", "b.tar") == "s3://bucket/a/b.tar"
+    with pytest.raises(StorageError, match="unknown scheme 'gs' in gs://bucket/a: use s3://bucket/key"):
+        storage.read_bytes("gs://bucket/a")

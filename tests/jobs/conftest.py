@@ -1,0 +1,20 @@
+"""Scenes in the store, indexed and with a tokenizer by the jobs themselves, once for all tests of jobs."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def base(s3, ray_cluster):
+    """The URI below which the recipes of `tests.jobs.world` find their data and start weights."""
+    from blip3o.data.sets.scenes import build_scenes
+    from jobs.index import index
+    from jobs.tokenizer import train_tokenizer
+    from tests.jobs import world
+
+    uri = f"{s3}/jobs"
+    made = world.recipe(uri)
+    build_scenes(f"{uri}/data/scenes", train=world.SCENES, heldout=8, samples_per_shard=40)
+    index(made)
+    train_tokenizer(made)
+    world.write_finals(made)
+    return uri

@@ -1,0 +1,152 @@
+"""A run that is killed, wherever, is the run that was not: every figure and every weight, to the bit. On real Ray."""
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from blip3o.config.recipe import Recipe
+from blip3o.errors import CheckpointError, ConfigError
+from jobs.train import committed_step, train
+from jobs.train_worker import read_metrics
+from tests.jobs import world
+
+KILL_FROM = 5  # steps that are done when a worker is killed: the checkpoint after three is there
+PATIENCE_S = 240
+POLL_S = 0.02
+WORKER = "RayTrainWorker"
+
+
+@pytest.fixture(scope="module")
+def quiet(base):
+    """An undisturbed run and what it returned."""
+    made = world.recipe(base)
+    return made, train(made)
+
+
+def figures(made: Recipe) -> list[dict]:
+    """Every row of a run's metrics, without the times."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in read_metrics(made)]
+
+
+def wait_until(check):
+    """The first true value of `check()`; fails after `PATIENCE_S`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if value := check():
+            return value
+        threading.Event().wait(POLL_S)
+    raise AssertionError(f"nothing in {PATIENCE_S} s: {check}")
+
+
+class Killer(threading.Thread):
+    """Kills one training worker of a run, once, when the board says that enough steps are done."""
+
+    def __init__(self, ray, run):
+        super().__init__(daemon=True)
+        self._ray, self._run = ray, run
+        self.at_step = None
+
+    def run(self):
+        workers = wait_until(lambda: self._step() and self._workers())
+        self.at_step = wait_until(lambda: self._step() >= KILL_FROM and self._step())
+        workers[-1].kill()
+
+    def _workers(self):
+        return [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
+
+    def _step(self):
+        from jobs.progress import board
+
+        row = self._ray.get(board().ask.remote(self._run))
+        return row["step"] if row else 0
+
+
+def test_figures_are_whole_and_plausible(quiet):
+    made, result = quiet
+    rows = figures(made)
+    assert [row["step"] for row in rows] == list(range(made.optim.steps))
+    assert all(row["loss"] == row["loss/flow"] > 0 and row["grad_norm"] > 0 for row in rows)
+    assert len({row["loss"] for row in rows}) == len(rows)
+    assert committed_step(made) == made.optim.steps
+    summary = result["summary"]
+    assert (summary["steps"], summary["workers"], summary["zero_stage"]) == (12, 2, 1)
+    assert 0 <= summary["data_wait_fraction"] < 1
+    assert {name.split(".")[0] for name in result["tensors"]} == {"queries", "dit"}
+
+
+def test_a_run_whose_worker_is_killed_is_the_run_that_was_not(ray_cluster, base, quiet):
+    undisturbed, expected = quiet
+    made = world.recipe(base, run={"name": "worker-killed"})
+    killer = Killer(ray_cluster, made.run.name)
+    killer.start()
+    result = train(made)
+    killer.join(PATIENCE_S)
+    assert KILL_FROM <= killer.at_step < made.optim.steps
+    assert figures(made) == figures(undisturbed)
+    assert result["sha256"] == expected["sha256"]
+    assert result["identity"] == expected["identity"]
+
+
+def test_a_run_whose_driver_is_killed_goes_on_when_it_is_submitted_again(tmp_path, base, quiet):
+    undisturbed, expected = quiet
+    file = world.write_recipe(tmp_path / "recipe.yaml", base)
+    command = [sys.executable, "-m", "jobs.train", file, "--set", "run.name=driver-killed"]
+    made = world.recipe(base, run={"name": "driver-killed"})
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log)
+        reached = wait_until(lambda: committed_step(made) or driver.poll() is not None)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+    assert 3 <= reached < made.optim.steps, (tmp_path / "log").read_text()[-3000:]
+    assert any(WORKER in name for name in map(_name, family)) or len(family) > 3
+    wait_until(lambda: not any(map(_lives, family)))
+    assert committed_step(made) < made.optim.steps
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert figures(made) == figures(undisturbed)
+    assert train(made)["sha256"] == expected["sha256"]
+
+
+def _name(process):
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _lives(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_one_worker_with_accumulation_learns_as_two_do(base, quiet):
+    undisturbed, _ = quiet
+    made = world.recipe(base, run={"name": "one-worker"}, parallel={"workers": 1})
+    assert made.accumulation == 2
+    train(made)
+    # The same sums, added in another order: fp32 rounds at 6e-8, and twelve steps of AdamW carry it on. Seen: <TODO>.
+    for one, two in zip(figures(made), figures(undisturbed), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+        assert one["lr"] == two["lr"]
+
+
+def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
+    made, expected = quiet
+    monkeypatch.setattr("jobs.train._fit", lambda *_: pytest.fail("trained again"))
+    assert train(made) == expected
+
+
+def test_a_finished_name_with_another_recipe_is_refused(base, quiet):
+    with pytest.raises(ConfigError, match="run 'quiet' has finished with another recipe or other data: choose a new"):
+        train(world.recipe(base, optim={"lr": 2e-3}))
+    # What does not decide the numbers may change.
+    assert train(world.recipe(base, log={"every": 5}, parallel={"workers": 1})) == quiet[1]

@@ -1,0 +1,50 @@
+"""What the tests of jobs share: a recipe over some indexed scenes in the store, and weights that no fit was needed for."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from blip3o.config.load import build_recipe
+from blip3o.config.recipe import Recipe
+from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.train.weights import final_uri, write_final
+from tests import recipes
+
+SCENES = 96
+SEED = 3
+
+
+def tree(base: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A nano recipe for `generate` below the URI `base`: two workers, twelve steps, a checkpoint at every third."""
+    defaults: dict[str, dict[str, Any]] = {
+        "run": {"name": "quiet", "storage": f"{base}/runs", "seed": SEED},
+        "data": {"root": f"{base}/data", "max_length": 96},
+        "stage": {"name": "generate", "start_from": ["world-encoder", "world-understand"]},
+        "optim": {"steps": 12, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
+        "parallel": {"workers": 2, "zero_stage": 1, "cpus_per_worker": 1, "cpus_per_data_task": 0.5},
+        "checkpoint": {"every": 3, "max_failures": 1},
+        "log": {"every": 1},
+    }
+    return recipes.tree(**{name: defaults.get(name, {}) | sections.get(name, {}) for name in {*defaults, *sections}})
+
+
+def recipe(base: str, **sections: dict[str, Any]) -> Recipe:
+    """The same, validated."""
+    return build_recipe(tree(base, **sections))
+
+
+def write_recipe(file: Path, base: str, **sections: dict[str, Any]) -> str:
+    """The same as a file, for a command line; returns its path."""
+    file.write_text(yaml.safe_dump(tree(base, **sections)))
+    return str(file)
+
+
+def write_finals(made: Recipe) -> None:
+    """Results of the two stages that `generate` starts from: a model as it is initialised."""
+    parts = {"world-encoder": "encoder", "world-understand": "backbone"}
+    model = UnifiedModel(made.model, image_token_id=5, parts=tuple(parts.values()), max_length=made.data.max_length)
+    initialize(model, SEED)
+    for run, part in parts.items():
+        tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
+        write_final(final_uri(made.run.storage, run), tensors, {"run": run, "identity": run})

@@ -1,0 +1,148 @@
+"""The pipeline: an image depends on its prompt, seed, steps and guidance, and on nothing that stands beside it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.convert.bundle import load_pipeline
+from blip3o.data.templates import Turn
+from blip3o.errors import RequestError
+from tests.bundles import MAX_LENGTH, write_nano_bundle
+
+PROMPTS = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("circle", "square", "star", "ring")][:7]
+SEEDS = list(range(3, 10))
+WIDTH = 4  # so that seven rows are a full group and one that is filled up
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    uri = str(tmp_path_factory.mktemp("bundle"))
+    write_nano_bundle(uri)
+    return load_pipeline(uri, width=WIDTH)
+
+
+@pytest.fixture(scope="module")
+def images(pipeline):
+    """All prompts in one batch."""
+    return [np.asarray(image) for image in pipeline.generate(PROMPTS, seeds=SEEDS)]
+
+
+def picture(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def ask(text):
+    return [Turn(role="user", text=text)]
+
+
+def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline, images):
+    assert {image.shape for image in images} == {(32, 32, 3)}
+    alone = [pipeline.generate([prompt], seeds=[seed])[0] for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+    backwards = pipeline.generate(PROMPTS[::-1], seeds=SEEDS[::-1])[::-1]
+    rotated = pipeline.generate(PROMPTS[3:] + PROMPTS[:3], seeds=SEEDS[3:] + SEEDS[:3])
+    for others in (alone, backwards, rotated[4:] + rotated[:4]):
+        for image, other in zip(images, others, strict=True):
+            assert np.array_equal(image, np.asarray(other))
+
+
+def test_features_are_equal_to_the_bit(pipeline):
+    together = pipeline.generate_features(PROMPTS, seeds=SEEDS)
+    for row, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
+        assert torch.equal(pipeline.generate_features([prompt], seeds=[seed])[0], together[row])
+
+
+@pytest.mark.parametrize("changed", [{"prompt": "a blue star"}, {"seed": 99}, {"guidance": 1.5}, {"steps": 3}])
+def test_prompt_seed_guidance_and_steps_each_change_the_image(pipeline, images, changed):
+    prompt, seed = changed.pop("prompt", PROMPTS[0]), changed.pop("seed", SEEDS[0])
+    assert not np.array_equal(images[0], np.asarray(pipeline.generate([prompt], seeds=[seed], **changed)[0]))
+
+
+def test_defaults_are_the_bundles(pipeline, images):
+    sampler = pipeline.model.config.sampler
+    explicit = pipeline.generate(PROMPTS[:1], seeds=SEEDS[:1], steps=sampler.steps, guidance=sampler.guidance)
+    assert np.array_equal(images[0], np.asarray(explicit[0]))
+
+
+@pytest.mark.parametrize(("steps", "guidance", "evaluations"), [(1, 1.0, 1), (5, 1.0, 5), (5, 2.0, 10), (5, 0.0, 10)])
+def test_steps_are_evaluations(pipeline, steps, guidance, evaluations):
+    calls = []
+    hook = pipeline.model.dit.register_forward_hook(lambda *_: calls.append(1))
+    pipeline.generate_features(PROMPTS[:2], seeds=SEEDS[:2], steps=steps, guidance=guidance)
+    hook.remove()
+    assert len(calls) == evaluations
+
+
+def test_every_batch_of_arithmetic_has_one_shape(pipeline):
+    shapes = set()
+    hook = pipeline.model.dit.register_forward_hook(lambda _, args, __: shapes.add(tuple(args[0].shape)))
+    for count in (1, 4, 7):
+        pipeline.generate_features(PROMPTS[:count], seeds=SEEDS[:count], steps=1)
+    hook.remove()
+    assert shapes == {(WIDTH, *pipeline.model.latent_shape)}
+
+
+def test_a_reply_is_its_own_alone_and_in_a_batch(pipeline):
+    questions = [ask(f"what is in picture {number}?") for number in range(6)]
+    pictures = [picture(seed) for seed in range(6)]
+    together = pipeline.reply_ids(questions, images=pictures, max_new_tokens=12)
+    for question, shown, reply in zip(questions, pictures, together, strict=True):
+        assert pipeline.reply_ids([question], images=[shown], max_new_tokens=12) == [reply]
+    assert pipeline.chat(questions[0], image=pictures[0], max_new_tokens=12) == pipeline.tokenizer.decode(together[0])
+
+
+def test_a_reply_depends_on_question_and_picture(pipeline):
+    def first_states(text, shown):
+        states = []
+        hook = pipeline.model.backbone.text.register_forward_hook(lambda *call: states.append(call[-1][0]))
+        pipeline.reply_ids([ask(text)], images=None if shown is None else [shown], max_new_tokens=1)
+        hook.remove()
+        ids = pipeline.chat_ids(ask(text), with_image=shown is not None)
+        return states[0][0, len(ids) - 1]
+
+    base = first_states("what is it?", picture(0))
+    assert torch.equal(base, first_states("what is it?", picture(0)))
+    assert not torch.equal(base, first_states("what is it?", picture(1)))
+    assert not torch.equal(base, first_states("who is it?", picture(0)))
+    assert not torch.equal(base, first_states("what is it?", None))
+
+
+def test_a_reply_ends_where_it_must(pipeline):
+    [reply] = pipeline.reply_ids([ask("what?")], images=None, max_new_tokens=5)
+    assert len(reply) <= 5
+    assert pipeline.reply_ids([ask("what?")], images=None, max_new_tokens=3) == [reply[:3]]
+
+
+def test_what_encode_gives_is_what_training_aims_at(pipeline):
+    from blip3o.data.decode import to_square
+
+    size = pipeline.model.config.encoder.image_size
+    pixels = torch.from_numpy(np.stack([to_square(picture(seed), size) for seed in range(5)]))
+    with torch.inference_mode():
+        expected = torch.cat([pipeline.model.encoder(pixels[:4]), pipeline.model.encoder(pixels[1:])[-1:]])
+    assert torch.equal(pipeline.encode([picture(seed) for seed in range(5)]), expected)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_is_refused(pipeline, prompt):
+    with pytest.raises(RequestError, match="the prompt is empty: say what to draw"):
+        pipeline.generate([PROMPTS[0], prompt], seeds=[0, 1])
+
+
+def test_a_prompt_is_refused_exactly_where_it_no_longer_fits(pipeline):
+    room = MAX_LENGTH - len(pipeline.template.draw(pipeline.tokenizer, "x")) + 1
+    fits = "x" * room
+    assert len(pipeline.draw_ids(fits)) == MAX_LENGTH
+    assert len(pipeline.generate([fits], seeds=[0], steps=1)) == 1
+    too_long = f"the prompt takes {MAX_LENGTH + 1} tokens, this model reads {MAX_LENGTH}: shorten it"
+    with pytest.raises(RequestError, match=too_long):
+        pipeline.generate([fits + "x"], seeds=[0])
+    with pytest.raises(RequestError, match=f"this model reads {MAX_LENGTH}: shorten it"):
+        pipeline.chat(ask("x" * MAX_LENGTH))
+
+
+@pytest.mark.parametrize(("prompts", "seeds"), [(["a", "b"], [1]), (["a"], [1, 2]), ([], [1])])
+def test_prompts_and_seeds_belong_together(pipeline, prompts, seeds):
+    with pytest.raises(RequestError, match=f"{len(prompts)} prompts and {len(seeds)} seeds"):
+        pipeline.generate(prompts, seeds=seeds)
