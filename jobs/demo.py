@@ -34,6 +34,7 @@ console = Console(stderr=True, highlight=False)
 
 BUCKET = "blip3o"
 BASE = f"s3://{BUCKET}"
+EVALUATED = ("understanding", "generation", "scenes", "provenance")
 PROMPT = "a red circle"
 QUESTION = "What color is the circle?"
 
@@ -153,7 +154,7 @@ class Demo:
         with _step("evaluate", self.summary):
             evaluation = evaluate(self.recipe("decoder"), bundle, f"{BASE}/evaluation/demo")
         scores = evaluation.scores
-        self.summary |= {key: scores[key] for key in ("understanding", "generation", "scenes") if scores.get(key)}
+        self.summary |= {key: scores[key] for key in EVALUATED if scores.get(key)}
         return evaluation
 
     def _serve(self, evaluation: "Evaluation") -> None:

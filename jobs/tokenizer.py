@@ -32,7 +32,9 @@ def train_tokenizer(recipe: Recipe) -> ChatTokenizer:
 
 def _texts(recipe: Recipe, manifests: list[Manifest]) -> Iterator[str]:
     words = recipe.data.template
-    yield from [words.system, words.instruction.format(caption=""), DESCRIBE, "system\nuser\nassistant\n"]
+    frame = [words.system, words.instruction.format(caption=""), DESCRIBE, "system\n", "user\n", "assistant\n"]
+    # As often as a common question, so that the fixed words of every prompt become few tokens.
+    yield from frame * SAMPLES_PER_SOURCE
     reader = ShardReader(manifests)
     for number, (source, manifest) in enumerate(zip(recipe.data.sources, manifests, strict=True)):
         rows = SourceRows.from_manifest(source.name, manifest)

@@ -13,11 +13,12 @@ from blip3o import log
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.data.batches import chat_template
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.stream import iterate_micro_batches
 from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.device import select
-from blip3o.model.unified import initialize
+from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train import checkpoint
 from blip3o.train.engine import build_engine
 from blip3o.train.loop import Loop, StepRecord
@@ -76,7 +77,22 @@ def prepare_module(recipe: Recipe, tokenizer: ChatTokenizer) -> StageModule:
         tensors, _ = read_final(final_uri(recipe.run.storage, run))
         loaded |= load_into(module.model, tensors, source=run)
     require_covered(module.model, loaded, trainable)
+    if recipe.stage.query_questions and "queries" not in loaded:
+        _queries_from_questions(recipe, module.model, tokenizer)
     return module
+
+
+def _queries_from_questions(recipe: Recipe, model: UnifiedModel, tokenizer: ChatTokenizer) -> None:
+    """Sets the queries to token embeddings of questions, repeated or cut to their number.
+
+    Prompt tuning begins best from embeddings of fitting text where the language model is small (Lester et al. 2021,
+    arXiv 2104.08691, section 3.2).
+    """
+    ids = chat_template(recipe).questions(tokenizer, recipe.stage.query_questions)
+    count = model.queries.shape[0]
+    rows = torch.tensor((ids * -(-count // len(ids)))[:count])
+    with torch.no_grad():
+        model.queries.copy_(model.backbone.text.embed_tokens.weight[rows])
 
 
 def _restore(engine: Any, identity: str) -> int:  # noqa: ANN401 - a DeepSpeedEngine

@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     },
     "dit": {"patch_size": 2, "dim": 128, "layers": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384, "time_width": 128},
     "decoder": {"image_size": 64, "fold": 4, "coarse_width": 256, "channels": [48, 64]},
-    "sampler": {"steps": 30, "guidance": 3.0},
+    "sampler": {"steps": 20, "guidance": 3.0},
 }
 
 # The smallest model with every part of the real one: for tests that check wiring, not quality.

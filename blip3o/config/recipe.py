@@ -89,6 +89,11 @@ class StageConfig(Frozen):
     noise_draws: int = Field(
         default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass"
     )
+    query_questions: tuple[str, ...] = Field(
+        default=(),
+        description="questions about a prompt; the embeddings of their tokens are the queries' first values (normal draws "
+        "if there are none). A small backbone answers them from the prompt, which normal draws do not make it do",
+    )
     dense_weight: float = Field(
         default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one"
     )

@@ -1,7 +1,7 @@
 """Byte ranges of files through a bounded cache of aligned blocks.
 
-The order mixes samples inside a window of neighbours, so successive micro-batches want bytes that lie side by side. Reading
-whole blocks once and keeping the newest ones turns dozens of small requests a micro-batch into about one.
+The order mixes samples inside a window of neighbours, so successive micro-batches want bytes that lie side by side.
+Reading whole blocks once and keeping the newest ones turns dozens of small requests a micro-batch into about one.
 """
 
 import threading
@@ -15,7 +15,7 @@ CACHE_BYTES = 256 * 2**20
 
 
 class BlockCache:
-    """Blocks of `BLOCK_BYTES` by (URI, number), the least recently used dropped first. Safe to share between threads."""
+    """Blocks of `BLOCK_BYTES` by (URI, number), the least recently used dropped first. Threads may share it."""
 
     def __init__(self, *, capacity: int = CACHE_BYTES) -> None:
         """`capacity` in bytes; at least what the ranges of one call span is needed for them to be read once."""
@@ -24,7 +24,7 @@ class BlockCache:
         self._lock = threading.Lock()
 
     def read(self, uri: str, file_bytes: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each `(offset, size)` of a file of `file_bytes`, in order. Raises `StorageError` as reading does."""
+        """The bytes of each `(offset, size)` of a file of `file_bytes`, in order. Raises `StorageError` as reads do."""
         numbers = sorted({number for offset, size in ranges for number in _spanned(offset, size)})
         blocks = self._held(uri, numbers)
         lacking = [number for number in numbers if number not in blocks]

@@ -5,6 +5,7 @@ A turn is `<|im_start|>role\ntext<|im_end|>\n`. An image stands at the head of t
 assistant turn and `[IMG]`; the learnable queries follow it. (Upstream closes that turn in training, not in inference.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blip3o.data.tokenizer import GENERATE, IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START, ChatTokenizer
@@ -45,6 +46,15 @@ class ChatTemplate:
         """Ids of a conversation that waits for the assistant's reply."""
         encoded = self.conversation(tokenizer, turns, with_image=with_image)
         return [*encoded.ids, *self._open(tokenizer, "assistant")]
+
+    def questions(self, tokenizer: ChatTokenizer, questions: Sequence[str]) -> list[int]:
+        """Ids that end an assistant's turn and put question after question, each with an open turn for its answer."""
+        ids: list[int] = []
+        for question in questions:
+            ids += [tokenizer.ids[TURN_END], *tokenizer.encode("\n")]
+            ids += [*self._open(tokenizer, "user"), *tokenizer.encode(question), tokenizer.ids[TURN_END]]
+            ids += [*tokenizer.encode("\n"), *self._open(tokenizer, "assistant")]
+        return ids
 
     def conversation(self, tokenizer: ChatTokenizer, turns: list[Turn], *, with_image: bool) -> Encoded:
         """Ids and labels of whole turns: assistant text and its `<|im_end|>` are supervised, all else is not."""

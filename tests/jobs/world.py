@@ -1,4 +1,4 @@
-"""What the tests of jobs share: a recipe over some indexed scenes in the store, and weights that no fit was needed for."""
+"""What the tests of jobs share: a recipe over some indexed scenes in the store, and weights that needed no fit."""
 
 from pathlib import Path
 from typing import Any
