@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip3o import log, settings
-from blip3o.errors import Blip3oError, RequestError
+from blip3o.errors import Blip3oError, DataError, RequestError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,8 +113,7 @@ def generate(
     images = blip3o.load(bundle).generate(
         [prompt] * count, seeds=range(seed, seed + count), steps=steps, guidance=guidance
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side(images).save(out)
+    save_image(side_by_side(images), out)
     drawn = f"1 image, seed {seed}" if count == 1 else f"{count} images, seed {seed} to {seed + count - 1}"
     print(f"wrote {out} ({drawn})")
 
@@ -136,14 +135,21 @@ def chat(
 
 def open_image(path: Path) -> "Image.Image":
     """Reads an image file. Raises `RequestError` if it is missing or no image."""
-    from PIL import Image, UnidentifiedImageError
+    from blip3o.data import decode
 
     try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, UnidentifiedImageError) as error:
+        return decode.open_image(path.read_bytes())
+    except (OSError, DataError) as error:
         raise RequestError(f"{path} is not an image that can be read: {error}") from error
-    return picture
+
+
+def save_image(image: "Image.Image", path: Path) -> None:
+    """Writes an image file, and the folders above it. Raises `RequestError` if that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be written: {error}; name a file that ends in .png") from error
 
 
 def side_by_side(images: "list[Image.Image]") -> "Image.Image":

@@ -73,13 +73,18 @@ def guarded(action: Callable[[], object]) -> int:
     return 0
 
 
+def on_a_cluster() -> bool:
+    """Whether this process was submitted to a cluster, or told of one; else Ray is this machine's own."""
+    return bool(settings.get("RAY_ADDRESS") or settings.get("RAY_JOB_ID"))
+
+
 def join_ray() -> None:
     """Joins the cluster this job was submitted to, or starts a private one on this machine. Idempotent."""
     import ray
 
     if ray.is_initialized():
         return
-    if settings.get("RAY_ADDRESS") or settings.get("RAY_JOB_ID"):
+    if on_a_cluster():
         ray.init(log_to_driver=False)
     else:
         ray.init("local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False)

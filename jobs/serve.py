@@ -70,12 +70,24 @@ def _config(values: dict[str, Any]) -> ServeConfig:
         raise ConfigError(f"option {'.'.join(map(str, first['loc']))}: {first['msg']} (options: {known})") from error
 
 
+def _option(pair: str) -> tuple[str, Any]:
+    key, equals, value = pair.partition("=")
+    if not (key and equals):
+        raise ConfigError(f"option '{pair}' is not KEY=VALUE, e.g. --set width=8")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"option '{pair}': the value is not YAML") from error
+
+
 def _check(config: ServeConfig, port: int) -> None:
     from blip3o.convert.bundle import SEAL
     from blip3o.data import storage
 
     if not storage.exists(storage.join(config.bundle, SEAL)):
         raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that jobs.export wrote")
+    if not 0 < port < 65536:
+        raise ConfigError(f"port {port} is not between 1 and 65535: give another one with --port")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a moment ago is free
         try:
@@ -85,8 +97,7 @@ def _check(config: ServeConfig, port: int) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    pairs = [pair.partition("=") for pair in arguments.set]
-    options = {key: yaml.safe_load(value) for key, _, value in pairs}
+    options = dict(map(_option, arguments.set))
     handle = start(arguments.bundle, port=arguments.port, options=options)
     print(f"serving {arguments.bundle} at {handle.url} (Ctrl-C ends it)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

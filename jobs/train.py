@@ -3,6 +3,7 @@
 Submitting the same run again resumes it where it stopped, and does nothing if it has finished.
 """
 
+import hashlib
 import json
 import logging
 import sys
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from blip3o import settings
 from blip3o.config.recipe import Recipe
+from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import Blip3oError, CheckpointError, ConfigError
-from jobs.common import join_ray, run_job
+from jobs.common import join_ray, on_a_cluster, run_job
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
             )
         return finished
     join_ray()
+    _require_resources(recipe)
     with shown(recipe.run.name, label=recipe.run.name, total=recipe.optim.steps):
         _fit(recipe, identity)
     result = read_description(final_uri(recipe.run.storage, recipe.run.name))
@@ -56,40 +59,67 @@ def check(recipe: Recipe) -> str:
     from blip3o.data.manifest import check_unchanged, read_manifest
     from blip3o.data.tokenizer import ChatTokenizer
     from blip3o.train import checkpoint
-    from blip3o.train.weights import final_uri, read_description
 
     manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
     for manifest in manifests:
         check_unchanged(manifest)
-    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    tokens = storage.read_bytes(tokenizer_uri(recipe.data))
+    tokenizer = ChatTokenizer.from_bytes(tokens)
     rows = recipe.model.backbone.vocab_size
     if len(tokenizer) > rows:
         raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {rows}: raise it")
-    starts: list[str] = []
-    loaded: set[str] = set()
-    for run in recipe.stage.start_from:
-        description = read_description(final_uri(recipe.run.storage, run))
-        if description is None:
-            raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {recipe.run.storage}")
-        starts.append(description["sha256"])
-        loaded |= set(description["tensors"])
-    _check_frozen_parts(recipe, tokenizer, loaded)
-    fingerprint = build_order(recipe, manifests).fingerprint()
-    return checkpoint.identity(recipe, order_fingerprint=fingerprint, start_sha256=starts)
+    starts = [_sha256_of(recipe, run) for run in recipe.stage.start_from]
+    _check_weights(recipe, tokenizer)
+    data = [build_order(recipe, manifests).fingerprint(), *[manifest.fingerprint for manifest in manifests]]
+    data.append(hashlib.sha256(tokens).hexdigest())
+    return checkpoint.identity(recipe, data_sha256=data, start_sha256=starts)
 
 
-def _check_frozen_parts(recipe: Recipe, tokenizer: "ChatTokenizer", loaded: set[str]) -> None:
-    """Builds the stage without memory for its weights, to see that all that is frozen has been trained before."""
+def _sha256_of(recipe: Recipe, run: str) -> str:
+    """Of the weights of a finished run. Raises `ConfigError` if it has not finished."""
+    from blip3o.train.weights import final_uri, read_description
+
+    description = read_description(final_uri(recipe.run.storage, run))
+    if description is None:
+        raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {recipe.run.storage}")
+    return description["sha256"]
+
+
+def _check_weights(recipe: Recipe, tokenizer: "ChatTokenizer") -> None:
+    """Builds the stage without memory for its weights, to see that all fits and that what is frozen was trained."""
     import torch
 
     from blip3o.data.tokenizer import IMAGE_PAD, PAD
     from blip3o.train.objectives import build_stage_module
     from blip3o.train.stages import STAGES, freeze
-    from blip3o.train.weights import require_covered
+    from blip3o.train.weights import final_uri, fitting, read_shapes, require_covered
 
     with torch.device("meta"):
         module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
+    loaded: set[str] = set()
+    for run in recipe.stage.start_from:
+        loaded |= fitting(module.model, read_shapes(final_uri(recipe.run.storage, run)), source=run)
     require_covered(module.model, loaded, freeze(module.model, STAGES[recipe.stage.name]))
+
+
+def _require_resources(recipe: Recipe) -> None:
+    """Raises `ConfigError` if this machine's own Ray can never start the run; a cluster may grow, so a run waits."""
+    import ray
+
+    parallel = recipe.parallel
+    cpus = parallel.workers * parallel.cpus_per_worker + parallel.data_tasks * parallel.cpus_per_data_task
+    gpus = parallel.workers * gpus_per_worker(parallel.device)
+    offered = ray.cluster_resources()
+    if cpus <= offered.get("CPU", 0) and gpus <= offered.get("GPU", 0):
+        return
+    message = (
+        f"parallel asks for {cpus:g} CPUs and {gpus} GPUs, Ray offers {offered.get('CPU', 0):g} and "
+        f"{offered.get('GPU', 0):g}"
+    )
+    if on_a_cluster():
+        logger.warning("%s: waiting for the cluster to grow", message)
+    else:
+        raise ConfigError(f"{message}: lower parallel.workers, set parallel.device=cpu, or submit to a cluster")
 
 
 def _fit(recipe: Recipe, identity: str) -> None:
@@ -98,7 +128,6 @@ def _fit(recipe: Recipe, identity: str) -> None:
 
     from blip3o.data import storage
     from blip3o.data.stream import data_config
-    from blip3o.device import collective_backend, gpus_per_worker
     from jobs.train_worker import WorkerTask, train_worker
 
     filesystem, path = storage.resolve(recipe.run.storage)

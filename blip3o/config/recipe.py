@@ -47,7 +47,12 @@ class TemplateConfig(Frozen):
 
     @model_validator(mode="after")
     def _has_caption(self) -> Self:
-        _require("{caption}" in self.instruction, f"template: instruction '{self.instruction}' has no {{caption}}")
+        words = self.instruction
+        _require("{caption}" in words, f"template: instruction '{words}' has no {{caption}}")
+        rest = words.replace("{caption}", "").replace("{{", "").replace("}}", "")
+        _require(
+            not {"{", "}"} & set(rest), f"template: instruction '{words}' has braces beside {{caption}}: double them"
+        )
         return self
 
 
@@ -91,8 +96,8 @@ class StageConfig(Frozen):
     )
     query_questions: tuple[str, ...] = Field(
         default=(),
-        description="questions about a prompt; the embeddings of their tokens are the queries' first values (normal draws "
-        "if there are none). A small backbone answers them from the prompt, which normal draws do not make it do",
+        description="questions about a prompt; the embeddings of their tokens are the queries' first values (normal "
+        "draws if there are none). A small backbone answers them from the prompt, which normal draws do not make it do",
     )
     dense_weight: float = Field(
         default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one"

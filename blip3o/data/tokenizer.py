@@ -3,6 +3,7 @@
 Special tokens are looked up by name and never parsed out of user text: a caption that contains `<|im_end|>` stays text.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Self
 
@@ -17,6 +18,7 @@ VISION_START = "<|vision_start|>"
 VISION_END = "<|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"
 GENERATE = "[IMG]"
+CACHED_TEXTS = 8192
 SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD, GENERATE)
 
 
@@ -32,6 +34,8 @@ class ChatTokenizer:
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.ids = {token: number for token, number in found.items() if number is not None}
+        # Conversations repeat roles, line ends and questions: most texts have been encoded before.
+        self._encoded = functools.lru_cache(maxsize=CACHED_TEXTS)(self._encode)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
@@ -67,7 +71,10 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a special token."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return list(self._encoded(text))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out."""

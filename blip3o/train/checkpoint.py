@@ -28,11 +28,14 @@ def step_of(name: str) -> int:
     return int(digits)
 
 
-def identity(recipe: Recipe, *, order_fingerprint: str, start_sha256: list[str]) -> str:
-    """sha256 over the parts of a recipe that decide the numbers, the sample order, and the weights it starts from."""
+def identity(recipe: Recipe, *, data_sha256: list[str], start_sha256: list[str]) -> str:
+    """sha256 over the parts of a recipe that decide the numbers, its data and their order, and the weights at the start.
+
+    `data_sha256` are of the order, the manifests and the tokenizer.
+    """
     deciding = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
     deciding |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
-    deciding |= {"order": order_fingerprint, "start": start_sha256}
+    deciding |= {"data_sha256": data_sha256, "start": start_sha256}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

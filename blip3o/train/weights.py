@@ -58,21 +58,35 @@ def read_final(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load(data), description
 
 
+def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a finished run, read from the head of its weights alone."""
+    location = storage.join(uri, WEIGHTS)
+    length = int.from_bytes(storage.read_ranges(location, [(0, 8)])[0], "little")
+    header = json.loads(storage.read_ranges(location, [(8, length)])[0])
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def fitting(model: UnifiedModel, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> set[str]:
+    """The names that the model has a place for. Raises `CheckpointError` if one of them has another shape there."""
+    own = model.state_dict()
+    names = shapes.keys() & own.keys()
+    for name in sorted(names):
+        if shapes[name] != tuple(own[name].shape):
+            raise CheckpointError(
+                f"{source}: {name} has shape {shapes[name]}, the model needs {tuple(own[name].shape)}: use the same "
+                "model preset"
+            )
+    return set(names)
+
+
 def load_into(model: UnifiedModel, tensors: Mapping[str, Tensor], *, source: str) -> set[str]:
     """Copies the tensors that the model has a place for and returns their names.
 
     Raises `CheckpointError` if a shape differs.
     """
-    own = model.state_dict()
-    matching = {name: tensor for name, tensor in tensors.items() if name in own}
-    for name, tensor in matching.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}: "
-                "use the same model preset"
-            )
-    model.load_state_dict(matching, strict=False)
-    return set(matching)
+    names = fitting(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, source=source)
+    model.load_state_dict({name: tensors[name] for name in names}, strict=False)
+    return names
 
 
 def require_covered(model: UnifiedModel, loaded: set[str], trainable: list[str]) -> None:

@@ -1,6 +1,5 @@
 """A run that is killed, wherever, is the run that was not: every figure and every weight, to the bit. On real Ray."""
 
-import itertools
 import subprocess
 import sys
 import threading
@@ -10,7 +9,7 @@ import psutil
 import pytest
 
 from blip3o.config.recipe import Recipe
-from blip3o.errors import CheckpointError, ConfigError
+from blip3o.errors import ConfigError
 from jobs.train import committed_step, train
 from jobs.train_worker import read_metrics
 from tests.jobs import world
@@ -48,7 +47,10 @@ class Killer(threading.Thread):
 
     def __init__(self, ray, run):
         super().__init__(daemon=True)
+        from jobs.progress import board
+
         self._ray, self._run = ray, run
+        self._board = board()  # held: the board lives as long as the handle of the one who made it
         self.at_step = None
 
     def run(self):
@@ -60,9 +62,7 @@ class Killer(threading.Thread):
         return [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
 
     def _step(self):
-        from jobs.progress import board
-
-        row = self._ray.get(board().ask.remote(self._run))
+        row = self._ray.get(self._board.ask.remote(self._run))
         return row["step"] if row else 0
 
 

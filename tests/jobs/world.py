@@ -1,4 +1,4 @@
-"""What the tests of jobs share: a recipe over some indexed scenes in the store, and weights that needed no fit."""
+"""What tests of jobs share: a recipe over indexed scenes in the store, and weights to start from without a fit."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,261 @@
+"""Bad input on a command line: one line that names the thing, its value and the fix; exit code 1; never a traceback."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from blip3o.data import storage
+from jobs import cli, evaluate, export, index, serve, tokenizer, train
+from tests.bundles import MAX_LENGTH, write_nano_bundle
+from tests.jobs import world
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "bundle"
+    write_nano_bundle(str(folder))
+    return folder
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command and returns its single line on stderr."""
+
+    def run(main, *argv):
+        assert main(list(argv)) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return run
+
+
+@pytest.fixture
+def blip3o(monkeypatch):
+    """The `blip3o` command as a `main(argv)` that returns the exit code."""
+
+    def main(argv):
+        monkeypatch.setattr(sys, "argv", ["blip3o", *argv])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    return main
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables of the AWS chain; the client made with them is forgotten after the test."""
+
+    def change(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        storage._s3.cache_clear()
+
+    yield change
+    storage._s3.cache_clear()
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    """A recipe file that would run, if nothing were wrong."""
+    return world.write_recipe(tmp_path / "recipe.yaml", base, run={"name": "cli"})
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def test_the_exit_code_of_a_process_is_1_and_there_is_no_traceback():
+    command = [sys.executable, "-m", "jobs.train", "tiny-generate", "--set", "optim.stepz=3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown key 'optim.stepz': did you mean 'steps'?")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.stepz=3", "unknown key 'optim.stepz': did you mean 'steps'?"),
+        ("model.encoder.image_size=33", "encoder: image_size 33 is not a multiple of patch_size 8"),
+        ("model.backbone.heads=5", "backbone: hidden_size 32 is not a multiple of 2 x heads 5"),
+        ("optim.lr=-1", "'optim.lr' = -1: input should be greater than 0"),
+        (
+            "data.template.instruction=Draw {caption} {size}",
+            "instruction 'Draw {caption} {size}' has braces beside {caption}: double them",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be(refused, recipe, override, expected):
+    assert expected in refused(train.main, recipe, "--set", override)
+
+
+def test_a_recipe_that_is_not_there(refused):
+    line = refused(train.main, "tiny-generat")
+    assert "recipe 'tiny-generat' is neither a file nor a shipped recipe (shipped: " in line
+
+
+@pytest.mark.parametrize("job", [train, index, tokenizer], ids=lambda job: job.__name__)
+def test_a_missing_bucket(refused, recipe, job):
+    line = refused(job.main, recipe, "--set", "data.root=s3://blip3o-no-such-bucket/data")
+    assert line.startswith("s3://blip3o-no-such-bucket/data/")
+    assert "does not exist: " in line
+
+
+@pytest.mark.parametrize("job", [train, index], ids=lambda job: job.__name__)
+def test_wrong_credentials(refused, recipe, environment, base, job):
+    environment(AWS_SECRET_ACCESS_KEY="wrong")
+    line = refused(job.main, recipe)
+    assert line.startswith(base)
+    assert "AWS_SECRET_ACCESS_KEY" in line
+
+
+def test_a_store_that_does_not_answer(refused, recipe, environment, base):
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        environment(AWS_ENDPOINT_URL=nobody, AWS_ENDPOINT_URL_S3=nobody)
+        line = refused(train.main, recipe)
+    assert line.startswith(base)
+    assert "the store does not answer: check AWS_ENDPOINT_URL" in line
+
+
+def test_sources_that_are_not_indexed_and_shards_that_are_not_there(refused, recipe, base):
+    elsewhere = ("--set", f"data.root={base}/elsewhere")
+    for job in (train, tokenizer):
+        line = refused(job.main, recipe, *elsewhere)
+        fix = "index the source first, with `python -m jobs.index RECIPE`"
+        assert line.endswith(f"manifest.parquet does not exist: {fix}")
+    line = refused(index.main, recipe, *elsewhere)
+    assert line.startswith(f"no file matches {base}/elsewhere/scenes/train-*.tar (0 files lie in ")
+
+
+def test_runs_that_have_not_finished(refused, recipe):
+    line = refused(train.main, recipe, "--set", "stage.start_from=[nothing]")
+    assert line.startswith("stage.start_from names run 'nothing', which has not finished under")
+    line = refused(train.main, recipe, "--set", "stage.start_from=[world-encoder]")
+    assert line.startswith("frozen parts backbone have no weights")
+    line = refused(export.main, recipe, "--from", "nothing", "--out", "/nonexistent")
+    assert "holds no finished run: train it first" in line
+
+
+def test_weights_of_another_size(refused, recipe):
+    line = refused(train.main, recipe, "--set", "model.encoder.mlp_width=64")
+    assert line.startswith("world-encoder: encoder.")
+    assert line.endswith("use the same model preset")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("parallel.workers=64", "optim.micro_batches=64"), "parallel asks for 64.5 CPUs and 0 GPUs"),
+        (("parallel.device=gpu",), "parallel asks for 2.5 CPUs and 2 GPUs"),
+    ],
+)
+def test_more_than_this_machine_has(refused, recipe, overrides, expected):
+    line = refused(train.main, recipe, *(part for item in overrides for part in ("--set", item)))
+    assert line.startswith(expected)
+
+
+def test_what_is_no_bundle(refused, blip3o, tmp_path, recipe):
+    commands = [
+        (blip3o, "generate", "a red circle"),
+        (blip3o, "chat", "what is it?"),
+        (serve.main,),
+        (evaluate.main, recipe),
+    ]
+    for main, *argv in commands:
+        line = refused(main, *argv, "--bundle", str(tmp_path))
+        assert line.startswith(f"{tmp_path} is not a bundle (no bundle.json): give the folder that")
+
+
+def test_a_damaged_bundle(refused, blip3o, bundle, tmp_path):
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(bytes(data))
+    line = refused(blip3o, "generate", "a red circle", "--bundle", str(tmp_path))
+    assert line.startswith(f"{tmp_path}: model.safetensors is not what was exported")
+
+
+def test_ports_that_cannot_be(refused, bundle, taken_port):
+    line = refused(serve.main, "--bundle", str(bundle), "--port", str(taken_port))
+    assert line == f"port {taken_port} of 127.0.0.1 is taken: give another one with --port"
+    for port in ("0", "70000"):
+        line = refused(serve.main, "--bundle", str(bundle), "--port", port)
+        assert line == f"port {port} is not between 1 and 65535: give another one with --port"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("widht=4", "option widht: "),
+        ("width=many", "option width: "),
+        ("width", "option 'width' is not KEY=VALUE"),
+    ],
+)
+def test_a_wrong_option_of_the_server(refused, bundle, override, expected):
+    assert refused(serve.main, "--bundle", str(bundle), "--set", override).startswith(expected)
+
+
+def test_prompts_that_cannot_be_drawn(refused, blip3o, bundle):
+    line = refused(blip3o, "generate", " ", "--bundle", str(bundle))
+    assert line == "the prompt is empty: say what to draw"
+    line = refused(blip3o, "generate", "?!" * MAX_LENGTH, "--bundle", str(bundle))
+    assert line.endswith(f"tokens, this model reads {MAX_LENGTH}: shorten it")
+    line = refused(blip3o, "chat", "?!" * MAX_LENGTH, "--bundle", str(bundle))
+    assert line.endswith(f"tokens, this model reads {MAX_LENGTH}: shorten it")
+
+
+def test_pictures_that_cannot_be_read(refused, blip3o, bundle, tmp_path):
+    whole = tmp_path / "whole.png"
+    Image.new("RGB", (64, 64), "red").save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:60])
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("missing.png", "cut.png", "text.png", "."):
+        line = refused(blip3o, "chat", "what is it?", "--image", str(tmp_path / name), "--bundle", str(bundle))
+        assert line.startswith(f"{tmp_path / name} is not an image that can be read: ")
+
+
+@pytest.mark.parametrize("name", ["picture.xyz", "picture", "."])
+def test_pictures_that_cannot_be_written(refused, blip3o, bundle, tmp_path, name):
+    out = tmp_path / name
+    line = refused(blip3o, "generate", "a red circle", "--steps", "1", "--bundle", str(bundle), "-o", str(out))
+    assert line.startswith(f"{out} cannot be written: ")
+
+
+def test_sets_that_cannot_be(refused, blip3o, tmp_path):
+    line = refused(blip3o, "dataset", "scenes", "--size", "4", "--out", str(tmp_path))
+    assert line.startswith("train=4000, heldout=400, size=4: need 1 scene and 48 pixels at least")
+    line = refused(blip3o, "dataset", "curated", "--set", str(tmp_path / "none"), "--out", str(tmp_path / "out"))
+    assert str(tmp_path / "none") in line
+
+
+def test_what_is_right_works(blip3o, bundle, tmp_path, capsys):
+    out = tmp_path / "new" / "row.png"
+    arguments = ["a red circle", "--bundle", str(bundle), "-n", "2", "--steps", "1", "-o", str(out)]
+    assert blip3o(["generate", *arguments]) == 0
+    assert Image.open(out).size == (64, 32)
+    assert capsys.readouterr().out == f"wrote {out} (2 images, seed 0 to 1)\n"
+    assert blip3o(["chat", "what is it?", "--image", str(out), "--bundle", str(bundle), "--max-new-tokens", "2"]) == 0
+
+
+def test_a_dry_run_prints_the_recipe_and_stops(recipe, capsys):
+    import yaml
+
+    from blip3o.config.load import build_recipe
+
+    assert train.main([recipe, "--dry-run", "--set", "optim.lr=0.5"]) == 0
+    printed = build_recipe(yaml.safe_load(capsys.readouterr().out))
+    assert printed.optim.lr == 0.5
+    assert json.loads(printed.model_dump_json())["run"]["name"] == "cli"
