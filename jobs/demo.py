@@ -52,7 +52,7 @@ class Scale:
     stage_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-FULL = Scale(scenes_train=6000, scenes_heldout=400, emoji=True, emoji_size=64, curated=1000)
+FULL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512)
 QUICK = Scale(
     scenes_train=200,
     scenes_heldout=60,

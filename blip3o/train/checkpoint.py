@@ -29,7 +29,7 @@ def step_of(name: str) -> int:
 
 
 def identity(recipe: Recipe, *, data_sha256: list[str], start_sha256: list[str]) -> str:
-    """sha256 over the parts of a recipe that decide the numbers, its data and their order, and the weights at the start.
+    """sha256 over the parts of a recipe that decide the numbers, its data, and the weights it starts from.
 
     `data_sha256` are of the order, the manifests and the tokenizer.
     """
