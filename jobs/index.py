@@ -10,7 +10,7 @@ import logging
 import posixpath
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -69,7 +69,7 @@ def index_source(*, name: str, shards_uri: str, manifest_uri: str, max_bad_share
         for number, file in enumerate(shards)
         if number in known and _is_of(known[number], name, file)
     }
-    todo = [{"number": n, "file": file} for n, file in enumerate(shards) if n not in summaries]
+    todo = [{"number": n, **asdict(file)} for n, file in enumerate(shards) if n not in summaries]
     scans = _scan_all(todo, name, manifest_uri)
     for summary in track(scans, f"index {name}", total=len(todo), console=Console(stderr=True)):
         summaries[summary.row.shard] = summary
@@ -93,8 +93,9 @@ def _scan_all(todo: list[dict[str, Any]], name: str, manifest_uri: str) -> Itera
 
     def scan(task: dict[str, Any]) -> dict[str, Any]:
         try:
-            found = scan_shard(task["file"], source=name, shard=task["number"])
-            return {"summary": write_shard_index(manifest_uri, task["file"], found), "error": ""}
+            file = storage.FileInfo(uri=task["uri"], size=task["size"], version=task["version"])
+            found = scan_shard(file, source=name, shard=task["number"])
+            return {"summary": write_shard_index(manifest_uri, file, found), "error": ""}
         except StorageError as error:
             return {"summary": None, "error": str(error)}
 

@@ -98,7 +98,7 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_submitted_again(tmp_pat
     command = [sys.executable, "-m", "jobs.train", file, "--set", "run.name=driver-killed"]
     made = world.recipe(base, run={"name": "driver-killed"})
     with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=log)
+        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         reached = wait_until(lambda: committed_step(made) or driver.poll() is not None)
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()

@@ -1,0 +1,89 @@
+"""Damaged shards through the jobs: named in the ledger, left out of training, and beyond the budget the end of it."""
+
+import pytest
+
+from blip3o.data import storage
+from blip3o.data.ledger import read_ledger
+from blip3o.data.manifest import ledger_file, manifest_file, read_manifest
+from blip3o.errors import DataError
+from jobs.index import index
+from jobs.tokenizer import train_tokenizer
+from jobs.train import check, train
+from jobs.train_worker import read_metrics
+from tests.data.shards import header_of, png, put, sample, samples, tar
+from tests.jobs import world
+
+# Shard 0: row 3 has no picture that can be read, row 7 an empty caption. Shard 1 is cut inside the picture of row 9.
+DAMAGED = {"scenes/0/3": "undecodable image", "scenes/0/7": "empty caption", "scenes/1/9": "truncated"}
+
+
+def shards():
+    files = samples(12)
+    files[9:12] = sample("s003", image=png()[:40])
+    files[21:24] = sample("s007", caption=b" \n")
+    whole = tar(samples(12))
+    return [tar(files), whole[: header_of(whole, "s009.png") + 600]]
+
+
+@pytest.fixture(scope="module")
+def damaged(base):
+    """A recipe over two damaged shards."""
+    made = world.recipe(
+        base,
+        run={"name": "damaged"},
+        data={"root": f"{base}/damaged", "max_bad_share": 0.2},
+        optim={"steps": 2, "warmup": 0},
+        parallel={"workers": 1},
+    )
+    for number, data in enumerate(shards()):
+        put(f"{made.data.root}/scenes", f"train-{number:05d}.tar", data)
+    return made
+
+
+def with_budget(made, share):
+    return made.model_copy(update={"data": made.data.model_copy(update={"max_bad_share": share})})
+
+
+def manifest_of(made):
+    return f"{made.data.root}/manifests/scenes"
+
+
+def test_damage_is_named_and_training_goes_on_without_it(damaged):
+    [summary] = index(damaged)
+    assert (summary.bad_rows, summary.manifest.rows, summary.manifest.good_rows) == (3, 22, 19)
+    entries = {entry.uid: entry for entry in read_ledger(ledger_file(manifest_of(damaged)))}
+    assert set(entries) == {*DAMAGED, "scenes/1"}
+    for uid, reason in DAMAGED.items():
+        assert entries[uid].reason.startswith(reason)
+        assert entries[uid].uri.endswith(f"train-0000{uid.split('/')[1]}.tar")
+        assert entries[uid].stage == "index"
+    train_tokenizer(damaged)
+    assert train(damaged)["summary"]["steps"] == 2
+    assert len(read_metrics(damaged)) == 2
+    # What indexing left out, training never met.
+    assert read_ledger(storage.join(damaged.run.storage, "damaged", "ledger")) == []
+
+
+def test_damage_beyond_the_budget_leaves_no_manifest(damaged):
+    index(damaged)
+    assert read_manifest(manifest_of(damaged)).good_rows == 19
+    tight = with_budget(damaged, 0.1)
+    with pytest.raises(DataError, match=r"source 'scenes': 3 of 22 samples are damaged.*the budget is 10\.00%: see "):
+        index(tight)
+    assert not storage.exists(manifest_file(manifest_of(damaged)))
+    assert len(read_ledger(ledger_file(manifest_of(damaged)))) == 4
+    with pytest.raises(DataError, match="index the source first"):
+        check(tight)
+    index(damaged)
+    assert read_manifest(manifest_of(damaged)).good_rows == 19
+
+
+def test_a_shard_that_changed_after_indexing_stops_training_until_it_is_indexed_again(damaged):
+    index(damaged)
+    before = check(damaged.model_copy(update={"run": damaged.run.model_copy(update={"name": "changed"})}))
+    put(f"{damaged.data.root}/scenes", "train-00001.tar", tar(samples(13)))
+    with pytest.raises(DataError, match=r"train-00001\.tar has \d+ bytes, \d+ when it was indexed: index the source"):
+        check(damaged)
+    [summary] = index(damaged)
+    assert (summary.scanned, summary.bad_rows) == (1, 2)
+    assert check(damaged) != before
