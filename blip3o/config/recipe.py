@@ -71,6 +71,9 @@ class DataConfig(Frozen):
         le=1,
         description="share of question samples that show the caption in words instead of the picture",
     )
+    describing: float = Field(
+        default=0.0, ge=0, le=1, description="share of question samples about a picture that first ask to describe it"
+    )
     chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
     window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
     max_bad_share: float = Field(

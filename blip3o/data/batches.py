@@ -68,6 +68,7 @@ class SampleEncoder:
     max_length: int
     questions: int
     reading: float
+    describing: float
     seed: int
     sizes: Mapping[str, int]
 
@@ -100,6 +101,8 @@ class SampleEncoder:
         stated = [pair for pair in pairs if str(pair["answer"]).lower() in caption.lower()]
         reads = bool(stated) and generator.random() < self.reading
         chosen = [pairs[int(i)] for i in generator.permutation(len(pairs))] if not reads else stated
+        if not reads and generator.random() < self.describing:
+            chosen.insert(0, {"question": DESCRIBE, "answer": caption})
         questions = [str(pair["question"]) for pair in chosen[: self.questions]]
         if reads:
             questions[0] = READ.format(caption=caption, question=questions[0])
@@ -164,6 +167,7 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
             max_length=recipe.data.max_length,
             questions=recipe.data.questions,
             reading=recipe.data.reading,
+            describing=recipe.data.describing,
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,

@@ -37,6 +37,16 @@ class DiTCondition:
         """All of it, each with the batch in front."""
         return self.pooled, *self.keys, *self.values
 
+    def repeated(self, count: int) -> "DiTCondition":
+        """The same condition for `count` batches, one after another: [count · B, …]."""
+
+        def repeat(tensor: Tensor) -> Tensor:
+            return tensor.repeat(count, *[1] * (tensor.dim() - 1))
+
+        return DiTCondition(
+            pooled=repeat(self.pooled), keys=tuple(map(repeat, self.keys)), values=tuple(map(repeat, self.values))
+        )
+
     def put(self, row: int, source: "DiTCondition", source_row: int) -> None:
         """Overwrites one row, in place, with a row of another batch."""
         for mine, theirs in zip(self.tensors, source.tensors, strict=True):

@@ -107,24 +107,28 @@ class StageModule(nn.Module):
         return {"text": F.cross_entropy(logits, labels[supervised], reduction="sum")}
 
     def _generate(self, batch: Batch) -> dict[str, Tensor]:
-        model, sampler = self.model, self._recipe.model.sampler
+        model, stage = self.model, self._recipe.stage
         with torch.no_grad():
             data = model.encoder(batch["encoder_pixels"])
         states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self._mask(batch)))
-        total = data.new_zeros(())
-        for draw in range(self._recipe.stage.noise_draws):
-            draws = flow_draws(
+        draws = [
+            flow_draws(
                 batch["draw_key"],
                 seed=self._seed,
                 kind=f"flow-{draw}",
                 shape=model.latent_shape,
-                dropout=sampler.condition_dropout,
+                dropout=self._recipe.model.sampler.condition_dropout,
             )
-            sigma = training_sigma(draws.uniform)
-            condition = model.dit.condition(states * draws.keep[:, None, None])
-            velocity = model.dit(interpolate(data, draws.noise, sigma), 1000 * sigma, condition)
-            total = total + (velocity - velocity_target(data, draws.noise)).float().square().sum()
-        return {"flow": total}
+            for draw in range(stage.noise_draws)
+        ]
+        # The condition is dropped with the first draw's word for all draws of a sample: so its projection, keys and
+        # values are computed once, and the draws are one wide pass of the DiT.
+        condition = model.dit.condition(states * draws[0].keep[:, None, None]).repeated(len(draws))
+        noise = torch.cat([draw.noise for draw in draws])
+        sigma = training_sigma(torch.cat([draw.uniform for draw in draws]))
+        data = data.repeat(len(draws), 1, 1)
+        velocity = model.dit(interpolate(data, noise, sigma), 1000 * sigma, condition)
+        return {"flow": (velocity - velocity_target(data, noise)).float().square().sum()}
 
     def _decoder(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():

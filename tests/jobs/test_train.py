@@ -74,7 +74,7 @@ def test_figures_are_whole_and_plausible(quiet):
     assert len({row["loss"] for row in rows}) == len(rows)
     assert committed_step(made) == made.optim.steps
     summary = result["summary"]
-    assert (summary["steps"], summary["workers"], summary["zero_stage"]) == (12, 2, 1)
+    assert (summary["steps"], summary["workers"], summary["zero_stage"]) == (24, 2, 1)
     assert 0 <= summary["data_wait_fraction"] < 1
     assert {name.split(".")[0] for name in result["tensors"]} == {"queries", "dit"}
 
@@ -99,25 +99,22 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_submitted_again(tmp_pat
     made = world.recipe(base, run={"name": "driver-killed"})
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        reached = wait_until(lambda: committed_step(made) or driver.poll() is not None)
+        wait_until(lambda: committed_step(made) or driver.poll() is not None)
         family = psutil.Process(driver.pid).children(recursive=True)
-        driver.kill()
+        trainers = [process for process in family if WORKER in " ".join(process.cmdline())]
+        # The trainers go with the driver, as on a machine that loses power: left alone, they notice only after seconds
+        # that their Ray is gone, and a nano run may have ended by then. The rest of Ray has to end by itself.
+        for process in (driver, *trainers):
+            process.kill()
         driver.wait()
-    assert 3 <= reached < made.optim.steps, (tmp_path / "log").read_text()[-3000:]
-    assert any(WORKER in name for name in map(_name, family)) or len(family) > 3
-    wait_until(lambda: not any(map(_lives, family)))
-    assert committed_step(made) < made.optim.steps
+    assert len(trainers) == made.parallel.workers, (tmp_path / "log").read_text()[-3000:]
+    assert 3 <= committed_step(made) < made.optim.steps
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert figures(made) == figures(undisturbed)
     assert train(made)["sha256"] == expected["sha256"]
-
-
-def _name(process):
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
+    # Ray's agents try for a minute to tell the head that it is gone; the second run took most of it.
+    wait_until(lambda: not any(map(_lives, family)))
 
 
 def _lives(process):
@@ -132,7 +129,7 @@ def test_one_worker_with_accumulation_learns_as_two_do(base, quiet):
     made = world.recipe(base, run={"name": "one-worker"}, parallel={"workers": 1})
     assert made.accumulation == 2
     train(made)
-    # The same sums, added in another order: fp32 rounds at 6e-8, and twelve steps of AdamW carry it on. 1e-5 leaves
+    # The same sums, added in another order: fp32 rounds at 6e-8, and 24 steps of AdamW carry it on. 1e-5 leaves
     # room for about 170 such roundings; a wrong divisor would be off by a factor of two.
     for one, two in zip(figures(made), figures(undisturbed), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)

@@ -16,12 +16,12 @@ SEED = 3
 
 
 def tree(base: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """A nano recipe for `generate` below the URI `base`: two workers, twelve steps, a checkpoint at every third."""
+    """A nano recipe for `generate` below the URI `base`: two workers, 24 steps, a checkpoint at every third."""
     defaults: dict[str, dict[str, Any]] = {
         "run": {"name": "quiet", "storage": f"{base}/runs", "seed": SEED},
         "data": {"root": f"{base}/data", "max_length": 96},
         "stage": {"name": "generate", "start_from": ["world-encoder", "world-understand"]},
-        "optim": {"steps": 12, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
+        "optim": {"steps": 24, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
         "parallel": {"workers": 2, "zero_stage": 1, "cpus_per_worker": 1, "cpus_per_data_task": 0.5},
         "checkpoint": {"every": 3, "max_failures": 1},
         "log": {"every": 1},
