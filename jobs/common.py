@@ -32,16 +32,22 @@ def parse(
     verb: str, description: str, argv: list[str] | None, extend: Extend | None = None
 ) -> tuple[Recipe, argparse.Namespace]:
     """Reads the command line of a job that takes a recipe; `extend` adds the job's own options."""
+    parser = recipe_parser(verb, description)
+    if extend is not None:
+        extend(parser)
+    options = parser.parse_args(argv)
+    return load_recipe(find_recipe(options.recipe), options.set), options
+
+
+def recipe_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """The options of every job that takes a recipe."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{verb}", description=description)
     parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.steps=100"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    if extend is not None:
-        extend(parser)
-    options = parser.parse_args(argv)
-    return load_recipe(find_recipe(options.recipe), options.set), options
+    return parser
 
 
 Action = Callable[[Recipe, argparse.Namespace], object]

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from blip3o import settings
 from blip3o.config.load import load_recipe
+from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import STAGES, Recipe
 from blip3o.errors import ServiceError
 from cluster.local_s3 import LocalS3
@@ -138,17 +139,17 @@ class Demo:
         from jobs.export import export
         from jobs.index import index
         from jobs.tokenizer import train_tokenizer
-        from jobs.train import train
+        from jobs.train import train_pipeline
 
         with _step("index", self.summary):
             for name in ("encoder", "instruct"):
                 index(self.recipe(name))
         with _step("tokenizer", self.summary):
             train_tokenizer(self.recipe("encoder"))
-        self.summary["stages"] = {}
-        for name in STAGES:
-            with _step(name, self.summary):
-                self.summary["stages"][name] = train(self.recipe(name))["summary"]
+        with _step("train", self.summary):
+            pipeline = Pipeline(name="tiny", stages=tuple(self.recipe(name) for name in STAGES))
+            results = train_pipeline(pipeline)
+        self.summary["stages"] = {result["stage"]: result["summary"] for result in results}
         with _step("export", self.summary):
             bundle = export(self.recipe("decoder"), [f"tiny-{name}" for name in STAGES], f"{BASE}/bundles/demo")
         with _step("evaluate", self.summary):

@@ -1,8 +1,9 @@
 """Live progress across processes: workers tell a small actor, the driver shows it as a rich bar."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,9 +24,9 @@ class Board:
         """Replaces what is known of a run."""
         self._rows[run] = row
 
-    def ask(self, run: str) -> dict[str, Any] | None:
-        """What is known of a run."""
-        return self._rows.get(run)
+    def ask(self, runs: list[str]) -> dict[str, dict[str, Any]]:
+        """What is known of those runs that have said something."""
+        return {run: self._rows[run] for run in runs if run in self._rows}
 
 
 def board() -> Any:  # noqa: ANN401 - an actor handle
@@ -33,9 +34,17 @@ def board() -> Any:  # noqa: ANN401 - an actor handle
     return ray.remote(num_cpus=0)(Board).options(name=BOARD, get_if_exists=True).remote()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A run to show, and its steps."""
+
+    run: str
+    total: int
+
+
 @contextmanager
-def shown(run: str, *, label: str, total: int) -> Iterator[None]:
-    """Shows the progress of a run on stderr while the body runs."""
+def shown(runs: Sequence[Shown]) -> Iterator[None]:
+    """Shows the progress of runs on stderr, a bar each, while the body runs."""
     handle = board()
     stop = threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -46,20 +55,23 @@ def shown(run: str, *, label: str, total: int) -> Iterator[None]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    task = progress.add_task(label, total=total, loss="starting workers")
+    tasks = {it.run: progress.add_task(it.run, total=it.total, loss="waiting", start=False) for it in runs}
 
     def poll() -> None:
-        while not stop.wait(POLL_SECONDS):
-            row = ray.get(handle.ask.remote(run))
-            if row:
-                progress.update(task, completed=row["step"], loss=f"loss {row['loss']:.4f}")
+        for run, row in ray.get(handle.ask.remote(list(tasks))).items():
+            progress.start_task(tasks[run])
+            progress.update(tasks[run], completed=row["step"], loss=f"loss {row['loss']:.4f}")
 
-    thread = threading.Thread(target=poll, daemon=True)
+    def watch() -> None:
+        while not stop.wait(POLL_SECONDS):
+            poll()
+
+    thread = threading.Thread(target=watch, daemon=True)
     with progress:
         thread.start()
         try:
             yield
-            progress.update(task, completed=total)
         finally:
             stop.set()
             thread.join()
+        poll()

@@ -1,64 +1,84 @@
-"""Trains one stage: `python -m jobs.train RECIPE [--set key=value …] [--dry-run]`.
+"""Trains a stage, or a pipeline of them: `python -m jobs.train RECIPE [--set key=value …] [--dry-run]`.
 
-Submitting the same run again resumes it where it stopped, and does nothing if it has finished.
+Submitting the same run again resumes it where it stopped, and does nothing if it has finished. `--set STAGE:key=value`
+overrides one stage of a pipeline.
 """
 
+import argparse
 import hashlib
-import json
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from blip3o import settings
+from blip3o import log, settings
+from blip3o.config.load import dump
+from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.device import collective_backend, gpus_per_worker
-from blip3o.errors import Blip3oError, CheckpointError, ConfigError
-from jobs.common import join_ray, on_a_cluster, run_job
+from blip3o.device import gpus_per_worker
+from blip3o.errors import CheckpointError, ConfigError
+from jobs.common import find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
+from jobs.fit import fit
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from ray.data import Dataset
-
-    from blip3o.data.tokenizer import ChatTokenizer
+Shapes = dict[str, tuple[int, ...]]
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Trains the recipe's stage to its last step and returns the description of its result.
+    """Trains the recipe's stage to its last step and returns the description of its result. Raises as a pipeline."""
+    return train_pipeline(Pipeline.of(recipe))[0]
 
-    Raises `Blip3oError` kinds for everything that a user can mend, before the first step where that is possible.
+
+def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Trains the stages in their order, each from the results before it; returns the description of each result.
+
+    Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
+    first step where that is possible.
     """
-    from blip3o.train.weights import final_uri, read_description
-    from jobs.progress import shown
+    from jobs.progress import Shown, shown
 
-    identity = check(recipe)
-    finished = read_description(final_uri(recipe.run.storage, recipe.run.name))
-    if finished is not None:
-        if finished["identity"] != identity:
+    data = [check_data(recipe) for recipe in pipeline.stages]
+    _check_weights(pipeline)
+    results = _finished(pipeline, data)
+    if len(results) == len(pipeline.stages):
+        return results
+    join_ray()
+    _require_resources(pipeline.stages[0])
+    rest = pipeline.stages[len(results) :]
+    with shown([Shown(run=recipe.run.name, total=recipe.optim.steps) for recipe in rest]):
+        fit(pipeline, data)
+    results = _finished(pipeline, data)
+    for recipe in pipeline.stages[len(results) :]:
+        raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
+    return results
+
+
+def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]:
+    """Results of the stages that have finished. Raises `ConfigError` if one was made with another recipe or data."""
+    from blip3o.train import checkpoint
+    from blip3o.train.weights import final_uri, read_description, start_sha256
+
+    results = []
+    for recipe, data_sha256 in zip(pipeline.stages, data, strict=True):
+        result = read_description(final_uri(recipe.run.storage, recipe.run.name))
+        if result is None:
+            break
+        identity = checkpoint.identity(recipe, data_sha256=data_sha256, start_sha256=start_sha256(recipe))
+        if result["identity"] != identity:
             raise ConfigError(
                 f"run '{recipe.run.name}' has finished with another recipe or other data: choose a new run.name"
             )
-        return finished
-    join_ray()
-    _require_resources(recipe)
-    with shown(recipe.run.name, label=recipe.run.name, total=recipe.optim.steps):
-        _fit(recipe, identity)
-    result = read_description(final_uri(recipe.run.storage, recipe.run.name))
-    if result is None:
-        raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
-    return result
+        results.append(result)
+    return results
 
 
-def check(recipe: Recipe) -> str:
-    """Everything that can be known to be wrong before workers start; returns the run's identity."""
+def check_data(recipe: Recipe) -> list[str]:
+    """Everything about the data that can be known to be wrong before workers start; sha256 of all that decides."""
     from blip3o.data import storage
     from blip3o.data.batches import build_order
     from blip3o.data.locations import source_locations, tokenizer_uri
     from blip3o.data.manifest import check_unchanged, read_manifest
     from blip3o.data.tokenizer import ChatTokenizer
-    from blip3o.train import checkpoint
 
     manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
     for manifest in manifests:
@@ -68,38 +88,48 @@ def check(recipe: Recipe) -> str:
     rows = recipe.model.backbone.vocab_size
     if len(tokenizer) > rows:
         raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {rows}: raise it")
-    starts = [_sha256_of(recipe, run) for run in recipe.stage.start_from]
-    _check_weights(recipe, tokenizer)
     data = [build_order(recipe, manifests).fingerprint(), *[manifest.fingerprint for manifest in manifests]]
-    data.append(hashlib.sha256(tokens).hexdigest())
-    return checkpoint.identity(recipe, data_sha256=data, start_sha256=starts)
+    return [*data, hashlib.sha256(tokens).hexdigest()]
 
 
-def _sha256_of(recipe: Recipe, run: str) -> str:
-    """Of the weights of a finished run. Raises `ConfigError` if it has not finished."""
-    from blip3o.train.weights import final_uri, read_description
-
-    description = read_description(final_uri(recipe.run.storage, run))
-    if description is None:
-        raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {recipe.run.storage}")
-    return description["sha256"]
-
-
-def _check_weights(recipe: Recipe, tokenizer: "ChatTokenizer") -> None:
-    """Builds the stage without memory for its weights, to see that all fits and that what is frozen was trained."""
+def _check_weights(pipeline: Pipeline) -> None:
+    """Builds the stages without memory for their weights, to see that all fits and that what is frozen was trained."""
     import torch
 
-    from blip3o.data.tokenizer import IMAGE_PAD, PAD
+    from blip3o.data import storage
+    from blip3o.data.locations import tokenizer_uri
+    from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
     from blip3o.train.objectives import build_stage_module
     from blip3o.train.stages import STAGES, freeze
-    from blip3o.train.weights import final_uri, fitting, read_shapes, require_covered
+    from blip3o.train.weights import fitting, require_covered
 
-    with torch.device("meta"):
-        module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
-    loaded: set[str] = set()
-    for run in recipe.stage.start_from:
-        loaded |= fitting(module.model, read_shapes(final_uri(recipe.run.storage, run)), source=run)
-    require_covered(module.model, loaded, freeze(module.model, STAGES[recipe.stage.name]))
+    earlier: dict[str, Shapes] = {}
+    for recipe in pipeline.stages:
+        tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+        with torch.device("meta"):
+            module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
+        trainable = freeze(module.model, STAGES[recipe.stage.name])
+        loaded: set[str] = set()
+        for run in recipe.stage.start_from:
+            loaded |= fitting(module.model, _shapes(recipe, run, earlier), source=run)
+        require_covered(module.model, loaded, trainable)
+        parameters = dict(module.model.named_parameters())
+        earlier[recipe.run.name] = {name: tuple(parameters[name].shape) for name in trainable}
+
+
+def _shapes(recipe: Recipe, run: str, earlier: dict[str, Shapes]) -> Shapes:
+    """Of the weights of a run that a stage starts from: an earlier stage of the pipeline, or a finished run.
+
+    Raises `ConfigError` if it is neither.
+    """
+    from blip3o.train.weights import final_uri, read_description, read_shapes
+
+    if run in earlier:
+        return earlier[run]
+    uri = final_uri(recipe.run.storage, run)
+    if read_description(uri) is None:
+        raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {recipe.run.storage}")
+    return read_shapes(uri)
 
 
 def _require_resources(recipe: Recipe) -> None:
@@ -122,110 +152,20 @@ def _require_resources(recipe: Recipe) -> None:
         raise ConfigError(f"{message}: lower parallel.workers, set parallel.device=cpu, or submit to a cluster")
 
 
-def _fit(recipe: Recipe, identity: str) -> None:
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from blip3o.data import storage
-    from blip3o.data.stream import data_config
-    from jobs.train_worker import WorkerTask, train_worker
-
-    filesystem, path = storage.resolve(recipe.run.storage)
-    tree = recipe.model_dump(mode="json")
-    parallel = recipe.parallel
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=asdict(WorkerTask(recipe=tree, identity=identity)),
-        torch_config=TorchConfig(backend=collective_backend(parallel.device)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=parallel.workers,
-            use_gpu=gpus_per_worker(parallel.device) > 0,
-            resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
-        ),
-        run_config=ray.train.RunConfig(
-            name=recipe.run.name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=recipe.checkpoint.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
-        ),
-        datasets={"train": stream_factory(tree)},
-        dataset_config=data_config(),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _user_error(error) from error
-
-
-def stream_factory(tree: dict[str, Any]) -> "Callable[[], Dataset]":
-    """A factory that Ray Train calls at every (re)start of the workers: the stream from the newest checkpoint on."""
-
-    def build() -> "Dataset":
-        from blip3o.config.load import build_recipe
-        from blip3o.data.batches import build_micro_batches
-        from blip3o.data.stream import build_stream
-        from blip3o.train.stages import STAGES
-
-        recipe = build_recipe(tree)
-        first = committed_step(recipe) * recipe.optim.micro_batches
-        return build_stream(
-            num_micro_batches=recipe.optim.steps * recipe.optim.micro_batches,
-            first=first,
-            make_micro_batch_fn=lambda: build_micro_batches(build_recipe(tree), STAGES[recipe.stage.name].task),
-            micro_batch=recipe.optim.micro_batch,
-            concurrency=recipe.parallel.data_tasks,
-            num_cpus=recipe.parallel.cpus_per_data_task,
-        )
-
-    return build
-
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-
-
-def committed_step(recipe: Recipe) -> int:
-    """The step of the newest checkpoint that Ray Train has committed for this run, 0 where there is none.
-
-    Read from Ray Train's own snapshot, because that is what decides which checkpoint the workers will load; the loop
-    asserts that the two agree. Raises `CheckpointError` if the snapshot is not in the form of Ray 2.60.
-    """
-    from blip3o.data import storage
-    from blip3o.train import checkpoint
-
-    uri = storage.join(recipe.run.storage, recipe.run.name, SNAPSHOT)
-    if not storage.exists(uri):
-        return 0
-    try:
-        newest = json.loads(storage.read_bytes(uri))["latest_checkpoint_result"]
-        return checkpoint.step_of(newest["checkpoint_dir_name"]) if newest else 0
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{uri} is not a snapshot as Ray 2.60 writes it: use the Ray version that started the run"
-        ) from error
-
-
-def _user_error(error: Exception) -> Blip3oError:
-    """The user's error behind a failed run, if a worker raised one; else the first line of what failed."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, Blip3oError):
-                return cause
-            cause = cause.__cause__ or getattr(cause, "cause", None)
-    first = failures[0] if failures else error
-    logger.error("a training worker failed", exc_info=first)
-    return CheckpointError(f"training failed: {' '.join(str(first).split())[-600:]}")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    return run_job(
-        "train", "Train one stage of the recipe; run again to resume.", lambda recipe, _: train(recipe), argv
-    )
+    log.configure()
+    settings.configure_ray()
+    options = recipe_parser("train", "Train a stage or a pipeline of stages; run again to resume.").parse_args(argv)
+    return guarded(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    pipeline = load_pipeline(find_recipe(options.recipe), options.set)
+    print("---\n".join(dump(recipe) for recipe in pipeline.stages))
+    if not options.dry_run:
+        train_pipeline(pipeline)
 
 
 if __name__ == "__main__":
-    settings.configure_ray()
     sys.exit(main())

@@ -1,16 +1,19 @@
-"""What runs inside each Ray Train worker: build the stage, restore, loop, report, and leave the result."""
+"""What runs inside each Ray Train worker: for each stage build, restore, loop, report, and leave the result."""
 
 import json
+import posixpath
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import Checkpoint
 
 from blip3o import log
-from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.data.batches import chat_template
@@ -24,44 +27,61 @@ from blip3o.train.engine import build_engine
 from blip3o.train.loop import Loop, StepRecord
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.stages import STAGES, freeze
-from blip3o.train.weights import final_uri, load_into, read_final, require_covered, write_final
+from blip3o.train.weights import (
+    final_uri,
+    load_into,
+    read_description,
+    read_final,
+    require_covered,
+    start_sha256,
+    write_final,
+)
+from jobs.fit import FitPlan
 from jobs.progress import board
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerTask:
-    """What the driver hands to every worker: the resolved recipe as nested values, and the run's identity."""
-
-    recipe: dict[str, Any]
-    identity: str
-
-
 def train_worker(task: dict[str, Any]) -> None:
-    """The `train_loop_per_worker`: `task` is a `WorkerTask` as a dictionary."""
+    """The `train_loop_per_worker`: `task` is a `FitPlan` as a dictionary. Trains the stages that have not finished."""
     log.configure()
-    work = WorkerTask(**task)
-    recipe = build_recipe(work.recipe)
+    plan = FitPlan(**task)
+    pipeline = plan.pipeline()
+    batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
+    for number, recipe in enumerate(pipeline.stages):
+        if read_description(final_uri(recipe.run.storage, recipe.run.name)) is None:
+            identity = checkpoint.identity(
+                recipe, data_sha256=plan.data_sha256[number], start_sha256=start_sha256(recipe)
+            )
+            _train_stage(recipe, identity, batches, first_micro_batch=pipeline.start(number))
+            # The next stage reads this one's result: no rank may look before it is there.
+            dist.barrier()
+
+
+def _train_stage(
+    recipe: Recipe, identity: str, batches: Iterator[dict[str, np.ndarray]], *, first_micro_batch: int
+) -> None:
     torch.set_num_threads(recipe.parallel.threads)
     context = ray.train.get_context()
     device = select(recipe.parallel.device, local_rank=context.get_local_rank())
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
     module = prepare_module(recipe, tokenizer)
     engine = build_engine(recipe, module.to(device))
-    start = _restore(engine, work.identity)
-    reporter = Reporter(recipe, engine, work.identity, rank=context.get_world_rank())
+    start = _restore(engine, recipe.run.name, identity)
+    reporter = Reporter(recipe, engine, identity, rank=context.get_world_rank())
     Loop(
         recipe=recipe,
         engine=engine,
         module=module,
-        batches=iterate_micro_batches(ray.train.get_dataset_shard("train"), recipe.optim.micro_batch),
+        batches=batches,
         device=device,
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         pad_id=tokenizer.ids[PAD],
         after_step=reporter.after_step,
+        first_micro_batch=first_micro_batch,
     ).run(start)
     if context.get_world_rank() == 0:
-        leave_result(recipe, module, work.identity, workers=context.get_world_size())
+        leave_result(recipe, module, identity, workers=context.get_world_size())
+    engine.destroy()
 
 
 def prepare_module(recipe: Recipe, tokenizer: ChatTokenizer) -> StageModule:
@@ -95,9 +115,10 @@ def _queries_from_questions(recipe: Recipe, model: UnifiedModel, tokenizer: Chat
         model.queries.copy_(model.backbone.text.embed_tokens.weight[rows])
 
 
-def _restore(engine: Any, identity: str) -> int:  # noqa: ANN401 - a DeepSpeedEngine
+def _restore(engine: Any, run: str, identity: str) -> int:  # noqa: ANN401 - a DeepSpeedEngine
+    """Loads the newest checkpoint, unless there is none or it is of an earlier stage; returns the step."""
     saved = ray.train.get_checkpoint()
-    if saved is None:
+    if saved is None or checkpoint.parse_name(posixpath.basename(saved.path))[0] != run:
         return 0
     with saved.as_directory() as directory:
         return checkpoint.load(engine, directory, identity=identity)
@@ -134,7 +155,7 @@ class Reporter:
             ray.train.report(
                 {"step": done, "loss": record.loss},
                 checkpoint=Checkpoint.from_directory(directory),
-                checkpoint_dir_name=checkpoint.name_of(done),
+                checkpoint_dir_name=checkpoint.name_of(self._recipe.run.name, done),
             )
 
 
@@ -145,7 +166,7 @@ def metrics_folder(recipe: Recipe) -> str:
 
 def metrics_uri(recipe: Recipe, done: int) -> str:
     """The metrics of the interval that ends after `done` steps."""
-    return storage.join(metrics_folder(recipe), f"{checkpoint.name_of(done)}.jsonl")
+    return storage.join(metrics_folder(recipe), f"step-{done:08d}.jsonl")
 
 
 def read_metrics(recipe: Recipe) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     Raises `ConfigError` for a missing or malformed file, an unknown key (with the nearest known one), or values
     that do not fit together.
     """
-    tree = _read(path)
+    tree = read_tree(path)
     for item in overrides:
         _apply(tree, item)
     return build_recipe(tree)
@@ -38,7 +38,7 @@ def build_recipe(tree: Tree) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("recipe: " + "; ".join(_explain(item) for item in error.errors())) from error
+        raise ConfigError("recipe: " + "; ".join(explain(item) for item in error.errors())) from error
 
 
 def dump(recipe: BaseModel) -> str:
@@ -46,7 +46,8 @@ def dump(recipe: BaseModel) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
 
 
-def _read(path: Path) -> Tree:
+def read_tree(path: Path) -> Tree:
+    """A YAML file as nested values, merged over the file that it `extends`. Raises `ConfigError`."""
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
@@ -56,7 +57,7 @@ def _read(path: Path) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path} holds {type(tree).__name__}, not a mapping of sections")
     base = tree.pop("extends", None)
-    return _merge(_read(path.parent / base), tree) if base else tree
+    return _merge(read_tree(path.parent / base), tree) if base else tree
 
 
 def _merge(base: Tree, top: Tree) -> Tree:
@@ -111,7 +112,8 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"did you mean '{close[0]}'? (known: {listing})" if close else f"known are {listing}"
 
 
-def _explain(item: Any) -> str:  # noqa: ANN401 - pydantic's error dictionary
+def explain(item: Any) -> str:  # noqa: ANN401 - pydantic's error dictionary
+    """One of pydantic's errors as a clause that names the key and the value."""
     where = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":

@@ -8,8 +8,9 @@ not on the worker that makes it, the moment, or what was made before. Columns ar
 - `input_ids` int32 [B, L], padded on the right; `labels` int32 [B, L], −100 where nothing is supervised
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -177,6 +178,25 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
         ),
         ledger=Ledger(storage.join(recipe.run.storage, recipe.run.name, "ledger")),
     )
+
+
+@dataclass
+class StagedMicroBatches:
+    """The micro-batches of several stages under one numbering; `ends[i]` is one past the last number of stage i.
+
+    Stages are built when they are reached, by `build`, and only the newest is held.
+    """
+
+    build: Sequence[Callable[[], MicroBatchBuilder]]
+    ends: Sequence[int]
+    _held: tuple[int, MicroBatchBuilder] | None = field(default=None, init=False)
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        """Arrays of micro-batch `number` of the whole. Raises `DataError` where the stage's own function does."""
+        stage = bisect_right(self.ends, number)
+        if self._held is None or self._held[0] != stage:
+            self._held = (stage, self.build[stage]())
+        return self._held[1](number - (self.ends[stage - 1] if stage else 0))
 
 
 def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:

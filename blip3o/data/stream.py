@@ -34,14 +34,13 @@ def build_stream(
     num_micro_batches: int,
     first: int,
     make_micro_batch_fn: Callable[[], MicroBatchFn],
-    micro_batch: int,
     concurrency: int = 1,
     num_cpus: float = 1,
 ) -> Dataset:
     """The micro-batches `first … num_micro_batches − 1`, in order, as a lazy dataset; give the workers `data_config()`.
 
     `make_micro_batch_fn` is pickled once and called once in each of `concurrency` actors; what it returns maps a
-    number to numeric arrays, each with leading dimension `micro_batch`, always of the same other dimensions. Each
+    number to numeric arrays, all with the same leading dimension. Each
     actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
     or nothing runs. The number of micro-batches must be a multiple of the number of workers, else the rest is not
     delivered. Raises `ConfigError` if `first` lies beyond the end; at the end, the stream is empty.
@@ -61,7 +60,7 @@ def build_stream(
     return numbers.map_batches(
         _Maker,
         batch_size=1,
-        fn_constructor_args=(make_micro_batch_fn, micro_batch),
+        fn_constructor_args=(make_micro_batch_fn,),
         concurrency=concurrency,
         num_cpus=num_cpus,
     )
@@ -72,16 +71,13 @@ def data_config() -> DataConfig:
     return DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
 
 
-def iterate_micro_batches(shard: DataIterator, micro_batch: int, *, prefetch: int = 2) -> Iterator[Arrays]:
+def iterate_micro_batches(shard: DataIterator, *, prefetch: int = 2) -> Iterator[Arrays]:
     """This worker's micro-batches in order: arrays [B, …], read-only views of shared memory.
 
     Column `micro_batch` int64 [B] repeats the global number; `prefetch` micro-batches are fetched ahead.
     """
     for batch in shard.iter_batches(batch_size=1, prefetch_batches=prefetch, batch_format="numpy"):
-        arrays = {name: column[0] for name, column in batch.items()}
-        lengths = {name: len(array) for name, array in arrays.items()}
-        assert set(lengths.values()) == {micro_batch}, f"a micro-batch of {micro_batch} came as {lengths}"
-        yield arrays
+        yield {name: column[0] for name, column in batch.items()}
 
 
 class _Numbers(Datasource):
@@ -114,17 +110,18 @@ class _Numbers(Datasource):
 class _Maker:
     """What runs in an actor: makes the micro-batches of one row of numbers, one after the other."""
 
-    def __init__(self, make: Callable[[], MicroBatchFn], micro_batch: int) -> None:
-        self._fn, self._micro_batch = make(), micro_batch
+    def __init__(self, make: Callable[[], MicroBatchFn]) -> None:
+        self._fn = make()
 
     def __call__(self, numbers: Arrays) -> Iterator[Arrays]:
         for number in range(int(numbers["begin"][0]), int(numbers["end"][0])):
             arrays = self._fn(number)
-            arrays[NUMBER] = np.full(self._micro_batch, number, np.int64)
+            rows = len(next(iter(arrays.values())))
             for name, array in arrays.items():
-                if len(array) != self._micro_batch or array.dtype.kind not in "biuf":
+                if len(array) != rows or array.dtype.kind not in "biuf":
                     raise TypeError(
                         f"column '{name}' of micro-batch {number} is {array.dtype} {array.shape}, "
-                        f"expected numbers with leading dimension {self._micro_batch}"
+                        f"expected numbers with leading dimension {rows}"
                     )
+            arrays[NUMBER] = np.full(rows, number, np.int64)
             yield {name: array[None] for name, array in arrays.items()}

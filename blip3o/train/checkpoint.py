@@ -12,20 +12,20 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
 
 TAG = "state"
-NAME_PREFIX = "step-"
+_STEP = "-step-"
 
 
-def name_of(step: int) -> str:
-    """Directory name of the checkpoint after `step` optimizer steps."""
-    return f"{NAME_PREFIX}{step:08d}"
+def name_of(run: str, step: int) -> str:
+    """Directory name of a run's checkpoint after `step` optimizer steps."""
+    return f"{run}{_STEP}{step:08d}"
 
 
-def step_of(name: str) -> int:
-    """The step in a checkpoint's directory name. Raises `CheckpointError` for another kind of name."""
-    digits = name.removeprefix(NAME_PREFIX)
-    if not (name.startswith(NAME_PREFIX) and digits.isdigit()):
-        raise CheckpointError(f"'{name}' is not the name of a checkpoint of ours ({NAME_PREFIX}########)")
-    return int(digits)
+def parse_name(name: str) -> tuple[str, int]:
+    """Run and step in a checkpoint's directory name. Raises `CheckpointError` for another kind of name."""
+    run, mark, digits = name.rpartition(_STEP)
+    if not (run and mark and digits.isdigit()):
+        raise CheckpointError(f"'{name}' is not the name of a checkpoint of ours (RUN{_STEP}########)")
+    return run, int(digits)
 
 
 def identity(recipe: Recipe, *, data_sha256: list[str], start_sha256: list[str]) -> str:

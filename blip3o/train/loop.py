@@ -49,7 +49,8 @@ class Loop:
     """Trains `engine` from `start` to the recipe's last step.
 
     `batches` yields this rank's micro-batches in order; `after_step(step, record)` is called after every optimizer
-    step, with `step` the number of steps done, and is where checkpoints and logs are made.
+    step, with `step` the number of steps done, and is where checkpoints and logs are made. `first_micro_batch` is the
+    stream's number of the stage's first one: a pipeline's stages share one numbering.
     """
 
     recipe: Recipe
@@ -61,6 +62,7 @@ class Loop:
     world: int
     pad_id: int
     after_step: Callable[[int, StepRecord], None]
+    first_micro_batch: int = 0
     _wait: float = field(default=0.0, init=False)
 
     def run(self, start: int) -> None:
@@ -90,13 +92,15 @@ class Loop:
         began = time.perf_counter()
         arrays = next(self.batches, None)
         self._wait += time.perf_counter() - began
-        expected = step * self.recipe.optim.micro_batches + turn * self.world + self.rank
+        optim = self.recipe.optim
+        expected = self.first_micro_batch + step * optim.micro_batches + turn * self.world + self.rank
         if arrays is None:
             raise DataError(f"the stream ended before micro-batch {expected} of step {step}")
-        number = int(arrays["micro_batch"][0])
-        if number != expected:
+        number, rows = int(arrays["micro_batch"][0]), len(arrays["micro_batch"])
+        if (number, rows) != (expected, optim.micro_batch):
             raise DataError(
-                f"the stream gave micro-batch {number} where step {step} of rank {self.rank} needs {expected}"
+                f"the stream gave micro-batch {number} of {rows} samples where step {step} of rank {self.rank} needs "
+                f"{expected} of {optim.micro_batch}"
             )
         return to_batch(arrays, pad_id=self.pad_id, device=self.device)
 

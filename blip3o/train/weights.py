@@ -12,8 +12,9 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from blip3o.config.recipe import Recipe
 from blip3o.data import storage
-from blip3o.errors import CheckpointError, StorageError
+from blip3o.errors import CheckpointError, ConfigError, StorageError
 from blip3o.model.unified import UnifiedModel
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "final.json"
@@ -36,6 +37,17 @@ def read_description(uri: str) -> dict[str, Any] | None:
     """The description of a finished run's result; None where the run has not finished."""
     location = storage.join(uri, DESCRIPTION)
     return json.loads(storage.read_bytes(location)) if storage.exists(location) else None
+
+
+def start_sha256(recipe: Recipe) -> list[str]:
+    """sha256 of the weights that a stage starts from. Raises `ConfigError` if one of those runs has not finished."""
+    found = []
+    for run in recipe.stage.start_from:
+        description = read_description(final_uri(recipe.run.storage, run))
+        if description is None:
+            raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {recipe.run.storage}")
+        found.append(description["sha256"])
+    return found
 
 
 def read_final(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

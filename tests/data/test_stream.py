@@ -37,8 +37,7 @@ def maker(delay: float = 0.05):
 
 def stream(first: int, end: int, **options):
     return build_stream(
-        **{"num_micro_batches": end, "first": first, "make_micro_batch_fn": maker(), "micro_batch": B, "num_cpus": 0.5}
-        | options
+        **{"num_micro_batches": end, "first": first, "make_micro_batch_fn": maker(), "num_cpus": 0.5} | options
     )
 
 
@@ -49,7 +48,7 @@ def consume(dataset, world: int) -> list[list[dict[str, np.ndarray]]]:
 
     def read(rank: int) -> None:
         pause = threading.Event()
-        for batch in iterate_micro_batches(shards[rank]["train"], B):
+        for batch in iterate_micro_batches(shards[rank]["train"]):
             pause.wait(0.02 * rank)
             seen[rank].append({name: array.copy() for name, array in batch.items()})
 
@@ -89,10 +88,10 @@ def test_a_start_beyond_the_end_is_named():
 
 def test_columns_of_another_shape_stop_the_stream(ray_cluster):
     def make():
-        return lambda number: {"ids": np.zeros(B + 1)}
+        return lambda number: {"pixels": np.zeros(B), "ids": np.zeros(B + 1)}
 
     with pytest.raises(Exception, match=r"column 'ids' of micro-batch 0 is float64 \(4,\), expected numbers with"):
-        next(iterate_micro_batches(stream(0, 2, make_micro_batch_fn=make).iterator(), B))
+        next(iterate_micro_batches(stream(0, 2, make_micro_batch_fn=make).iterator()))
 
 
 @pytest.mark.parametrize(("world", "first"), [(1, 0), (2, 8)])
@@ -100,11 +99,11 @@ def test_train_workers_see_the_same_order(ray_cluster, tmp_path, world, first):
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    end, micro_batch = 16, B
+    end = 16
 
     def worker(out: str) -> None:
         context = ray.train.get_context()
-        batches = iterate_micro_batches(ray.train.get_dataset_shard("train"), micro_batch)
+        batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
         seen = [batch["ids"].ravel().tolist() for batch in batches]
         with open(f"{out}/{context.get_world_rank()}.json", "w") as file:
             json.dump(seen, file)

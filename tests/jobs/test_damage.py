@@ -8,7 +8,7 @@ from blip3o.data.manifest import ledger_file, manifest_file, read_manifest
 from blip3o.errors import DataError
 from jobs.index import index
 from jobs.tokenizer import train_tokenizer
-from jobs.train import check, train
+from jobs.train import check_data, train
 from jobs.train_worker import read_metrics
 from tests.data.shards import header_of, png, put, sample, samples, tar
 from tests.jobs import world
@@ -73,17 +73,17 @@ def test_damage_beyond_the_budget_leaves_no_manifest(damaged):
     assert not storage.exists(manifest_file(manifest_of(damaged)))
     assert len(read_ledger(ledger_file(manifest_of(damaged)))) == len(DAMAGED)
     with pytest.raises(DataError, match="index the source first"):
-        check(tight)
+        check_data(tight)
     index(damaged)
     assert read_manifest(manifest_of(damaged)).good_rows == 19
 
 
 def test_a_shard_that_changed_after_indexing_stops_training_until_it_is_indexed_again(damaged):
     index(damaged)
-    before = check(damaged.model_copy(update={"run": damaged.run.model_copy(update={"name": "changed"})}))
+    before = check_data(damaged.model_copy(update={"run": damaged.run.model_copy(update={"name": "changed"})}))
     put(f"{damaged.data.root}/scenes", "train-00001.tar", tar(samples(13)))
     with pytest.raises(DataError, match=r"train-00001\.tar has \d+ bytes, \d+ when it was indexed: index the source"):
-        check(damaged)
+        check_data(damaged)
     [summary] = index(damaged)
     assert (summary.scanned, summary.bad_rows) == (1, 2)
-    assert check(damaged) != before
+    assert check_data(damaged) != before

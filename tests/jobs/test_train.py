@@ -8,9 +8,11 @@ import time
 import psutil
 import pytest
 
+from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
-from jobs.train import committed_step, train
+from jobs.fit import committed_step
+from jobs.train import train, train_pipeline
 from jobs.train_worker import read_metrics
 from tests.jobs import world
 
@@ -62,8 +64,8 @@ class Killer(threading.Thread):
         return [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
 
     def _step(self):
-        row = self._ray.get(self._board.ask.remote(self._run))
-        return row["step"] if row else 0
+        rows = self._ray.get(self._board.ask.remote([self._run]))
+        return rows[self._run]["step"] if rows else 0
 
 
 def test_figures_are_whole_and_plausible(quiet):
@@ -137,9 +139,31 @@ def test_one_worker_with_accumulation_learns_as_two_do(base, quiet):
         assert one["lr"] == two["lr"]
 
 
+def stages(base, prefix):
+    """Two stages, the second from the first one's result, their steps less than a checkpoint interval apart."""
+    begin = {"start_from": ["world-encoder", "world-understand"]}
+    first = world.recipe(base, run={"name": f"{prefix}-a"}, stage=begin, optim={"steps": 4, "warmup": 0})
+    more = {"name": "instruct", "start_from": [*begin["start_from"], f"{prefix}-a"]}
+    return first, world.recipe(base, run={"name": f"{prefix}-b"}, stage=more, optim={"steps": 16, "micro_batch": 4})
+
+
+def test_a_pipeline_is_its_stages_one_after_the_other_also_when_a_worker_is_killed(ray_cluster, base):
+    alone = [train(recipe) for recipe in stages(base, "alone")]
+    pipeline = Pipeline(name="joined", stages=stages(base, "joined"))
+    killer = Killer(ray_cluster, "joined-b")
+    killer.start()
+    joined = train_pipeline(pipeline)
+    killer.join(PATIENCE_S)
+    assert KILL_FROM <= killer.at_step < 16
+    assert [result["sha256"] for result in joined] == [result["sha256"] for result in alone]
+    for one, other in zip(stages(base, "alone"), pipeline.stages, strict=True):
+        assert figures(one) == figures(other)
+    assert train_pipeline(pipeline) == joined
+
+
 def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
     made, expected = quiet
-    monkeypatch.setattr("jobs.train._fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("jobs.train.fit", lambda *_: pytest.fail("trained again"))
     assert train(made) == expected
 
 

@@ -144,14 +144,21 @@ def test_a_rank_takes_every_world_th_micro_batch():
 @pytest.mark.parametrize(("rank", "first", "needed"), [(0, 1, 0), (1, 0, 1), (0, 4, 0)])
 def test_another_micro_batch_than_the_step_needs_is_an_error(rank, first, needed):
     made, records = loop(map(arrays, itertools.count(first, 2)), world=2, rank=rank)
-    with pytest.raises(DataError, match=f"gave micro-batch {first} where step 0 of rank {rank} needs {needed}"):
+    with pytest.raises(DataError, match=rf"gave micro-batch {first} of 3 .*step 0 of rank {rank} needs {needed} of 3"):
+        made.run(0)
+    assert not records
+
+
+def test_a_micro_batch_of_another_size_is_an_error():
+    made, records = loop(iter([{**arrays(0), "micro_batch": np.zeros(ROWS + 1, np.int64)}]))
+    with pytest.raises(DataError, match="gave micro-batch 0 of 4 samples where step 0 of rank 0 needs 0 of 3"):
         made.run(0)
     assert not records
 
 
 def test_a_start_that_the_stream_does_not_share_is_an_error():
     made, _ = loop(map(arrays, itertools.count()))
-    with pytest.raises(DataError, match="gave micro-batch 0 where step 1 of rank 0 needs 2"):
+    with pytest.raises(DataError, match="gave micro-batch 0 of 3 samples where step 1 of rank 0 needs 2 of 3"):
         made.run(1)
 
 

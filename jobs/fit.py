@@ -1,0 +1,159 @@
+"""One Ray Train fit over the stages of a pipeline: trainer, stream, and where both begin after an interruption.
+
+Workers, stream and their processes are started once and serve every stage: starting them takes about 20 s on two cores.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from blip3o.config.pipeline import Pipeline
+from blip3o.config.recipe import Recipe
+from blip3o.device import collective_backend, gpus_per_worker
+from blip3o.errors import Blip3oError, CheckpointError
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """Stages to train: the resolved recipes as nested values, and for each the sha256 of its data.
+
+    Plain values, since it travels to the workers and to the stream's actors.
+    """
+
+    name: str
+    recipes: tuple[dict[str, Any], ...]
+    data_sha256: tuple[list[str], ...]
+
+    def pipeline(self) -> Pipeline:
+        """The recipes, validated again."""
+        from blip3o.config.load import build_recipe
+
+        return Pipeline(name=self.name, stages=tuple(build_recipe(tree) for tree in self.recipes))
+
+
+def fit(pipeline: Pipeline, data_sha256: list[list[str]]) -> None:
+    """Trains every stage that has not finished; each leaves its result. Needs Ray to be initialised.
+
+    Raises the `Blip3oError` of a worker, or `CheckpointError` for what else ended the run.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from blip3o.data import storage
+    from blip3o.data.stream import data_config
+    from jobs.train_worker import train_worker
+
+    first = pipeline.stages[0]
+    parallel, saved = first.parallel, first.checkpoint
+    filesystem, path = storage.resolve(first.run.storage)
+    recipes = tuple(recipe.model_dump(mode="json") for recipe in pipeline.stages)
+    plan = FitPlan(name=pipeline.name, recipes=recipes, data_sha256=tuple(data_sha256))
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(plan),
+        torch_config=TorchConfig(backend=collective_backend(parallel.device)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=parallel.workers,
+            use_gpu=gpus_per_worker(parallel.device) > 0,
+            resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
+        ),
+        run_config=ray.train.RunConfig(
+            name=pipeline.name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=saved.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=saved.keep),
+        ),
+        datasets={"train": stream_factory(plan)},
+        dataset_config=data_config(),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _user_error(error) from error
+
+
+def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
+    """A factory that Ray Train calls at every (re)start of the workers: the stream from the newest checkpoint on."""
+
+    def build() -> "Dataset":
+        from blip3o.data.stream import build_stream
+
+        pipeline = plan.pipeline()
+        parallel = pipeline.stages[0].parallel
+        return build_stream(
+            num_micro_batches=pipeline.ends[-1],
+            first=next_micro_batch(pipeline),
+            make_micro_batch_fn=lambda: staged_micro_batches(plan.pipeline()),
+            concurrency=parallel.data_tasks,
+            num_cpus=parallel.cpus_per_data_task,
+        )
+
+    return build
+
+
+def staged_micro_batches(pipeline: Pipeline) -> "Callable[[int], dict[str, Any]]":
+    """Micro-batch number → arrays, through all stages of a pipeline."""
+    from functools import partial
+
+    from blip3o.data.batches import StagedMicroBatches, build_micro_batches
+    from blip3o.train.stages import STAGES
+
+    builders = [partial(build_micro_batches, recipe, STAGES[recipe.stage.name].task) for recipe in pipeline.stages]
+    return StagedMicroBatches(builders, pipeline.ends)
+
+
+def next_micro_batch(pipeline: Pipeline) -> int:
+    """Where the stream begins: at the newest checkpoint of the first stage that has not finished, or at its start."""
+    from blip3o.train.weights import final_uri, read_description
+
+    for number, recipe in enumerate(pipeline.stages):
+        if read_description(final_uri(recipe.run.storage, recipe.run.name)) is None:
+            return pipeline.start(number, committed_step(recipe, pipeline.name))
+    return pipeline.ends[-1]
+
+
+def committed_step(recipe: Recipe, fit_name: str | None = None) -> int:
+    """The step of the newest checkpoint that Ray Train has committed for a stage, 0 where there is none.
+
+    `fit_name` is the pipeline's name, if the stage is not trained by itself. Read from Ray Train's own snapshot, which
+    decides what the workers will load; the loop asserts that the two agree. Raises `CheckpointError` if the snapshot is
+    not in the form of Ray 2.60.
+    """
+    from blip3o.data import storage
+    from blip3o.train import checkpoint
+
+    uri = storage.join(recipe.run.storage, fit_name or recipe.run.name, SNAPSHOT)
+    if not storage.exists(uri):
+        return 0
+    try:
+        newest = json.loads(storage.read_bytes(uri))["latest_checkpoint_result"]
+        run, step = checkpoint.parse_name(newest["checkpoint_dir_name"]) if newest else (None, 0)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{uri} is not a snapshot as Ray 2.60 writes it: use the Ray version that started the run"
+        ) from error
+    return step if run == recipe.run.name else 0
+
+
+def _user_error(error: Exception) -> Blip3oError:
+    """The user's error behind a failed run, if a worker raised one; else the first line of what failed."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, Blip3oError):
+                return cause
+            cause = cause.__cause__ or getattr(cause, "cause", None)
+    first = failures[0] if failures else error
+    logger.error("a training worker failed", exc_info=first)
+    return CheckpointError(f"training failed: {' '.join(str(first).split())[-600:]}")

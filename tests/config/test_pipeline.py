@@ -1,0 +1,76 @@
+"""Pipelines: one numbering over all stages, overrides for all or one, and no stages that one group cannot train."""
+
+import pytest
+import yaml
+
+from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.errors import ConfigError
+from jobs.common import RECIPES
+from tests.recipes import recipe, tree
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A pipeline file of two stages."""
+    for name in ("understand", "generate"):
+        values = tree(run={"name": f"run-{name}"}, stage={"name": name})
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    path = tmp_path / "both.yaml"
+    path.write_text("pipeline: {name: both, stages: [understand.yaml, generate.yaml]}")
+    return path
+
+
+def test_micro_batches_are_numbered_through():
+    sizes = ({"steps": 5, "micro_batches": 2}, {"steps": 3, "micro_batches": 4})
+    stages = tuple(recipe(run={"name": f"s{i}"}, optim=optim) for i, optim in enumerate(sizes))
+    pipeline = Pipeline(name="p", stages=stages)
+    assert pipeline.ends == (10, 22)
+    assert [pipeline.start(0), pipeline.start(0, 5), pipeline.start(1), pipeline.start(1, 2)] == [0, 10, 10, 18]
+
+
+def test_overrides_hold_for_all_stages_or_for_one(file):
+    pipeline = load_pipeline(file, ["optim.steps=7", "generate:optim.lr=0.5", "run.storage=s3://bucket/runs"])
+    assert [stage.optim.steps for stage in pipeline.stages] == [7, 7]
+    assert [stage.optim.lr for stage in pipeline.stages] == [1e-3, 0.5]
+    assert {stage.run.storage for stage in pipeline.stages} == {"s3://bucket/runs"}
+
+
+def test_an_override_of_a_stage_that_is_not_there_is_named(file):
+    with pytest.raises(ConfigError, match=r"has no stage 'instruct' \(stages: understand, generate\)"):
+        load_pipeline(file, ["instruct:optim.steps=7"])
+
+
+def test_a_recipe_is_a_pipeline_of_itself(file):
+    pipeline = load_pipeline(file.parent / "generate.yaml", ["optim.steps=7"])
+    assert (pipeline.name, len(pipeline.stages), pipeline.stages[0].optim.steps) == ("run-generate", 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"run": {"name": "one"}}, "run.name repeats among its stages: one, one"),
+        ({"run": {"name": "two"}, "parallel": {"workers": 2}}, r"differ in parallel.workers \(one: 1, two: 2\)"),
+        ({"run": {"name": "two", "storage": "/other"}}, "differ in run.storage"),
+    ],
+)
+def test_stages_that_one_group_of_workers_cannot_train_are_refused(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        Pipeline(name="p", stages=(recipe(run={"name": "one"}), recipe(**changes)))
+
+
+def test_a_section_that_is_no_pipeline_is_named(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("pipeline: {name: p, stages: []}")
+    with pytest.raises(ConfigError, match=r"bad.yaml: 'stages' = \[\]: tuple should have at least 1 item"):
+        load_pipeline(path, [])
+
+
+def test_the_shipped_pipeline_has_the_five_stages():
+    pipeline = load_pipeline(RECIPES / "tiny.yaml", [])
+    assert [stage.stage.name for stage in pipeline.stages] == [
+        "encoder",
+        "understand",
+        "generate",
+        "instruct",
+        "decoder",
+    ]
