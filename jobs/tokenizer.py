@@ -53,7 +53,7 @@ def _first_refs(source: int, rows: SourceRows) -> list[SampleRef]:
 
 def _sample_texts(sample: RawSample) -> Iterator[str]:
     yield from sample.meta.get("captions") or [sample.caption]
-    for pair in sample.meta.get("qa", []):
+    for pair in [*sample.meta.get("qa", []), *sample.meta.get("caption_qa", [])]:
         yield pair["question"]
         yield pair["answer"]
 

@@ -16,7 +16,6 @@ from ray.train import Checkpoint
 from blip3o import log
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
-from blip3o.data.batches import chat_template
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.stream import iterate_micro_batches
 from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
@@ -108,7 +107,7 @@ def _queries_from_questions(recipe: Recipe, model: UnifiedModel, tokenizer: Chat
     Prompt tuning begins best from embeddings of fitting text where the language model is small (Lester et al. 2021,
     arXiv 2104.08691, section 3.2).
     """
-    ids = chat_template(recipe).questions(tokenizer, recipe.stage.query_questions)
+    ids = [token for question in recipe.stage.query_questions for token in tokenizer.encode(question)]
     count = model.queries.shape[0]
     rows = torch.tensor((ids * -(-count // len(ids)))[:count])
     with torch.no_grad():

@@ -69,10 +69,7 @@ class DataConfig(Frozen):
         default=0.0,
         ge=0,
         le=1,
-        description="share of question samples that show the caption in words instead of the picture",
-    )
-    describing: float = Field(
-        default=0.0, ge=0, le=1, description="share of question samples about a picture that first ask to describe it"
+        description="share of question samples that fill a form about a request to draw, in place of a picture",
     )
     chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
     window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
@@ -99,8 +96,9 @@ class StageConfig(Frozen):
     )
     query_questions: tuple[str, ...] = Field(
         default=(),
-        description="questions about a prompt; the embeddings of their tokens are the queries' first values (normal "
-        "draws if there are none). A small backbone answers them from the prompt, which normal draws do not make it do",
+        description="questions of a form; their tokens' embeddings, repeated to fill, are the queries' first values "
+        "(normal draws if there are none): a small backbone that filled forms (data.reading) answers them from the "
+        "prompt, which normal draws do not make it do",
     )
     dense_weight: float = Field(
         default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one"

@@ -25,13 +25,12 @@ from blip3o.data.locations import source_locations, tokenizer_uri
 from blip3o.data.manifest import Manifest, read_manifest
 from blip3o.data.order import SampleOrder, SourceRows
 from blip3o.data.sample import DamagedSampleError
-from blip3o.data.templates import IGNORE, ChatTemplate, Turn
+from blip3o.data.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.tokenizer import PAD, ChatTokenizer
 from blip3o.rng import derive_seed, numpy_generator
 from blip3o.types import RawSample
 
 DESCRIBE = "Describe the image."
-READ = "The image shows {caption}. {question}"
 
 
 class Task(Enum):
@@ -69,7 +68,6 @@ class SampleEncoder:
     max_length: int
     questions: int
     reading: float
-    describing: float
     seed: int
     sizes: Mapping[str, int]
 
@@ -96,31 +94,32 @@ class SampleEncoder:
         return captions[int(generator.integers(len(captions)))]
 
     def _chat(self, raw: RawSample, generator: np.random.Generator) -> Text:
-        """Questions about the picture, or, for a share of samples, about its caption in place of the picture."""
-        caption = self._caption(raw, generator)
-        pairs: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
-        stated = [pair for pair in pairs if str(pair["answer"]).lower() in caption.lower()]
-        reads = bool(stated) and generator.random() < self.reading
-        chosen = [pairs[int(i)] for i in generator.permutation(len(pairs))] if not reads else stated
-        if not reads and generator.random() < self.describing:
-            chosen.insert(0, {"question": DESCRIBE, "answer": caption})
-        questions = [str(pair["question"]) for pair in chosen[: self.questions]]
-        if reads:
-            questions[0] = READ.format(caption=caption, question=questions[0])
-        turns = [
-            Turn(role=role, text=text)
-            for question, pair in zip(questions, chosen, strict=False)
-            for role, text in (("user", question), ("assistant", str(pair["answer"])))
-        ]
-        return self._conversation(turns, with_image=not reads)
+        """Questions about the picture, or, for a share of samples, a form about a request to draw its caption.
 
-    def _conversation(self, turns: list[Turn], *, with_image: bool) -> Text:
-        """As many of the question and answer pairs as fit, at least one."""
-        for end in range(len(turns), 0, -2):
-            encoded = self.template.conversation(self.tokenizer, turns[:end], with_image=with_image)
-            if len(encoded.ids) <= self.max_length:
-                break
-        return Text(ids=encoded.ids, labels=encoded.labels)
+        The form's questions are `caption_qa`, which any caption of the sample answers; each is asked twice, in two
+        orders. A sample without them shows its picture.
+        """
+        caption = self._caption(raw, generator)
+        stated: list[dict[str, Any]] = raw.meta.get("caption_qa") or []
+        if stated and generator.random() < self.reading:
+            order = [*generator.permutation(len(stated)), *generator.permutation(len(stated))]
+            pairs = [(str(stated[i]["question"]), str(stated[i]["answer"])) for i in order]
+
+            def fill(end: int) -> Encoded:
+                return self.template.form(self.tokenizer, caption, pairs[:end])
+
+            return _longest(fill, len(pairs), self.max_length)
+        asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
+        turns = [
+            Turn(role=role, text=str(asked[i][field]))
+            for i in generator.permutation(len(asked))[: self.questions]
+            for role, field in (("user", "question"), ("assistant", "answer"))
+        ]
+
+        def talk(end: int) -> Encoded:
+            return self.template.conversation(self.tokenizer, turns[: 2 * end], with_image=True)
+
+        return _longest(talk, len(turns) // 2, self.max_length)
 
     def _pad(self, text: Text) -> dict[str, np.ndarray]:
         if not 0 < len(text.ids) <= self.max_length:
@@ -132,6 +131,15 @@ class SampleEncoder:
         labels = np.full(self.max_length, IGNORE, np.int32)
         labels[: len(text.labels)] = text.labels
         return {"input_ids": ids, "labels": labels}
+
+
+def _longest(encode: Callable[[int], Encoded], count: int, max_length: int) -> Text:
+    """Of the texts that `encode` makes of the first n questions, the longest that fits; that of one if none does."""
+    for end in range(count, 0, -1):
+        encoded = encode(end)
+        if len(encoded.ids) <= max_length:
+            break
+    return Text(ids=encoded.ids, labels=encoded.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +176,6 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
             max_length=recipe.data.max_length,
             questions=recipe.data.questions,
             reading=recipe.data.reading,
-            describing=recipe.data.describing,
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,

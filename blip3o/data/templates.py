@@ -47,14 +47,21 @@ class ChatTemplate:
         encoded = self.conversation(tokenizer, turns, with_image=with_image)
         return [*encoded.ids, *self._open(tokenizer, "assistant")]
 
-    def questions(self, tokenizer: ChatTokenizer, questions: Sequence[str]) -> list[int]:
-        """Ids that end an assistant's turn and put question after question, each with an open turn for its answer."""
-        ids: list[int] = []
-        for question in questions:
-            ids += [tokenizer.ids[TURN_END], *tokenizer.encode("\n")]
-            ids += [*self._open(tokenizer, "user"), *tokenizer.encode(question), tokenizer.ids[TURN_END]]
-            ids += [*tokenizer.encode("\n"), *self._open(tokenizer, "assistant")]
-        return ids
+    def form(self, tokenizer: ChatTokenizer, caption: str, pairs: Sequence[tuple[str, str]]) -> Encoded:
+        """A request to draw `caption`, then a form about it: question after question, and no answers between them.
+
+        Each question's last token is supervised with the first token of its answer. So the questions alone, as queries
+        after a request to draw, hold the answers in their hidden states.
+        """
+        ids = self.draw(tokenizer, caption)
+        labels = [IGNORE] * len(ids)
+        expected = IGNORE
+        for question, answer in pairs:
+            asked = tokenizer.encode(question)
+            ids += asked
+            labels += [expected, *[IGNORE] * (len(asked) - 1)]
+            expected = tokenizer.encode(answer)[0]
+        return Encoded(ids=(*ids, tokenizer.ids[TURN_END]), labels=(*labels, expected))
 
     def conversation(self, tokenizer: ChatTokenizer, turns: list[Turn], *, with_image: bool) -> Encoded:
         """Ids and labels of whole turns: assistant text and its `<|im_end|>` are supervised, all else is not."""

@@ -153,22 +153,25 @@ def test_questions_are_answered_under_supervision_and_padding_is_not(root):
 QA = [{"question": "what color?", "answer": "red"}, {"question": "how many?", "answer": "one"}]
 
 
-def test_a_share_of_samples_reads_the_caption_in_place_of_the_picture(root):
-    build = builder(root, Task.CHAT, reading=1.0, questions=1)
-    row = build.encoder(raw("a red circle", qa=QA))
-    turns = [
-        Turn(role="user", text="The image shows a red circle. what color?"),
-        Turn(role="assistant", text="red"),
-    ]
-    said = build.encoder.template.conversation(build.encoder.tokenizer, turns, with_image=False)
-    assert text_of(build, row) == list(said.ids)
+def test_a_share_of_samples_fills_a_form_about_the_caption_in_place_of_the_picture(root):
+    build = builder(root, Task.CHAT, reading=1.0)
+    tokenizer, template = build.encoder.tokenizer, build.encoder.template
+    row = build.encoder(raw("a red circle", caption_qa=QA))
+    pairs = [(pair["question"], pair["answer"]) for pair in QA]
+    orders = [pairs, pairs[::-1]]
+    forms = [template.form(tokenizer, "a red circle", [*first, *second]) for first in orders for second in orders]
+    [form] = [form for form in forms if list(form.ids) == text_of(build, row)]
+    assert row["labels"][: len(form.ids)].tolist() == list(form.labels)
     assert row["prompt_pixels"].shape == (32, 32, 3)
-    # What the caption does not say cannot be read from it: the picture is shown.
-    unstated = build.encoder(raw("a red circle", qa=QA[1:]))
-    assert text_of(build, unstated).count(build.encoder.tokenizer.ids[IMAGE_PAD]) == IMAGE_TOKENS
+    # What has no form shows its picture.
+    without = build.encoder(raw("a red circle", qa=QA))
+    assert text_of(build, without).count(tokenizer.ids[IMAGE_PAD]) == IMAGE_TOKENS
     never = builder(root, Task.CHAT, reading=0.0).encoder
-    shown = [text_of(build, never(raw("a red circle", pass_index=n, qa=QA))) for n in range(8)]
-    assert {ids.count(build.encoder.tokenizer.ids[IMAGE_PAD]) for ids in shown} == {IMAGE_TOKENS}
+    shown = [text_of(build, never(raw("a red circle", pass_index=n, qa=QA, caption_qa=QA))) for n in range(8)]
+    assert {ids.count(tokenizer.ids[IMAGE_PAD]) for ids in shown} == {IMAGE_TOKENS}
+    # A form that is too long loses questions from its end.
+    short = replace(build.encoder, max_length=len(form.ids) - 1)(raw("a red circle", caption_qa=QA))
+    assert (short["labels"] != IGNORE).sum() == 3
 
 
 def test_a_picture_without_questions_is_described(root):

@@ -86,3 +86,15 @@ def test_training_continues_exactly_what_inference_shows(with_image):
     assert list(trained.ids[: len(prompt)]) == prompt
     assert set(trained.labels[: len(prompt)]) == {IGNORE}
     assert trained.labels[len(prompt)] == trained.ids[len(prompt)]
+
+
+def test_a_form_asks_without_answers_and_supervises_each_answer_at_its_question():
+    pairs = [("color?", "red"), ("how many?", "one"), ("?", "a circle")]
+    form = template().form(TOKENIZER, "a red circle", pairs)
+    drawn = template().draw(TOKENIZER, "a red circle")
+    asked = [TOKENIZER.encode(question) for question, _ in pairs]
+    assert list(form.ids) == [*drawn, *chain(*asked), SPECIAL[TURN_END]]
+    # A causal model's state at a position is judged by the label of the next one.
+    ends = [len(drawn) + sum(map(len, asked[: n + 1])) - 1 for n in range(len(pairs))]
+    supervised = {position - 1: label for position, label in enumerate(form.labels) if label != IGNORE}
+    assert supervised == {end: TOKENIZER.encode(answer)[0] for end, (_, answer) in zip(ends, pairs, strict=True)}

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from blip3o.data.sets import npm, writer
-from blip3o.data.sets.emoji_text import STYLES, Concept, captions, questions
+from blip3o.data.sets.emoji_text import STYLES, Concept, caption_questions, captions, questions
 from blip3o.data.sets.npm import NpmPackage
 from blip3o.errors import DataError
 from blip3o.rng import derive_seed, numpy_generator
@@ -148,6 +148,7 @@ def _sample(
         "split": split_of(concept.code),
         "captions": captions(concept, style),
         "qa": questions(concept, style, others=others, groups=groups, rng=rng),
+        "caption_qa": caption_questions(concept),
         "label": concept.label,
         "group": concept.group,
         "keywords": list(concept.keywords),

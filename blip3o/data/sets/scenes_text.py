@@ -64,6 +64,19 @@ def questions(scene: Scene, *, heldout: bool, rng: np.random.Generator) -> list[
     return [question for question in found if question]
 
 
+def caption_questions(scene: Scene) -> list[dict[str, Any]]:
+    """The `caption_qa` of a scene: short questions that every one of its captions answers, without the picture."""
+    stated = STATES_COLOR[scene.family]
+    kinds = list(dict.fromkeys((o.shape, o.color) for o in scene.objects))
+    words = [f"{color} {shape}" if stated else shape for shape, color in kinds]
+    return [
+        {"question": "Shape?", "answer": kinds[0][0]},
+        {"question": "Color?", "answer": kinds[0][1] if stated else "any"},
+        {"question": "How many?", "answer": str(len(scene.objects))},
+        {"question": "Other?", "answer": words[1] if len(words) > 1 else "none"},
+    ]
+
+
 def _qa(kind: str, question: str, answer: str, choices: tuple[str, ...]) -> dict[str, Any]:
     return {"kind": kind, "question": question, "answer": answer, "choices": list(choices)}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from blip3o.data.sets.emoji_text import Concept, captions, phrase, questions
+from blip3o.data.sets.emoji_text import Concept, caption_questions, captions, phrase, questions
 
 GROUPS = ["animals & nature", "food & drink", "people & body"]
 
@@ -82,3 +82,17 @@ def test_label_group_and_style_are_the_published_ones():
         "group": ("food & drink", GROUPS),
         "style": ("flat", ["3D", "flat"]),
     }
+
+
+def test_a_form_asks_for_words_of_the_label_the_group_and_what_it_stands_for():
+    named = concept("smiling cat with heart-eyes", "smileys & emotion", "love", "pet")
+    assert {pair["question"]: pair["answer"] for pair in caption_questions(named)} == {
+        "What?": "smiling",
+        "Second word?": "cat",
+        "Last word?": "heart-eyes",
+        "Group?": "smileys & emotion",
+        "For what?": "love",
+        "Or what?": "pet",
+    }
+    bare = concept("bat", "animals & nature")
+    assert [pair["question"] for pair in caption_questions(bare)] == ["What?", "Last word?", "Group?"]

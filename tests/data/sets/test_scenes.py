@@ -193,7 +193,9 @@ def test_yes_and_no_are_balanced_and_training_text_names_no_held_out_pair(record
     for record in records:
         assert sorted(q["answer"] for q in record["qa"] if q["kind"] == "presence") == ["no", "yes"]
         if record["split"] == "train":
-            text = " ".join(record["captions"] + [q["question"] for q in record["qa"]])
+            text = " ".join(
+                record["captions"] + [q["question"] for q in record["qa"]] + [q["answer"] for q in record["caption_qa"]]
+            )
             named = re.findall(rf"({'|'.join(COLORS)}) ({'|'.join([*SHAPES, *SINGULAR])})", text)
             assert HELDOUT_PAIRS.isdisjoint((SINGULAR.get(shape, shape), color) for color, shape in named)
 
@@ -219,3 +221,15 @@ def test_impossible_numbers_are_refused(tmp_path, numbers):
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_caption_answers_the_form_of_its_scene(records):
+    for record in records:
+        form = {pair["question"]: pair["answer"] for pair in record["caption_qa"]}
+        drawn = [(o["shape"], o["color"]) for o in record["objects"]]
+        stated = STATES_COLOR[record["family"]]
+        (shape, color), *others = dict.fromkeys(drawn)
+        assert form["Shape?"] == shape and form["Color?"] == (color if stated else "any")
+        assert form["How many?"] == str(len(drawn))
+        other = f"{others[0][1]} {others[0][0]}" if stated and others else others[0][0] if others else "none"
+        assert form["Other?"] == other
