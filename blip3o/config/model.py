@@ -162,6 +162,11 @@ class DiTConfig(Frozen):
     mlp_width: int = Field(gt=0, description="hidden channels of the SwiGLU (4864 at dim 1792)")
     time_width: int = Field(gt=0, description="channels of the time and caption embedding (1024 in the released model)")
     norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the RMS norms")
+    gate_init: float = Field(
+        default=0.0,
+        description="first value of the cross-attention gates, before tanh (0 in the released model). AdamW moves one "
+        "by about the learning rate a step: in a few hundred steps, gates that begin at 0 hardly open",
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

@@ -65,6 +65,9 @@ class DataConfig(Frozen):
     template: TemplateConfig = TemplateConfig()
     max_length: int = Field(gt=0, description="token positions of a sample; longer ones are refused, not cut")
     questions: int = Field(default=4, gt=0, description="question/answer turns asked about one image in a sample")
+    question_weights: dict[str, float] = Field(
+        default={}, description="how readily a kind of question is chosen, by kind; 1 where none is named, 0 is never"
+    )
     reading: float = Field(
         default=0.0,
         ge=0,

@@ -67,6 +67,7 @@ class SampleEncoder:
     template: ChatTemplate
     max_length: int
     questions: int
+    question_weights: Mapping[str, float]
     reading: float
     seed: int
     sizes: Mapping[str, int]
@@ -112,7 +113,7 @@ class SampleEncoder:
         asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
         turns = [
             Turn(role=role, text=str(asked[i][field]))
-            for i in generator.permutation(len(asked))[: self.questions]
+            for i in self._chosen(asked, generator)[: self.questions]
             for role, field in (("user", "question"), ("assistant", "answer"))
         ]
 
@@ -120,6 +121,15 @@ class SampleEncoder:
             return self.template.conversation(self.tokenizer, turns[: 2 * end], with_image=True)
 
         return _longest(talk, len(turns) // 2, self.max_length)
+
+    def _chosen(self, asked: list[dict[str, Any]], generator: np.random.Generator) -> list[int]:
+        """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:
+        by exponential times at rates of the weights). Falls back to all of them where every weight is zero.
+        """
+        weights = [self.question_weights.get(str(pair.get("kind")), 1.0) for pair in asked]
+        times = generator.exponential(size=len(asked))
+        order = sorted(range(len(asked)), key=lambda i: times[i] / weights[i] if weights[i] else np.inf)
+        return [i for i in order if weights[i]] or order
 
     def _pad(self, text: Text) -> dict[str, np.ndarray]:
         if not 0 < len(text.ids) <= self.max_length:
@@ -175,6 +185,7 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
             template=chat_template(recipe),
             max_length=recipe.data.max_length,
             questions=recipe.data.questions,
+            question_weights=recipe.data.question_weights,
             reading=recipe.data.reading,
             seed=recipe.run.seed,
             sizes={

@@ -92,12 +92,12 @@ def initialize(model: UnifiedModel, seed: int) -> None:
 
     So a part starts from the same numbers whatever else is built beside it. Matrices are normal with
     deviation fan_in^(-1/2); embeddings and positions normal with 0.02; queries normal with `query_std` (1
-    upstream); norms one; biases, gates, adaptive scales and last layers zero, so that every residual branch
-    of the DiT begins as the identity.
+    upstream); gates `gate_init` (0 upstream); norms one; biases, adaptive scales and last layers zero, so that
+    every residual branch of the DiT begins as the identity.
     """
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            _initialize_one(name, parameter, seed, query_std=model.config.query_std)
+            _initialize_one(name, parameter, seed, model.config)
 
 
 _ZERO = (
@@ -111,15 +111,17 @@ _KEEP = ("log_scale", "contrastive.bias")
 _EMBEDDING = ("embed_tokens.weight", "text.tokens.weight", "pos_embed", "text.positions")
 
 
-def _initialize_one(name: str, parameter: Tensor, seed: int, *, query_std: float) -> None:
+def _initialize_one(name: str, parameter: Tensor, seed: int, config: ModelConfig) -> None:
     if name.endswith(_KEEP):
         return
-    if name.endswith(("gate", *_ZERO)) or (name.endswith("bias") and parameter.dim() == 1):
+    if name.endswith("gate"):
+        parameter.fill_(config.dit.gate_init)
+    elif name.endswith(_ZERO) or (name.endswith("bias") and parameter.dim() == 1):
         parameter.zero_()
     elif name.endswith(_EMBEDDING):
         parameter.normal_(0, 0.02, generator=torch_generator(seed, "init", name))
     elif name == "queries":
-        parameter.normal_(0, query_std, generator=torch_generator(seed, "init", name))
+        parameter.normal_(0, config.query_std, generator=torch_generator(seed, "init", name))
     elif parameter.dim() == 1:
         parameter.fill_(1)
     else:

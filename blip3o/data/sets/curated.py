@@ -1,7 +1,7 @@
 """A small curated set for the instruction-tuning stage, chosen from sets that are there already.
 
-Balanced over (source, kind of content): scenes by family, emoji by group. One canonical caption a sample, the first, so
-that the stage settles on one way of being asked. Only training samples are read: nothing held out can enter.
+Balanced over (source, kind of content): scenes by family, emoji by group. One caption a sample, the one that says most
+(`full_caption`, else the first). Only training samples are read: nothing held out can enter.
 """
 
 import io
@@ -42,15 +42,15 @@ def choose(pool: Sequence[writer.Sample], *, samples: int, seed: int) -> list[wr
     for kind in sorted(kinds):
         kept += sorted(kinds[kind], key=lambda sample: derive_seed(seed, "curated", sample.key))[:quota]
     kept.sort(key=lambda sample: derive_seed(seed, "curated-order", sample.key))
-    return [_with_one_caption(sample) for sample in kept[:samples]]
+    return [_with_full_caption(sample) for sample in kept[:samples]]
 
 
 def _kind(record: dict[str, Any]) -> str:
     return str(record.get("family") or record.get("group") or "")
 
 
-def _with_one_caption(sample: writer.Sample) -> writer.Sample:
-    record = {**sample.record, "captions": sample.record["captions"][:1]}
+def _with_full_caption(sample: writer.Sample) -> writer.Sample:
+    record = {**sample.record, "captions": [sample.record.get("full_caption") or sample.record["captions"][0]]}
     return writer.Sample(key=sample.key, image=sample.image, ext=sample.ext, record=record)
 
 

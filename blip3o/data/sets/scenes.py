@@ -12,7 +12,7 @@ import numpy as np
 
 from blip3o.data.sets import writer
 from blip3o.data.sets.scenes_draw import png
-from blip3o.data.sets.scenes_text import caption_questions, captions, questions
+from blip3o.data.sets.scenes_text import caption_questions, captions, full_caption, questions
 from blip3o.data.sets.scenes_world import COLORS, FAMILIES, GROUNDS, SHAPES, Scene, SceneObject, is_heldout, relations
 from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
@@ -85,6 +85,7 @@ def sample(index: int, *, split: str, seed: int = 0, size: int = 64) -> writer.S
         "split": split,
         "captions": captions(scene),
         "qa": questions(scene, heldout=split == "heldout", rng=rng),
+        "full_caption": full_caption(scene),
         "caption_qa": caption_questions(scene),
         "family": scene.family,
         "ground": scene.ground,

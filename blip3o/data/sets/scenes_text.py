@@ -35,13 +35,18 @@ def noun(shape: str, color: str | None = None, count: int = 1) -> str:
 
 def captions(scene: Scene) -> list[str]:
     """All phrasings of a scene, the plain one first."""
-    first, *rest = _statements(scene)
+    first, *rest = _statements(scene, colors=STATES_COLOR[scene.family])
     return [first, f"a photo of {first}", f"a picture of {first}", f"{first} on a {scene.ground} ground", *rest]
 
 
-def _statements(scene: Scene) -> list[str]:
+def full_caption(scene: Scene) -> str:
+    """Everything that can be said of a scene, colours and ground too, whatever the captions of its family leave out."""
+    return f"{_statements(scene, colors=True)[0]} on a {scene.ground} ground"
+
+
+def _statements(scene: Scene, *, colors: bool) -> list[str]:
     """The plain statement, and for two objects the same seen from the other one."""
-    stated = [noun(o.shape, o.color if STATES_COLOR[scene.family] else None) for o in scene.objects]
+    stated = [noun(o.shape, o.color if colors else None) for o in scene.objects]
     if scene.family == "counting":
         return [noun(scene.objects[0].shape, scene.objects[0].color, len(scene.objects))]
     if len(stated) == 1:

@@ -233,3 +233,14 @@ def test_every_caption_answers_the_form_of_its_scene(records):
         assert form["How many?"] == str(len(drawn))
         other = f"{others[0][1]} {others[0][0]}" if stated and others else others[0][0] if others else "none"
         assert form["Other?"] == other
+
+
+def test_the_full_caption_leaves_nothing_out(records):
+    for record in records:
+        words, ground = record["full_caption"].split(" on a ")
+        assert ground == f"{record['ground']} ground"
+        found = Counter()
+        for part in re.split(r" (?:left of|right of|above|below|and) ", words):
+            number, color, shape = parsed(part)
+            found[shape, color] += number
+        assert found == Counter(things(record))
