@@ -122,6 +122,11 @@ class BackboneConfig(Frozen):
     mlp_width: int = Field(gt=0, description="hidden channels of the gated MLP")
     rope_theta: float = Field(default=1e6, gt=0, description="base of the rotary embedding")
     tied: bool = Field(default=True, description="whether the language-model head shares the embedding's weights")
+    embedding_std: float = Field(
+        default=0.02,
+        gt=0,
+        description="deviation of the token embeddings' initial values; near H^(-1/2) for a short run",
+    )
     vision: VisionConfig
 
     @model_validator(mode="after")

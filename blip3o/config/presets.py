@@ -34,7 +34,16 @@ TINY: dict[str, Any] = {
             "mlp_width": 256,
         },
     },
-    "dit": {"patch_size": 2, "dim": 128, "layers": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384, "time_width": 128},
+    "dit": {
+        "patch_size": 2,
+        "dim": 128,
+        "layers": 4,
+        "heads": 4,
+        "kv_heads": 4,
+        "mlp_width": 384,
+        "time_width": 128,
+        "gate_init": 0.5,
+    },
     "decoder": {"image_size": 64, "fold": 4, "coarse_width": 256, "channels": [48, 64]},
     "sampler": {"steps": 20, "guidance": 3.0},
 }

@@ -90,10 +90,10 @@ class UnifiedModel(nn.Module):
 def initialize(model: UnifiedModel, seed: int) -> None:
     """Sets EVERY parameter of the parts that were built, each from its own stream keyed by its name.
 
-    So a part starts from the same numbers whatever else is built beside it. Matrices are normal with
-    deviation fan_in^(-1/2); embeddings and positions normal with 0.02; queries normal with `query_std` (1
-    upstream); gates `gate_init` (0 upstream); norms one; biases, adaptive scales and last layers zero, so that
-    every residual branch of the DiT begins as the identity.
+    So a part starts from the same numbers whatever else is built beside it. Matrices are normal with deviation
+    fan_in^(-1/2); embeddings and positions normal with 0.02, the backbone's with `embedding_std`; queries normal with
+    `query_std` (1 upstream); gates `gate_init` (0 upstream); norms one; biases, adaptive scales and last layers zero,
+    so that every residual branch of the DiT begins as the identity.
     """
     for name, parameter in model.named_parameters():
         with torch.no_grad():
@@ -108,7 +108,7 @@ _ZERO = (
     "cls_token",
 )
 _KEEP = ("log_scale", "contrastive.bias")
-_EMBEDDING = ("embed_tokens.weight", "text.tokens.weight", "pos_embed", "text.positions")
+_EMBEDDING = ("text.tokens.weight", "pos_embed", "text.positions")
 
 
 def _initialize_one(name: str, parameter: Tensor, seed: int, config: ModelConfig) -> None:
@@ -118,6 +118,8 @@ def _initialize_one(name: str, parameter: Tensor, seed: int, config: ModelConfig
         parameter.fill_(config.dit.gate_init)
     elif name.endswith(_ZERO) or (name.endswith("bias") and parameter.dim() == 1):
         parameter.zero_()
+    elif name == "backbone.hf.model.language_model.embed_tokens.weight":
+        parameter.normal_(0, config.backbone.embedding_std, generator=torch_generator(seed, "init", name))
     elif name.endswith(_EMBEDDING):
         parameter.normal_(0, 0.02, generator=torch_generator(seed, "init", name))
     elif name == "queries":
