@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
         "heads": 4,
         "kv_heads": 2,
         "mlp_width": 256,
+        "embedding_std": 0.09,
         "vision": {
             "image_size": 64,
             "patch_size": 8,
