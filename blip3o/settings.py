@@ -52,6 +52,7 @@ def configure_ray() -> None:
             "RAY_AUTH_MODE": "disabled",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DATA_LOG_LEVEL": "WARNING",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         }
     )

@@ -103,6 +103,12 @@ class StageConfig(Frozen):
         "(normal draws if there are none): a small backbone that filled forms (data.reading) answers them from the "
         "prompt, which normal draws do not make it do",
     )
+    feature_noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="largest deviation of normal noise on the decoder stage's features, drawn anew for each sample: the "
+        "decoder learns to draw from features as imperfect as generated ones (arXiv 2106.15282)",
+    )
     dense_weight: float = Field(
         default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one"
     )

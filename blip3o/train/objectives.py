@@ -136,12 +136,20 @@ class StageModule(nn.Module):
         image = to_unit(batch["decoder_pixels"])
         draws = flow_draws(batch["draw_key"], seed=self._seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
         sigma = training_sigma(draws.uniform)
-        coarse = self.model.coarse(features)
+        coarse = self.model.coarse(self._augmented(features, batch["draw_key"]))
         clean = self.model.decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
         return {
             "coarse": (coarse - image).square().sum(),
             "clean": (clean - image).square().sum(),
         }
+
+    def _augmented(self, features: Tensor, keys_B: Tensor) -> Tensor:
+        """Features [B, L, F] with noise of a deviation uniform in 0 … `feature_noise`, one for each sample."""
+        largest = self._recipe.stage.feature_noise
+        if not largest:
+            return features
+        draws = flow_draws(keys_B, seed=self._seed, kind="features", shape=tuple(features.shape[1:]), dropout=0.0)
+        return features + largest * draws.uniform[:, None, None] * draws.noise
 
 
 def build_stage_module(recipe: Recipe, *, image_token_id: int, pad_id: int) -> StageModule:
