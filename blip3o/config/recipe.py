@@ -106,7 +106,7 @@ class StageConfig(Frozen):
     feature_noise: float = Field(
         default=0.0,
         ge=0,
-        description="largest deviation of normal noise on the decoder stage's features, drawn anew for each sample: the "
+        description="largest deviation of normal noise on the decoder stage's features, anew for each sample: the "
         "decoder learns to draw from features as imperfect as generated ones (arXiv 2106.15282)",
     )
     dense_weight: float = Field(

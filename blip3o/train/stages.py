@@ -6,12 +6,14 @@ set; `decoder` learns pixels.
 """
 
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from blip3o.config.recipe import StageName
 from blip3o.data.batches import Task
 from blip3o.errors import ConfigError
+
+if TYPE_CHECKING:  # decoding actors read this table, and have no use for torch
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ STAGES: dict[StageName, Stage] = {
 }
 
 
-def freeze(model: nn.Module, stage: Stage) -> list[str]:
+def freeze(model: "nn.Module", stage: Stage) -> list[str]:
     """Sets `requires_grad` of every parameter by the stage and returns the names of the trainable ones.
 
     Raises `ConfigError` if a pattern matches nothing.
