@@ -56,11 +56,20 @@ def shown(runs: Sequence[Shown]) -> Iterator[None]:
         console=Console(stderr=True),
     )
     tasks = {it.run: progress.add_task(it.run, total=it.total, loss="waiting", start=False) for it in runs}
+    said = {it.run: 0 for it in runs}
 
     def poll() -> None:
-        for run, row in ray.get(handle.ask.remote(list(tasks))).items():
-            progress.start_task(tasks[run])
-            progress.update(tasks[run], completed=row["step"], loss=f"loss {row['loss']:.4f}")
+        rows = ray.get(handle.ask.remote(list(tasks)))
+        for it in runs:
+            row = rows.get(it.run)
+            if row is None:
+                continue
+            progress.start_task(tasks[it.run])
+            progress.update(tasks[it.run], completed=row["step"], loss=f"loss {row['loss']:.4f}")
+            quarter = 4 * row["step"] // it.total
+            if quarter > said[it.run] and not progress.console.is_terminal:  # a log shows no bars
+                said[it.run] = quarter
+                progress.console.print(f"   {it.run}: {row['step']}/{it.total} steps, loss {row['loss']:.4f}")
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
