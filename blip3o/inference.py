@@ -5,6 +5,7 @@ prompt to one fixed length, so a request's arithmetic has the same shape whateve
 seed give the same image alone, in any batch, and in any place of it.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,10 +54,17 @@ class Pipeline:
         """Features [n, L, F] drawn for each prompt and seed. Raises `RequestError` as `generate` does."""
         if not prompts or len(prompts) != len(seeds):
             raise RequestError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each of the prompts")
+        return self._features(
+            [self.draw_ids(prompt) for prompt in prompts], seeds=seeds, steps=steps, guidance=guidance
+        )
+
+    def _features(
+        self, ids: Sequence[list[int]], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+    ) -> Tensor:
         sampler = self.model.config.sampler
         steps = sampler.steps if steps is None else steps
         guidance = sampler.guidance if guidance is None else guidance
-        states = self.condition(prompts)
+        states = self._states(ids)
         noise = torch.stack([self.feature_noise(seed) for seed in seeds])
         chunks = [
             self.model.sample_features(rows, start, steps=steps, guidance=guidance)[:count]
@@ -67,10 +75,13 @@ class Pipeline:
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """Query states [n, N, H] of requests to draw. Raises `RequestError` for an empty or over-long prompt."""
-        ids, mask = self._pad([self.draw_ids(prompt) for prompt in prompts])
+        return self._states([self.draw_ids(prompt) for prompt in prompts])
+
+    def _states(self, rows: Sequence[list[int]]) -> Tensor:
+        ids, mask = self._pad(rows)
         chunks = [
-            self.model.query_states(Prompt(input_ids=rows, attention_mask=rows_mask))[:count]
-            for count, (rows, rows_mask) in self._chunks(ids, mask)
+            self.model.query_states(Prompt(input_ids=part, attention_mask=part_mask))[:count]
+            for count, (part, part_mask) in self._chunks(ids, mask)
         ]
         return torch.cat(chunks)
 
@@ -78,14 +89,28 @@ class Pipeline:
     def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
         """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
-        chunks = [self.model.draw(rows, start)[:count] for count, (rows, start) in self._chunks(features, noise)]
+        null = self.null_features
+        chunks = [self.model.draw(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)]
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Images → their features [n, L, F], as the generation targets are made."""
-        pixels = self._pixels(images, self.model.config.encoder.image_size)
-        return torch.cat([self.model.encoder(rows)[:count] for count, (rows,) in self._chunks(pixels)])
+        pixels = self._pixels(images, self.model.config.target_size)
+        return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
+
+    @functools.cached_property
+    def null_features(self) -> Tensor | None:
+        """Features [L, F] of the decoder's null branch, made once; None where the decoder has none.
+
+        Of a black image, or, as upstream's pipeline does, generated for an empty prompt (with seed 0).
+        """
+        decoder = self.model.config.decoder
+        if decoder.kind in ("pixel", "autoencoder") or decoder.guidance == 1:
+            return None
+        if decoder.null == "black":
+            return self.encode([Image.new("RGB", (1, 1))])[0]
+        return self._features([self._fitting(self.template.draw(self.tokenizer, ""))], seeds=[0])[0]
 
     def chat(self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32) -> str:
         """The assistant's reply to a conversation, about an image if there is one."""
@@ -125,9 +150,9 @@ class Pipeline:
         return torch.randn(self.model.latent_shape, generator=torch_generator(seed, "features")).to(self.device)
 
     def pixel_noise(self, seed: int) -> Tensor:
-        """The noise [3, S, S] from which a seed's pixels start."""
-        side = self.model.config.decoder.image_size
-        return torch.randn(3, side, side, generator=torch_generator(seed, "pixels")).to(self.device)
+        """The noise, of the decoder's own shape, from which a seed's pixels start."""
+        shape = self.model.config.decoder.noise_shape
+        return torch.randn(shape, generator=torch_generator(seed, "pixels")).to(self.device)
 
     def draw_ids(self, prompt: str) -> list[int]:
         """Token ids of a request to draw. Raises `RequestError` for an empty or over-long prompt."""

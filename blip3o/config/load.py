@@ -7,7 +7,7 @@ its value read as YAML.
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -64,7 +64,9 @@ def _merge(base: Tree, top: Tree) -> Tree:
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        # Another kind has other fields: it replaces what it stands above, whole.
+        same = both and value.get("kind") in (None, merged[key].get("kind"))
+        merged[key] = _merge(merged[key], value) if same else value
     return merged
 
 
@@ -102,8 +104,19 @@ def _refuse_unknown(tree: Any, model: type[BaseModel], prefix: str) -> None:  # 
         field = model.model_fields.get(key)
         if field is None:
             raise ConfigError(f"unknown key '{prefix}{key}': {_nearest(str(key), list(model.model_fields))}")
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            _refuse_unknown(value, field.annotation, f"{prefix}{key}.")
+        section = _section(field.annotation, value)
+        if section is not None:
+            _refuse_unknown(value, section, f"{prefix}{key}.")
+
+
+def _section(annotation: Any, value: Any) -> type[BaseModel] | None:  # noqa: ANN401 - a field's type; as above
+    """The config class that a field's value is of; of several, the one of the value's `kind`."""
+    members = [get_args(m)[0] if get_origin(m) is Annotated else m for m in get_args(annotation) or (annotation,)]
+    classes = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+    if len(classes) < 2 or not isinstance(value, dict):
+        return classes[0] if classes else None
+    kinds = {get_args(c.model_fields["kind"].annotation)[0]: c for c in classes}
+    return kinds.get(value.get("kind", next(iter(kinds))))
 
 
 def _nearest(word: str, known: list[str]) -> str:

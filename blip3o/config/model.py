@@ -6,18 +6,13 @@ of their own. Field names follow the published configuration files where those e
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from blip3o.config.base import Frozen, _require
+from blip3o.config.decoder import AnyDecoderConfig
+from blip3o.config.sampler import SamplerConfig
 
-class Frozen(BaseModel):
-    """Base of every config: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
-    if not condition:
-        raise ValueError(message)
+Objective = Literal["clip_flow", "clip_mse", "vae_flow"]
 
 
 class EncoderConfig(Frozen):
@@ -180,29 +175,6 @@ class DiTConfig(Frozen):
         return self
 
 
-class DecoderConfig(Frozen):
-    """The diffusion decoder from features to pixels: a coarse linear image, refined by a flow U-Net."""
-
-    image_size: int = Field(gt=0, description="side of the image it draws, pixels")
-    fold: int = Field(default=2, gt=0, description="pixels folded along one side into channels before the U-Net")
-    coarse_width: int = Field(gt=0, description="hidden channels of the coarse head")
-    channels: tuple[int, ...] = Field(min_length=1, description="U-Net channels at each resolution")
-    layers_per_block: int = Field(default=1, gt=0, description="residual blocks at each resolution")
-    steps: int = Field(default=8, gt=0, description="Euler steps of one decode")
-
-
-class SamplerConfig(Frozen):
-    """Defaults of feature sampling (BLIP3-o: 30 Euler steps, guidance 3, condition dropped with p 0.1 in training)."""
-
-    steps: int = Field(default=30, gt=0, description="Euler steps; each is one DiT evaluation per guidance branch")
-    guidance: float = Field(
-        default=3.0, ge=0, description="v = v_null + guidance x (v_cond - v_null); 1 computes no null branch"
-    )
-    condition_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="probability that training zeroes a sample's condition"
-    )
-
-
 class TextTowerConfig(Frozen):
     """The text side of the contrastive pretraining of a small encoder."""
 
@@ -221,19 +193,82 @@ class ModelConfig(Frozen):
         gt=0,
         description="deviation of the queries' initial values; near the embeddings' own for a small backbone",
     )
-    objective: Literal["clip_flow"] = Field(default="clip_flow", description="what the generation stage predicts")
+    objective: Objective = Field(
+        default="clip_flow",
+        description="what the generation stage predicts: the encoder's features by flow matching (the paper's choice) "
+        "or by regression, or the autoencoder's latents by flow matching",
+    )
+    normalize_latents: bool = Field(
+        default=False,
+        description="generate features with zero mean and unit deviation in each channel, by statistics measured "
+        "before (`jobs.latents`); upstream does not",
+    )
     encoder: EncoderConfig
     text_tower: TextTowerConfig | None = Field(default=None, description="needed by the encoder stage alone")
     backbone: BackboneConfig
     dit: DiTConfig
-    decoder: DecoderConfig
+    decoder: AnyDecoderConfig
     sampler: SamplerConfig = SamplerConfig()
+
+    @property
+    def latent_grid(self) -> int:
+        """Tokens along one side of what is generated."""
+        return self.decoder.autoencoder.grid if self.decoder.kind == "autoencoder" else self.encoder.grid
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of one token of what is generated."""
+        if self.decoder.kind == "autoencoder":
+            return self.decoder.autoencoder.latent_channels
+        return self.encoder.channels
+
+    @property
+    def target_size(self) -> int:
+        """Side in pixels of the image from which a target is made."""
+        return self.decoder.image_size if self.decoder.kind == "autoencoder" else self.encoder.image_size
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Names of the parts that a model of this kind has."""
+        parts = {"backbone", "queries", "decoder", "head" if self.objective == "clip_mse" else "dit"}
+        if self.decoder.kind != "autoencoder":
+            parts.add("encoder")
+        if self.decoder.kind == "pixel":
+            parts.add("coarse")
+        if self.text_tower is not None:
+            parts.add("contrastive")
+        if self.normalize_latents:
+            parts.add("latent_scale")
+        return frozenset(parts)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        size, grid, patch = self.decoder.image_size, self.encoder.grid, self.dit.patch_size
+        size, grid, patch = self.decoder.image_size, self.latent_grid, self.dit.patch_size
         _require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
-        _require(size % grid == 0, f"decoder: image_size {size} is not a multiple of the feature grid {grid}")
-        unit = self.decoder.fold * 2 ** (len(self.decoder.channels) - 1)
-        _require(size % unit == 0, f"decoder: image_size {size} is not a multiple of fold x 2^levels = {unit}")
+        _require(
+            self.decoder.kind != "pixel" or size % grid == 0,
+            f"decoder: image_size {size} is not a multiple of the feature grid {grid}",
+        )
+        _require(
+            (self.objective == "vae_flow") == (self.decoder.kind == "autoencoder"),
+            f"objective {self.objective} does not go with decoder.kind {self.decoder.kind}: vae_flow needs "
+            "'autoencoder', and nothing else does",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _regression_takes_one_pass(self) -> Self:
+        if self.objective != "clip_mse":
+            return self
+        plain = SamplerConfig(steps=1, guidance=1, condition_dropout=0)
+        _require(
+            self.sampler == plain,
+            "objective clip_mse predicts in one pass: give sampler {steps: 1, guidance: 1, condition_dropout: 0} and "
+            "nothing else",
+        )
+        tokens = self.encoder.num_tokens
+        _require(
+            self.num_queries == tokens,
+            f"objective clip_mse maps each query to one feature: num_queries {self.num_queries} is not {tokens}",
+        )
         return self

@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
         },
     },
     "dit": {"patch_size": 2, "dim": 128, "layers": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384, "time_width": 128},
-    "decoder": {"image_size": 64, "fold": 4, "coarse_width": 256, "channels": [48, 64]},
+    "decoder": {"kind": "pixel", "image_size": 64, "fold": 4, "coarse_width": 256, "channels": [48, 64]},
     "sampler": {"steps": 20, "guidance": 3.0},
 }
 
@@ -71,7 +71,7 @@ NANO: dict[str, Any] = {
         },
     },
     "dit": {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp_width": 64, "time_width": 32},
-    "decoder": {"image_size": 32, "coarse_width": 32, "channels": [16], "steps": 2},
+    "decoder": {"kind": "pixel", "image_size": 32, "coarse_width": 32, "channels": [16], "steps": 2},
     "sampler": {"steps": 4, "guidance": 3.0},
 }
 

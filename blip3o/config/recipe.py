@@ -8,7 +8,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from blip3o.config.model import Frozen, ModelConfig, _require
+from blip3o.config.base import Frozen, _require
+from blip3o.config.model import ModelConfig
+from blip3o.config.sampler import FlowConfig
 
 StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
 STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "decoder")
@@ -97,6 +99,7 @@ class StageConfig(Frozen):
     noise_draws: int = Field(
         default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass"
     )
+    flow: FlowConfig = FlowConfig()
     query_questions: tuple[str, ...] = Field(
         default=(),
         description="questions of a form; their tokens' embeddings, repeated to fill, are the queries' first values "
@@ -192,6 +195,23 @@ class Recipe(Frozen):
         _require(
             self.data.max_length > image_tokens,
             f"data.max_length {self.data.max_length} leaves no room beside the {image_tokens} image tokens",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_fits_model(self) -> Self:
+        stage, model = self.stage, self.model
+        _require(
+            stage.name != "encoder" or model.decoder.kind == "pixel",
+            f"stage 'encoder' trains with the coarse head, which decoder.kind {model.decoder.kind} has not: use 'pixel'",
+        )
+        _require(
+            stage.name != "decoder" or model.decoder.kind != "autoencoder",
+            "stage 'decoder' has nothing to train: objective vae_flow decodes by the autoencoder alone",
+        )
+        _require(
+            model.objective != "clip_mse" or (stage.noise_draws == 1 and stage.flow == FlowConfig()),
+            "objective clip_mse draws no noise: leave out stage.noise_draws and stage.flow",
         )
         return self
 

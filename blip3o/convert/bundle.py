@@ -15,16 +15,18 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from blip3o.config.model import Frozen, ModelConfig
+from blip3o.config.base import Frozen
+from blip3o.config.model import ModelConfig
 from blip3o.config.recipe import TemplateConfig
 from blip3o.data import storage
 from blip3o.data.templates import ChatTemplate
 from blip3o.data.tokenizer import IMAGE_PAD, ChatTokenizer
 from blip3o.errors import BundleError, StorageError
 from blip3o.inference import DEFAULT_WIDTH, Pipeline
+from blip3o.model.unified import PARTS as MODEL_PARTS
 from blip3o.model.unified import UnifiedModel
 
-PARTS = ("encoder", "backbone", "queries", "dit", "coarse", "decoder")
+PARTS = tuple(part for part in MODEL_PARTS if part != "contrastive")
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "provenance.json")
 SEAL = "bundle.json"
 FORMAT = "blip3o-bundle-1"

@@ -38,7 +38,8 @@ class Task(Enum):
 
     CONTRAST = "contrast"  # caption and image, for the encoder stage
     CHAT = "chat"  # questions and answers about an image
-    DRAW = "draw"  # request to draw, and the image to draw
+    DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
+    DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
     PIXELS = "pixels"  # image alone, for the decoder stage
 
 
@@ -46,6 +47,7 @@ _PIXELS = {
     Task.CONTRAST: ("encoder_pixels", "decoder_pixels"),
     Task.CHAT: ("prompt_pixels",),
     Task.DRAW: ("encoder_pixels",),
+    Task.DRAW_PIXELS: ("decoder_pixels",),
     Task.PIXELS: ("encoder_pixels", "decoder_pixels"),
 }
 
@@ -86,7 +88,7 @@ class SampleEncoder:
         if self.task is Task.CHAT:
             return self._chat(raw, generator)
         caption = self._caption(raw, generator)
-        if self.task is Task.DRAW:
+        if self.task in (Task.DRAW, Task.DRAW_PIXELS):
             return Text(ids=tuple(self.template.draw(self.tokenizer, caption)))
         return Text(ids=tuple(self.tokenizer.encode(caption)))
 

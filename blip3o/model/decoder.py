@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip3o.config.model import DecoderConfig
+from blip3o.config.decoder import DecoderConfig
 from blip3o.model.flow import integrate
 
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.model import DiTConfig
+from blip3o.model.condition import Condition
 from blip3o.model.layers import SwiGLU, attend, rotary_grid, rotate, sinusoidal, split_heads
 
 TIME_FREQUENCIES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTCondition:
+class DiTCondition(Condition):
     """A condition made ready for every step: pooled [B, T], and per layer keys and values [B, H, N, D]."""
 
     pooled: Tensor
@@ -37,6 +38,7 @@ class DiTCondition:
         """All of it, each with the batch in front."""
         return self.pooled, *self.keys, *self.values
 
+<<<<<<< HEAD
     def repeated(self, count: int) -> "DiTCondition":
         """The same condition for `count` batches, one after another: [count · B, …]."""
 
@@ -52,6 +54,8 @@ class DiTCondition:
         for mine, theirs in zip(self.tensors, source.tensors, strict=True):
             mine[row] = theirs[source_row]
 
+=======
+>>>>>>> 14cc4ec (Objectives, solvers and latent decoders (in progress))
 
 class CaptionProjection(nn.Module):
     """The condition's width to the transformer's: linear, GELU (tanh), linear."""
