@@ -38,7 +38,6 @@ class DiTCondition(Condition):
         """All of it, each with the batch in front."""
         return self.pooled, *self.keys, *self.values
 
-<<<<<<< HEAD
     def repeated(self, count: int) -> "DiTCondition":
         """The same condition for `count` batches, one after another: [count · B, …]."""
 
@@ -49,13 +48,6 @@ class DiTCondition(Condition):
             pooled=repeat(self.pooled), keys=tuple(map(repeat, self.keys)), values=tuple(map(repeat, self.values))
         )
 
-    def put(self, row: int, source: "DiTCondition", source_row: int) -> None:
-        """Overwrites one row, in place, with a row of another batch."""
-        for mine, theirs in zip(self.tensors, source.tensors, strict=True):
-            mine[row] = theirs[source_row]
-
-=======
->>>>>>> 14cc4ec (Objectives, solvers and latent decoders (in progress))
 
 class CaptionProjection(nn.Module):
     """The condition's width to the transformer's: linear, GELU (tanh), linear."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
+from blip3o.config.sampler import FlowConfig
 from blip3o.model.autoencoder import build_autoencoder, to_images, to_latents
 from blip3o.model.flow import NUM_TRAIN_STEPS, guide, integrate, interpolate, noise_level, velocity_target
-from blip3o.config.sampler import FlowConfig
 
 Tensors = tuple[Tensor, ...]
 BETAS = (0.00085, 0.012)  # first and last of SDXL's schedule, which is linear in the square root
@@ -35,12 +35,14 @@ class Noised:
 
 
 class LatentDecoder(nn.Module):
-    """What both share. The network's parameters lie under `network_names`, the autoencoder's under `vae`."""
+    """What both share. The autoencoder's parameters lie under `vae`, the trained network's beside it."""
+
+    config: SdxlDecoderConfig | SanaDecoderConfig
 
     def __init__(self, config: SdxlDecoderConfig | SanaDecoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.vae = build_autoencoder(config.autoencoder)
-        self.guidance = config.guidance
 
     def latents(self, images_B3SS: Tensor) -> Tensor:
         """Images [B, 3, S, S] in −1 … 1 → the latents [B, C, h, w] to be drawn."""
@@ -74,15 +76,16 @@ class LatentDecoder(nn.Module):
             return self.predict(noisy_BChw, time_B, condition)
         both = tuple(torch.cat(pair) for pair in zip(condition, null, strict=True))
         conditional, unconditional = self.predict(noisy_BChw.repeat(2, 1, 1, 1), time_B.repeat(2), both).chunk(2)
-        return guide(conditional, unconditional, self.guidance)
+        return guide(conditional, unconditional, self.config.guidance)
 
 
 class SdxlDecoder(LatentDecoder):
     """Noise prediction by a U-Net: cross-attention to the tokens, their mean and six size numbers with the time."""
 
+    config: SdxlDecoderConfig
+
     def __init__(self, config: SdxlDecoderConfig, *, feature_dim: int) -> None:
         super().__init__(config)
-        self.config = config
         self.unet = _unet(config, feature_dim)
 
     def condition(self, features_BLF: Tensor) -> Tensors:
@@ -120,9 +123,10 @@ class SdxlDecoder(LatentDecoder):
 class SanaDecoder(LatentDecoder):
     """Flow matching by SANA's transformer over tokens that a connector maps to its caption width."""
 
+    config: SanaDecoderConfig
+
     def __init__(self, config: SanaDecoderConfig, *, feature_dim: int) -> None:
         super().__init__(config)
-        self.config = config
         width = config.caption_width
         self.connector = nn.Sequential(
             nn.Linear(feature_dim, width),

@@ -9,6 +9,7 @@ Features are what an image is encoded to; latents are what the flow works on, th
 
 import math
 from collections.abc import Collection
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class UnifiedModel(nn.Module):
     def features(self, pixels_BSS3: Tensor) -> Tensor:
         """Images, uint8 [B, S, S, 3] of side `config.target_size` → the features [B, L, F] that are to be generated."""
         if self.config.decoder.kind == "autoencoder":
-            return self.decoder.encode(to_unit(pixels_BSS3))
+            return cast("AutoencoderDecoder", self.decoder).encode(to_unit(pixels_BSS3))
         return self.encoder(pixels_BSS3)
 
     def to_latents(self, features_BLF: Tensor) -> Tensor:

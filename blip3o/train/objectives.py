@@ -8,6 +8,7 @@ Noise, times and condition dropout are drawn per sample from (seed, the sample's
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from blip3o.data.templates import IGNORE
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoder import to_unit
 from blip3o.model.flow import interpolate, min_snr_weight, noise_level, training_sigma, velocity_target
+from blip3o.model.latent_decoder import LatentDecoder
 from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
 from blip3o.train.stages import stage_of
@@ -162,18 +164,17 @@ class StageModule(nn.Module):
         }
 
     def _latent_decoder(self, batch: Batch) -> dict[str, Tensor]:
-        decoder, config = self.model.decoder, self._recipe.model.decoder
+        decoder = cast("LatentDecoder", self.model.decoder)
         draws = flow_draws(
             batch["draw_key"],
             seed=self._seed,
             kind="pixels",
-            shape=config.noise_shape,
-            dropout=config.condition_dropout,
+            shape=decoder.config.noise_shape,
+            dropout=decoder.config.condition_dropout,
         )
         with torch.no_grad():
             # A dropped condition is a black image's features, which sampling's null branch takes too.
-            shown = batch["encoder_pixels"] * draws.keep[:, None, None, None]
-            features = self.model.encoder(shown)
+            features = self.model.encoder(batch["encoder_pixels"] * draws.keep[:, None, None, None])
         noised = decoder.noised(decoder.latents(to_unit(batch["decoder_pixels"])), draws.noise, draws.uniform)
         predicted = decoder.predict(noised.noisy, noised.time, decoder.condition(features))
         return {"latents": (predicted - noised.target).float().square().sum()}
