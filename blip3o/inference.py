@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.data.decode import to_square
 from blip3o.data.templates import ChatTemplate, Turn
 from blip3o.data.tokenizer import PAD, TURN_END, ChatTokenizer
@@ -54,9 +55,8 @@ class Pipeline:
         """Features [n, L, F] drawn for each prompt and seed. Raises `RequestError` as `generate` does."""
         if not prompts or len(prompts) != len(seeds):
             raise RequestError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each of the prompts")
-        return self._features(
-            [self.draw_ids(prompt) for prompt in prompts], seeds=seeds, steps=steps, guidance=guidance
-        )
+        ids = [self.draw_ids(prompt) for prompt in prompts]
+        return self._features(ids, seeds=seeds, steps=steps, guidance=guidance)
 
     def _features(
         self, ids: Sequence[list[int]], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
@@ -106,7 +106,7 @@ class Pipeline:
         Of a black image, or, as upstream's pipeline does, generated for an empty prompt (with seed 0).
         """
         decoder = self.model.config.decoder
-        if decoder.kind in ("pixel", "autoencoder") or decoder.guidance == 1:
+        if not isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig) or decoder.guidance == 1:
             return None
         if decoder.null == "black":
             return self.encode([Image.new("RGB", (1, 1))])[0]

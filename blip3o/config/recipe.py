@@ -203,7 +203,7 @@ class Recipe(Frozen):
         stage, model = self.stage, self.model
         _require(
             stage.name != "encoder" or model.decoder.kind == "pixel",
-            f"stage 'encoder' trains with the coarse head, which decoder.kind {model.decoder.kind} has not: use 'pixel'",
+            f"stage 'encoder' trains with the coarse head, which decoder.kind {model.decoder.kind} lacks: use 'pixel'",
         )
         _require(
             stage.name != "decoder" or model.decoder.kind != "autoencoder",

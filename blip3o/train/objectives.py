@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from blip3o.config.recipe import Recipe
 from blip3o.data.templates import IGNORE
 from blip3o.model.backbone import Prompt
-from blip3o.model.decoder import to_unit
+from blip3o.model.decoder import PixelDecoder, to_unit
 from blip3o.model.flow import interpolate, min_snr_weight, noise_level, training_sigma, velocity_target
 from blip3o.model.latent_decoder import LatentDecoder
 from blip3o.model.unified import UnifiedModel
@@ -157,7 +157,8 @@ class StageModule(nn.Module):
         draws = flow_draws(batch["draw_key"], seed=self._seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
         sigma = training_sigma(draws.uniform)
         coarse = self.model.coarse(features)
-        clean = self.model.decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
+        decoder = cast("PixelDecoder", self.model.decoder)
+        clean = decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
         return {
             "coarse": (coarse - image).square().sum(),
             "clean": (clean - image).square().sum(),
