@@ -51,8 +51,8 @@ def test_tokens_of_latents_are_row_major():
     images = torch.rand(1, 3, 32, 32)
     latents = to_latents(module.vae, images)
     tokens = module.encode(images)
-    assert tokens.shape == (1, 256, 4)
-    assert torch.equal(tokens[0, 16 * 3 + 5], latents[0, :, 3, 5])
+    assert tokens.shape == (1, 64, 4)
+    assert torch.equal(tokens[0, 8 * 3 + 5], latents[0, :, 3, 5])
     with torch.no_grad():
         assert torch.allclose(module(tokens), to_images(module.vae, latents), atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The SDXL-type and the SANA decoder: noise and samplers against derivations, conditions, sizes of the published ones."""
+"""The SDXL-type and the SANA decoder: noise and samplers against derivations, conditions, published sizes."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_signal_levels_are_those_of_the_published_schedule():
 
 
 def test_training_noise_is_that_of_the_published_schedule(sdxl):
-    latents, noise = torch.randn(2, 4, 4, 16, 16)
+    latents, noise = torch.randn(2, 4, 4, 8, 8)
     uniform = torch.tensor([0.0, 0.1239, 0.5, 0.99999])
     noised = sdxl.noised(latents, noise, uniform)
     assert noised.time.tolist() == [0, 123, 500, 999]
@@ -192,7 +192,7 @@ def count(module):
     ("config", "values", "message"),
     [
         (SdxlDecoderConfig, SDXL | {"heads": [2]}, "2 channels, 2 attention_layers and 1 heads"),
-        (SdxlDecoderConfig, SDXL | {"channels": [8] * 6, "attention_layers": [0] * 6, "heads": [1] * 6}, "grid of 16"),
+        (SdxlDecoderConfig, SDXL | {"channels": [8] * 6, "attention_layers": [0] * 6, "heads": [1] * 6}, "grid of 8"),
         (SanaDecoderConfig, SANA | {"cross_heads": 5}, "width 32 is not a multiple of 5 cross_heads"),
         (SanaDecoderConfig, SANA | {"patch_size": 3}, "patch_size 3 does not divide the latent grid 8"),
     ],

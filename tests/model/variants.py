@@ -9,7 +9,7 @@ KL = {
     "kind": "kl",
     "image_size": 32,
     "latent_channels": 4,
-    "channels": [8, 16],
+    "channels": [8, 8, 16],
     "layers_per_block": 1,
     "groups": 4,
     "scaling": 0.6,
