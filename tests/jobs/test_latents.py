@@ -39,7 +39,7 @@ def base(tmp_path_factory):
 def test_a_stage_finds_what_was_measured_and_its_latents_are_standard(base):
     recipe = world.recipe(base, **normalised(base))
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(f"{base}/data/tokenizer.json"))
-    with pytest.raises(CheckpointError, match="latents holds no finished run"):
+    with pytest.raises(CheckpointError, match="latents/final holds no finished run"):
         prepare_module(recipe, tokenizer)
     mean, std = measure(recipe, name="latents", images=IMAGES)
     tensors, description = read_final(final_uri(recipe.run.storage, "latents"))
