@@ -210,12 +210,13 @@ class DiT(nn.Module):
         )
 
     def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: DiTCondition) -> Tensor:
-        """Noisy features [B, L, in_channels] at times [B] in 0 … 1000 (1000 σ) → velocity of the same shape."""
-        x = self.patch_embedder.proj(self._fold(latents_BLF))
+        """Noisy features [B, L, in_channels] at times [B] in 0 … 1000 (1000 σ) → velocity of their shape and dtype."""
+        # The flow's arithmetic is fp32 even where the weights are not: σ in steps of 1/1000 needs more than 8 bits.
+        x = self.patch_embedder.proj(self._fold(latents_BLF).to(self.patch_embedder.proj.weight.dtype))
         embedding = self.time_caption_embed.timestep_embedder(time_B) + condition.pooled
         for layer, key, value in zip(self.layers, condition.keys, condition.values, strict=True):
             x = layer(x, embedding, (key, value), (self.cos_LE, self.sin_LE))
-        return self._unfold(self.norm_out(x, embedding))
+        return self._unfold(self.norm_out(x, embedding)).to(latents_BLF.dtype)
 
     def _fold(self, x_BLF: Tensor) -> Tensor:
         """Joins patch_size² neighbouring features into one token, channels last in a patch."""

@@ -93,7 +93,7 @@ class EvaEncoder(nn.Module):
 
     def patch_features(self, pixels_BSS3: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] → [B, patches², width], the CLS token dropped."""
-        x = self.patch_embed(normalize_pixels(pixels_BSS3))
+        x = self.patch_embed(normalize_pixels(pixels_BSS3).to(self.pos_embed.dtype))
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)

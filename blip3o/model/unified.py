@@ -77,10 +77,10 @@ class UnifiedModel(nn.Module):
         return self.head if self.config.objective == "clip_mse" else self.dit
 
     def features(self, pixels_BSS3: Tensor) -> Tensor:
-        """Images, uint8 [B, S, S, 3] of side `config.target_size` → the features [B, L, F] that are to be generated."""
+        """Images, uint8 [B, S, S, 3] of side `config.target_size` → the features [B, L, F] to be generated, fp32."""
         if self.config.decoder.kind == "autoencoder":
             return cast("AutoencoderDecoder", self.decoder).encode(to_unit(pixels_BSS3))
-        return self.encoder(pixels_BSS3)
+        return self.encoder(pixels_BSS3).float()
 
     def to_latents(self, features_BLF: Tensor) -> Tensor:
         """Features [..., L, F] → what the flow works on."""

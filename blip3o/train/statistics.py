@@ -11,8 +11,8 @@ from blip3o.errors import DataError
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Features [B, L, F] of many images → mean and deviation of each channel over images and tokens, [F] fp32.
 
-    Sums are fp64. Raises `DataError` if there are no features, or if a channel is constant: nothing could be divided by
-    its deviation.
+    Sums are fp64; the results are rounded to bf16, so that a model in bf16 and its export in fp32 have equal latents.
+    Raises `DataError` if there are no features, or if a channel is constant: nothing could be divided by its deviation.
     """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for features in batches:
@@ -26,4 +26,4 @@ def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     constant = (variance <= 1e-12 * (squares / count)).nonzero().flatten().tolist()
     if constant:
         raise DataError(f"{len(constant)} of {mean.numel()} channels are constant, e.g. {constant[0]}: use more images")
-    return mean.float(), variance.sqrt().float()
+    return mean.bfloat16().float(), variance.sqrt().bfloat16().float()

@@ -51,8 +51,9 @@ def test_a_stage_finds_what_was_measured_and_its_latents_are_standard(base):
     pixels = torch.cat([torch.from_numpy(builder(number)["encoder_pixels"]) for number in range(3)])
     with torch.no_grad():
         latents = model.to_latents(model.features(pixels)).flatten(0, 1)
-    assert torch.allclose(latents.mean(0), torch.zeros(16), atol=1e-4)
-    assert torch.allclose(latents.std(0, correction=0), torch.ones(16), atol=1e-3)
+    # Statistics are rounded to the 8 bits of bf16; nano's means are not far above its deviations.
+    assert torch.allclose(latents.mean(0), torch.zeros(16), atol=0.02)
+    assert torch.allclose(latents.std(0, correction=0), torch.ones(16), rtol=2**-8)
 
 
 def test_a_recipe_that_would_not_use_them_is_refused(base, tmp_path, capsys):
