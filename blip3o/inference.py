@@ -25,6 +25,7 @@ from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
 
 DEFAULT_WIDTH = 4
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are still to come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,20 +129,36 @@ class Pipeline:
         return [self.tokenizer.decode(reply) for reply in replies]
 
     @torch.inference_mode()
+    def stream_chat(
+        self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32
+    ) -> Iterator[str]:
+        """The reply of `chat` in pieces, each given as soon as its tokens make whole characters.
+
+        Raises `RequestError` as `chat` does. Costs what `chat` does for as many tokens as were taken.
+        """
+        (_, prompt), *_ = self._prompts([list(turns)], None if image is None else [image])
+        ids: list[int] = []
+        said = ""
+        for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_new_tokens, stop_ids=self._stop_ids):
+            if tokens[0] is None:
+                break
+            ids.append(tokens[0])
+            text = self.tokenizer.decode(ids)
+            if not text.endswith(_INCOMPLETE):
+                yield text[len(said) :]
+                said = text
+        # What the last tokens left unfinished is shown as `chat` shows it.
+        if ids and (rest := self.tokenizer.decode(ids)[len(said) :]):
+            yield rest
+
+    @torch.inference_mode()
     def reply_ids(
         self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int
     ) -> list[list[int]]:
         """As `chat_batch`, but token ids without the closing one; as many as were allowed mean that it was cut off."""
-        with_image = images is not None
-        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
-        tensors = [ids, mask]
-        if images is not None:
-            tensors.append(self._pixels(images, self.model.config.backbone.vision.image_size))
-        stop = frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
         replies: list[list[int]] = []
-        for count, rows in self._chunks(*tensors):
-            prompt = Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
-            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=stop)
+        for count, prompt in self._prompts(conversations, images):
+            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=self._stop_ids)
             replies += tokens[:count]
         return replies
 
@@ -161,7 +178,12 @@ class Pipeline:
         return self._fitting(self.template.draw(self.tokenizer, prompt))
 
     def chat_ids(self, turns: Sequence[Turn], *, with_image: bool) -> list[int]:
-        """Token ids of a conversation that waits for its reply. Raises `RequestError` if it does not fit."""
+        """Token ids of a conversation that waits for its reply.
+
+        Raises `RequestError` if it does not fit, or shows an image to a model that reads text alone.
+        """
+        if with_image and not self.template.image_tokens:
+            raise RequestError("this model reads text alone: ask without the image")
         return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
 
     def fill(self, rows: Tensor) -> Tensor:
@@ -182,6 +204,22 @@ class Pipeline:
 
     def _pixels(self, images: Sequence[Image.Image], size: int) -> Tensor:
         return torch.from_numpy(np.stack([to_square(image, size) for image in images])).to(self.device)
+
+    @property
+    def _stop_ids(self) -> frozenset[int]:
+        return frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
+
+    def _prompts(
+        self, conversations: Sequence[list[Turn]], images: Sequence[Image.Image] | None
+    ) -> Iterator[tuple[int, Prompt]]:
+        """Conversations in groups of `width` rows, with how many of them are real."""
+        with_image = images is not None
+        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
+        tensors = [ids, mask]
+        if images is not None:
+            tensors.append(self._pixels(images, self.model.config.backbone.image_size))
+        for count, rows in self._chunks(*tensors):
+            yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 
     def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
         """Groups of `width` rows: how many of them are real, and for each tensor its rows, filled up to the width."""

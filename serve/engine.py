@@ -136,7 +136,7 @@ class Engine:
         config = self._pipeline.model.config
         return ModelInfo(
             image_size=config.decoder.image_size,
-            vision_size=config.backbone.vision.image_size,
+            vision_size=config.backbone.image_size,
             image_tokens=self._pipeline.model.latent_shape[0],
             steps=config.sampler.steps,
             guidance=config.sampler.guidance,

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from blip3o.config.backbone import BackboneConfig
 from blip3o.config.base import Frozen, _require
 from blip3o.config.decoder import AnyDecoderConfig
 from blip3o.config.sampler import SamplerConfig
@@ -69,79 +70,6 @@ class EncoderConfig(Frozen):
         )
         _require(self.width % self.heads == 0, f"encoder: width {self.width} is not a multiple of heads {self.heads}")
         return self
-
-
-class VisionConfig(Frozen):
-    """The backbone's own vision tower (Qwen2.5-VL type)."""
-
-    image_size: int = Field(gt=0, description="side of the square image shown to the backbone, pixels")
-    patch_size: int = Field(gt=0, description="side of one patch, pixels")
-    merge: int = Field(default=2, gt=0, description="patches merged along one side into one language token")
-    width: int = Field(gt=0, description="channels of a patch token")
-    layers: int = Field(gt=0, description="transformer blocks, all with full attention")
-    heads: int = Field(gt=0, description="attention heads")
-    mlp_width: int = Field(gt=0, description="hidden channels of the MLP")
-
-    @property
-    def grid(self) -> int:
-        """Language tokens along one side of an image."""
-        return self.image_size // self.patch_size // self.merge
-
-    @property
-    def num_tokens(self) -> int:
-        """Language tokens that one image takes."""
-        return self.grid**2
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        unit = self.patch_size * self.merge
-        _require(
-            self.image_size % unit == 0,
-            f"vision: image_size {self.image_size} is not a multiple of patch_size x merge = {unit}",
-        )
-        _require(
-            self.width % (4 * self.heads) == 0,
-            f"vision: width {self.width} is not a multiple of 4 x heads {self.heads} (2-D rotary)",
-        )
-        return self
-
-
-class BackboneConfig(Frozen):
-    """The vision-language model that reads prompts and images (Qwen2.5-VL type)."""
-
-    vocab_size: int = Field(gt=0, description="rows of the embedding; at least the tokenizer's length")
-    hidden_size: int = Field(gt=0, description="channels of a token (H)")
-    layers: int = Field(gt=0, description="decoder layers")
-    heads: int = Field(gt=0, description="attention heads")
-    kv_heads: int = Field(gt=0, description="key/value heads (grouped-query attention)")
-    mlp_width: int = Field(gt=0, description="hidden channels of the gated MLP")
-    rope_theta: float = Field(default=1e6, gt=0, description="base of the rotary embedding")
-    tied: bool = Field(default=True, description="whether the language-model head shares the embedding's weights")
-    vision: VisionConfig
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        _require(
-            self.hidden_size % (2 * self.heads) == 0,
-            f"backbone: hidden_size {self.hidden_size} is not a multiple of 2 x heads {self.heads}",
-        )
-        _require(
-            self.heads % self.kv_heads == 0,
-            f"backbone: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}",
-        )
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return self.hidden_size // self.heads
-
-    @property
-    def mrope_section(self) -> tuple[int, int, int]:
-        """Rotary frequencies of time, row and column: 1/4, 3/8, 3/8 of head_dim / 2 (Qwen2.5-VL: [16, 24, 24])."""
-        half = self.head_dim // 2
-        spatial = half * 3 // 8
-        return half - 2 * spatial, spatial, spatial
 
 
 class DiTConfig(Frozen):

@@ -182,7 +182,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         m, w = self.optim.micro_batches, self.parallel.workers
-        image_tokens = self.model.backbone.vision.num_tokens
+        image_tokens = self.model.backbone.image_tokens
         _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
         _require(
             self.optim.warmup < self.optim.steps,
@@ -191,6 +191,10 @@ class Recipe(Frozen):
         _require(
             self.stage.name != "encoder" or self.model.text_tower is not None,
             "stage 'encoder' needs model.text_tower: choose a preset that has one (tiny)",
+        )
+        _require(
+            self.stage.name != "understand" or image_tokens > 0,
+            "stage 'understand' shows images, and model.backbone has no vision tower: add model.backbone.vision",
         )
         _require(
             self.data.max_length > image_tokens,

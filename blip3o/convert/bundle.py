@@ -135,7 +135,7 @@ def load_pipeline(uri: str, *, device: torch.device | None = None, width: int = 
         model=model.eval().requires_grad_(requires_grad=False).to(device),
         tokenizer=tokenizer,
         template=ChatTemplate(
-            system=words.system, instruction=words.instruction, image_tokens=config.model.backbone.vision.num_tokens
+            system=words.system, instruction=words.instruction, image_tokens=config.model.backbone.image_tokens
         ),
         max_length=config.max_length,
         device=device,

@@ -192,7 +192,7 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,
-                "prompt_pixels": model.backbone.vision.image_size,
+                "prompt_pixels": model.backbone.image_size,
                 "decoder_pixels": model.decoder.image_size,
             },
         ),
@@ -239,5 +239,5 @@ def chat_template(recipe: Recipe) -> ChatTemplate:
     """The conversation template of a recipe."""
     words = recipe.data.template
     return ChatTemplate(
-        system=words.system, instruction=words.instruction, image_tokens=recipe.model.backbone.vision.num_tokens
+        system=words.system, instruction=words.instruction, image_tokens=recipe.model.backbone.image_tokens
     )

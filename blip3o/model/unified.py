@@ -176,7 +176,7 @@ _ZERO = (
     "cls_token",
 )
 _KEEP = ("log_scale", "contrastive.bias")
-_EMBEDDING = ("embed_tokens.weight", "text.tokens.weight", "pos_embed", "text.positions")
+_EMBEDDING = ("embed_tokens.weight", "position_embedding.weight", "text.tokens.weight", "pos_embed", "text.positions")
 
 
 def _initialize_one(name: str, parameter: Tensor, seed: int, config: ModelConfig) -> None:
