@@ -46,6 +46,7 @@ class Pipeline:
 
         Raises `RequestError` for a prompt that is empty or too long, and unless there is one seed for each prompt.
         """
+        self._need("decoder", "draws features, but no images")
         features = self.generate_features(prompts, seeds=seeds, steps=steps, guidance=guidance)
         return self.decode(features, seeds=seeds)
 
@@ -96,7 +97,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images → their features [n, L, F], as the generation targets are made."""
+        """Images → their features [n, L, F], as the generation targets are made.
+
+        Raises `RequestError` if this bundle came without the encoder.
+        """
+        if self.model.config.decoder.kind != "autoencoder":
+            self._need("encoder", "draws and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size)
         return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
 
@@ -185,6 +191,10 @@ class Pipeline:
         if with_image and not self.template.image_tokens:
             raise RequestError("this model reads text alone: ask without the image")
         return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
+
+    def _need(self, part: str, ability: str) -> None:
+        if not hasattr(self.model, part):
+            raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
     def fill(self, rows: Tensor) -> Tensor:
         """Repeats the last of up to `width` rows until there are `width`."""
