@@ -21,7 +21,7 @@ Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 EVA_HEAD_WIDTH = 112
-EVA_WHOLE = {"image_size": 448, "patch_size": 14, "layers": 64, "mlp_width": 15360}
+EVA_WHOLE: Json = {"image_size": 448, "patch_size": 14, "layers": 64, "mlp_width": 15360}
 VISION_SIZE = 448  # side to which upstream scales images that the backbone is shown
 # The decoder that the hub's folder holds, for checkpoints that come without it (Emu2-Gen's numbers).
 SDXL = SdxlDecoderConfig(
@@ -108,7 +108,7 @@ def _encoder(config: Json, shapes: Shapes) -> EncoderConfig:
     return EncoderConfig(width=width, heads=width // EVA_HEAD_WIDTH, pool=int(pool.group(1)), **sizes)
 
 
-def _tower_sizes(shapes: Shapes) -> dict[str, int]:
+def _tower_sizes(shapes: Shapes) -> Json:
     patch = shapes["encoder.patch_embed.proj.weight"][-1]
     side = round((shapes["encoder.pos_embed"][1] - 1) ** 0.5)
     return {

@@ -7,12 +7,13 @@ files; what was ignored on the way in is not in it. A model that was trained her
 import json
 from typing import Any
 
-from blip3o.convert.bundle import WEIGHTS, SealedBundle, open_bundle
+from blip3o.convert.bundle import WEIGHTS, SealedBundle, build_model, open_bundle
 from blip3o.convert.released import CARRIED, INDEX
 from blip3o.convert.released_config import config_json
 from blip3o.convert.released_keys import DECODER, KeyReport, to_released
 from blip3o.convert.tensorfile import Slot, StoredTensor, read_entries, write_tensors
 from blip3o.data import storage
+from blip3o.model.unfilled import unfilled
 
 SHARD_BYTES = 5 * 10**9  # as transformers cuts them
 REST = "model-rest.safetensors"
@@ -21,14 +22,16 @@ TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def export_released(source: str, out: str, *, shard_bytes: int = SHARD_BYTES) -> KeyReport:
-    """Writes a bundle as a released folder. `missing` of the report are parts that the layout has no place for.
+    """Writes a bundle as a released folder. `ignored` of the report are parts that the layout has no place for.
 
     The index is written last: without it the folder is not whole. Raises `BundleError` if `source` is no bundle, or of
     a model that upstream's code does not know.
     """
     bundle = open_bundle(source)
     entries = read_entries(storage.join(source, WEIGHTS))
-    names = {entry.name: to_released(entry.name) for entry in entries}
+    sdxl = bundle.config.model.decoder.kind == "sdxl"
+    # Another decoder also has a U-Net, which is none of the released layout's.
+    names = {e.name: to_released(e.name) if sdxl or not e.name.startswith("decoder.") else None for e in entries}
     slots = {theirs: _slot(theirs, entry) for entry in entries if (theirs := names[entry.name]) is not None}
     files = _small_files(bundle, entries[0])
     shards = _shards(bundle, slots, shard_bytes)
@@ -59,10 +62,13 @@ def _small_files(bundle: SealedBundle, first: StoredTensor) -> dict[str, bytes]:
         return {name: bundle.read(kept) for name, kept in carried.items()}
     config = config_json(bundle.config.model, max_length=bundle.config.max_length)
     config["torch_dtype"] = TORCH_DTYPES[first.dtype]
-    return {
-        "config.json": json.dumps(config, indent=2).encode(),
-        "tokenizer.json": bundle.tokenizer.to_bytes(),
-    }
+    files = {"config.json": json.dumps(config, indent=2).encode(), "tokenizer.json": bundle.tokenizer.to_bytes()}
+    if "decoder" not in bundle.config.parts or bundle.config.model.decoder.kind != "sdxl":
+        return files
+    with unfilled():
+        decoder: Any = build_model(bundle.config, bundle.tokenizer).decoder
+    unet, vae = f"{DECODER}unet/config.json", f"{DECODER}vae/config.json"
+    return files | {unet: decoder.unet.to_json_string().encode(), vae: decoder.vae.to_json_string().encode()}
 
 
 def _shards(bundle: SealedBundle, slots: dict[str, Slot], shard_bytes: int) -> dict[str, list[str]]:

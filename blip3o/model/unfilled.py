@@ -15,7 +15,7 @@ def unfilled() -> Iterator[None]:
     So building costs neither the memory of the weights nor the time of numbers that will be replaced. The hook is
     global to torch: build in one thread at a time.
     """
-    hook = register_module_parameter_registration_hook(_to_meta)
+    hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]  # it may return a parameter
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Released folders, read and written: every number arrives, every name is accounted for, and nothing is held twice."""
 
+import hashlib
 import json
 import shutil
 import tracemalloc
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import blip3o
 from blip3o.convert import tensorfile
-from blip3o.convert.bundle import open_bundle
+from blip3o.convert.bundle import open_bundle, write_bundle
 from blip3o.convert.released import import_released, plan_import, read_folder
 from blip3o.convert.released_export import export_released
 from blip3o.convert.released_keys import to_here, to_released
@@ -21,6 +22,8 @@ from blip3o.convert.tensorfile import Slot, read_entries, read_in_order, write_t
 from blip3o.data.templates import Turn
 from blip3o.errors import BundleError, RequestError
 from blip3o.model.backbone import Prompt
+from jobs import cli
+from tests.bundles import write_nano_bundle
 from tests.convert import released_folder as toy
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -150,6 +153,46 @@ def test_what_was_written_back_makes_the_same_bundle(world, tmp_path):
     convert(tmp_path / "folder", tmp_path / "bundle")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "bundle" / name).read_bytes() == (world[2] / name).read_bytes()
+
+
+def test_a_model_of_our_own_is_written_in_shards_that_read_back(world, tmp_path):
+    sealed = open_bundle(str(world[2]))
+    tensors = load_file(world[2] / "model.safetensors")
+    write_bundle(
+        str(tmp_path / "own"), config=sealed.config, tensors=tensors, tokenizer=sealed.tokenizer, provenance={}
+    )
+    export_released(str(tmp_path / "own"), str(tmp_path / "folder"), shard_bytes=200_000)
+    shards = sorted(path.name for path in (tmp_path / "folder").glob("model-*.safetensors"))
+    assert len(shards) > 3
+    assert shards[-1] == f"model-{len(shards):05d}-of-{len(shards):05d}.safetensors"
+    assert all((tmp_path / "folder" / name).stat().st_size < 230_000 for name in shards)
+    convert(tmp_path / "folder", tmp_path / "back")
+    assert open_bundle(str(tmp_path / "back")).config == sealed.config
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_model_that_upstream_has_no_place_for_is_not_exported(tmp_path):
+    write_nano_bundle(str(tmp_path / "nano"))
+    with pytest.raises(BundleError, match="the released layout has no place for mapped or normalised features"):
+        export_released(str(tmp_path / "nano"), str(tmp_path / "folder"))
+
+
+def test_the_command_accounts_for_every_tensor_and_refuses_in_one_line(world, tmp_path, capsys, monkeypatch):
+    def command(*argv):
+        monkeypatch.setattr("sys.argv", ["blip3o", "convert", *argv])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    folder, bundle, report = (str(tmp_path / name) for name in ("folder", "bundle", "report.json"))
+    assert command("export", str(world[2]), "--out", folder) == 0
+    assert f"wrote {folder}: {len(world[3].mapped)} tensors mapped, 0 ignored, 0 unknown" in capsys.readouterr().out
+    assert command("import", folder, "--out", bundle, "--vision-size", "56", "--report", report) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["mapped"] == world[3].mapped
+    assert command("import", str(tmp_path / "none"), "--out", bundle) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none holds no safetensors weights: give")
 
 
 def test_newer_names_of_transformers_are_read(world, tmp_path):
@@ -287,8 +330,6 @@ def test_copying_holds_a_few_pieces_of_a_large_tensor(tmp_path, monkeypatch):
     assert peak < 3 * 2**20  # of 16 MiB
     back = load_file(tmp_path / "out.safetensors")
     assert all(torch.equal(back[f"x.{name}"], tensor) for name, tensor in tensors.items())
-    import hashlib
-
     seen = hashlib.sha256()
     read = {entry.name: tensor for entry, tensor in read_in_order(str(tmp_path / "out.safetensors"), seen)}
     assert all(torch.equal(read[f"x.{name}"], tensor) for name, tensor in tensors.items())
