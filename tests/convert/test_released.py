@@ -121,6 +121,18 @@ def test_it_draws_chats_and_encodes(pipeline):
     assert pipeline.model.queries.shape == (toy.QUERIES, toy.HIDDEN)
 
 
+def test_it_computes_in_the_precision_of_its_weights_if_asked(world, pipeline):
+    half = blip3o.load(str(world[2]), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    prompts, seeds = ["a red circle", "user"], [1, 2]
+    ours, exact = (each.generate_features(prompts, seeds=seeds, steps=4).float() for each in (half, pipeline))
+    # bf16 keeps 8 bits; guidance and four steps through random weights leave a few per cent (measured 0.012).
+    assert (ours - exact).norm() < 0.05 * exact.norm()
+    assert half.generate(prompts, seeds=seeds, steps=1)[0].size == (16, 16)
+    assert isinstance(half.chat([Turn(role="user", text="a circle?")], image=PICTURE, max_new_tokens=4), str)
+    assert torch.allclose(half.encode([PICTURE]).float(), pipeline.encode([PICTURE]), atol=0.2)
+
+
 def test_it_goes_back_to_the_bytes_it_came_from(world, tmp_path):
     source, tensors, bundle, report = world
     written = export_released(str(bundle), str(tmp_path))
