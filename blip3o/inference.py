@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
+from blip3o.config.model import FitConfig
+from blip3o.data.decode import CROP, to_square
 from blip3o.data.decode import to_square
 from blip3o.data.templates import ChatTemplate, Turn
 from blip3o.data.tokenizer import PAD, TURN_END, ChatTokenizer
@@ -103,7 +105,7 @@ class Pipeline:
         """
         if self.model.config.decoder.kind != "autoencoder":
             self._need("encoder", "draws and chats, but encodes no images")
-        pixels = self._pixels(images, self.model.config.target_size)
+        pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_fit)
         return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
 
     @functools.cached_property
@@ -212,8 +214,8 @@ class Pipeline:
         mask = (torch.arange(self.max_length) < lengths[:, None]).long()
         return ids.to(self.device), mask.to(self.device)
 
-    def _pixels(self, images: Sequence[Image.Image], size: int) -> Tensor:
-        return torch.from_numpy(np.stack([to_square(image, size) for image in images])).to(self.device)
+    def _pixels(self, images: Sequence[Image.Image], size: int, fit: FitConfig = CROP) -> Tensor:
+        return torch.from_numpy(np.stack([to_square(image, size, fit) for image in images])).to(self.device)
 
     @property
     def _stop_ids(self) -> frozenset[int]:

@@ -16,9 +16,27 @@ from blip3o.config.sampler import SamplerConfig
 Objective = Literal["clip_flow", "clip_mse", "vae_flow"]
 
 
-class EncoderConfig(Frozen):
-    """The vision tower whose pooled features are the generation target (EVA-CLIP, post-norm)."""
+class FitConfig(Frozen):
+    """How an image of any shape becomes a square of pixels."""
 
+    mode: Literal["crop", "stretch"] = Field(
+        default="crop",
+        description="crop: scale the shorter side, keep the centre (BLIP3-o); stretch: scale both (SigLIP2, Emu2)",
+    )
+    resample: Literal["bicubic", "bilinear"] = Field(
+        default="bicubic", description="filter of the scaling, widened when it makes smaller (Pillow's)"
+    )
+
+
+class EncoderConfig(Frozen):
+    """The vision tower whose pooled features are the generation target."""
+
+    kind: Literal["eva_clip", "siglip2"] = Field(
+        default="eva_clip",
+        description="eva_clip: post-norm, CLS token dropped (the released target); siglip2: pre-norm, no final norm; "
+        "for `hidden_states[-2]` of a published tower give one block less than it has",
+    )
+    fit: FitConfig = FitConfig()
     image_size: int = Field(gt=0, description="side of the square input image, pixels")
     patch_size: int = Field(gt=0, description="side of one patch, pixels")
     width: int = Field(gt=0, description="channels of a token")
@@ -154,6 +172,11 @@ class ModelConfig(Frozen):
     def target_size(self) -> int:
         """Side in pixels of the image from which a target is made."""
         return self.decoder.image_size if self.decoder.kind == "autoencoder" else self.encoder.image_size
+
+    @property
+    def target_fit(self) -> FitConfig:
+        """How that image becomes a square."""
+        return FitConfig() if self.decoder.kind == "autoencoder" else self.encoder.fit
 
     @property
     def parts(self) -> frozenset[str]:

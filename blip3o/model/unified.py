@@ -21,7 +21,7 @@ from blip3o.model.condition import Condition
 from blip3o.model.contrastive import ContrastiveHead
 from blip3o.model.decoder import CoarseHead, PixelDecoder, to_unit
 from blip3o.model.dit import DiT
-from blip3o.model.encoder import EvaEncoder
+from blip3o.model.encoder import build_encoder
 from blip3o.model.flow import NUM_TRAIN_STEPS, guide, integrate
 from blip3o.model.latent_decoder import SanaDecoder, SdxlDecoder
 from blip3o.model.latent_scale import LatentScale
@@ -43,7 +43,7 @@ class UnifiedModel(nn.Module):
         parts = set(parts) & config.parts
         channels, hidden, grid = config.latent_channels, config.backbone.hidden_size, config.latent_grid
         if "encoder" in parts:
-            self.encoder = EvaEncoder(config.encoder)
+            self.encoder = build_encoder(config.encoder)
         if "contrastive" in parts and config.text_tower is not None:
             self.contrastive = ContrastiveHead(
                 config.text_tower,
