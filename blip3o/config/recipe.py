@@ -137,6 +137,11 @@ class ParallelConfig(Frozen):
     zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
+    recompute: bool = Field(
+        default=False,
+        description="compute the activations of backbone and DiT again in the backward pass instead of keeping them: "
+        "less memory, more time, the same values and gradients",
+    )
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
     data_tasks: int = Field(default=1, gt=0, description="decoding actors of the stream")

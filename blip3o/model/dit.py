@@ -182,21 +182,16 @@ class OutputNorm(nn.Module):
 class DiT(nn.Module):
     """Velocity of the flow at noisy features, given the query states."""
 
-    cos_LE: Tensor
-    sin_LE: Tensor
-
     def __init__(self, config: DiTConfig, *, in_channels: int, grid: int, condition_dim: int) -> None:
         super().__init__()
         self.patch_size, self.grid = config.patch_size, grid
+        self.head_dim = config.dim // config.heads
         folded = in_channels * config.patch_size**2
         self.patch_embedder = PatchEmbedder(folded, config.dim)
         self.caption_projection = CaptionProjection(condition_dim, config.dim)
         self.time_caption_embed = TimeCaptionEmbed(config.dim, config.time_width)
         self.layers = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
         self.norm_out = OutputNorm(config, folded)
-        cos, sin = rotary_grid(grid // config.patch_size, config.dim // config.heads)
-        self.register_buffer("cos_LE", cos, persistent=False)
-        self.register_buffer("sin_LE", sin, persistent=False)
 
     def condition(self, states_BNH: Tensor) -> DiTCondition:
         """Prepares query states [B, N, condition_dim] for any number of steps. Zeros give the null condition."""
@@ -214,8 +209,9 @@ class DiT(nn.Module):
         # The flow's arithmetic is fp32 even where the weights are not: σ in steps of 1/1000 needs more than 8 bits.
         x = self.patch_embedder.proj(self._fold(latents_BLF).to(self.patch_embedder.proj.weight.dtype))
         embedding = self.time_caption_embed.timestep_embedder(time_B) + condition.pooled
+        rotary = rotary_grid(self.grid // self.patch_size, self.head_dim, x.device)
         for layer, key, value in zip(self.layers, condition.keys, condition.values, strict=True):
-            x = layer(x, embedding, (key, value), (self.cos_LE, self.sin_LE))
+            x = layer(x, embedding, (key, value), rotary)
         return self._unfold(self.norm_out(x, embedding)).to(latents_BLF.dtype)
 
     def _fold(self, x_BLF: Tensor) -> Tensor:
