@@ -17,7 +17,6 @@ from torch import Tensor
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.model import FitConfig
 from blip3o.data.decode import CROP, to_square
-from blip3o.data.decode import to_square
 from blip3o.data.templates import ChatTemplate, Turn
 from blip3o.data.tokenizer import PAD, TURN_END, ChatTokenizer
 from blip3o.errors import RequestError
