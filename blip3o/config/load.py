@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from blip3o.config.model import ModelConfig
 from blip3o.config.presets import PRESETS
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
@@ -39,6 +40,11 @@ def build_recipe(tree: Tree) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("recipe: " + "; ".join(explain(item) for item in error.errors())) from error
+
+
+def preset_model(name: str) -> ModelConfig:
+    """The model that a preset names. Raises `ConfigError` for an unknown one."""
+    return ModelConfig.model_validate(_expand_model({"preset": name}))
 
 
 def dump(recipe: BaseModel) -> str:

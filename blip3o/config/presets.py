@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from blip3o.config.decoder_presets import SDXL_1024
+from blip3o.config.released import EVA_448, NEXT_DIT, QWEN_7B, RELEASED
+
 TINY: dict[str, Any] = {
     "num_queries": 64,
     "query_std": 0.12,
@@ -75,4 +78,33 @@ NANO: dict[str, Any] = {
     "sampler": {"steps": 4, "guidance": 3.0},
 }
 
-PRESETS: dict[str, dict[str, Any]] = {"tiny": TINY, "nano": NANO}
+# The real geometry (448 pixels, windows, 8 x 8 features, four levels of latents) with everything narrow and shallow: to
+# see the shapes of the released model move on a laptop.
+DEBUG: dict[str, Any] = {
+    "num_queries": 64,
+    "encoder": EVA_448 | {"width": 32, "layers": 2, "heads": 2, "mlp_width": 96},
+    "backbone": {
+        "vocab_size": 2048,
+        "hidden_size": 64,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "mlp_width": 128,
+        "norm_eps": 1e-6,
+        "vision": QWEN_7B["vision"] | {"width": 64, "layers": 4, "heads": 4, "mlp_width": 96, "full_layers": [3]},
+    },
+    "dit": NEXT_DIT | {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 4, "mlp_width": 192, "time_width": 64},
+    "decoder": SDXL_1024
+    | {
+        "autoencoder": SDXL_1024["autoencoder"] | {"image_size": 64, "channels": [8, 8, 16, 16], "groups": 4},
+        "channels": [16, 32, 32],
+        "attention_layers": [0, 1, 2],
+        "heads": [2, 4, 4],
+        "groups": 4,
+        "size_width": 16,
+        "steps": 4,
+    },
+    "sampler": {"steps": 4, "guidance": 3.0},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {"tiny": TINY, "nano": NANO, "debug": DEBUG, **RELEASED}
