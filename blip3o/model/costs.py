@@ -1,6 +1,6 @@
 """What an image costs in floating-point operations, counted by running the modules on tensors without data.
 
-torch's counter sees every matrix product, convolution and attention, forward and backward; a multiply-add counts as two.
+torch's counter sees every matrix product, convolution and attention, forward and backward; a multiply-add is two.
 Norms, activations and embeddings count nothing. No formula stands in for a module, so a new kind of part is counted as
 it is. The model must be on the meta device (`describe.build_on_meta`).
 
