@@ -12,40 +12,47 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._measure import in_turns, options, report
-from blip3o.config.model import DiTConfig
-from blip3o.model.dit import DiT
-from blip3o.model.flow import guide, integrate
+from blip3o.config.load import preset_model
+from blip3o.config.model import ModelConfig
+from blip3o.model.flow import integrate
+from blip3o.model.unified import UnifiedModel
 
-HEAD, GRID, QUERIES, GUIDANCE = 64, 8, 64, 3.0  # the released ones
+HEAD, GUIDANCE = 64, 3.0  # the released ones
 TOLERANCE = 1e-6  # absolute, of features of size about 1
 
 
-def _dit(arguments: argparse.Namespace) -> DiT:
+def _model(arguments: argparse.Namespace) -> UnifiedModel:
+    """A DiT of the released proportions over 8 x 8 features of its own width, under states of twice the width."""
     width = arguments.width
-    config = DiTConfig(
-        dim=width,
-        layers=arguments.layers,
-        heads=width // HEAD,
-        kv_heads=width // HEAD,
-        mlp_width=19 * width // 7,  # as 4864 to 1792
-        time_width=4 * width // 7,
+    debug = preset_model("debug").model_dump()
+    dit = {"dim": width, "layers": arguments.layers, "heads": width // HEAD, "kv_heads": width // HEAD}
+    dit |= {"mlp_width": 19 * width // 7, "time_width": 4 * width // 7}
+    config = ModelConfig.model_validate(
+        debug
+        | {
+            "encoder": debug["encoder"] | {"width": width},
+            "backbone": debug["backbone"] | {"hidden_size": 2 * width},
+            "dit": debug["dit"] | dit,
+        }
     )
-    dit = DiT(config, in_channels=width, grid=GRID, condition_dim=2 * width)  # 3584 to 1792
-    for parameter in dit.parameters():
+    model = UnifiedModel(config, image_token_id=0, parts=("dit",), max_length=1)
+    for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)  # gates begin at zero, which would hide the condition
-    return dit.eval()
+    return model.eval()
 
 
 @torch.inference_mode()
-def _sample(dit: DiT, states: Tensor, noise: Tensor, *, steps: int, once: bool) -> Tensor:
-    """Features [B, L, F] by Euler's method; the condition is prepared before the loop, or inside it."""
-    null = torch.zeros_like(states)
-    prepared = [dit.condition(branch) for branch in (states, null)] if once else None
+def _prepared(model: UnifiedModel, states: Tensor, noise: Tensor, steps: int) -> Tensor:
+    return model.sample_features(states, noise, steps=steps, guidance=GUIDANCE)
+
+
+@torch.inference_mode()
+def _plain(model: UnifiedModel, states: Tensor, noise: Tensor, steps: int) -> Tensor:
+    """Features [B, L, F] as `sample_features` gives them, the condition prepared inside the loop."""
 
     def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
-        condition, unconditional = prepared or [dit.condition(branch) for branch in (states, null)]
-        time = 1000 * sigma_B
-        return guide(dit(latents, time, condition), dit(latents, time, unconditional), GUIDANCE)
+        condition, null = (model.dit.condition(branch) for branch in (states, torch.zeros_like(states)))
+        return model.velocity(latents, sigma_B, condition, null, GUIDANCE)
 
     return integrate(velocity, noise, steps)
 
@@ -55,16 +62,16 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {"steps": 30, "layers": 8, "width": 448, "batch": 2, "rounds": 7}
     arguments, folder = options(__doc__.splitlines()[0], sizes, argv)
     torch.manual_seed(0)
-    dit = _dit(arguments)
-    states = torch.randn(arguments.batch, QUERIES, 2 * arguments.width)
-    noise = torch.randn(arguments.batch, GRID**2, arguments.width)
-    fast, slow = (_sample(dit, states, noise, steps=arguments.steps, once=once) for once in (True, False))
+    model = _model(arguments)
+    states = torch.randn(arguments.batch, model.config.num_queries, 2 * arguments.width)
+    noise = torch.randn(arguments.batch, *model.latent_shape)
+    fast, slow = (way(model, states, noise, arguments.steps) for way in (_prepared, _plain))
     error = (fast - slow).abs().max().item()
     if error > TOLERANCE:
         raise SystemExit(f"features differ by {error}, more than {TOLERANCE}: nothing to compare")
     seconds = in_turns(
-        lambda: _sample(dit, states, noise, steps=arguments.steps, once=True),
-        lambda: _sample(dit, states, noise, steps=arguments.steps, once=False),
+        lambda: _prepared(model, states, noise, arguments.steps),
+        lambda: _plain(model, states, noise, arguments.steps),
         rounds=arguments.rounds,
     )
     report("sampler", *seconds, folder, error=error, tolerance=TOLERANCE, sizes=vars(arguments))
