@@ -1,8 +1,11 @@
 """`blip3o model …`: what the model of a preset is made of, and what it costs. Nothing is downloaded or allocated."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from jobs import diagram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +39,26 @@ def model_describe(
     print(
         f"\nwithout the frozen prefix, training runs {full.name}: {_flops(full.total)} in place of prompt and queries"
     )
+
+
+@app.command("draw")
+def model_draw(
+    preset: Annotated[str, typer.Argument(help="name of a preset, e.g. 4b or 8b")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="SVG file to write")] = Path("model.svg"),
+) -> None:
+    """Draw the model as one picture, with its sizes."""
+    out.write_text(picture(preset))
+    print(f"wrote {out}")
+
+
+def picture(preset: str) -> str:
+    """The picture of a preset as SVG. Raises `ConfigError` for an unknown one."""
+    from blip3o.config.load import preset_model
+    from blip3o.model import describe
+
+    config = preset_model(preset)
+    weights = describe.weights(describe.build_on_meta(config))
+    return diagram.render(config, {weight.name: weight.parameters for weight in weights if weight.depth == 0})
 
 
 def _weight_lines(preset: str, weights: "list[Weight]", depth: int) -> list[str]:
