@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from blip3o.config.backbone import BackboneConfig, VisionConfig
 from blip3o.config.decoder import KlConfig, SdxlDecoderConfig
+from blip3o.config.decoder_presets import SDXL_1024
 from blip3o.config.model import DiTConfig, EncoderConfig, ModelConfig
+from blip3o.config.released import EVA_448
 from blip3o.config.sampler import SamplerConfig
 from blip3o.errors import BundleError
 
@@ -21,17 +23,10 @@ Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 EVA_HEAD_WIDTH = 112
-EVA_WHOLE: Json = {"image_size": 448, "patch_size": 14, "layers": 64, "mlp_width": 15360}
+EVA_WHOLE: Json = {name: EVA_448[name] for name in ("image_size", "patch_size", "layers", "mlp_width")}
 VISION_SIZE = 448  # side to which upstream scales images that the backbone is shown
-# The decoder that the hub's folder holds, for checkpoints that come without it (Emu2-Gen's numbers).
-SDXL = SdxlDecoderConfig(
-    kind="sdxl",
-    autoencoder=KlConfig(kind="kl", image_size=1024, latent_channels=4, channels=(128, 256, 512, 512), scaling=0.13025),
-    null="prompt",
-    channels=(320, 640, 1280),
-    attention_layers=(0, 2, 10),
-    heads=(5, 10, 20),
-)
+# The decoder that the hub's folder holds, for checkpoints that come without it.
+SDXL = SdxlDecoderConfig.model_validate(SDXL_1024)
 
 
 def model_config(

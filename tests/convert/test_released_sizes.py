@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from blip3o.config.load import preset_model
 from blip3o.convert.bundle import build_model
 from blip3o.convert.released import plan_import, read_folder
 from blip3o.model.unfilled import unfilled
@@ -99,6 +100,13 @@ def write_holes(path, shapes):
         file.truncate(8 + len(text) + end)
 
 
+def as_released(preset):
+    """The preset, numbered and sampled as upstream does with the released weights."""
+    backbone = preset.backbone.model_copy(update={"positions": "upstream"})
+    sampler = preset.sampler.model_copy(update={"truncate_time": True})
+    return preset.model_copy(update={"backbone": backbone, "sampler": sampler})
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_a_checkpoint_of_full_size_is_planned_from_its_heads_alone(name, tmp_path):
     size = SIZES[name]
@@ -129,6 +137,7 @@ def test_a_checkpoint_of_full_size_is_planned_from_its_heads_alone(name, tmp_pat
     assert (model.encoder.heads, model.encoder.num_tokens, model.encoder.channels) == (16, 64, DIM)
     assert (model.dit.heads, model.dit.kv_heads, model.dit.mlp_width, model.dit.patch_size) == (28, 28, FFN, 1)
     assert (model.backbone.vision.num_tokens, model.sampler.steps, model.sampler.guidance) == (256, 30, 3.0)
+    assert model == as_released(preset_model(name))
     with unfilled():
         built = build_model(plan.config, plan.tokenizer)
     count = {part: sum(p.numel() for p in getattr(built, part).parameters()) for part in ("dit", "encoder")}
