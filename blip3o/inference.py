@@ -5,6 +5,7 @@ prompt to one fixed length, so a request's arithmetic has the same shape whateve
 seed give the same image alone, in any batch, and in any place of it.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip3o.data.decode import to_square
+from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
+from blip3o.config.model import FitConfig
+from blip3o.data.decode import CROP, to_square
 from blip3o.data.templates import ChatTemplate, Turn
 from blip3o.data.tokenizer import PAD, TURN_END, ChatTokenizer
 from blip3o.errors import RequestError
@@ -23,6 +26,7 @@ from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
 
 DEFAULT_WIDTH = 4
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are still to come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,7 @@ class Pipeline:
 
         Raises `RequestError` for a prompt that is empty or too long, and unless there is one seed for each prompt.
         """
+        self._need("decoder", "draws features, but no images")
         features = self.generate_features(prompts, seeds=seeds, steps=steps, guidance=guidance)
         return self.decode(features, seeds=seeds)
 
@@ -53,10 +58,16 @@ class Pipeline:
         """Features [n, L, F] drawn for each prompt and seed. Raises `RequestError` as `generate` does."""
         if not prompts or len(prompts) != len(seeds):
             raise RequestError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each of the prompts")
+        ids = [self.draw_ids(prompt) for prompt in prompts]
+        return self._features(ids, seeds=seeds, steps=steps, guidance=guidance)
+
+    def _features(
+        self, ids: Sequence[list[int]], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+    ) -> Tensor:
         sampler = self.model.config.sampler
         steps = sampler.steps if steps is None else steps
         guidance = sampler.guidance if guidance is None else guidance
-        states = self.condition(prompts)
+        states = self._states(ids)
         noise = torch.stack([self.feature_noise(seed) for seed in seeds])
         chunks = [
             self.model.sample_features(rows, start, steps=steps, guidance=guidance)[:count]
@@ -67,10 +78,13 @@ class Pipeline:
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """Query states [n, N, H] of requests to draw. Raises `RequestError` for an empty or over-long prompt."""
-        ids, mask = self._pad([self.draw_ids(prompt) for prompt in prompts])
+        return self._states([self.draw_ids(prompt) for prompt in prompts])
+
+    def _states(self, rows: Sequence[list[int]]) -> Tensor:
+        ids, mask = self._pad(rows)
         chunks = [
-            self.model.query_states(Prompt(input_ids=rows, attention_mask=rows_mask))[:count]
-            for count, (rows, rows_mask) in self._chunks(ids, mask)
+            self.model.query_states(Prompt(input_ids=part, attention_mask=part_mask))[:count]
+            for count, (part, part_mask) in self._chunks(ids, mask)
         ]
         return torch.cat(chunks)
 
@@ -78,14 +92,33 @@ class Pipeline:
     def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
         """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
-        chunks = [self.model.draw(rows, start)[:count] for count, (rows, start) in self._chunks(features, noise)]
+        null = self.null_features
+        chunks = [self.model.draw(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)]
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images → their features [n, L, F], as the generation targets are made."""
-        pixels = self._pixels(images, self.model.config.encoder.image_size)
-        return torch.cat([self.model.encoder(rows)[:count] for count, (rows,) in self._chunks(pixels)])
+        """Images → their features [n, L, F], as the generation targets are made.
+
+        Raises `RequestError` if this bundle came without the encoder.
+        """
+        if self.model.config.decoder.kind != "autoencoder":
+            self._need("encoder", "draws and chats, but encodes no images")
+        pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_fit)
+        return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
+
+    @functools.cached_property
+    def null_features(self) -> Tensor | None:
+        """Features [L, F] of the decoder's null branch, made once; None where the decoder has none.
+
+        Of a black image, or, as upstream's pipeline does, generated for an empty prompt (with seed 0).
+        """
+        decoder = self.model.config.decoder
+        if not isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig) or decoder.guidance == 1:
+            return None
+        if decoder.null == "black":
+            return self.encode([Image.new("RGB", (1, 1))])[0]
+        return self._features([self._fitting(self.template.draw(self.tokenizer, ""))], seeds=[0])[0]
 
     def chat(self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32) -> str:
         """The assistant's reply to a conversation, about an image if there is one."""
@@ -103,20 +136,36 @@ class Pipeline:
         return [self.tokenizer.decode(reply) for reply in replies]
 
     @torch.inference_mode()
+    def stream_chat(
+        self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32
+    ) -> Iterator[str]:
+        """The reply of `chat` in pieces, each given as soon as its tokens make whole characters.
+
+        Raises `RequestError` as `chat` does. Costs what `chat` does for as many tokens as were taken.
+        """
+        (_, prompt), *_ = self._prompts([list(turns)], None if image is None else [image])
+        ids: list[int] = []
+        said = ""
+        for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_new_tokens, stop_ids=self._stop_ids):
+            if tokens[0] is None:
+                break
+            ids.append(tokens[0])
+            text = self.tokenizer.decode(ids)
+            if not text.endswith(_INCOMPLETE):
+                yield text[len(said) :]
+                said = text
+        # What the last tokens left unfinished is shown as `chat` shows it.
+        if ids and (rest := self.tokenizer.decode(ids)[len(said) :]):
+            yield rest
+
+    @torch.inference_mode()
     def reply_ids(
         self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int
     ) -> list[list[int]]:
         """As `chat_batch`, but token ids without the closing one; as many as were allowed mean that it was cut off."""
-        with_image = images is not None
-        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
-        tensors = [ids, mask]
-        if images is not None:
-            tensors.append(self._pixels(images, self.model.config.backbone.vision.image_size))
-        stop = frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
         replies: list[list[int]] = []
-        for count, rows in self._chunks(*tensors):
-            prompt = Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
-            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=stop)
+        for count, prompt in self._prompts(conversations, images):
+            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=self._stop_ids)
             replies += tokens[:count]
         return replies
 
@@ -125,9 +174,9 @@ class Pipeline:
         return torch.randn(self.model.latent_shape, generator=torch_generator(seed, "features")).to(self.device)
 
     def pixel_noise(self, seed: int) -> Tensor:
-        """The noise [3, S, S] from which a seed's pixels start."""
-        side = self.model.config.decoder.image_size
-        return torch.randn(3, side, side, generator=torch_generator(seed, "pixels")).to(self.device)
+        """The noise, of the decoder's own shape, from which a seed's pixels start."""
+        shape = self.model.config.decoder.noise_shape
+        return torch.randn(shape, generator=torch_generator(seed, "pixels")).to(self.device)
 
     def draw_ids(self, prompt: str) -> list[int]:
         """Token ids of a request to draw. Raises `RequestError` for an empty or over-long prompt."""
@@ -136,8 +185,17 @@ class Pipeline:
         return self._fitting(self.template.draw(self.tokenizer, prompt))
 
     def chat_ids(self, turns: Sequence[Turn], *, with_image: bool) -> list[int]:
-        """Token ids of a conversation that waits for its reply. Raises `RequestError` if it does not fit."""
+        """Token ids of a conversation that waits for its reply.
+
+        Raises `RequestError` if it does not fit, or shows an image to a model that reads text alone.
+        """
+        if with_image and not self.template.image_tokens:
+            raise RequestError("this model reads text alone: ask without the image")
         return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
+
+    def _need(self, part: str, ability: str) -> None:
+        if not hasattr(self.model, part):
+            raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
     def fill(self, rows: Tensor) -> Tensor:
         """Repeats the last of up to `width` rows until there are `width`."""
@@ -155,8 +213,24 @@ class Pipeline:
         mask = (torch.arange(self.max_length) < lengths[:, None]).long()
         return ids.to(self.device), mask.to(self.device)
 
-    def _pixels(self, images: Sequence[Image.Image], size: int) -> Tensor:
-        return torch.from_numpy(np.stack([to_square(image, size) for image in images])).to(self.device)
+    def _pixels(self, images: Sequence[Image.Image], size: int, fit: FitConfig = CROP) -> Tensor:
+        return torch.from_numpy(np.stack([to_square(image, size, fit) for image in images])).to(self.device)
+
+    @property
+    def _stop_ids(self) -> frozenset[int]:
+        return frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
+
+    def _prompts(
+        self, conversations: Sequence[list[Turn]], images: Sequence[Image.Image] | None
+    ) -> Iterator[tuple[int, Prompt]]:
+        """Conversations in groups of `width` rows, with how many of them are real."""
+        with_image = images is not None
+        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
+        tensors = [ids, mask]
+        if images is not None:
+            tensors.append(self._pixels(images, self.model.config.backbone.image_size))
+        for count, rows in self._chunks(*tensors):
+            yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 
     def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
         """Groups of `width` rows: how many of them are real, and for each tensor its rows, filled up to the width."""

@@ -14,6 +14,7 @@ import typer
 
 from blip3o import log, settings
 from blip3o.errors import Blip3oError, DataError, RequestError
+from jobs import convert, model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 dataset = typer.Typer(no_args_is_help=True, help="Build the real image-text sets that ship with the project.")
 app.add_typer(dataset, name="dataset")
+app.add_typer(convert.app, name="convert")
+app.add_typer(model.app, name="model")
 
 Out = Annotated[str, typer.Option(help="folder to write to: s3://bucket/prefix or a local path")]
 

@@ -106,9 +106,9 @@ def staged_micro_batches(pipeline: Pipeline) -> "Callable[[int], dict[str, Any]]
     from functools import partial
 
     from blip3o.data.batches import StagedMicroBatches, build_micro_batches
-    from blip3o.train.stages import STAGES
+    from blip3o.train.stages import stage_of
 
-    builders = [partial(build_micro_batches, recipe, STAGES[recipe.stage.name].task) for recipe in pipeline.stages]
+    builders = [partial(build_micro_batches, recipe, stage_of(recipe).task) for recipe in pipeline.stages]
     return StagedMicroBatches(builders, pipeline.ends)
 
 

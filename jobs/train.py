@@ -100,7 +100,7 @@ def _check_weights(pipeline: Pipeline) -> None:
     from blip3o.data.locations import tokenizer_uri
     from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
     from blip3o.train.objectives import build_stage_module
-    from blip3o.train.stages import STAGES, freeze
+    from blip3o.train.stages import freeze, stage_of
     from blip3o.train.weights import fitting, require_covered
 
     earlier: dict[str, Shapes] = {}
@@ -108,7 +108,7 @@ def _check_weights(pipeline: Pipeline) -> None:
         tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
         with torch.device("meta"):
             module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
-        trainable = freeze(module.model, STAGES[recipe.stage.name])
+        trainable = freeze(module.model, stage_of(recipe))
         loaded: set[str] = set()
         for run in recipe.stage.start_from:
             loaded |= fitting(module.model, _shapes(recipe, run, earlier), source=run)

@@ -25,7 +25,7 @@ from blip3o.train import checkpoint
 from blip3o.train.engine import build_engine
 from blip3o.train.loop import Loop, StepRecord
 from blip3o.train.objectives import StageModule, build_stage_module
-from blip3o.train.stages import STAGES, freeze
+from blip3o.train.stages import freeze, stage_of
 from blip3o.train.weights import (
     final_uri,
     load_into,
@@ -90,7 +90,7 @@ def prepare_module(recipe: Recipe, tokenizer: ChatTokenizer) -> StageModule:
     """
     module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
     initialize(module.model, recipe.run.seed)
-    trainable = freeze(module.model, STAGES[recipe.stage.name])
+    trainable = freeze(module.model, stage_of(recipe))
     loaded: set[str] = set()
     for run in recipe.stage.start_from:
         tensors, _ = read_final(final_uri(recipe.run.storage, run))

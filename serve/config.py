@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from blip3o.config.model import Frozen
+from blip3o.config.base import Frozen
 from serve.messages import MAX_IMAGES
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from blip3o.inference import Pipeline
-from blip3o.model.dit import DiTCondition
+from blip3o.model.condition import Condition as ModelCondition
 from blip3o.model.flow import euler_step, guide, sampling_sigmas
 
 
@@ -21,13 +21,13 @@ from blip3o.model.flow import euler_step, guide, sampling_sigmas
 class Condition:
     """A prompt made ready for every step: one row of the batch in which it was prepared."""
 
-    batch: DiTCondition
+    batch: ModelCondition
     row: int
 
 
 def prepare(pipeline: Pipeline, prompts: Sequence[str]) -> list[Condition]:
     """Conditions of up to `width` prompts, in one pass."""
-    batch = pipeline.model.dit.condition(pipeline.fill(pipeline.condition(prompts)))
+    batch = pipeline.model.denoiser.condition(pipeline.fill(pipeline.condition(prompts)))
     return [Condition(batch=batch, row=row) for row in range(len(prompts))]
 
 
@@ -38,9 +38,10 @@ class DenoiseBatch:
         """All slots hold zeros under the null condition."""
         config, width = pipeline.model.config, pipeline.width
         nothing = torch.zeros(width, config.num_queries, config.backbone.hidden_size, device=pipeline.device)
-        self._dit = pipeline.model.dit
-        self._null = self._dit.condition(nothing)
-        self._condition = self._dit.condition(nothing)
+        self._model = pipeline.model
+        self._shift = config.sampler.shift
+        self._null = self._model.denoiser.condition(nothing)
+        self._condition = self._model.denoiser.condition(nothing)
         self._latents = torch.zeros(width, *pipeline.model.latent_shape, device=pipeline.device)
         self._guidance = [1.0] * width
         self._sigmas = [sampling_sigmas(1)] * width
@@ -50,20 +51,21 @@ class DenoiseBatch:
         self._condition.put(slot, condition.batch, condition.row)
         self._latents[slot] = noise_LF
         self._guidance[slot] = guidance
-        self._sigmas[slot] = sampling_sigmas(steps)
+        self._sigmas[slot] = sampling_sigmas(steps, self._shift)
 
     def step(self, done_W: Sequence[int | None]) -> None:
         """One step of each row of which `done_W` gives the number of steps taken; None leaves a slot as it is."""
         sigma, following = self._noise_levels(done_W)
-        velocity = self._dit(self._latents, 1000 * sigma, self._condition)
+        velocity = self._model.velocity_under(self._condition, self._latents, sigma)
         guided = [done is not None and g != 1 for done, g in zip(done_W, self._guidance, strict=True)]
         if any(guided):
-            velocity = self._guide(velocity, self._dit(self._latents, 1000 * sigma, self._null), guided)
+            null = self._model.velocity_under(self._null, self._latents, sigma)
+            velocity = self._guide(velocity, null, guided)
         self._latents = euler_step(self._latents, velocity, sigma, following)
 
-    def latents(self, slot: int) -> Tensor:
-        """A copy of the latents [L, F] in a slot."""
-        return self._latents[slot].clone()
+    def features(self, slot: int) -> Tensor:
+        """A copy of the latents in a slot as features [L, F]."""
+        return self._model.to_features(self._latents[slot].clone())
 
     def _guide(self, conditional: Tensor, null: Tensor, guided_W: Sequence[bool]) -> Tensor:
         """A choice per row: a guidance of 1 for the others would round otherwise than no guidance at all."""

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip3o.errors import Blip3oError
+from blip3o.errors import Blip3oError, BundleError
 from blip3o.inference import Pipeline
 from serve.denoise import Condition, DenoiseBatch, prepare
 from serve.messages import (
@@ -91,7 +91,16 @@ class Engine:
     """Many requests on one model. Any thread may call `draw` and `chat`; cancelling the future frees its rows."""
 
     def __init__(self, pipeline: Pipeline, *, max_waiting: int = DEFAULT_WAITING) -> None:
-        """At most `max_waiting` rows, and as many conversations, wait; what comes before `start` waits for it."""
+        """At most `max_waiting` rows, and as many conversations, wait; what comes before `start` waits for it.
+
+        Raises `BundleError` if the bundle's solver cannot advance rows that are at different steps.
+        """
+        solver = pipeline.model.config.sampler.solver
+        if solver != "euler":
+            raise BundleError(
+                f"the bundle samples with solver '{solver}', which advances a whole batch at once, and the server "
+                "advances each row by itself: export it with model.sampler.solver=euler"
+            )
         self._pipeline = pipeline
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -127,8 +136,8 @@ class Engine:
         config = self._pipeline.model.config
         return ModelInfo(
             image_size=config.decoder.image_size,
-            vision_size=config.backbone.vision.image_size,
-            image_tokens=config.encoder.num_tokens,
+            vision_size=config.backbone.image_size,
+            image_tokens=self._pipeline.model.latent_shape[0],
             steps=config.sampler.steps,
             guidance=config.sampler.guidance,
         )
@@ -273,7 +282,7 @@ class Engine:
 
     def _draw_finished(self, batch: DenoiseBatch) -> None:
         finished = [
-            _Finished(number=row.request, seed=self._seed(row), features=batch.latents(slot))
+            _Finished(number=row.request, seed=self._seed(row), features=batch.features(slot))
             for slot, row in self._schedule.finished.items()
         ]
         with self._changed:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from blip3o.config.model import ModelConfig
 from blip3o.config.recipe import TemplateConfig
 from blip3o.convert.bundle import BundleConfig, build_model, write_bundle
 from blip3o.data.tokenizer import ChatTokenizer
@@ -18,20 +19,27 @@ def tokenizer(*texts: str) -> ChatTokenizer:
     return ChatTokenizer.train([*TEXTS, *texts], 400)
 
 
-def bundle_config() -> BundleConfig:
-    return BundleConfig(model=nano_config(), template=TemplateConfig(), max_length=MAX_LENGTH)
+def bundle_config(model: ModelConfig | None = None) -> BundleConfig:
+    return BundleConfig(model=model or nano_config(), template=TemplateConfig(), max_length=MAX_LENGTH)
 
 
-def weights(seed: int = 0) -> dict[str, nn.Parameter]:
+def weights(seed: int = 0, *, model: ModelConfig | None = None) -> dict[str, nn.Parameter]:
     """Of every part; zeros of the initialisation get numbers, because a gate that is shut hides what is behind it."""
-    model = build_model(bundle_config(), tokenizer())
-    initialize(model, seed)
+    built = build_model(bundle_config(model), tokenizer())
+    initialize(built, seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in built.named_parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.3, generator=torch_generator(seed, "wake", name))
-    return dict(model.named_parameters())
+    return dict(built.named_parameters())
 
 
-def write_nano_bundle(uri: str, *, seed: int = 0) -> None:
-    write_bundle(uri, config=bundle_config(), tensors=weights(seed), tokenizer=tokenizer(), provenance={"seed": seed})
+def write_nano_bundle(uri: str, *, seed: int = 0, model: ModelConfig | None = None) -> None:
+    """The nano preset, or another model of its size."""
+    write_bundle(
+        uri,
+        config=bundle_config(model),
+        tensors=weights(seed, model=model),
+        tokenizer=tokenizer(),
+        provenance={"seed": seed},
+    )

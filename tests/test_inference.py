@@ -1,5 +1,7 @@
 """The pipeline: an image depends on its prompt, seed, steps and guidance, and on nothing that stands beside it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,25 @@ def test_a_prompt_is_refused_exactly_where_it_no_longer_fits(pipeline):
 def test_prompts_and_seeds_belong_together(pipeline, prompts, seeds):
     with pytest.raises(RequestError, match=f"{len(prompts)} prompts and {len(seeds)} seeds"):
         pipeline.generate(prompts, seeds=seeds)
+
+
+@pytest.mark.parametrize("image", [None, picture(3)])
+def test_a_streamed_reply_is_the_whole_reply_in_pieces_of_whole_characters(pipeline, image):
+    whole = pipeline.chat(ask("what is this?"), image=image, max_new_tokens=24)
+    pieces = list(pipeline.stream_chat(ask("what is this?"), image=image, max_new_tokens=24))
+    assert "".join(pieces) == whole
+    assert len(pieces) > 3
+
+
+def test_a_streamed_reply_of_many_bytes_to_a_character_waits_for_them(pipeline, monkeypatch):
+    text = "für 3 €: 🦊"
+    ids = pipeline.tokenizer.encode(text)
+    assert len(ids) > len(text)
+    monkeypatch.setattr(type(pipeline.model.backbone), "stream", lambda *_, **__: iter([(token,) for token in ids]))
+    assert list(pipeline.stream_chat(ask("how much?"))) == list(text)
+
+
+def test_a_model_that_reads_text_alone_refuses_an_image(pipeline):
+    blind = dataclasses.replace(pipeline, template=dataclasses.replace(pipeline.template, image_tokens=0))
+    with pytest.raises(RequestError, match="reads text alone: ask without the image"):
+        blind.chat(ask("what is this?"), image=picture(3))

@@ -7,11 +7,12 @@ its value read as YAML.
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from blip3o.config.model import ModelConfig
 from blip3o.config.presets import PRESETS
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
@@ -41,6 +42,11 @@ def build_recipe(tree: Tree) -> Recipe:
         raise ConfigError("recipe: " + "; ".join(explain(item) for item in error.errors())) from error
 
 
+def preset_model(name: str) -> ModelConfig:
+    """The model that a preset names. Raises `ConfigError` for an unknown one."""
+    return ModelConfig.model_validate(_expand_model({"preset": name}))
+
+
 def dump(recipe: BaseModel) -> str:
     """A config as YAML that `build_recipe` reads back to an equal one."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
@@ -64,7 +70,9 @@ def _merge(base: Tree, top: Tree) -> Tree:
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        # Another kind has other fields: it replaces what it stands above, whole.
+        same = both and value.get("kind") in (None, merged[key].get("kind"))
+        merged[key] = _merge(merged[key], value) if same else value
     return merged
 
 
@@ -102,8 +110,19 @@ def _refuse_unknown(tree: Any, model: type[BaseModel], prefix: str) -> None:  # 
         field = model.model_fields.get(key)
         if field is None:
             raise ConfigError(f"unknown key '{prefix}{key}': {_nearest(str(key), list(model.model_fields))}")
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            _refuse_unknown(value, field.annotation, f"{prefix}{key}.")
+        section = _section(field.annotation, value)
+        if section is not None:
+            _refuse_unknown(value, section, f"{prefix}{key}.")
+
+
+def _section(annotation: Any, value: Any) -> type[BaseModel] | None:  # noqa: ANN401 - a field's type; as above
+    """The config class that a field's value is of; of several, the one of the value's `kind`."""
+    members = [get_args(m)[0] if get_origin(m) is Annotated else m for m in get_args(annotation) or (annotation,)]
+    classes = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+    if len(classes) < 2 or not isinstance(value, dict):
+        return classes[0] if classes else None
+    kinds = {get_args(c.model_fields["kind"].annotation)[0]: c for c in classes}
+    return kinds.get(value.get("kind", next(iter(kinds))))
 
 
 def _nearest(word: str, known: list[str]) -> str:

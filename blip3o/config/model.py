@@ -6,23 +6,37 @@ of their own. Field names follow the published configuration files where those e
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from blip3o.config.backbone import BackboneConfig
+from blip3o.config.base import Frozen, _require
+from blip3o.config.decoder import AnyDecoderConfig
+from blip3o.config.sampler import SamplerConfig
+
+Objective = Literal["clip_flow", "clip_mse", "vae_flow"]
 
 
-class Frozen(BaseModel):
-    """Base of every config: immutable, and an unknown key is an error."""
+class FitConfig(Frozen):
+    """How an image of any shape becomes a square of pixels."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
-    if not condition:
-        raise ValueError(message)
+    mode: Literal["crop", "stretch"] = Field(
+        default="crop",
+        description="crop: scale the shorter side, keep the centre (BLIP3-o); stretch: scale both (SigLIP2, Emu2)",
+    )
+    resample: Literal["bicubic", "bilinear"] = Field(
+        default="bicubic", description="filter of the scaling, widened when it makes smaller (Pillow's)"
+    )
 
 
 class EncoderConfig(Frozen):
-    """The vision tower whose pooled features are the generation target (EVA-CLIP, post-norm)."""
+    """The vision tower whose pooled features are the generation target."""
 
+    kind: Literal["eva_clip", "siglip2"] = Field(
+        default="eva_clip",
+        description="eva_clip: post-norm, CLS token dropped (the released target); siglip2: pre-norm, no final norm; "
+        "for `hidden_states[-2]` of a published tower give one block less than it has",
+    )
+    fit: FitConfig = FitConfig()
     image_size: int = Field(gt=0, description="side of the square input image, pixels")
     patch_size: int = Field(gt=0, description="side of one patch, pixels")
     width: int = Field(gt=0, description="channels of a token")
@@ -76,84 +90,6 @@ class EncoderConfig(Frozen):
         return self
 
 
-class VisionConfig(Frozen):
-    """The backbone's own vision tower (Qwen2.5-VL type)."""
-
-    image_size: int = Field(gt=0, description="side of the square image shown to the backbone, pixels")
-    patch_size: int = Field(gt=0, description="side of one patch, pixels")
-    merge: int = Field(default=2, gt=0, description="patches merged along one side into one language token")
-    width: int = Field(gt=0, description="channels of a patch token")
-    layers: int = Field(gt=0, description="transformer blocks, all with full attention")
-    heads: int = Field(gt=0, description="attention heads")
-    mlp_width: int = Field(gt=0, description="hidden channels of the MLP")
-
-    @property
-    def grid(self) -> int:
-        """Language tokens along one side of an image."""
-        return self.image_size // self.patch_size // self.merge
-
-    @property
-    def num_tokens(self) -> int:
-        """Language tokens that one image takes."""
-        return self.grid**2
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        unit = self.patch_size * self.merge
-        _require(
-            self.image_size % unit == 0,
-            f"vision: image_size {self.image_size} is not a multiple of patch_size x merge = {unit}",
-        )
-        _require(
-            self.width % (4 * self.heads) == 0,
-            f"vision: width {self.width} is not a multiple of 4 x heads {self.heads} (2-D rotary)",
-        )
-        return self
-
-
-class BackboneConfig(Frozen):
-    """The vision-language model that reads prompts and images (Qwen2.5-VL type)."""
-
-    vocab_size: int = Field(gt=0, description="rows of the embedding; at least the tokenizer's length")
-    hidden_size: int = Field(gt=0, description="channels of a token (H)")
-    layers: int = Field(gt=0, description="decoder layers")
-    heads: int = Field(gt=0, description="attention heads")
-    kv_heads: int = Field(gt=0, description="key/value heads (grouped-query attention)")
-    mlp_width: int = Field(gt=0, description="hidden channels of the gated MLP")
-    rope_theta: float = Field(default=1e6, gt=0, description="base of the rotary embedding")
-    tied: bool = Field(default=True, description="whether the language-model head shares the embedding's weights")
-    embedding_std: float = Field(
-        default=0.02,
-        gt=0,
-        description="deviation of the token embeddings' initial values; near H^(-1/2) for a short run",
-    )
-    vision: VisionConfig
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        _require(
-            self.hidden_size % (2 * self.heads) == 0,
-            f"backbone: hidden_size {self.hidden_size} is not a multiple of 2 x heads {self.heads}",
-        )
-        _require(
-            self.heads % self.kv_heads == 0,
-            f"backbone: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}",
-        )
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return self.hidden_size // self.heads
-
-    @property
-    def mrope_section(self) -> tuple[int, int, int]:
-        """Rotary frequencies of time, row and column: 1/4, 3/8, 3/8 of head_dim / 2 (Qwen2.5-VL: [16, 24, 24])."""
-        half = self.head_dim // 2
-        spatial = half * 3 // 8
-        return half - 2 * spatial, spatial, spatial
-
-
 class DiTConfig(Frozen):
     """The diffusion transformer over pooled features (NextDiT with cross-attention)."""
 
@@ -185,29 +121,6 @@ class DiTConfig(Frozen):
         return self
 
 
-class DecoderConfig(Frozen):
-    """The diffusion decoder from features to pixels: a coarse linear image, refined by a flow U-Net."""
-
-    image_size: int = Field(gt=0, description="side of the image it draws, pixels")
-    fold: int = Field(default=2, gt=0, description="pixels folded along one side into channels before the U-Net")
-    coarse_width: int = Field(gt=0, description="hidden channels of the coarse head")
-    channels: tuple[int, ...] = Field(min_length=1, description="U-Net channels at each resolution")
-    layers_per_block: int = Field(default=1, gt=0, description="residual blocks at each resolution")
-    steps: int = Field(default=8, gt=0, description="Euler steps of one decode")
-
-
-class SamplerConfig(Frozen):
-    """Defaults of feature sampling (BLIP3-o: 30 Euler steps, guidance 3, condition dropped with p 0.1 in training)."""
-
-    steps: int = Field(default=30, gt=0, description="Euler steps; each is one DiT evaluation per guidance branch")
-    guidance: float = Field(
-        default=3.0, ge=0, description="v = v_null + guidance x (v_cond - v_null); 1 computes no null branch"
-    )
-    condition_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="probability that training zeroes a sample's condition"
-    )
-
-
 class TextTowerConfig(Frozen):
     """The text side of the contrastive pretraining of a small encoder."""
 
@@ -226,19 +139,87 @@ class ModelConfig(Frozen):
         gt=0,
         description="deviation of the queries' initial values; near the embeddings' own for a small backbone",
     )
-    objective: Literal["clip_flow"] = Field(default="clip_flow", description="what the generation stage predicts")
+    objective: Objective = Field(
+        default="clip_flow",
+        description="what the generation stage predicts: the encoder's features by flow matching (the paper's choice) "
+        "or by regression, or the autoencoder's latents by flow matching",
+    )
+    normalize_latents: bool = Field(
+        default=False,
+        description="generate features with zero mean and unit deviation in each channel, by statistics measured "
+        "before (`jobs.latents`); upstream does not",
+    )
     encoder: EncoderConfig
     text_tower: TextTowerConfig | None = Field(default=None, description="needed by the encoder stage alone")
     backbone: BackboneConfig
     dit: DiTConfig
-    decoder: DecoderConfig
+    decoder: AnyDecoderConfig
     sampler: SamplerConfig = SamplerConfig()
+
+    @property
+    def latent_grid(self) -> int:
+        """Tokens along one side of what is generated."""
+        return self.decoder.autoencoder.grid if self.decoder.kind == "autoencoder" else self.encoder.grid
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of one token of what is generated."""
+        if self.decoder.kind == "autoencoder":
+            return self.decoder.autoencoder.latent_channels
+        return self.encoder.channels
+
+    @property
+    def target_size(self) -> int:
+        """Side in pixels of the image from which a target is made."""
+        return self.decoder.image_size if self.decoder.kind == "autoencoder" else self.encoder.image_size
+
+    @property
+    def target_fit(self) -> FitConfig:
+        """How that image becomes a square."""
+        return FitConfig() if self.decoder.kind == "autoencoder" else self.encoder.fit
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Names of the parts that a model of this kind has."""
+        parts = {"backbone", "queries", "decoder", "head" if self.objective == "clip_mse" else "dit"}
+        if self.decoder.kind != "autoencoder":
+            parts.add("encoder")
+        if self.decoder.kind == "pixel":
+            parts.add("coarse")
+        if self.text_tower is not None:
+            parts.add("contrastive")
+        if self.normalize_latents:
+            parts.add("latent_scale")
+        return frozenset(parts)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        size, grid, patch = self.decoder.image_size, self.encoder.grid, self.dit.patch_size
+        size, grid, patch = self.decoder.image_size, self.latent_grid, self.dit.patch_size
         _require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
-        _require(size % grid == 0, f"decoder: image_size {size} is not a multiple of the feature grid {grid}")
-        unit = self.decoder.fold * 2 ** (len(self.decoder.channels) - 1)
-        _require(size % unit == 0, f"decoder: image_size {size} is not a multiple of fold x 2^levels = {unit}")
+        _require(
+            self.decoder.kind != "pixel" or size % grid == 0,
+            f"decoder: image_size {size} is not a multiple of the feature grid {grid}",
+        )
+        _require(
+            (self.objective == "vae_flow") == (self.decoder.kind == "autoencoder"),
+            f"objective {self.objective} does not go with decoder.kind {self.decoder.kind}: vae_flow needs "
+            "'autoencoder', and nothing else does",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _regression_takes_one_pass(self) -> Self:
+        if self.objective != "clip_mse":
+            return self
+        plain = SamplerConfig(steps=1, guidance=1, condition_dropout=0)
+        _require(
+            self.sampler == plain,
+            "objective clip_mse predicts in one pass: give sampler {steps: 1, guidance: 1, condition_dropout: 0} and "
+            "nothing else",
+        )
+        tokens = self.encoder.num_tokens
+        _require(
+            self.num_queries == tokens,
+            f"objective clip_mse maps each query to one feature: num_queries {self.num_queries} is not {tokens}",
+        )
         return self

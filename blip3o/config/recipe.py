@@ -8,7 +8,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from blip3o.config.model import Frozen, ModelConfig, _require
+from blip3o.config.base import Frozen, _require
+from blip3o.config.model import ModelConfig
+from blip3o.config.sampler import FlowConfig
 
 StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
 STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "decoder")
@@ -97,6 +99,7 @@ class StageConfig(Frozen):
     noise_draws: int = Field(
         default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass"
     )
+    flow: FlowConfig = FlowConfig()
     query_questions: tuple[str, ...] = Field(
         default=(),
         description="questions of a form; their tokens' embeddings, repeated to fill, are the queries' first values "
@@ -140,6 +143,11 @@ class ParallelConfig(Frozen):
     zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
+    recompute: bool = Field(
+        default=False,
+        description="compute the activations of backbone and DiT again in the backward pass instead of keeping them: "
+        "less memory, more time, the same values and gradients",
+    )
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
     data_tasks: int = Field(default=1, gt=0, description="decoding actors of the stream")
@@ -185,7 +193,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         m, w = self.optim.micro_batches, self.parallel.workers
-        image_tokens = self.model.backbone.vision.num_tokens
+        image_tokens = self.model.backbone.image_tokens
         _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
         _require(
             self.optim.warmup < self.optim.steps,
@@ -196,8 +204,29 @@ class Recipe(Frozen):
             "stage 'encoder' needs model.text_tower: choose a preset that has one (tiny)",
         )
         _require(
+            self.stage.name != "understand" or image_tokens > 0,
+            "stage 'understand' shows images, and model.backbone has no vision tower: add model.backbone.vision",
+        )
+        _require(
             self.data.max_length > image_tokens,
             f"data.max_length {self.data.max_length} leaves no room beside the {image_tokens} image tokens",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_fits_model(self) -> Self:
+        stage, model = self.stage, self.model
+        _require(
+            stage.name != "encoder" or model.decoder.kind == "pixel",
+            f"stage 'encoder' trains with the coarse head, which decoder.kind {model.decoder.kind} lacks: use 'pixel'",
+        )
+        _require(
+            stage.name != "decoder" or model.decoder.kind != "autoencoder",
+            "stage 'decoder' has nothing to train: objective vae_flow decodes by the autoencoder alone",
+        )
+        _require(
+            model.objective != "clip_mse" or (stage.noise_draws == 1 and stage.flow == FlowConfig()),
+            "objective clip_mse draws no noise: leave out stage.noise_draws and stage.flow",
         )
         return self
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from blip3o.config.model import FitConfig
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
-from blip3o.data.decode import decode_image
+from blip3o.data.decode import CROP, decode_image
 from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
@@ -38,7 +39,8 @@ class Task(Enum):
 
     CONTRAST = "contrast"  # caption and image, for the encoder stage
     CHAT = "chat"  # questions and answers about an image
-    DRAW = "draw"  # request to draw, and the image to draw
+    DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
+    DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
     PIXELS = "pixels"  # image alone, for the decoder stage
 
 
@@ -46,6 +48,7 @@ _PIXELS = {
     Task.CONTRAST: ("encoder_pixels", "decoder_pixels"),
     Task.CHAT: ("prompt_pixels",),
     Task.DRAW: ("encoder_pixels",),
+    Task.DRAW_PIXELS: ("decoder_pixels",),
     Task.PIXELS: ("encoder_pixels", "decoder_pixels"),
 }
 
@@ -60,7 +63,10 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEncoder:
-    """One raw sample → one row of arrays. `sizes` gives the side in pixels of each pixel column."""
+    """One raw sample → one row of arrays.
+
+    `sizes` gives the side in pixels of each pixel column, `fits` how an image comes to it where not by cropping.
+    """
 
     task: Task
     tokenizer: ChatTokenizer
@@ -71,12 +77,14 @@ class SampleEncoder:
     reading: float
     seed: int
     sizes: Mapping[str, int]
+    fits: Mapping[str, FitConfig]
 
     def __call__(self, raw: RawSample) -> dict[str, np.ndarray]:
         """Raises `DamagedSampleError` if the image cannot be decoded or the text does not fit."""
         key = derive_seed("draw", raw.uid, raw.pass_index)
-        decoded = {size: decode_image(raw.image, size) for size in {self.sizes[name] for name in _PIXELS[self.task]}}
-        row: dict[str, np.ndarray] = {name: decoded[self.sizes[name]] for name in _PIXELS[self.task]}
+        views = {name: (self.sizes[name], self.fits.get(name, CROP)) for name in _PIXELS[self.task]}
+        decoded = {view: decode_image(raw.image, *view) for view in set(views.values())}
+        row: dict[str, np.ndarray] = {name: decoded[view] for name, view in views.items()}
         row["draw_key"] = np.array(key, np.int64)
         if self.task is not Task.PIXELS:
             row |= self._pad(self._text(raw, numpy_generator(self.seed, "text", key)))
@@ -86,7 +94,7 @@ class SampleEncoder:
         if self.task is Task.CHAT:
             return self._chat(raw, generator)
         caption = self._caption(raw, generator)
-        if self.task is Task.DRAW:
+        if self.task in (Task.DRAW, Task.DRAW_PIXELS):
             return Text(ids=tuple(self.template.draw(self.tokenizer, caption)))
         return Text(ids=tuple(self.tokenizer.encode(caption)))
 
@@ -190,9 +198,10 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,
-                "prompt_pixels": model.backbone.vision.image_size,
+                "prompt_pixels": model.backbone.image_size,
                 "decoder_pixels": model.decoder.image_size,
             },
+            fits={"encoder_pixels": model.target_fit},
         ),
         ledger=Ledger(storage.join(recipe.run.storage, recipe.run.name, "ledger")),
     )
@@ -237,5 +246,5 @@ def chat_template(recipe: Recipe) -> ChatTemplate:
     """The conversation template of a recipe."""
     words = recipe.data.template
     return ChatTemplate(
-        system=words.system, instruction=words.instruction, image_tokens=recipe.model.backbone.vision.num_tokens
+        system=words.system, instruction=words.instruction, image_tokens=recipe.model.backbone.image_tokens
     )

@@ -1,7 +1,7 @@
-"""Encoded image → RGB pixels as BLIP3-o takes them: upright, on white, shorter side scaled to S, the centre S×S kept.
+"""Encoded image → RGB pixels as an encoder takes them: upright, on white, scaled to S×S by its fit.
 
 Takes bytes that nobody has vouched for: only the formats of training sets are tried, sizes are checked before pixels
-are made, and work is bounded by the output. Normalising to floats is the model's business.
+are made, and no copy of more than `MAX_PIXELS` is made. Normalising to floats is the model's business.
 """
 
 import io
@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
+from blip3o.config.model import FitConfig
 from blip3o.data.sample import DamagedSampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -20,14 +21,17 @@ DRAFT_MARGIN = 2
 # What Pillow raises for damaged files (found by flipping and cutting bytes; tests/data/test_decode.py goes on looking).
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, zlib.error)
 
+CROP = FitConfig()
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-def decode_image(data: bytes, size: int) -> np.ndarray:
+
+def decode_image(data: bytes, size: int, fit: FitConfig = CROP) -> np.ndarray:
     """Encoded bytes → RGB uint8 [size, size, 3].
 
     Raises `DamagedSampleError` (a `DataError`) if they are no JPEG, PNG or WebP, are damaged, or hold over
     `MAX_PIXELS` pixels.
     """
-    return to_square(open_image(data, at_least=size), size)
+    return to_square(open_image(data, at_least=size), size, fit)
 
 
 def open_image(data: bytes, *, at_least: int | None = None) -> Image.Image:
@@ -49,18 +53,40 @@ def open_image(data: bytes, *, at_least: int | None = None) -> Image.Image:
         raise DamagedSampleError(f"undecodable image: {' '.join(str(error).split())[:200]}") from error
 
 
-def to_square(image: Image.Image, size: int) -> np.ndarray:
-    """Scales the shorter side to `size` (bicubic) and keeps the centre: RGB uint8 [size, size, 3].
+def to_square(image: Image.Image, size: int, fit: FitConfig = CROP) -> np.ndarray:
+    """An image as a square: RGB uint8 [size, size, 3].
 
-    Equal to resizing the whole image and cropping after it, but only the pixels that are kept are computed: the crop is
-    given to the resampler as a box in the source's coordinates, and its filter still sees the pixels around the box.
+    By default the shorter side is scaled to `size` (bicubic, antialiased) and the centre kept, as BLIP3-o's own
+    preprocessing does. Scaling is two passes with pixels rounded to bytes between them. They run along rows first, the
+    order of the Pillow that upstream used; newer ones take the cheaper order, whose pixels differ by tens of levels at
+    sharp edges.
     """
-    width, height = image.size
-    scaled = (size * width // min(width, height), size * height // min(width, height))
+    image = _on_white(image)
+    scaled = (size, size) if fit.mode == "stretch" else _covering(image.size, size)
     left, top = (round((side - size) / 2) for side in scaled)
-    x, y = width / scaled[0], height / scaled[1]
-    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
-    return np.asarray(_on_white(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    if scaled[0] * image.height > MAX_PIXELS:
+        return _kept_pixels_alone(image, size, scaled, FILTERS[fit.resample])
+    wide = image.resize((scaled[0], image.height), FILTERS[fit.resample]).crop((left, 0, left + size, image.height))
+    return np.asarray(wide.resize((size, scaled[1]), FILTERS[fit.resample]).crop((0, top, size, top + size)))
+
+
+def _covering(sides: tuple[int, int], size: int) -> tuple[int, int]:
+    width, height = sides
+    return size * width // min(sides), size * height // min(sides)
+
+
+def _kept_pixels_alone(
+    image: Image.Image, size: int, scaled: tuple[int, int], resample: Image.Resampling
+) -> np.ndarray:
+    """For strips, whose scaled copy would be huge: only the kept pixels are computed.
+
+    The crop is given to the resampler as a box in the source's coordinates, and its filter still sees the pixels around
+    the box. Equal to scaling first but for rounding.
+    """
+    x, y = image.width / scaled[0], image.height / scaled[1]
+    left, top = (round((side - size) / 2) for side in scaled)
+    box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
+    return np.asarray(image.resize((size, size), resample, box=box))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

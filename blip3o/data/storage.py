@@ -10,12 +10,12 @@ import functools
 import posixpath
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from blip3o import settings
 from blip3o.errors import StorageError
@@ -103,36 +103,77 @@ def read_bytes(uri: str) -> bytes:
         return file.read()
 
 
+class RangeReader:
+    """One file held open, for many reads of parts of it."""
+
+    def __init__(self, uri: str, file: NativeFile) -> None:
+        self._uri, self._file = uri, file
+        self.size: int = file.size()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on. Raises `StorageError` if the file is shorter, or cannot be read."""
+        with _explained(self._uri):
+            part = self._file.read_at(size, min(offset, self.size))
+        if len(part) != size:
+            raise StorageError(
+                f"{self._uri}: asked {size} bytes at {offset}, got {len(part)}: the file was cut or replaced; index it "
+                "again"
+            )
+        return part
+
+
+@contextmanager
+def open_ranges(uri: str) -> Iterator[RangeReader]:
+    """A file open for reading ranges. Raises `StorageError` if it is missing."""
+    filesystem, path = resolve(uri)
+    with _explained(uri):
+        file = filesystem.open_input_file(path)
+    with file:
+        yield RangeReader(uri, file)
+
+
 def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
     """The bytes of each `(offset, size)` of one file, in the order given.
 
     Raises `StorageError` if the file is missing, or shorter than a range says.
     """
+    with open_ranges(uri) as file:
+        return [file.read(offset, size) for offset, size in ranges]
+
+
+@contextmanager
+def open_write(uri: str) -> Iterator[NativeFile]:
+    """A stream to a file that is there whole when the block ends. Parent folders of local paths are made.
+
+    If the block fails, a local file is left as it was; an object store may be left with a cut object, so that whatever
+    vouches for the file must be written after it. Raises `StorageError` if the store refuses.
+    """
     filesystem, path = resolve(uri)
-    with _explained(uri), filesystem.open_input_file(path) as file:
-        end = file.size()
-        parts = [file.read_at(size, min(offset, end)) for offset, size in ranges]
-    for (offset, size), part in zip(ranges, parts, strict=True):
-        if len(part) != size:
-            raise StorageError(
-                f"{uri}: asked {size} bytes at {offset}, got {len(part)}: the file was cut or replaced; index it again"
-            )
-    return parts
+    local = isinstance(filesystem, fs.LocalFileSystem)
+    # A name of its own: several processes may write one file at a time, as they do with ledgers.
+    target = f"{path}.{uuid.uuid4().hex}.partial" if local else path
+    with _explained(uri):
+        if local:
+            filesystem.create_dir(posixpath.dirname(path), recursive=True)
+        file = filesystem.open_output_stream(target)
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError):  # what went wrong first is what is told
+            file.close()
+            if local:
+                filesystem.delete_file(target)
+        raise
+    with _explained(uri):
+        file.close()
+        if local:
+            filesystem.move(target, path)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes a file whole or not at all. Parent folders of local paths are made."""
-    filesystem, path = resolve(uri)
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    with _explained(uri):
-        if local:
-            filesystem.create_dir(posixpath.dirname(path), recursive=True)
-        # A name of its own: several processes may write one file at a time, as they do with ledgers.
-        target = f"{path}.{uuid.uuid4().hex}.partial" if local else path
-        with filesystem.open_output_stream(target) as file:
-            file.write(data)
-        if local:
-            filesystem.move(target, path)
+    with open_write(uri) as file, _explained(uri):
+        file.write(data)
 
 
 def exists(uri: str) -> bool:

@@ -1,28 +1,31 @@
-"""The vision-language backbone behind one adaptor: a Qwen2.5-VL of `transformers`, any size.
+"""The vision-language backbone behind one adaptor: a Qwen2.5-VL, Qwen3 or Llama of `transformers`, any size.
 
 It offers what the system needs and hides what it does not: embedding of prompts with images, query states against a
 cached prompt (the frozen prefix) or in one full pass, logits for the text loss, and greedy text generation with a KV
-cache. Prompts are padded on the right; padding never changes a sample's result.
+cache, token by token. Prompts may be padded at either side; padding never changes a sample's result.
 
 Legend: B batch, L prompt tokens, N queries, H hidden channels, S image side, V vocabulary.
 """
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from blip3o.config.model import BackboneConfig
+from blip3o.config.backbone import BackboneConfig
 from blip3o.model.encoder import normalize_pixels
-from blip3o.model.positions import multimodal_positions, next_position
+from blip3o.model.language import build_language_model, inner
+from blip3o.model.positions import multimodal_positions, next_position, sequential_positions
+from blip3o.model.vision import SiglipVision, patchify
 
-TEMPORAL_PATCH = 2
+Numbering = Literal["native", "upstream"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids [B, L], attention mask [B, L] (1 on real tokens), and images.
+    """Token ids [B, L], attention mask [B, L] (1 on real tokens, padding at either side), and images.
 
     `pixels` holds one uint8 image [B, S, S, 3] per row; a row without image tokens does not look at its own.
     """
@@ -42,71 +45,24 @@ class PromptCache:
     states: Tensor
 
 
-def _hf_config(config: BackboneConfig, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers config
-    from transformers import Qwen2_5_VLConfig
-
-    vision = config.vision
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": config.vocab_size,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": None,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.mlp_width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.kv_heads,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": config.rope_theta,
-                "mrope_section": list(config.mrope_section),
-            },
-        },
-        vision_config={
-            "depth": vision.layers,
-            "hidden_size": vision.width,
-            "intermediate_size": vision.mlp_width,
-            "num_heads": vision.heads,
-            "out_hidden_size": config.hidden_size,
-            "patch_size": vision.patch_size,
-            "spatial_merge_size": vision.merge,
-            "fullatt_block_indexes": list(range(vision.layers)),
-        },
-        image_token_id=image_token_id,
-        tie_word_embeddings=config.tied,
-    )
-
-
-def patchify(images_B3SS: Tensor, patch: int, merge: int) -> Tensor:
-    """Images → rows of patches in Qwen's order: the merge x merge patches of one language token stand together.
-
-    [B, 3, S, S] → [B · (S / patch)², 3 · 2 · patch²]; the frame is doubled along time.
-    """
-    batch, side = images_B3SS.shape[0], images_B3SS.shape[-1] // (patch * merge)
-    x = images_B3SS.view(batch, 3, side, merge, patch, side, merge, patch)
-    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None]
-    return x.expand(-1, -1, -1, -1, -1, -1, TEMPORAL_PATCH, -1, -1).reshape(batch * (side * merge) ** 2, -1)
-
-
 class Backbone(nn.Module):
-    """A Qwen2.5-VL language and vision model."""
+    """A language model and the vision tower that feeds it, if it has one."""
 
     def __init__(self, config: BackboneConfig, *, image_token_id: int) -> None:
         super().__init__()
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
         self.config = config
         self.image_token_id = image_token_id
-        self.hf = Qwen2_5_VLForConditionalGeneration(_hf_config(config, image_token_id))
+        self.hf = build_language_model(config, image_token_id=image_token_id)
+        if config.vision is not None and config.vision.kind == "siglip2":
+            self.vision = SiglipVision(config.vision, out_width=config.hidden_size)
 
     @property
     def text(self) -> Any:  # noqa: ANN401 - the transformers module
         """The language model without its head."""
-        return self.hf.model.language_model
+        return inner(self.config, self.hf)
 
     def embed(self, prompt: Prompt) -> Tensor:
-        """Token embeddings with image tokens replaced by the vision tower's output, [B, L, H]."""
+        """Token embeddings with image tokens replaced by what the vision tower makes of the images, [B, L, H]."""
         embeddings = self.text.embed_tokens(prompt.input_ids)
         if prompt.pixels is None:
             return embeddings
@@ -114,24 +70,34 @@ class Backbone(nn.Module):
         shown = prompt.pixels[mask.any(dim=1)]
         if not shown.shape[0]:
             return embeddings
-        vision = self.config.vision
-        patches = patchify(normalize_pixels(shown), vision.patch_size, vision.merge)
-        side = vision.grid * vision.merge
-        grid_thw = torch.tensor([[1, side, side]]).expand(shown.shape[0], 3).to(patches.device)
-        tokens = self.hf.model.visual(patches.to(embeddings.dtype), grid_thw=grid_thw).pooler_output
-        return embeddings.masked_scatter(mask[..., None].expand_as(embeddings), tokens.to(embeddings.dtype))
+        tokens = self.see(shown, dtype=embeddings.dtype)
+        return embeddings.masked_scatter(mask[..., None].expand_as(embeddings), tokens)
 
-    def _positions(self, prompt: Prompt) -> Tensor:
-        return multimodal_positions(
-            prompt.input_ids == self.image_token_id, prompt.attention_mask, self.config.vision.grid
-        )
+    def see(self, pixels_BSS3: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """Images, uint8 [B, S, S, 3] → the tokens that stand for them, one after another, [B · tokens, H]."""
+        vision = self.config.vision
+        assert vision is not None  # a template of a text-only backbone makes no image tokens
+        if vision.kind == "siglip2":
+            return self.vision(pixels_BSS3).flatten(0, 1).to(dtype)
+        patches = patchify(normalize_pixels(pixels_BSS3), vision.patch_size, vision.merge)
+        side = vision.grid * vision.merge
+        grid_thw = torch.tensor([[1, side, side]]).expand(pixels_BSS3.shape[0], 3).to(patches.device)
+        return self.hf.model.visual(patches.to(dtype), grid_thw=grid_thw).pooler_output.to(dtype)
+
+    def positions(self, images_BL: Tensor, attention_mask_BL: Tensor, numbering: Numbering) -> Tensor:
+        """Positions of tokens of which `images_BL` marks those of images: [3, B, L] or, all axes alike, [B, L]."""
+        vision = self.config.vision
+        if numbering == "upstream" or vision is None or vision.kind == "siglip2":
+            return sequential_positions(attention_mask_BL)
+        return multimodal_positions(images_BL, attention_mask_BL, vision.grid)
 
     def hidden(self, prompt: Prompt) -> Tensor:
-        """Hidden states after the final norm, [B, L, H]."""
+        """Hidden states after the final norm, [B, L, H], at native positions."""
+        images = prompt.input_ids == self.image_token_id
         output = self.text(
             inputs_embeds=self.embed(prompt),
             attention_mask=prompt.attention_mask,
-            position_ids=self._positions(prompt),
+            position_ids=self.positions(images, prompt.attention_mask, "native"),
             use_cache=False,
         )
         return output.last_hidden_state
@@ -140,19 +106,20 @@ class Backbone(nn.Module):
         """Hidden states [..., H] → next-token logits [..., V]."""
         return self.hf.lm_head(states)
 
-    def prefill(self, prompt: Prompt) -> PromptCache:
+    def prefill(self, prompt: Prompt, *, numbering: Numbering = "native") -> PromptCache:
         """Runs a prompt once into a key/value cache."""
+        images = prompt.input_ids == self.image_token_id
+        positions = self.positions(images, prompt.attention_mask, numbering)
         output = self.text(
             inputs_embeds=self.embed(prompt),
             attention_mask=prompt.attention_mask,
-            position_ids=self._positions(prompt),
+            position_ids=positions,
             use_cache=True,
         )
-        images = prompt.input_ids == self.image_token_id
         return PromptCache(
             cache=output.past_key_values,
             attention_mask=prompt.attention_mask,
-            position=next_position(images, prompt.attention_mask, self.config.vision.grid),
+            position=next_position(positions),
             states=output.last_hidden_state,
         )
 
@@ -161,11 +128,10 @@ class Backbone(nn.Module):
         batch, count = embeddings_BNH.shape[:2]
         mask = torch.cat([cached.attention_mask, cached.attention_mask.new_ones(batch, count)], dim=1)
         steps = torch.arange(count, device=mask.device)
-        positions = (cached.position[:, None] + steps).expand(3, batch, count)
         output = self.text(
             inputs_embeds=embeddings_BNH,
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=cached.position[:, None] + steps,
             past_key_values=cached.cache,
             use_cache=True,
         )
@@ -184,7 +150,7 @@ class Backbone(nn.Module):
         images = torch.cat(
             [prompt.input_ids == self.image_token_id, mask.new_zeros(batch, count, dtype=torch.bool)], dim=1
         )
-        positions = multimodal_positions(images, mask, self.config.vision.grid)
+        positions = self.positions(images, mask, self.config.positions)
         output = self.text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state[:, -count:]
 
@@ -194,24 +160,43 @@ class Backbone(nn.Module):
         Equal to `query_states_full` in value and in the queries' gradient, as nothing before the queries is trained.
         """
         with torch.no_grad():
-            cached = self.prefill(prompt)
+            cached = self.prefill(prompt, numbering=self.config.positions)
         return self.extend(cached, queries_NH.expand(prompt.input_ids.shape[0], -1, -1)).states
 
     @torch.no_grad()
-    def greedy(self, prompt: Prompt, *, max_new_tokens: int, stop_ids: frozenset[int]) -> list[list[int]]:
-        """The most likely continuation of each row, token by token, up to a stop token (which is left out)."""
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int, stop_ids: Collection[int]
+    ) -> Iterator[tuple[int | None, ...]]:
+        """The most likely continuation as it grows: at each step one token id per row, None for a row that has stopped.
+
+        A stop token ends its row and is left out; when all rows have stopped, so does the stream. Each token costs one
+        pass of one token against the cache, and is computed only when it is asked for.
+        """
         cached = self.prefill(prompt)
-        last = prompt.attention_mask.long().sum(1) - 1
-        token = self.logits(cached.states[torch.arange(last.shape[0]), last]).argmax(-1)
-        done = [False] * last.shape[0]
-        replies: list[list[int]] = [[] for _ in done]
-        for _ in range(max_new_tokens):
-            for row, value in enumerate(token.tolist()):
-                done[row] = done[row] or value in stop_ids
-                if not done[row]:
-                    replies[row].append(value)
+        token = self.logits(last_real(cached.states, prompt.attention_mask)).argmax(-1)
+        done = [False] * token.shape[0]
+        for step in range(max_new_tokens):
+            if step:
+                cached = self.extend(cached, self.text.embed_tokens(token)[:, None])
+                token = self.logits(cached.states[:, -1]).argmax(-1)
+            values = token.tolist()
+            done = [ended or value in stop_ids for ended, value in zip(done, values, strict=True)]
             if all(done):
-                break
-            cached = self.extend(cached, self.text.embed_tokens(token)[:, None])
-            token = self.logits(cached.states[:, -1]).argmax(-1)
+                return
+            yield tuple(None if ended else value for ended, value in zip(done, values, strict=True))
+
+    def greedy(self, prompt: Prompt, *, max_new_tokens: int, stop_ids: Collection[int]) -> list[list[int]]:
+        """The most likely continuation of each row, up to a stop token, which is left out."""
+        replies: list[list[int]] = [[] for _ in range(prompt.input_ids.shape[0])]
+        for tokens in self.stream(prompt, max_new_tokens=max_new_tokens, stop_ids=stop_ids):
+            for reply, token in zip(replies, tokens, strict=True):
+                if token is not None:
+                    reply.append(token)
         return replies
+
+
+def last_real(states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+    """The states [B, H] at each row's last real token, whichever side the padding is on."""
+    columns = torch.arange(attention_mask_BL.shape[1], device=attention_mask_BL.device)
+    last = (columns * attention_mask_BL).argmax(dim=1)
+    return states_BLH[torch.arange(states_BLH.shape[0], device=last.device), last]

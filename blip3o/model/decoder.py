@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip3o.config.model import DecoderConfig
+from blip3o.config.decoder import DecoderConfig
 from blip3o.model.flow import integrate
 
 
@@ -37,8 +37,8 @@ class CoarseHead(nn.Module):
 
     def forward(self, features_BLF: Tensor) -> Tensor:
         """[B, grid², feature_dim] → [B, 3, S, S]."""
-        x = features_BLF.transpose(1, 2).unflatten(-1, (self.grid, self.grid))
-        return F.pixel_shuffle(self.draw(F.gelu(self.expand(x))), self.side)
+        x = features_BLF.transpose(1, 2).unflatten(-1, (self.grid, self.grid)).to(self.expand.weight.dtype)
+        return F.pixel_shuffle(self.draw(F.gelu(self.expand(x))), self.side).to(features_BLF.dtype)
 
 
 class PixelDecoder(nn.Module):
@@ -65,8 +65,8 @@ class PixelDecoder(nn.Module):
     def clean(self, noisy_B3SS: Tensor, sigma_B: Tensor, coarse_B3SS: Tensor) -> Tensor:
         """The predicted clean image [B, 3, S, S] at noise level σ [B]."""
         stacked = F.pixel_unshuffle(torch.cat([noisy_B3SS, coarse_B3SS], dim=1), self.config.fold)
-        correction = self.unet(stacked, 1000 * sigma_B, return_dict=True).sample
-        return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold)
+        correction = self.unet(stacked.to(self.unet.dtype), 1000 * sigma_B, return_dict=True).sample
+        return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold).to(noisy_B3SS.dtype)
 
     def forward(self, coarse_B3SS: Tensor, noise_B3SS: Tensor) -> Tensor:
         """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by `config.steps` Euler steps."""

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.model import DiTConfig
+from blip3o.model.condition import Condition
 from blip3o.model.layers import SwiGLU, attend, rotary_grid, rotate, sinusoidal, split_heads
 
 TIME_FREQUENCIES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTCondition:
+class DiTCondition(Condition):
     """A condition made ready for every step: pooled [B, T], and per layer keys and values [B, H, N, D]."""
 
     pooled: Tensor
@@ -46,11 +47,6 @@ class DiTCondition:
         return DiTCondition(
             pooled=repeat(self.pooled), keys=tuple(map(repeat, self.keys)), values=tuple(map(repeat, self.values))
         )
-
-    def put(self, row: int, source: "DiTCondition", source_row: int) -> None:
-        """Overwrites one row, in place, with a row of another batch."""
-        for mine, theirs in zip(self.tensors, source.tensors, strict=True):
-            mine[row] = theirs[source_row]
 
 
 class CaptionProjection(nn.Module):
@@ -186,21 +182,16 @@ class OutputNorm(nn.Module):
 class DiT(nn.Module):
     """Velocity of the flow at noisy features, given the query states."""
 
-    cos_LE: Tensor
-    sin_LE: Tensor
-
     def __init__(self, config: DiTConfig, *, in_channels: int, grid: int, condition_dim: int) -> None:
         super().__init__()
         self.patch_size, self.grid = config.patch_size, grid
+        self.head_dim = config.dim // config.heads
         folded = in_channels * config.patch_size**2
         self.patch_embedder = PatchEmbedder(folded, config.dim)
         self.caption_projection = CaptionProjection(condition_dim, config.dim)
         self.time_caption_embed = TimeCaptionEmbed(config.dim, config.time_width)
         self.layers = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
         self.norm_out = OutputNorm(config, folded)
-        cos, sin = rotary_grid(grid // config.patch_size, config.dim // config.heads)
-        self.register_buffer("cos_LE", cos, persistent=False)
-        self.register_buffer("sin_LE", sin, persistent=False)
 
     def condition(self, states_BNH: Tensor) -> DiTCondition:
         """Prepares query states [B, N, condition_dim] for any number of steps. Zeros give the null condition."""
@@ -214,12 +205,14 @@ class DiT(nn.Module):
         )
 
     def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: DiTCondition) -> Tensor:
-        """Noisy features [B, L, in_channels] at times [B] in 0 … 1000 (1000 σ) → velocity of the same shape."""
-        x = self.patch_embedder.proj(self._fold(latents_BLF))
+        """Noisy features [B, L, in_channels] at times [B] in 0 … 1000 (1000 σ) → velocity of their shape and dtype."""
+        # The flow's arithmetic is fp32 even where the weights are not: σ in steps of 1/1000 needs more than 8 bits.
+        x = self.patch_embedder.proj(self._fold(latents_BLF).to(self.patch_embedder.proj.weight.dtype))
         embedding = self.time_caption_embed.timestep_embedder(time_B) + condition.pooled
+        rotary = rotary_grid(self.grid // self.patch_size, self.head_dim, x.device)
         for layer, key, value in zip(self.layers, condition.keys, condition.values, strict=True):
-            x = layer(x, embedding, (key, value), (self.cos_LE, self.sin_LE))
-        return self._unfold(self.norm_out(x, embedding))
+            x = layer(x, embedding, (key, value), rotary)
+        return self._unfold(self.norm_out(x, embedding)).to(latents_BLF.dtype)
 
     def _fold(self, x_BLF: Tensor) -> Tensor:
         """Joins patch_size² neighbouring features into one token, channels last in a patch."""

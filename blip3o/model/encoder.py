@@ -1,9 +1,21 @@
-"""The EVA-CLIP vision tower that makes generation targets, and its pooling.
+"""The vision towers that make generation targets, behind one interface, and their pooling.
 
-Post-norm blocks: x + LN(attn(x)), x + LN(mlp(x)); fused qkv with a full bias; exact GELU; no final norm. The CLS token
-is dropped and the patch grid average-pooled (BLIP3-o: 32 x 32 → 8 x 8 tokens of width 1792). State-dict names are the
-released ones. Not here: preprocessing to pixels (blip3o.data.decode), training losses (blip3o.model.contrastive).
+`TargetEncoder` is the interface: uint8 pixels in, pooled features [B, tokens, channels] out, with provenance.
+
+- `EvaEncoder`, EVA-CLIP-E/14+, BLIP3-o's target: post-norm blocks, x + LN(attn(x)), x + LN(mlp(x)); fused qkv with a
+  full bias; exact GELU; no final norm; the CLS token is dropped. 32 x 32 patches are average-pooled to 8 x 8 tokens of
+  width 1792. State-dict names are the released ones.
+- `SiglipEncoder`, SigLIP2 of fixed resolution, the target of the SANA decoder: a `transformers` module.
+
+Not here: from an image to pixels (blip3o.data.decode), training losses (blip3o.model.contrastive).
+
+Legend: B batch, S image side, P patches along a side, L tokens, C channels.
 """
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +28,88 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def normalize_pixels(pixels_BSS3: Tensor) -> Tensor:
-    """uint8 [B, S, S, 3] → float32 [B, 3, S, S], standardised by CLIP's channel mean and deviation."""
-    mean = torch.tensor(CLIP_MEAN, device=pixels_BSS3.device)
-    std = torch.tensor(CLIP_STD, device=pixels_BSS3.device)
-    return ((pixels_BSS3.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+
+
+def normalize_pixels(
+    pixels_BSS3: Tensor,
+    mean: tuple[float, float, float] = CLIP_MEAN,
+    std: tuple[float, float, float] = CLIP_STD,
+) -> Tensor:
+    """uint8 [B, S, S, 3] → float32 [B, 3, S, S]: (x / 255 − mean) / std by channel, each operation rounded to fp32."""
+    centre, scale = (torch.tensor(values, device=pixels_BSS3.device) for values in (mean, std))
+    return ((pixels_BSS3.float() / 255 - centre) / scale).permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderProvenance:
+    """What a stored feature depends on: features of equal provenance may be mixed, others not.
+
+    `preprocessing` and `pooling` are plain values for JSON; `weights_sha256` is that of `weights_sha256`.
+    """
+
+    kind: str
+    preprocessing: dict[str, Any]
+    pooling: dict[str, Any]
+    dtype: str
+    weights_sha256: str
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor of the state dict, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class TargetEncoder(nn.Module, ABC):
+    """Images to the features that the DiT learns to generate, [B, num_tokens, channels]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    project: nn.Module
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def tokens(self, images_B3SS: Tensor) -> Tensor:
+        """Standardised images [B, 3, S, S], in the weights' dtype → patch tokens [B, P², width], row-major."""
+
+    def patch_features(self, pixels_BSS3: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] → patch tokens [B, P², width] before pooling."""
+        images = normalize_pixels(pixels_BSS3, self.mean, self.std)
+        return self.tokens(images.to(next(self.parameters()).dtype))
+
+    def forward(self, pixels_BSS3: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] → pooled features [B, grid², channels], row-major."""
+        x = self.patch_features(pixels_BSS3).transpose(1, 2).unflatten(-1, (self.config.patches, self.config.patches))
+        x = self.project(F.avg_pool2d(x, self.config.pool).flatten(2).transpose(1, 2))
+        return F.layer_norm(x, x.shape[-1:]) if self.config.normalize else x
+
+    def provenance(self) -> EncoderProvenance:
+        """What these features depend on. Reads every weight once."""
+        config = self.config
+        return EncoderProvenance(
+            kind=config.kind,
+            preprocessing={
+                "size": config.image_size,
+                **config.fit.model_dump(),
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+            pooling={"average": config.pool, "tokens": config.num_tokens, "normalize": config.normalize},
+            dtype=str(next(self.parameters()).dtype).removeprefix("torch."),
+            weights_sha256=weights_sha256(self),
+        )
+
+
+def _projection(config: EncoderConfig) -> nn.Module:
+    return nn.Linear(config.width, config.feature_dim) if config.feature_dim else nn.Identity()
 
 
 class EvaAttention(nn.Module):
@@ -79,28 +168,60 @@ class PatchEmbed(nn.Module):
         return self.proj(images_B3SS).flatten(2).transpose(1, 2)
 
 
-class EvaEncoder(nn.Module):
-    """Images to pooled features [B, num_tokens, channels]."""
+class EvaEncoder(TargetEncoder):
+    """EVA-CLIP."""
+
+    mean, std = CLIP_MEAN, CLIP_STD
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.patches**2 + 1, config.width))
         self.blocks = nn.ModuleList(EvaBlock(config) for _ in range(config.layers))
-        self.project = nn.Linear(config.width, config.feature_dim) if config.feature_dim else nn.Identity()
+        self.project = _projection(config)
 
-    def patch_features(self, pixels_BSS3: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] → [B, patches², width], the CLS token dropped."""
-        x = self.patch_embed(normalize_pixels(pixels_BSS3))
+    def tokens(self, images_B3SS: Tensor) -> Tensor:
+        """[B, 3, S, S] → [B, P², width], the CLS token dropped."""
+        x = self.patch_embed(images_B3SS)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return x[:, 1:]
 
-    def forward(self, pixels_BSS3: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] → pooled features [B, grid², channels], row-major."""
-        x = self.patch_features(pixels_BSS3).transpose(1, 2).unflatten(-1, (self.config.patches, self.config.patches))
-        x = self.project(F.avg_pool2d(x, self.config.pool).flatten(2).transpose(1, 2))
-        return F.layer_norm(x, x.shape[-1:]) if self.config.normalize else x
+
+class SiglipEncoder(TargetEncoder):
+    """SigLIP2 of fixed resolution: the output of its last block here, before any final norm, without its pooling head.
+
+    BLIP3-o's SANA decoder is conditioned on `hidden_states[-2]` of so400m-patch16-512, which has 27 blocks: a config of
+    26 gives them without computing the last.
+    """
+
+    mean, std = SIGLIP_MEAN, SIGLIP_STD
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
+        self.hf = SiglipVisionModel(
+            SiglipVisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.mlp_width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                vision_use_head=False,
+            )
+        )
+        self.hf.post_layernorm = nn.Identity()
+        self.project = _projection(config)
+
+    def tokens(self, images_B3SS: Tensor) -> Tensor:
+        """[B, 3, S, S] → [B, P², width]."""
+        return self.hf(pixel_values=images_B3SS).last_hidden_state
+
+
+def build_encoder(config: EncoderConfig) -> TargetEncoder:
+    """The tower that a config names, uninitialised."""
+    return {"eva_clip": EvaEncoder, "siglip2": SiglipEncoder}[config.kind](config)

@@ -3,6 +3,7 @@
 Legend: B batch, L tokens, H heads, D channels of one head, C channels.
 """
 
+import functools
 import math
 
 import torch
@@ -26,15 +27,24 @@ def attend(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None =
     return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask).transpose(1, 2)
 
 
-def rotary_grid(side: int, head_dim: int, *, theta: float = 1e4) -> tuple[Tensor, Tensor]:
+@functools.cache
+def rotary_grid(side: int, head_dim: int, device: torch.device, *, theta: float = 1e4) -> tuple[Tensor, Tensor]:
     """Cosine and sine of 2-D rotary positions over a row-major `side` x `side` grid, each [side², head_dim / 2] fp32.
 
     head_dim / 4 frequencies theta^(-2i / (head_dim / 2)) per axis; row and column frequencies alternate (row first), as
-    in Lumina-Next and so in BLIP3-o's DiT.
+    in Lumina-Next and so in BLIP3-o's DiT. Made once for a device and kept here, not in a module's buffers: those would
+    follow the module to bf16, whose eight bits blur the angles.
     """
+    with torch.inference_mode(mode=False):  # else tables first made while sampling could not be used in training
+        cos, sin = _rotary_tables(side, head_dim, theta)
+        return cos.to(device), sin.to(device)
+
+
+def _rotary_tables(side: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     quarter = head_dim // 4
-    frequencies = theta ** (-torch.arange(quarter, dtype=torch.float64) * 2 / (head_dim // 2))
-    position = torch.arange(side, dtype=torch.float64)
+    numbers = torch.arange(max(quarter, side), dtype=torch.float64, device="cpu")
+    frequencies = theta ** (-numbers[:quarter] * 2 / (head_dim // 2))
+    position = numbers[:side]
     angles = position[:, None] * frequencies
     rows = angles[:, None, :].expand(side, side, quarter)
     columns = angles[None, :, :].expand(side, side, quarter)
@@ -43,8 +53,9 @@ def rotary_grid(side: int, head_dim: int, *, theta: float = 1e4) -> tuple[Tensor
 
 
 def rotate(x_BHLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the angles given, in fp32. E = D / 2."""
-    even, odd = x_BHLD.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the angles given, in fp32 or finer. E = D / 2."""
+    exact = torch.promote_types(x_BHLD.dtype, torch.float32)
+    even, odd = x_BHLD.to(exact).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos_LE - odd * sin_LE, even * sin_LE + odd * cos_LE], dim=-1)
     return turned.flatten(-2).to(x_BHLD.dtype)
 

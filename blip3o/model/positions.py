@@ -1,7 +1,9 @@
-"""Multimodal rotary positions (time, row, column) of Qwen2.5-VL, padding-aware.
+"""Positions of tokens for the rotary embedding, padding-aware: padding, at either side, takes none.
 
-Text advances all three axes together. In an image of h x w language tokens that begins at position p, token (i, j) has
-the position (p, p + i, p + j); the text after it goes on at p + max(h, w). Padding tokens take no position.
+Multimodal ones are Qwen2.5-VL's (time, row, column). Text advances all three axes together. In an image of h x w
+language tokens that begins at position p, token (i, j) has the position (p, p + i, p + j); the text after it goes on at
+p + max(h, w). Sequential ones count every token alike: those of text-only language models, and what BLIP3-o's own code
+gives Qwen2.5-VL on all three axes when a prompt is to be drawn.
 """
 
 import torch
@@ -27,7 +29,12 @@ def multimodal_positions(image_mask_BL: Tensor, attention_mask_BL: Tensor, grid:
     return positions * real
 
 
-def next_position(image_mask_BL: Tensor, attention_mask_BL: Tensor, grid: int) -> Tensor:
-    """The position that follows each row's last real token, [B]."""
-    positions = multimodal_positions(image_mask_BL, attention_mask_BL, grid)
-    return positions.amax(dim=(0, 2)) + 1
+def sequential_positions(attention_mask_BL: Tensor) -> Tensor:
+    """Ordinals [B, L] (int64) of each row's real tokens, whatever they are; padding gets position 0."""
+    real = attention_mask_BL.long()
+    return (real.cumsum(1) - 1) * real
+
+
+def next_position(positions: Tensor) -> Tensor:
+    """The position that follows each row's last real token, [B], from positions [3, B, L] or [B, L]."""
+    return positions.amax(-1).view(-1, positions.shape[-2]).amax(0) + 1

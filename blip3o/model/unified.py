@@ -1,36 +1,49 @@
 """The unified model: backbone, queries, DiT, encoder and decoder in one module, and their common initialisation.
 
 Parts are built by name, so that a stage or a server holds only what it uses. Each part's parameters live under a prefix
-of its own (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `coarse.`, `decoder.`), and travel under it.
+of its own (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `head.`, `latent_scale.`, `coarse.`,
+`decoder.`), and travel under it.
+
+Features are what an image is encoded to; latents are what the flow works on, the same or normalised.
 """
 
 import math
 from collections.abc import Collection
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.config.model import ModelConfig
+from blip3o.model.autoencoder import AutoencoderDecoder
 from blip3o.model.backbone import Backbone, Prompt
+from blip3o.model.condition import Condition
 from blip3o.model.contrastive import ContrastiveHead
-from blip3o.model.decoder import CoarseHead, PixelDecoder
-from blip3o.model.dit import DiT, DiTCondition
-from blip3o.model.encoder import EvaEncoder
-from blip3o.model.flow import guide, integrate
+from blip3o.model.decoder import CoarseHead, PixelDecoder, to_unit
+from blip3o.model.dit import DiT
+from blip3o.model.encoder import build_encoder
+from blip3o.model.flow import NUM_TRAIN_STEPS, guide, integrate
+from blip3o.model.latent_decoder import SanaDecoder, SdxlDecoder
+from blip3o.model.latent_scale import LatentScale
+from blip3o.model.regression import RegressionHead
 from blip3o.rng import torch_generator
 
-PARTS = ("encoder", "contrastive", "backbone", "queries", "dit", "coarse", "decoder")
+PARTS = ("encoder", "contrastive", "backbone", "queries", "dit", "head", "latent_scale", "coarse", "decoder")
 
 
 class UnifiedModel(nn.Module):
-    """Whichever of `PARTS` are asked for. A part that was not built is absent, and using it is an AttributeError."""
+    """Whichever of `PARTS` are asked for and the config has.
+
+    A part that was not built is absent, and using it is an AttributeError.
+    """
 
     def __init__(self, config: ModelConfig, *, image_token_id: int, parts: Collection[str], max_length: int) -> None:
         super().__init__()
         self.config = config
-        channels, hidden, grid = config.encoder.channels, config.backbone.hidden_size, config.encoder.grid
+        parts = set(parts) & config.parts
+        channels, hidden, grid = config.latent_channels, config.backbone.hidden_size, config.latent_grid
         if "encoder" in parts:
-            self.encoder = EvaEncoder(config.encoder)
+            self.encoder = build_encoder(config.encoder)
         if "contrastive" in parts and config.text_tower is not None:
             self.contrastive = ContrastiveHead(
                 config.text_tower,
@@ -44,47 +57,100 @@ class UnifiedModel(nn.Module):
             self.queries = nn.Parameter(torch.empty(config.num_queries, hidden))
         if "dit" in parts:
             self.dit = DiT(config.dit, in_channels=channels, grid=grid, condition_dim=hidden)
-        if "coarse" in parts:
+        if "head" in parts:
+            self.head = RegressionHead(hidden, channels)
+        if "latent_scale" in parts:
+            self.latent_scale = LatentScale(channels)
+        if "coarse" in parts and config.decoder.kind == "pixel":
             self.coarse = CoarseHead(config.decoder, feature_dim=channels, grid=grid)
         if "decoder" in parts:
-            self.decoder = PixelDecoder(config.decoder)
+            self.decoder = _build_decoder(config)
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Tokens and channels of one image's features."""
-        return self.config.encoder.num_tokens, self.config.encoder.channels
+        """Tokens and channels of what is generated for one image."""
+        return self.config.latent_grid**2, self.config.latent_channels
+
+    @property
+    def denoiser(self) -> DiT | RegressionHead:
+        """What gives the velocity: `condition(states)` once, then `(latents, time_B, condition)` at each step."""
+        return self.head if self.config.objective == "clip_mse" else self.dit
+
+    def features(self, pixels_BSS3: Tensor) -> Tensor:
+        """Images, uint8 [B, S, S, 3] of side `config.target_size` → the features [B, L, F] to be generated, fp32."""
+        if self.config.decoder.kind == "autoencoder":
+            return cast("AutoencoderDecoder", self.decoder).encode(to_unit(pixels_BSS3))
+        return self.encoder(pixels_BSS3).float()
+
+    def to_latents(self, features_BLF: Tensor) -> Tensor:
+        """Features [..., L, F] → what the flow works on."""
+        return self.latent_scale.normalize(features_BLF) if self.config.normalize_latents else features_BLF
+
+    def to_features(self, latents_BLF: Tensor) -> Tensor:
+        """The inverse of `to_latents`."""
+        return self.latent_scale.restore(latents_BLF) if self.config.normalize_latents else latents_BLF
 
     def sample_features(self, states_BNH: Tensor, noise_BLF: Tensor, *, steps: int, guidance: float) -> Tensor:
-        """Features [B, L, F] from noise under query states in `steps` Euler steps; guidance 1 takes no null branch."""
-        condition = self.dit.condition(states_BNH)
-        null = self.dit.condition(torch.zeros_like(states_BNH)) if guidance != 1 else None
+        """Features [B, L, F] from noise under query states in `steps` steps; guidance 1 takes no null branch.
+
+        What depends on the condition alone is computed here once, and not at each step.
+        """
+        sampler = self.config.sampler
+        condition = self.denoiser.condition(states_BNH)
+        null = self.denoiser.condition(torch.zeros_like(states_BNH)) if guidance != 1 else None
 
         def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
             return self.velocity(latents, sigma_B, condition, null, guidance)
 
-        return integrate(velocity, noise_BLF, steps)
+        return self.to_features(integrate(velocity, noise_BLF, steps, solver=sampler.solver, shift=sampler.shift))
 
     def velocity(
         self,
         latents: Tensor,
         sigma_B: Tensor,
-        condition: DiTCondition,
-        null: DiTCondition | None,
+        condition: Condition,
+        null: Condition | None,
         guidance: Tensor | float,
     ) -> Tensor:
         """The guided velocity [B, L, F] at σ [B]; without a null condition, the conditional one."""
-        conditional = self.dit(latents, 1000 * sigma_B, condition)
+        conditional = self.velocity_under(condition, latents, sigma_B)
         if null is None:
             return conditional
-        return guide(conditional, self.dit(latents, 1000 * sigma_B, null), guidance)
+        return guide(conditional, self.velocity_under(null, latents, sigma_B), guidance)
 
-    def draw(self, features_BLF: Tensor, noise_B3SS: Tensor) -> Tensor:
-        """Features [B, L, F] and pixel noise [B, 3, S, S] → images [B, 3, S, S] in −1 … 1."""
-        return self.decoder(self.coarse(features_BLF), noise_B3SS)
+    def velocity_under(self, condition: Condition, latents: Tensor, sigma_B: Tensor) -> Tensor:
+        """The velocity [B, L, F] of one branch at σ [B]: one evaluation of the denoiser."""
+        time = NUM_TRAIN_STEPS * sigma_B
+        return self.denoiser(latents, time.trunc() if self.config.sampler.truncate_time else time, condition)
+
+    def draw(self, features_BLF: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+        """Features [B, L, F] → images [B, 3, S, S] around −1 … 1.
+
+        `noise` is [B, *config.decoder.noise_shape]; `null_LF`, for a decoder with guidance, its null branch's features.
+        """
+        match self.config.decoder.kind:
+            case "pixel":
+                return self.decoder(self.coarse(features_BLF), noise)
+            case "autoencoder":
+                return self.decoder(features_BLF)
+            case _:
+                return self.decoder(features_BLF, noise, null_LF)
 
     def query_states(self, prompt: Prompt) -> Tensor:
         """Hidden states at the queries [B, N, H], through the frozen prefix."""
         return self.backbone.query_states(prompt, self.queries)
+
+
+def _build_decoder(config: ModelConfig) -> PixelDecoder | SdxlDecoder | SanaDecoder | AutoencoderDecoder:
+    match config.decoder.kind:
+        case "pixel":
+            return PixelDecoder(config.decoder)
+        case "sdxl":
+            return SdxlDecoder(config.decoder, feature_dim=config.latent_channels)
+        case "sana":
+            return SanaDecoder(config.decoder, feature_dim=config.latent_channels)
+        case "autoencoder":
+            return AutoencoderDecoder(config.decoder)
 
 
 def initialize(model: UnifiedModel, seed: int) -> None:
@@ -92,8 +158,8 @@ def initialize(model: UnifiedModel, seed: int) -> None:
 
     So a part starts from the same numbers whatever else is built beside it. Matrices are normal with deviation
     fan_in^(-1/2); embeddings and positions normal with 0.02, the backbone's with `embedding_std`; queries normal with
-    `query_std` (1 upstream); gates `gate_init` (0 upstream); norms one; biases, adaptive scales and last layers zero,
-    so that every residual branch of the DiT begins as the identity.
+    `query_std` (1 upstream); gates `gate_init` (0 upstream); norms one, but √5.5 after SANA's connector (upstream's);
+    biases, adaptive scales and last layers zero, so that every residual branch of the DiT begins as the identity.
     """
     for name, parameter in model.named_parameters():
         with torch.no_grad():
@@ -105,10 +171,12 @@ _ZERO = (
     "norm_out.linear_1.weight",
     "norm_out.linear_2.weight",
     "unet.conv_out.weight",
+    "decoder.transformer.proj_out.weight",
+    "latent_scale.mean",
     "cls_token",
 )
 _KEEP = ("log_scale", "contrastive.bias")
-_EMBEDDING = ("text.tokens.weight", "pos_embed", "text.positions")
+_EMBEDDING = ("position_embedding.weight", "text.tokens.weight", "pos_embed", "text.positions")
 
 
 def _initialize_one(name: str, parameter: Tensor, seed: int, config: ModelConfig) -> None:
@@ -118,12 +186,14 @@ def _initialize_one(name: str, parameter: Tensor, seed: int, config: ModelConfig
         parameter.fill_(config.dit.gate_init)
     elif name.endswith(_ZERO) or (name.endswith("bias") and parameter.dim() == 1):
         parameter.zero_()
-    elif name == "backbone.hf.model.language_model.embed_tokens.weight":
+    elif name.startswith("backbone.") and name.endswith("embed_tokens.weight"):
         parameter.normal_(0, config.backbone.embedding_std, generator=torch_generator(seed, "init", name))
     elif name.endswith(_EMBEDDING):
         parameter.normal_(0, 0.02, generator=torch_generator(seed, "init", name))
     elif name == "queries":
         parameter.normal_(0, config.query_std, generator=torch_generator(seed, "init", name))
+    elif name == "decoder.connector.3.weight":
+        parameter.fill_(math.sqrt(5.5))
     elif parameter.dim() == 1:
         parameter.fill_(1)
     else:

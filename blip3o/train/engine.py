@@ -11,8 +11,9 @@ import torch
 from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend
 from blip3o.errors import ConfigError
+from blip3o.model.recompute import recompute_activations
 from blip3o.train.objectives import StageModule
-from blip3o.train.stages import STAGES, freeze
+from blip3o.train.stages import freeze, stage_of
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
@@ -39,7 +40,9 @@ def build_engine(recipe: Recipe, module: StageModule) -> Any:  # noqa: ANN401 - 
     # A C++ extension that only inference uses and that DeepSpeed would compile on every CPU machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=collective_backend(recipe.parallel.device))
-    freeze(module.model, STAGES[recipe.stage.name])
+    freeze(module.model, stage_of(recipe))
+    if recipe.parallel.recompute:
+        recompute_activations(module.model)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay

@@ -6,7 +6,9 @@ A term is a sum over what it judges and, known before any arithmetic, the count 
 Noise, times and condition dropout are drawn per sample from (seed, the sample's draw key): not from rank or batch.
 """
 
+import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,12 @@ from torch.nn import functional as F
 from blip3o.config.recipe import Recipe
 from blip3o.data.templates import IGNORE
 from blip3o.model.backbone import Prompt
-from blip3o.model.decoder import to_unit
-from blip3o.model.flow import interpolate, training_sigma, velocity_target
+from blip3o.model.decoder import PixelDecoder, to_unit
+from blip3o.model.flow import interpolate, min_snr_weight, noise_level, training_sigma, velocity_target
+from blip3o.model.latent_decoder import LatentDecoder
 from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
-from blip3o.train.stages import STAGES
+from blip3o.train.stages import stage_of
 
 Batch = dict[str, Tensor]
 
@@ -56,27 +59,30 @@ class StageModule(nn.Module):
         self._recipe = recipe
         self._pad_id = pad_id
         self._seed = recipe.run.seed
+        self._kind = _kind(recipe)
         self._term = {
             "encoder": self._encoder,
             "understand": self._understand,
-            "generate": self._generate,
-            "instruct": self._generate,
-            "decoder": self._decoder,
-        }[recipe.stage.name]
+            "mse": self._regress,
+            "flow": self._generate,
+            "pixels": self._decoder,
+            "latents": self._latent_decoder,
+        }[self._kind]
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """How much each term of this micro-batch will judge: pairs, pixels, tokens or feature elements."""
         rows = batch["draw_key"].shape[0]
         config = self._recipe.model
         pixels = rows * 3 * config.decoder.image_size**2
-        features = rows * config.encoder.num_tokens * config.encoder.channels
+        generated = rows * math.prod(self.model.latent_shape)
         return {
             "encoder": lambda: {"contrastive": rows, "dense": pixels},
             "understand": lambda: {"text": int((batch["labels"][:, 1:] != IGNORE).sum())},
-            "generate": lambda: {"flow": features * self._recipe.stage.noise_draws},
-            "instruct": lambda: {"flow": features * self._recipe.stage.noise_draws},
-            "decoder": lambda: {"coarse": pixels, "clean": pixels},
-        }[self._recipe.stage.name]()
+            "mse": lambda: {"mse": generated},
+            "flow": lambda: {"flow": generated * self._recipe.stage.noise_draws},
+            "pixels": lambda: {"coarse": pixels, "clean": pixels},
+            "latents": lambda: {"latents": rows * math.prod(config.decoder.noise_shape)},
+        }[self._kind]()
 
     @property
     def weights(self) -> dict[str, float]:
@@ -106,18 +112,29 @@ class StageModule(nn.Module):
         logits = self.model.backbone.logits(states[supervised]).float()
         return {"text": F.cross_entropy(logits, labels[supervised], reduction="sum")}
 
-    def _generate(self, batch: Batch) -> dict[str, Tensor]:
-        model, stage = self.model, self._recipe.stage
+    def _target_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is to be generated, [B, L, F], and the query states [B, N, H]."""
+        model = self.model
+        pixels = batch["decoder_pixels" if self._recipe.model.objective == "vae_flow" else "encoder_pixels"]
         with torch.no_grad():
-            data = model.encoder(batch["encoder_pixels"])
+            data = model.to_latents(model.features(pixels))
         states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self._mask(batch)))
+        return data, states
+
+    def _regress(self, batch: Batch) -> dict[str, Tensor]:
+        data, states = self._target_and_states(batch)
+        return {"mse": (self.model.head.condition(states).prediction - data).float().square().sum()}
+
+    def _generate(self, batch: Batch) -> dict[str, Tensor]:
+        model, stage, sampler = self.model, self._recipe.stage, self._recipe.model.sampler
+        data, states = self._target_and_states(batch)
         draws = [
             flow_draws(
                 batch["draw_key"],
                 seed=self._seed,
                 kind=f"flow-{draw}",
                 shape=model.latent_shape,
-                dropout=self._recipe.model.sampler.condition_dropout,
+                dropout=sampler.condition_dropout,
             )
             for draw in range(stage.noise_draws)
         ]
@@ -125,10 +142,13 @@ class StageModule(nn.Module):
         # values are computed once, and the draws are one wide pass of the DiT.
         condition = model.dit.condition(states * draws[0].keep[:, None, None]).repeated(len(draws))
         noise = torch.cat([draw.noise for draw in draws])
-        sigma = training_sigma(torch.cat([draw.uniform for draw in draws]))
+        sigma = noise_level(torch.cat([draw.uniform for draw in draws]), stage.flow, shift=sampler.shift)
         data = data.repeat(len(draws), 1, 1)
         velocity = model.dit(interpolate(data, noise, sigma), 1000 * sigma, condition)
-        return {"flow": (velocity - velocity_target(data, noise)).float().square().sum()}
+        error = (velocity - velocity_target(data, noise)).float().square()
+        if stage.flow.min_snr is not None:
+            error = error * min_snr_weight(sigma, stage.flow.min_snr)[:, None, None]
+        return {"flow": error.sum()}
 
     def _decoder(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -137,7 +157,8 @@ class StageModule(nn.Module):
         draws = flow_draws(batch["draw_key"], seed=self._seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
         sigma = training_sigma(draws.uniform)
         coarse = self.model.coarse(self._augmented(features, batch["draw_key"]))
-        clean = self.model.decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
+        decoder = cast("PixelDecoder", self.model.decoder)
+        clean = decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
         return {
             "coarse": (coarse - image).square().sum(),
             "clean": (clean - image).square().sum(),
@@ -151,13 +172,38 @@ class StageModule(nn.Module):
         draws = flow_draws(keys_B, seed=self._seed, kind="features", shape=tuple(features.shape[1:]), dropout=0.0)
         return features + largest * draws.uniform[:, None, None] * draws.noise
 
+    def _latent_decoder(self, batch: Batch) -> dict[str, Tensor]:
+        decoder = cast("LatentDecoder", self.model.decoder)
+        draws = flow_draws(
+            batch["draw_key"],
+            seed=self._seed,
+            kind="pixels",
+            shape=decoder.config.noise_shape,
+            dropout=decoder.config.condition_dropout,
+        )
+        with torch.no_grad():
+            # A dropped condition is a black image's features, which sampling's null branch takes too.
+            features = self.model.encoder(batch["encoder_pixels"] * draws.keep[:, None, None, None])
+        noised = decoder.noised(decoder.latents(to_unit(batch["decoder_pixels"])), draws.noise, draws.uniform)
+        predicted = decoder.predict(noised.noisy, noised.time, decoder.condition(features))
+        return {"latents": (predicted - noised.target).float().square().sum()}
+
+
+def _kind(recipe: Recipe) -> str:
+    """Which loss a recipe's stage has: that of its name, its objective or its kind of decoder."""
+    if recipe.stage.name in ("generate", "instruct"):
+        return "mse" if recipe.model.objective == "clip_mse" else "flow"
+    if recipe.stage.name == "decoder":
+        return "pixels" if recipe.model.decoder.kind == "pixel" else "latents"
+    return recipe.stage.name
+
 
 def build_stage_module(recipe: Recipe, *, image_token_id: int, pad_id: int) -> StageModule:
     """The parts that the recipe's stage uses, uninitialised, with its loss."""
     model = UnifiedModel(
         recipe.model,
         image_token_id=image_token_id,
-        parts=STAGES[recipe.stage.name].parts,
+        parts=stage_of(recipe).parts,
         max_length=recipe.data.max_length,
     )
     return StageModule(recipe, model, pad_id=pad_id)

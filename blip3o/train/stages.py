@@ -1,14 +1,15 @@
 """The stages of the recipe as data: which parts exist, which parameters train, what a sample becomes.
 
 `encoder` makes the features semantic (a small CLIP, for the laptop); `understand` teaches the backbone to
-read images; `generate` trains queries and DiT with the backbone frozen; `instruct` goes on with a curated
-set; `decoder` learns pixels.
+read images; `generate` trains queries and DiT (or what the objective has in its place) with the backbone
+frozen; `instruct` goes on with a curated set; `decoder` learns pixels.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blip3o.config.recipe import StageName
+from blip3o.config.model import Objective
+from blip3o.config.recipe import Recipe, StageName
 from blip3o.data.batches import Task
 from blip3o.errors import ConfigError
 
@@ -25,7 +26,33 @@ class Stage:
     trainable: tuple[str, ...]
 
 
-_GENERATE = Stage(task=Task.DRAW, parts=("encoder", "backbone", "queries", "dit"), trainable=("queries", "dit."))
+_GENERATE: dict[Objective, Stage] = {
+    "clip_flow": Stage(
+        task=Task.DRAW,
+        parts=("encoder", "latent_scale", "backbone", "queries", "dit"),
+        trainable=("queries", "dit."),
+    ),
+    "clip_mse": Stage(
+        task=Task.DRAW,
+        parts=("encoder", "latent_scale", "backbone", "queries", "head"),
+        trainable=("queries", "head."),
+    ),
+    "vae_flow": Stage(
+        task=Task.DRAW_PIXELS,
+        parts=("decoder", "latent_scale", "backbone", "queries", "dit"),
+        trainable=("queries", "dit."),
+    ),
+}
+
+_DECODER: dict[str, Stage] = {
+    "pixel": Stage(task=Task.PIXELS, parts=("encoder", "coarse", "decoder"), trainable=("coarse.", "decoder.")),
+    "sdxl": Stage(task=Task.PIXELS, parts=("encoder", "decoder"), trainable=("decoder.unet.",)),
+    "sana": Stage(
+        task=Task.PIXELS,
+        parts=("encoder", "decoder"),
+        trainable=("decoder.connector.", "decoder.transformer."),
+    ),
+}
 
 STAGES: dict[StageName, Stage] = {
     "encoder": Stage(
@@ -34,10 +61,18 @@ STAGES: dict[StageName, Stage] = {
         trainable=("encoder.", "contrastive.", "coarse."),
     ),
     "understand": Stage(task=Task.CHAT, parts=("backbone",), trainable=("backbone.",)),
-    "generate": _GENERATE,
-    "instruct": _GENERATE,
-    "decoder": Stage(task=Task.PIXELS, parts=("encoder", "coarse", "decoder"), trainable=("coarse.", "decoder.")),
+    "generate": _GENERATE["clip_flow"],
+    "instruct": _GENERATE["clip_flow"],
+    "decoder": _DECODER["pixel"],
 }
+
+
+def stage_of(recipe: Recipe) -> Stage:
+    """The stage of a recipe: that of `STAGES`, or what its objective or its kind of decoder has in its place."""
+    name = recipe.stage.name
+    if name in ("generate", "instruct"):
+        return _GENERATE[recipe.model.objective]
+    return _DECODER[recipe.model.decoder.kind] if name == "decoder" else STAGES[name]
 
 
 def freeze(model: "nn.Module", stage: Stage) -> list[str]:

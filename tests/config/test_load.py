@@ -7,6 +7,7 @@ from blip3o.config.load import build_recipe, dump, load_recipe
 from blip3o.config.recipe import STAGES
 from blip3o.errors import ConfigError
 from jobs.common import RECIPES, find_recipe
+from tests.model.variants import VARIANTS, variant
 from tests.recipes import recipe, tree
 
 
@@ -54,6 +55,10 @@ def test_extends_merges_below(tmp_path):
         ("data.max_length=4", "data.max_length 4 leaves no room beside the 4 image tokens"),
         ("data.template.instruction=draw", "instruction 'draw' has no {caption}"),
         ("run.name=a/b", "'run.name' = 'a/b'"),
+        ("model.decoder.stepz=3", "unknown key 'model.decoder.stepz': did you mean 'steps'"),
+        ("model.decoder.kind=sdx", "'model.decoder'"),
+        ("model.objective=vae_flow", "objective vae_flow does not go with decoder.kind pixel"),
+        ("model.sampler.solver=rk4", "'model.sampler.solver' = 'rk4'"),
         ("steps", "override 'steps' is not key=value"),
         ("optim.steps.x=1", "'steps' is a value, not a section"),
     ],
@@ -63,6 +68,22 @@ def test_a_wrong_override_is_named_with_its_fix(tmp_path, override, message):
         load_recipe(write(tmp_path, tree()), [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_another_kind_of_decoder_replaces_the_presets_whole(tmp_path):
+    values = tree(model=variant("sana"))
+    path = write(tmp_path, values)
+    assert load_recipe(path, []).model.decoder.kind == "sana"
+    assert load_recipe(path, ["model.decoder.layers=5"]).model.decoder.layers == 5
+    with pytest.raises(ConfigError, match="unknown key 'model.decoder.layer': did you mean 'layers'"):
+        load_recipe(path, ["model.decoder.layer=5"])
+    assert load_recipe(write(tmp_path, tree()), ["model.decoder.steps=5"]).model.decoder.channels == (16,)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_of_model_survives_a_dump(name):
+    original = recipe(model=variant(name))
+    assert build_recipe(yaml.safe_load(dump(original))) == original
 
 
 def test_a_missing_section_is_named(tmp_path):

@@ -81,6 +81,7 @@ COLUMNS = {
     Task.CONTRAST: {"encoder_pixels", "decoder_pixels", "input_ids"},
     Task.CHAT: {"prompt_pixels", "input_ids", "labels"},
     Task.DRAW: {"encoder_pixels", "input_ids"},
+    Task.DRAW_PIXELS: {"decoder_pixels", "input_ids"},
     Task.PIXELS: {"encoder_pixels", "decoder_pixels"},
 }
 

@@ -6,6 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blip3o.config.sampler import FlowConfig
 from blip3o.model import flow
 
 
@@ -73,3 +74,49 @@ def test_guidance_one_is_the_conditional_branch_and_zero_the_null():
     assert torch.equal(flow.guide(conditional, null, 0.0), null)
     per_sample = flow.guide(conditional, null, torch.tensor([0.0, 1.0, 3.0]).double())
     assert torch.allclose(per_sample[2], null[2] + 3 * (conditional[2] - null[2]))
+
+
+def test_logit_normal_draws_have_a_normal_logit_of_sigma():
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    sigma = 1 - flow.logit_normal(uniform, mean=0.4, std=1.3)
+    logits = torch.logit(sigma.double())
+    # Evenly spaced quantiles of the normal: mean exact, deviation short of its tails by under 0.1 %.
+    assert logits.mean().item() == pytest.approx(0.4, abs=1e-3)
+    assert logits.std().item() == pytest.approx(1.3, rel=2e-3)
+    assert (sigma.diff() <= 0).all()  # as for uniform density, a larger draw is less noise
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1e-9, 0.5, 1 - 2**-24])
+def test_logit_normal_levels_stay_on_the_training_grid(uniform):
+    config = FlowConfig(density="logit_normal", logit_mean=-3, logit_std=8)
+    sigma = flow.noise_level(torch.tensor([uniform]), config, shift=1.0).item()
+    assert 0.001 - 1e-7 <= sigma <= 1
+    assert sigma * 1000 == pytest.approx(round(sigma * 1000), abs=1e-3)
+
+
+def test_the_default_levels_are_the_uniform_ones_to_the_bit():
+    uniform = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flow.noise_level(uniform, FlowConfig(), shift=1.0), flow.training_sigma(uniform))
+
+
+@given(st.floats(0, 1, width=32), st.floats(0.125, 8, width=32))
+def test_a_shift_keeps_the_ends_and_divides_the_odds_of_data(sigma, shift):
+    shifted = flow.shift_sigma(torch.tensor(sigma, dtype=torch.float64), shift).item()
+    if sigma in (0, 1):
+        assert shifted == sigma
+    else:
+        # σ / (1 − σ) is multiplied by s, so the signal-to-noise ratio is divided by s².
+        assert shifted * (1 - sigma) == pytest.approx(shift * sigma * (1 - shifted), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 5.0])
+def test_min_snr_weighs_the_error_of_the_predicted_data(gamma):
+    generator = torch.Generator().manual_seed(3)
+    sigma = torch.linspace(0.01, 1, 25, dtype=torch.float64)
+    data, noise, predicted = torch.randn(3, 25, 6, dtype=torch.float64, generator=generator)
+    z = flow.interpolate(data, noise, sigma)
+    data_error = (z - sigma[:, None] * predicted - data).square().sum(1)
+    snr = ((1 - sigma) / sigma) ** 2
+    velocity_error = (predicted - flow.velocity_target(data, noise)).square().sum(1)
+    ours = flow.min_snr_weight(sigma, gamma) * velocity_error
+    assert torch.allclose(ours, snr.clamp(max=gamma) * data_error, rtol=1e-9)

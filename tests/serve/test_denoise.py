@@ -53,7 +53,7 @@ def test_rows_that_step_together_are_each_as_alone(reference, order):
     for step in range(max(row.steps for row in rows)):
         batch.step([step if step < row.steps else None for row in rows])
     for slot, row in enumerate(rows):
-        assert torch.equal(batch.latents(slot), _expected(reference, row)), row
+        assert torch.equal(batch.features(slot), _expected(reference, row)), row
 
 
 @torch.inference_mode()
@@ -64,12 +64,12 @@ def test_a_slot_can_be_used_again_while_the_others_go_on(reference):
     _put(reference, batch, 0, first, conditions)
     for step in range(3):
         batch.step([step, None, step, None])
-    assert torch.equal(batch.latents(0), _expected(reference, first))
+    assert torch.equal(batch.features(0), _expected(reference, first))
     _put(reference, batch, 0, second, conditions)
     for step in range(2):
         batch.step([step, None, 3 + step, None])
-    assert torch.equal(batch.latents(0), _expected(reference, second))
-    assert torch.equal(batch.latents(2), _expected(reference, long))
+    assert torch.equal(batch.features(0), _expected(reference, second))
+    assert torch.equal(batch.features(2), _expected(reference, long))
 
 
 @torch.inference_mode()
@@ -77,4 +77,4 @@ def test_an_empty_slot_stays_as_it_is(reference):
     batch, conditions = DenoiseBatch(reference), prepare(reference, PROMPTS)
     _put(reference, batch, 1, ROWS[0], conditions)
     batch.step([None, None, None, None])
-    assert torch.equal(batch.latents(1), reference.feature_noise(ROWS[0].seed))
+    assert torch.equal(batch.features(1), reference.feature_noise(ROWS[0].seed))

@@ -114,8 +114,8 @@ def questions(
 
 def caption_questions(concept: Concept) -> list[dict[str, Any]]:
     """The `caption_qa` of an emoji: short questions that its captions answer, or the knowledge of what they name."""
-    words = concept.label.split(" ")
-    found = {"What?": words[:1], "Second word?": words[1:2], "Last word?": words[-1:], "Group?": [concept.group]}
+    words = tuple(concept.label.split(" "))
+    found = {"What?": words[:1], "Second word?": words[1:2], "Last word?": words[-1:], "Group?": (concept.group,)}
     found |= {"For what?": concept.keywords[:1], "Or what?": concept.keywords[1:2]}
     return [{"question": question, "answer": answer[0]} for question, answer in found.items() if answer]
 

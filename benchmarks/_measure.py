@@ -1,0 +1,87 @@
+"""Timing of two ways in turns, and the result as a line and a file."""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turns(
+    ours: Callable[[], object], other: Callable[[], object], *, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of each call, `rounds` of both, one after the other so that a busy machine slows both alike.
+
+    One call of each goes before and is not counted.
+    """
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for call, seconds in zip((ours, other), taken, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds.append(time.perf_counter() - start)
+    return taken
+
+
+def options(summary: str, sizes: dict[str, int], argv: list[str] | None) -> tuple[argparse.Namespace, Path]:
+    """Sizes from the command line, and the folder for the result."""
+    parser = argparse.ArgumentParser(description=summary)
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
+    parsed = vars(parser.parse_args(argv))
+    folder = parsed.pop("results")
+    return argparse.Namespace(**parsed), folder
+
+
+def report(
+    name: str,
+    ours: list[float],
+    other: list[float],
+    folder: Path,
+    **more: Any,  # noqa: ANN401 - JSON values
+) -> None:
+    """Prints the result, medians with their quartiles, and keeps it in a dated file.
+
+    `ratio` is other / ours: above 1, ours is faster.
+    """
+    result = {
+        "name": name,
+        "ratio": round(statistics.median(other) / statistics.median(ours), 3),
+        "ours": round(statistics.median(ours), 4),
+        "other": round(statistics.median(other), 4),
+        "unit": "s",
+        "n": len(ours),
+        "ours_quartiles": _quartiles(ours),
+        "other_quartiles": _quartiles(other),
+        **more,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+    }
+    line = json.dumps(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}-{result['date'][:10]}.json").write_text(line + "\n")
+    print(line)
+
+
+def _quartiles(seconds: list[float]) -> list[float]:
+    first, _, third = statistics.quantiles(seconds, n=4)
+    return [round(first, 4), round(third, 4)]
+
+
+def _commit() -> str:
+    """The commit of the checkout, `unknown` outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

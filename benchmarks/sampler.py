@@ -1,0 +1,81 @@
+"""Sampling with what depends on the condition computed once, against computing it again at every step.
+
+    python -m benchmarks.sampler [--steps 30] [--layers 8] [--width 448] [--batch 2] [--rounds 7]
+
+Both run the same DiT and solver with guidance 3. The other way is the plain loop: caption projection, and keys and
+values of every layer's cross-attention, for both branches at each step.
+"""
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks._measure import in_turns, options, report
+from blip3o.config.load import preset_model
+from blip3o.config.model import ModelConfig
+from blip3o.model.flow import integrate
+from blip3o.model.unified import UnifiedModel
+
+HEAD, GUIDANCE = 64, 3.0  # the released ones
+TOLERANCE = 1e-6  # absolute, of features of size about 1
+
+
+def _model(arguments: argparse.Namespace) -> UnifiedModel:
+    """A DiT of the released proportions over 8 x 8 features of its own width, under states of twice the width."""
+    width = arguments.width
+    debug = preset_model("debug").model_dump()
+    dit = {"dim": width, "layers": arguments.layers, "heads": width // HEAD, "kv_heads": width // HEAD}
+    dit |= {"mlp_width": 19 * width // 7, "time_width": 4 * width // 7}
+    config = ModelConfig.model_validate(
+        debug
+        | {
+            "encoder": debug["encoder"] | {"width": width},
+            "backbone": debug["backbone"] | {"hidden_size": 2 * width},
+            "dit": debug["dit"] | dit,
+        }
+    )
+    model = UnifiedModel(config, image_token_id=0, parts=("dit",), max_length=1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)  # gates begin at zero, which would hide the condition
+    return model.eval()
+
+
+@torch.inference_mode()
+def _prepared(model: UnifiedModel, states: Tensor, noise: Tensor, steps: int) -> Tensor:
+    return model.sample_features(states, noise, steps=steps, guidance=GUIDANCE)
+
+
+@torch.inference_mode()
+def _plain(model: UnifiedModel, states: Tensor, noise: Tensor, steps: int) -> Tensor:
+    """Features [B, L, F] as `sample_features` gives them, the condition prepared inside the loop."""
+
+    def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
+        condition, null = (model.dit.condition(branch) for branch in (states, torch.zeros_like(states)))
+        return model.velocity(latents, sigma_B, condition, null, GUIDANCE)
+
+    return integrate(velocity, noise, steps)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, compares and reports. Ends with an error if the two ways differ by more than `TOLERANCE`."""
+    sizes = {"steps": 30, "layers": 8, "width": 448, "batch": 2, "rounds": 7}
+    arguments, folder = options(__doc__.splitlines()[0], sizes, argv)
+    torch.manual_seed(0)
+    model = _model(arguments)
+    states = torch.randn(arguments.batch, model.config.num_queries, 2 * arguments.width)
+    noise = torch.randn(arguments.batch, *model.latent_shape)
+    fast, slow = (way(model, states, noise, arguments.steps) for way in (_prepared, _plain))
+    error = (fast - slow).abs().max().item()
+    if error > TOLERANCE:
+        raise SystemExit(f"features differ by {error}, more than {TOLERANCE}: nothing to compare")
+    seconds = in_turns(
+        lambda: _prepared(model, states, noise, arguments.steps),
+        lambda: _plain(model, states, noise, arguments.steps),
+        rounds=arguments.rounds,
+    )
+    report("sampler", *seconds, folder, error=error, tolerance=TOLERANCE, sizes=vars(arguments))
+
+
+if __name__ == "__main__":
+    main()

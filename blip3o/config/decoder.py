@@ -1,0 +1,214 @@
+"""What turns features into pixels, as data: autoencoders, and the decoders that draw in pixels or in their latents.
+
+Four kinds of decoder: `pixel` (a flow U-Net over pixels, for small images), `sdxl` (BLIP3-o's released decoder), `sana`
+(BLIP3-o's SigLIP2 decoder), and `autoencoder` (the generated latents are decoded as they are: objective `vae_flow`).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from blip3o.config.base import Frozen, _require
+from blip3o.config.sampler import SamplerConfig
+
+
+class _Autoencoder(Frozen):
+    """What both kinds of autoencoder have."""
+
+    image_size: int = Field(gt=0, description="side of the square image, pixels")
+    latent_channels: int = Field(gt=0, description="channels of a latent")
+    channels: tuple[int, ...] = Field(min_length=1, description="channels at each resolution, halved between them")
+    scaling: float = Field(gt=0, description="latents are multiplied by it, so that their deviation is near 1")
+
+    @property
+    def grid(self) -> int:
+        """Latents along one side of an image."""
+        return self.image_size // 2 ** (len(self.channels) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of one image's latents."""
+        return self.latent_channels, self.grid, self.grid
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        factor = 2 ** (len(self.channels) - 1)
+        _require(
+            self.image_size % factor == 0,
+            f"autoencoder: image_size {self.image_size} is not a multiple of 2^(levels - 1) = {factor}",
+        )
+        return self
+
+
+class KlConfig(_Autoencoder):
+    """A variational autoencoder (`AutoencoderKL` of diffusers; SDXL's has 128/256/512/512, 4 latents, 0.13025)."""
+
+    kind: Literal["kl"]
+    layers_per_block: int = Field(default=2, gt=0, description="residual blocks at each resolution")
+    groups: int = Field(default=32, gt=0, description="groups of the group norms")
+
+
+class DcConfig(_Autoencoder):
+    """A deep-compression autoencoder (`AutoencoderDC` of diffusers, arXiv 2410.10733; SANA's is f32c32, 0.41407)."""
+
+    kind: Literal["dc"]
+    encoder_layers: tuple[int, ...] = Field(description="blocks at each resolution of the encoder")
+    decoder_layers: tuple[int, ...] = Field(description="blocks at each resolution of the decoder")
+    attention_levels: int = Field(ge=0, description="lowest resolutions with linear attention in place of convolutions")
+    head_dim: int = Field(default=32, gt=0, description="channels of one attention head")
+
+    @model_validator(mode="after")
+    def _one_of_each_level(self) -> Self:
+        levels = len(self.channels)
+        _require(
+            len(self.encoder_layers) == len(self.decoder_layers) == levels >= self.attention_levels,
+            f"autoencoder: {levels} channels, {len(self.encoder_layers)} encoder_layers, {len(self.decoder_layers)} "
+            f"decoder_layers, {self.attention_levels} attention_levels: give one number of layers for each resolution",
+        )
+        return self
+
+
+AutoencoderConfig = Annotated[KlConfig | DcConfig, Field(discriminator="kind")]
+
+
+class DecoderConfig(Frozen):
+    """The diffusion decoder from features to pixels: a coarse linear image, refined by a flow U-Net."""
+
+    kind: Literal["pixel"] = "pixel"
+    image_size: int = Field(gt=0, description="side of the image it draws, pixels")
+    fold: int = Field(default=2, gt=0, description="pixels folded along one side into channels before the U-Net")
+    coarse_width: int = Field(gt=0, description="hidden channels of the coarse head")
+    channels: tuple[int, ...] = Field(min_length=1, description="U-Net channels at each resolution")
+    layers_per_block: int = Field(default=1, gt=0, description="residual blocks at each resolution")
+    steps: int = Field(default=8, gt=0, description="Euler steps of one decode")
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise from which one image starts."""
+        return 3, self.image_size, self.image_size
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        unit = self.fold * 2 ** (len(self.channels) - 1)
+        _require(
+            self.image_size % unit == 0,
+            f"decoder: image_size {self.image_size} is not a multiple of fold x 2^levels = {unit}",
+        )
+        return self
+
+
+class _LatentDecoder(Frozen):
+    """What decoders that draw in an autoencoder's latents have. Training drops a condition to a black image's."""
+
+    autoencoder: AutoencoderConfig = Field(description="the frozen autoencoder in whose latents it draws")
+    null: Literal["black", "prompt"] = Field(
+        description="features of the unconditional branch: of a black image, or generated for an empty prompt"
+    )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the image it draws, pixels."""
+        return self.autoencoder.image_size
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise from which one image starts."""
+        return self.autoencoder.latent_shape
+
+
+class SdxlDecoderConfig(_LatentDecoder):
+    """A U-Net of SDXL's layout under the feature tokens (BLIP3-o's `diffusion-decoder`, Emu2-Gen's numbers)."""
+
+    kind: Literal["sdxl"]
+    channels: tuple[int, ...] = Field(min_length=1, description="U-Net channels at each resolution (320, 640, 1280)")
+    layers_per_block: int = Field(default=2, gt=0, description="residual blocks at each resolution")
+    attention_layers: tuple[int, ...] = Field(
+        description="transformer layers after each residual block at each resolution; 0: no attention (0, 2, 10)"
+    )
+    heads: tuple[int, ...] = Field(description="attention heads at each resolution (5, 10, 20)")
+    groups: int = Field(default=32, gt=0, description="groups of the group norms")
+    size_width: int = Field(default=256, gt=0, description="channels of the embedding of each of the six size numbers")
+    steps: int = Field(default=50, gt=0, description="Euler steps of one decode, each one U-Net evaluation per branch")
+    guidance: float = Field(default=3.0, ge=0, description="weight of the conditional branch; 1 computes no other")
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that training drops a condition")
+
+    @model_validator(mode="after")
+    def _one_of_each_level(self) -> Self:
+        levels = len(self.channels)
+        _require(
+            len(self.attention_layers) == len(self.heads) == levels,
+            f"decoder: {levels} channels, {len(self.attention_layers)} attention_layers and {len(self.heads)} heads: "
+            "give one of each for each resolution",
+        )
+        _require(
+            self.autoencoder.grid % 2 ** (levels - 1) == 0,
+            f"decoder: a latent grid of {self.autoencoder.grid} cannot be halved {levels - 1} times",
+        )
+        return self
+
+
+class SanaDecoderConfig(_LatentDecoder):
+    """SANA's transformer under the feature tokens, through a connector (arXiv 2410.10629; BLIP3-o's reconstruction)."""
+
+    kind: Literal["sana"]
+    caption_width: int = Field(gt=0, description="channels between connector and transformer (2304)")
+    layers: int = Field(gt=0, description="transformer blocks (20)")
+    heads: int = Field(gt=0, description="heads of the linear self-attention (70)")
+    head_dim: int = Field(gt=0, description="channels of one of its heads (32)")
+    cross_heads: int = Field(gt=0, description="heads of the cross-attention (20), which share heads x head_dim")
+    mlp_ratio: float = Field(default=2.5, gt=0, description="hidden channels of the convolutional MLP, relative")
+    patch_size: int = Field(default=1, gt=0, description="latents along one side folded into one token")
+    qk_norm: bool = Field(default=False, description="RMS norm over all heads on queries and keys (SANA-1.5 only)")
+    sampler: SamplerConfig = SamplerConfig()
+
+    @property
+    def guidance(self) -> float:
+        """Weight of the conditional branch."""
+        return self.sampler.guidance
+
+    @property
+    def condition_dropout(self) -> float:
+        """Probability that training drops a condition."""
+        return self.sampler.condition_dropout
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        width = self.heads * self.head_dim
+        _require(
+            width % self.cross_heads == 0, f"decoder: width {width} is not a multiple of {self.cross_heads} cross_heads"
+        )
+        _require(
+            self.autoencoder.grid % self.patch_size == 0,
+            f"decoder: patch_size {self.patch_size} does not divide the latent grid {self.autoencoder.grid}",
+        )
+        return self
+
+
+class AutoencoderDecoderConfig(Frozen):
+    """No decoder but the autoencoder's own: what objective `vae_flow` generates are its latents."""
+
+    kind: Literal["autoencoder"]
+    autoencoder: AutoencoderConfig = Field(description="the frozen autoencoder whose latents are generated")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the image it draws, pixels."""
+        return self.autoencoder.image_size
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise from which one image starts: none."""
+        return (0,)
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401 - nested values or a config
+    return value.get("kind", "pixel") if isinstance(value, dict) else value.kind
+
+
+AnyDecoderConfig = Annotated[
+    Annotated[DecoderConfig, Tag("pixel")]
+    | Annotated[SdxlDecoderConfig, Tag("sdxl")]
+    | Annotated[SanaDecoderConfig, Tag("sana")]
+    | Annotated[AutoencoderDecoderConfig, Tag("autoencoder")],
+    Discriminator(_kind),
+]

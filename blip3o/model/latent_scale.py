@@ -1,0 +1,27 @@
+"""Channel statistics of the features that are generated, so that the flow works on latents of mean 0 and deviation 1.
+
+Upstream generates EVA features as they are, of which some channels are far larger than others. The statistics are
+measured once (`python -m jobs.latents`), travel with the weights, and are never trained.
+
+Legend: L tokens, F channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class LatentScale(nn.Module):
+    """Mean and deviation of each channel, [F]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.std = nn.Parameter(torch.ones(channels), requires_grad=False)
+
+    def normalize(self, features_LF: Tensor) -> Tensor:
+        """Features [..., L, F] → latents."""
+        return (features_LF - self.mean) / self.std
+
+    def restore(self, latents_LF: Tensor) -> Tensor:
+        """Latents [..., L, F] → features."""
+        return latents_LF * self.std + self.mean

@@ -1,0 +1,1 @@
+"""Tests of the benchmarks: that they run, compare equals, and report in one form."""

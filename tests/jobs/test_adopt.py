@@ -1,0 +1,77 @@
+"""Adopting weights: those of a diffusers folder become a run that a stage starts from, or are refused with a reason."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from blip3o.errors import CheckpointError, ConfigError
+from blip3o.model.autoencoder import build_autoencoder
+from blip3o.train.objectives import build_stage_module
+from blip3o.train.stages import freeze, stage_of
+from blip3o.train.weights import final_uri, load_into, read_final, require_covered
+from jobs.adopt import adopt, main
+from tests.jobs import world
+from tests.model.variants import variant
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return world.recipe(str(tmp_path), model=variant("sdxl"), stage={"name": "decoder", "start_from": ["vae"]})
+
+
+@pytest.fixture
+def folder(recipe, tmp_path):
+    """A folder as `save_pretrained` of diffusers writes it."""
+    torch.manual_seed(0)
+    build_autoencoder(recipe.model.decoder.autoencoder).save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def test_an_autoencoder_of_diffusers_becomes_a_run(recipe, folder):
+    adopt(recipe, {"decoder.vae.": str(folder)}, name="vae")
+    tensors, description = read_final(final_uri(recipe.run.storage, "vae"))
+    module = build_stage_module(recipe, image_token_id=5, pad_id=0)
+    loaded = load_into(module.model, tensors, source="vae")
+    trainable = freeze(module.model, stage_of(recipe))
+    missing = [name for name, _ in module.model.encoder.named_parameters(prefix="encoder")]
+    require_covered(module.model, loaded | set(missing), trainable)
+    torch.manual_seed(0)
+    original = build_autoencoder(recipe.model.decoder.autoencoder).state_dict()
+    assert all(torch.equal(value, original[name]) for name, value in module.model.decoder.vae.state_dict().items())
+    assert description["summary"] == {"decoder.vae.": str(folder)}
+
+
+def test_tensors_beside_the_parts_are_ignored_and_files_are_joined(recipe, folder):
+    save_file({"unused": torch.zeros(2)}, folder / "more.safetensors")
+    tensors = adopt(recipe, {"decoder.vae.": str(folder)}, name="vae")
+    assert "decoder.vae.unused" not in tensors
+
+
+def test_what_does_not_fit_is_refused(recipe, folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"no parameter 'decoder\.vea\.\*'"):
+        adopt(recipe, {"decoder.vea.": str(folder)}, name="vae")
+    with pytest.raises(CheckpointError, match=r"lacks \d+ of \d+ tensors of decoder\.unet\.\*"):
+        adopt(recipe, {"decoder.unet.": str(folder)}, name="vae")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no .*safetensors"):
+        adopt(recipe, {"decoder.vae.": str(tmp_path / "empty")}, name="vae")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    (folder / "model.fp16.safetensors").write_bytes(weights.read_bytes())
+    with pytest.raises(ConfigError, match="in two files: give the file that is meant"):
+        adopt(recipe, {"decoder.vae.": str(folder)}, name="vae")
+    assert adopt(recipe, {"decoder.vae.": str(weights)}, name="vae")
+    save_file(
+        {name: torch.zeros(1) for name in build_autoencoder(recipe.model.decoder.autoencoder).state_dict()}, weights
+    )
+    with pytest.raises(CheckpointError, match="has shape"):
+        adopt(recipe, {"decoder.vae.": str(weights)}, name="vae")
+
+
+def test_the_command_line(tmp_path, folder, capsys):
+    sections = {"model": variant("sdxl"), "stage": {"name": "decoder", "start_from": []}}
+    file = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path), **sections)
+    assert main([file, "--name", "vae", "--part", f"decoder.vae.={folder}"]) == 0
+    assert main([file, "--name", "vae", "--part", f"decoder.unet.={folder}"]) == 1
+    assert "lacks" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([file, "--name", "vae", "--part", "decoder.vae."])

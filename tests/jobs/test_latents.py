@@ -1,0 +1,73 @@
+"""Measuring latents: what is written is what the flow needs, and the stage that asks for it finds it."""
+
+import pytest
+import torch
+
+from blip3o.data import storage
+from blip3o.data.batches import build_micro_batches
+from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.errors import CheckpointError, ConfigError
+from blip3o.train.stages import stage_of
+from blip3o.train.weights import final_uri, read_final
+from jobs.latents import main, measure
+from jobs.train_worker import prepare_module
+from tests.evaluate.world import add_source, scenes
+from tests.jobs import world
+
+IMAGES = 20
+
+
+def normalised(base, **sections):
+    stage = {"start_from": ["world-encoder", "world-understand", "latents"]}
+    sources = [{"name": "scenes", "shards": "scenes/part-*.tar"}]
+    data = {"root": f"{base}/data", "max_length": 96, "sources": sources}
+    model = {"preset": "nano", "normalize_latents": True}
+    return {"data": data, "stage": {"name": "generate"} | stage, "model": model} | sections
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("latents"))
+    content = scenes("train", size=24)
+    add_source(f"{folder}/data", "scenes", content)
+    texts = [caption for scene in content for caption in scene.record["captions"]]
+    storage.write_bytes(f"{folder}/data/tokenizer.json", ChatTokenizer.train(texts, 512).to_bytes())
+    world.write_finals(world.recipe(folder, **normalised(folder)))
+    return folder
+
+
+def test_a_stage_finds_what_was_measured_and_its_latents_are_standard(base):
+    recipe = world.recipe(base, **normalised(base))
+    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(f"{base}/data/tokenizer.json"))
+    with pytest.raises(CheckpointError, match="latents/final holds no finished run"):
+        prepare_module(recipe, tokenizer)
+    mean, std = measure(recipe, name="latents", images=IMAGES)
+    tensors, description = read_final(final_uri(recipe.run.storage, "latents"))
+    assert description["summary"] == {"images": 24}  # whole micro-batches of 8
+    assert torch.equal(tensors["latent_scale.mean"], mean)
+    assert torch.equal(tensors["latent_scale.std"], std)
+    model = prepare_module(recipe, tokenizer).model
+    builder = build_micro_batches(recipe, stage_of(recipe).task)
+    pixels = torch.cat([torch.from_numpy(builder(number)["encoder_pixels"]) for number in range(3)])
+    with torch.no_grad():
+        latents = model.to_latents(model.features(pixels)).flatten(0, 1)
+    # Statistics are rounded to the 8 bits of bf16; nano's means are not far above its deviations.
+    assert torch.allclose(latents.mean(0), torch.zeros(16), atol=0.02)
+    assert torch.allclose(latents.std(0, correction=0), torch.ones(16), rtol=2**-8)
+
+
+def test_a_recipe_that_would_not_use_them_is_refused(base, tmp_path, capsys):
+    file = world.write_recipe(tmp_path / "recipe.yaml", base, **normalised(base, model={"preset": "nano"}))
+    assert main([file, "--name", "x"]) == 1
+    assert capsys.readouterr().err == (
+        "error: statistics are for a generating stage that uses them: set model.normalize_latents=true\n"
+    )
+    decoder = normalised(base, stage={"name": "decoder"})
+    with pytest.raises(ConfigError, match="for a generating stage"):
+        measure(world.recipe(base, **decoder), name="x", images=8)
+
+
+def test_an_encoder_without_weights_is_refused(base):
+    recipe = world.recipe(base, **normalised(base, stage={"name": "generate", "start_from": ["world-understand"]}))
+    with pytest.raises(CheckpointError, match="frozen parts encoder have no weights"):
+        measure(recipe, name="x", images=8)
