@@ -239,3 +239,17 @@ def test_positions_and_what_follows_them():
 def test_a_backbone_that_does_not_exist_is_refused_in_one_line(changes, message):
     with pytest.raises(ValidationError, match=message):
         BackboneConfig(**TEXT, **changes)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3"])
+def test_a_row_without_image_tokens_does_not_look_at_its_image(family):
+    built = backbone(family)
+    batch = prompt(built.config, LENGTHS)
+    words = batch.input_ids.clone()
+    words[1] = words[1].where(words[1] != IMAGE_TOKEN, 9)
+    mixed = Prompt(input_ids=words, attention_mask=batch.attention_mask, pixels=batch.pixels)
+    states = built.hidden(mixed)
+    blind = Prompt(input_ids=words[1:2], attention_mask=batch.attention_mask[1:2])
+    assert torch.allclose(states[1], built.hidden(blind)[0], **EXACT)
+    whole = built.hidden(batch)
+    assert torch.allclose(states[[0, 2]], whole[[0, 2]], **EXACT)
