@@ -25,6 +25,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 EVA_HEAD_WIDTH = 112
 EVA_WHOLE: Json = {name: EVA_448[name] for name in ("image_size", "patch_size", "layers", "mlp_width")}
 VISION_SIZE = 448  # side to which upstream scales images that the backbone is shown
+# Saved configs leave out what is transformers' default for the tower.
+QWEN_VISION: Json = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "num_heads": 16,
+    "intermediate_size": 3420,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": (7, 15, 23, 31),
+}
 # The decoder that the hub's folder holds, for checkpoints that come without it.
 SDXL = SdxlDecoderConfig.model_validate(SDXL_1024)
 
@@ -55,7 +66,7 @@ def model_config(
 
 def _backbone(config: Json, *, tied: bool, vision_size: int) -> BackboneConfig:
     text: Json = {**config, **(config.get("text_config") or {})}
-    vision: Json = config["vision_config"]
+    vision: Json = {**QWEN_VISION, **config["vision_config"]}
     rope: Json = text.get("rope_scaling") or text.get("rope_parameters") or {}
     if text.get("use_sliding_window"):
         raise BundleError("config.json asks for sliding-window attention, which no released checkpoint has")

@@ -1,7 +1,8 @@
 """A bundle written in the layout of the released BLIP3o-Model checkpoints, which upstream's code loads.
 
-A bundle that came from a released folder gives back that folder: the same tensors in the same shards, and its small
-files; what was ignored on the way in is not in it. A model that was trained here gets shards by size and a config.json.
+A bundle that came from a released folder gives back that folder: the same tensors under the same names in the same
+shards, and its small files; what was ignored on the way in is not in it. A model that was trained here gets the names
+of the published checkpoints, shards by size and a config.json.
 """
 
 import json
@@ -29,9 +30,8 @@ def export_released(source: str, out: str, *, shard_bytes: int = SHARD_BYTES) ->
     """
     bundle = open_bundle(source)
     entries = read_entries(storage.join(source, WEIGHTS))
-    sdxl = bundle.config.model.decoder.kind == "sdxl"
-    # Another decoder also has a U-Net, which is none of the released layout's.
-    names = {e.name: to_released(e.name) if sdxl or not e.name.startswith("decoder.") else None for e in entries}
+    names = {entry.name: _name(bundle, entry.name) for entry in entries}
+    names |= {here: theirs for theirs, here in _origin(bundle).get("keys", {}).get("mapped", {}).items()}
     slots = {theirs: _slot(theirs, entry) for entry in entries if (theirs := names[entry.name]) is not None}
     files = _small_files(bundle, entries[0])
     shards = _shards(bundle, slots, shard_bytes)
@@ -47,6 +47,17 @@ def export_released(source: str, out: str, *, shard_bytes: int = SHARD_BYTES) ->
         unknown=(),
         missing=(),
     )
+
+
+def _origin(bundle: SealedBundle) -> dict[str, Any]:
+    """What the import left behind; nothing for a model that was trained here."""
+    return bundle.provenance.get("released", {})
+
+
+def _name(bundle: SealedBundle, here: str) -> str | None:
+    # A decoder of another kind may also have a U-Net, which is none of the released layout's.
+    foreign = here.startswith("decoder.") and bundle.config.model.decoder.kind != "sdxl"
+    return None if foreign else to_released(here)
 
 
 def _slot(released: str, entry: StoredTensor) -> Slot:
@@ -73,7 +84,7 @@ def _small_files(bundle: SealedBundle, first: StoredTensor) -> dict[str, bytes]:
 
 def _shards(bundle: SealedBundle, slots: dict[str, Slot], shard_bytes: int) -> dict[str, list[str]]:
     """Names of tensors by the file in which they are to be; those of the origin where there was one."""
-    known: dict[str, list[str]] = bundle.provenance.get("released", {}).get("shards", {})
+    known: dict[str, list[str]] = _origin(bundle).get("shards", {})
     placed = {name for members in known.values() for name in members}
     rest = [name for name in sorted(slots) if name not in placed]
     shards = {file: [name for name in members if name in slots] for file, members in known.items()}

@@ -1,8 +1,8 @@
 """Names of tensors in the released BLIP3o-Model-4B/-8B checkpoints, and the names of the same tensors here.
 
-One table serves both directions. The released names are those of transformers 4.51; from 4.52 on Qwen2.5-VL's parts are
-called otherwise, which is read as well (but never written, since upstream's code does not know it). The renaming is by
-exact prefix: `model.` alone also begins `model.latent_queries`, `model.dit.` and `model.gen_vision_tower.`.
+One table serves both directions. The released names are those of transformers 4.51; from 4.52 on Qwen2.5-VL's parts
+are called otherwise, which is read as well, as are the older names of the attention in a VAE of diffusers. Prefixes are
+whole: `model.` alone also begins `model.latent_queries`, `model.dit.` and `model.gen_vision_tower.`.
 """
 
 import re
@@ -34,6 +34,8 @@ NEWER_PREFIXES = (
     ("model.language_model.", "backbone.hf.model.language_model."),
     ("model.visual.", "backbone.hf.model.visual."),
 )
+OLDER_VAE = re.compile(r"(mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.")
+NEWER_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # What upstream's checkpoints hold beside the model, and why it is left out.
 IGNORED = (
     (re.compile(r"model\.vae\."), "FLUX VAE left over from an older version, used by nothing"),
@@ -71,7 +73,8 @@ def to_here(released: str) -> str | None:
     """Our name for a released one; None if it is of no known part."""
     for theirs, ours in (*PREFIXES, *NEWER_PREFIXES):
         if released.startswith(theirs):
-            return ours + released.removeprefix(theirs)
+            name = ours + released.removeprefix(theirs)
+            return OLDER_VAE.sub(lambda found: f"{found[1]}.{NEWER_VAE[found[2]]}.", name)
     return None
 
 

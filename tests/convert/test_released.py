@@ -67,6 +67,11 @@ def test_names_of_the_published_checkpoints_have_one_place_each_and_back():
         assert (to_here(theirs), to_released(ours)) == (ours, theirs)
     assert to_here("model.visual.merger.ln_q.weight") == to_here("visual.merger.ln_q.weight")
     assert to_here("model.language_model.norm.weight") == to_here("model.norm.weight")
+    older = [f"diffusion-decoder/vae/decoder.mid_block.attentions.0.{name}.bias" for name in ("query", "proj_attn")]
+    assert [to_here(name) for name in older] == [
+        "decoder.vae.decoder.mid_block.attentions.0.to_q.bias",
+        "decoder.vae.decoder.mid_block.attentions.0.to_out.0.bias",
+    ]
     assert to_here("model.vae.encoder.conv_in.weight") is None
     assert to_released("coarse.draw.weight") is None
 
@@ -213,6 +218,8 @@ def test_newer_names_of_transformers_are_read(world, tmp_path):
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "bundle", world[2]))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    export_released(str(tmp_path / "bundle"), str(tmp_path / "back"))
+    assert (tmp_path / "back" / SHARDS[0]).read_bytes() == (tmp_path / "newer" / SHARDS[0]).read_bytes()
 
 
 def with_head(folder, head):

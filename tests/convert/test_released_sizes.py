@@ -114,8 +114,8 @@ def test_a_checkpoint_of_full_size_is_planned_from_its_heads_alone(name, tmp_pat
     write_holes(tmp_path / "model.safetensors", shapes)
     for file, data in slow_tokenizer_files().items():
         (tmp_path / file).write_bytes(data)
-    eye = {"hidden_size": 1280, "depth": 32, "num_heads": 16, "intermediate_size": 3420, "window_size": 112}
-    eye |= {"fullatt_block_indexes": [7, 15, 23, 31], "out_hidden_size": size["hidden"]}
+    # transformers saves of a tower's config what is not its default.
+    eye = {"hidden_size": 1280, "out_hidden_size": size["hidden"], "spatial_patch_size": 14, "tokens_per_second": 2}
     config = CONFIG | {
         "vocab_size": VOCABULARY,
         "hidden_size": size["hidden"],
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_full_size_is_planned_from_its_heads_alone(name, tmp_pat
         "num_key_value_heads": size["kv"],
         "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         "tie_word_embeddings": size["tied"],
-        "vision_config": CONFIG["vision_config"] | eye,
+        "vision_config": eye,
         "gen_hidden_size": DIM,
         "tokenizer_model_max_length": 512,
     }
@@ -136,6 +136,7 @@ def test_a_checkpoint_of_full_size_is_planned_from_its_heads_alone(name, tmp_pat
     model = plan.config.model
     assert (model.encoder.heads, model.encoder.num_tokens, model.encoder.channels) == (16, 64, DIM)
     assert (model.dit.heads, model.dit.kv_heads, model.dit.mlp_width, model.dit.patch_size) == (28, 28, FFN, 1)
+    assert (model.backbone.vision.window, model.backbone.vision.full_layers) == (112, (7, 15, 23, 31))
     assert (model.backbone.vision.num_tokens, model.sampler.steps, model.sampler.guidance) == (256, 30, 3.0)
     assert model == as_released(preset_model(name))
     with unfilled():

@@ -1,5 +1,7 @@
 """Every family of backbones against transformers itself, under padding at either side, and token by token."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -46,6 +48,18 @@ def test_each_family_is_the_model_it_is_named_after(built):
     assert built.text.config.rms_norm_eps == built.config.norm_eps
     tied = built.hf.lm_head.weight is built.text.embed_tokens.weight
     assert tied is built.config.tied
+
+
+def test_rotary_frequencies_are_those_of_the_family(built):
+    config = built.config
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    if config.rope_scaling is not None:  # Llama 3.1: long waves are stretched, short ones kept, a ramp between them
+        scaling = config.rope_scaling
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = kept * frequencies + (1 - kept) * frequencies / scaling.factor
+    assert torch.allclose(built.text.rotary_emb.inv_freq.double(), frequencies, rtol=1e-6)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -225,3 +239,17 @@ def test_positions_and_what_follows_them():
 def test_a_backbone_that_does_not_exist_is_refused_in_one_line(changes, message):
     with pytest.raises(ValidationError, match=message):
         BackboneConfig(**TEXT, **changes)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3"])
+def test_a_row_without_image_tokens_does_not_look_at_its_image(family):
+    built = backbone(family)
+    batch = prompt(built.config, LENGTHS)
+    words = batch.input_ids.clone()
+    words[1] = words[1].where(words[1] != IMAGE_TOKEN, 9)
+    mixed = Prompt(input_ids=words, attention_mask=batch.attention_mask, pixels=batch.pixels)
+    states = built.hidden(mixed)
+    blind = Prompt(input_ids=words[1:2], attention_mask=batch.attention_mask[1:2])
+    assert torch.allclose(states[1], built.hidden(blind)[0], **EXACT)
+    whole = built.hidden(batch)
+    assert torch.allclose(states[[0, 2]], whole[[0, 2]], **EXACT)
