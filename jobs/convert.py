@@ -7,6 +7,7 @@ for: a summary is printed, `--report FILE` writes the whole list.
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,6 +39,17 @@ def import_folder(
     from blip3o.convert.released import import_released
 
     _tell(import_released(folder, out, tower=tower, vision_size=vision_size), out, report)
+
+
+@app.command("unpickle")
+def unpickle(
+    file: Annotated[Path, typer.Argument(help="a local pytorch_model.bin, such as the published EVA-CLIP tower")],
+    out: Annotated[str, typer.Option(help="URI of the safetensors file to write")],
+) -> None:
+    """Take the tensors, and nothing else, out of a PyTorch pickle, for `import --tower`."""
+    from blip3o.convert.unpickle import unpickle_tensors
+
+    print(f"wrote {out}: {unpickle_tensors(file, out)} tensors")
 
 
 @app.command("export")

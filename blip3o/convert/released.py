@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from blip3o.config.recipe import TemplateConfig
@@ -136,11 +136,10 @@ class Plan:
     @property
     def slots(self) -> list[Slot]:
         """What is written, in the order of the files that it is read from. The queries lose their leading 1."""
-        slots = []
-        for released, here in self.report.mapped.items():
-            source = self.folder.tensors[released]
-            slots.append(Slot(name=here, shape=_shape(here, source), source=source))
-        return sorted(slots, key=lambda slot: (slot.source.uri, slot.source.offset))
+        tensors = self.folder.tensors
+        stored = sorted(self.report.mapped, key=lambda name: (tensors[name].uri, tensors[name].offset))
+        here = {name: self.report.mapped[name] for name in stored}
+        return [Slot(name=here[n], shape=_shape(here[n], tensors[n]), source=tensors[n]) for n in stored]
 
 
 def _shape(here: str, source: StoredTensor) -> tuple[int, ...]:
@@ -237,7 +236,7 @@ def _provenance(plan: Plan) -> dict[str, Any]:
 def _check_written(out: str, slots: Sequence[Slot], expected: str) -> None:
     digest = hashlib.sha256()
     location = storage.join(out, WEIGHTS)
-    read = [replace(entry, uri="", offset=0) for entry, _ in read_in_order(location, digest)]
-    written = [replace(slot.source, name=slot.name, shape=slot.shape, uri="", offset=0) for slot in slots]
+    read = [(entry.name, entry.dtype, entry.shape) for entry, _ in read_in_order(location, digest)]
+    written = [(slot.name, slot.dtype, slot.shape) for slot in slots]
     if digest.hexdigest() != expected or read != written:
         raise BundleError(f"{location} reads back other than it was written: convert again")

@@ -102,17 +102,17 @@ def _by_size(slots: dict[str, Slot], shard_bytes: int) -> dict[str, list[str]]:
     groups: list[list[str]] = []
     room = 0
     for name, slot in slots.items():
-        if slot.source.size > room or not groups:
+        if slot.size > room or not groups:
             groups.append([])
             room = shard_bytes
         groups[-1].append(name)
-        room -= slot.source.size
+        room -= slot.size
     count = len(groups)
     return {f"model-{number:05d}-of-{count:05d}.safetensors": group for number, group in enumerate(groups, 1)}
 
 
 def _index(slots: dict[str, Slot], shards: dict[str, list[str]]) -> bytes:
     weight_map = {name: file for file, members in shards.items() if not file.startswith(DECODER) for name in members}
-    total = sum(slots[name].source.size for name in weight_map)
+    total = sum(slots[name].size for name in weight_map)
     index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredTensor:
@@ -49,11 +52,21 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
-    """A tensor to be written: under which name and shape, and where its bytes are."""
+    """A tensor to be written: under which name and shape, and where its bytes are: in a file, or in memory."""
 
     name: str
     shape: tuple[int, ...]
-    source: StoredTensor
+    source: StoredTensor | Tensor
+
+    @property
+    def dtype(self) -> str:
+        """The format's name for its type."""
+        return CODES[self.source.dtype] if isinstance(self.source, Tensor) else self.source.dtype
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.source.nbytes if isinstance(self.source, Tensor) else self.source.size
 
 
 def read_entries(uri: str) -> list[StoredTensor]:
@@ -103,13 +116,25 @@ def write_tensors(uri: str, slots: Sequence[Slot], *, metadata: dict[str, str] |
 
 def _pieces(slots: Sequence[Slot], metadata: dict[str, str]) -> Iterator[bytes]:
     yield _head(slots, metadata)
-    start = 0
-    while start < len(slots):  # neighbours in one file are read through one handle
-        uri = slots[start].source.uri
+    # Neighbours in one file are read through one handle.
+    for uri, group in groupby((slot.source for slot in slots), key=_place):
+        if uri is None:
+            for tensor in group:
+                yield from _memory_chunks(cast("Tensor", tensor))
+            continue
         with storage.open_ranges(uri) as file:
-            while start < len(slots) and slots[start].source.uri == uri:
-                yield from _chunks(file, slots[start].source)
-                start += 1
+            for entry in group:
+                yield from _chunks(file, cast("StoredTensor", entry))
+
+
+def _place(source: StoredTensor | Tensor) -> str | None:
+    return None if isinstance(source, Tensor) else source.uri
+
+
+def _memory_chunks(tensor: Tensor) -> Iterator[bytes]:
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for piece in flat.split(CHUNK_BYTES) if flat.numel() else ():
+        yield piece.numpy().tobytes()
 
 
 def _chunks(file: storage.RangeReader, entry: StoredTensor) -> Iterator[bytes]:
@@ -121,8 +146,8 @@ def _head(slots: Sequence[Slot], metadata: dict[str, str]) -> bytes:
     head: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for slot in slots:
-        start, end = end, end + slot.source.size
-        head[slot.name] = {"dtype": slot.source.dtype, "shape": list(slot.shape), "data_offsets": [start, end]}
+        start, end = end, end + slot.size
+        head[slot.name] = {"dtype": slot.dtype, "shape": list(slot.shape), "data_offsets": [start, end]}
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

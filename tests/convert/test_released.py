@@ -19,6 +19,7 @@ from blip3o.convert.released import import_released, plan_import, read_folder
 from blip3o.convert.released_export import export_released
 from blip3o.convert.released_keys import to_here, to_released
 from blip3o.convert.tensorfile import Slot, read_entries, read_in_order, write_tensors
+from blip3o.convert.unpickle import unpickle_tensors
 from blip3o.data.templates import Turn
 from blip3o.errors import BundleError, RequestError
 from blip3o.model.backbone import Prompt
@@ -245,7 +246,8 @@ def test_a_head_that_is_tied_is_taken_once_and_one_that_is_not_is_kept(tmp_path,
 
 def test_a_tower_kept_apart_is_read_from_its_own_file(world, tmp_path):
     toy.write_folder(tmp_path / "folder", tower=False)
-    save_file({f"visual.{name}": tensor for name, tensor in toy.tower_tensors().items()}, tmp_path / "eva.safetensors")
+    torch.save({f"visual.{name}": tensor for name, tensor in toy.tower_tensors().items()}, tmp_path / "eva.bin")
+    assert unpickle_tensors(tmp_path / "eva.bin", str(tmp_path / "eva.safetensors")) == len(toy.tower_tensors())
     report = convert(tmp_path / "folder", tmp_path / "bundle", tower=str(tmp_path / "eva.safetensors"))
     assert report.mapped == world[3].mapped
     assert torch.equal(
@@ -255,6 +257,29 @@ def test_a_tower_kept_apart_is_read_from_its_own_file(world, tmp_path):
     assert (tmp_path / "back" / SHARDS[0]).read_bytes() == (tmp_path / "folder" / SHARDS[0]).read_bytes()
     apart = load_file(tmp_path / "back" / "model-rest.safetensors")
     assert apart.keys() == {name for name in report.mapped if "gen_vision_tower" in name}
+
+
+def test_a_pickle_of_anything_but_tensors_is_not_opened(tmp_path):
+    out = str(tmp_path / "out.safetensors")
+    torch.save({"step": 3}, tmp_path / "state.bin")
+    torch.save({"a": torch.nn.Linear(1, 1)}, tmp_path / "module.bin")
+    (tmp_path / "text.bin").write_text("not a pickle")
+    for name, message in {
+        "state.bin": "step is no tensor",
+        "module.bin": "is no pickle of tensors",
+        "text.bin": "is no pickle of tensors",
+        "none.bin": "is no pickle of tensors .*No such file",
+    }.items():
+        with pytest.raises(BundleError, match=message) as caught:
+            unpickle_tensors(tmp_path / name, out)
+        assert "\n" not in str(caught.value)
+    strided = torch.arange(12.0).view(3, 4).T
+    torch.save(
+        {"a": strided, "b": torch.tensor(7), "c": torch.empty(0, 2, dtype=torch.bfloat16)}, tmp_path / "good.bin"
+    )
+    assert unpickle_tensors(tmp_path / "good.bin", out) == 3
+    read = load_file(out)
+    assert torch.equal(read["a"], strided) and read["b"] == 7 and read["c"].shape == (0, 2)
 
 
 def test_without_tower_and_decoder_it_draws_features_and_says_what_it_cannot(world, pipeline, tmp_path):
