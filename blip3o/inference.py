@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
-from blip3o.config.model import FitConfig
+from blip3o.config.fit import FitConfig
 from blip3o.data.decode import CROP, to_square
 from blip3o.data.templates import ChatTemplate, Turn
 from blip3o.data.tokenizer import PAD, TURN_END, ChatTokenizer
@@ -228,7 +228,8 @@ class Pipeline:
         ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
         tensors = [ids, mask]
         if images is not None:
-            tensors.append(self._pixels(images, self.model.config.backbone.image_size))
+            backbone = self.model.config.backbone
+            tensors.append(self._pixels(images, backbone.image_size, backbone.image_fit))
         for count, rows in self._chunks(*tensors):
             yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen, _require
+from blip3o.config.fit import FitConfig
 
 
 class VisionConfig(Frozen):
@@ -18,6 +19,7 @@ class VisionConfig(Frozen):
         description="qwen2_5_vl: the tower and merger of that model; siglip2: a SigLIP2 tower, whose last states reach "
         "the language model through linear, GELU, linear",
     )
+    fit: FitConfig = FitConfig()
     image_size: int = Field(gt=0, description="side of the square image shown to the backbone, pixels")
     patch_size: int = Field(gt=0, description="side of one patch, pixels")
     merge: int = Field(default=2, gt=0, description="patches merged along one side into one language token")
@@ -154,6 +156,11 @@ class BackboneConfig(Frozen):
     def image_size(self) -> int:
         """Side of the square image shown to the backbone, pixels; 0 if it sees none."""
         return 0 if self.vision is None else self.vision.image_size
+
+    @property
+    def image_fit(self) -> FitConfig:
+        """How a shown image becomes that square."""
+        return FitConfig() if self.vision is None else self.vision.fit
 
     @property
     def mrope_section(self) -> tuple[int, int, int]:

@@ -11,21 +11,10 @@ from pydantic import Field, model_validator
 from blip3o.config.backbone import BackboneConfig
 from blip3o.config.base import Frozen, _require
 from blip3o.config.decoder import AnyDecoderConfig
+from blip3o.config.fit import FitConfig
 from blip3o.config.sampler import SamplerConfig
 
 Objective = Literal["clip_flow", "clip_mse", "vae_flow"]
-
-
-class FitConfig(Frozen):
-    """How an image of any shape becomes a square of pixels."""
-
-    mode: Literal["crop", "stretch"] = Field(
-        default="crop",
-        description="crop: scale the shorter side, keep the centre (BLIP3-o); stretch: scale both (SigLIP2, Emu2)",
-    )
-    resample: Literal["bicubic", "bilinear"] = Field(
-        default="bicubic", description="filter of the scaling, widened when it makes smaller (Pillow's)"
-    )
 
 
 class EncoderConfig(Frozen):

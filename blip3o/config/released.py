@@ -41,6 +41,7 @@ _QWEN: dict[str, Any] = {
     "rope_theta": 1e6,
     "vision": {
         "kind": "qwen2_5_vl",
+        "fit": {"mode": "stretch"},
         "image_size": 448,
         "patch_size": 14,
         "merge": 2,

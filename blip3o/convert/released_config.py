@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from blip3o.config.backbone import BackboneConfig, VisionConfig
 from blip3o.config.decoder import KlConfig, SdxlDecoderConfig
 from blip3o.config.decoder_presets import SDXL_1024
+from blip3o.config.fit import FitConfig
 from blip3o.config.model import DiTConfig, EncoderConfig, ModelConfig
 from blip3o.config.released import EVA_448
 from blip3o.config.sampler import SamplerConfig
@@ -83,6 +84,7 @@ def _backbone(config: Json, *, tied: bool, vision_size: int) -> BackboneConfig:
         positions="upstream",
         tied=tied,
         vision=VisionConfig(
+            fit=FitConfig(mode="stretch"),
             image_size=vision_size,
             patch_size=vision["patch_size"],
             merge=vision["spatial_merge_size"],
@@ -180,7 +182,8 @@ def config_json(model: ModelConfig, *, max_length: int) -> Json:
     backbone, encoder, vision = model.backbone, model.encoder, model.backbone.vision
     if backbone.family != "qwen2_5_vl" or vision is None or model.objective != "clip_flow":
         raise BundleError(f"the released layout has no place for {model.objective} with a {backbone.family} backbone")
-    if encoder.feature_dim or encoder.normalize or encoder.width != EVA_HEAD_WIDTH * encoder.heads:
+    plain = not (encoder.feature_dim or encoder.normalize or model.normalize_latents)
+    if encoder.kind != "eva_clip" or not plain or encoder.width != EVA_HEAD_WIDTH * encoder.heads:
         raise BundleError(
             "the released layout has no place for mapped or normalised features, or heads other than EVA's"
         )

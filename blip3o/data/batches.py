@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from blip3o.config.model import FitConfig
+from blip3o.config.fit import FitConfig
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.data.decode import CROP, decode_image
@@ -201,7 +201,7 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
                 "prompt_pixels": model.backbone.image_size,
                 "decoder_pixels": model.decoder.image_size,
             },
-            fits={"encoder_pixels": model.target_fit},
+            fits={"encoder_pixels": model.target_fit, "prompt_pixels": model.backbone.image_fit},
         ),
         ledger=Ledger(storage.join(recipe.run.storage, recipe.run.name, "ledger")),
     )

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
-from blip3o.config.model import FitConfig
+from blip3o.config.fit import FitConfig
 from blip3o.data.sample import DamagedSampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
