@@ -59,9 +59,10 @@ def test_evaluations_are_counted(solver, steps):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_straight_flow_ends_at_its_data(solver):
+@pytest.mark.parametrize("shift", [1.0, 50.0])  # at 50 several levels lie within a thousandth of 1
+def test_a_straight_flow_ends_at_its_data(solver, shift):
     data, noise = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    reached = integrate(lambda z, sigma: noise - data, noise, 6, solver=solver)
+    reached = integrate(lambda z, sigma: noise - data, noise, 30, solver=solver, shift=shift)
     # UniPC's first level is 1 - 1e-6, and it divides by it.
     assert torch.allclose(reached, data, atol=1e-5)
 
