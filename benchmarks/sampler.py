@@ -1,6 +1,6 @@
 """Sampling with what depends on the condition computed once, against computing it again at every step.
 
-    python -m benchmarks.sampler [--steps 30] [--layers 8] [--width 448] [--batch 2] [--rounds 7]
+    python -m benchmarks.sampler [--steps 30] [--layers 4] [--width 448] [--batch 1] [--rounds 5]
 
 Both run the same DiT and solver with guidance 3. The other way is the plain loop: caption projection, and keys and
 values of every layer's cross-attention, for both branches at each step.
@@ -59,7 +59,7 @@ def _plain(model: UnifiedModel, states: Tensor, noise: Tensor, steps: int) -> Te
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, compares and reports. Ends with an error if the two ways differ by more than `TOLERANCE`."""
-    sizes = {"steps": 30, "layers": 8, "width": 448, "batch": 2, "rounds": 7}
+    sizes = {"steps": 30, "layers": 4, "width": 448, "batch": 1, "rounds": 5}
     arguments, folder = options(__doc__.splitlines()[0], sizes, argv)
     torch.manual_seed(0)
     model = _model(arguments)

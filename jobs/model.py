@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at a model size without makin
 def model_describe(
     preset: Annotated[str, typer.Argument(help="name of a preset, e.g. 4b or 8b")],
     prompt_tokens: Annotated[int, typer.Option(min=1, help="tokens of the prompt, template included")] = 136,
-    depth: Annotated[int, typer.Option(min=0, max=3, help="how deep modules are listed; 0 lists parts alone")] = 2,
+    depth: Annotated[int, typer.Option(min=0, max=3, help="how deep modules are listed; 0 lists parts alone")] = 3,
 ) -> None:
     """Parameters of every module, and floating-point operations per image."""
     from blip3o.config.load import preset_model
