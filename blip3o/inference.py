@@ -18,7 +18,7 @@ from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.fit import FitConfig
 from blip3o.data.decode import CROP, to_square
 from blip3o.data.templates import ChatTemplate, Turn
-from blip3o.data.tokenizer import PAD, TURN_END, ChatTokenizer
+from blip3o.data.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
 from blip3o.errors import RequestError
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoder import to_pixels
@@ -111,14 +111,14 @@ class Pipeline:
     def null_features(self) -> Tensor | None:
         """Features [L, F] of the decoder's null branch, made once; None where the decoder has none.
 
-        Of a black image, or, as upstream's pipeline does, generated for an empty prompt (with seed 0).
+        Of a black image, or, as upstream's pipeline does, generated with seed 0 for a prompt of `[IMG]` alone.
         """
         decoder = self.model.config.decoder
         if not isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig) or decoder.guidance == 1:
             return None
         if decoder.null == "black":
             return self.encode([Image.new("RGB", (1, 1))])[0]
-        return self._features([self._fitting(self.template.draw(self.tokenizer, ""))], seeds=[0])[0]
+        return self._features([[self.tokenizer.ids[GENERATE]]], seeds=[0])[0]
 
     def chat(self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32) -> str:
         """The assistant's reply to a conversation, about an image if there is one."""

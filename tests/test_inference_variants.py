@@ -7,6 +7,7 @@ from PIL import Image
 
 from blip3o.config.model import ModelConfig
 from blip3o.convert.bundle import load_pipeline
+from blip3o.data.tokenizer import GENERATE
 from blip3o.errors import BundleError
 from serve.denoise import DenoiseBatch, prepare
 from serve.engine import Engine
@@ -119,7 +120,7 @@ def test_the_null_branch_is_made_once(pipeline_of, name):
 def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipeline_of):
     sana, sdxl = pipeline_of("sana"), pipeline_of("sdxl")
     assert torch.equal(sana.null_features, sana.encode([Image.new("RGB", (50, 40))])[0])
-    ids = sdxl.template.draw(sdxl.tokenizer, "")
+    ids = [sdxl.tokenizer.ids[GENERATE]]  # upstream calls its text generator, which takes ready ChatML, with ""
     assert sdxl.null_features.shape == sdxl.model.latent_shape
     states, mask = sdxl._pad([ids, ids])
     from blip3o.model.backbone import Prompt

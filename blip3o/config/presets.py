@@ -30,8 +30,8 @@ TINY: dict[str, Any] = {
         "embedding_std": 0.09,
         "vision": {
             "image_size": 64,
-            "patch_size": 16,
-            "merge": 1,
+            "patch_size": 8,
+            "merge": 2,
             "width": 128,
             "layers": 2,
             "heads": 4,

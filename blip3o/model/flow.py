@@ -30,7 +30,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (latents [B, …], σ [B]) → 
 
 def training_sigma(uniform_B: Tensor) -> Tensor:
     """Uniform draws in [0, 1) → σ = 1 − floor(1000 u) / 1000, in {0.001 … 1.0} (uniform density, shift 1)."""
-    return 1 - torch.floor(uniform_B * NUM_TRAIN_STEPS) / NUM_TRAIN_STEPS
+    return (NUM_TRAIN_STEPS - torch.floor(uniform_B * NUM_TRAIN_STEPS)) / NUM_TRAIN_STEPS
 
 
 def logit_normal(uniform_B: Tensor, *, mean: float, std: float) -> Tensor:
@@ -81,7 +81,9 @@ def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
 
 def sampling_sigmas(steps: int, shift: float = 1.0) -> Tensor:
     """σ before each step and a final zero: linspace(1, 1 / steps, steps), shifted, then 0, [steps + 1] fp32."""
-    return torch.cat([shift_sigma(torch.linspace(1, 1 / steps, steps), shift), torch.zeros(1)])
+    return torch.cat(
+        [shift_sigma(torch.linspace(1, 1 / steps, steps, dtype=torch.float64).float(), shift), torch.zeros(1)]
+    )
 
 
 def guide(conditional: Tensor, null: Tensor, guidance: Tensor | float) -> Tensor:

@@ -1,5 +1,6 @@
 """The flow's formulas at their ends, against diffusers' scheduler, and on a field whose solution is known."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -34,6 +35,19 @@ def test_sampling_sigmas_are_those_of_the_published_scheduler(steps):
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
     assert torch.allclose(flow.sampling_sigmas(steps), scheduler.sigmas, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 25, 30, 50, 100])
+def test_truncated_times_are_those_of_numpy_grid(steps):
+    # Upstream passes numpy's linspace, rounded to fp32; a value an ulp below an integer would be cut to the one before.
+    expected = (np.linspace(1, 1 / steps, steps).astype(np.float32) * np.float32(1000)).astype(int)
+    assert (1000 * flow.sampling_sigmas(steps)[:-1]).trunc().int().tolist() == expected.tolist()
+
+
+def test_training_sigmas_are_the_published_table():
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    table = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0).sigmas
+    assert torch.equal(flow.training_sigma(uniform), table)
 
 
 def test_euler_agrees_with_the_published_scheduler():
