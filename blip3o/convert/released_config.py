@@ -24,6 +24,7 @@ Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 EVA_HEAD_WIDTH = 112
+RELEASED_NORM_EPS = 1e-5  # of the DiT, which upstream has by heart
 EVA_WHOLE: Json = {name: EVA_448[name] for name in ("image_size", "patch_size", "layers", "mlp_width")}
 VISION_SIZE = 448  # side to which upstream scales images that the backbone is shown
 # Saved configs leave out what is transformers' default for the tower.
@@ -186,6 +187,12 @@ def config_json(model: ModelConfig, *, max_length: int) -> Json:
     if encoder.kind != "eva_clip" or not plain or encoder.width != EVA_HEAD_WIDTH * encoder.heads:
         raise BundleError(
             "the released layout has no place for mapped or normalised features, or heads other than EVA's"
+        )
+    if model.sampler.shift != 1 or model.dit.norm_eps != RELEASED_NORM_EPS or model.dit.patch_size != 1:
+        raise BundleError(
+            f"the released layout has no place for sampler.shift {model.sampler.shift:g}, dit.norm_eps "
+            f"{model.dit.norm_eps:g} and dit.patch_size {model.dit.patch_size}: there they are 1, "
+            f"{RELEASED_NORM_EPS:g} and 1"
         )
     return {
         "architectures": ["blip3oQwenForCausalLM"],

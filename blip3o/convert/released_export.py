@@ -1,8 +1,9 @@
-"""A bundle written in the layout of the released BLIP3o-Model checkpoints, which upstream's code loads.
+"""A bundle written in the layout of the released BLIP3o-Model checkpoints.
 
 A bundle that came from a released folder gives back that folder: the same tensors under the same names in the same
 shards, and its small files; what was ignored on the way in is not in it. A model that was trained here gets the names
-of the published checkpoints, shards by size and a config.json.
+of the published checkpoints, shards by size and a config.json; upstream's own loader also wants its slow tokenizer's
+files, which are not written.
 """
 
 import json

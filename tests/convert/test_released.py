@@ -13,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import blip3o
+from blip3o.config.load import preset_model
 from blip3o.convert import tensorfile
 from blip3o.convert.bundle import open_bundle, write_bundle
 from blip3o.convert.released import import_released, plan_import, read_folder
+from blip3o.convert.released_config import config_json
 from blip3o.convert.released_export import export_released
 from blip3o.convert.released_keys import to_here, to_released
 from blip3o.convert.tensorfile import Slot, read_entries, read_in_order, write_tensors
@@ -204,6 +206,17 @@ def test_a_model_that_upstream_has_no_place_for_is_not_exported(tmp_path):
     write_nano_bundle(str(tmp_path / "nano"))
     with pytest.raises(BundleError, match="the released layout has no place for mapped or normalised features"):
         export_released(str(tmp_path / "nano"), str(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"), [("sampler", {"shift": 3.0}), ("dit", {"norm_eps": 1e-6}), ("dit", {"patch_size": 2})]
+)
+def test_what_upstream_would_read_as_something_else_is_not_exported(part, changes):
+    model = preset_model("debug")
+    assert config_json(model, max_length=64)["n_query"] == 64
+    other = model.model_copy(update={part: getattr(model, part).model_copy(update=changes)})
+    with pytest.raises(BundleError, match="no place for sampler.shift"):
+        config_json(other, max_length=64)
 
 
 def test_the_command_accounts_for_every_tensor_and_refuses_in_one_line(world, tmp_path, capsys, monkeypatch):
