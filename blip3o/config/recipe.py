@@ -109,8 +109,8 @@ class StageConfig(Frozen):
     feature_noise: float = Field(
         default=0.0,
         ge=0,
-        description="largest deviation of normal noise on the decoder stage's features, anew for each sample: the "
-        "decoder learns to draw from features as imperfect as generated ones (arXiv 2106.15282)",
+        description="largest deviation of normal noise on features before pixels are made of them (stages encoder and "
+        "decoder), anew for each sample: pixels bear features as imperfect as generated ones (arXiv 2106.15282)",
     )
     dense_weight: float = Field(
         default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one"

@@ -101,7 +101,7 @@ class StageModule(nn.Module):
         target = to_unit(batch["decoder_pixels"])
         return {
             "contrastive": self.model.contrastive(features, batch["input_ids"], self._mask(batch)).sum(),
-            "dense": (self.model.coarse(features) - target).square().sum(),
+            "dense": (self.model.coarse(self._augmented(features, batch["draw_key"])) - target).square().sum(),
         }
 
     def _understand(self, batch: Batch) -> dict[str, Tensor]:

@@ -212,7 +212,7 @@ def test_a_model_that_upstream_has_no_place_for_is_not_exported(tmp_path):
     ("part", "changes"), [("sampler", {"shift": 3.0}), ("dit", {"norm_eps": 1e-6}), ("dit", {"patch_size": 2})]
 )
 def test_what_upstream_would_read_as_something_else_is_not_exported(part, changes):
-    model = preset_model("debug")
+    model = preset_model("8b")
     assert config_json(model, max_length=64)["n_query"] == 64
     other = model.model_copy(update={part: getattr(model, part).model_copy(update=changes)})
     with pytest.raises(BundleError, match="no place for sampler.shift"):

@@ -87,7 +87,7 @@ def test_the_exit_code_of_a_process_is_1_and_there_is_no_traceback():
     [
         ("optim.stepz=3", "unknown key 'optim.stepz': did you mean 'steps'?"),
         ("model.encoder.image_size=33", "encoder: image_size 33 is not a multiple of patch_size 8"),
-        ("model.backbone.heads=5", "backbone: hidden_size 32 is not a multiple of 2 x heads 5"),
+        ("model.backbone.heads=5", "backbone: hidden_size 32 is not a multiple of heads 5"),
         ("optim.lr=-1", "'optim.lr' = -1: input should be greater than 0"),
         (
             "data.template.instruction=Draw {caption} {size}",

@@ -69,6 +69,20 @@ def test_sums_and_counts_add_up_over_a_split_batch(stage):
             assert sum(module.counts(half)[name] for half in halves) == counts[name]
 
 
+@pytest.mark.parametrize(("stage", "pixels"), [("encoder", "dense"), ("decoder", "coarse")])
+def test_feature_noise_belongs_to_the_sample_and_reaches_pixels_alone(stage, pixels):
+    whole = batch(stage)
+    with torch.no_grad():
+        plain, noisy = (stage_module(stage, feature_noise=largest)(whole) for largest in (0.0, 0.7))
+        assert not torch.allclose(noisy[pixels], plain[pixels])
+        if stage == "encoder":
+            assert torch.equal(noisy["contrastive"], plain["contrastive"])
+        turned = rows_of(whole, torch.arange(ROWS).flip(0))
+        assert torch.allclose(stage_module(stage, feature_noise=0.7)(turned)[pixels], noisy[pixels], rtol=1e-5)
+        other = whole | {"draw_key": whole["draw_key"] + 1}
+        assert not torch.allclose(stage_module(stage, feature_noise=0.7)(other)[pixels], noisy[pixels])
+
+
 def test_text_is_judged_where_it_is_supervised_and_nowhere_else():
     module = stage_module("understand")
     whole = batch("understand")
