@@ -43,7 +43,7 @@ def configure_ray() -> None:
 
     Ray 2.60 switches token authentication on by itself unless `RAY_AUTH_MODE` is set; a worker's report waits for the
     controller's poll (2 s by default), so the poll is made faster. glibc keeps the memory that torch's CPU tensors give
-    back: returned to the kernel, it would be zeroed again for the next step, 5 to 20 % of a small model's time.
+    back: returned to the kernel, it would be zeroed again for the next step.
     """
     export(
         {

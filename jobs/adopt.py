@@ -40,13 +40,13 @@ def adopt(recipe: Recipe, parts: Mapping[str, str], *, name: str) -> dict[str, T
     tensors: dict[str, Tensor] = {}
     for prefix, uri in parts.items():
         tensors |= _part(model, prefix, uri)
-    digest = {prefix: uri for prefix, uri in sorted(parts.items())}
+    sources = dict(sorted(parts.items()))
     description: dict[str, Any] = {
         "run": name,
         "stage": "adopted",
-        "identity": hashlib.sha256(json.dumps(digest).encode()).hexdigest(),
+        "identity": hashlib.sha256(json.dumps(sources).encode()).hexdigest(),
         "recipe": recipe.model_dump(mode="json"),
-        "summary": digest,
+        "summary": sources,
     }
     write_final(final_uri(recipe.run.storage, name), tensors, description)
     return tensors

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from blip3o import settings
-from blip3o.config.load import load_recipe
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import STAGES, Recipe
 from blip3o.errors import ServiceError
 from cluster.local_s3 import LocalS3
@@ -42,7 +41,7 @@ QUESTION = "What color is the circle?"
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a demo is: scenes, side of the emoji in pixels, and overrides for every stage and for single ones."""
+    """How large a demo is: scenes, side of the emoji in pixels, and overrides for every stage."""
 
     scenes_train: int
     scenes_heldout: int
@@ -50,7 +49,6 @@ class Scale:
     emoji_size: int | None
     curated: int
     overrides: tuple[str, ...] = ()
-    stage_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 FULL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512)
@@ -99,12 +97,16 @@ class Demo:
             self.summary["seconds_total"] = round(time.monotonic() - began, 1)
             self._write(evaluation)
 
-    def recipe(self, name: str) -> Recipe:
-        """A shipped recipe with this demo's overrides."""
-        overrides = [*self.scale.overrides, *self.scale.stage_overrides.get(name, ())]
+    def pipeline(self) -> Pipeline:
+        """The shipped pipeline with this demo's overrides."""
+        overrides = list(self.scale.overrides)
         if not self.emoji:
-            overrides += _without_emoji(name)
-        return load_recipe(find_recipe(f"tiny-{name}"), overrides)
+            overrides += [f"{stage}:{item}" for stage in STAGES for item in _without_emoji(stage)]
+        return load_pipeline(find_recipe("tiny"), overrides)
+
+    def recipe(self, stage: str) -> Recipe:
+        """The recipe of one stage."""
+        return next(recipe for recipe in self.pipeline().stages if recipe.stage.name == stage)
 
     def _make_sets(self) -> None:
         from blip3o.data.sets.curated import build_curated
@@ -147,8 +149,7 @@ class Demo:
         with _step("tokenizer", self.summary):
             train_tokenizer(self.recipe("encoder"))
         with _step("train", self.summary):
-            pipeline = Pipeline(name="tiny", stages=tuple(self.recipe(name) for name in STAGES))
-            results = train_pipeline(pipeline)
+            results = train_pipeline(self.pipeline())
         self.summary["stages"] = {result["stage"]: result["summary"] for result in results}
         with _step("export", self.summary):
             bundle = export(self.recipe("decoder"), [f"tiny-{name}" for name in STAGES], f"{BASE}/bundles/demo")

@@ -1,6 +1,7 @@
 """One Ray Train fit over the stages of a pipeline: trainer, stream, and where both begin after an interruption.
 
-Workers, stream and their processes are started once and serve every stage: starting them takes about 20 s on two cores.
+Workers, stream and their processes are started once and serve every stage: for a short stage, starting them takes as
+long as training.
 """
 
 import json

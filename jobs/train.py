@@ -54,15 +54,23 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
 
 
 def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]:
-    """Results of the stages that have finished. Raises `ConfigError` if one was made with another recipe or data."""
+    """Results of the stages that have finished, the first ones.
+
+    Raises `ConfigError` if one was made with another recipe or data, or has finished before an earlier stage.
+    """
     from blip3o.train import checkpoint
     from blip3o.train.weights import final_uri, read_description, start_sha256
 
-    results = []
-    for recipe, data_sha256 in zip(pipeline.stages, data, strict=True):
+    results: list[dict[str, Any]] = []
+    for number, (recipe, data_sha256) in enumerate(zip(pipeline.stages, data, strict=True)):
         result = read_description(final_uri(recipe.run.storage, recipe.run.name))
         if result is None:
-            break
+            continue
+        if len(results) < number:
+            raise ConfigError(
+                f"run '{recipe.run.name}' has finished, but '{pipeline.stages[number - 1].run.name}' before it has "
+                "not: choose a new run.name for it"
+            )
         identity = checkpoint.identity(recipe, data_sha256=data_sha256, start_sha256=start_sha256(recipe))
         if result["identity"] != identity:
             raise ConfigError(

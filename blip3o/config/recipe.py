@@ -4,7 +4,7 @@ A recipe is complete: no value that matters hides in code, and the resolved reci
 `blip3o.config.load` makes one from YAML and overrides. Sizes of the model are in `blip3o.config.model`.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,8 +67,8 @@ class DataConfig(Frozen):
     template: TemplateConfig = TemplateConfig()
     max_length: int = Field(gt=0, description="token positions of a sample; longer ones are refused, not cut")
     questions: int = Field(default=4, gt=0, description="question/answer turns asked about one image in a sample")
-    question_weights: dict[str, float] = Field(
-        default={}, description="how readily a kind of question is chosen, by kind; 1 where none is named, 0 is never"
+    question_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="how readily a kind of question is chosen, by kind; 1 where none is named"
     )
     reading: float = Field(
         default=0.0,
@@ -100,7 +100,7 @@ class StageConfig(Frozen):
         default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass"
     )
     flow: FlowConfig = FlowConfig()
-    query_questions: tuple[str, ...] = Field(
+    query_questions: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
         description="questions of a form; their tokens' embeddings, repeated to fill, are the queries' first values "
         "(normal draws if there are none): a small backbone that filled forms (data.reading) answers them from the "

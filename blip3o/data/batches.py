@@ -111,8 +111,10 @@ class SampleEncoder:
         caption = self._caption(raw, generator)
         stated: list[dict[str, Any]] = raw.meta.get("caption_qa") or []
         if stated and generator.random() < self.reading:
-            order = [*generator.permutation(len(stated)), *generator.permutation(len(stated))]
-            pairs = [(str(stated[i]["question"]), str(stated[i]["answer"])) for i in order]
+            whole = [(str(pair.get("question") or ""), str(pair.get("answer") or "")) for pair in stated]
+            if not all(question and answer for question, answer in whole):
+                raise DamagedSampleError("caption_qa has a pair without a question or an answer")
+            pairs = [whole[i] for _ in range(2) for i in generator.permutation(len(whole))]
 
             def fill(end: int) -> Encoded:
                 return self.template.form(self.tokenizer, caption, pairs[:end])
@@ -132,12 +134,11 @@ class SampleEncoder:
 
     def _chosen(self, asked: list[dict[str, Any]], generator: np.random.Generator) -> list[int]:
         """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:
-        by exponential times at rates of the weights). Falls back to all of them where every weight is zero.
+        by exponential times at rates of the weights).
         """
         weights = [self.question_weights.get(str(pair.get("kind")), 1.0) for pair in asked]
         times = generator.exponential(size=len(asked))
-        order = sorted(range(len(asked)), key=lambda i: times[i] / weights[i] if weights[i] else np.inf)
-        return [i for i in order if weights[i]] or order
+        return sorted(range(len(asked)), key=lambda i: times[i] / weights[i])
 
     def _pad(self, text: Text) -> dict[str, np.ndarray]:
         if not 0 < len(text.ids) <= self.max_length:

@@ -158,7 +158,7 @@ def open_write(uri: str) -> Iterator[NativeFile]:
         file = filesystem.open_output_stream(target)
     try:
         yield file
-    except BaseException:
+    except BaseException:  # an interrupt too: whatever ended the block, its half-written file must not stay
         with suppress(OSError):  # what went wrong first is what is told
             file.close()
             if local:

@@ -57,7 +57,7 @@ class ChatTokenizer:
         """Reads a `tokenizer.json`. Raises `ConfigError` if it is not one."""
         try:
             tokenizer = Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises plain ones
+        except Exception as error:  # the library raises nothing more special for a malformed file
             raise ConfigError(f"not a tokenizer.json: {' '.join(str(error).split())}") from error
         return cls(tokenizer)
 

@@ -10,6 +10,7 @@ evaluations of conditional and null rows stacked.
 Legend: B batch, L feature tokens, F feature channels, C latent channels, h x w latent grid.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Noised:
     target: Tensor
 
 
-class LatentDecoder(nn.Module):
+class LatentDecoder(nn.Module, ABC):
     """What both share. The autoencoder's parameters lie under `vae`, the trained network's beside it."""
 
     config: SdxlDecoderConfig | SanaDecoderConfig
@@ -48,21 +49,21 @@ class LatentDecoder(nn.Module):
         """Images [B, 3, S, S] in −1 … 1 → the latents [B, C, h, w] to be drawn."""
         return to_latents(self.vae, images_B3SS)
 
+    @abstractmethod
     def condition(self, features_BLF: Tensor) -> Tensors:
         """Features [B, L, F] → what every step needs of them, each tensor with the batch in front."""
-        raise NotImplementedError
 
+    @abstractmethod
     def noised(self, latents_BChw: Tensor, noise_BChw: Tensor, uniform_B: Tensor) -> Noised:
         """A training example from clean latents, noise, and a uniform draw in [0, 1) for its time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors) -> Tensor:
         """The network's prediction of the target [B, C, h, w]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
         """Noise → clean latents [B, C, h, w], guided against `null` if there is one."""
-        raise NotImplementedError
 
     def forward(self, features_BLF: Tensor, noise_BChw: Tensor, null_LF: Tensor | None) -> Tensor:
         """Features and noise → images [B, 3, S, S]. `null_LF`, features of the null branch, if guidance is not 1."""

@@ -175,6 +175,27 @@ def test_a_share_of_samples_fills_a_form_about_the_caption_in_place_of_the_pictu
     assert (short["labels"] != IGNORE).sum() == 3
 
 
+@pytest.mark.parametrize("pair", [{"question": "", "answer": "a"}, {"question": "b?", "answer": ""}, {"answer": "a"}])
+def test_a_form_with_a_pair_that_lacks_a_half_is_damage(root, pair):
+    build = builder(root, Task.CHAT, reading=1.0)
+    with pytest.raises(DamagedSampleError, match="caption_qa has a pair without a question or an answer"):
+        build.encoder(raw(caption_qa=[*QA, pair]))
+
+
+def test_kinds_of_questions_are_chosen_by_their_weights(root):
+    pairs = [{"kind": kind, "question": f"{kind}?", "answer": "red"} for kind in ("often", "seldom")]
+    encoder = builder(root, Task.CHAT, questions=1, question_weights={"often": 3.0, "seldom": 1.0}).encoder
+    often = encoder.tokenizer.encode("often")
+    rows = [encoder(raw(pass_index=n, qa=pairs))["input_ids"].tolist() for n in range(400)]
+    share = np.mean([contains(ids, often) for ids in rows])
+    # 3 / (3 + 1); binomial deviation 0.022 of the share, five of them.
+    assert share == pytest.approx(0.75, abs=0.11)
+
+
+def contains(ids, part):
+    return any(ids[i : i + len(part)] == part for i in range(len(ids)))
+
+
 def test_a_picture_without_questions_is_described(root):
     build = builder(root, Task.CHAT)
     turns = [Turn(role="user", text=DESCRIBE), Turn(role="assistant", text="a red circle")]

@@ -11,6 +11,7 @@ import pytest
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
+from blip3o.train.weights import final_uri, write_final
 from jobs.fit import committed_step
 from jobs.train import train, train_pipeline
 from jobs.train_worker import read_metrics
@@ -159,6 +160,13 @@ def test_a_pipeline_is_its_stages_one_after_the_other_also_when_a_worker_is_kill
     for one, other in zip(stages(base, "alone"), pipeline.stages, strict=True):
         assert figures(one) == figures(other)
     assert train_pipeline(pipeline) == joined
+
+
+def test_a_stage_that_finished_before_an_earlier_one_is_refused(base):
+    first, second = stages(base, "swapped")
+    write_final(final_uri(second.run.storage, second.run.name), {}, {"run": second.run.name, "identity": "another"})
+    with pytest.raises(ConfigError, match="run 'swapped-b' has finished, but 'swapped-a' before it has not"):
+        train_pipeline(Pipeline(name="swapped", stages=(first, second)))
 
 
 def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
