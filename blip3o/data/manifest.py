@@ -1,8 +1,8 @@
 """What indexing found, on disk: `manifest.parquet` with one row a shard, and beside it one index file per shard.
 
 The manifest is written last and whole, so where there is one, indexing has ended well. An index file holds each
-sample's key and the byte range of every member; its header says which file (size, version) it was made from, what was
-damaged, and so lets a broken-off indexing go on where it stopped.
+sample's key, the byte range of every member, and facts (`blip3o.data.facts`); its header says which file (size,
+version) it was made from, what was damaged, and so lets a broken-off indexing go on where it stopped.
 """
 
 import functools
@@ -25,8 +25,20 @@ from blip3o.errors import DataError
 from blip3o.types import Member
 
 _HEADER = b"blip3o"
+# Of index files: one of another layout is made anew when the source is indexed again.
+_LAYOUT = 2
 _MEMBER = pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
-_INDEX = pa.schema([("row", pa.int32()), ("key", pa.string()), ("members", pa.list_(_MEMBER))])
+_FACTS = pa.schema(
+    [
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("caption_chars", pa.int32()),
+        ("phash", pa.int64()),
+        ("crc32", pa.int64()),
+        ("fields", pa.string()),
+    ]
+)
+_INDEX = pa.schema([("row", pa.int32()), ("key", pa.string()), ("members", pa.list_(_MEMBER)), *_FACTS])
 _MANIFEST = pa.schema(
     [
         ("shard", pa.int32()),
@@ -140,20 +152,27 @@ def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> Shar
         bad_rows=scan.bad_rows,
     )
     samples = [
-        {"row": number, "key": sample.key, "members": [asdict(member) for member in sample.members]}
+        {
+            "row": number,
+            "key": sample.key,
+            "members": [asdict(member) for member in sample.members],
+            **asdict(sample.facts),
+        }
         for number, sample in enumerate(scan.samples)
     ]
     summary = ShardSummary(source=scan.source, row=row, damage=scan.damage)
-    _write_table(_index_file(uri, scan.shard), pa.Table.from_pylist(samples, schema=_INDEX), asdict(summary))
+    header = {"layout": _LAYOUT, **asdict(summary)}
+    _write_table(_index_file(uri, scan.shard), pa.Table.from_pylist(samples, schema=_INDEX), header)
     return summary
 
 
 def read_shard_summaries(uri: str) -> dict[int, ShardSummary]:
-    """The headers of all index files in a manifest's folder, by shard."""
+    """The headers of all index files in a manifest's folder, by shard; without those of an older layout."""
     files = [file.uri for file in storage.list_files(storage.join(uri, "index"), suffix=".parquet")]
     with ThreadPoolExecutor(16) as pool:
-        summaries = pool.map(lambda file: _summary(_read_table(file)[1]), files)
-        return {summary.row.shard: summary for summary in summaries}
+        headers = pool.map(lambda file: _read_table(file, columns=[])[1], files)
+        summaries = [_summary(header) for header in headers if header.get("layout") == _LAYOUT]
+    return {summary.row.shard: summary for summary in summaries}
 
 
 class ShardIndex:
@@ -188,11 +207,24 @@ class ShardIndex:
 
 def read_shard_index(manifest: Manifest, shard: int) -> ShardIndex:
     """The index of one shard of a manifest. Raises `DataError` if it was not made from the shard the manifest names."""
+    return ShardIndex(_read_index(manifest, shard, ["key", "members"]))
+
+
+def read_shard_facts(manifest: Manifest, shard: int) -> pa.Table:
+    """Facts of every sample of one shard, a row each, bad ones included. Columns as `SampleFacts`: `width`, `height`,
+    `caption_chars` int32, `phash`, `crc32` int64, `fields` string. Raises as `read_shard_index`.
+    """
+    return _read_index(manifest, shard, _FACTS.names)
+
+
+def _read_index(manifest: Manifest, shard: int, columns: list[str]) -> pa.Table:
     file = _index_file(manifest.uri, shard)
-    table, header = _read_table(file)
+    table, header = _read_table(file, columns=columns)
     if _summary(header).row != manifest.shards[shard]:
         raise DataError(f"{file} and the manifest beside it are of different shards: index the source again")
-    return ShardIndex(table)
+    if header.get("layout") != _LAYOUT:
+        raise DataError(f"{file} was written by an older version: index the source again")
+    return table
 
 
 def _index_file(uri: str, shard: int) -> str:
@@ -212,10 +244,10 @@ def _write_table(uri: str, table: pa.Table, header: dict[str, Any]) -> None:
     storage.write_bytes(uri, sink.getvalue())
 
 
-def _read_table(uri: str) -> tuple[pa.Table, dict[str, Any]]:
-    """A table and our header. Raises `DataError` if the file is not one that `_write_table` wrote."""
+def _read_table(uri: str, *, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """A table, all of it or some columns, and our header. Raises `DataError` if `_write_table` did not write it."""
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
         return table, json.loads(table.schema.metadata[_HEADER])
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise DataError(f"{uri} is not a file of our index: delete it and index the source again") from error

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from blip3o.data.decode import open_image
+from blip3o.data.facts import SampleFacts, checksum, perceptual_hash, scalar_fields
 from blip3o.data.ledger import LedgerEntry
 from blip3o.data.sample import DamagedSampleError, choose_members, decode_caption, decode_record
 from blip3o.data.storage import FileInfo
@@ -21,10 +22,11 @@ DUPLICATE = "duplicate key"
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedSample:
-    """A sample's key and members; its row is its place in the scan."""
+    """A sample's key, its members and what is noted of it; its row is its place in the scan."""
 
     key: str
     members: tuple[Member, ...]
+    facts: SampleFacts = SampleFacts()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ def scan_shard(file: FileInfo, *, source: str, shard: int) -> ShardScan:
     """
     read = ShardFile(file.uri, file.size).read
     samples: list[TarSample] = []
+    facts: dict[int, SampleFacts] = {}
     reasons: dict[int, str] = {}
     tears: list[TarItem] = []
     keys: set[str] = set()
@@ -54,16 +57,25 @@ def scan_shard(file: FileInfo, *, source: str, shard: int) -> ShardScan:
         if isinstance(found, TarItem):
             tears.append(found)
             continue
-        reason = found.damage or (DUPLICATE if found.key in keys else _damage_inside(found, read))
-        if reason:
-            reasons[len(samples)] = reason
+        try:
+            _require_whole(found, keys)
+            facts[len(samples)] = _facts(found, read)
+        except DamagedSampleError as damage:
+            reasons[len(samples)] = damage.reason
         keys.add(found.key)
         samples.append(found)
     reasons |= _incomplete(samples, reasons)
     return ShardScan(
         source=source,
         shard=shard,
-        samples=tuple(IndexedSample(key=sample.key, members=tuple(sample.members)) for sample in samples),
+        samples=tuple(
+            IndexedSample(
+                key=sample.key,
+                members=tuple(sample.members),
+                facts=SampleFacts() if row in reasons else facts[row],
+            )
+            for row, sample in enumerate(samples)
+        ),
         bad_rows=tuple(sorted(reasons)),
         damage=tuple(_entries(file.uri, f"{source}/{shard}", tears, samples, reasons)),
     )
@@ -85,17 +97,26 @@ def span(members: Sequence[Member]) -> tuple[int, int]:
     return start, max(member.offset + member.size for member in members) - start
 
 
-def _damage_inside(sample: TarSample, read: Read) -> str:
-    """Why the contents of a sample cannot be used; empty if they can."""
-    try:
-        chosen = choose_members(sample.members)
-        decode_caption(read(chosen.caption.offset, chosen.caption.size))
-        open_image(read(chosen.image.offset, chosen.image.size))
-        if chosen.record is not None:
-            decode_record(read(chosen.record.offset, chosen.record.size))
-    except DamagedSampleError as damage:
-        return damage.reason
-    return ""
+def _require_whole(sample: TarSample, keys: set[str]) -> None:
+    if sample.damage or sample.key in keys:
+        raise DamagedSampleError(sample.damage or DUPLICATE)
+
+
+def _facts(sample: TarSample, read: Read) -> SampleFacts:
+    """Reads and checks the contents of a sample. Raises `DamagedSampleError` where they cannot be used."""
+    chosen = choose_members(sample.members)
+    stored = [read(member.offset, member.size) for member in chosen.all()]
+    caption = decode_caption(stored[1])
+    image = open_image(stored[0])
+    record = decode_record(stored[2]) if chosen.record is not None else {}
+    return SampleFacts(
+        width=image.width,
+        height=image.height,
+        caption_chars=len(caption),
+        phash=perceptual_hash(image),
+        crc32=checksum(*stored),
+        fields=scalar_fields(record),
+    )
 
 
 def _incomplete(samples: list[TarSample], reasons: dict[int, str]) -> dict[int, str]:

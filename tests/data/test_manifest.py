@@ -1,14 +1,21 @@
 """Manifests and indexes come back as written, and shards that changed since are named."""
 
+import io
+import json
 import os
+import zlib
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from blip3o.data import storage
+from blip3o.data.facts import perceptual_hash
 from blip3o.data.manifest import (
     check_unchanged,
     manifest_file,
     read_manifest,
+    read_shard_facts,
     read_shard_index,
     read_shard_summaries,
     write_manifest,
@@ -49,6 +56,33 @@ def test_summaries_carry_the_damage(manifest):
     assert [summaries[number].row for number in range(2)] == list(manifest.shards)
     assert summaries[0].damage == ()
     assert [(entry.uid, entry.reason) for entry in summaries[1].damage] == [("src/1/2", "empty caption")]
+
+
+def test_facts_are_kept_for_good_samples(tmp_path):
+    files = sample("a", caption=" zwölf Äpfel\n".encode(), record=b'{"score": 6.5, "language": "de", "tags": ["x"]}')
+    manifest = index(tmp_path, [tar(files + sample("bad", caption=b""))])
+    good, bad = read_shard_facts(manifest, 0).to_pylist()
+    stored = b"".join(data for _, data in files)
+    assert json.loads(good.pop("fields")) == {"score": 6.5, "language": "de"}
+    assert good == {
+        "width": 12,
+        "height": 9,
+        "caption_chars": len("zwölf Äpfel"),
+        "phash": perceptual_hash(Image.open(io.BytesIO(files[0][1]))),
+        "crc32": zlib.crc32(stored),
+    }
+    assert bad == {"width": 0, "height": 0, "caption_chars": 0, "phash": 0, "crc32": 0, "fields": "{}"}
+
+
+def test_an_index_of_an_older_layout_is_not_taken(manifest):
+    uri = f"{manifest.uri}/index/00001.parquet"
+    table = pq.read_table(uri)
+    header = json.loads(table.schema.metadata[b"blip3o"])
+    del header["layout"]
+    pq.write_table(table.replace_schema_metadata({b"blip3o": json.dumps(header)}), uri)
+    assert list(read_shard_summaries(manifest.uri)) == [0]
+    with pytest.raises(DataError, match=r"00001\.parquet was written by an older version: index the source again"):
+        read_shard_index(manifest, 1)
 
 
 def test_a_source_that_is_not_indexed_says_how_to(tmp_path):
