@@ -18,9 +18,10 @@ from blip3o.data import storage
 from blip3o.data.blocks import BlockCache
 from blip3o.data.ledger import Ledger
 from blip3o.data.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
+from blip3o.data.s3 import CutFileError
 from blip3o.data.sample import DamagedSampleError, SampleMembers, choose_members, decode_caption, decode_record
 from blip3o.data.scan import span
-from blip3o.errors import DataError, StorageError
+from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
 from blip3o.types import Member, RawSample, SampleRef, sample_uid
 
@@ -136,7 +137,7 @@ class ShardReader:
         ranges = [span(group) for group in groups]
         try:
             return _slices(groups, self._blocks.read(file.uri, file.size, ranges))
-        except StorageError:
+        except CutFileError:
             size = storage.stat(file.uri).size
             if size >= file.size:
                 raise

@@ -1,24 +1,30 @@
 """Every path is a URI: `s3://bucket/key`, `file:///path` or a plain path, opened through `pyarrow.fs`.
 
 Endpoint, region and credentials of S3 come from the standard AWS chain (environment, config files, instance profile),
-so any S3-compatible store works. Reads are ranged, retried on throttling and 5xx by the AWS SDK, and checked for
-length. Writes become visible whole or not at all: S3 objects are atomic by themselves, local files are renamed into
-place. Errors name the URI and what to do about it.
+so any S3-compatible store works. Objects are read by `blip3o.data.s3`, which checks their length. What fails for a
+moment (5xx, throttling, lost connections, stalls) is tried again with patience: `blip3o.data.retry`. Writes become
+visible whole or not at all: S3 objects are atomic by themselves, local files are renamed into place. Errors name the
+URI and what to do about it.
 """
 
 import functools
 import posixpath
+import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pyarrow import NativeFile, fs
 
-from blip3o import settings
+from blip3o.data import s3
+from blip3o.data.retry import patiently
 from blip3o.errors import StorageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +52,19 @@ def join(uri: str, *parts: str) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _s3(endpoint: str | None, region: str | None) -> fs.S3FileSystem:
-    options: dict[str, object] = {"connect_timeout": 10, "request_timeout": 60, "allow_bucket_creation": False}
+def _s3(endpoint: str | None, region: str | None, timeout_s: float) -> fs.S3FileSystem:
+    # On Linux the request timeout is that of a transfer of under a byte a second, whatever pyarrow's page says.
+    options: dict[str, object] = {
+        "connect_timeout": s3.CONNECT_TIMEOUT_S,
+        "request_timeout": timeout_s,
+        "allow_bucket_creation": False,
+    }
     if region:
         options["region"] = region
     if endpoint:
         scheme, _, host = endpoint.partition("://")
         options |= {"scheme": scheme, "endpoint_override": host}
-    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=5))
+    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3))
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -64,13 +75,18 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     uri = normalize(uri)
     if not uri.startswith("s3://"):
         return fs.LocalFileSystem(), uri
-    endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL")
-    return _s3(endpoint, settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION")), uri.removeprefix("s3://")
+    return _s3(s3.endpoint(), s3.region(), s3.stall_timeout()), uri.removeprefix("s3://")
+
+
+def forget_clients() -> None:
+    """Drops what holds connections and credentials: the environment is read anew."""
+    _s3.cache_clear()
+    s3.forget()
 
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turns pyarrow's errors into one line with the URI, the cause and the fix."""
+    """Turns the errors of pyarrow and of our reader into one line with the URI, the cause and the fix."""
     try:
         yield
     except FileNotFoundError as error:
@@ -79,53 +95,85 @@ def _explained(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {_cause(str(error))}") from error
 
 
+def _tried(uri: str, attempt: Callable[[], T]) -> T:
+    """`attempt()`, tried again while the store fails for a moment, its errors explained."""
+    with _explained(uri):
+        return patiently(uri, attempt)
+
+
+_SILENCE = "the store does not answer: check AWS_ENDPOINT_URL and that the store is up"
+_NO_BUCKET = "the bucket does not exist: create it, or correct its name"
+_ACCESS_KEY = "the store does not know this access key: check AWS_ACCESS_KEY_ID"
+_SECRET_KEY = "the store rejects the signature: check AWS_SECRET_ACCESS_KEY"
+_DENIED = "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
 _CAUSES = {
-    "NO_SUCH_BUCKET": "the bucket does not exist: create it, or correct its name",
-    "INVALID_ACCESS_KEY_ID": "the store does not know this access key: check AWS_ACCESS_KEY_ID",
-    "SIGNATURE_DOES_NOT_MATCH": "the store rejects the signature: check AWS_SECRET_ACCESS_KEY",
-    "ACCESS_DENIED": "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
-    "NETWORK_CONNECTION": "the store does not answer: check AWS_ENDPOINT_URL and that the store is up",
-    "curlCode: 7": "the store does not answer: check AWS_ENDPOINT_URL and that the store is up",
+    "NO_SUCH_BUCKET": _NO_BUCKET,
+    "NoSuchBucket": _NO_BUCKET,
+    "INVALID_ACCESS_KEY_ID": _ACCESS_KEY,
+    "InvalidAccessKeyId": _ACCESS_KEY,
+    "SIGNATURE_DOES_NOT_MATCH": _SECRET_KEY,
+    "SignatureDoesNotMatch": _SECRET_KEY,
+    "ACCESS_DENIED": _DENIED,
+    "AccessDenied": _DENIED,
+    "NETWORK_CONNECTION": _SILENCE,
+    "curlCode: 7": _SILENCE,
+    "Could not connect": _SILENCE,
+    "timeout on endpoint": _SILENCE,
 }
+_TRIES = re.compile(r" \(tried \d+ times in \d+ s\)$")
 
 
 def _cause(message: str) -> str:
+    tries = _TRIES.search(message)
     for mark, explanation in _CAUSES.items():
         if mark in message:
-            return explanation
+            return explanation + (tries.group() if tries else "")
     return " ".join(message.split())[:300]
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file. Raises `StorageError` if it is missing or cannot be read."""
     filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        return _tried(uri, lambda: s3.read(path))
     with _explained(uri), filesystem.open_input_file(path) as file:
         return file.read()
 
 
 class RangeReader:
-    """One file held open, for many reads of parts of it."""
+    """One file, for many reads of parts of it. Threads may share it."""
 
-    def __init__(self, uri: str, file: NativeFile) -> None:
+    def __init__(self, uri: str, file: NativeFile | None) -> None:
+        """`file` is held open; an object of S3 needs none."""
         self._uri, self._file = uri, file
-        self.size: int = file.size()
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of the file. Raises `StorageError` if it is missing."""
+        return stat(self._uri).size if self._file is None else int(self._file.size())
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on. Raises `StorageError` if the file is shorter, or cannot be read."""
+        """`size` bytes from `offset` on.
+
+        Raises `CutFileError` (a `StorageError`) if the file is shorter, `StorageError` if it cannot be read.
+        """
+        if self._file is None:
+            path = normalize(self._uri).removeprefix("s3://")
+            return _tried(self._uri, lambda: s3.read(path, (offset, size)))
         with _explained(self._uri):
             part = self._file.read_at(size, min(offset, self.size))
         if len(part) != size:
-            raise StorageError(
-                f"{self._uri}: asked {size} bytes at {offset}, got {len(part)}: the file was cut or replaced; index it "
-                "again"
-            )
+            raise s3.cut(self._uri, offset, size, self.size)
         return part
 
 
 @contextmanager
 def open_ranges(uri: str) -> Iterator[RangeReader]:
-    """A file open for reading ranges. Raises `StorageError` if it is missing."""
+    """A file open for reading ranges. Raises `StorageError` if it is missing: for an object, at the first read."""
     filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        yield RangeReader(uri, None)
+        return
     with _explained(uri):
         file = filesystem.open_input_file(path)
     with file:
@@ -135,24 +183,30 @@ def open_ranges(uri: str) -> Iterator[RangeReader]:
 def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
     """The bytes of each `(offset, size)` of one file, in the order given.
 
-    Raises `StorageError` if the file is missing, or shorter than a range says.
+    Raises `StorageError` if the file is missing or cannot be read, `CutFileError` (one too) if it is shorter than a
+    range says.
     """
     with open_ranges(uri) as file:
         return [file.read(offset, size) for offset, size in ranges]
 
 
-@contextmanager
-def open_write(uri: str) -> Iterator[NativeFile]:
+def open_write(uri: str) -> AbstractContextManager[NativeFile]:
     """A stream to a file that is there whole when the block ends. Parent folders of local paths are made.
 
     If the block fails, a local file is left as it was; an object store may be left with a cut object, so that whatever
     vouches for the file must be written after it. Raises `StorageError` if the store refuses.
     """
+    return _stream(uri, _explained)
+
+
+@contextmanager
+def _stream(uri: str, guard: Callable[[str], AbstractContextManager[None]]) -> Iterator[NativeFile]:
+    """What `open_write` says; the store's errors pass through `guard`."""
     filesystem, path = resolve(uri)
     local = isinstance(filesystem, fs.LocalFileSystem)
     # A name of its own: several processes may write one file at a time, as they do with ledgers.
     target = f"{path}.{uuid.uuid4().hex}.partial" if local else path
-    with _explained(uri):
+    with guard(uri):
         if local:
             filesystem.create_dir(posixpath.dirname(path), recursive=True)
         file = filesystem.open_output_stream(target)
@@ -164,30 +218,32 @@ def open_write(uri: str) -> Iterator[NativeFile]:
             if local:
                 filesystem.delete_file(target)
         raise
-    with _explained(uri):
+    with guard(uri):
         file.close()
         if local:
             filesystem.move(target, path)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes a file whole or not at all. Parent folders of local paths are made."""
-    with open_write(uri) as file, _explained(uri):
-        file.write(data)
+    """Writes a file whole or not at all. Parent folders of local paths are made. Raises `StorageError`."""
+
+    def attempt() -> None:
+        with _stream(uri, lambda _: nullcontext()) as file:
+            file.write(data)
+
+    _tried(uri, attempt)
 
 
 def exists(uri: str) -> bool:
     """Whether a file (not a folder) is there. Raises `StorageError` if the store cannot say."""
     filesystem, path = resolve(uri)
-    with _explained(uri):
-        return filesystem.get_file_info(path).type == fs.FileType.File
+    return _tried(uri, lambda: filesystem.get_file_info(path)).type == fs.FileType.File
 
 
 def stat(uri: str) -> FileInfo:
     """Size and version of a file. Raises `StorageError` if it is missing."""
     filesystem, path = resolve(uri)
-    with _explained(uri):
-        info = filesystem.get_file_info(path)
+    info = _tried(uri, lambda: filesystem.get_file_info(path))
     if info.type != fs.FileType.File:
         raise StorageError(f"{uri} does not exist: check the spelling, or create it first")
     return FileInfo(uri=normalize(uri), size=info.size, version=str(info.mtime_ns))
@@ -202,8 +258,8 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
     prefix = "s3://" if not isinstance(filesystem, fs.LocalFileSystem) else ""
     if prefix:
         _require_bucket(uri, filesystem, path)
-    with _explained(uri):
-        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    everything = fs.FileSelector(path, recursive=True, allow_not_found=True)
+    found = _tried(uri, lambda: filesystem.get_file_info(everything))
     files = [i for i in found if i.type == fs.FileType.File and i.path.endswith(suffix)]
     return sorted(
         (FileInfo(uri=prefix + i.path, size=i.size, version=str(i.mtime_ns)) for i in files), key=lambda f: f.uri
@@ -212,8 +268,7 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
 
 def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
     bucket = path.split("/", 1)[0]
-    with _explained(uri):
-        found = filesystem.get_file_info(bucket).type
+    found = _tried(uri, lambda: filesystem.get_file_info(bucket)).type
     if found == fs.FileType.NotFound:
         raise StorageError(f"{uri}: the bucket '{bucket}' does not exist: create it, or correct its name")
 
@@ -221,9 +276,12 @@ def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
 def delete(uri: str) -> None:
     """Removes a file, or a folder with all that is below it; a missing one is no error."""
     filesystem, path = resolve(uri)
-    with _explained(uri):
+
+    def attempt() -> None:
         kind = filesystem.get_file_info(path).type
         if kind == fs.FileType.File:
             filesystem.delete_file(path)
         elif kind == fs.FileType.Directory:
             filesystem.delete_dir(path)
+
+    _tried(uri, attempt)

@@ -30,10 +30,10 @@ def environment(s3, monkeypatch):
     def change(**values):
         for name, value in values.items():
             monkeypatch.setenv(name, value)
-        storage._s3.cache_clear()
+        storage.forget_clients()
 
     yield change
-    storage._s3.cache_clear()
+    storage.forget_clients()
 
 
 def test_what_is_written_is_read_listed_and_removed(base):
@@ -145,7 +145,7 @@ def test_a_store_that_does_not_answer_is_named(s3, environment):
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{reserved.getsockname()[1]}"
-        environment(AWS_ENDPOINT_URL=nobody, AWS_ENDPOINT_URL_S3=nobody)
+        environment(AWS_ENDPOINT_URL=nobody, AWS_ENDPOINT_URL_S3=nobody, BLIP3O_STORE_PATIENCE_S="0.1")
         with pytest.raises(StorageError, match=f"^{s3}/a: the store does not answer: check AWS_ENDPOINT_URL"):
             storage.exists(f"{s3}/a")
 

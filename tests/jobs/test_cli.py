@@ -54,10 +54,10 @@ def environment(monkeypatch):
     def change(**values):
         for name, value in values.items():
             monkeypatch.setenv(name, value)
-        storage._s3.cache_clear()
+        storage.forget_clients()
 
     yield change
-    storage._s3.cache_clear()
+    storage.forget_clients()
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_store_that_does_not_answer(refused, recipe, environment, base):
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{reserved.getsockname()[1]}"
-        environment(AWS_ENDPOINT_URL=nobody, AWS_ENDPOINT_URL_S3=nobody)
+        environment(AWS_ENDPOINT_URL=nobody, AWS_ENDPOINT_URL_S3=nobody, BLIP3O_STORE_PATIENCE_S="0.1")
         line = refused(train.main, recipe)
     assert line.startswith(base)
     assert "the store does not answer: check AWS_ENDPOINT_URL" in line
