@@ -6,6 +6,8 @@ A model that starts from a released backbone uses that backbone's tokenizer.json
 import sys
 from collections.abc import Iterator
 
+import numpy as np
+
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.data.batches import DESCRIBE
@@ -43,12 +45,9 @@ def _texts(recipe: Recipe, manifests: list[Manifest]) -> Iterator[str]:
 
 
 def _first_refs(source: int, rows: SourceRows) -> list[SampleRef]:
-    refs = [
-        SampleRef(source=source, shard=shard, row=int(row), pass_index=0)
-        for shard, good in enumerate(rows.good_rows)
-        for row in good
-    ]
-    return refs[:: max(len(refs) // SAMPLES_PER_SOURCE, 1)]
+    spread = np.arange(0, len(rows), max(len(rows) // SAMPLES_PER_SOURCE, 1))
+    places = zip(*(array.tolist() for array in rows.locate(spread)), strict=True)
+    return [SampleRef(source=source, shard=shard, row=row, pass_index=0) for shard, row in places]
 
 
 def _sample_texts(sample: RawSample) -> Iterator[str]:

@@ -15,7 +15,7 @@ from blip3o.config.load import dump
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.device import gpus_per_worker
-from blip3o.errors import CheckpointError, ConfigError
+from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
 from jobs.common import find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
 from jobs.fit import fit
 
@@ -86,6 +86,7 @@ def check_data(recipe: Recipe) -> list[str]:
     from blip3o.data.batches import build_order
     from blip3o.data.locations import source_locations, tokenizer_uri
     from blip3o.data.manifest import check_unchanged, read_manifest
+    from blip3o.data.shuffle import measure_shuffle
     from blip3o.data.tokenizer import ChatTokenizer
 
     manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
@@ -96,7 +97,10 @@ def check_data(recipe: Recipe) -> list[str]:
     rows = recipe.model.backbone.vocab_size
     if len(tokenizer) > rows:
         raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {rows}: raise it")
-    data = [build_order(recipe, manifests).fingerprint(), *[manifest.fingerprint for manifest in manifests]]
+    order = build_order(recipe, manifests)
+    for quality in measure_shuffle(order, batch=recipe.optim.global_batch):
+        logger.info("%s reads %s", recipe.run.name, quality)
+    data = [order.fingerprint(), *[manifest.fingerprint for manifest in manifests]]
     return [*data, hashlib.sha256(tokens).hexdigest()]
 
 
@@ -171,8 +175,27 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     pipeline = load_pipeline(find_recipe(options.recipe), options.set)
     print("---\n".join(dump(recipe) for recipe in pipeline.stages))
-    if not options.dry_run:
+    if options.dry_run:
+        for recipe in pipeline.stages:
+            _preview_order(recipe)
+    else:
         train_pipeline(pipeline)
+
+
+def _preview_order(recipe: Recipe) -> None:
+    """Prints, as comments below the recipe, how well its order shuffles; a source that is not indexed yet is named."""
+    from blip3o.data.batches import build_order
+    from blip3o.data.locations import source_locations
+    from blip3o.data.manifest import read_manifest
+    from blip3o.data.shuffle import measure_shuffle
+
+    try:
+        manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
+        found = [str(it) for it in measure_shuffle(build_order(recipe, manifests), batch=recipe.optim.global_batch)]
+    except (DataError, StorageError) as error:
+        found = [f"order not known yet: {error}"]
+    for line in found:
+        print(f"# {recipe.run.name}: {line}")
 
 
 if __name__ == "__main__":

@@ -26,17 +26,24 @@ CYCLE = 10_000
 
 
 class SourceRows:
-    """The good rows of a source: per shard the number of rows, and the rows that are bad (sorted)."""
+    """The good rows of a source: per shard the number of rows, and the rows that are bad or not selected (sorted).
 
-    def __init__(self, name: str, rows: Sequence[int], bad_rows: Sequence[Sequence[int]]) -> None:
+    Of 30 million rows in 3,000 shards of which half are bad, it holds 180 MB; of good ones alone, nothing to speak of.
+    """
+
+    def __init__(self, name: str, rows: Sequence[int], bad_rows: Sequence[Sequence[int] | np.ndarray]) -> None:
         self.name = name
         self.rows = np.asarray(rows, np.int64)
-        self.bad_rows = [np.asarray(bad, np.int64) for bad in bad_rows]
-        # How many good rows lie before each bad one.
-        self._good_before = [bad - np.arange(len(bad)) for bad in self.bad_rows]
-        self.counts = self.rows - np.array([len(bad) for bad in self.bad_rows], np.int64)
+        lengths = np.array([len(bad) for bad in bad_rows], np.int64)
+        # All bad rows in one array; those of a shard lie from its entry of `_bad_starts` to the next.
+        self._bad = np.concatenate([np.asarray(bad, np.int32) for bad in bad_rows] or [np.empty(0, np.int32)])
+        self._bad_starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.counts = self.rows - lengths
         # Good rows before each shard; one more entry than shards.
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        # How many good rows lie before each bad one, counted through all shards.
+        before_shard = self.starts[:-1] + self._bad_starts[:-1]
+        self._good_before = self._bad - np.arange(len(self._bad)) + np.repeat(before_shard, lengths)
         if not len(self):
             raise DataError(f"source '{name}' has no good row: look at its ledger")
 
@@ -48,23 +55,23 @@ class SourceRows:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @property
-    def good_rows(self) -> list[np.ndarray]:
-        """Per shard, the ordinals of its good rows, int64."""
-        return [
-            np.delete(np.arange(rows), bad) if len(bad) else np.arange(rows)
-            for rows, bad in zip(self.rows, self.bad_rows, strict=True)
-        ]
+    def bad_rows(self, shard: int) -> np.ndarray:
+        """The ordinals of a shard's rows that are bad or not selected, int32, sorted."""
+        return self._bad[self._bad_starts[shard] : self._bad_starts[shard + 1]]
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """(shard, row) of the good row number `index`, counted through all shards."""
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        rank = index - int(self.starts[shard])
-        # Every bad row with at most `rank` good ones before it pushes the row back by one.
-        return shard, rank + int(np.searchsorted(self._good_before[shard], rank, side="right"))
+    def good_rows(self, shard: int) -> np.ndarray:
+        """The ordinals of a shard's good rows, int64, sorted."""
+        return np.delete(np.arange(self.rows[shard]), self.bad_rows(shard))
+
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shards, rows) of the good rows number `indices` [N], counted through all shards; int64 [N] each."""
+        shards = np.searchsorted(self.starts, indices, side="right") - 1
+        # Every bad row of the shard with no more good ones before it pushes the row back by one.
+        skipped = np.searchsorted(self._good_before, indices, side="right") - self._bad_starts[shards]
+        return shards, indices - self.starts[shards] + skipped
 
 
-class _Pass:
+class Pass:
     """One pass over a source: position → number of the good row. Chunk order is planned at once, windows when met."""
 
     def __init__(self, rows: SourceRows, *, seed: int, chunk: int, window: int, number: int) -> None:
@@ -76,9 +83,11 @@ class _Pass:
         self._begins = np.concatenate([[0], np.cumsum(self._lengths)])[:-1:window]
         self._mixed = functools.lru_cache(maxsize=2)(self._mix)
 
-    def good_row(self, position: int) -> int:
-        window = int(np.searchsorted(self._begins, position, side="right")) - 1
-        return int(self._mixed(window)[position - int(self._begins[window])])
+    def good_rows(self, first: int, count: int) -> np.ndarray:
+        """Numbers of the good rows at `count` positions from `first` on, int64 [count]; all must lie in the pass."""
+        begin, end = np.searchsorted(self._begins, [first, first + count - 1], side="right").tolist()
+        met = np.concatenate([self._mixed(window) for window in range(begin - 1, end)])
+        return met[first - int(self._begins[begin - 1]) :][:count]
 
     def _mix(self, window: int) -> np.ndarray:
         part = slice(window * self._window, (window + 1) * self._window)
@@ -120,11 +129,11 @@ class Interleave:
         urgency = [((scale - 1) * cycle - late) / count for late, count in zip(behind, self._whole, strict=True)]
         return min((urgency[i], i) for i, late in enumerate(behind) if late >= cycle)[1]
 
-    def locate(self, slot: int) -> tuple[int, int]:
-        """(source, n): the slot takes the n-th sample of the source, counted over all passes."""
-        turn, place = divmod(slot, len(self.source))
-        source = int(self.source[place])
-        return source, turn * int(self.counts[source]) + int(self.rank[place])
+    def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(sources, n): slot i of `slots` [N] takes the n-th sample of its source, counted over all passes."""
+        turns, places = np.divmod(slots, len(self.source))
+        sources = self.source[places]
+        return sources, turns * self.counts[sources] + self.rank[places]
 
 
 def _cycle_counts(weights: Sequence[float], names: Sequence[str]) -> np.ndarray:
@@ -173,21 +182,46 @@ class SampleOrder:
         # Two passes of each source: a micro-batch may end one and begin the next.
         self._pass = functools.lru_cache(maxsize=2 * len(sources))(self._plan)
 
-    def _plan(self, source: int, number: int) -> _Pass:
-        return _Pass(self.sources[source], number=number, **self._key)
+    def _plan(self, source: int, number: int) -> Pass:
+        return Pass(self.sources[source], number=number, **self._key)
+
+    @property
+    def shares(self) -> list[float]:
+        """Each source's share of the samples, as the interleaving follows it."""
+        counts = self._interleave.counts
+        return (counts / counts.sum()).tolist()
+
+    def first_pass(self, source: int) -> Pass:
+        """The first pass over source number `source`."""
+        return self._pass(source, 0)
 
     def micro_batch_refs(self, number: int) -> list[SampleRef]:
         """The samples of micro-batch `number` (from 0), B of them, in order. Any number may be asked at any time."""
-        first = number * self.micro_batch
-        return [self.ref(slot) for slot in range(first, first + self.micro_batch)]
+        return self.refs(number * self.micro_batch, self.micro_batch)
 
-    def ref(self, slot: int) -> SampleRef:
-        """The sample in one slot (from 0)."""
-        source, nth = self._interleave.locate(slot)
+    def refs(self, first: int, count: int) -> list[SampleRef]:
+        """The samples in `count` slots from `first` (from 0) on."""
+        sources, numbers = self._interleave.locate(np.arange(first, first + count))
+        places = np.empty((count, 3), np.int64)
+        for source in np.unique(sources).tolist():
+            slots = np.flatnonzero(sources == source)
+            places[slots] = self._places(source, int(numbers[slots[0]]), len(slots))
+        return [
+            SampleRef(source=source, shard=shard, row=row, pass_index=number)
+            for source, (shard, row, number) in zip(sources.tolist(), places.tolist(), strict=True)
+        ]
+
+    def _places(self, source: int, first: int, count: int) -> np.ndarray:
+        """(shard, row, pass) of `count` samples of a source from its number `first` on, int64 [count, 3]."""
         rows = self.sources[source]
-        pass_index, position = divmod(nth, len(rows))
-        shard, row = rows.locate(self._pass(source, pass_index).good_row(position))
-        return SampleRef(source=source, shard=shard, row=row, pass_index=pass_index)
+        parts = []
+        while count:
+            number, position = divmod(first, len(rows))
+            met = min(count, len(rows) - position)
+            shards, ordinals = rows.locate(self._pass(source, number).good_rows(position, met))
+            parts.append(np.stack([shards, ordinals, np.full(met, number)], axis=1))
+            first, count = first + met, count - met
+        return np.concatenate(parts)
 
     def fingerprint(self) -> str:
         """sha256 over all that the order depends on. Two orders with one fingerprint are the same order."""
@@ -195,6 +229,6 @@ class SampleOrder:
         for count, source in zip(self._interleave.counts, self.sources, strict=True):
             digest.update(repr((source.name, int(count), len(source.rows))).encode())
             digest.update(source.rows.astype("<i8").tobytes())
-            for bad in source.bad_rows:
+            for bad in map(source.bad_rows, range(len(source.rows))):
                 digest.update(np.int64(len(bad)).astype("<i8").tobytes() + bad.astype("<i8").tobytes())
         return digest.hexdigest()

@@ -72,7 +72,8 @@ class HeldOut:
         rows = SourceRows.from_manifest(name, self._manifests[source])
         order = numpy_generator(self._seed, "evaluate", "order", name).permutation(len(rows))
         for start in range(0, len(order), READ_TOGETHER):
-            places = [rows.locate(int(index)) for index in order[start : start + READ_TOGETHER]]
+            shards, ordinals = rows.locate(order[start : start + READ_TOGETHER])
+            places = zip(shards.tolist(), ordinals.tolist(), strict=True)
             refs = [SampleRef(source=source, shard=shard, row=row, pass_index=0) for shard, row in places]
             for sample in self._reader.fetch(refs):
                 yield _item(name, sample)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from blip3o.data import storage
+from blip3o.data.manifest import ShardRow, write_manifest
 from jobs import cli, export, index, serve, tokenizer, train
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 from tests.jobs import world
@@ -255,6 +256,24 @@ def test_a_dry_run_prints_the_recipe_and_stops(recipe, capsys):
     from blip3o.config.load import build_recipe
 
     assert train.main([recipe, "--dry-run", "--set", "optim.lr=0.5"]) == 0
-    printed = build_recipe(yaml.safe_load(capsys.readouterr().out))
+    out = capsys.readouterr().out
+    printed = build_recipe(yaml.safe_load(out))
     assert printed.optim.lr == 0.5
+    assert out.splitlines()[-1].startswith("# cli: scenes: 96 samples in 3 shards; ")
     assert json.loads(printed.model_dump_json())["run"]["name"] == "cli"
+
+
+def test_a_dry_run_tells_how_well_the_order_shuffles_once_the_data_are_indexed(tmp_path, capsys):
+    recipe = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path))
+    assert train.main([recipe, "--dry-run"]) == 0
+    unknown = f"# quiet: order not known yet: {tmp_path}/data/manifests/scenes/manifest.parquet does not exist: "
+    assert capsys.readouterr().out.splitlines()[-1].startswith(unknown)
+    write_manifest(
+        f"{tmp_path}/data/manifests/scenes",
+        "scenes",
+        [ShardRow(shard=n, uri=f"/{n}", size=1, version="1", rows=5000, bad_rows=(7,)) for n in range(50)],
+    )
+    assert train.main([recipe, "--dry-run"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("# quiet: scenes: 249,950 samples in 50 shards; samples move ")
+    assert "keep their neighbour in a batch of 16" in last
