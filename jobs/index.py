@@ -9,14 +9,14 @@ import fnmatch
 import logging
 import posixpath
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from blip3o.config.recipe import Recipe
+from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data import storage
 from blip3o.data.ledger import write_ledger
 from blip3o.data.locations import source_locations
@@ -30,6 +30,7 @@ from blip3o.data.manifest import (
     write_shard_index,
 )
 from blip3o.data.scan import scan_shard
+from blip3o.data.selection import is_selected, judge_shards, write_selection
 from blip3o.errors import DataError, StorageError
 from jobs.common import join_ray, run_job
 
@@ -126,11 +127,26 @@ def _within_budget(
     return bad_rows, share
 
 
+def select_samples(sources: Sequence[SourceConfig], manifests: Sequence[Manifest]) -> None:
+    """Works out the selections of sources that have not been, from their index files.
+
+    Raises `DataError` for one that leaves nothing, or names what no record has.
+    """
+    for source, manifest in zip(sources, manifests, strict=True):
+        if source.select.empty or is_selected(manifest, source.select):
+            continue
+        found = judge_shards(manifest, source.select)
+        bar = track(found, f"select {source.name}", total=len(manifest.shards), console=Console(stderr=True))
+        left = write_selection(manifest, source.select, list(bar))
+        logger.info("%s: %d of %d good samples selected", source.name, left, manifest.good_rows)
+
+
 def index(recipe: Recipe) -> list[IndexSummary]:
-    """Indexes every source that a recipe names, for training and for evaluation."""
+    """Indexes every source that a recipe names, for training and for evaluation, and works out their selections."""
     join_ray()
     summaries = []
-    for location in source_locations(recipe.data, (*recipe.data.sources, *recipe.evaluate.sources)):
+    sources = (*recipe.data.sources, *recipe.evaluate.sources)
+    for location in source_locations(recipe.data, sources):
         summary = index_source(
             name=location.name,
             shards_uri=location.shards,
@@ -140,6 +156,7 @@ def index(recipe: Recipe) -> list[IndexSummary]:
         shards, rows = len(summary.manifest.shards), summary.manifest.rows
         logger.info("%s: %d shards, %d samples, %d damaged", location.name, shards, rows, summary.bad_rows)
         summaries.append(summary)
+    select_samples(sources, [summary.manifest for summary in summaries])
     return summaries
 
 

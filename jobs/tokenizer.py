@@ -15,6 +15,7 @@ from blip3o.data.fetch import ShardReader
 from blip3o.data.locations import source_locations, tokenizer_uri
 from blip3o.data.manifest import Manifest, read_manifest
 from blip3o.data.order import SourceRows
+from blip3o.data.selection import source_rows
 from blip3o.data.tokenizer import ChatTokenizer
 from blip3o.types import RawSample, SampleRef
 from jobs.common import run_job
@@ -38,8 +39,7 @@ def _texts(recipe: Recipe, manifests: list[Manifest]) -> Iterator[str]:
     # As often as a common question, so that the fixed words of every prompt become few tokens.
     yield from frame * SAMPLES_PER_SOURCE
     reader = ShardReader(manifests)
-    for number, (source, manifest) in enumerate(zip(recipe.data.sources, manifests, strict=True)):
-        rows = SourceRows.from_manifest(source.name, manifest)
+    for number, rows in enumerate(source_rows(recipe.data.sources, manifests)):
         for sample in reader.fetch(_first_refs(number, rows)):
             yield from _sample_texts(sample)
 

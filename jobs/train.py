@@ -88,6 +88,7 @@ def check_data(recipe: Recipe) -> list[str]:
     from blip3o.data.manifest import check_unchanged, read_manifest
     from blip3o.data.shuffle import measure_shuffle
     from blip3o.data.tokenizer import ChatTokenizer
+    from jobs.index import select_samples
 
     manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
     for manifest in manifests:
@@ -97,6 +98,7 @@ def check_data(recipe: Recipe) -> list[str]:
     rows = recipe.model.backbone.vocab_size
     if len(tokenizer) > rows:
         raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {rows}: raise it")
+    select_samples(recipe.data.sources, manifests)
     order = build_order(recipe, manifests)
     for quality in measure_shuffle(order, batch=recipe.optim.global_batch):
         logger.info("%s reads %s", recipe.run.name, quality)

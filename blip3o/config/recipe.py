@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from blip3o.config.base import Frozen, _require
 from blip3o.config.model import ModelConfig
 from blip3o.config.sampler import FlowConfig
+from blip3o.config.select import SelectConfig
 
 StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
 STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "decoder")
@@ -36,6 +37,7 @@ class SourceConfig(Frozen):
     weight: float = Field(
         default=1.0, gt=0, description="share of samples drawn from this source, relative to the others"
     )
+    select: SelectConfig = SelectConfig()
 
 
 class TemplateConfig(Frozen):

@@ -24,8 +24,9 @@ from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
 from blip3o.data.manifest import Manifest, read_manifest
-from blip3o.data.order import SampleOrder, SourceRows
+from blip3o.data.order import SampleOrder
 from blip3o.data.sample import DamagedSampleError
+from blip3o.data.selection import source_rows
 from blip3o.data.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.tokenizer import PAD, ChatTokenizer
 from blip3o.rng import derive_seed, numpy_generator
@@ -185,9 +186,10 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
     manifests = [read_manifest(location.manifest) for location in locations]
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
     model = recipe.model
+    order = build_order(recipe, manifests)
     return MicroBatchBuilder(
-        order=build_order(recipe, manifests),
-        reader=ShardReader(manifests),
+        order=order,
+        reader=ShardReader(manifests, sources=order.sources),
         encoder=SampleEncoder(
             task=task,
             tokenizer=tokenizer,
@@ -228,13 +230,9 @@ class StagedMicroBatches:
 
 
 def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:
-    """The sample order of a recipe over its manifests."""
-    sources = [
-        SourceRows.from_manifest(source.name, manifest)
-        for source, manifest in zip(recipe.data.sources, manifests, strict=True)
-    ]
+    """The sample order of a recipe over its manifests. Raises `DataError` if a selection has not been worked out."""
     return SampleOrder(
-        sources,
+        source_rows(recipe.data.sources, manifests),
         weights=[source.weight for source in recipe.data.sources],
         seed=recipe.run.seed,
         micro_batch=recipe.optim.micro_batch,

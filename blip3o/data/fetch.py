@@ -18,6 +18,7 @@ from blip3o.data import storage
 from blip3o.data.blocks import BlockCache
 from blip3o.data.ledger import Ledger
 from blip3o.data.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
+from blip3o.data.order import SourceRows
 from blip3o.data.s3 import CutFileError
 from blip3o.data.sample import DamagedSampleError, SampleMembers, choose_members, decode_caption, decode_record
 from blip3o.data.scan import span
@@ -52,11 +53,20 @@ class Place:
 class ShardReader:
     """Reads samples of some sources; `manifests` in the order of the recipe's sources.
 
+    `sources` are the rows that may be used, in the same order: those that the manifests call good, if left out.
     `threads` read at once; `indexes` shard indexes are held (about 100 bytes a sample).
     """
 
-    def __init__(self, manifests: Sequence[Manifest], *, threads: int = 4, indexes: int = 256) -> None:
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        sources: Sequence[SourceRows] | None = None,
+        threads: int = 4,
+        indexes: int = 256,
+    ) -> None:
         self.manifests = tuple(manifests)
+        self._sources = sources
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader")
         self._blocks = BlockCache()
@@ -64,6 +74,13 @@ class ShardReader:
 
     def _read_index(self, source: int, shard: int) -> ShardIndex:
         return read_shard_index(self.manifests[source], shard)
+
+    def good_rows(self, source: int, shard: int) -> np.ndarray:
+        """The rows of a shard that may be used, sorted."""
+        if self._sources is not None:
+            return self._sources[source].good_rows(shard)
+        row = self.manifests[source].shards[shard]
+        return np.setdiff1d(np.arange(row.rows), row.bad_rows)
 
     def uid(self, ref: SampleRef) -> str:
         """The name of the sample in a slot."""
@@ -208,9 +225,8 @@ def _accept(
 
 
 def _replacements(ref: SampleRef, reader: ShardReader) -> Iterator[SampleRef]:
-    """What may take a sample's slot: good rows of its shard, shuffled by its uid."""
-    shard = reader.manifests[ref.source].shards[ref.shard]
-    others = np.setdiff1d(np.arange(shard.rows), [*shard.bad_rows, ref.row])
+    """What may take a sample's slot: rows of its shard that may be used, shuffled by its uid."""
+    others = np.setdiff1d(reader.good_rows(ref.source, ref.shard), [ref.row])
     shuffled = numpy_generator("replacement", reader.uid(ref)).permutation(others)
     for row in shuffled[:REPLACEMENT_TRIES]:
         yield SampleRef(source=ref.source, shard=ref.shard, row=int(row), pass_index=ref.pass_index)

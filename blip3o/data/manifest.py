@@ -93,7 +93,7 @@ class Manifest:
 def write_manifest(uri: str, name: str, shards: Sequence[ShardRow]) -> Manifest:
     """Writes `<uri>/manifest.parquet`, whole. The index files must be there already."""
     rows = [asdict(shard) for shard in sorted(shards, key=lambda shard: shard.shard)]
-    _write_table(manifest_file(uri), pa.Table.from_pylist(rows, schema=_MANIFEST), {"name": name})
+    write_table(manifest_file(uri), pa.Table.from_pylist(rows, schema=_MANIFEST), {"name": name})
     return read_manifest(uri)
 
 
@@ -102,7 +102,7 @@ def read_manifest(uri: str) -> Manifest:
     file = manifest_file(uri)
     if not storage.exists(file):
         raise DataError(f"{file} does not exist: index the source first, with `python -m jobs.index RECIPE`")
-    table, header = _read_table(file)
+    table, header = read_table(file)
     rows = [ShardRow(**{**row, "bad_rows": tuple(row["bad_rows"])}) for row in table.to_pylist()]
     return Manifest(uri=storage.normalize(uri), name=header["name"], shards=tuple(rows))
 
@@ -162,7 +162,7 @@ def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> Shar
     ]
     summary = ShardSummary(source=scan.source, row=row, damage=scan.damage)
     header = {"layout": _LAYOUT, **asdict(summary)}
-    _write_table(_index_file(uri, scan.shard), pa.Table.from_pylist(samples, schema=_INDEX), header)
+    write_table(_index_file(uri, scan.shard), pa.Table.from_pylist(samples, schema=_INDEX), header)
     return summary
 
 
@@ -170,7 +170,7 @@ def read_shard_summaries(uri: str) -> dict[int, ShardSummary]:
     """The headers of all index files in a manifest's folder, by shard; without those of an older layout."""
     files = [file.uri for file in storage.list_files(storage.join(uri, "index"), suffix=".parquet")]
     with ThreadPoolExecutor(16) as pool:
-        headers = pool.map(lambda file: _read_table(file, columns=[])[1], files)
+        headers = pool.map(lambda file: read_table(file, columns=[])[1], files)
         summaries = [_summary(header) for header in headers if header.get("layout") == _LAYOUT]
     return {summary.row.shard: summary for summary in summaries}
 
@@ -219,7 +219,7 @@ def read_shard_facts(manifest: Manifest, shard: int) -> pa.Table:
 
 def _read_index(manifest: Manifest, shard: int, columns: list[str]) -> pa.Table:
     file = _index_file(manifest.uri, shard)
-    table, header = _read_table(file, columns=columns)
+    table, header = read_table(file, columns=columns)
     if _summary(header).row != manifest.shards[shard]:
         raise DataError(f"{file} and the manifest beside it are of different shards: index the source again")
     if header.get("layout") != _LAYOUT:
@@ -238,14 +238,15 @@ def _summary(header: dict[str, Any]) -> ShardSummary:
     )
 
 
-def _write_table(uri: str, table: pa.Table, header: dict[str, Any]) -> None:
+def write_table(uri: str, table: pa.Table, header: dict[str, Any]) -> None:
+    """Writes a Parquet file, whole, with a header of JSON values of ours."""
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({_HEADER: json.dumps(header)}), sink)
     storage.write_bytes(uri, sink.getvalue())
 
 
-def _read_table(uri: str, *, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """A table, all of it or some columns, and our header. Raises `DataError` if `_write_table` did not write it."""
+def read_table(uri: str, *, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """A table, all of it or some columns, and its header. Raises `DataError` if `write_table` did not write it."""
     try:
         table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
         return table, json.loads(table.schema.metadata[_HEADER])

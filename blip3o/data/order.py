@@ -48,9 +48,16 @@ class SourceRows:
             raise DataError(f"source '{name}' has no good row: look at its ledger")
 
     @classmethod
-    def from_manifest(cls, name: str, manifest: "Manifest") -> "SourceRows":
-        """The rows of a manifest. Raises `DataError` if none is good."""
-        return cls(name, [shard.rows for shard in manifest.shards], [shard.bad_rows for shard in manifest.shards])
+    def from_manifest(
+        cls, name: str, manifest: "Manifest", left_out: Sequence[np.ndarray] | None = None
+    ) -> "SourceRows":
+        """The rows of a manifest, without those that a selection leaves out of each shard. Raises `DataError` if none
+        is good.
+        """
+        bad: list[Sequence[int] | np.ndarray] = [shard.bad_rows for shard in manifest.shards]
+        if left_out is not None:
+            bad = [np.union1d(damaged, rest) for damaged, rest in zip(bad, left_out, strict=True)]
+        return cls(name, [shard.rows for shard in manifest.shards], bad)
 
     def __len__(self) -> int:
         return int(self.starts[-1])

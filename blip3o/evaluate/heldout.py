@@ -14,6 +14,7 @@ from blip3o.data.fetch import ShardReader
 from blip3o.data.locations import source_locations
 from blip3o.data.manifest import Manifest, check_unchanged, read_manifest
 from blip3o.data.order import SourceRows
+from blip3o.data.selection import source_rows
 from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.sampling import HeldOutItem, Question, alternate, distinct_captions, pick_questions, shares
 from blip3o.rng import numpy_generator
@@ -42,7 +43,7 @@ def choose(data: DataConfig, evaluate: EvaluateConfig) -> Chosen:
     manifests = [read_manifest(location.manifest) for location in source_locations(data, evaluate.sources)]
     for manifest in manifests:
         check_unchanged(manifest)
-    held_out = HeldOut(manifests, evaluate.seed)
+    held_out = HeldOut(manifests, source_rows(evaluate.sources, manifests), evaluate.seed)
     weights = [source.weight for source in evaluate.sources]
     drawn: list[list[HeldOutItem]] = []
     for source, share in enumerate(shares(weights, evaluate.images)):
@@ -60,16 +61,16 @@ def choose(data: DataConfig, evaluate: EvaluateConfig) -> Chosen:
 
 
 class HeldOut:
-    """Held-out sources, each as a stream of its good rows in one drawn order."""
+    """Held-out sources, each as a stream of its rows that may be used, in one drawn order."""
 
-    def __init__(self, manifests: list[Manifest], seed: int) -> None:
-        self._manifests, self._seed = manifests, seed
+    def __init__(self, manifests: list[Manifest], sources: list[SourceRows], seed: int) -> None:
+        self._manifests, self._sources, self._seed = manifests, sources, seed
         self._reader = ShardReader(manifests)
 
     def stream(self, source: int) -> Iterator[HeldOutItem]:
         """All items of source number `source`. Raises `DataError` for one that its record calls a training sample."""
         name = self._manifests[source].name
-        rows = SourceRows.from_manifest(name, self._manifests[source])
+        rows = self._sources[source]
         order = numpy_generator(self._seed, "evaluate", "order", name).permutation(len(rows))
         for start in range(0, len(order), READ_TOGETHER):
             shards, ordinals = rows.locate(order[start : start + READ_TOGETHER])
