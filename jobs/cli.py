@@ -14,7 +14,7 @@ import typer
 
 from blip3o import log, settings
 from blip3o.errors import Blip3oError, DataError, RequestError
-from jobs import convert, model
+from jobs import convert, data, model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from blip3o.data.sets.writer import SetSummary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-dataset = typer.Typer(no_args_is_help=True, help="Build the real image-text sets that ship with the project.")
+dataset = typer.Typer(
+    no_args_is_help=True, help="Build the image-text sets that ship with the project, or one of your own."
+)
 app.add_typer(dataset, name="dataset")
 app.add_typer(convert.app, name="convert")
+app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
+
+SHOWN = 10  # damaged inputs that an import names
 
 Out = Annotated[str, typer.Option(help="folder to write to: s3://bucket/prefix or a local path")]
 
@@ -89,6 +94,24 @@ def dataset_curated(
     from blip3o.data.sets.curated import build_curated
 
     _report(build_curated(out, sets=sets, samples=samples, seed=seed))
+
+
+@dataset.command("import")
+def dataset_import(
+    source: Annotated[str, typer.Argument(help="folder of images with .txt or .json beside them; .csv, .jsonl, .json")],
+    out: Out,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="share of samples that is never trained on")] = 0.0,
+) -> None:
+    """Your own images and texts as shards. What cannot be used is left out and listed."""
+    from blip3o.data.sets.imported import import_set
+
+    with bar("import") as progress:
+        imported = import_set(source, out, heldout=heldout, on_progress=progress)
+    _report(imported.summary)
+    if imported.damage:
+        print(f"left out {len(imported.damage)} samples: blip3o data ledger {imported.ledger}")
+    for entry in imported.damage[:SHOWN]:
+        print(f"  {entry.uri}: {entry.reason}")
 
 
 Bundle = Annotated[str, typer.Option(help="URI of a bundle (python -m jobs.export)")]

@@ -1,15 +1,17 @@
 """Scans the shards of a source once, on all machines, and writes its manifest: what every later read relies on.
 
-`python -m jobs.index RECIPE [--set key=value …]` does it for the recipe's training and held-out sources.
+`python -m jobs.index RECIPE [--set key=value …]` does it for the recipe's training and held-out sources; `--verify`
+reads all shards again and compares them with what is indexed, byte for byte by checksum, and writes nothing.
 The work of one shard is `blip3o.data.scan`; here are finding the shards, spreading them with Ray Data, going on where
 an earlier run stopped, and the budget for damage. The manifest is written last.
 """
 
+import argparse
 import fnmatch
 import logging
 import posixpath
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,18 +25,23 @@ from blip3o.data.locations import source_locations
 from blip3o.data.manifest import (
     Manifest,
     ShardSummary,
+    check_unchanged,
+    differences,
     ledger_file,
     manifest_file,
+    read_manifest,
     read_shard_summaries,
     write_manifest,
     write_shard_index,
 )
-from blip3o.data.scan import scan_shard
+from blip3o.data.scan import ScanOptions, ShardScan, scan_shard
 from blip3o.data.selection import is_selected, judge_shards, write_selection
 from blip3o.errors import DataError, StorageError
 from jobs.common import join_ray, run_job
 
 logger = logging.getLogger(__name__)
+
+SHOWN = 5  # differences that the error of `--verify` names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +64,34 @@ def find_shards(shards_uri: str) -> list[storage.FileInfo]:
     return found
 
 
-def index_source(*, name: str, shards_uri: str, manifest_uri: str, max_bad_share: float = 0.05) -> IndexSummary:
-    """Indexes the shards of a source and writes its manifest; shards that have not changed since are not read again.
+def index_source(
+    *,
+    name: str,
+    shards_uri: str,
+    manifest_uri: str,
+    max_bad_share: float = 0.05,
+    options: ScanOptions | None = None,
+) -> IndexSummary:
+    """Indexes the shards of a source and writes its manifest; shards that have not changed since, and were scanned with
+    the same `options`, are not read again.
 
     Needs Ray to be initialised. Raises `DataError`, and leaves no manifest, if the share of bad samples, or of shards
     without a single good one, is above `max_bad_share`; the ledger beside the manifest names them.
     """
+    options = options or ScanOptions()
     shards = find_shards(shards_uri)
     known = read_shard_summaries(manifest_uri)
     summaries = {
         number: known[number]
         for number, file in enumerate(shards)
-        if number in known and _is_of(known[number], name, file)
+        if number in known and _is_of(known[number], name, file, options)
     }
     todo = [{"number": n, **asdict(file)} for n, file in enumerate(shards) if n not in summaries]
-    scans = _scan_all(todo, name, manifest_uri)
+
+    def write(file: storage.FileInfo, scan: ShardScan) -> ShardSummary:
+        return write_shard_index(manifest_uri, file, scan)
+
+    scans = _scan_all(todo, name, options, write)
     for summary in track(scans, f"index {name}", total=len(todo), console=Console(stderr=True)):
         summaries[summary.row.shard] = summary
     ordered = [summaries[number] for number in range(len(shards))]
@@ -81,13 +101,19 @@ def index_source(*, name: str, shards_uri: str, manifest_uri: str, max_bad_share
     return IndexSummary(manifest=manifest, scanned=len(todo), bad_rows=bad_rows, bad_share=bad_share)
 
 
-def _is_of(summary: ShardSummary, name: str, file: storage.FileInfo) -> bool:
+def _is_of(summary: ShardSummary, name: str, file: storage.FileInfo, options: ScanOptions) -> bool:
     row = summary.row
-    return (summary.source, row.uri, row.size, row.version) == (name, file.uri, file.size, file.version)
+    made = (summary.source, row.uri, row.size, row.version, summary.options)
+    return made == (name, file.uri, file.size, file.version, options.text())
 
 
-def _scan_all(todo: list[dict[str, Any]], name: str, manifest_uri: str) -> Iterator[ShardSummary]:
-    """Scans shards on the cluster, one a task; summaries as they are done. Raises `StorageError` as the tasks do."""
+def _scan_all(
+    todo: list[dict[str, Any]], name: str, options: ScanOptions, then: Callable[[storage.FileInfo, ShardScan], Any]
+) -> Iterator[Any]:
+    """Scans shards on the cluster, one a task; what `then` makes of each, as they are done.
+
+    Raises `StorageError` as the tasks do.
+    """
     if not todo:
         return
     import ray.data
@@ -95,10 +121,10 @@ def _scan_all(todo: list[dict[str, Any]], name: str, manifest_uri: str) -> Itera
     def scan(task: dict[str, Any]) -> dict[str, Any]:
         try:
             file = storage.FileInfo(uri=task["uri"], size=task["size"], version=task["version"])
-            found = scan_shard(file, source=name, shard=task["number"])
-            return {"summary": write_shard_index(manifest_uri, file, found), "error": ""}
+            found = scan_shard(file, source=name, shard=task["number"], options=options)
+            return {"result": then(file, found), "error": ""}
         except StorageError as error:
-            return {"summary": None, "error": str(error)}
+            return {"result": None, "error": str(error)}
 
     tasks = ray.data.from_items(todo, override_num_blocks=len(todo))
     tasks.context.enable_progress_bars = False
@@ -106,7 +132,29 @@ def _scan_all(todo: list[dict[str, Any]], name: str, manifest_uri: str) -> Itera
     for row in tasks.map(scan, num_cpus=1).iter_rows():
         if row["error"]:
             raise StorageError(row["error"])
-        yield row["summary"]
+        yield row["result"]
+
+
+def verify_source(*, name: str, manifest_uri: str, options: ScanOptions | None = None) -> int:
+    """Reads every shard of an indexed source again and compares it with its index; returns the number of samples.
+
+    Needs Ray to be initialised. Raises `DataError` that counts the differences and names the first ones, if there are
+    any, if a shard is gone or was written again, or if it was indexed with other `options`.
+    """
+    options = options or ScanOptions()
+    manifest = read_manifest(manifest_uri)
+    check_unchanged(manifest)
+    for summary in read_shard_summaries(manifest_uri).values():
+        if summary.options != options.text():
+            raise DataError(f"{summary.row.uri} was indexed with other limits or columns: index the source again")
+    todo = [{"number": row.shard, "uri": row.uri, "size": row.size, "version": row.version} for row in manifest.shards]
+    compared = _scan_all(todo, name, options, lambda _, scan: differences(manifest, scan))
+    bar = track(compared, f"verify {name}", total=len(todo), console=Console(stderr=True))
+    found = [line for lines in bar for line in lines]
+    if found:
+        first = "; ".join(found[:SHOWN])
+        raise DataError(f"source '{name}' differs from its index in {len(found)} places: {first}: restore the shards")
+    return manifest.rows
 
 
 def _within_budget(
@@ -141,28 +189,53 @@ def select_samples(sources: Sequence[SourceConfig], manifests: Sequence[Manifest
         logger.info("%s: %d of %d good samples selected", source.name, left, manifest.good_rows)
 
 
+def _sources(recipe: Recipe) -> tuple[SourceConfig, ...]:
+    return (*recipe.data.sources, *recipe.evaluate.sources)
+
+
 def index(recipe: Recipe) -> list[IndexSummary]:
     """Indexes every source that a recipe names, for training and for evaluation, and works out their selections."""
     join_ray()
     summaries = []
-    sources = (*recipe.data.sources, *recipe.evaluate.sources)
-    for location in source_locations(recipe.data, sources):
+    for location in source_locations(recipe.data, _sources(recipe)):
         summary = index_source(
             name=location.name,
             shards_uri=location.shards,
             manifest_uri=location.manifest,
             max_bad_share=recipe.data.max_bad_share,
+            options=ScanOptions(limits=recipe.data.limits, columns=location.columns),
         )
         shards, rows = len(summary.manifest.shards), summary.manifest.rows
         logger.info("%s: %d shards, %d samples, %d damaged", location.name, shards, rows, summary.bad_rows)
         summaries.append(summary)
-    select_samples(sources, [summary.manifest for summary in summaries])
+    select_samples(_sources(recipe), [summary.manifest for summary in summaries])
     return summaries
+
+
+def verify(recipe: Recipe) -> None:
+    """Verifies every source that a recipe names. Raises as `verify_source`."""
+    join_ray()
+    for location in source_locations(recipe.data, _sources(recipe)):
+        options = ScanOptions(limits=recipe.data.limits, columns=location.columns)
+        rows = verify_source(name=location.name, manifest_uri=location.manifest, options=options)
+        logger.info("%s: %d samples are as they were indexed", location.name, rows)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verify", action="store_true", help="read all again and compare with the index; write nothing"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    return run_job("index", "Index the shards of the recipe's sources.", lambda recipe, _: index(recipe), argv)
+    return run_job(
+        "index",
+        "Index the shards of the recipe's sources.",
+        lambda recipe, options: verify(recipe) if options.verify else index(recipe),
+        argv,
+        extend=_options,
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 A model that starts from a released backbone uses that backbone's tokenizer.json and does not need this.
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import numpy as np
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.data.batches import DESCRIBE
+from blip3o.data.conversations import conversation_pairs
 from blip3o.data.fetch import ShardReader
 from blip3o.data.locations import source_locations, tokenizer_uri
 from blip3o.data.manifest import Manifest, read_manifest
@@ -52,9 +54,11 @@ def _first_refs(source: int, rows: SourceRows) -> list[SampleRef]:
 
 def _sample_texts(sample: RawSample) -> Iterator[str]:
     yield from sample.meta.get("captions") or [sample.caption]
-    for pair in [*sample.meta.get("qa", []), *sample.meta.get("caption_qa", [])]:
-        yield pair["question"]
-        yield pair["answer"]
+    for pair in [*(sample.meta.get("qa") or []), *(sample.meta.get("caption_qa") or [])]:
+        yield str(pair["question"])
+        yield str(pair["answer"])
+    if sample.meta.get("conversations"):
+        yield from itertools.chain.from_iterable(conversation_pairs(sample.meta["conversations"]))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from blip3o.config.base import Frozen, _require
 from blip3o.config.model import ModelConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.config.select import SelectConfig
+from blip3o.config.shards import ColumnsConfig, LimitsConfig
 
 StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
 STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "decoder")
@@ -32,12 +33,14 @@ class SourceConfig(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name in logs, uids and the ledger")
     shards: str = Field(
-        description="URI of the shards with a `*`, e.g. s3://bucket/emoji/train-*.tar; relative ones join data.root"
+        description="URI of the shards with a `*`, e.g. s3://bucket/emoji/train-*.tar (or *.parquet); relative ones "
+        "join data.root"
     )
     weight: float = Field(
         default=1.0, gt=0, description="share of samples drawn from this source, relative to the others"
     )
     select: SelectConfig = SelectConfig()
+    columns: ColumnsConfig = ColumnsConfig()
 
 
 class TemplateConfig(Frozen):
@@ -83,6 +86,7 @@ class DataConfig(Frozen):
     max_bad_share: float = Field(
         default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run"
     )
+    limits: LimitsConfig = LimitsConfig()
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:

@@ -19,13 +19,14 @@ import numpy as np
 from blip3o.config.fit import FitConfig
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.data.conversations import conversation_pairs
+from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import CROP, decode_image
 from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
 from blip3o.data.manifest import Manifest, read_manifest
 from blip3o.data.order import SampleOrder
-from blip3o.data.sample import DamagedSampleError
 from blip3o.data.selection import source_rows
 from blip3o.data.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.tokenizer import PAD, ChatTokenizer
@@ -121,17 +122,24 @@ class SampleEncoder:
                 return self.template.form(self.tokenizer, caption, pairs[:end])
 
             return _longest(fill, len(pairs), self.max_length)
-        asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
         turns = [
-            Turn(role=role, text=str(asked[i][field]))
-            for i in self._chosen(asked, generator)[: self.questions]
-            for role, field in (("user", "question"), ("assistant", "answer"))
+            Turn(role=role, text=text)
+            for pair in self._told(raw, caption, generator)
+            for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
 
         def talk(end: int) -> Encoded:
             return self.template.conversation(self.tokenizer, turns[: 2 * end], with_image=True)
 
         return _longest(talk, len(turns) // 2, self.max_length)
+
+    def _told(self, raw: RawSample, caption: str, generator: np.random.Generator) -> list[tuple[str, str]]:
+        """A conversation as it went, else some questions that are drawn, else a description."""
+        if raw.meta.get("conversations"):
+            return conversation_pairs(raw.meta["conversations"])
+        asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
+        chosen = self._chosen(asked, generator)[: self.questions]
+        return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen]
 
     def _chosen(self, asked: list[dict[str, Any]], generator: np.random.Generator) -> list[int]:
         """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:

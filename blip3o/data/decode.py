@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from blip3o.config.fit import FitConfig
-from blip3o.data.sample import DamagedSampleError
+from blip3o.config.shards import MAX_PIXELS
+from blip3o.data.damage import DamagedSampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 100_000_000
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times larger than what is wanted.
 DRAFT_MARGIN = 2
 # What Pillow raises for damaged files (found by flipping and cutting bytes; tests/data/test_decode.py goes on looking).
@@ -34,21 +34,21 @@ def decode_image(data: bytes, size: int, fit: FitConfig = CROP) -> np.ndarray:
     return to_square(open_image(data, at_least=size), size, fit)
 
 
-def open_image(data: bytes, *, at_least: int | None = None) -> Image.Image:
+def open_image(data: bytes, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Encoded bytes → an upright RGB image on white.
 
     `at_least` allows a JPEG to be decoded smaller, its shorter side no less than twice that. Raises as `decode_image`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise DamagedSampleError(f"image too large: {image.width}x{image.height} pixels, limit {MAX_PIXELS}")
+        if image.width * image.height > max_pixels:
+            raise DamagedSampleError(f"image too large: {image.width}x{image.height} pixels, limit {max_pixels}")
         if at_least is not None:
             image.draft(None, (DRAFT_MARGIN * at_least, DRAFT_MARGIN * at_least))
         image.load()
         return _on_white(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        raise DamagedSampleError(f"image too large: over {MAX_PIXELS} pixels") from error
+        raise DamagedSampleError(f"image too large: over {max_pixels} pixels") from error
     except DAMAGE as error:
         raise DamagedSampleError(f"undecodable image: {' '.join(str(error).split())[:200]}") from error
 

@@ -1,7 +1,8 @@
 """Samples out of shards by ranged reads, and the rule for a sample that turns out to be damaged.
 
 A reader belongs to one process and is not pickled. It asks the store for what the samples need and little more:
-members that lie close together are read in one go, shards are read in parallel by a few threads.
+members that lie close together are read in one go, shards are read in parallel by a few threads. Tars are read by
+members, Parquet files by row groups; both give the same samples.
 """
 
 import functools
@@ -16,11 +17,14 @@ import numpy as np
 
 from blip3o.data import storage
 from blip3o.data.blocks import BlockCache
+from blip3o.data.damage import DamagedSampleError
 from blip3o.data.ledger import Ledger
 from blip3o.data.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
 from blip3o.data.order import SourceRows
+from blip3o.data.parquet import Columns
+from blip3o.data.rows import RowGroupCache
 from blip3o.data.s3 import CutFileError
-from blip3o.data.sample import DamagedSampleError, SampleMembers, choose_members, decode_caption, decode_record
+from blip3o.data.sample import SampleMembers, Stored, choose_members, decode_words
 from blip3o.data.scan import span
 from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
@@ -33,16 +37,30 @@ REPLACEMENT_TRIES = 8
 T = TypeVar("T")
 Range = tuple[int, int]  # offset, size
 Group = list[Member]  # members that are read in one range
+Found = Stored | DamagedSampleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlace:
+    """A row of a Parquet file: its number, the `columns` that make a sample, and the `group` as a byte range."""
+
+    row: int
+    columns: Columns
+    group: Member
+
+    def all(self) -> list[Member]:
+        """The row group."""
+        return [self.group]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a sample lies: its `uid`, the shard's file, its members."""
+    """Where a sample lies: its `uid`, the shard's file, its members there, or its row."""
 
     uid: str
     key: str
     file: ShardRow
-    members: SampleMembers
+    members: SampleMembers | RowPlace
 
     @property
     def span(self) -> Range:
@@ -70,6 +88,7 @@ class ShardReader:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader")
         self._blocks = BlockCache()
+        self._rows = RowGroupCache()
         self._index = functools.lru_cache(maxsize=indexes)(self._read_index)
 
     def _read_index(self, source: int, shard: int) -> ShardIndex:
@@ -89,11 +108,14 @@ class ShardReader:
     def place(self, ref: SampleRef) -> Place:
         """Where a sample lies. Raises `DamagedSampleError` if it has no image or no caption (a bad row)."""
         index = self._index(ref.source, ref.shard)
+        members = index.members(ref.row)
         return Place(
             uid=self.uid(ref),
             key=index.key(ref.row),
             file=self.manifests[ref.source].shards[ref.shard],
-            members=choose_members(index.members(ref.row)),
+            members=choose_members(members)
+            if index.columns is None
+            else RowPlace(row=ref.row, columns=index.columns, group=members[0]),
         )
 
     def fetch(self, refs: Sequence[SampleRef]) -> list[RawSample]:
@@ -110,34 +132,34 @@ class ShardReader:
         Raises `StorageError` if the store does not answer or a shard is gone: that is not a sample's fault.
         """
         places = [self.place(ref) for ref in refs]
-        contents = self._read_members(places)
-        return [self._sample(ref, place, contents) for ref, place in zip(refs, places, strict=True)]
+        contents, rows = self._read_members(places), self._read_rows(places)
+        found = [_stored(place, contents) if place.uid not in rows else rows[place.uid] for place in places]
+        return [_sample(*item) for item in zip(refs, places, found, strict=True)]
 
-    def _sample(
-        self, ref: SampleRef, place: Place, contents: dict[tuple[str, Member], bytes]
-    ) -> RawSample | DamagedSampleError:
-        members, uri = place.members, place.file.uri
-        if any((uri, member) not in contents for member in members.all()):
-            return DamagedSampleError("truncated: the shard is shorter than when it was indexed")
-        try:
-            return RawSample(
-                uid=place.uid,
-                key=place.key,
-                pass_index=ref.pass_index,
-                image=contents[uri, members.image],
-                caption=decode_caption(contents[uri, members.caption]),
-                meta=decode_record(contents[uri, members.record]) if members.record else {},
-            )
-        except DamagedSampleError as damage:
-            return damage
+    def _read_rows(self, places: Sequence[Place]) -> dict[str, Found]:
+        """Samples of Parquet files by uid, files in parallel."""
+        by_file: dict[str, list[Place]] = defaultdict(list)
+        for place in places:
+            if isinstance(place.members, RowPlace):
+                by_file[place.file.uri].append(place)
+
+        def read(wanted: list[Place]) -> dict[str, Found]:
+            file, at = wanted[0].file, [(place.uid, place.members) for place in wanted]
+            uids = {where.row: uid for uid, where in at if isinstance(where, RowPlace)}
+            columns = next(where.columns for _, where in at if isinstance(where, RowPlace))
+            found = self._rows.read(file.uri, file.size, columns, sorted(uids))
+            return {uids[row]: sample for row, sample in found.items()}
+
+        return {uid: sample for part in self._pool.map(read, by_file.values()) for uid, sample in part.items()}
 
     def _read_members(self, places: Sequence[Place]) -> dict[tuple[str, Member], bytes]:
         """The bytes of every member by (URI, member); without those that a cut shard has lost."""
         wanted: dict[str, set[Member]] = defaultdict(set)
         files: dict[str, ShardRow] = {}
         for place in places:
-            wanted[place.file.uri].update(place.members.all())
-            files[place.file.uri] = place.file
+            if isinstance(place.members, SampleMembers):
+                wanted[place.file.uri].update(place.members.all())
+                files[place.file.uri] = place.file
         plans = {uri: coalesce(members) for uri, members in wanted.items()}
         share = -(-sum(map(len, plans.values())) // self._threads)
         jobs = [
@@ -162,6 +184,35 @@ class ShardReader:
         whole = [[member for member in group if member.offset + member.size <= size] for group in groups]
         kept = [group for group in whole if group]
         return _slices(kept, storage.read_ranges(file.uri, [span(group) for group in kept]))
+
+
+def _stored(place: Place, contents: dict[tuple[str, Member], bytes]) -> Found:
+    members, uri = place.members, place.file.uri
+    assert isinstance(members, SampleMembers)
+    if any((uri, member) not in contents for member in members.all()):
+        return DamagedSampleError("truncated: the shard is shorter than when it was indexed")
+    return Stored(
+        image=contents[uri, members.image],
+        caption=contents[uri, members.caption] if members.caption else None,
+        record=contents[uri, members.record] if members.record else None,
+    )
+
+
+def _sample(ref: SampleRef, place: Place, found: Found) -> RawSample | DamagedSampleError:
+    if isinstance(found, DamagedSampleError):
+        return found
+    try:
+        words = decode_words(found)
+    except DamagedSampleError as damage:
+        return damage
+    return RawSample(
+        uid=place.uid,
+        key=place.key,
+        pass_index=ref.pass_index,
+        image=found.image,
+        caption=words.caption,
+        meta=words.record,
+    )
 
 
 def coalesce(members: set[Member]) -> list[Group]:

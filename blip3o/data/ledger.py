@@ -8,7 +8,9 @@ import functools
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
@@ -52,11 +54,36 @@ def read_ledger(uri: str) -> list[LedgerEntry]:
     if uri.endswith(".parquet"):
         rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist() if storage.exists(uri) else []
     else:
-        rows = [json.loads(storage.read_bytes(file.uri)) for file in storage.list_files(uri, suffix=".json")]
+        files = [file.uri for file in storage.list_files(uri, suffix=".json")]
+        with ThreadPoolExecutor(16) as pool:
+            rows = [json.loads(data) for data in pool.map(storage.read_bytes, files)]
     try:
         return sorted((LedgerEntry(**row) for row in rows), key=lambda entry: (entry.stage, entry.uid, entry.offset))
     except TypeError as error:
         raise DataError(f"{uri} holds an object that is not a ledger entry: {error}") from error
+
+
+def find_ledger(uri: str) -> str:
+    """The ledger that belongs to a URI: of a manifest's folder, of a run's folder, or the URI itself.
+
+    Raises `DataError` if there is none.
+    """
+    if uri.endswith(".parquet"):
+        candidates = [uri] if storage.exists(uri) else []
+    else:
+        below = storage.join(uri, "ledger")
+        candidates = [file for file in (storage.join(uri, "ledger.parquet"),) if storage.exists(file)]
+        candidates += [folder for folder in (below, uri) if storage.list_files(folder, suffix=".json")]
+    if not candidates:
+        raise DataError(
+            f"{uri} holds no ledger: name the folder of a manifest or of a run; one without damage has none"
+        )
+    return candidates[0]
+
+
+def kind_of(reason: str) -> str:
+    """What a reason says beside its particulars: up to the first colon, numbers as N and quoted words left out."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'…'", reason).split(": ")[0])
 
 
 class Ledger:

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blip3o.config.recipe import DataConfig, SourceConfig
+from blip3o.config.shards import ColumnsConfig
 from blip3o.data import storage
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLocation:
-    """One source's name, its shards (with a `*`) and its manifest."""
+    """One source's name, its shards (with a `*`), its manifest, and the columns of its Parquet files."""
 
     name: str
     shards: str
     manifest: str
+    columns: ColumnsConfig
 
 
 def below_root(data: DataConfig, uri: str) -> str:
@@ -28,6 +30,7 @@ def source_locations(data: DataConfig, sources: Sequence[SourceConfig] | None = 
             name=source.name,
             shards=below_root(data, source.shards),
             manifest=storage.join(data.root, "manifests", source.name),
+            columns=source.columns,
         )
         for source in (data.sources if sources is None else sources)
     ]

@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 
 from blip3o.data import storage
 from blip3o.data.ledger import LedgerEntry
+from blip3o.data.parquet import Columns
 from blip3o.data.scan import ShardScan
 from blip3o.errors import DataError
 from blip3o.types import Member
 
 _HEADER = b"blip3o"
 # Of index files: one of another layout is made anew when the source is indexed again.
-_LAYOUT = 2
+_LAYOUT = 3
 _MEMBER = pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 _FACTS = pa.schema(
     [
@@ -134,11 +135,15 @@ def check_unchanged(manifest: Manifest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What an index file's header says: the `source` it was made for, its shard, and the damage found."""
+    """What an index file's header says: the `source` it was made for, its shard, the damage found, the text of the
+    `options` of the scan, and for Parquet the `columns` to read.
+    """
 
     source: str
     row: ShardRow
     damage: tuple[LedgerEntry, ...]
+    options: str
+    columns: Columns | None
 
 
 def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> ShardSummary:
@@ -151,6 +156,13 @@ def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> Shar
         rows=len(scan.samples),
         bad_rows=scan.bad_rows,
     )
+    summary = ShardSummary(source=scan.source, row=row, damage=scan.damage, options=scan.options, columns=scan.columns)
+    header = {"layout": _LAYOUT, **asdict(summary)}
+    write_table(_index_file(uri, scan.shard), _index_table(scan), header)
+    return summary
+
+
+def _index_table(scan: ShardScan) -> pa.Table:
     samples = [
         {
             "row": number,
@@ -160,10 +172,30 @@ def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> Shar
         }
         for number, sample in enumerate(scan.samples)
     ]
-    summary = ShardSummary(source=scan.source, row=row, damage=scan.damage)
-    header = {"layout": _LAYOUT, **asdict(summary)}
-    write_table(_index_file(uri, scan.shard), pa.Table.from_pylist(samples, schema=_INDEX), header)
-    return summary
+    return pa.Table.from_pylist(samples, schema=_INDEX)
+
+
+def differences(manifest: Manifest, scan: ShardScan) -> list[str]:
+    """How a shard, scanned anew, differs from its index: a line for each sample, empty if it is the same.
+
+    Raises as `read_shard_index`.
+    """
+    table, _ = _read_index(manifest, scan.shard, None)
+    uri = manifest.shards[scan.shard].uri
+    before, now = table.to_pylist(), _index_table(scan).to_pylist()
+    if len(before) != len(now):
+        return [f"{uri} has {len(now)} samples, {len(before)} when it was indexed"]
+    bad_before, bad_now = manifest.shards[scan.shard].bad_rows, scan.bad_rows
+    reasons = {entry.uid: entry.reason for entry in scan.damage}
+    found: list[str] = []
+    for row, (old, new) in enumerate(zip(before, now, strict=True)):
+        uid = f"{manifest.name}/{scan.shard}/{row}"
+        if (row in bad_before) != (row in bad_now):
+            found.append(f"{uid} of {uri} is {reasons.get(uid, 'good')}, which it was not when it was indexed")
+        elif old != new:
+            changed = next(name for name in old if old[name] != new[name])
+            found.append(f"{uid} of {uri} has {changed} {new[changed]}, {old[changed]} when it was indexed")
+    return found
 
 
 def read_shard_summaries(uri: str) -> dict[int, ShardSummary]:
@@ -178,7 +210,9 @@ def read_shard_summaries(uri: str) -> dict[int, ShardSummary]:
 class ShardIndex:
     """The members of every sample of one shard, as arrays (tens of bytes a member)."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, columns: Columns | None) -> None:
+        # Those to read, where the shard is Parquet; None for a tar.
+        self.columns = columns
         members = table.column("members").combine_chunks()
         fields = members.values
         self.keys: pa.Array = table.column("key").combine_chunks()
@@ -207,24 +241,26 @@ class ShardIndex:
 
 def read_shard_index(manifest: Manifest, shard: int) -> ShardIndex:
     """The index of one shard of a manifest. Raises `DataError` if it was not made from the shard the manifest names."""
-    return ShardIndex(_read_index(manifest, shard, ["key", "members"]))
+    table, summary = _read_index(manifest, shard, ["key", "members"])
+    return ShardIndex(table, summary.columns)
 
 
 def read_shard_facts(manifest: Manifest, shard: int) -> pa.Table:
     """Facts of every sample of one shard, a row each, bad ones included. Columns as `SampleFacts`: `width`, `height`,
     `caption_chars` int32, `phash`, `crc32` int64, `fields` string. Raises as `read_shard_index`.
     """
-    return _read_index(manifest, shard, _FACTS.names)
+    return _read_index(manifest, shard, _FACTS.names)[0]
 
 
-def _read_index(manifest: Manifest, shard: int, columns: list[str]) -> pa.Table:
+def _read_index(manifest: Manifest, shard: int, columns: list[str] | None) -> tuple[pa.Table, ShardSummary]:
     file = _index_file(manifest.uri, shard)
     table, header = read_table(file, columns=columns)
-    if _summary(header).row != manifest.shards[shard]:
-        raise DataError(f"{file} and the manifest beside it are of different shards: index the source again")
     if header.get("layout") != _LAYOUT:
         raise DataError(f"{file} was written by an older version: index the source again")
-    return table
+    summary = _summary(header)
+    if summary.row != manifest.shards[shard]:
+        raise DataError(f"{file} and the manifest beside it are of different shards: index the source again")
+    return table, summary
 
 
 def _index_file(uri: str, shard: int) -> str:
@@ -233,8 +269,13 @@ def _index_file(uri: str, shard: int) -> str:
 
 def _summary(header: dict[str, Any]) -> ShardSummary:
     row = ShardRow(**{**header["row"], "bad_rows": tuple(header["row"]["bad_rows"])})
+    columns = header["columns"]
     return ShardSummary(
-        source=header["source"], row=row, damage=tuple(LedgerEntry(**entry) for entry in header["damage"])
+        source=header["source"],
+        row=row,
+        damage=tuple(LedgerEntry(**entry) for entry in header["damage"]),
+        options=header["options"],
+        columns=Columns(**{**columns, "record": tuple(columns["record"])}) if columns else None,
     )
 
 

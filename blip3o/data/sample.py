@@ -1,7 +1,8 @@
 """What a sample is: which members of a tar make one, and what its text must look like. Bytes in, values out, no I/O.
 
-A sample is an image, a caption (KEY.txt) and optionally a record (KEY.json). What is wrong with one is a
-`DamagedSampleError`, found when shards are indexed and checked again, by the same functions, when they are read.
+A sample is an image and a caption (KEY.txt), a record (KEY.json), or both; a record can hold the caption. What is wrong
+with one is a `DamagedSampleError`, found when shards are indexed and checked again, by the same functions, when they
+are read.
 """
 
 import json
@@ -9,79 +10,155 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blip3o.errors import DataError
+from blip3o.config.shards import MAX_CAPTION_CHARS
+from blip3o.data.conversations import conversation_pairs
+from blip3o.data.damage import DamagedSampleError
 from blip3o.types import Member
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
 RECORD_EXTENSION = "json"
-MAX_CAPTION_CHARS = 100_000
 # Far above any photograph; a member beyond it is refused before its bytes are read.
 MAX_MEMBER_BYTES = 256 * 2**20
 
 
-class DamagedSampleError(DataError):
-    """A sample that cannot be used; `reason` is what the ledger says of it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A sample's bytes as they lie in its shard; `caption` and `record` are None where there is none."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    image: bytes
+    caption: bytes | None
+    record: bytes | None
+
+    def parts(self) -> list[bytes]:
+        """Those that exist, in the order image, caption, record."""
+        return [part for part in (self.image, self.caption, self.record) if part is not None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Words:
+    """The text of a sample: its caption, and its record (empty where there is none)."""
+
+    caption: str
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleMembers:
-    """The members that are read: image, caption and, where there is one, the record."""
+    """The members that are read: image, caption and record, of which one may be lacking."""
 
     image: Member
-    caption: Member
+    caption: Member | None
     record: Member | None
 
     def all(self) -> list[Member]:
         """Those that exist, in the order image, caption, record."""
-        return [self.image, self.caption] + ([self.record] if self.record else [])
+        return [member for member in (self.image, self.caption, self.record) if member is not None]
 
 
 def choose_members(members: Sequence[Member]) -> SampleMembers:
     """Picks a sample's members by extension; of several images the first in `IMAGE_EXTENSIONS` counts.
 
-    Raises `DamagedSampleError` where image or caption is missing, or a member is larger than any sample's should be.
+    Raises `DamagedSampleError` where there is no image, neither caption nor record, or a member is larger than any
+    sample's should be.
     """
     by_ext = {member.ext: member for member in members}
     image = next((by_ext[ext] for ext in IMAGE_EXTENSIONS if ext in by_ext), None)
-    caption = by_ext.get(CAPTION_EXTENSION)
+    caption, record = by_ext.get(CAPTION_EXTENSION), by_ext.get(RECORD_EXTENSION)
     if image is None:
         raise DamagedSampleError("missing image")
-    if caption is None:
+    if caption is None and record is None:
         raise DamagedSampleError("missing caption")
-    chosen = SampleMembers(image=image, caption=caption, record=by_ext.get(RECORD_EXTENSION))
+    chosen = SampleMembers(image=image, caption=caption, record=record)
     for member in chosen.all():
         if member.size > MAX_MEMBER_BYTES:
             raise DamagedSampleError(f"member too large: {member.ext} of {member.size} bytes, limit {MAX_MEMBER_BYTES}")
     return chosen
 
 
-def decode_caption(data: bytes) -> str:
+def decode_words(stored: Stored, *, max_caption_chars: int = MAX_CAPTION_CHARS) -> Words:
+    """Caption and record of a sample. Raises `DamagedSampleError` as `decode_caption` and `decode_record` do.
+
+    Without a caption of its own, that of the record counts: `caption`, the first of `captions`, `text`, `prompt`,
+    `Task1.Caption` (as JourneyDB has them), else the first answer of its conversation.
+    """
+    caption = None if stored.caption is None else decode_caption(stored.caption, max_chars=max_caption_chars)
+    record = {} if stored.record is None else decode_record(stored.record)
+    if caption is None:
+        caption = _checked_caption(caption_of(record), max_caption_chars)
+    return Words(caption=caption, record=record)
+
+
+def caption_of(record: dict[str, Any]) -> str:
+    """The caption in a record, see `decode_words`. Raises `DamagedSampleError` if there is none."""
+    captions, task = record.get("captions"), record.get("Task1")
+    stated = [
+        record.get("caption"),
+        captions[0] if captions else None,
+        record.get("text"),
+        record.get("prompt"),
+        task.get("Caption") if isinstance(task, dict) else None,
+    ]
+    for caption in stated:
+        if isinstance(caption, str):
+            return caption
+    if record.get("conversations"):
+        return conversation_pairs(record["conversations"])[0][1]
+    raise DamagedSampleError("missing caption")
+
+
+def decode_caption(data: bytes, *, max_chars: int = MAX_CAPTION_CHARS) -> str:
     """The caption without surrounding white space.
 
-    Raises `DamagedSampleError` if it is empty, not UTF-8, or longer than `MAX_CAPTION_CHARS`.
+    Raises `DamagedSampleError` if it is empty, not UTF-8, or longer than `max_chars`.
     """
     try:
-        caption = data.decode().strip()
+        caption = data.decode()
     except UnicodeDecodeError as error:
         raise DamagedSampleError(f"caption is not UTF-8: byte {error.start}") from error
+    return _checked_caption(caption, max_chars)
+
+
+def _checked_caption(caption: str, max_chars: int) -> str:
+    caption = caption.strip()
     if not caption:
         raise DamagedSampleError("empty caption")
-    if len(caption) > MAX_CAPTION_CHARS:
-        raise DamagedSampleError(f"caption too long: {len(caption)} characters, limit {MAX_CAPTION_CHARS}")
+    if len(caption) > max_chars:
+        raise DamagedSampleError(f"caption too long: {len(caption)} characters, limit {max_chars}")
     return caption
 
 
 def decode_record(data: bytes) -> dict[str, Any]:
-    """KEY.json as a dictionary. Raises `DamagedSampleError` if it is not a JSON object."""
+    """KEY.json as a dictionary. Raises `DamagedSampleError` if it is not a JSON object, holds halves of surrogate
+    pairs, or has `captions`, `qa`, `caption_qa` or `conversations` that cannot be asked or told.
+    """
     try:
         record = json.loads(data)
+        # Half a pair parses as JSON, but is no text: no tokenizer takes it.
+        if b"\\ud" in data.lower():
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DamagedSampleError("record holds half a surrogate pair") from error
     except (ValueError, RecursionError) as error:
         raise DamagedSampleError(f"record is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DamagedSampleError(f"record is not a JSON object but a {type(record).__name__}")
+    _check_texts(record)
     return record
+
+
+def _check_texts(record: dict[str, Any]) -> None:
+    captions = record.get("captions")
+    if captions and not (isinstance(captions, list) and all(isinstance(c, str) and c.strip() for c in captions)):
+        raise DamagedSampleError("captions is not a list of texts")
+    for name in ("qa", "caption_qa"):
+        pairs = record.get(name)
+        if pairs and not (isinstance(pairs, list) and all(map(_is_pair, pairs))):
+            raise DamagedSampleError(f"{name} has a pair without a question or an answer")
+    if record.get("conversations"):
+        conversation_pairs(record["conversations"])
+
+
+def _is_pair(pair: object) -> bool:
+    said = [pair.get(name) for name in ("question", "answer")] if isinstance(pair, dict) else [None]
+    return all(text is not None and str(text).strip() for text in said)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -69,6 +71,29 @@ def tar(files: Files, kind: int = tarfile.USTAR_FORMAT) -> bytes:
     return sink.getvalue()
 
 
+def parquet(rows: Sequence[dict], *, group: int = 4, schema: pa.Schema | None = None, **options: object) -> bytes:
+    """A Parquet file of some rows, `group` of them in a row group, with checksums of its pages.
+
+    Captions given as bytes become text that need not be UTF-8.
+    """
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    captions = table.column("caption") if "caption" in table.column_names else None
+    if captions is not None and pa.types.is_binary(captions.type):
+        text = pa.chunked_array([chunk.view(pa.string()) for chunk in captions.chunks])
+        table = table.set_column(table.column_names.index("caption"), "caption", text)
+    pq.write_table(table, sink, row_group_size=group, write_page_checksum=True, **options)
+    return sink.getvalue()
+
+
+def rows(count: int, prefix: str = "s") -> list[dict]:
+    """The samples of `samples` as rows with columns `image`, `caption` and `key` for a record."""
+    return [
+        {"image": files[0][1], "caption": files[1][1].decode(), **json.loads(files[2][1])}
+        for files in (sample(f"{prefix}{number:03d}") for number in range(count))
+    ]
+
+
 def header_of(data: bytes, name: str) -> int:
     """Where the header of a file begins in a tar of short names."""
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -82,11 +107,11 @@ def put(folder: str | Path, name: str, data: bytes) -> storage.FileInfo:
     return storage.stat(uri)
 
 
-def index(folder: str | Path, tars: Sequence[bytes], name: str = "src") -> Manifest:
+def index(folder: str | Path, shards: Sequence[bytes], name: str = "src") -> Manifest:
     """Writes shards and their manifest (at `<folder>/manifest`), as `jobs.index` does but in this process."""
     uri = storage.join(str(folder), "manifest")
-    rows = []
-    for number, data in enumerate(tars):
-        file = put(folder, f"train-{number:05d}.tar", data)
-        rows.append(write_shard_index(uri, file, scan_shard(file, source=name, shard=number)).row)
-    return write_manifest(uri, name, rows)
+    indexed = []
+    for number, data in enumerate(shards):
+        file = put(folder, f"train-{number:05d}.{'parquet' if data[:4] == b'PAR1' else 'tar'}", data)
+        indexed.append(write_shard_index(uri, file, scan_shard(file, source=name, shard=number)).row)
+    return write_manifest(uri, name, indexed)

@@ -7,9 +7,9 @@ import pytest
 
 from blip3o.data import storage
 from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, Task, build_micro_batches
+from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import decode_image
 from blip3o.data.ledger import read_ledger
-from blip3o.data.sample import DamagedSampleError
 from blip3o.data.sets.writer import Sample
 from blip3o.data.templates import IGNORE, Turn
 from blip3o.data.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, ChatTokenizer
@@ -258,6 +258,21 @@ def test_a_source_in_which_nothing_fits_stops(tmp_path):
     source_with(tmp_path, "a red circle 2")
     with pytest.raises(DataError, match="is damaged, and so is all that could replace it"):
         build_micro_batches(recipe(tmp_path, max_length=5), Task.DRAW)(0)
+
+
+def test_a_conversation_is_told_as_it_went_as_far_as_it_fits(root):
+    build = builder(root, Task.CHAT)
+    said = [f"{word} {number}?" for number in range(2) for word in ("what", "a dot")]
+    turns = [{"from": "human" if n % 2 == 0 else "gpt", "value": text} for n, text in enumerate(said)]
+    turns[0]["value"] += "\n<image>"
+    told = [Turn(role="user" if n % 2 == 0 else "assistant", text=text) for n, text in enumerate(said)]
+    template, tokenizer = build.encoder.template, build.encoder.tokenizer
+    whole, first = (template.conversation(tokenizer, told[:n], with_image=True) for n in (4, 2))
+    for length, expected in [(LENGTH, whole), (len(whole.ids) - 1, first)]:
+        row = replace(build.encoder, max_length=length)(raw(conversations=turns, qa=QA))
+        assert tuple(row["input_ids"][: len(expected.ids)]) == expected.ids
+        assert tuple(row["labels"][: len(expected.ids)]) == expected.labels
+        assert (row["labels"][len(expected.ids) :] == IGNORE).all()
 
 
 def test_captions_of_the_record_win_over_the_text_file(root):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip3o.config.model import FitConfig
+from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import MAX_PIXELS, decode_image, open_image, to_square
-from blip3o.data.sample import DamagedSampleError
 from tests.data.shards import UNHURRIED, encode, png_bomb
 
 FORMATS = ["PNG", "JPEG", "WEBP"]

@@ -3,10 +3,10 @@
 import pytest
 
 from blip3o.data import storage
+from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import decode_image
 from blip3o.data.fetch import REPLACEMENT_TRIES, ShardReader, coalesce, load_samples
 from blip3o.data.ledger import Ledger, read_ledger
-from blip3o.data.sample import DamagedSampleError
 from blip3o.errors import DataError, StorageError
 from blip3o.types import Member, RawSample, SampleRef
 from tests.data.shards import index, put, sample, samples, tar

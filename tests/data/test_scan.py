@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blip3o.data.sample import MAX_CAPTION_CHARS
-from blip3o.data.scan import ShardScan, scan_shard
+from blip3o.config.shards import MAX_CAPTION_CHARS, LimitsConfig
+from blip3o.data.scan import ScanOptions, ShardScan, scan_shard
 from blip3o.data.storage import FileInfo
 from tests.data.shards import UNHURRIED, Files, header_of, png, png_bomb, put, sample, samples, tar
 
@@ -69,6 +69,46 @@ def test_a_damaged_sample_is_one_bad_row(scan, files, reason):
     assert entry.reason.startswith(reason)
     first, last = found.samples[2].members[0], found.samples[2].members[-1]
     assert (entry.offset, entry.size) == (first.offset, last.offset + last.size - first.offset)
+
+
+SAID = b'{"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a dot"}]}'
+RECORDS = {
+    "captions that are no list": (b'{"captions": "a dot"}', "captions is not a list of texts"),
+    "question alone": (b'{"qa": [{"question": "what?"}]}', "qa has a pair without a question or an answer"),
+    "conversation of one": (b'{"conversations": [{"from": "human", "value": "?"}]}', "conversations is not a list of"),
+    "half a pair": (b'{"note": "\\ud800"}', "record holds half a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize(("record", "reason"), RECORDS.values(), ids=RECORDS)
+def test_a_record_that_cannot_be_asked_is_damage(scan, record, reason):
+    found = scan(tar(sample("a") + sample("x", record=record)))
+    assert [(entry.uid, entry.reason[: len(reason)]) for entry in found.damage] == [("src/3/1", reason)]
+
+
+@pytest.mark.parametrize("record", [b'{"captions": ["a dot"]}', b'{"caption": "a dot"}', SAID])
+def test_a_record_can_hold_the_caption(scan, record):
+    found = scan(tar(only(sample("x", record=record), "png", "json")))
+    assert (found.bad_rows, found.samples[0].facts.caption_chars) == ((), len("a dot"))
+
+
+def test_members_that_lie_apart_are_reported_by_the_name_of_their_key(scan):
+    a, b = samples(2)[:3], samples(2)[3:]
+    found = scan(tar([*a[:2], *b, *a[2:]]))
+    assert [item.key for item in found.samples] == ["s000", "s001", "s000"]
+    assert found.bad_rows == (0, 2)
+    assert {entry.reason for entry in found.damage} == {
+        "members of key 's000' lie apart in the tar: write them one after another"
+    }
+
+
+def test_limits_are_those_of_the_options(tmp_path):
+    file = put(tmp_path, "a.tar", tar(sample("a") + sample("b", caption=b"b")))
+    limits = LimitsConfig(max_caption_chars=5)
+    found = scan_shard(file, source="src", shard=0, options=ScanOptions(limits=limits))
+    assert reasons(found) == {"src/0/0": "caption too long: 12 characters, limit 5"}
+    found = scan_shard(file, source="src", shard=0, options=ScanOptions(limits=LimitsConfig(max_pixels=12 * 9 - 1)))
+    assert set(reasons(found).values()) == {"image too large: 12x9 pixels, limit 107"}
 
 
 def test_a_record_is_optional(scan):

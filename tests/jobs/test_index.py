@@ -1,14 +1,22 @@
 """Indexing a source on Ray: finds its shards, keeps within the budget, goes on where it stopped."""
 
+import io
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from blip3o.config.shards import LimitsConfig
 from blip3o.data import storage
 from blip3o.data.fetch import ShardReader
 from blip3o.data.ledger import read_ledger
-from blip3o.data.manifest import ledger_file, manifest_file, read_manifest
+from blip3o.data.manifest import ledger_file, manifest_file, read_manifest, write_manifest
+from blip3o.data.scan import ScanOptions
 from blip3o.errors import DataError
 from blip3o.types import SampleRef
-from jobs.index import find_shards, index_source
+from jobs.index import find_shards, index_source, verify_source
 from tests.data.shards import put, sample, samples, tar
 
 
@@ -50,3 +58,32 @@ def test_a_source_in_a_store_is_indexed_resumed_and_kept_within_its_budget(ray_c
     assert (again.scanned, again.manifest.good_rows) == (1, 13)
     assert again.manifest.shards[0] == done.manifest.shards[0]
     assert read_ledger(ledger_file(manifest_uri)) == []
+
+    # Read again, all is as it was indexed; a byte that changed behind the index's back is found by its sample.
+    shown = {"name": "src", "manifest_uri": manifest_uri}
+    assert verify_source(**shown) == 13
+    shards = list(again.manifest.shards)
+    put(folder, "train-00001.tar", tar(samples(7, "u")).replace(b"caption of u003", b"caption of u_03"))
+    with pytest.raises(DataError, match=r"train-00001\.tar was written again since it was indexed"):
+        verify_source(**shown)
+    rewritten = replace(shards[1], version=storage.stat(shards[1].uri).version)
+    pretend_indexed(again.manifest, rewritten)
+    with pytest.raises(DataError, match=r"differs from its index in 1 places: src/1/3 of .*train-00001\.tar has crc32"):
+        verify_source(**shown)
+    other = ScanOptions(limits=LimitsConfig(max_pixels=9))
+    with pytest.raises(DataError, match="was indexed with other limits or columns: index the source again"):
+        verify_source(**shown, options=other)
+    with pytest.raises(DataError, match="13 of 13 samples are damaged"):
+        index_source(**source, options=other)
+
+
+def pretend_indexed(manifest, row):
+    """Makes a manifest and an index file say that they were made of the shard as it is now."""
+    file = f"{manifest.uri}/index/{row.shard:05d}.parquet"
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
+    header = json.loads(table.schema.metadata[b"blip3o"])
+    header["row"]["version"] = row.version
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({b"blip3o": json.dumps(header)}), sink)
+    storage.write_bytes(file, sink.getvalue())
+    write_manifest(manifest.uri, manifest.name, [row if old.shard == row.shard else old for old in manifest.shards])

@@ -1,0 +1,88 @@
+"""Rows of Parquet shards through a bounded cache of decoded row groups.
+
+The order mixes samples inside a window of neighbours, so successive micro-batches want rows of the same groups. Row
+groups of about `data.chunk` rows are read with the least waste.
+"""
+
+import functools
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+
+from blip3o.data import storage
+from blip3o.data.damage import DamagedSampleError
+from blip3o.data.parquet import Columns, GroupRows, ParquetShard, Read, RowGroup
+from blip3o.data.sample import Stored
+
+CACHE_BYTES = 256 * 2**20
+SHARDS = 256  # footers held
+
+
+class RowGroupCache:
+    """Decoded row groups by (URI, number), the least recently used dropped first. Threads may share it.
+
+    `capacity` in bytes; the newest group is held whatever its size.
+    """
+
+    def __init__(self, *, capacity: int = CACHE_BYTES) -> None:
+        self._capacity = capacity
+        self._groups: OrderedDict[tuple[str, int], GroupRows] = OrderedDict()
+        self._lock = threading.Lock()
+        self._shard = functools.lru_cache(maxsize=SHARDS)(_open)
+
+    def read(
+        self, uri: str, file_bytes: int, columns: Columns, rows: Sequence[int]
+    ) -> dict[int, Stored | DamagedSampleError]:
+        """Each of some rows of a file of `file_bytes`, or what is wrong with it.
+
+        Raises `StorageError` if the store does not answer, or if the file was cut: its footer, and so all of it, is
+        lost then.
+        """
+        try:
+            shard = self._shard(uri, file_bytes)
+            by_group: dict[RowGroup, list[int]] = defaultdict(list)
+            for row in rows:
+                by_group[shard.group_of(row)].append(row)
+        except DamagedSampleError as damage:
+            return dict.fromkeys(rows, damage)
+        found: dict[int, Stored | DamagedSampleError] = {}
+        for group, wanted in by_group.items():
+            found |= self._rows(uri, shard, group, columns, wanted)
+        return found
+
+    def _rows(
+        self, uri: str, shard: ParquetShard, group: RowGroup, columns: Columns, rows: Sequence[int]
+    ) -> dict[int, Stored | DamagedSampleError]:
+        try:
+            decoded = self._group(uri, shard, group, columns)
+        except DamagedSampleError as damage:
+            return dict.fromkeys(rows, damage)
+        return {row: _stored(decoded, row - group.first) for row in rows}
+
+    def _group(self, uri: str, shard: ParquetShard, group: RowGroup, columns: Columns) -> GroupRows:
+        key = (uri, group.number)
+        with self._lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+        decoded = shard.read_group(_reader(uri), group, columns)
+        with self._lock:
+            self._groups[key] = decoded
+            while len(self._groups) > 1 and sum(held.nbytes for held in self._groups.values()) > self._capacity:
+                self._groups.popitem(last=False)
+        return decoded
+
+
+def _open(uri: str, file_bytes: int) -> ParquetShard:
+    return ParquetShard(_reader(uri), file_bytes)
+
+
+def _reader(uri: str) -> Read:
+    return lambda offset, size: storage.read_ranges(uri, [(offset, size)])[0]
+
+
+def _stored(group: GroupRows, place: int) -> Stored | DamagedSampleError:
+    try:
+        return group.stored(place)
+    except DamagedSampleError as damage:
+        return damage

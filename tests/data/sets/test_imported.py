@@ -1,0 +1,181 @@
+"""One's own images become shards that index without damage; what cannot be used is named and left out."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from blip3o.data import storage
+from blip3o.data.fetch import ShardReader
+from blip3o.data.ledger import read_ledger
+from blip3o.data.manifest import Manifest, write_manifest, write_shard_index
+from blip3o.data.scan import scan_shard
+from blip3o.data.sets.imported import import_set
+from blip3o.errors import DataError
+from blip3o.types import RawSample, SampleRef
+from tests.data.shards import png, png_bomb
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures and what is said of them, in three ways."""
+    for name, data in {
+        "a.png": png(1),
+        "a.txt": b" a dot \n",
+        "deep/b.PNG": png(2),
+        "deep/b.json": json.dumps({"captions": ["two dots", "dots"], "score": 5}).encode(),
+        "c.x.png": png(3),
+        "c.x.txt": b"three dots",
+        "c.x.json": b'{"lang": "en"}',
+        "readme.md": b"no image",
+    }.items():
+        storage.write_bytes(f"{tmp_path}/in/{name}", data)
+    return f"{tmp_path}/in"
+
+
+def samples_of(shards: list[str]) -> list[RawSample]:
+    """All samples of some shards, which must be without damage."""
+    base = storage.join(shards[0].rsplit("/", 1)[0], "manifest")
+    scans = [scan_shard(storage.stat(uri), source="mine", shard=number) for number, uri in enumerate(shards)]
+    assert not [scan.damage for scan in scans if scan.damage]
+    rows = [write_shard_index(base, storage.stat(uri), scan).row for uri, scan in zip(shards, scans, strict=True)]
+    manifest: Manifest = write_manifest(base, "mine", rows)
+    return ShardReader([manifest]).fetch(
+        [
+            SampleRef(source=0, shard=shard.shard, row=row, pass_index=0)
+            for shard in manifest.shards
+            for row in range(shard.rows)
+        ]
+    )
+
+
+def test_a_folder_becomes_shards(folder, tmp_path):
+    seen = []
+    done = import_set(folder, f"{tmp_path}/out", samples_per_shard=2, on_progress=lambda *at: seen.append(at))
+    assert (done.summary.counts, done.damage, done.summary.built) == ({"train": 3}, (), True)
+    assert seen == [(n, 3) for n in (1, 2, 3)]
+    found = samples_of(done.summary.shards["train"])
+    assert [(s.key, s.caption, s.meta["file"]) for s in found] == [
+        ("0000000", "a dot", "a.png"),
+        ("0000001", "three dots", "c.x.png"),
+        ("0000002", "two dots", "deep/b.PNG"),
+    ]
+    assert [s.image for s in found] == [png(1), png(3), png(2)]
+    assert (found[1].meta["lang"], found[2].meta["score"], found[2].meta["captions"]) == ("en", 5, ["two dots", "dots"])
+
+
+def test_an_import_again_changes_nothing_and_of_another_listing_is_refused(folder, tmp_path):
+    out = f"{tmp_path}/out"
+    import_set(folder, out)
+    before = {file.uri: file.version for file in storage.list_files(out)}
+    assert not import_set(folder, out).summary.built
+    assert {file.uri: file.version for file in storage.list_files(out)} == before
+    storage.delete(f"{out}/dataset.json")
+    assert import_set(folder, out).summary.built
+    storage.write_bytes(f"{folder}/d.png", png(4))
+    with pytest.raises(DataError, match="take another folder or delete it"):
+        import_set(folder, out)
+
+
+TABLES = {
+    "t.jsonl": [
+        {"img_path": "a.png", "prompt": "a dot, 8k", "Task1": {"Caption": "a dot"}},
+        {"img_path": "c.x.png", "Task1": {"Caption": "three dots"}},
+    ],
+    "t.json": [
+        {
+            "id": 7,
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat is this?"},
+                {"from": "gpt", "value": "a dot, 8k"},
+            ],
+        },
+        {"image": "c.x.png", "caption": "three dots", "score": 1.5},
+    ],
+    "t.csv": [{"file": "a.png", "text": "a dot, 8k", "n": "1"}, {"file": "c.x.png", "text": "three dots", "n": "2"}],
+}
+
+
+def written(name: str, rows: list[dict]) -> bytes:
+    if name.endswith(".json"):
+        return json.dumps(rows).encode()
+    if name.endswith(".jsonl"):
+        return "\n\n".join(map(json.dumps, rows)).encode()
+    sink = io.StringIO(newline="")
+    table = csv.DictWriter(sink, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+    return sink.getvalue().encode("utf-8-sig")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_become_shards(folder, tmp_path, name):
+    storage.write_bytes(f"{folder}/{name}", written(name, TABLES[name]))
+    done = import_set(f"{folder}/{name}", f"{tmp_path}/out")
+    found = samples_of(done.summary.shards["train"])
+    assert [(s.image, s.caption) for s in found] == [(png(1), "a dot, 8k"), (png(3), "three dots")]
+    rest = {key: value for key, value in TABLES[name][1].items() if value != "c.x.png"}
+    assert rest.items() <= found[1].meta.items()
+
+
+def test_what_cannot_be_used_is_listed(folder, tmp_path):
+    rows = [
+        {"image": "a.png", "caption": "fine"},
+        {"image": "gone.png", "caption": "x"},
+        {"image": "readme.md", "caption": "x"},
+        {"image": "bomb.png", "caption": "x"},
+        {"image": "a.png", "caption": " "},
+        {"image": "a.png"},
+        {"image": "a.png", "caption": "half \ud800"},
+        {"image": "a.png", "caption": "x", "conversations": [{"from": "gpt", "value": "?"}]},
+    ]
+    storage.write_bytes(f"{folder}/bomb.png", png_bomb(9000, 9000))
+    storage.write_bytes(f"{folder}/t.jsonl", written("t.jsonl", rows))
+    done = import_set(f"{folder}/t.jsonl", f"{tmp_path}/out")
+    assert done.summary.counts == {"train": 1}
+    reasons = [(entry.uid, entry.reason.split(":")[0]) for entry in done.damage]
+    assert reasons == [
+        ("import/1", "missing image"),
+        ("import/2", "undecodable image"),
+        ("import/3", "image too large"),
+        ("import/4", "empty caption"),
+        ("import/5", "missing caption"),
+        ("import/6", "caption is not UTF-8"),
+        ("import/7", "conversations is not a list of questions, each with its answer"),
+    ]
+    assert tuple(read_ledger(done.ledger)) == done.damage
+    assert import_set(f"{folder}/t.jsonl", f"{tmp_path}/out").damage == done.damage
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", b"{", "cannot be read as jsonl"),
+        ("t.json", b'{"a": 1}', "it holds a dict, not a list"),
+        ("t.csv", b"\xff\xfe\xfa", "cannot be read as csv"),
+        ("t.csv", b"a,b\n1,2\n", "row 1 names no image: give it one of the columns image,"),
+        ("t.json", b"[3]", "row 1 is a int, not an object"),
+        ("t.jsonl", b"", "names no image"),
+        ("t.jsonl", b'{"image": "gone.png"}', "none of 1 samples can be used, the first: missing image"),
+    ],
+)
+def test_tables_that_cannot_be(tmp_path, name, content, message):
+    storage.write_bytes(f"{tmp_path}/{name}", content)
+    with pytest.raises(DataError, match=message):
+        import_set(f"{tmp_path}/{name}", f"{tmp_path}/out")
+    assert not storage.exists(f"{tmp_path}/out/dataset.json")
+
+
+def test_a_share_is_held_out_by_name_alone(tmp_path):
+    for number in range(60):
+        storage.write_bytes(f"{tmp_path}/in/{number}.png", png(0))
+        storage.write_bytes(f"{tmp_path}/in/{number}.txt", b"a")
+    done = import_set(f"{tmp_path}/in", f"{tmp_path}/out", heldout=0.3)
+    assert sum(done.summary.counts.values()) == 60
+    assert 8 <= done.summary.counts["heldout"] <= 28
+    held = {s.meta["file"] for s in samples_of(done.summary.shards["heldout"])}
+    storage.delete(f"{tmp_path}/in/7.png")
+    again = import_set(f"{tmp_path}/in", f"{tmp_path}/again", heldout=0.3)
+    assert {s.meta["file"] for s in samples_of(again.summary.shards["heldout"])} == held - {"7.png"}

@@ -1,0 +1,200 @@
+"""Parquet shards give the samples that tars give; what is damaged is named, and costs a row or a row group."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from blip3o.config.shards import ColumnsConfig
+from blip3o.data import storage
+from blip3o.data.damage import DamagedSampleError
+from blip3o.data.fetch import ShardReader, load_samples
+from blip3o.data.ledger import Ledger, read_ledger
+from blip3o.data.manifest import differences, read_shard_facts
+from blip3o.data.parquet import Columns, ParquetShard
+from blip3o.data.rows import RowGroupCache
+from blip3o.data.scan import ScanOptions, scan_shard
+from blip3o.errors import StorageError
+from blip3o.types import SampleRef
+from tests.data.shards import index, parquet, png, put, rows, samples, tar
+
+STRUCTS = [{"image": {"bytes": png(n), "path": f"{n}.png"}, "text": f"no. {n}", "score": n / 2} for n in range(3)]
+
+
+def refs(count: int, shard: int = 0) -> list[SampleRef]:
+    return [SampleRef(source=0, shard=shard, row=row, pass_index=0) for row in range(count)]
+
+
+def columns(data: bytes, **asked) -> Columns:
+    return ParquetShard(lambda offset, size: data[offset : offset + size], len(data)).columns(ColumnsConfig(**asked))
+
+
+@pytest.fixture
+def scan(tmp_path):
+    def run(data: bytes, **options):
+        return scan_shard(put(tmp_path, "a.parquet", data), source="src", shard=0, options=ScanOptions(**options))
+
+    return run
+
+
+def test_parquet_and_tar_give_the_same_samples_and_facts(tmp_path):
+    manifest = index(tmp_path, [tar(samples(10)), parquet(rows(10))])
+    found = ShardReader([manifest]).fetch([*refs(10), *refs(10, 1)])
+    assert [(s.image, s.caption, s.meta) for s in found[:10]] == [(s.image, s.caption, s.meta) for s in found[10:]]
+    assert [(s.uid, s.key) for s in found[10:12]] == [("src/1/0", "0"), ("src/1/1", "1")]
+    assert read_shard_facts(manifest, 0).equals(read_shard_facts(manifest, 1))
+
+
+def test_rows_come_in_any_order_and_a_group_is_read_once_in_one_range(tmp_path, monkeypatch):
+    manifest = index(tmp_path, [parquet(rows(10))])
+    reader = ShardReader([manifest])
+    asked = []
+    read_ranges = storage.read_ranges
+    monkeypatch.setattr(storage, "read_ranges", lambda uri, r: asked.extend(r) or read_ranges(uri, r))
+    found = reader.fetch([refs(10)[row] for row in (9, 0, 5, 1, 0)])
+    assert [sample.caption for sample in found] == [f"caption of s00{row}" for row in (9, 0, 5, 1, 0)]
+    footer, *groups = asked
+    assert len(groups) == 3
+    assert sum(footer) == manifest.shards[0].size
+    reader.fetch(refs(10))
+    assert len(asked) == 4
+    offset, size = reader.place(refs(10)[5]).span
+    assert (offset, size) in groups
+
+
+def test_a_cache_too_small_changes_nothing_but_the_reads(tmp_path, monkeypatch):
+    manifest = index(tmp_path, [parquet(rows(10))])
+    asked = []
+    read_ranges = storage.read_ranges
+    monkeypatch.setattr(storage, "read_ranges", lambda uri, r: asked.extend(r) or read_ranges(uri, r))
+    shard, cache = manifest.shards[0], RowGroupCache(capacity=1)
+    for _ in range(2):
+        found = cache.read(shard.uri, shard.size, columns(parquet(rows(10))), range(10))
+        assert [found[row].caption for row in range(10)] == [f"caption of s00{row}".encode() for row in range(10)]
+    assert len(asked) == 1 + 2 * 3
+
+
+def test_columns_are_found_by_their_usual_names_or_as_told():
+    assert columns(parquet(STRUCTS)) == Columns(image="image.bytes", caption="text", record=("score",))
+    named = [{"jpg": png(), "TXT": "t", "json": "{}", "thumb": b"x"}]
+    assert columns(parquet(named)) == Columns(image="jpg", caption="TXT", record=("json",))
+    odd = [{"blob": png(), "words": "t", "note": "n"}]
+    assert columns(parquet(odd)) == Columns(image="blob", caption="", record=("words", "note"))
+    assert columns(parquet(odd), caption="words", record=()) == Columns(image="blob", caption="words", record=())
+    for asked, message in [
+        ({"image": "words"}, "no column 'words' of bytes among blob, words, note"),
+        ({"caption": "blob"}, "no column 'blob' of text"),
+        ({"record": ["x"]}, "no column 'x' among"),
+    ]:
+        with pytest.raises(DamagedSampleError, match=message):
+            columns(parquet(odd), **asked)
+    with pytest.raises(DamagedSampleError, match="no column 'image' of bytes among a, b: set columns.image"):
+        columns(parquet([{"a": b"", "b": b""}]))
+
+
+def test_records_hold_nested_values_and_those_of_a_json_column(tmp_path):
+    said = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dot"}]
+    data = parquet(
+        [{"image": png(), "conversations": said, "json": json.dumps({"score": 3}), "score": 1, "skip": None}]
+    )
+    (found,) = ShardReader([index(tmp_path, [data])]).fetch(refs(1))
+    assert found.meta == {"conversations": said, "score": 3, "skip": None}
+    assert found.caption == "a dot"
+
+
+ROW_DAMAGE = {
+    "no image": ({"image": None}, "missing image"),
+    "no picture": ({"image": b"x"}, "undecodable image"),
+    "no caption": ({"caption": None}, "missing caption"),
+    "empty caption": ({"caption": " "}, "empty caption"),
+    "endless caption": ({"caption": "x" * 1_000_000}, "caption too long"),
+    "record that is none": ({"json": "[1]"}, "record is not a JSON object but a list"),
+    "record that is no JSON": ({"json": "{"}, "record is not JSON"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), ROW_DAMAGE.values(), ids=ROW_DAMAGE)
+def test_a_damaged_row_costs_itself(scan, change, reason):
+    data = [{"json": "{}"} | row for row in rows(6)]
+    data[2] |= change
+    found = scan(parquet(data))
+    assert found.bad_rows == (2,)
+    (entry,) = found.damage
+    assert entry.uid == "src/0/2"
+    assert entry.reason.startswith(reason)
+
+
+def test_text_that_is_not_utf8_is_a_row_of_the_ledger(scan):
+    (image,) = (row["image"] for row in rows(1))
+    bad = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
+    sink = pa.BufferOutputStream()
+    for names, reason in [(["image", "caption"], "caption is not UTF-8"), (["image", "note"], "record is not UTF-8")]:
+        table = pa.table([pa.array([image, image]), bad], names=names)
+        if "note" in names:
+            table = table.append_column("caption", pa.array(["a", "b"]))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        found = scan(sink.getvalue().to_pybytes())
+        assert [(entry.uid, entry.reason[: len(reason)]) for entry in found.damage] == [("src/0/1", reason)]
+
+
+def test_a_flipped_byte_costs_its_row_group(scan):
+    whole = parquet(rows(10))
+    group = ParquetShard(lambda offset, size: whole[offset : offset + size], len(whole)).groups[1]
+    data = bytearray(whole)
+    data[group.offset + group.size // 2] ^= 16
+    found = scan(bytes(data))
+    assert found.bad_rows == (4, 5, 6, 7)
+    assert {(entry.offset, entry.size) for entry in found.damage} == {(group.offset, group.size)}
+    assert all(entry.reason.startswith("bad row group: ") for entry in found.damage)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", parquet(rows(3))[:-20], b"PAR1" + bytes(100) + b"PAR1"])
+def test_what_is_no_parquet_is_one_entry_of_its_shard(scan, data):
+    found = scan(data)
+    assert (found.samples, [entry.uid for entry in found.damage]) == ((), ["src/0"])
+
+
+def test_too_large_a_row_group_is_refused_before_it_is_read(scan, monkeypatch):
+    monkeypatch.setattr("blip3o.data.parquet.MAX_GROUP_BYTES", 2000)
+    found = scan(parquet([*rows(4), *[{"image": b"", "caption": "c", "key": "k"}]]))
+    assert found.damage[0].reason.startswith("row group of ")
+    assert found.damage[4].reason.startswith("undecodable")
+
+
+def test_groups_gone_bad_are_noted_and_replaced_and_a_cut_file_stops(tmp_path):
+    manifest = index(tmp_path, [parquet(rows(12))])
+    uri = manifest.shards[0].uri
+    whole = storage.read_bytes(uri)
+    offset, size = ShardReader([manifest]).place(refs(6)[5]).span
+    ledger = Ledger(f"{tmp_path}/ledger")
+    put(tmp_path, "train-00000.parquet", whole[: offset + 30] + b"\x7f" + whole[offset + 31 :])
+    found = [load_samples(refs(12), ShardReader([manifest]), lambda raw: raw, ledger) for _ in range(2)]
+    assert found[0] == found[1]
+    assert {entry.uid for entry in read_ledger(ledger.uri)} == {f"src/0/{row}" for row in range(4, 8)}
+    assert {sample.uid for sample in found[0]} == {f"src/0/{row}" for row in (0, 1, 2, 3, 8, 9, 10, 11)}
+    put(tmp_path, "train-00000.parquet", whole[: offset + size])
+    with pytest.raises(StorageError, match="index it again"):
+        load_samples(refs(12), ShardReader([manifest]), lambda raw: raw, ledger)
+
+
+def test_what_changed_since_it_was_indexed_is_named(tmp_path):
+    manifest = index(tmp_path, [parquet(rows(6)), tar(samples(4))])
+
+    def compare(number: int, data: bytes) -> list[str]:
+        file = put(tmp_path / "new", manifest.shards[number].uri.rsplit("/", 1)[1], data)
+        return differences(manifest, scan_shard(file, source="src", shard=number))
+
+    assert compare(0, parquet(rows(6))) == []
+    changed = tar(samples(4)).replace(b"caption of s002", b"caption of s0_2")
+    (line,) = compare(1, changed)
+    assert line.startswith(f"src/1/2 of {manifest.shards[1].uri} has crc32 ")
+    (line,) = compare(1, tar(samples(3)))
+    assert line.endswith("has 3 samples, 4 when it was indexed")
+    (line,) = compare(1, tar(samples(4)).replace(b"caption of s002", b" " * 15))
+    assert "is empty caption, which it was not when it was indexed" in line
+
+
+def test_options_are_part_of_an_index(scan):
+    assert scan(parquet(rows(1)), columns=ColumnsConfig(image="image")).options != scan(parquet(rows(1))).options
