@@ -183,7 +183,7 @@ class SampleOrder:
         names = [source.name for source in sources]
         if len(set(names)) != len(names):
             raise ConfigError(f"source names repeat: {', '.join(names)}")
-        self.sources, self.micro_batch = tuple(sources), micro_batch
+        self.sources, self.micro_batch, self.seed = tuple(sources), micro_batch, seed
         self._key = {"seed": seed, "chunk": chunk, "window": window}
         self._interleave = Interleave(weights, names)
         # Two passes of each source: a micro-batch may end one and begin the next.
