@@ -83,7 +83,7 @@ def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]
 def check_data(recipe: Recipe) -> list[str]:
     """Everything about the data that can be known to be wrong before workers start; sha256 of all that decides."""
     from blip3o.data import storage
-    from blip3o.data.batches import build_order
+    from blip3o.data.batches import build_order, chat_template
     from blip3o.data.locations import source_locations, tokenizer_uri
     from blip3o.data.manifest import check_unchanged, read_manifest
     from blip3o.data.shuffle import measure_shuffle
@@ -95,6 +95,7 @@ def check_data(recipe: Recipe) -> list[str]:
         check_unchanged(manifest)
     tokens = storage.read_bytes(tokenizer_uri(recipe.data))
     tokenizer = ChatTokenizer.from_bytes(tokens)
+    chat_template(recipe).draw(tokenizer, "")  # raises if the frame of its turns is not the tokenizer's
     rows = recipe.model.backbone.vocab_size
     if len(tokenizer) > rows:
         raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {rows}: raise it")

@@ -43,8 +43,17 @@ class SourceConfig(Frozen):
     columns: ColumnsConfig = ColumnsConfig()
 
 
+TemplateStyle = Literal["chatml", "qwen3", "llama3"]
+
+
 class TemplateConfig(Frozen):
     """Fixed words of prompts."""
+
+    style: TemplateStyle = Field(
+        default="chatml",
+        description="how turns are written. chatml: Qwen2.5-VL, Qwen3 Instruct 2507, and what BLIP3-o trains; qwen3: "
+        "Qwen3 that may think, whose newest reply opens with an empty thought; llama3: Llama 3.1 and 3.2",
+    )
 
     system: str = Field(default="You are a helpful assistant.", description="system turn; empty leaves the turn out")
     instruction: str = Field(
@@ -83,6 +92,10 @@ class DataConfig(Frozen):
     )
     chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
     window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
+    bucket: bool = Field(
+        default=False,
+        description="put captions of like length into one micro-batch, inside spans as large as a window: less padding",
+    )
     max_bad_share: float = Field(
         default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run"
     )

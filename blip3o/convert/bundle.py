@@ -208,7 +208,10 @@ def load_pipeline(
         model=model.eval().requires_grad_(requires_grad=False).to(device),
         tokenizer=bundle.tokenizer,
         template=ChatTemplate(
-            system=words.system, instruction=words.instruction, image_tokens=config.model.backbone.image_tokens
+            system=words.system,
+            instruction=words.instruction,
+            image_tokens=config.model.backbone.image_tokens,
+            style=words.style,
         ),
         max_length=config.max_length,
         device=device,

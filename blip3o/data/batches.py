@@ -19,9 +19,10 @@ import numpy as np
 from blip3o.config.fit import FitConfig
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.data.bucket import BucketedOrder, CaptionLengths
 from blip3o.data.conversations import conversation_pairs
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import CROP, decode_image
+from blip3o.data.decode import CROP, decode_views
 from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
@@ -85,7 +86,7 @@ class SampleEncoder:
         """Raises `DamagedSampleError` if the image cannot be decoded or the text does not fit."""
         key = derive_seed("draw", raw.uid, raw.pass_index)
         views = {name: (self.sizes[name], self.fits.get(name, CROP)) for name in _PIXELS[self.task]}
-        decoded = {view: decode_image(raw.image, *view) for view in set(views.values())}
+        decoded = decode_views(raw.image, views.values())
         row: dict[str, np.ndarray] = {name: decoded[view] for name, view in views.items()}
         row["draw_key"] = np.array(key, np.int64)
         if self.task is not Task.PIXELS:
@@ -239,19 +240,25 @@ class StagedMicroBatches:
 
 def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:
     """The sample order of a recipe over its manifests. Raises `DataError` if a selection has not been worked out."""
-    return SampleOrder(
-        source_rows(recipe.data.sources, manifests),
-        weights=[source.weight for source in recipe.data.sources],
-        seed=recipe.run.seed,
-        micro_batch=recipe.optim.micro_batch,
-        chunk=recipe.data.chunk,
-        window=recipe.data.window,
-    )
+    sources = source_rows(recipe.data.sources, manifests)
+    options: dict[str, Any] = {
+        "weights": [source.weight for source in recipe.data.sources],
+        "seed": recipe.run.seed,
+        "micro_batch": recipe.optim.micro_batch,
+        "chunk": recipe.data.chunk,
+        "window": recipe.data.window,
+    }
+    if recipe.data.bucket:
+        return BucketedOrder(sources, lengths=CaptionLengths(manifests), **options)
+    return SampleOrder(sources, **options)
 
 
 def chat_template(recipe: Recipe) -> ChatTemplate:
     """The conversation template of a recipe."""
     words = recipe.data.template
     return ChatTemplate(
-        system=words.system, instruction=words.instruction, image_tokens=recipe.model.backbone.image_tokens
+        system=words.system,
+        instruction=words.instruction,
+        image_tokens=recipe.model.backbone.image_tokens,
+        style=words.style,
     )

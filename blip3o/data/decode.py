@@ -7,6 +7,8 @@ are made, and no copy of more than `MAX_PIXELS` is made. Normalising to floats i
 import io
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,6 +24,7 @@ DRAFT_MARGIN = 2
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, zlib.error)
 
 CROP = FitConfig()
+View = tuple[int, FitConfig]  # side in pixels, and how a picture comes to it
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -39,14 +42,48 @@ def open_image(data: bytes, *, at_least: int | None = None, max_pixels: int = MA
 
     `at_least` allows a JPEG to be decoded smaller, its shorter side no less than twice that. Raises as `decode_image`.
     """
+    with _explained(max_pixels):
+        return _upright(_header(data, at_least, max_pixels))
+
+
+def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
+    """What `decode_image` gives for each view (size, fit) alone, with the picture decoded as seldom as that allows.
+
+    A view's pixels must not depend on which other views are wanted, or a feature cache could not equal training
+    without one. So a JPEG is decoded once for each scale that the views call for, and any other picture once. Raises
+    as `decode_image`.
+    """
+    decoded: dict[tuple[int, int], Image.Image] = {}
+    squares: dict[View, np.ndarray] = {}
+    for size, fit in dict.fromkeys(views):
+        with _explained(MAX_PIXELS):
+            header = _header(data, size, MAX_PIXELS)
+            if header.size not in decoded:
+                decoded[header.size] = _upright(header)
+        squares[size, fit] = to_square(decoded[header.size], size, fit)
+    return squares
+
+
+def _header(data: bytes, at_least: int | None, max_pixels: int) -> Image.Image:
+    """A picture whose pixels are not made yet; its size is that to which it will be decoded."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise DamagedSampleError(f"image too large: {image.width}x{image.height} pixels, limit {max_pixels}")
+    if at_least is not None:
+        image.draft(None, (DRAFT_MARGIN * at_least, DRAFT_MARGIN * at_least))
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    return _on_white(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _explained(max_pixels: int) -> Iterator[None]:
+    """Turns what Pillow raises for damaged files into `DamagedSampleError`."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise DamagedSampleError(f"image too large: {image.width}x{image.height} pixels, limit {max_pixels}")
-        if at_least is not None:
-            image.draft(None, (DRAFT_MARGIN * at_least, DRAFT_MARGIN * at_least))
-        image.load()
-        return _on_white(ImageOps.exif_transpose(image))
+        yield
     except Image.DecompressionBombError as error:
         raise DamagedSampleError(f"image too large: over {max_pixels} pixels") from error
     except DAMAGE as error:

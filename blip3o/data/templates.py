@@ -1,13 +1,17 @@
-r"""Conversations to token ids: ChatML, one function for training and inference, so the two cannot differ.
+r"""Conversations to token ids: one function for training and inference, so the two cannot differ.
 
-A turn is `<|im_start|>role\ntext<|im_end|>\n`. An image stands at the head of the first user turn as
+In ChatML, a turn is `<|im_start|>role\ntext<|im_end|>\n`. An image stands at the head of the first user turn as
 `<|vision_start|>`, one `<|image_pad|>` per language token, `<|vision_end|>`. A request to draw ends with an open
 assistant turn and `[IMG]`; the learnable queries follow it. (Upstream closes that turn in training, not in inference.)
+
+Other families write turns in another frame. Each frame gives the ids of the family's own template, token by token
+(tests/data/test_chat_templates.py), for texts that do not begin or end with white space.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blip3o.config.recipe import TemplateStyle
 from blip3o.data.tokenizer import GENERATE, IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START, ChatTokenizer
 
 IGNORE = -100
@@ -30,12 +34,54 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frame:
+    """How a family writes turns: runs of special tokens and text, in which `{role}` stands for the role.
+
+    `begin` comes before everything, `opening` before a turn's text, `end` after it (and is supervised where the text
+    is), `rest` after that. `thought` comes between the opening and the text of a reply to the last user turn.
+    `preamble` is put before the system's words, and with it there is a system turn even if it has none. A text is
+    `stripped` of white space at its ends where the family does so.
+    """
+
+    begin: tuple[str, ...] = ()
+    opening: tuple[str, ...] = (TURN_START, "{role}\n")
+    end: tuple[str, ...] = (TURN_END,)
+    rest: tuple[str, ...] = ("\n",)
+    thought: tuple[str, ...] = ()
+    preamble: str = ""
+    stripped: bool = False
+
+
+FRAMES: dict[TemplateStyle, Frame] = {
+    "chatml": Frame(),
+    "qwen3": Frame(thought=("<think>", "\n\n", "</think>", "\n\n")),
+    "llama3": Frame(
+        begin=("<|begin_of_text|>",),
+        opening=("<|start_header_id|>", "{role}", "<|end_header_id|>", "\n\n"),
+        end=("<|eot_id|>",),
+        rest=(),
+        preamble="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
+        stripped=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """The fixed words of a conversation, and how many tokens an image takes."""
+    """The fixed words of a conversation, how many tokens an image takes, and the family's frame.
+
+    Every method raises `ConfigError` if the tokenizer lacks a token of the frame.
+    """
 
     system: str
     instruction: str
     image_tokens: int
+    style: TemplateStyle = "chatml"
+
+    @property
+    def frame(self) -> Frame:
+        """How turns are written."""
+        return FRAMES[self.style]
 
     def draw(self, tokenizer: ChatTokenizer, caption: str) -> list[int]:
         """Ids of a request to draw `caption`, up to and including `[IMG]`."""
@@ -45,7 +91,8 @@ class ChatTemplate:
     def chat(self, tokenizer: ChatTokenizer, turns: list[Turn], *, with_image: bool) -> list[int]:
         """Ids of a conversation that waits for the assistant's reply."""
         encoded = self.conversation(tokenizer, turns, with_image=with_image)
-        return [*encoded.ids, *self._open(tokenizer, "assistant")]
+        opening = self._write(tokenizer, self.frame.opening, "assistant")
+        return [*encoded.ids, *opening, *self._write(tokenizer, self.frame.thought)]
 
     def form(self, tokenizer: ChatTokenizer, caption: str, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """A request to draw `caption`, then a form about it: question after question, and no answers between them.
@@ -64,28 +111,40 @@ class ChatTemplate:
         return Encoded(ids=(*ids, tokenizer.ids[TURN_END]), labels=(*labels, expected))
 
     def conversation(self, tokenizer: ChatTokenizer, turns: list[Turn], *, with_image: bool) -> Encoded:
-        """Ids and labels of whole turns: assistant text and its `<|im_end|>` are supervised, all else is not."""
-        ids: list[int] = []
-        labels: list[int] = []
-        head = [Turn(role="system", text=self.system)] if self.system else []
-        show = with_image
-        for turn in head + turns:
-            opening = self._open(tokenizer, turn.role)
-            if show and turn.role == "user":
+        """Ids and labels of whole turns: the assistant's text and its end are supervised, all else is not."""
+        frame = self.frame
+        ids = self._write(tokenizer, frame.begin)
+        labels = [IGNORE] * len(ids)
+        turns = self._framed(turns)
+        users = [place for place, turn in enumerate(turns) if turn.role == "user"]
+        for place, turn in enumerate(turns):
+            opening = self._write(tokenizer, frame.opening, turn.role)
+            if with_image and users and place == users[0]:
                 opening += self._image(tokenizer)
-                show = False
-            text = tokenizer.encode(turn.text)
-            closing = [tokenizer.ids[TURN_END]]
-            supervised = turn.role == "assistant"
-            newline = tokenizer.encode("\n")
-            ids += opening + text + closing + newline
+            if turn.role == "assistant" and place == len(turns) - 1 and users:
+                opening += self._write(tokenizer, frame.thought)
+            said = tokenizer.encode(turn.text) + self._write(tokenizer, frame.end)
+            rest = self._write(tokenizer, frame.rest)
+            ids += opening + said + rest
             labels += [IGNORE] * len(opening)
-            labels += text + closing if supervised else [IGNORE] * (len(text) + 1)
-            labels += [IGNORE] * len(newline)
+            labels += said if turn.role == "assistant" else [IGNORE] * len(said)
+            labels += [IGNORE] * len(rest)
         return Encoded(ids=tuple(ids), labels=tuple(labels))
 
-    def _open(self, tokenizer: ChatTokenizer, role: str) -> list[int]:
-        return [tokenizer.ids[TURN_START], *tokenizer.encode(f"{role}\n")]
+    def _framed(self, turns: list[Turn]) -> list[Turn]:
+        """The turns as the family writes their texts, with the system's before them."""
+        told = [Turn(role="system", text=self.system), *turns] if self.system or self.frame.preamble else turns
+        if self.frame.stripped:
+            told = [Turn(role=turn.role, text=turn.text.strip()) for turn in told]
+        if self.frame.preamble:
+            told[0] = Turn(role="system", text=self.frame.preamble + told[0].text)
+        return told
+
+    def _write(self, tokenizer: ChatTokenizer, pieces: tuple[str, ...], role: str = "") -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            ids += [tokenizer.special(piece)] if piece.startswith("<") else tokenizer.encode(piece.format(role=role))
+        return ids
 
     def _image(self, tokenizer: ChatTokenizer) -> list[int]:
         return [

@@ -20,14 +20,16 @@ IMAGE_PAD = "<|image_pad|>"
 GENERATE = "[IMG]"
 CACHED_TEXTS = 8192
 SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD, GENERATE)
+# What Llama 3 has in place of ChatML's tokens.
+LLAMA_NAMES = {PAD: "<|finetune_right_pad_id|>", TURN_START: "<|start_header_id|>", TURN_END: "<|eot_id|>"}
 
 
 class ChatTokenizer:
-    """A byte-level BPE tokenizer that has all of `SPECIAL_TOKENS`."""
+    """A byte-level BPE tokenizer that has all of `SPECIAL_TOKENS`, or Llama 3's own in place of some."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises `ConfigError` if a special token is missing."""
-        found = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+        found = {token: _find(tokenizer, token) for token in SPECIAL_TOKENS}
         missing = [token for token, number in found.items() if number is None]
         if missing:
             raise ConfigError(f"the tokenizer lacks the special tokens {', '.join(missing)}: train one, or add them")
@@ -69,6 +71,13 @@ class ChatTokenizer:
         """Number of tokens, special ones included."""
         return self._tokenizer.get_vocab_size()
 
+    def special(self, name: str) -> int:
+        """The id of a special token by its own name. Raises `ConfigError` if there is none."""
+        number = self._tokenizer.token_to_id(name)
+        if number is None:
+            raise ConfigError(f"the tokenizer has no token {name}: set data.template.style to the tokenizer's family")
+        return number
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a special token."""
         return list(self._encoded(text))
@@ -79,3 +88,8 @@ class ChatTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens left out."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _find(tokenizer: Tokenizer, token: str) -> int | None:
+    number = tokenizer.token_to_id(token)
+    return tokenizer.token_to_id(LLAMA_NAMES[token]) if number is None and token in LLAMA_NAMES else number

@@ -8,7 +8,7 @@ from PIL import Image
 
 from blip3o.config.model import FitConfig
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import MAX_PIXELS, decode_image, open_image, to_square
+from blip3o.data.decode import MAX_PIXELS, decode_image, decode_views, open_image, to_square
 from tests.data.shards import UNHURRIED, encode, png_bomb
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
@@ -147,6 +147,59 @@ def test_a_large_jpeg_decoded_small_is_nearly_the_whole_one():
     assert np.abs(to_square(small, 64).astype(int) - to_square(open_image(data), 64)).max() <= 6
 
 
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise with the spectrum of photographs: amplitudes fall as 1 / frequency."""
+    generator = np.random.default_rng(seed)
+    planes = []
+    for _ in range(3):
+        spectrum = np.fft.rfft2(generator.standard_normal((height, width)))
+        fy, fx = np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * width
+        plane = np.fft.irfft2(spectrum / np.maximum(np.hypot(fy, fx), 1), (height, width))
+        planes.append(128 + 50 * plane / plane.std())
+    return Image.fromarray(np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(("width", "height", "size"), [(1024, 768, 64), (700, 1100, 128)])
+def test_pixels_of_a_photograph_decoded_small_are_within_a_bound(width, height, size, progressive):
+    """The stream decodes smaller than the index does; to the eye, and to a vision tower, it is the same picture."""
+    data = encode(photo(width, height), "JPEG", quality=90, progressive=progressive)
+    drafted = open_image(data, at_least=size)
+    assert 2 * size <= min(drafted.size) < min(width, height)
+    off = np.abs(decode_image(data, size).astype(int) - to_square(open_image(data), size))
+    assert off.mean() < 1
+    assert np.quantile(off, 0.999) <= 5
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_view_is_the_same_alone_and_beside_others(kind):
+    data = encode(photo(640, 420), kind)
+    views = [(side, FitConfig()) for side in (32, 100, 30, 32)] + [(48, FitConfig(mode="stretch"))]
+    together = decode_views(data, views)
+    assert set(together) == set(views)
+    for size, fit in views:
+        assert np.array_equal(together[size, fit], decode_image(data, size, fit))
+
+
+@given(progressive=st.booleans(), data=st.data())
+@settings(UNHURRIED, max_examples=150)
+def test_damage_is_found_alike_whole_and_small(progressive, data):
+    """Else indexing would call a sample good that training refuses, or the other way round."""
+    broken = bytearray(JPEGS[progressive])
+    if data.draw(st.booleans()):
+        del broken[data.draw(st.integers(1, len(broken) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 3))):
+        broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
+    found = []
+    for at_least in (None, 20):
+        try:
+            open_image(bytes(broken), at_least=at_least)
+            found.append("")
+        except DamagedSampleError as damage:
+            found.append(damage.reason.split(":")[0])
+    assert found[0] == found[1]
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(10_100, 10_000), (30_000, 30_000)])
 def test_bombs_are_refused_by_their_size(width, height):
@@ -161,6 +214,7 @@ def test_what_is_no_image_is_refused(data):
         decode_image(data, 8)
 
 
+JPEGS = [encode(photo(200, 160), "JPEG", progressive=progressive) for progressive in (False, True)]
 PICTURES = [encode(smooth(24, 17), kind) for kind in FORMATS] + [encode(smooth(24, 17).convert("P"), transparency=3)]
 
 
