@@ -34,13 +34,14 @@ def in_turns(
 
 
 def options(summary: str, sizes: dict[str, int], argv: list[str] | None) -> tuple[argparse.Namespace, Path]:
-    """Sizes from the command line, and the folder for the result."""
+    """Sizes from the command line, and the folder for the result; sets torch's threads, one unless told otherwise."""
     parser = argparse.ArgumentParser(description=summary)
-    for name, default in sizes.items():
+    for name, default in {**sizes, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
     parsed = vars(parser.parse_args(argv))
     folder = parsed.pop("results")
+    torch.set_num_threads(parsed.pop("threads"))
     return argparse.Namespace(**parsed), folder
 
 

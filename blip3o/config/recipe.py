@@ -90,6 +90,14 @@ class DataConfig(Frozen):
         le=1,
         description="share of question samples that fill a form about a request to draw, in place of a picture",
     )
+    grey: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of question samples shown without colour and asked only what such a picture answers (qa "
+        "with `grey: true`): a small vision tower guesses shapes from colours as long as it can (random greyscale of "
+        "SimCLR, arXiv 2002.05709)",
+    )
     chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
     window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
     bucket: bool = Field(

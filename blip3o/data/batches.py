@@ -10,7 +10,7 @@ not on the worker that makes it, the moment, or what was made before. Columns ar
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -22,7 +22,7 @@ from blip3o.data import storage
 from blip3o.data.bucket import BucketedOrder, CaptionLengths
 from blip3o.data.conversations import conversation_pairs
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import CROP, decode_views
+from blip3o.data.decode import CROP, decode_views, without_color
 from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
@@ -62,6 +62,7 @@ class Text:
 
     ids: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
+    grey: bool = False  # it speaks of the picture without its colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class SampleEncoder:
     questions: int
     question_weights: Mapping[str, float]
     reading: float
+    grey: float
     seed: int
     sizes: Mapping[str, int]
     fits: Mapping[str, FitConfig]
@@ -90,7 +92,10 @@ class SampleEncoder:
         row: dict[str, np.ndarray] = {name: decoded[view] for name, view in views.items()}
         row["draw_key"] = np.array(key, np.int64)
         if self.task is not Task.PIXELS:
-            row |= self._pad(self._text(raw, numpy_generator(self.seed, "text", key)))
+            text = self._text(raw, numpy_generator(self.seed, "text", key))
+            row |= self._pad(text)
+            if text.grey:
+                row["prompt_pixels"] = without_color(row["prompt_pixels"])
         return row
 
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
@@ -123,24 +128,28 @@ class SampleEncoder:
                 return self.template.form(self.tokenizer, caption, pairs[:end])
 
             return _longest(fill, len(pairs), self.max_length)
+        told, grey = self._told(raw, caption, generator)
         turns = [
-            Turn(role=role, text=text)
-            for pair in self._told(raw, caption, generator)
-            for role, text in zip(("user", "assistant"), pair, strict=True)
+            Turn(role=role, text=text) for pair in told for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
 
         def talk(end: int) -> Encoded:
             return self.template.conversation(self.tokenizer, turns[: 2 * end], with_image=True)
 
-        return _longest(talk, len(turns) // 2, self.max_length)
+        return replace(_longest(talk, len(turns) // 2, self.max_length), grey=grey)
 
-    def _told(self, raw: RawSample, caption: str, generator: np.random.Generator) -> list[tuple[str, str]]:
-        """A conversation as it went, else some questions that are drawn, else a description."""
+    def _told(self, raw: RawSample, caption: str, generator: np.random.Generator) -> tuple[list[tuple[str, str]], bool]:
+        """A conversation as it went, else some questions that are drawn, else a description; and whether the questions
+        are about the picture in grey.
+        """
         if raw.meta.get("conversations"):
-            return conversation_pairs(raw.meta["conversations"])
+            return conversation_pairs(raw.meta["conversations"]), False
         asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
+        colorless = [pair for pair in asked if pair.get("grey")]
+        grey = bool(self.grey and colorless) and generator.random() < self.grey
+        asked = colorless if grey else asked
         chosen = self._chosen(asked, generator)[: self.questions]
-        return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen]
+        return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen], grey
 
     def _chosen(self, asked: list[dict[str, Any]], generator: np.random.Generator) -> list[int]:
         """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:
@@ -207,6 +216,7 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
             questions=recipe.data.questions,
             question_weights=recipe.data.question_weights,
             reading=recipe.data.reading,
+            grey=recipe.data.grey,
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,

@@ -107,6 +107,11 @@ def to_square(image: Image.Image, size: int, fit: FitConfig = CROP) -> np.ndarra
     return np.asarray(wide.resize((size, scaled[1]), FILTERS[fit.resample]).crop((0, top, size, top + size)))
 
 
+def without_color(pixels_SS3: np.ndarray) -> np.ndarray:
+    """RGB uint8 [S, S, 3] → its luma (ITU-R BT.601) in all three channels."""
+    return np.asarray(Image.fromarray(pixels_SS3).convert("L").convert("RGB"))
+
+
 def _covering(sides: tuple[int, int], size: int) -> tuple[int, int]:
     width, height = sides
     return size * width // min(sides), size * height // min(sides)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from blip3o.data import storage
 from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, Task, build_micro_batches
@@ -190,6 +191,23 @@ def test_kinds_of_questions_are_chosen_by_their_weights(root):
     share = np.mean([contains(ids, often) for ids in rows])
     # 3 / (3 + 1); binomial deviation 0.022 of the share, five of them.
     assert share == pytest.approx(0.75, abs=0.11)
+
+
+def test_a_share_of_pictures_is_grey_and_asked_what_a_grey_picture_answers(root):
+    pairs = [{"question": "what color?", "answer": "red"}, {"question": "how many?", "answer": "one", "grey": True}]
+    never, half = (builder(root, Task.CHAT, questions=2, grey=grey).encoder for grey in (0.0, 0.5))
+    color = never.tokenizer.encode("what color?")
+    plain, mixed = ([encoder(raw(pass_index=n, qa=pairs)) for n in range(200)] for encoder in (never, half))
+    picture = plain[0]["prompt_pixels"]
+    luma = np.asarray(Image.fromarray(picture).convert("L"))
+    for row in plain:
+        assert np.array_equal(row["prompt_pixels"], picture)
+        assert contains(row["input_ids"].tolist(), color)
+    grey = [(row["prompt_pixels"] == luma[..., None]).all() for row in mixed]
+    assert grey == [not contains(row["input_ids"].tolist(), color) for row in mixed]
+    # Binomial deviation 0.035 of the share, five of them.
+    assert np.mean(grey) == pytest.approx(0.5, abs=0.18)
+    assert not any((half(raw(pass_index=n, qa=pairs[:1]))["prompt_pixels"] != picture).any() for n in range(20))
 
 
 def contains(ids, part):

@@ -58,7 +58,8 @@ def _statements(scene: Scene, *, colors: bool) -> list[str]:
 def questions(scene: Scene, *, heldout: bool, rng: np.random.Generator) -> list[dict[str, Any]]:
     """The `qa` of a scene; `rng` draws what is asked about. Kinds, all with closed answers:
 
-    color, shape, count; position where exactly one relation holds; presence twice, once yes and once no.
+    color, shape, count; position where exactly one relation holds; presence twice, once yes and once no. Those that
+    the same picture without colours answers are marked `grey`.
     """
     objects = scene.objects
     chosen = objects[int(rng.integers(len(objects)))]
@@ -82,8 +83,9 @@ def caption_questions(scene: Scene) -> list[dict[str, Any]]:
     ]
 
 
-def _qa(kind: str, question: str, answer: str, choices: tuple[str, ...]) -> dict[str, Any]:
-    return {"kind": kind, "question": question, "answer": answer, "choices": list(choices)}
+def _qa(kind: str, question: str, answer: str, choices: tuple[str, ...], *, grey: bool = False) -> dict[str, Any]:
+    marks = {"grey": True} if grey else {}
+    return {"kind": kind, "question": question, "answer": answer, "choices": list(choices), **marks}
 
 
 def _color(chosen: SceneObject, objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
@@ -99,13 +101,15 @@ def _shape(chosen: SceneObject, objects: tuple[SceneObject, ...]) -> dict[str, A
     if len({o.shape for o in same}) > 1:
         return None
     things = f"is the {chosen.color} object" if len(same) == 1 else f"are the {chosen.color} objects"
-    return _qa("shape", f"What shape {things}?", chosen.shape, SHAPES)
+    # Without colours nobody knows which object is meant, unless they are all of one shape.
+    alike = len({o.shape for o in objects}) == 1
+    return _qa("shape", f"What shape {things}?", chosen.shape, SHAPES, grey=alike)
 
 
 def _count(chosen: SceneObject, objects: tuple[SceneObject, ...], *, ask_all: bool) -> dict[str, Any]:
     things = "objects" if ask_all else PLURALS[chosen.shape]
     number = sum(ask_all or o.shape == chosen.shape for o in objects)
-    return _qa("count", f"How many {things} are there?", str(number), COUNT_CHOICES)
+    return _qa("count", f"How many {things} are there?", str(number), COUNT_CHOICES, grey=True)
 
 
 def _position(objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
@@ -115,7 +119,7 @@ def _position(objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
         return None
     (relation,) = holding
     question = f"Is the {a.shape} left of, right of, above or below the {b.shape}?"
-    return _qa("position", question, relation.removesuffix(" of"), POSITION_CHOICES)
+    return _qa("position", question, relation.removesuffix(" of"), POSITION_CHOICES, grey=True)
 
 
 def _presence(shape: str, color: str, answer: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from blip3o.data.sets import scenes
 from blip3o.data.sets.scenes_draw import coverage, render
+from blip3o.data.sets.scenes_text import questions
 from blip3o.data.sets.scenes_world import (
     COLORS,
     FAMILIES,
@@ -187,6 +189,21 @@ def true_answer(record, question: str) -> str:
         color, shape = re.fullmatch(r"Is there an? (\w+) (\w+)\?", question).groups()
         answer = "yes" if (shape, color) in things(record) else "no"
     return answer
+
+
+def test_what_is_asked_of_grey_pictures_needs_no_color():
+    marked = set()
+    for index in range(300):
+        scene = scenes.compose(index, split="train")
+        # Whatever the colours are, the marked answers are the same, and no colour tells the things asked about apart.
+        faded = replace(scene, objects=tuple(replace(item, color="black") for item in scene.objects))
+        asked, again = (
+            [pair for pair in questions(one, heldout=False, rng=np.random.default_rng(index)) if pair.get("grey")]
+            for one in (scene, faded)
+        )
+        assert [(pair["kind"], pair["answer"]) for pair in asked] == [(pair["kind"], pair["answer"]) for pair in again]
+        marked |= {pair["kind"] for pair in asked}
+    assert marked == {"shape", "count", "position"}
 
 
 def test_yes_and_no_are_balanced_and_training_text_names_no_held_out_pair(records):
