@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         """The store's answer, asked on a connection of its own: one that is kept may end between two requests."""
-        connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=60)
+        connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=120)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():

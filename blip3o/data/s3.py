@@ -83,11 +83,13 @@ def read(path: str, extent: tuple[int, int] | None = None) -> bytes:
     if extent is not None and extent[1] == 0:
         return b""
     answer, data = _get(path, extent)
+    # `bytes 0-99/1234`; a store that ignores ranges sends the whole object, without this line.
+    total = int(answer.get("ContentRange", "/-1").rpartition("/")[2])
     if extent is None:
+        if len(data) != (total if total >= 0 else len(data)):
+            raise TransientError(f"asked {total} bytes, got {len(data)}")
         return data
     offset, size = extent
-    # `bytes 0-99/1234`; a store that ignores the range sends the whole object, without this line.
-    total = int(answer.get("ContentRange", "/-1").rpartition("/")[2])
     if 0 <= total < offset + size:
         raise cut(f"s3://{path}", offset, size, total)
     if len(data) != size or total < 0:
@@ -108,15 +110,18 @@ def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], byt
 
     bucket, _, key = path.partition("/")
     client = _client(endpoint(), region(), stall_timeout())
-    wanted = {} if extent is None else {"Range": f"bytes={extent[0]}-{sum(extent) - 1}"}
+    # The whole is asked for as a range too: only then does the answer say how much the store holds.
+    wanted = "bytes=0-" if extent is None else f"bytes={extent[0]}-{sum(extent) - 1}"
     try:
-        answer = client.get_object(Bucket=bucket, Key=key, **wanted)
+        answer = client.get_object(Bucket=bucket, Key=key, Range=wanted)
         return answer, answer["Body"].read()
     except NoCredentialsError as error:
         raise OSError("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile") from error
     except BotoCoreError as error:  # all others that a read can meet are of the connection
         raise TransientError(str(error)) from error
     except ClientError as error:
+        if extent is None and error.response["Error"]["Code"] == "InvalidRange":
+            return {}, b""  # an empty object has no range
         raise _refusal(error, path, extent) from error
 
 

@@ -24,9 +24,9 @@ def stored(s3):
 
 @pytest.fixture
 def proxy(s3, monkeypatch):
-    """A proxy before the store, which this process reads through; stalls end after a second."""
+    """A proxy before the store, which this process reads through."""
     with FaultProxy(objects.endpoint()) as made:
-        for name, value in (made.environment | {"BLIP3O_STORE_TIMEOUT_S": "1"}).items():
+        for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
         yield made
     storage.forget_clients()
@@ -36,7 +36,15 @@ def slices(ranges):
     return [DATA[offset : offset + size] for offset, size in ranges]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["hang", "stall"])
+def test_a_store_that_falls_silent_is_asked_again(stored, proxy, kind, monkeypatch):
+    monkeypatch.setenv("BLIP3O_STORE_TIMEOUT_S", "1")
+    proxy.follow(Plan(kinds=(kind,)))
+    assert storage.read_ranges(stored, RANGES[:1]) == slices(RANGES[:1])
+    assert proxy.done.faults == {kind: 1}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("hang", "stall")])
 def test_a_read_outlives_a_fault(stored, proxy, kind):
     proxy.follow(Plan(kinds=(kind,)))
     assert storage.read_ranges(stored, RANGES) == slices(RANGES)
@@ -44,7 +52,7 @@ def test_a_read_outlives_a_fault(stored, proxy, kind):
     assert proxy.done.requests["GET"] == len(RANGES) * (1 if kind == "delay" else 2)
 
 
-@pytest.mark.parametrize("kind", ["500", "reset", "cut"])
+@pytest.mark.parametrize("kind", ["500", "reset", "cut", "short"])
 def test_a_whole_file_outlives_a_fault(stored, proxy, kind):
     proxy.follow(Plan(kinds=(kind,)))
     assert storage.read_bytes(stored) == DATA
@@ -86,6 +94,11 @@ def test_a_missing_object_is_not_asked_for_twice(s3, proxy):
     with pytest.raises(StorageError, match="does not exist"):
         storage.read_bytes(f"{s3}/faults/none")
     assert proxy.done.requests == {"GET": 1}
+
+
+def test_an_empty_object_is_read_as_such(s3, proxy):
+    storage.write_bytes(f"{s3}/faults/empty", b"")
+    assert storage.read_bytes(f"{s3}/faults/empty") == b""
 
 
 def test_an_object_that_became_shorter_is_never_filled_up(s3, proxy):

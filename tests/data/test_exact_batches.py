@@ -1,0 +1,153 @@
+"""The batches of a run, byte for byte, are those of a function called in one process: on real Ray and a real store.
+
+Whatever the number of workers, the delays and the faults of the network.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from blip3o.data import storage
+from blip3o.data.batches import Task, build_micro_batches
+from blip3o.data.manifest import write_manifest, write_shard_index
+from blip3o.data.scan import scan_shard
+from blip3o.data.stream import build_stream
+from blip3o.data.tokenizer import ChatTokenizer
+from cluster.local_s3 import LocalS3
+from tests import recipes
+from tests.data.shards import put, samples, tar
+from tests.data.test_stream import consume
+from tests.faults import FaultProxy, Plan
+
+SHARDS, PER_SHARD, BATCH = 24, 5, 4
+BATCHES = 32  # of 30 in a pass: the run ends in the second
+FAULTS = Plan(seed=1, share=0.5, repeats=2, kinds=("500", "503", "reset", "cut", "short", "delay"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store of this module's own."""
+    with LocalS3(data_dir=tmp_path_factory.mktemp("own-s3")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def network(store):
+    """The way to it, and the environment of who takes that way."""
+    store.create_bucket("exact")
+    with FaultProxy(store.endpoint) as proxy:
+        # Of a busy machine, too: what is tested is what comes back, not how soon.
+        patience = {"BLIP3O_STORE_PATIENCE_S": "240", "BLIP3O_STORE_TIMEOUT_S": "60"}
+        yield proxy, store.environment | proxy.environment | patience
+
+
+@pytest.fixture
+def proxy(network):
+    made, _ = network
+    made.follow(Plan(share=0))
+    return made
+
+
+@pytest.fixture(scope="module")
+def recipe(network, tmp_path_factory):
+    """A recipe over many small shards, so that every few micro-batches ask the store for more."""
+    root, name = "s3://exact/data", "scenes"
+    made = recipes.recipe(
+        run={"name": "exact", "storage": str(tmp_path_factory.mktemp("runs"))},
+        data={"root": root, "chunk": 4, "window": 2, "max_length": 160},
+        optim={"steps": BATCHES, "micro_batch": BATCH, "micro_batches": 4},
+        parallel={"workers": 4},
+    )
+    with environment(network):
+        tokenizer = ChatTokenizer.train(["caption of s000 s001"], 300)
+        storage.write_bytes(f"{root}/tokenizer.json", tokenizer.to_bytes())
+        rows = []
+        for shard in range(SHARDS):
+            file = put(f"{root}/{name}", f"train-{shard:05d}.tar", tar(samples(PER_SHARD, f"{shard:02d}-")))
+            scan = scan_shard(file, source=name, shard=shard)
+            rows.append(write_shard_index(f"{root}/manifests/{name}", file, scan).row)
+        write_manifest(f"{root}/manifests/{name}", name, rows)
+    return made
+
+
+class environment:  # noqa: N801 - used as a function
+    """This process takes the module's way to the store for a while."""
+
+    def __init__(self, network):
+        self._patch, self._values = pytest.MonkeyPatch(), network[1]
+
+    def __enter__(self):
+        for name, value in self._values.items():
+            self._patch.setenv(name, value)
+
+    def __exit__(self, *_):
+        self._patch.undo()
+        storage.forget_clients()
+
+
+def digest(arrays):
+    """sha256 over every column's name, type, shape and bytes; the keys of the draws (sample and pass) beside it."""
+    columns = {name: array for name, array in arrays.items() if name != "micro_batch"}
+    hashed = hashlib.sha256()
+    for name, array in sorted(columns.items()):
+        hashed.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    return [int(key) for key in arrays["draw_key"]], hashed.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def expected(recipe, network):
+    """Digests of all micro-batches, made here, one by one, without Ray and without faults."""
+    with environment(network):
+        build = build_micro_batches(recipe, Task.DRAW)
+        return [digest(build(number)) for number in range(BATCHES)]
+
+
+def factory(recipe, values):
+    """What an actor of the stream calls: it takes the way to the store that `values` say."""
+
+    def make():
+        from blip3o import settings
+        from blip3o.data.batches import Task, build_micro_batches
+
+        settings.override(values)
+        return build_micro_batches(recipe, Task.DRAW)
+
+    return make
+
+
+def stream(recipe, network, first=0, **values):
+    return build_stream(
+        num_micro_batches=BATCHES,
+        first=first,
+        make_micro_batch_fn=factory(recipe, network[1] | values),
+        concurrency=2,
+        num_cpus=0.5,
+    )
+
+
+def by_number(seen):
+    """Digest of each micro-batch by the place that its rank and turn say."""
+    world = len(seen)
+    return {
+        turn * world + rank: digest(batch) for rank, batches in enumerate(seen) for turn, batch in enumerate(batches)
+    }
+
+
+def test_the_reference_is_a_whole_run(expected):
+    keys = [key for batch, _ in expected for key in batch]
+    assert len(set(keys)) == len(keys) == BATCHES * BATCH
+    assert len({bytes_of for _, bytes_of in expected}) == BATCHES
+
+
+@pytest.mark.parametrize(
+    ("world", "plan"),
+    [(1, Plan(share=0)), (2, Plan(seed=3, share=0.7, kinds=("delay",))), (4, FAULTS)],
+    ids=["quiet", "delays", "faults"],
+)
+def test_batches_are_the_same_for_any_number_of_workers(ray_cluster, recipe, network, proxy, expected, world, plan):
+    proxy.follow(plan)
+    assert by_number(consume(stream(recipe, network), world)) == dict(enumerate(expected))
+    assert bool(proxy.done.faults) == (plan.share > 0)
+    if plan is FAULTS:
+        assert len(proxy.done.faults) > 3, proxy.done
