@@ -136,7 +136,7 @@ def _cards(reader: ShardReader, good: GoodSamples, indices: Sequence[int]) -> st
 
 def _card(sample: RawSample) -> str:
     image = open_image(sample.image, at_least=THUMB)
-    size = f"{len(sample.image) / 1024:.0f} KiB"
+    size = f"{len(sample.image)} bytes"
     image.thumbnail((THUMB, THUMB), Image.Resampling.BICUBIC)
     said = sample.caption if len(sample.caption) <= SAID else f"{sample.caption[:SAID]}…"
     words = f'{markup.text(said)}<br><span class="asked">{markup.text(sample.uid)} · {size}</span>'

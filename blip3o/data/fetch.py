@@ -146,8 +146,9 @@ class ShardReader:
         def read(wanted: list[Place]) -> dict[str, Found]:
             file, at = wanted[0].file, [(place.uid, place.members) for place in wanted]
             uids = {where.row: uid for uid, where in at if isinstance(where, RowPlace)}
+            groups = {where.row: where.group for _, where in at if isinstance(where, RowPlace)}
             columns = next(where.columns for _, where in at if isinstance(where, RowPlace))
-            found = self._rows.read(file.uri, file.size, columns, sorted(uids))
+            found = self._rows.read(file.uri, file.size, columns, groups)
             return {uids[row]: sample for row, sample in found.items()}
 
         return {uid: sample for part in self._pool.map(read, by_file.values()) for uid, sample in part.items()}

@@ -1,14 +1,15 @@
 """Samples in Parquet files: which columns make one, and a row group's bytes into samples.
 
-A file is a list of row groups; a row's ordinal counts through all of them. A row group is read whole, in one range, and
-stands or falls whole: with page checksums in the file a flipped byte is always seen, without them compressed or
-variable-length values can pass a flip on to others of their page, which are then mostly undecodable.
-Nothing that a footer says is trusted: ranges and counts are checked against the file before they are used.
+A file is a list of row groups; a row's ordinal counts through all of them. A row group stands or falls whole: with page
+checksums in the file a flipped byte is always seen, without them compressed or variable-length values can pass a flip
+on to others of their page, which are then mostly undecodable. Where a row group lies is seen by what pyarrow reads of
+it: asking its metadata for a column ends the process if the footer is damaged (pyarrow 26, found by flipping bits).
 """
 
+import base64
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_ROWS = 2**24
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 CAPTION_NAMES = ("caption", "text", "txt", "prompt")
 RECORD_NAME = "json"
+_ARROW_SCHEMA = b"ARROW:schema"
 
 Read = Callable[[int, int], bytes]  # (offset, size) → the bytes there, fewer where the file ends
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
@@ -46,17 +48,29 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowGroup:
-    """Rows `first … first + rows − 1` of a file, in the byte range `offset`, `size`."""
+    """Rows `first … first + rows − 1` of a file."""
 
     number: int
     first: int
     rows: int
-    offset: int
-    size: int
+
+
+class Spanned:
+    """A function that reads ranges, and from where to where it has read."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._start, self._end = 0, 0
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        """Reads as the function does."""
+        self._start = min(self._start, offset) if self._end else offset
+        self._end = max(self._end, offset + size)
+        return self._read(offset, size)
 
     def member(self) -> Member:
-        """The byte range as an index file keeps it, once for every row."""
-        return Member(ext=SUFFIX[1:], offset=self.offset, size=self.size)
+        """The byte range from the first to the last byte that was asked for; empty if none was."""
+        return Member(ext=SUFFIX[1:], offset=self._start, size=self._end - self._start)
 
 
 class ParquetShard:
@@ -67,22 +81,30 @@ class ParquetShard:
         self._size = size
         self._metadata = _guarded(lambda file: pq.read_metadata(file), _Ranges(read, size), "not a Parquet file")
         self.schema = _guarded(lambda _: self._metadata.schema.to_arrow_schema(), _Ranges(read, size), "bad footer")
+        self._require_agreement()
         self.groups = self._checked_groups()
+
+    def _require_agreement(self) -> None:
+        """A footer has no checksum, but what Arrow writes names its columns twice."""
+        kept = (self._metadata.metadata or {}).get(_ARROW_SCHEMA)
+        if kept is None:
+            return
+        try:
+            stated = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(kept, validate=True)))
+            agree = _names(stated) == _names(self.schema)
+        except DAMAGE as error:
+            raise DamagedSampleError("bad footer: its Arrow schema cannot be read") from error
+        if not agree:
+            raise DamagedSampleError("bad footer: its two lists of columns differ")
 
     def _checked_groups(self) -> tuple[RowGroup, ...]:
         groups: list[RowGroup] = []
         first = 0
         for number in range(self._metadata.num_row_groups):
-            described = self._metadata.row_group(number)
-            if described.num_rows == 0:
-                continue
-            chunks = [described.column(column) for column in range(described.num_columns)]
-            starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
-            ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
-            offset, end, rows = min(starts, default=-1), max(ends, default=-1), described.num_rows
-            if not (0 <= offset < end <= self._size and 0 <= rows and first + rows <= MAX_ROWS):
-                raise DamagedSampleError(f"bad footer: row group {number} has {rows} rows at {offset} to {end}")
-            groups.append(RowGroup(number=number, first=first, rows=rows, offset=offset, size=end - offset))
+            rows = self._metadata.row_group(number).num_rows
+            if not 0 <= rows <= MAX_ROWS - first:
+                raise DamagedSampleError(f"bad footer: row group {number} has {rows} rows")
+            groups.append(RowGroup(number=number, first=first, rows=rows))
             first += rows
         if first != self._metadata.num_rows:
             raise DamagedSampleError(f"bad footer: {self._metadata.num_rows} rows, {first} in row groups")
@@ -118,36 +140,23 @@ class ParquetShard:
         raise DamagedSampleError(f"the file has no row {row}")
 
     def read_group(self, read: Read, group: RowGroup, columns: Columns) -> "GroupRows":
-        """All samples of a row group, read in one range.
+        """All samples of a row group. Nothing but what lies in it is read.
 
         Raises `DamagedSampleError` if it cannot be decoded, `StorageError` as `read` does.
         """
-        inside = sum(self._metadata.row_group(group.number).column(c).total_uncompressed_size for c in self._chunks)
-        if max(inside, group.size) > MAX_GROUP_BYTES:
-            raise DamagedSampleError(
-                f"row group of {max(inside, group.size)} bytes, limit {MAX_GROUP_BYTES}: write smaller ones"
-            )
-        data = read(group.offset, group.size)
-        if len(data) != group.size:
-            raise DamagedSampleError("truncated")
+        size = self._metadata.row_group(group.number).total_byte_size
+        if size > MAX_GROUP_BYTES:
+            raise DamagedSampleError(f"row group of {size} bytes, limit {MAX_GROUP_BYTES}: write smaller ones")
 
         def decode(file: _Ranges) -> pa.Table:
             source = pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True)
             names = [name for name in (columns.image, columns.caption, *columns.record) if name]
             return source.read_row_group(group.number, columns=names, use_threads=False)
 
-        def part(offset: int, size: int) -> bytes:
-            start = max(offset - group.offset, 0)
-            return data[start : start + size] if offset >= group.offset else b""
-
-        table = _guarded(decode, _Ranges(part, self._size), "bad row group")
+        table = _guarded(decode, _Ranges(read, self._size), "bad row group")
         if table.num_rows != group.rows:
             raise DamagedSampleError(f"bad row group: {table.num_rows} rows of {group.rows}")
         return GroupRows(table, columns)
-
-    @property
-    def _chunks(self) -> range:
-        return range(self._metadata.num_columns)
 
 
 class GroupRows:
@@ -229,6 +238,8 @@ class _Ranges(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         size = self._size - self._at if size < 0 else size
+        if self._at < 0:
+            raise OSError(f"asked for bytes at {self._at}")
         try:
             data = self._read(self._at, min(size, max(self._size - self._at, 0)))
         except StorageError as error:
@@ -246,6 +257,19 @@ def _guarded(action: Callable[[_Ranges], Any], file: _Ranges, what: str) -> Any:
         if file.error is not None:
             raise file.error from error
         raise DamagedSampleError(f"{what}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _names(fields: Iterable[pa.Field]) -> list[object]:
+    """Names of columns and, where these hold structs, of their fields."""
+    return [(field.name, _inner_names(field.type)) for field in fields]
+
+
+def _inner_names(kind: pa.DataType) -> list[object]:
+    if pa.types.is_struct(kind):
+        return _names(kind.field(number) for number in range(kind.num_fields))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _inner_names(kind.value_type)
+    return []
 
 
 def _usual(names: Sequence[str], usual: Sequence[str]) -> str:

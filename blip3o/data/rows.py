@@ -7,12 +7,13 @@ groups of about `data.chunk` rows are read with the least waste.
 import functools
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from blip3o.data import storage
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.parquet import Columns, GroupRows, ParquetShard, Read, RowGroup
 from blip3o.data.sample import Stored
+from blip3o.types import Member
 
 CACHE_BYTES = 256 * 2**20
 SHARDS = 256  # footers held
@@ -31,9 +32,9 @@ class RowGroupCache:
         self._shard = functools.lru_cache(maxsize=SHARDS)(_open)
 
     def read(
-        self, uri: str, file_bytes: int, columns: Columns, rows: Sequence[int]
+        self, uri: str, file_bytes: int, columns: Columns, rows: Mapping[int, Member]
     ) -> dict[int, Stored | DamagedSampleError]:
-        """Each of some rows of a file of `file_bytes`, or what is wrong with it.
+        """Each of some rows of a file of `file_bytes`, or what is wrong with it; `rows` says where their groups lie.
 
         Raises `StorageError` if the store does not answer, or if the file was cut: its footer, and so all of it, is
         lost then.
@@ -47,25 +48,25 @@ class RowGroupCache:
             return dict.fromkeys(rows, damage)
         found: dict[int, Stored | DamagedSampleError] = {}
         for group, wanted in by_group.items():
-            found |= self._rows(uri, shard, group, columns, wanted)
+            found |= self._rows(uri, shard, group, columns, {row: rows[row] for row in wanted})
         return found
 
     def _rows(
-        self, uri: str, shard: ParquetShard, group: RowGroup, columns: Columns, rows: Sequence[int]
+        self, uri: str, shard: ParquetShard, group: RowGroup, columns: Columns, rows: Mapping[int, Member]
     ) -> dict[int, Stored | DamagedSampleError]:
         try:
-            decoded = self._group(uri, shard, group, columns)
+            decoded = self._group(uri, shard, group, columns, next(iter(rows.values())))
         except DamagedSampleError as damage:
             return dict.fromkeys(rows, damage)
         return {row: _stored(decoded, row - group.first) for row in rows}
 
-    def _group(self, uri: str, shard: ParquetShard, group: RowGroup, columns: Columns) -> GroupRows:
+    def _group(self, uri: str, shard: ParquetShard, group: RowGroup, columns: Columns, where: Member) -> GroupRows:
         key = (uri, group.number)
         with self._lock:
             if key in self._groups:
                 self._groups.move_to_end(key)
                 return self._groups[key]
-        decoded = shard.read_group(_reader(uri), group, columns)
+        decoded = shard.read_group(_within(uri, where), group, columns)
         with self._lock:
             self._groups[key] = decoded
             while len(self._groups) > 1 and sum(held.nbytes for held in self._groups.values()) > self._capacity:
@@ -74,11 +75,18 @@ class RowGroupCache:
 
 
 def _open(uri: str, file_bytes: int) -> ParquetShard:
-    return ParquetShard(_reader(uri), file_bytes)
+    return ParquetShard(lambda offset, size: storage.read_ranges(uri, [(offset, size)])[0], file_bytes)
 
 
-def _reader(uri: str) -> Read:
-    return lambda offset, size: storage.read_ranges(uri, [(offset, size)])[0]
+def _within(uri: str, where: Member) -> Read:
+    """Reads of parts of one range, which is fetched once; nothing lies outside."""
+    data = storage.read_ranges(uri, [(where.offset, where.size)])[0]
+
+    def read(offset: int, size: int) -> bytes:
+        start = offset - where.offset
+        return data[start : start + size] if start >= 0 else b""
+
+    return read
 
 
 def _stored(group: GroupRows, place: int) -> Stored | DamagedSampleError:

@@ -13,7 +13,7 @@ from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import open_image
 from blip3o.data.facts import SampleFacts, checksum, perceptual_hash, scalar_fields
 from blip3o.data.ledger import LedgerEntry
-from blip3o.data.parquet import SUFFIX, Columns, ParquetShard, RowGroup
+from blip3o.data.parquet import SUFFIX, Columns, ParquetShard, RowGroup, Spanned
 from blip3o.data.sample import Stored, choose_members, decode_words
 from blip3o.data.storage import FileInfo
 from blip3o.data.tarindex import Read, ShardFile, TarItem, TarSample, group_samples, scan_tar
@@ -193,9 +193,10 @@ def _scan_parquet(read: Read, size: int, options: ScanOptions) -> _Found:
         found.tears.append(TarItem(name="", offset=0, size=size, damage=damage.reason))
         return found
     for group in shard.groups:
+        spanned = Spanned(read)
         found.keys += [str(row) for row in range(group.first, group.first + group.rows)]
-        found.members += [(group.member(),)] * group.rows
-        _scan_group(shard, group, read, options, found)
+        _scan_group(shard, group, spanned, options, found)
+        found.members += [(spanned.member(),)] * group.rows
     return found
 
 

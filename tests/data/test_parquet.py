@@ -1,6 +1,7 @@
 """Parquet shards give the samples that tars give; what is damaged is named, and costs a row or a row group."""
 
 import json
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from blip3o.data import storage
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger, read_ledger
-from blip3o.data.manifest import differences, read_shard_facts
+from blip3o.data.manifest import differences, read_shard_facts, read_shard_index
 from blip3o.data.parquet import Columns, ParquetShard
 from blip3o.data.rows import RowGroupCache
 from blip3o.data.scan import ScanOptions, scan_shard
@@ -69,8 +70,9 @@ def test_a_cache_too_small_changes_nothing_but_the_reads(tmp_path, monkeypatch):
     read_ranges = storage.read_ranges
     monkeypatch.setattr(storage, "read_ranges", lambda uri, r: asked.extend(r) or read_ranges(uri, r))
     shard, cache = manifest.shards[0], RowGroupCache(capacity=1)
+    where = {row: read_shard_index(manifest, 0).members(row)[0] for row in range(10)}
     for _ in range(2):
-        found = cache.read(shard.uri, shard.size, columns(parquet(rows(10))), range(10))
+        found = cache.read(shard.uri, shard.size, columns(parquet(rows(10))), where)
         assert [found[row].caption for row in range(10)] == [f"caption of s00{row}".encode() for row in range(10)]
     assert len(asked) == 1 + 2 * 3
 
@@ -141,7 +143,7 @@ def test_text_that_is_not_utf8_is_a_row_of_the_ledger(scan):
 
 def test_a_flipped_byte_costs_its_row_group(scan):
     whole = parquet(rows(10))
-    group = ParquetShard(lambda offset, size: whole[offset : offset + size], len(whole)).groups[1]
+    (group,) = scan(whole).samples[4].members
     data = bytearray(whole)
     data[group.offset + group.size // 2] ^= 16
     found = scan(bytes(data))
@@ -154,6 +156,30 @@ def test_a_flipped_byte_costs_its_row_group(scan):
 def test_what_is_no_parquet_is_one_entry_of_its_shard(scan, data):
     found = scan(data)
     assert (found.samples, [entry.uid for entry in found.damage]) == ((), ["src/0"])
+
+
+def test_a_footer_that_contradicts_itself_is_refused(scan):
+    said = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a dot"}]
+    whole = parquet([{"image": png(), "caption": "c", "conversations": said}])
+    assert not scan(whole).damage
+    # Names stand in plain letters in the list of Parquet, which comes first, in base64 in that of Arrow.
+    footer = whole.rindex(b"schema", 0, whole.rindex(b"ARROW:schema"))
+    for name in (b"caption", b"value"):
+        at = whole.index(name, footer)
+        (entry,) = scan(whole[:at] + name.upper() + whole[at + len(name) :]).damage
+        assert entry.reason == "bad footer: its two lists of columns differ"
+
+
+def test_a_footer_that_lies_of_its_columns_does_not_end_the_process(scan):
+    """Found by flipping bits: the statistics of a column that do not fit its kind."""
+    rng = random.Random(0)
+    whole = parquet(rows(6))
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for _ in range(150):
+        data = bytearray(whole)
+        data[rng.randrange(start, len(whole))] ^= 1 << rng.randrange(8)
+        found = scan(bytes(data))
+        assert len(found.samples) in (0, 6)
 
 
 def test_too_large_a_row_group_is_refused_before_it_is_read(scan, monkeypatch):

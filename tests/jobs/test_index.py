@@ -2,13 +2,14 @@
 
 import io
 import json
+import zlib
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blip3o.config.shards import LimitsConfig
+from blip3o.config.shards import ColumnsConfig, LimitsConfig
 from blip3o.data import storage
 from blip3o.data.fetch import ShardReader
 from blip3o.data.ledger import read_ledger
@@ -17,7 +18,7 @@ from blip3o.data.scan import ScanOptions
 from blip3o.errors import DataError
 from blip3o.types import SampleRef
 from jobs.index import find_shards, index_source, verify_source
-from tests.data.shards import put, sample, samples, tar
+from tests.data.shards import parquet, png, put, rows, sample, samples, tar
 
 
 def test_shards_match_a_pattern_and_come_sorted(tmp_path):
@@ -59,22 +60,40 @@ def test_a_source_in_a_store_is_indexed_resumed_and_kept_within_its_budget(ray_c
     assert again.manifest.shards[0] == done.manifest.shards[0]
     assert read_ledger(ledger_file(manifest_uri)) == []
 
-    # Read again, all is as it was indexed; a byte that changed behind the index's back is found by its sample.
+
+def test_what_is_not_as_it_was_indexed_is_named(ray_cluster, s3):
+    folder, manifest_uri = f"{s3}/index-verify/data", f"{s3}/index-verify/manifest"
+    source = {"name": "src", "shards_uri": f"{folder}/*.tar", "manifest_uri": manifest_uri}
+    put(folder, "0.tar", tar(samples(2)))
+    put(folder, "1.tar", tar(samples(7, "u")))
+    manifest = index_source(**source).manifest
     shown = {"name": "src", "manifest_uri": manifest_uri}
-    assert verify_source(**shown) == 13
-    shards = list(again.manifest.shards)
-    put(folder, "train-00001.tar", tar(samples(7, "u")).replace(b"caption of u003", b"caption of u_03"))
-    with pytest.raises(DataError, match=r"train-00001\.tar was written again since it was indexed"):
+    assert verify_source(**shown) == 9
+    put(folder, "1.tar", tar(samples(7, "u")).replace(b"caption of u003", b"caption of u_03"))
+    with pytest.raises(DataError, match=r"/1\.tar was written again since it was indexed"):
         verify_source(**shown)
-    rewritten = replace(shards[1], version=storage.stat(shards[1].uri).version)
-    pretend_indexed(again.manifest, rewritten)
-    with pytest.raises(DataError, match=r"differs from its index in 1 places: src/1/3 of .*train-00001\.tar has crc32"):
+    # A byte that changed behind the index's back is found by its sample.
+    pretend_indexed(manifest, replace(manifest.shards[1], version=storage.stat(f"{folder}/1.tar").version))
+    with pytest.raises(DataError, match=r"differs from its index in 1 places: src/1/3 of .*/1\.tar has crc32"):
         verify_source(**shown)
     other = ScanOptions(limits=LimitsConfig(max_pixels=9))
     with pytest.raises(DataError, match="was indexed with other limits or columns: index the source again"):
         verify_source(**shown, options=other)
-    with pytest.raises(DataError, match="13 of 13 samples are damaged"):
+    with pytest.raises(DataError, match="9 of 9 samples are damaged"):
         index_source(**source, options=other)
+
+
+def test_columns_of_parquet_are_told_by_name(ray_cluster, s3):
+    named = [{"blob": row["image"], "caption": row["caption"], "n": 7} for row in rows(5)]
+    put(f"{s3}/index-columns", "a.parquet", parquet(named))
+    source = {"name": "table", "shards_uri": f"{s3}/index-columns/*.parquet", "manifest_uri": f"{s3}/index-columns/m"}
+    with pytest.raises(DataError, match="0 of 0 samples are damaged, 1 of 1 shards have no good one"):
+        index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="picture")))
+    (entry,) = read_ledger(ledger_file(source["manifest_uri"]))
+    assert entry.reason == "no column 'picture' of bytes among blob, caption, n: set columns.image"
+    table = index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="blob")))
+    (found,) = ShardReader([table.manifest]).fetch([SampleRef(source=0, shard=0, row=4, pass_index=0)])
+    assert (found.image, found.caption, found.meta) == (png(zlib.crc32(b"s004")), "caption of s004", {"n": 7})
 
 
 def pretend_indexed(manifest, row):
