@@ -177,7 +177,11 @@ def read_metrics(recipe: Recipe) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """A finished stage in figures. `seconds` are those of its steps, without start-up."""
+    """A finished stage in figures. `seconds` are those of its steps, without start-up.
+
+    `data_wait_p50` and `data_wait_p95` are the seconds that the first rank waited for data in a step, median and 95th
+    percentile; `data_wait_fraction` is the waiting's share of all.
+    """
 
     steps: int
     first_loss: float
@@ -185,6 +189,8 @@ class StageSummary:
     seconds: float
     samples_per_second: float
     data_wait_fraction: float
+    data_wait_p50: float
+    data_wait_p95: float
     workers: int
     zero_stage: int
 
@@ -194,13 +200,16 @@ def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> St
     losses = [row["loss"] for row in rows]
     tenth = max(len(losses) // 10, 1)
     seconds = sum(row["seconds"] for row in rows)
+    waits = [row["data_wait"] for row in rows]
     return StageSummary(
         steps=len(rows),
         first_loss=sum(losses[:tenth]) / tenth,
         last_loss=sum(losses[-tenth:]) / tenth,
         seconds=seconds,
         samples_per_second=len(rows) * recipe.optim.global_batch / seconds,
-        data_wait_fraction=sum(row["data_wait"] for row in rows) / seconds,
+        data_wait_fraction=sum(waits) / seconds,
+        data_wait_p50=float(np.percentile(waits, 50)),
+        data_wait_p95=float(np.percentile(waits, 95)),
         workers=workers,
         zero_stage=recipe.parallel.zero_stage,
     )
