@@ -17,8 +17,9 @@ from blip3o.data.manifest import ledger_file, manifest_file, read_manifest, writ
 from blip3o.data.scan import ScanOptions
 from blip3o.errors import DataError
 from blip3o.types import SampleRef
-from jobs.index import find_shards, index_source, verify_source
+from jobs.index import find_shards, index_source, main, verify_source
 from tests.data.shards import parquet, png, put, rows, sample, samples, tar
+from tests.jobs import world
 
 
 def test_shards_match_a_pattern_and_come_sorted(tmp_path):
@@ -94,6 +95,13 @@ def test_columns_of_parquet_are_told_by_name(ray_cluster, s3):
     table = index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="blob")))
     (found,) = ShardReader([table.manifest]).fetch([SampleRef(source=0, shard=0, row=4, pass_index=0)])
     assert (found.image, found.caption, found.meta) == (png(zlib.crc32(b"s004")), "caption of s004", {"n": 7})
+
+
+def test_a_recipe_is_verified_from_the_command_line(base, tmp_path, capsys):
+    recipe = world.write_recipe(tmp_path / "recipe.yaml", base)
+    assert main([recipe, "--verify"]) == 0
+    assert main([recipe, "--verify", "--set", "data.limits.max_pixels=5"]) == 1
+    assert "was indexed with other limits or columns: index the source again" in capsys.readouterr().err
 
 
 def pretend_indexed(manifest, row):
