@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip3o.config.pipeline import Pipeline
-from blip3o.config.recipe import Recipe
+from blip3o.config.recipe import ParallelConfig, Recipe
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import Blip3oError, CheckpointError
 
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+    from ray.train import ScalingConfig
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
@@ -62,11 +63,7 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]]) -> None:
         train_worker,
         train_loop_config=asdict(plan),
         torch_config=TorchConfig(backend=collective_backend(parallel.device)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=parallel.workers,
-            use_gpu=gpus_per_worker(parallel.device) > 0,
-            resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
-        ),
+        scaling_config=scaling(parallel),
         run_config=ray.train.RunConfig(
             name=pipeline.name,
             storage_path=path,
@@ -75,12 +72,24 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]]) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=saved.keep),
         ),
         datasets={"train": stream_factory(plan)},
-        dataset_config=data_config(),
+        dataset_config=data_config(parallel.data_labels),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _user_error(error) from error
+
+
+def scaling(parallel: ParallelConfig) -> "ScalingConfig":
+    """What Ray Train reserves for the workers, and where."""
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=parallel.workers,
+        use_gpu=gpus_per_worker(parallel.device) > 0,
+        resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
+        label_selector=dict(parallel.worker_labels) or None,
+    )
 
 
 def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
@@ -97,6 +106,7 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
             make_micro_batch_fn=lambda: staged_micro_batches(plan.pipeline()),
             concurrency=parallel.data_tasks,
             num_cpus=parallel.cpus_per_data_task,
+            labels=parallel.data_labels,
         )
 
     return build

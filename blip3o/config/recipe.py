@@ -179,6 +179,13 @@ class ParallelConfig(Frozen):
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
     data_tasks: int = Field(default=1, gt=0, description="decoding actors of the stream")
     cpus_per_data_task: float = Field(default=1, gt=0, description="logical CPUs that a decoding actor reserves")
+    data_labels: dict[str, str] = Field(
+        default={},
+        description="labels of the nodes that read and decode, as {ray-subcluster: preprocess}; any node if left out",
+    )
+    worker_labels: dict[str, str] = Field(
+        default={}, description="labels of the nodes that train, as {ray-subcluster: training}; any node if left out"
+    )
 
 
 class CheckpointConfig(Frozen):

@@ -11,7 +11,7 @@ Processor time of the whole path per micro-batch of 8 images of 64x64, on two (b
 43 ms, actors that make four in a call 33 ms; eight in a call gain nothing more. Most of it is Ray's own scheduling.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,12 @@ MicroBatchFn = Callable[[int], Arrays]
 
 # Micro-batches made by one actor call: spreads the cost of a call, and holds back no more than this from the order.
 PER_CALL = 4
+# Calls that an actor is given at a time: the next one waits beside it, so that it is never idle between two.
+CALLS_IN_FLIGHT = 2
+# Finished micro-batches may pile up before the trainers to this many times what these hold; then the actors pause.
+# Beyond it, Ray Data pauses them at half of the object store. Both are Ray 2.60's own values, said here since a Ray
+# upgrade has changed them before (10 until 2.57).
+BACKPRESSURE_RATIO = 2.0
 NUMBER = "micro_batch"
 
 
@@ -36,6 +42,7 @@ def build_stream(
     make_micro_batch_fn: Callable[[], MicroBatchFn],
     concurrency: int = 1,
     num_cpus: float = 1,
+    labels: Mapping[str, str] | None = None,
 ) -> Dataset:
     """The micro-batches `first … num_micro_batches − 1`, in order, as a lazy dataset; give the workers `data_config()`.
 
@@ -43,7 +50,8 @@ def build_stream(
     number to numeric arrays, all with the same leading dimension. Each
     actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
     or nothing runs. The number of micro-batches must be a multiple of the number of workers, else the rest is not
-    delivered. Raises `ConfigError` if `first` lies beyond the end; at the end, the stream is empty.
+    delivered. All of it runs on nodes that have the `labels`, if there are any: give `data_config` the same ones.
+    Raises `ConfigError` if `first` lies beyond the end; at the end, the stream is empty.
     """
     if not 0 <= first <= num_micro_batches:
         raise ConfigError(
@@ -53,7 +61,9 @@ def build_stream(
     context = numbers.context
     context.target_max_block_size = 1
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
+    context.execution_options = _execution(labels)
+    context.max_tasks_in_flight_per_actor = CALLS_IN_FLIGHT
+    context.downstream_capacity_backpressure_ratio = BACKPRESSURE_RATIO
     context.print_on_execution_start = False
     # A pause of the trainer (saving, evaluating) is no failure of the stream.
     context.execution_no_progress_timeout_s = -1
@@ -66,9 +76,15 @@ def build_stream(
     )
 
 
-def data_config() -> DataConfig:
-    """How Ray Train must split the stream: Train replaces a dataset's own execution options by these."""
-    return DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+def data_config(labels: Mapping[str, str] | None = None) -> DataConfig:
+    """How Ray Train must split the stream, whose `labels` are said again: Train replaces a dataset's own execution
+    options by these.
+    """
+    return DataConfig(execution_options=_execution(labels), enable_shard_locality=False)
+
+
+def _execution(labels: Mapping[str, str] | None) -> ExecutionOptions:
+    return ExecutionOptions(preserve_order=True, label_selector=dict(labels) if labels else None)
 
 
 def iterate_micro_batches(shard: DataIterator, *, prefetch: int = 2) -> Iterator[Arrays]:

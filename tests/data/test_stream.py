@@ -77,6 +77,20 @@ def test_micro_batches_go_round_the_ranks_whole(ray_cluster, world, first, end):
     assert len({int(batch["built"][0]) for batches in seen for batch in batches}) <= 2  # once in each actor
 
 
+def test_a_stream_runs_where_its_labels_are_also_when_train_has_split_it(ray_cluster):
+    """Train replaces a dataset's options, so they are said twice; every node has its own id as a label."""
+    here = {"ray.io/node-id": ray_cluster.get_runtime_context().get_node_id()}
+    dataset = stream(0, 4, labels=here)
+    context = dataset.context
+    assert (context.execution_options.label_selector, context.execution_options.preserve_order) == (here, True)
+    assert (context.max_tasks_in_flight_per_actor, context.downstream_capacity_backpressure_ratio) == (2, 2.0)
+    for labels, expected in ((None, None), (here, here)):
+        [shard] = data_config(labels).configure({"train": dataset}, 1, None, None)
+        options = dataset.context.execution_options
+        assert (options.label_selector, options.preserve_order) == (expected, True)
+    assert numbers([list(iterate_micro_batches(shard["train"]))]) == [[0, 1, 2, 3]]
+
+
 def test_an_empty_stream_ends_at_once(ray_cluster):
     assert consume(stream(8, 8), 1) == [[]]
 
