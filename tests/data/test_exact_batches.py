@@ -1,11 +1,15 @@
 """The batches of a run, byte for byte, are those of a function called in one process: on real Ray and a real store.
 
-Whatever the number of workers, the delays and the faults of the network.
+Whatever the number of workers, the delays, the faults of the network, or a store that is killed and comes back. What
+cannot be got is an error, never a shorter run.
 """
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 
 from blip3o.data import storage
@@ -27,7 +31,7 @@ FAULTS = Plan(seed=1, share=0.5, repeats=2, kinds=("500", "503", "reset", "cut",
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store of this module's own."""
+    """A store of this module's own, which may be killed."""
     with LocalS3(data_dir=tmp_path_factory.mktemp("own-s3")) as made:
         yield made
 
@@ -151,3 +155,30 @@ def test_batches_are_the_same_for_any_number_of_workers(ray_cluster, recipe, net
     assert bool(proxy.done.faults) == (plan.share > 0)
     if plan is FAULTS:
         assert len(proxy.done.faults) > 3, proxy.done
+
+
+def test_a_store_that_is_killed_and_comes_back_is_waited_for(ray_cluster, recipe, network, proxy, store, expected):
+    reached = threading.Event()
+    proxy.follow(lambda request: reached.set() if f"train-{SHARDS // 3:05d}.tar" in request.path else None)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(consume, stream(recipe, network), 2)
+        # The server ends with the thread that started it, so this one does.
+        assert reached.wait(240)
+        psutil.Process(store.pid).kill()
+        store.stop()
+        before = proxy.done.requests.total()
+        store.start(timeout_s=240)
+        proxy.upstream = store.endpoint
+        seen = run.result()
+    assert by_number(seen) == dict(enumerate(expected))
+    assert before < proxy.done.requests.total(), "all had been read before the store was killed"
+
+
+def test_a_fault_that_outlasts_the_patience_ends_the_run_by_name(ray_cluster, recipe, network, proxy):
+    gone = "train-00007.tar"
+    proxy.follow(lambda request: "503" if gone in request.path else None)
+    with pytest.raises(
+        Exception, match=rf"StorageError: s3://exact/data/scenes/{gone}: .*\(tried \d+ times in"
+    ) as raised:
+        list(stream(recipe, network, BLIP3O_STORE_PATIENCE_S="0.5").iter_batches(batch_size=1))
+    assert "injected" in str(raised.value)
