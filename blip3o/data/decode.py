@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from blip3o.config.fit import FitConfig
 from blip3o.config.shards import MAX_PIXELS
@@ -84,6 +84,8 @@ def _explained(max_pixels: int) -> Iterator[None]:
     """Turns what Pillow raises for damaged files into `DamagedSampleError`."""
     try:
         yield
+    except UnidentifiedImageError as error:  # its text names an address in memory, another one each time
+        raise DamagedSampleError(f"undecodable image: no {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise DamagedSampleError(f"image too large: over {max_pixels} pixels") from error
     except DAMAGE as error:

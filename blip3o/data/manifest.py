@@ -288,8 +288,10 @@ def write_table(uri: str, table: pa.Table, header: dict[str, Any]) -> None:
 
 def read_table(uri: str, *, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
     """A table, all of it or some columns, and its header. Raises `DataError` if `write_table` did not write it."""
+    data = storage.read_bytes(uri)
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
+        table = pq.read_table(pa.BufferReader(data), columns=columns)
         return table, json.loads(table.schema.metadata[_HEADER])
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+    # What pyarrow raises for a damaged file (OSError of thrift and codecs, ValueError), and for one without our header.
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{uri} is not a file of our index: delete it and index the source again") from error

@@ -9,6 +9,7 @@ it: asking its metadata for a column ends the process if the footer is damaged (
 import base64
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,9 @@ class ParquetShard:
         says which holds the image.
         """
         named = {field.name: field.type for field in self.schema}
+        twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
+        if twice:
+            raise DamagedSampleError(f"column '{twice[0]}' is there twice: rename one")
         images = [name for name, kind in named.items() if _bytes_path(name, kind)]
         image = asked.image or _usual(images, IMAGE_NAMES) or (images[0] if len(images) == 1 else "")
         if image not in images:
@@ -150,8 +154,17 @@ class ParquetShard:
 
         def decode(file: _Ranges) -> pa.Table:
             source = pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True)
-            names = [name for name in (columns.image, columns.caption, *columns.record) if name]
-            return source.read_row_group(group.number, columns=names, use_threads=False)
+            names = [columns.image, *([columns.caption] if columns.caption else []), *columns.record]
+            # A value that repeats is stored once and decoded often: few bytes can become any number. So only as many
+            # rows are decoded at a time as are sure to stay within the limit.
+            step = max(MAX_GROUP_BYTES // max(size, 1), 1)
+            parts, decoded = [], 0
+            for batch in source.iter_batches(step, row_groups=[group.number], columns=names, use_threads=False):
+                parts.append(batch)
+                decoded += batch.nbytes
+                if decoded > MAX_GROUP_BYTES:
+                    raise DamagedSampleError(f"row group of over {MAX_GROUP_BYTES} bytes decoded: write smaller ones")
+            return pa.Table.from_batches(parts)
 
         table = _guarded(decode, _Ranges(read, self._size), "bad row group")
         if table.num_rows != group.rows:
@@ -163,7 +176,8 @@ class GroupRows:
     """The decoded samples of one row group, by their place in it; `nbytes` is the memory they take."""
 
     def __init__(self, table: pa.Table, columns: Columns) -> None:
-        name, _, inner = columns.image.partition(".")
+        whole = columns.image in table.column_names  # a name may have dots in it
+        name, _, inner = (columns.image, "", "") if whole else columns.image.rpartition(".")
         image = pa.chunked_array(table.column(name))
         self._image = pa.chunked_array([chunk.field(inner) for chunk in image.chunks]) if inner else image
         self._caption = _as_bytes(table.column(columns.caption)) if columns.caption else None

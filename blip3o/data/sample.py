@@ -20,6 +20,8 @@ CAPTION_EXTENSION = "txt"
 RECORD_EXTENSION = "json"
 # Far above any photograph; a member beyond it is refused before its bytes are read.
 MAX_MEMBER_BYTES = 256 * 2**20
+# What editors on Windows put before a text.
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +115,7 @@ def decode_caption(data: bytes, *, max_chars: int = MAX_CAPTION_CHARS) -> str:
     Raises `DamagedSampleError` if it is empty, not UTF-8, or longer than `max_chars`.
     """
     try:
-        caption = data.decode()
+        caption = data.decode().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         raise DamagedSampleError(f"caption is not UTF-8: byte {error.start}") from error
     return _checked_caption(caption, max_chars)

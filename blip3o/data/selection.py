@@ -65,7 +65,7 @@ def write_selection(manifest: Manifest, select: SelectConfig, choices: Sequence[
     if not left:
         raise DataError(f"source '{manifest.name}': select leaves none of {manifest.good_rows} good samples: loosen it")
     rows = {"shard": range(len(choices)), "left_out": [choice.left_out for choice in choices]}
-    header = {"manifest": manifest.fingerprint, "select": select.model_dump(mode="json", exclude_defaults=True)}
+    header = {"manifest": _made_of(manifest), "select": select.model_dump(mode="json", exclude_defaults=True)}
     write_table(selection_file(manifest, select), pa.table(rows, schema=_SCHEMA), header)
     return left
 
@@ -103,7 +103,15 @@ def _stored(manifest: Manifest, select: SelectConfig, *, columns: list[str]) -> 
     if not storage.exists(file):
         return None
     table, header = read_table(file, columns=columns)
-    return table if header.get("manifest") == manifest.fingerprint else None
+    return table if header.get("manifest") == _made_of(manifest) else None
+
+
+def _made_of(manifest: Manifest) -> str:
+    """sha256 over the shards as they were indexed. Their versions count: a score that was corrected in place changes
+    neither the size of a tar nor its rows.
+    """
+    versions = json.dumps([manifest.fingerprint, *(shard.version for shard in manifest.shards)])
+    return hashlib.sha256(versions.encode()).hexdigest()
 
 
 def _judge_shard(manifest: Manifest, select: SelectConfig, shard: int) -> ShardChoice:

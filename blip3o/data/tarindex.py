@@ -6,6 +6,7 @@ business.
 """
 
 import functools
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ MAX_EXTENDED_HEADERS = 8
 BAD_HEADER = "bad header"
 TRUNCATED = "truncated"
 NO_END = "truncated: no end of archive"
+# What a PAX header may say of a size: up to 10^18 bytes. Python refuses to convert thousands of digits at all.
+_SIZE = re.compile(r"[0-9]{1,19}")
 
 Read = Callable[[int, int], bytes]  # (offset, size) → the bytes there, fewer where the file ends
 
@@ -98,7 +101,7 @@ def scan_tar(read: Read, size: int) -> Iterator[TarItem]:
         if entry.start + entry.size > size:
             yield TarItem(name=entry.name, offset=entry.start, size=size - entry.start, damage=TRUNCATED)
             return
-        if entry.regular:
+        if entry.regular and entry.name:
             yield TarItem(name=entry.name, offset=entry.start, size=entry.size)
     if not ended:
         yield TarItem(name="", offset=size, size=0, damage=NO_END)
@@ -139,7 +142,7 @@ def _entry_at(read: Read, offset: int) -> _Entry | None:
         if records is None:
             return None
         name = records.get("path", name)
-        length = int(records["size"]) if records.get("size", "").isdecimal() else length
+        length = int(records["size"]) if "size" in records else length
         offset = start + _padded(header.size)
     return None
 
@@ -159,7 +162,8 @@ def _extended_records(header: tarfile.TarInfo, payload: bytes) -> dict[str, str]
         return None
     if header.type == tarfile.GNUTYPE_LONGNAME:
         return {"path": payload.rstrip(b"\0").decode("utf-8", "backslashreplace")}
-    return _pax_records(payload) if header.type == tarfile.XHDTYPE else {}
+    records = _pax_records(payload) if header.type == tarfile.XHDTYPE else {}
+    return None if records is None or not _SIZE.fullmatch(records.get("size", "0")) else records
 
 
 def _pax_records(payload: bytes) -> dict[str, str] | None:
@@ -204,14 +208,14 @@ def group_samples(items: Iterable[TarItem]) -> Iterator[TarSample | TarItem]:
     current: TarSample | None = None
     torn_by = ""
     for item in items:
-        if not item.name:
-            torn_by = item.damage
-            if current is not None:
-                current.torn_by = torn_by
-            yield item
-            continue
         named = split_name(item.name)
         if named is None:
+            # A file that belongs to no sample matters to none, unless the archive is torn in it.
+            if item.damage:
+                torn_by = item.damage
+                if current is not None:
+                    current.torn_by = torn_by
+                yield item
             continue
         key, ext = named
         if current is None or key != current.key or any(ext == member.ext for member in current.members):

@@ -76,13 +76,18 @@ def parquet(rows: Sequence[dict], *, group: int = 4, schema: pa.Schema | None = 
 
     Captions given as bytes become text that need not be UTF-8.
     """
-    sink = io.BytesIO()
     table = pa.Table.from_pylist(list(rows), schema=schema)
     captions = table.column("caption") if "caption" in table.column_names else None
     if captions is not None and pa.types.is_binary(captions.type):
         text = pa.chunked_array([chunk.view(pa.string()) for chunk in captions.chunks])
         table = table.set_column(table.column_names.index("caption"), "caption", text)
-    pq.write_table(table, sink, row_group_size=group, write_page_checksum=True, **options)
+    return stored(table, row_group_size=group, write_page_checksum=True, **options)
+
+
+def stored(table: pa.Table, **options: object) -> bytes:
+    """A table as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
     return sink.getvalue()
 
 

@@ -96,6 +96,21 @@ def test_what_is_no_manifest_is_named(manifest):
         read_manifest(manifest.uri)
 
 
+@pytest.mark.parametrize("kept", [0.3, 0.9, 1.0])
+def test_a_damaged_index_is_named(tmp_path, kept):
+    source = index(tmp_path, [tar(samples(4))])
+    (file,) = storage.list_files(f"{tmp_path}/manifest/index")
+    whole = storage.read_bytes(file.uri)
+    # Cut, or overwritten where its data, its header, and its schema lie.
+    for start in [None] if kept < 1 else range(4, len(whole) - 300, len(whole) // 12):
+        torn = whole[: int(kept * len(whole))] if start is None else whole[:start] + b"~" * 300 + whole[start + 300 :]
+        storage.write_bytes(file.uri, torn)
+        with pytest.raises(DataError, match="is not a file of our index: delete it and index"):
+            read_shard_summaries(source.uri)
+            read_shard_facts(source, 0)
+            read_shard_index(source, 0)
+
+
 def test_an_index_of_another_shard_is_refused(manifest):
     swapped = write_manifest(manifest.uri, "src", [manifest.shards[0], manifest.shards[1]])
     first, second = (storage.read_bytes(f"{swapped.uri}/index/0000{number}.parquet") for number in range(2))

@@ -18,7 +18,7 @@ from blip3o.data.rows import RowGroupCache
 from blip3o.data.scan import ScanOptions, scan_shard
 from blip3o.errors import StorageError
 from blip3o.types import SampleRef
-from tests.data.shards import index, parquet, png, put, rows, samples, tar
+from tests.data.shards import index, parquet, png, put, rows, samples, stored, tar
 
 STRUCTS = [{"image": {"bytes": png(n), "path": f"{n}.png"}, "text": f"no. {n}", "score": n / 2} for n in range(3)]
 
@@ -93,6 +93,28 @@ def test_columns_are_found_by_their_usual_names_or_as_told():
             columns(parquet(odd), **asked)
     with pytest.raises(DamagedSampleError, match="no column 'image' of bytes among a, b: set columns.image"):
         columns(parquet([{"a": b"", "b": b""}]))
+    twice = pa.Table.from_arrays([pa.array([b""]), pa.array(["a"]), pa.array(["b"])], ["image", "text", "text"])
+    with pytest.raises(DamagedSampleError, match="column 'text' is there twice"):
+        columns(stored(twice))
+
+
+@pytest.mark.parametrize("row", [{"my.image": png()}, {"my.image": {"bytes": png()}}], ids=["bytes", "structs"])
+def test_names_of_columns_may_be_odd(tmp_path, row):
+    (found,) = ShardReader([index(tmp_path, [parquet([row | {"text": "a dot", "": 1, "x.y": 2}])])]).fetch(refs(1))
+    assert (found.image, found.caption, found.meta) == (png(), "a dot", {"": 1, "x.y": 2})
+
+
+def test_values_that_grow_beyond_the_limit_once_decoded_cost_their_row_group(scan, monkeypatch):
+    """One that repeats is stored once: a few bytes could become more than memory holds."""
+    image = png(size=(60, 60))
+    repeated = parquet([{"image": image, "caption": "c"}] * 50, group=25)
+    monkeypatch.setattr("blip3o.data.parquet.MAX_GROUP_BYTES", 2 * len(image))
+    found = scan(repeated)
+    assert len(repeated) < 4 * len(image)
+    assert len(found.bad_rows) == 50
+    assert {entry.reason for entry in found.damage} == {
+        f"row group of over {2 * len(image)} bytes decoded: write smaller ones"
+    }
 
 
 def test_records_hold_nested_values_and_those_of_a_json_column(tmp_path):

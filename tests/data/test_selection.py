@@ -134,6 +134,9 @@ def test_a_selection_is_worked_out_once_for_a_manifest(manifest, caplog):
     # Of a manifest that has changed, it is another selection.
     changed = replace(manifest, shards=(replace(manifest.shards[0], bad_rows=(4, 5)), *manifest.shards[1:]))
     assert not is_selected(changed, select)
+    # So it is where a shard of the same size and rows was written again: its records may say something else.
+    rewritten = replace(manifest, shards=(replace(manifest.shards[0], version="later"), *manifest.shards[1:]))
+    assert not is_selected(rewritten, select)
     assert is_selected(manifest, SelectConfig(**json.loads(select.model_dump_json())))
 
 

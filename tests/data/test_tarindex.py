@@ -15,6 +15,7 @@ from blip3o.data.tarindex import (
     TRUNCATED,
     ShardFile,
     TarItem,
+    TarSample,
     group_samples,
     scan_tar,
     split_name,
@@ -122,11 +123,16 @@ def test_a_header_that_claims_a_negative_size_is_damage():
     assert damage_of(scan(bytes(block) + INTACT)) == [BAD_HEADER]
 
 
-@pytest.mark.parametrize("payload", [b"nonsense", b"0 path=x\n", b"999 path=x\n", b"8 path=x\n", b"12 path=abcd"])
+# The last two state a size that is none, one of them with more digits than Python converts.
+PAYLOADS = [b"nonsense", b"0 path=x\n", b"999 path=x\n", b"8 path=x\n", b"12 path=abcd", b"11 size=-5\n"]
+PAYLOADS += [b"5011 size=" + b"9" * 5000 + b"\n"]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload[:20])
 def test_an_extended_header_that_is_no_record_is_damage(payload):
     member = tarfile.TarInfo("pax")
     member.type, member.size = tarfile.XHDTYPE, len(payload)
-    data = member.tobuf(tarfile.USTAR_FORMAT) + payload.ljust(BLOCK, b"\0") + INTACT
+    data = member.tobuf(tarfile.USTAR_FORMAT) + payload.ljust(-(-len(payload) // BLOCK) * BLOCK, b"\0") + INTACT
     items = scan(data)
     assert damage_of(items) == [BAD_HEADER]
     assert len(files_of(items)) == 12
@@ -178,3 +184,13 @@ def test_chunked_reads_give_the_same_bytes_and_fetch_each_once(tmp_path, monkeyp
     assert len(asked) == len(set(asked))
     for offset, size in [(0, 10), (500, 30), (511, 2000), (len(INTACT) - 3, 10), (len(INTACT), 5)]:
         assert read(offset, size) == INTACT[offset : offset + size]
+
+
+def test_a_cut_inside_a_file_of_no_sample_is_damage_and_one_without_a_name_is_none():
+    readme = tarfile.TarInfo("README")
+    readme.size = 10**9
+    torn = INTACT[: header_of(INTACT, "s002.png")] + readme.tobuf() + INTACT[header_of(INTACT, "s002.png") :]
+    found = list(group_samples(scan(torn)))
+    assert [item.damage for item in found if isinstance(item, TarItem)] == [TRUNCATED]
+    assert [item.key for item in found if isinstance(item, TarSample)] == ["s000", "s001"]
+    assert scan(tar([("", b"nameless"), *samples(4)]))[0].name == "s000.png"

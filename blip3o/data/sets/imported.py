@@ -31,13 +31,14 @@ from blip3o.rng import derive_seed
 IMAGE_COLUMNS = ("image", "img_path", "image_path", "file_name", "filename", "file", "path")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 STAGE = "import"
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+# Many phones write MPO: a JPEG with further pictures after it.
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One sample to be: its `image` by URI and by the `name` the source calls it, its caption by URI or in words (None:
-    in the record), its record.
+    in the record), its record. A row of a table that makes no sample has a `fault`, and `image` is the table.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Item:
     caption: str | None = None
     record_file: str | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +105,23 @@ def import_set(
 
 def _list_folder(uri: str) -> _Listing:
     files = storage.list_files(uri)
-    there = {file.uri for file in files}
+    by_name = {(stem, ext.lower()): uri for uri in (file.uri for file in files) for stem, ext in [_stem_ext(uri)]}
     items = []
     for file in files:
-        stem, dot, ext = file.uri.rpartition(".")
-        if dot and ext.lower() in IMAGE_EXTENSIONS:
-            text, record = (name if name in there else None for name in (f"{stem}.txt", f"{stem}.json"))
+        stem, ext = _stem_ext(file.uri)
+        if ext.lower() in IMAGE_EXTENSIONS:
+            text, record = by_name.get((stem, "txt")), by_name.get((stem, "json"))
             name = file.uri.removeprefix(f"{storage.normalize(uri)}/")
             items.append(Item(name=name, image=file.uri, caption_file=text, record_file=record))
-    state = json.dumps([(file.uri, file.size, file.version) for file in files])
+    # Other files do not matter: among them may be the shards themselves, written below the folder.
+    used = {name for item in items for name in (item.image, item.caption_file, item.record_file)}
+    state = json.dumps([(file.uri, file.size, file.version) for file in files if file.uri in used])
     return _Listing(items=tuple(items), digest=hashlib.sha256(state.encode()).hexdigest())
+
+
+def _stem_ext(uri: str) -> tuple[str, str]:
+    stem, _, ext = uri.rpartition(".")
+    return stem, ext
 
 
 def _list_table(uri: str) -> _Listing:
@@ -130,7 +139,10 @@ def _rows(uri: str, text: str) -> Iterator[Any]:
     if uri.endswith(".csv"):
         yield from csv.DictReader(io.StringIO(text, newline=""))
     elif uri.endswith(".jsonl"):
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+        # Not by `splitlines`: texts may hold other line separators than the one that ends a row.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield _parsed(line, number)
     else:
         rows = json.loads(text)
         if not isinstance(rows, list):
@@ -138,15 +150,27 @@ def _rows(uri: str, text: str) -> Iterator[Any]:
         yield from rows
 
 
+def _parsed(line: str, number: int) -> Any:  # noqa: ANN401 - a JSON value
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
+
+
 def _item(uri: str, number: int, row: object, folder: str) -> Item:
     if not isinstance(row, dict):
         raise DataError(f"{uri}: row {number} is a {type(row).__name__}, not an object of columns")
     name = next((column for column in IMAGE_COLUMNS if row.get(column)), None)
+    fault = ""
     if name is None or not isinstance(row[name], str):
-        raise DataError(f"{uri}: row {number} names no image: give it one of the columns {', '.join(IMAGE_COLUMNS)}")
+        fault = f"row names no image: row {number} has nothing in any of {', '.join(IMAGE_COLUMNS)}"
+    elif None in row:  # where `csv` puts what is too much
+        fault = f"row has more values than columns: row {number}, put quotes around texts with commas"
+    if fault or name is None:
+        return Item(name=f"row {number}", image=uri, fault=fault)
     path = row[name]
     image = path if "://" in path or path.startswith("/") else storage.join(folder, path)
-    record = {key: value for key, value in row.items() if key is not None and key != name}
+    record = {key: value for key, value in row.items() if key != name}
     caption = next((record[column] for column in CAPTION_COLUMNS if isinstance(record.get(column), str)), None)
     return Item(name=path, image=image, caption=caption, record=record)
 
@@ -170,6 +194,8 @@ def _checked(
 
 
 def _sample(number: int, item: Item, heldout: float, limits: LimitsConfig) -> writer.Sample:
+    if item.fault:
+        raise DamagedSampleError(item.fault)
     image = _image_bytes(item)
     stored = Stored(
         image=image,

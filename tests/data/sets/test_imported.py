@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from PIL import Image
 
 from blip3o.data import storage
 from blip3o.data.fetch import ShardReader
@@ -14,7 +15,7 @@ from blip3o.data.scan import scan_shard
 from blip3o.data.sets.imported import import_set
 from blip3o.errors import DataError
 from blip3o.types import RawSample, SampleRef
-from tests.data.shards import png, png_bomb
+from tests.data.shards import encode, png, png_bomb
 
 
 @pytest.fixture
@@ -152,10 +153,14 @@ def test_what_cannot_be_used_is_listed(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.jsonl", b"{", "cannot be read as jsonl"),
+        ("t.jsonl", b'{"image": "a.png"}\n{', "cannot be read as jsonl: row 2: "),
         ("t.json", b'{"a": 1}', "it holds a dict, not a list"),
         ("t.csv", b"\xff\xfe\xfa", "cannot be read as csv"),
-        ("t.csv", b"a,b\n1,2\n", "row 1 names no image: give it one of the columns image,"),
+        (
+            "t.csv",
+            b"a,b\n1,2\n",
+            "none of 1 samples can be used, the first: row names no image: row 1 has",
+        ),
         ("t.json", b"[3]", "row 1 is a int, not an object"),
         ("t.jsonl", b"", "names no image"),
         ("t.jsonl", b'{"image": "gone.png"}', "none of 1 samples can be used, the first: missing image"),
@@ -179,3 +184,31 @@ def test_a_share_is_held_out_by_name_alone(tmp_path):
     storage.delete(f"{tmp_path}/in/7.png")
     again = import_set(f"{tmp_path}/in", f"{tmp_path}/again", heldout=0.3)
     assert {s.meta["file"] for s in samples_of(again.summary.shards["heldout"])} == held - {"7.png"}
+
+
+def test_rows_that_make_no_sample_are_listed_and_cost_no_other(folder, tmp_path):
+    storage.write_bytes(f"{folder}/t.csv", b'image,caption\na.png,"a dot, red"\na.png,a dot, red\n,nothing\n')
+    done = import_set(f"{folder}/t.csv", f"{tmp_path}/out")
+    assert [s.caption for s in samples_of(done.summary.shards["train"])] == ["a dot, red"]
+    assert [(entry.uri, entry.reason.split(":")[0]) for entry in done.damage] == [
+        (f"{folder}/t.csv", "row has more values than columns"),
+        (f"{folder}/t.csv", "row names no image"),
+    ]
+
+
+def test_a_row_ends_at_a_newline_alone(folder, tmp_path):
+    lines = [json.dumps({"image": "a.png", "caption": f"one\u2028{n}\x85two"}, ensure_ascii=False) for n in range(2)]
+    storage.write_bytes(f"{folder}/t.jsonl", "\r\n".join(lines).encode())
+    done = import_set(f"{folder}/t.jsonl", f"{tmp_path}/out")
+    assert [s.caption for s in samples_of(done.summary.shards["train"])] == [f"one\u2028{n}\x85two" for n in range(2)]
+
+
+def test_pictures_of_phones_and_texts_of_windows(tmp_path):
+    picture = Image.new("RGB", (12, 9))
+    several = encode(picture, "MPO", save_all=True, append_images=[picture])
+    for name, data in {"a.JPG": several, "a.TXT": "\ufeffa dot\r\n".encode()}.items():
+        storage.write_bytes(f"{tmp_path}/in/{name}", data)
+    done = import_set(f"{tmp_path}/in", f"{tmp_path}/in/shards")
+    assert [(s.image, s.caption) for s in samples_of(done.summary.shards["train"])] == [(several, "a dot")]
+    # Shards below the folder are no part of its listing.
+    assert not import_set(f"{tmp_path}/in", f"{tmp_path}/in/shards").summary.built
