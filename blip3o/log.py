@@ -11,5 +11,6 @@ def configure(level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in ("blip3o", "jobs", "serve", "cluster"):
+    # `python -m jobs.index` runs its module under the name `__main__`.
+    for name in ("__main__", "blip3o", "jobs", "serve", "cluster"):
         logging.getLogger(name).setLevel(level)

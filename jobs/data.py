@@ -51,7 +51,7 @@ def _line(entry: "LedgerEntry") -> str:
 
 @app.command("inspect")
 def data_inspect(
-    uri: Annotated[str, typer.Argument(help="folder of a manifest, or shards with a `*`, which are read here")],
+    uri: Annotated[str, typer.Argument(help="folder of a manifest, or shards, with a `*` where they are many")],
     out: Annotated[str | None, typer.Option(help="URI of an HTML page to write")] = None,
     pictures: Annotated[int, typer.Option(min=1, max=500, help="samples shown on the page")] = 48,
     seed: Annotated[int, typer.Option(min=0, help="seed of the choice of samples")] = 0,

@@ -92,7 +92,8 @@ def index_source(
         return write_shard_index(manifest_uri, file, scan)
 
     scans = _scan_all(todo, name, options, write)
-    for summary in track(scans, f"index {name}", total=len(todo), console=Console(stderr=True)):
+    console = Console(stderr=True)
+    for summary in track(scans, f"index {name}", total=len(todo), console=console, disable=not todo):
         summaries[summary.row.shard] = summary
     ordered = [summaries[number] for number in range(len(shards))]
     write_ledger(ledger_file(manifest_uri), [entry for summary in ordered for entry in summary.damage])

@@ -14,9 +14,18 @@ from blip3o.data import overview, storage
 from blip3o.data.decode import open_image
 from blip3o.data.fetch import ShardReader
 from blip3o.data.ledger import kind_of
-from blip3o.data.manifest import Manifest, read_manifest, read_shard_summaries, write_manifest, write_shard_index
+from blip3o.data.manifest import (
+    Manifest,
+    manifest_file,
+    read_manifest,
+    read_shard_summaries,
+    write_manifest,
+    write_shard_index,
+)
 from blip3o.data.overview import Bin, GoodSamples
+from blip3o.data.parquet import SUFFIX
 from blip3o.data.scan import scan_shard
+from blip3o.errors import DataError
 from blip3o.evaluate import markup
 from blip3o.rng import numpy_generator
 from blip3o.types import RawSample
@@ -51,12 +60,13 @@ class _Set:
 
 
 def inspect(uri: str, *, out: str | None, pictures: int, seed: int) -> str:
-    """Looks at the manifest in the folder `uri`, or at shards (a URI with `*`), which are scanned in this process.
+    """Looks at the manifest in the folder `uri`, or at shards (a file, or many by a `*`), which are scanned here.
 
-    Returns a summary of a few lines; writes the page to the URI `out`. Raises `DataError` if there is no good sample.
+    Returns a summary of a few lines; writes the page to the URI `out`. Raises `DataError` without a manifest or a good
+    sample.
     """
     with tempfile.TemporaryDirectory() as folder:
-        manifest = _scanned(uri, folder) if "*" in uri else read_manifest(uri)
+        manifest = _scanned(uri, folder) if _names_shards(uri) else _indexed(uri)
         good = overview.good_samples(manifest)
         damage = Counter(
             kind_of(entry.reason)
@@ -70,6 +80,16 @@ def inspect(uri: str, *, out: str | None, pictures: int, seed: int) -> str:
             storage.write_bytes(out, _page(found, lines, pictures, seed).encode())
             lines.append(f"wrote {out}")
     return "\n".join(lines)
+
+
+def _names_shards(uri: str) -> bool:
+    return "*" in uri or uri.endswith((".tar", SUFFIX))
+
+
+def _indexed(uri: str) -> Manifest:
+    if not storage.exists(manifest_file(uri)):
+        raise DataError(f"{uri} holds no manifest: name the folder of one, or shards, as {uri}/*.tar")
+    return read_manifest(uri)
 
 
 def _scanned(uri: str, folder: str) -> Manifest:

@@ -168,11 +168,14 @@ def _keeps(rule: Rule, value: Any) -> bool:  # noqa: ANN401 - a JSON value that 
 
 def _require_judged(source: str, select: SelectConfig, choices: Sequence[ShardChoice]) -> None:
     judged = frozenset[str]().union(*(choice.judged for choice in choices))
-    for name, rule in select.where.items():
+    for name in select.where:
         if name not in judged:
             known = sorted(frozenset[str]().union(*(choice.known for choice in choices)))
-            kind = "number" if {"min", "max"} & rule.keys() else "value"
+            if name in known:
+                raise DataError(
+                    f"source '{source}': '{name}' is a number in no record: select.where can use `in` alone"
+                )
             raise DataError(
-                f"source '{source}': no sample's record has a {kind} '{name}', which select.where names; the records "
+                f"source '{source}': no sample's record has a value '{name}', which select.where names; the records "
                 f"have {', '.join(known) or 'no values'}"
             )

@@ -91,6 +91,9 @@ def test_a_set_is_inspected_by_its_manifest_and_by_its_shards(blip3o, manifest, 
     tars = blip3o("data", "inspect", f"{tmp_path}/train-*.tar").splitlines()
     assert re.fullmatch(r"1 shards, \d+\.\d MiB, 8 samples, 1 damaged", tars[0])
     assert tars[2:] == ["1 look like another one, in 1 groups", "damage: 1 x empty caption"]
+    assert blip3o("data", "inspect", f"{tmp_path}/train-00000.tar").splitlines() == tars
+    with pytest.raises(Blip3oError, match=r"holds no manifest: name the folder of one, or shards, as .*/\*\.tar"):
+        blip3o("data", "inspect", str(tmp_path))
 
 
 def test_an_import_says_what_it_wrote_and_left_out(blip3o, tmp_path):

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,9 @@ from blip3o.rng import derive_seed
 
 IMAGE_COLUMNS = ("image", "img_path", "image_path", "file_name", "filename", "file", "path")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
+_WORDS = (*IMAGE_COLUMNS, *CAPTION_COLUMNS)
+# As JSON writes numbers, within 18 digits: names like 007 stay texts.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 STAGE = "import"
 # Many phones write MPO: a JPEG with further pictures after it.
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -137,7 +141,8 @@ def _list_table(uri: str) -> _Listing:
 
 def _rows(uri: str, text: str) -> Iterator[Any]:
     if uri.endswith(".csv"):
-        yield from csv.DictReader(io.StringIO(text, newline=""))
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            yield {column: value if column in _WORDS else _number(value) for column, value in row.items()}
     elif uri.endswith(".jsonl"):
         # Not by `splitlines`: texts may hold other line separators than the one that ends a row.
         for number, line in enumerate(text.split("\n"), start=1):
@@ -148,6 +153,11 @@ def _rows(uri: str, text: str) -> Iterator[Any]:
         if not isinstance(rows, list):
             raise ValueError(f"it holds a {type(rows).__name__}, not a list of samples")
         yield from rows
+
+
+def _number(value: object) -> object:
+    """A value of a CSV as the number that it writes, so that selections can compare it; anything else as it is."""
+    return json.loads(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def _parsed(line: str, number: int) -> Any:  # noqa: ANN401 - a JSON value

@@ -95,7 +95,10 @@ TABLES = {
         },
         {"image": "c.x.png", "caption": "three dots", "score": 1.5},
     ],
-    "t.csv": [{"file": "a.png", "text": "a dot, 8k", "n": "1"}, {"file": "c.x.png", "text": "three dots", "n": "2"}],
+    "t.csv": [
+        {"file": "a.png", "text": "a dot, 8k", "score": -1.5, "zip": "007", "note": "", "prompt": ""},
+        {"file": "c.x.png", "text": "three dots", "score": 20, "zip": "070", "note": "1e3", "prompt": "12"},
+    ],
 }
 
 
