@@ -2,14 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH_STAMP := .venv/.installed-bench
 BENCHMARKS := $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-data clean
 .DELETE_ON_ERROR:
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1\t/' | expand -t 18
 
 demo: $(STAMP)  ## data, training, evaluation and a served model on this computer; results in runs/demo
 	$(BIN)/blip3o demo
@@ -25,6 +27,9 @@ lint: $(STAMP)  ## ruff, the import contracts, mypy
 bench: $(STAMP)  ## every benchmark; results in benchmarks/results
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
+bench-data: $(BENCH_STAMP)  ## the data engine against other loaders; tables in docs/data.md
+	@for name in $(DATA_BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
 clean:  ## removes the environment, caches and runs
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -36,4 +41,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) is not Python 3.11 or later; name one that is: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@if [ -e $@ ] && $(BIN)/pip --version >/dev/null 2>&1; then rm $@; else $(PYTHON) -m venv --clear .venv; fi
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Without its dependencies: see pyproject.toml.
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps mosaicml-streaming
 	@touch $@

@@ -57,7 +57,6 @@ def report(
     `ratio` is other / ours: above 1, ours is faster.
     """
     result = {
-        "name": name,
         "ratio": round(statistics.median(other) / statistics.median(ours), 3),
         "ours": round(statistics.median(ours), 4),
         "other": round(statistics.median(other), 4),
@@ -66,14 +65,24 @@ def report(
         "ours_quartiles": _quartiles(ours),
         "other_quartiles": _quartiles(other),
         **more,
+    }
+    keep(name, result, folder)
+
+
+def keep(name: str, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Prints a result, with date, commit and machine, as one line of JSON and keeps it in a dated file; returns it."""
+    whole = {
+        "name": name,
+        **result,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
     }
-    line = json.dumps(result)
+    line = json.dumps(whole)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-{result['date'][:10]}.json").write_text(line + "\n")
+    (folder / f"{name}-{whole['date'][:10]}.json").write_text(line + "\n")
     print(line)
+    return whole
 
 
 def _quartiles(seconds: list[float]) -> list[float]:

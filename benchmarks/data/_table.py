@@ -1,0 +1,52 @@
+"""Results of the data engine's measurements: printed, kept as JSON, and written as a table into `docs/data.md`."""
+
+import argparse
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import RESULTS, keep
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+def parser(summary: str) -> argparse.ArgumentParser:
+    """Options that every measurement has."""
+    made = argparse.ArgumentParser(description=summary)
+    made.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
+    made.add_argument("--page", type=Path, default=PAGE, help="page whose table is written anew")
+    return made
+
+
+def finish(name: str, result: dict[str, Any], rows: list[list[object]], options: argparse.Namespace) -> None:
+    """Writes the table into the page, keeps the result, and prints it as the last line.
+
+    The first of `rows` is the head. `result` needs `ratio`, `ours`, `other`, `unit` and `n`.
+    """
+    kept = keep(f"data_{name}", {**result, "computer": computer()}, options.results)
+    note = f"{kept['date'][:10]}, {kept['computer']}, `python -m benchmarks.data.{name}`."
+    _write(options.page, name, f"{markdown(rows)}\n\n{note}")
+
+
+def markdown(rows: list[list[object]]) -> str:
+    """Rows as a table; figures as they are."""
+    head, *rest = [[str(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest))
+
+
+def _write(page: Path, name: str, text: str) -> None:
+    """Puts `text` between the marks of `name`, which a page without them gets at its end."""
+    begin, end = f"<!-- measured: {name} -->", f"<!-- end: {name} -->"
+    before = page.read_text() if page.exists() else ""
+    if begin not in before:
+        before = f"{before.rstrip()}\n\n{begin}\n{end}\n"
+    head, rest = before.split(begin)
+    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def computer() -> str:
+    """The processor's name and the number of its cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
