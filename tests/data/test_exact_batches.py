@@ -1,10 +1,12 @@
 """The batches of a run, byte for byte, are those of a function called in one process: on real Ray and a real store.
 
-Whatever the number of workers, the delays, the faults of the network, or a store that is killed and comes back. What
-cannot be got is an error, never a shorter run.
+Whatever the number of workers, the delays, the faults of the network, a worker's SIGKILL or a store that is killed and
+comes back. What cannot be got is an error, never a shorter run.
 """
 
 import hashlib
+import json
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,9 +18,10 @@ from blip3o.data import storage
 from blip3o.data.batches import Task, build_micro_batches
 from blip3o.data.manifest import write_manifest, write_shard_index
 from blip3o.data.scan import scan_shard
-from blip3o.data.stream import build_stream
+from blip3o.data.stream import build_stream, data_config
 from blip3o.data.tokenizer import ChatTokenizer
 from cluster.local_s3 import LocalS3
+from jobs.fit import committed_step
 from tests import recipes
 from tests.data.shards import put, samples, tar
 from tests.data.test_stream import consume
@@ -120,12 +123,12 @@ def factory(recipe, values):
     return make
 
 
-def stream(recipe, network, first=0, **values):
+def stream(recipe, values, first=0, makers=2):
     return build_stream(
         num_micro_batches=BATCHES,
         first=first,
-        make_micro_batch_fn=factory(recipe, network[1] | values),
-        concurrency=2,
+        make_micro_batch_fn=factory(recipe, values),
+        concurrency=makers,
         num_cpus=0.5,
     )
 
@@ -151,7 +154,7 @@ def test_the_reference_is_a_whole_run(expected):
 )
 def test_batches_are_the_same_for_any_number_of_workers(ray_cluster, recipe, network, proxy, expected, world, plan):
     proxy.follow(plan)
-    assert by_number(consume(stream(recipe, network), world)) == dict(enumerate(expected))
+    assert by_number(consume(stream(recipe, network[1]), world)) == dict(enumerate(expected))
     assert bool(proxy.done.faults) == (plan.share > 0)
     if plan is FAULTS:
         assert len(proxy.done.faults) > 3, proxy.done
@@ -161,7 +164,7 @@ def test_a_store_that_is_killed_and_comes_back_is_waited_for(ray_cluster, recipe
     reached = threading.Event()
     proxy.follow(lambda request: reached.set() if f"train-{SHARDS // 3:05d}.tar" in request.path else None)
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(consume, stream(recipe, network), 2)
+        run = pool.submit(consume, stream(recipe, network[1]), 2)
         # The server ends with the thread that started it, so this one does.
         assert reached.wait(240)
         psutil.Process(store.pid).kill()
@@ -180,5 +183,69 @@ def test_a_fault_that_outlasts_the_patience_ends_the_run_by_name(ray_cluster, re
     with pytest.raises(
         Exception, match=rf"StorageError: s3://exact/data/scenes/{gone}: .*\(tried \d+ times in"
     ) as raised:
-        list(stream(recipe, network, BLIP3O_STORE_PATIENCE_S="0.5").iter_batches(batch_size=1))
+        list(stream(recipe, network[1] | {"BLIP3O_STORE_PATIENCE_S": "0.5"}).iter_batches(batch_size=1))
     assert "injected" in str(raised.value)
+
+
+def test_a_run_killed_at_a_random_step_goes_on_with_the_same_batches(
+    ray_cluster, recipe, network, proxy, expected, tmp_path
+):
+    import ray.train
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    proxy.follow(FAULTS)
+    world, every, values = 2, 2, network[1]
+    turns = BATCHES // world
+    victim, step = random.randrange(world), random.randrange(every, turns)
+
+    def worker(config):
+        import os
+        import pathlib
+        import signal
+        import tempfile
+
+        import ray.train
+
+        from blip3o.data.stream import iterate_micro_batches
+
+        rank = ray.train.get_context().get_world_rank()
+        saved = ray.train.get_checkpoint()
+        done = int(saved.path.rsplit("-", 1)[1]) if saved else 0
+        killed = pathlib.Path(config["out"], "killed")
+        with open(f"{config['out']}/{rank}-{done}-{os.getpid()}.jsonl", "w") as out:
+            for batch in iterate_micro_batches(ray.train.get_dataset_shard("train")):
+                if (rank, done) == config["kill"] and not killed.exists():
+                    killed.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                print(json.dumps([done, *digest(batch)]), file=out, flush=True)
+                done += 1
+                if done % config["every"] == 0:
+                    with tempfile.TemporaryDirectory() as folder:
+                        checkpoint = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
+                        ray.train.report({}, checkpoint, checkpoint_dir_name=f"{config['run']}-step-{done:08d}")
+
+    DataParallelTrainer(
+        worker,
+        train_loop_config={"out": str(tmp_path), "kill": (victim, step), "every": every, "run": recipe.run.name},
+        scaling_config=ray.train.ScalingConfig(num_workers=world, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(
+            name=recipe.run.name,
+            storage_path=recipe.run.storage,
+            failure_config=ray.train.FailureConfig(max_failures=1),
+        ),
+        datasets={"train": lambda: stream(recipe, values, committed_step(recipe) * world, makers=1)},
+        dataset_config=data_config(),
+    ).fit()
+    # What each process of a rank saw, from the checkpoint on that it began at.
+    seen = {rank: [] for rank in range(world)}
+    for file in tmp_path.glob("*.jsonl"):
+        rank, begun, _ = map(int, file.stem.split("-"))
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [turn for turn, *_ in rows] == list(range(begun, begun + len(rows)))
+        for turn, keys, hashed in rows:
+            assert (keys, hashed) == expected[turn * world + rank], (victim, step)
+        seen[rank].append((begun, begun + len(rows)))
+    for rank, spans in seen.items():
+        (first, broken), (again, end) = sorted(spans, key=lambda span: (span[1], span[0]))
+        assert (first, end) == (0, turns) and again <= broken and again % every == 0, (rank, spans)
+    assert (tmp_path / "killed").exists() and min(spans[0][1] for spans in seen.values()) < turns
