@@ -43,8 +43,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Without its dependencies: see pyproject.toml.
+# mosaicml-streaming comes without its dependencies: its pins are old (numpy 1, and the clients of five clouds), and would
+# put other versions in the place of ours. What it needs to read from S3 is in the extra.
 $(BENCH_STAMP): $(STAMP)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps mosaicml-streaming
 	@touch $@

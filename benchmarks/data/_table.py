@@ -19,14 +19,26 @@ def parser(summary: str) -> argparse.ArgumentParser:
     return made
 
 
-def finish(name: str, result: dict[str, Any], rows: list[list[object]], options: argparse.Namespace) -> None:
+def finish(
+    name: str, result: dict[str, Any], rows: list[list[object]], options: argparse.Namespace, *, verdict: str
+) -> None:
     """Writes the table into the page, keeps the result, and prints it as the last line.
 
-    The first of `rows` is the head. `result` needs `ratio`, `ours`, `other`, `unit` and `n`.
+    The first of `rows` is the head. `result` needs `ratio`, `ours`, `other`, `unit` and `n`; `verdict` says in a
+    sentence what the figures show, above all where ours is behind.
     """
-    kept = keep(f"data_{name}", {**result, "computer": computer()}, options.results)
-    note = f"{kept['date'][:10]}, {kept['computer']}, `python -m benchmarks.data.{name}`."
+    print(verdict)
+    kept = keep(f"data_{name}", {**result, "verdict": verdict, "computer": computer()}, options.results)
+    note = f"{verdict} {kept['date'][:10]}, {kept['computer']}, `python -m benchmarks.data.{name}`."
     _write(options.page, name, f"{markdown(rows)}\n\n{note}")
+
+
+def behind(ratios: dict[str, float], what: str) -> str:
+    """The verdict of a comparison: `ratios` by case are above 1 where ours is ahead; `what` is the other."""
+    cases = [f"{case} ({ratio:.2f})" for case, ratio in ratios.items() if ratio < 1]
+    if not cases:
+        return f"Ours is ahead of {what}, or level, in every case."
+    return f"Ours is slower than {what} in {len(cases)} of {len(ratios)} cases: {'; '.join(cases)}."
 
 
 def markdown(rows: list[list[object]]) -> str:

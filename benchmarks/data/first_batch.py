@@ -7,7 +7,7 @@ is listed beside. The other fetches all shards, converts them to Arrow files wit
 """
 
 from benchmarks.data._child import measure
-from benchmarks.data._table import finish, parser
+from benchmarks.data._table import behind, finish, parser
 from benchmarks.data._world import BUCKET, Job, empty_store, fill
 
 SIDES = (96, 72)
@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     result = {"ratio": round(other / ours, 3), "ours": ours, "other": other, "unit": "s", "n": 1, "runs": found}
     head: list[object] = ["shards", "ours, s", "`datasets`, s", "indexing once, one core, s"]
     rows: list[list[object]] = [[item["shards"], item["ours"], item["other"], item["index_s"]] for item in found]
-    finish("first_batch", result, [head, *rows], arguments)
+    verdict = behind({f"{it['shards']} shards": it["other"] / it["ours"] for it in found}, "the conversion")
+    finish("first_batch", result, [head, *rows], arguments, verdict=verdict)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         "peaks": peaks,
     }
     head: list[object] = ["peak MiB of an actor", *[f"quarter {number} of the run" for number in (1, 2, 3, 4)]]
-    finish("memory", result, [head, [f"{len(resident)} batches", *peaks]], arguments)
+    grown = peaks[3] - peaks[1]
+    verdict = f"From the second quarter to the last, the peak changed by {grown:+d} MiB ({grown / peaks[1]:+.1%})."
+    finish("memory", result, [head, [f"{len(resident)} batches", *peaks]], arguments, verdict=verdict)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ away. The samples of our batch are compared with those of the run that was not i
 """
 
 from benchmarks.data._child import measure
-from benchmarks.data._table import finish, parser
+from benchmarks.data._table import behind, finish, parser
 from benchmarks.data._world import BATCH, Job, world
 
 SIDES = (640, 480)
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         ["ours", fresh["first_s"], resumed["first_s"], "yes"],
         ["`webdataset`, reading on", "", other["first_s"], "no such promise"],
     ]
-    finish("resume", result, rows, arguments)
+    verdict = behind({f"resuming at batch {start}": other["first_s"] / resumed["first_s"]}, "reading on")
+    finish("resume", result, rows, arguments, verdict=verdict)
 
 
 if __name__ == "__main__":

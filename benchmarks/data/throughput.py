@@ -11,8 +11,8 @@ import argparse
 import statistics
 from typing import Any
 
-from benchmarks.data._child import measure
-from benchmarks.data._table import finish, parser
+from benchmarks.data._child import WINDOWS, measure
+from benchmarks.data._table import behind, finish, parser
 from benchmarks.data._ways import WAYS
 from benchmarks.data._world import Job, world
 
@@ -29,20 +29,30 @@ def _measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     job = Job(root=root, size=size, cores=cores, folder=place)
                     made = measure(way, job, seconds=arguments.seconds)
                     found.append({**made, "size": size, "cores": cores, "rate": statistics.median(made["rates"])})
-                    print(f"{way} {size} px {cores} cores: {found[-1]['rate']:.0f} images/s", flush=True)
+                    print(f"{way}, {size} px, cores: {cores}: {found[-1]['rate']:.0f} images/s", flush=True)
     return found
 
 
-def _rows(found: list[dict[str, Any]], ways: list[str]) -> list[list[object]]:
-    """A line for each way, a column for each size and number of cores; beside each rate its ratio to ours."""
-    cases = sorted({(item["size"], item["cores"]) for item in found})
-    rates = {(item["way"], item["size"], item["cores"]): item["rate"] for item in found}
-    head: list[object] = ["images/s (ours / way)", *[f"{size} px, {cores} cores" for size, cores in cases]]
-    lines: list[list[object]] = []
+def _rates(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Images a second by case and way."""
+    rates: dict[str, dict[str, float]] = {}
+    for item in found:
+        rates.setdefault(f"{item['size']} px, cores: {item['cores']}", {})[item["way"]] = item["rate"]
+    return rates
+
+
+def _rows(rates: dict[str, dict[str, float]], ways: list[str]) -> list[list[object]]:
+    """A line for each way, a column for each case; beside each rate ours over it."""
+    rows: list[list[object]] = [["images/s (ours / way)", *rates]]
     for way in ways:
-        cells = [f"{rates[way, *case]:.0f} ({rates['ours', *case] / rates[way, *case]:.2f})" for case in cases]
-        lines.append([way, *cells])
-    return [head, *lines]
+        rows.append([way, *[f"{case[way]:.0f} ({case['ours'] / case[way]:.2f})" for case in rates.values()]])
+    return rows
+
+
+def _fastest_other(case: dict[str, float]) -> tuple[str, float]:
+    """The fastest of the other ways, and its rate; ours where there is no other."""
+    others = {way: rate for way, rate in case.items() if way != "ours"} or case
+    return max(others.items(), key=lambda item: item[1])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,24 +65,28 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--per-shard", type=int, default=100)
     options.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     arguments = options.parse_args(argv)
+    ways = arguments.ways = ["ours", *[way for way in arguments.ways if way != "ours"]]
     found = _measure_all(arguments)
     for size in arguments.sizes:
         shapes = {str(item["columns"]) for item in found if item["size"] == size}
         if len(shapes) > 1:
             raise SystemExit(f"the ways make different arrays, nothing to compare: {shapes}")
-    last = [item for item in found if item["size"] == found[-1]["size"] and item["cores"] == found[-1]["cores"]]
-    ours = next(item["rate"] for item in last if item["way"] == "ours")
-    fastest = max((item for item in last if item["way"] != "ours"), key=lambda item: item["rate"], default=last[0])
+    rates = _rates(found)
+    fastest = {case: _fastest_other(of) for case, of in rates.items()}
+    ratios = {f"{case} ({fastest[case][0]})": of["ours"] / fastest[case][1] for case, of in rates.items()}
+    last = list(rates)[-1]
     result = {
-        "ratio": round(ours / fastest["rate"], 3),
-        "ours": round(ours, 1),
-        "other": round(fastest["rate"], 1),
-        "fastest_other": fastest["way"],
+        "ratio": round(rates[last]["ours"] / fastest[last][1], 3),
+        "ours": round(rates[last]["ours"], 1),
+        "other": round(fastest[last][1], 1),
+        "fastest_other": fastest[last][0],
         "unit": "images/s",
-        "n": len(fastest["rates"]),
+        "n": WINDOWS,
+        "ratios": ratios,
         "runs": found,
     }
-    finish("throughput", result, _rows(found, arguments.ways), arguments)
+    verdict = behind(ratios, "the fastest other way")
+    finish("throughput", result, _rows(rates, ways), arguments, verdict=verdict)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,18 @@ def test_a_table_is_written_anew_in_its_place(tmp_path, capsys):
     options = _table.parser("x").parse_args(["--page", str(page), "--results", str(tmp_path)])
     result = {"ratio": 2.0, "ours": 1, "other": 2, "unit": "s", "n": 1}
     for value in (1, 2):
-        _table.finish("one", result, [["what", "s"], ["ours", value]], options)
-        _table.finish("two", result, [["what"], [value]], options)
+        _table.finish("one", result, [["what", "s"], ["ours", value]], options, verdict="Slower.")
+        _table.finish("two", result, [["what"], [value]], options, verdict="Level.")
     text = page.read_text()
     assert text.startswith("# Data\n\nbefore\n")
     assert text.count("| ours |") == text.count("<!-- measured: one -->") == 1
-    assert "| what | s |\n| --- | --- |\n| ours | 2 |" in text
+    assert "| what | s |\n| --- | --- |\n| ours | 2 |\n\nSlower. 2" in text
     assert text.index("<!-- end: one -->") < text.index("<!-- measured: two -->")
     kept = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert kept["name"] == "data_two" and (tmp_path / f"data_two-{kept['date'][:10]}.json").exists()
+
+
+def test_a_verdict_names_every_case_in_which_ours_is_behind():
+    assert _table.behind({"a": 1.0, "b": 2.0}, "another") == "Ours is ahead of another, or level, in every case."
+    found = _table.behind({"a": 0.9, "b": 2.0, "c": 0.994}, "another")
+    assert found == "Ours is slower than another in 2 of 3 cases: a (0.90); c (0.99)."
