@@ -19,6 +19,7 @@ import numpy as np
 from blip3o.config.fit import FitConfig
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.data.blocks import block_bytes_for
 from blip3o.data.bucket import BucketedOrder, CaptionLengths
 from blip3o.data.conversations import conversation_pairs
 from blip3o.data.damage import DamagedSampleError
@@ -207,7 +208,7 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
     order = build_order(recipe, manifests)
     return MicroBatchBuilder(
         order=order,
-        reader=ShardReader(manifests, sources=order.sources),
+        reader=ShardReader(manifests, sources=order.sources, block_bytes=block_bytes_for(recipe.parallel.data_tasks)),
         encoder=SampleEncoder(
             task=task,
             tokenizer=tokenizer,

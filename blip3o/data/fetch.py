@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from blip3o.data import storage
-from blip3o.data.blocks import BlockCache
+from blip3o.data.blocks import BLOCK_BYTES, BlockCache
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.ledger import Ledger
 from blip3o.data.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
@@ -72,7 +72,8 @@ class ShardReader:
     """Reads samples of some sources; `manifests` in the order of the recipe's sources.
 
     `sources` are the rows that may be used, in the same order: those that the manifests call good, if left out.
-    `threads` read at once; `indexes` shard indexes are held (about 100 bytes a sample).
+    `threads` read at once; `indexes` shard indexes are held (about 100 bytes a sample). Tars are read in blocks of
+    `block_bytes`.
     """
 
     def __init__(
@@ -82,12 +83,13 @@ class ShardReader:
         sources: Sequence[SourceRows] | None = None,
         threads: int = 4,
         indexes: int = 256,
+        block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self.manifests = tuple(manifests)
         self._sources = sources
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-reader")
-        self._blocks = BlockCache()
+        self._blocks = BlockCache(block_bytes=block_bytes)
         self._rows = RowGroupCache()
         self._index = functools.lru_cache(maxsize=indexes)(self._read_index)
 
