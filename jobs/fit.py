@@ -6,7 +6,7 @@ long as training.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """Stages to train: the resolved recipes as nested values, and for each the sha256 of its data.
+    """Stages to train: the resolved recipes as nested values, and for each the sha256 of its data and that of its
+    stored features' provenance (None where it has none).
 
     Plain values, since it travels to the workers and to the stream's actors.
     """
@@ -34,6 +35,7 @@ class FitPlan:
     name: str
     recipes: tuple[dict[str, Any], ...]
     data_sha256: tuple[list[str], ...]
+    features: tuple[str | None, ...]
 
     def pipeline(self) -> Pipeline:
         """The recipes, validated again."""
@@ -42,8 +44,10 @@ class FitPlan:
         return Pipeline(name=self.name, stages=tuple(build_recipe(tree) for tree in self.recipes))
 
 
-def fit(pipeline: Pipeline, data_sha256: list[list[str]]) -> None:
+def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | None]) -> None:
     """Trains every stage that has not finished; each leaves its result. Needs Ray to be initialised.
+
+    `features` are the sha256 of the provenance of each stage's stored features, None where it has none.
 
     Raises the `Blip3oError` of a worker, or `CheckpointError` for what else ended the run.
     """
@@ -58,7 +62,7 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]]) -> None:
     parallel, saved = first.parallel, first.checkpoint
     filesystem, path = storage.resolve(first.run.storage)
     recipes = tuple(recipe.model_dump(mode="json") for recipe in pipeline.stages)
-    plan = FitPlan(name=pipeline.name, recipes=recipes, data_sha256=tuple(data_sha256))
+    plan = FitPlan(name=pipeline.name, recipes=recipes, data_sha256=tuple(data_sha256), features=tuple(features))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=asdict(plan),
@@ -96,31 +100,72 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
     """A factory that Ray Train calls at every (re)start of the workers: the stream from the newest checkpoint on."""
 
     def build() -> "Dataset":
-        from blip3o.data.stream import build_stream
+        from blip3o.data.stream import Encoders, build_stream
 
         pipeline = plan.pipeline()
         parallel = pipeline.stages[0].parallel
+        encoders = Encoders(
+            make=lambda: staged_encoders(plan.pipeline()),
+            count=parallel.encoders,
+            num_cpus=parallel.cpus_per_encoder,
+            num_gpus=parallel.gpus_per_encoder * gpus_per_worker(parallel.device),
+        )
         return build_stream(
             num_micro_batches=pipeline.ends[-1],
             first=next_micro_batch(pipeline),
-            make_micro_batch_fn=lambda: staged_micro_batches(plan.pipeline()),
+            make_micro_batch_fn=lambda: staged_micro_batches(plan.pipeline(), plan.features),
             concurrency=parallel.data_tasks,
             num_cpus=parallel.cpus_per_data_task,
             labels=parallel.data_labels,
+            encoders=encoders if streams_features(pipeline) else None,
         )
 
     return build
 
 
-def staged_micro_batches(pipeline: Pipeline) -> "Callable[[int], dict[str, Any]]":
-    """Micro-batch number → arrays, through all stages of a pipeline."""
+def staged_micro_batches(pipeline: Pipeline, features: Sequence[str | None]) -> "Callable[[int], dict[str, Any]]":
+    """Micro-batch number → arrays, through all stages of a pipeline; `features` as for `fit`."""
     from functools import partial
 
     from blip3o.data.batches import StagedMicroBatches, build_micro_batches
     from blip3o.train.stages import stage_of
 
-    builders = [partial(build_micro_batches, recipe, stage_of(recipe).task) for recipe in pipeline.stages]
+    builders = [
+        partial(build_micro_batches, recipe, stage_of(recipe).task, sha256)
+        for recipe, sha256 in zip(pipeline.stages, features, strict=True)
+    ]
     return StagedMicroBatches(builders, pipeline.ends)
+
+
+def streams_features(pipeline: Pipeline) -> bool:
+    """Whether a stage's features are computed in the stream, by encoding actors."""
+    return any(recipe.data.features == "stream" for recipe in pipeline.stages)
+
+
+def staged_encoders(pipeline: Pipeline) -> "Callable[[dict[str, Any]], dict[str, Any]]":
+    """Arrays of a micro-batch → the same with features in place of the encoder's pixels, where its stage streams them.
+
+    The encoder of such a stage is built when it is reached; the newest is held.
+    """
+    from bisect import bisect_right
+    from functools import lru_cache
+
+    from blip3o.device import select
+    from blip3o.train.targets import FeatureMaker
+
+    @lru_cache(maxsize=1)
+    def maker(stage: int) -> FeatureMaker:
+        recipe = pipeline.stages[stage]
+        return FeatureMaker(recipe, select(recipe.parallel.device))
+
+    def encode(arrays: dict[str, Any]) -> dict[str, Any]:
+        stage = bisect_right(pipeline.ends, int(arrays["micro_batch"][0]))
+        if pipeline.stages[stage].data.features != "stream":
+            return arrays
+        others = {name: array for name, array in arrays.items() if name != "encoder_pixels"}
+        return {**others, "features": maker(stage).column(arrays["encoder_pixels"])}
+
+    return encode
 
 
 def next_micro_batch(pipeline: Pipeline) -> int:

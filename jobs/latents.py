@@ -38,6 +38,7 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
     """
     if not recipe.model.normalize_latents or recipe.stage.name not in ("generate", "instruct"):
         raise ConfigError("statistics are for a generating stage that uses them: set model.normalize_latents=true")
+    recipe = recipe.online()
     torch.set_num_threads(recipe.parallel.threads)
     model = _target_model(recipe, name).to(select(recipe.parallel.device))
     count = -(-images // recipe.optim.micro_batch)

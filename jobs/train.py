@@ -8,7 +8,7 @@ import argparse
 import hashlib
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blip3o import log, settings
 from blip3o.config.load import dump
@@ -17,7 +17,10 @@ from blip3o.config.recipe import Recipe
 from blip3o.device import gpus_per_worker
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
 from jobs.common import find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
-from jobs.fit import fit
+from jobs.fit import fit, streams_features
+
+if TYPE_CHECKING:
+    from blip3o.train.targets import FeatureCache
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +40,24 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
     """
     from jobs.progress import Shown, shown
 
-    data = [check_data(recipe) for recipe in pipeline.stages]
+    caches = [_cache(recipe) for recipe in pipeline.stages]
+    features = [cache.sha256 if cache else None for cache in caches]
+    data = [
+        check_data(recipe) + ([sha256] if sha256 else [])
+        for recipe, sha256 in zip(pipeline.stages, features, strict=True)
+    ]
     _check_weights(pipeline)
     results = _finished(pipeline, data)
     if len(results) == len(pipeline.stages):
         return results
+    for cache in caches[len(results) :]:
+        if cache is not None:
+            cache.require()
     join_ray()
-    _require_resources(pipeline.stages[0])
+    _require_resources(pipeline)
     rest = pipeline.stages[len(results) :]
     with shown([Shown(run=recipe.run.name, total=recipe.optim.steps) for recipe in rest]):
-        fit(pipeline, data)
+        fit(pipeline, data, features)
     results = _finished(pipeline, data)
     for recipe in pipeline.stages[len(results) :]:
         raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
@@ -107,6 +118,18 @@ def check_data(recipe: Recipe) -> list[str]:
     return [*data, hashlib.sha256(tokens).hexdigest()]
 
 
+def _cache(recipe: Recipe) -> "FeatureCache | None":
+    """The stored features that a stage trains on, None if it takes none.
+
+    Raises `ConfigError` if features are to be stored or streamed, and the encoder has no weights yet.
+    """
+    from blip3o.train.targets import FeatureCache, require_encoder
+
+    if recipe.data.features == "stream":
+        require_encoder(recipe)
+    return FeatureCache.of(recipe) if recipe.data.features == "cache" else None
+
+
 def _check_weights(pipeline: Pipeline) -> None:
     """Builds the stages without memory for their weights, to see that all fits and that what is frozen was trained."""
     import torch
@@ -147,18 +170,20 @@ def _shapes(recipe: Recipe, run: str, earlier: dict[str, Shapes]) -> Shapes:
     return read_shapes(uri)
 
 
-def _require_resources(recipe: Recipe) -> None:
+def _require_resources(pipeline: Pipeline) -> None:
     """Raises `ConfigError` if this machine's own Ray can never start the run; a cluster may grow, so a run waits."""
     import ray
 
-    parallel = recipe.parallel
+    parallel = pipeline.stages[0].parallel
+    encoders = parallel.encoders if streams_features(pipeline) else 0
     cpus = parallel.workers * parallel.cpus_per_worker + parallel.data_tasks * parallel.cpus_per_data_task
-    gpus = parallel.workers * gpus_per_worker(parallel.device)
+    cpus += encoders * parallel.cpus_per_encoder
+    gpus = (parallel.workers + encoders * parallel.gpus_per_encoder) * gpus_per_worker(parallel.device)
     offered = ray.cluster_resources()
     if cpus <= offered.get("CPU", 0) and gpus <= offered.get("GPU", 0):
         return
     message = (
-        f"parallel asks for {cpus:g} CPUs and {gpus} GPUs, Ray offers {offered.get('CPU', 0):g} and "
+        f"parallel asks for {cpus:g} CPUs and {gpus:g} GPUs, Ray offers {offered.get('CPU', 0):g} and "
         f"{offered.get('GPU', 0):g}"
     )
     if on_a_cluster():

@@ -29,6 +29,9 @@ _SHARED = (
     "parallel.cpus_per_worker",
     "parallel.data_tasks",
     "parallel.cpus_per_data_task",
+    "parallel.encoders",
+    "parallel.cpus_per_encoder",
+    "parallel.gpus_per_encoder",
     "checkpoint.keep",
     "checkpoint.max_failures",
 )

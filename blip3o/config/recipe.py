@@ -98,6 +98,16 @@ class DataConfig(Frozen):
         "with `grey: true`): a small vision tower guesses shapes from colours as long as it can (random greyscale of "
         "SimCLR, arXiv 2002.05709)",
     )
+    features: Literal["online", "cache", "stream"] = Field(
+        default="online",
+        description="where the frozen encoder's features come from: online, computed by each trainer at each step; "
+        "cache, read from what `python -m jobs.encode` stored; stream, computed by encoding actors beside the trainers",
+    )
+    feature_dtype: Literal["fp32", "bf16", "fp16", "int8"] | None = Field(
+        default=None,
+        description="how stored features are kept (features: cache); left out, as the encoder computes them "
+        "(parallel.precision), which loses nothing",
+    )
     chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
     window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
     bucket: bool = Field(
@@ -186,6 +196,11 @@ class ParallelConfig(Frozen):
     worker_labels: dict[str, str] = Field(
         default={}, description="labels of the nodes that train, as {ray-subcluster: training}; any node if left out"
     )
+    encoders: int = Field(default=1, gt=0, description="encoding actors of the stream (data.features: stream)")
+    cpus_per_encoder: float = Field(default=1, gt=0, description="logical CPUs that an encoding actor reserves")
+    gpus_per_encoder: float = Field(
+        default=1, gt=0, description="GPUs, or a share of one, that an encoding actor reserves where device is gpu"
+    )
 
 
 class CheckpointConfig(Frozen):
@@ -263,6 +278,33 @@ class Recipe(Frozen):
             "objective clip_mse draws no noise: leave out stage.noise_draws and stage.flow",
         )
         return self
+
+    @model_validator(mode="after")
+    def _features_fit_stage(self) -> Self:
+        generating = self.stage.name in ("generate", "instruct") and self.model.objective != "vae_flow"
+        drawing = self.stage.name == "decoder" and self.model.decoder.kind == "pixel"
+        _require(
+            self.data.features == "online" or generating or drawing,
+            f"data.features '{self.data.features}' stores or streams a frozen encoder's features, and stage "
+            f"'{self.stage.name}' (objective {self.model.objective}, decoder {self.model.decoder.kind}) does not train "
+            "on them alone: leave data.features at online",
+        )
+        _require(
+            self.data.feature_dtype is None or self.data.features == "cache",
+            f"data.feature_dtype {self.data.feature_dtype} is of stored features, and data.features is "
+            f"'{self.data.features}': set data.features=cache, or leave it out",
+        )
+        return self
+
+    @property
+    def stored_dtype(self) -> Literal["fp32", "bf16", "fp16", "int8"]:
+        """How cached features are kept: `data.feature_dtype`, or as the encoder computes them."""
+        return self.data.feature_dtype or self.parallel.precision
+
+    def online(self) -> "Recipe":
+        """The same with the encoder's features computed from pixels."""
+        data = self.data.model_copy(update={"features": "online", "feature_dtype": None})
+        return self.model_copy(update={"data": data})
 
     @property
     def accumulation(self) -> int:

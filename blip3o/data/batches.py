@@ -5,6 +5,8 @@ not on the worker that makes it, the moment, or what was made before. Columns ar
 
 - `draw_key` int64 [B]: the key of the sample's random draws in this pass
 - `encoder_pixels`, `prompt_pixels`, `decoder_pixels` uint8 [B, S, S, 3], as the task needs
+- `features` [B, N, F] in place of `encoder_pixels` where they come from the cache: float32, float16, or the bits of
+  bfloat16 as uint16
 - `input_ids` int32 [B, L], padded on the right; `labels` int32 [B, L], −100 where nothing is supervised
 """
 
@@ -24,6 +26,7 @@ from blip3o.data.bucket import BucketedOrder, CaptionLengths
 from blip3o.data.conversations import conversation_pairs
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import CROP, decode_views, without_color
+from blip3o.data.features import FeatureReader, feature_folders
 from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
@@ -70,7 +73,8 @@ class Text:
 class SampleEncoder:
     """One raw sample → one row of arrays.
 
-    `sizes` gives the side in pixels of each pixel column, `fits` how an image comes to it where not by cropping.
+    `sizes` gives the side in pixels of each pixel column, `fits` how an image comes to it where not by cropping; with
+    `cached`, the encoder's column is left out.
     """
 
     task: Task
@@ -84,11 +88,13 @@ class SampleEncoder:
     seed: int
     sizes: Mapping[str, int]
     fits: Mapping[str, FitConfig]
+    cached: bool = False
 
     def __call__(self, raw: RawSample) -> dict[str, np.ndarray]:
         """Raises `DamagedSampleError` if the image cannot be decoded or the text does not fit."""
         key = derive_seed("draw", raw.uid, raw.pass_index)
-        views = {name: (self.sizes[name], self.fits.get(name, CROP)) for name in _PIXELS[self.task]}
+        columns = [name for name in _PIXELS[self.task] if not (self.cached and name == "encoder_pixels")]
+        views = {name: (self.sizes[name], self.fits.get(name, CROP)) for name in columns}
         decoded = decode_views(raw.image, views.values())
         row: dict[str, np.ndarray] = {name: decoded[view] for name, view in views.items()}
         row["draw_key"] = np.array(key, np.int64)
@@ -189,18 +195,25 @@ class MicroBatchBuilder:
     reader: ShardReader
     encoder: SampleEncoder
     ledger: Ledger
+    features: FeatureReader | None = None
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         """Arrays of micro-batch `number`, each with leading dimension B.
 
-        Damaged samples go to the ledger and are replaced by a rule of their uid. Raises `DataError` where that fails.
+        Damaged samples go to the ledger and are replaced by a rule of their uid. Raises `DataError` where that fails,
+        and `StorageError` where the store or the feature cache does.
         """
-        rows = load_samples(self.order.micro_batch_refs(number), self.reader, self.encoder, self.ledger)
+        refs = self.order.micro_batch_refs(number)
+        encode = self.encoder if self.features is None else self.features.beside(self.encoder, refs)
+        rows = load_samples(refs, self.reader, encode, self.ledger)
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
-    """Reads manifests and tokenizer and joins the parts for one task. Raises `DataError` if a manifest is missing."""
+def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None = None) -> MicroBatchBuilder:
+    """Reads manifests and tokenizer and joins the parts for one task. Raises `DataError` if a manifest is missing.
+
+    With the provenance of stored features, these take the place of the encoder's pixels.
+    """
     locations = source_locations(recipe.data)
     manifests = [read_manifest(location.manifest) for location in locations]
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
@@ -225,7 +238,9 @@ def build_micro_batches(recipe: Recipe, task: Task) -> MicroBatchBuilder:
                 "decoder_pixels": model.decoder.image_size,
             },
             fits={"encoder_pixels": model.target_fit, "prompt_pixels": model.backbone.image_fit},
+            cached=features_sha256 is not None,
         ),
+        features=FeatureReader(manifests, feature_folders(recipe, features_sha256)) if features_sha256 else None,
         ledger=Ledger(storage.join(recipe.run.storage, recipe.run.name, "ledger")),
     )
 

@@ -12,6 +12,7 @@ Processor time of the whole path per micro-batch of 8 images of 64x64, on two (b
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from blip3o.errors import ConfigError
 
 Arrays = dict[str, np.ndarray]
 MicroBatchFn = Callable[[int], Arrays]
+EncodeFn = Callable[[Arrays], Arrays]
 
 # Micro-batches made by one actor call: spreads the cost of a call, and holds back no more than this from the order.
 PER_CALL = 4
@@ -35,6 +37,18 @@ BACKPRESSURE_RATIO = 2.0
 NUMBER = "micro_batch"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """Actors that finish micro-batches with a model: `make` is called once in each of `count`, what it returns maps the
+    arrays of a micro-batch to those that the trainers get. Each reserves `num_cpus` and `num_gpus`.
+    """
+
+    make: Callable[[], EncodeFn]
+    count: int
+    num_cpus: float
+    num_gpus: float
+
+
 def build_stream(
     *,
     num_micro_batches: int,
@@ -43,11 +57,12 @@ def build_stream(
     concurrency: int = 1,
     num_cpus: float = 1,
     labels: Mapping[str, str] | None = None,
+    encoders: Encoders | None = None,
 ) -> Dataset:
     """The micro-batches `first … num_micro_batches − 1`, in order, as a lazy dataset; give the workers `data_config()`.
 
     `make_micro_batch_fn` is pickled once and called once in each of `concurrency` actors; what it returns maps a
-    number to numeric arrays, all with the same leading dimension. Each
+    number to numeric arrays, all with the same leading dimension; `encoders` then work on these. Each
     actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
     or nothing runs. The number of micro-batches must be a multiple of the number of workers, else the rest is not
     delivered. All of it runs on nodes that have the `labels`, if there are any: give `data_config` the same ones.
@@ -67,12 +82,22 @@ def build_stream(
     context.print_on_execution_start = False
     # A pause of the trainer (saving, evaluating) is no failure of the stream.
     context.execution_no_progress_timeout_s = -1
-    return numbers.map_batches(
+    made = numbers.map_batches(
         _Maker,
         batch_size=1,
         fn_constructor_args=(make_micro_batch_fn,),
         concurrency=concurrency,
         num_cpus=num_cpus,
+    )
+    if encoders is None:
+        return made
+    return made.map_batches(
+        _Encoder,
+        batch_size=1,
+        fn_constructor_args=(encoders.make,),
+        concurrency=encoders.count,
+        num_cpus=encoders.num_cpus,
+        num_gpus=encoders.num_gpus,
     )
 
 
@@ -133,11 +158,27 @@ class _Maker:
         for number in range(int(numbers["begin"][0]), int(numbers["end"][0])):
             arrays = self._fn(number)
             rows = len(next(iter(arrays.values())))
-            for name, array in arrays.items():
-                if len(array) != rows or array.dtype.kind not in "biuf":
-                    raise TypeError(
-                        f"column '{name}' of micro-batch {number} is {array.dtype} {array.shape}, "
-                        f"expected numbers with leading dimension {rows}"
-                    )
             arrays[NUMBER] = np.full(rows, number, np.int64)
-            yield {name: array[None] for name, array in arrays.items()}
+            yield _row(arrays)
+
+
+class _Encoder:
+    """What runs in an encoding actor: one micro-batch in, the same with other columns out."""
+
+    def __init__(self, make: Callable[[], EncodeFn]) -> None:
+        self._fn = make()
+
+    def __call__(self, row: Arrays) -> Arrays:
+        return _row(self._fn({name: column[0] for name, column in row.items()}))
+
+
+def _row(arrays: Arrays) -> Arrays:
+    """A micro-batch as one row. Raises `TypeError` if a column is not of numbers, or has another leading dimension."""
+    number, rows = int(arrays[NUMBER][0]), len(arrays[NUMBER])
+    for name, array in arrays.items():
+        if len(array) != rows or array.dtype.kind not in "biuf":
+            raise TypeError(
+                f"column '{name}' of micro-batch {number} is {array.dtype} {array.shape}, "
+                f"expected numbers with leading dimension {rows}"
+            )
+    return {name: array[None] for name, array in arrays.items()}

@@ -14,6 +14,7 @@ Legend: B batch, S image side, P patches along a side, L tokens, C channels.
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,13 @@ class EncoderProvenance:
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over name, dtype, shape and bytes of every tensor of the state dict, in the order of names."""
+    return tensors_sha256(sorted(module.state_dict().items()))
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The same over (name, tensor) in the order given; one tensor is held at a time."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in tensors:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(flat.view(torch.uint8).numpy().data)
@@ -93,6 +99,10 @@ class TargetEncoder(nn.Module, ABC):
 
     def provenance(self) -> EncoderProvenance:
         """What these features depend on. Reads every weight once."""
+        return self.provenance_of(weights_sha256(self), next(self.parameters()).dtype)
+
+    def provenance_of(self, weights: str, dtype: torch.dtype) -> EncoderProvenance:
+        """The same for weights of this sha256 and type, whatever this module holds."""
         config = self.config
         return EncoderProvenance(
             kind=config.kind,
@@ -103,8 +113,8 @@ class TargetEncoder(nn.Module, ABC):
                 "std": list(self.std),
             },
             pooling={"average": config.pool, "tokens": config.num_tokens, "normalize": config.normalize},
-            dtype=str(next(self.parameters()).dtype).removeprefix("torch."),
-            weights_sha256=weights_sha256(self),
+            dtype=str(dtype).removeprefix("torch."),
+            weights_sha256=weights,
         )
 
 

@@ -153,10 +153,17 @@ class Loop:
         return dict(zip(names, stacked.tolist(), strict=True))
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    """A copy; uint16 is NumPy's stand-in for the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(array)
+
+
 def to_batch(arrays: dict[str, np.ndarray], *, pad_id: int, device: torch.device) -> Batch:
     """Arrays of the stream → tensors; text is cut to the longest row, rounded up to a multiple of 8."""
     # Copied: the arrays are read-only views of shared memory.
-    batch = {name: torch.tensor(array) for name, array in arrays.items() if name != "micro_batch"}
+    batch = {name: _tensor(array) for name, array in arrays.items() if name != "micro_batch"}
     if "input_ids" in batch:
         longest = int((batch["input_ids"] != pad_id).sum(1).max())
         width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, batch["input_ids"].shape[1])

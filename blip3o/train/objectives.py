@@ -115,11 +115,17 @@ class StageModule(nn.Module):
     def _target_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is to be generated, [B, L, F], and the query states [B, N, H]."""
         model = self.model
-        pixels = batch["decoder_pixels" if self._recipe.model.objective == "vae_flow" else "encoder_pixels"]
         with torch.no_grad():
-            data = model.to_latents(model.features(pixels))
+            data = model.to_latents(self._features(batch))
         states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self._mask(batch)))
         return data, states
+
+    def _features(self, batch: Batch) -> Tensor:
+        """The features to be generated, [B, L, F], fp32: out of the batch if they came with it, else computed."""
+        if "features" in batch:
+            return batch["features"].float()
+        vae = self._recipe.model.objective == "vae_flow"
+        return self.model.features(batch["decoder_pixels" if vae else "encoder_pixels"])
 
     def _regress(self, batch: Batch) -> dict[str, Tensor]:
         data, states = self._target_and_states(batch)
@@ -151,8 +157,11 @@ class StageModule(nn.Module):
         return {"flow": error.sum()}
 
     def _decoder(self, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            features = self.model.encoder(batch["encoder_pixels"])
+        if "features" in batch:
+            features = batch["features"].to(next(self.model.coarse.parameters()).dtype)  # the encoder's own
+        else:
+            with torch.no_grad():
+                features = self.model.encoder(batch["encoder_pixels"])
         image = to_unit(batch["decoder_pixels"])
         draws = flow_draws(batch["draw_key"], seed=self._seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
         sigma = training_sigma(draws.uniform)

@@ -5,7 +5,7 @@ read images; `generate` trains queries and DiT (or what the objective has in its
 frozen; `instruct` goes on with a curated set; `decoder` learns pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from blip3o.config.model import Objective
@@ -68,11 +68,19 @@ STAGES: dict[StageName, Stage] = {
 
 
 def stage_of(recipe: Recipe) -> Stage:
-    """The stage of a recipe: that of `STAGES`, or what its objective or its kind of decoder has in its place."""
+    """The stage of a recipe: that of `STAGES`, or what its objective or its kind of decoder has in its place.
+
+    Where the features come to the trainer from elsewhere, it has no encoder.
+    """
     name = recipe.stage.name
+    stage = STAGES[name]
     if name in ("generate", "instruct"):
-        return _GENERATE[recipe.model.objective]
-    return _DECODER[recipe.model.decoder.kind] if name == "decoder" else STAGES[name]
+        stage = _GENERATE[recipe.model.objective]
+    elif name == "decoder":
+        stage = _DECODER[recipe.model.decoder.kind]
+    if recipe.data.features == "online":
+        return stage
+    return replace(stage, parts=tuple(part for part in stage.parts if part != "encoder"))
 
 
 def freeze(model: "nn.Module", stage: Stage) -> list[str]:

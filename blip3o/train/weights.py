@@ -6,7 +6,7 @@ A run's result is `<run>/final/weights.safetensors` (what the stage trained, by 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safetensors.torch import load, save
@@ -72,10 +72,31 @@ def read_final(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a finished run, read from the head of its weights alone."""
+    return {name: tuple(entry["shape"]) for name, entry in _read_head(uri)[1].items()}
+
+
+def _read_head(uri: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Where the data of a run's tensors begin in the file of its weights, and each tensor's entry in the head."""
     location = storage.join(uri, WEIGHTS)
     length = int.from_bytes(storage.read_ranges(location, [(0, 8)])[0], "little")
     header = json.loads(storage.read_ranges(location, [(8, length)])[0])
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return 8 + length, {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def read_tensors(uri: str, names: Sequence[str]) -> Iterator[Tensor]:
+    """Some tensors of a finished run, one after the other by ranged reads; they are not checked against its sha256.
+
+    Raises `CheckpointError` if it does not hold one of them.
+    """
+    begin, entries = _read_head(uri)
+    with storage.open_ranges(storage.join(uri, WEIGHTS)) as file:
+        for name in names:
+            if name not in entries:
+                raise CheckpointError(f"{uri} holds no tensor {name}: use the same model preset")
+            entry = entries[name]
+            first, last = entry["data_offsets"]
+            head = json.dumps({name: {**entry, "data_offsets": [0, last - first]}}).encode()
+            yield load(len(head).to_bytes(8, "little") + head + file.read(begin + first, last - first))[name]
 
 
 def fitting(model: UnifiedModel, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> set[str]:

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from benchmarks import frozen_prefix, sampler
+from benchmarks import data_cache, frozen_prefix, sampler
 
 TINY = {
+    data_cache: ["--scenes", "16", "--batch", "4", "--steps", "1"],
     frozen_prefix: ["--prompt", "12", "--queries", "4", "--layers", "1", "--width", "64", "--batch", "2"],
     sampler: ["--steps", "2", "--layers", "1", "--width", "448", "--batch", "1"],
 }

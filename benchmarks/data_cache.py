@@ -1,0 +1,171 @@
+"""A training step on stored features against the same step with the encoder online, at the tiny preset.
+
+    python -m benchmarks.data_cache [--scenes 256] [--batch 16] [--steps 8] [--rounds 9]
+
+Both take the same micro-batches of the generate stage from local shards: read, decode, tokenise, collate, forward,
+backward, AdamW, in one process on one thread. Losses must be equal to the bit. Beside the ratio: seconds of the data
+path alone, and for each form of record its bytes, its error, and how many images a second were encoded.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks._measure import in_turns, options, report
+from blip3o.config.load import build_recipe
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from blip3o.data.batches import MicroBatchBuilder, build_micro_batches
+from blip3o.data.manifest import write_manifest, write_shard_index
+from blip3o.data.scan import scan_shard
+from blip3o.data.sets.scenes import build_scenes, samples
+from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.train.encoding import ShardEncoder
+from blip3o.train.loop import to_batch
+from blip3o.train.objectives import StageModule, build_stage_module
+from blip3o.train.stages import stage_of
+from blip3o.train.targets import FeatureCache, FeatureMaker
+from blip3o.train.weights import final_uri, write_final
+
+CPU = torch.device("cpu")
+FORMS = ("bf16", "fp16", "int8")
+ENCODER = "bench-encoder"
+
+
+def _recipe(root: str, arguments: argparse.Namespace, *, features: str, dtype: str | None = None) -> Recipe:
+    return build_recipe(
+        {
+            "run": {"name": "bench", "storage": f"{root}/runs"},
+            "data": {
+                "root": root,
+                "sources": [{"name": "scenes", "shards": "scenes/train-*.tar"}],
+                "tokenizer": "tokenizer.json",
+                "max_length": 96,
+                "features": features,
+                "feature_dtype": dtype,
+            },
+            "model": {"preset": "tiny"},
+            "stage": {"name": "generate", "start_from": [ENCODER]},
+            "optim": {"steps": 1000, "lr": 1e-3, "micro_batch": arguments.batch, "micro_batches": 1},
+            "parallel": {"device": "cpu", "precision": "fp32"},
+            "checkpoint": {"every": 1000},
+        }
+    )
+
+
+def _prepare(root: str, arguments: argparse.Namespace) -> None:
+    """Indexed scenes, a tokenizer, and an encoder as it is initialised."""
+    shards = build_scenes(f"{root}/scenes", train=arguments.scenes, heldout=1, samples_per_shard=64).shards["train"]
+    manifest, rows = f"{root}/manifests/scenes", []
+    for number, uri in enumerate(sorted(shards)):
+        file = storage.stat(uri)
+        rows.append(write_shard_index(manifest, file, scan_shard(file, source="scenes", shard=number)).row)
+    write_manifest(manifest, "scenes", rows)
+    recipe = _recipe(root, arguments, features="online")
+    words = [caption for scene in samples(train=64, heldout=1) for caption in scene.record["captions"]]
+    tokenizer = ChatTokenizer.train([*words, recipe.data.template.instruction, recipe.data.template.system], 1024)
+    storage.write_bytes(f"{root}/tokenizer.json", tokenizer.to_bytes())
+    model = UnifiedModel(recipe.model, image_token_id=0, parts=("encoder",), max_length=recipe.data.max_length)
+    initialize(model, 0)
+    write_final(final_uri(recipe.run.storage, ENCODER), dict(model.named_parameters()), {"run": ENCODER})
+
+
+def _encode(recipe: Recipe) -> tuple[FeatureCache, dict[str, Any]]:
+    """Stores the features of every shard; what that took and what it cost."""
+    cache = FeatureCache.of(recipe)
+    ((manifest, folder),) = cache.sources()
+    encode, width = FeatureMaker(recipe, CPU), recipe.optim.micro_batch
+    work = ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=encode, width=width, threads=1)
+    began = time.perf_counter()
+    footers = [work.write(shard.shard) for shard in manifest.shards]
+    seconds = time.perf_counter() - began
+    return cache, {
+        "record_bytes": folder.record.record_bytes,
+        "relative_error": round(max(footer.relative_error for footer in footers), 6),
+        "images_per_second": round(manifest.good_rows / seconds, 1),
+    }
+
+
+def _module(root: str, recipe: Recipe) -> StageModule:
+    """The stage with the stored encoder; the rest as it is initialised, trained or not."""
+    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(f"{root}/tokenizer.json"))
+    module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
+    initialize(module.model, 0)
+    for name, parameter in module.model.named_parameters():
+        parameter.requires_grad_(name.startswith(stage_of(recipe).trainable))
+    return module
+
+
+def _stepper(build: MicroBatchBuilder, module: StageModule) -> Callable[[], float]:
+    """Each call trains on the next micro-batch and returns the loss."""
+    pad = build.encoder.tokenizer.ids[PAD]
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+    number = -1
+
+    def step() -> float:
+        nonlocal number
+        number += 1
+        batch = to_batch(build(number), pad_id=pad, device=CPU)
+        loss = module(batch)["flow"] / module.counts(batch)["flow"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _losses(step: Callable[[], float], count: int) -> list[float]:
+    return [step() for _ in range(count)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, compares and reports. Ends with an error if a loss from stored features is not the online one."""
+    sizes = {"scenes": 256, "batch": 16, "steps": 8, "rounds": 9}
+    arguments, results = options(__doc__.splitlines()[0], sizes, argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root:
+        _prepare(root, arguments)
+        online, cached = (_recipe(root, arguments, features=kind) for kind in ("online", "cache"))
+        cache, exact = _encode(cached)
+        forms = {dtype: _encode(_recipe(root, arguments, features="cache", dtype=dtype))[1] for dtype in FORMS}
+        builds = [build_micro_batches(online, stage_of(online).task)]
+        builds += [build_micro_batches(cached, stage_of(cached).task, cache.sha256)]
+        slow, fast = (
+            _stepper(*pair) for pair in zip(builds, (_module(root, online), _module(root, cached)), strict=True)
+        )
+        expected, found = _losses(slow, arguments.steps), _losses(fast, arguments.steps)
+        if expected != found:
+            raise SystemExit(f"losses {found} from stored features, {expected} online: nothing to compare")
+        ours, other = in_turns(
+            lambda: _losses(fast, arguments.steps), lambda: _losses(slow, arguments.steps), rounds=arguments.rounds
+        )
+        reading = in_turns(
+            *(partial(_read, build, arguments.steps) for build in reversed(builds)), rounds=arguments.rounds
+        )
+    data = [round(statistics.median(seconds), 4) for seconds in reading]
+    report(
+        "data_cache",
+        ours,
+        other,
+        results,
+        data_seconds={"ours": data[0], "other": data[1]},
+        records={"fp32": exact, **forms},
+        sizes=vars(arguments),
+    )
+
+
+def _read(build: MicroBatchBuilder, count: int) -> None:
+    for number in range(count):
+        build(number)
+
+
+if __name__ == "__main__":
+    main()

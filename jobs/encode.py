@@ -1,0 +1,217 @@
+"""Stores the frozen encoder's features of every training image once: `python -m jobs.encode RECIPE [--actors 1,4] …`.
+
+For a recipe that trains on such features (`data.features=cache`). A pool of actors encodes whole shards; a shard's file
+appears when it is whole, so the job can be stopped anywhere, lose machines, and be submitted again: it does what is
+lacking, which is also how new and changed shards are added. `--verify` reads every record and encodes a part again.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from blip3o.config.load import build_recipe
+from blip3o.config.recipe import Recipe
+from blip3o.data.feature_files import FeatureFooter, lacking, read_footer, read_header, write_provenance
+from blip3o.device import gpus_per_worker, select
+from blip3o.errors import Blip3oError, ConfigError, DataError
+from blip3o.train.encoding import ShardEncoder
+from blip3o.train.targets import FeatureCache, FeatureMaker
+from jobs.common import join_ray, run_job
+
+logger = logging.getLogger(__name__)
+
+READERS = 16  # footers that are read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Actors from `smallest` to `largest` in number, each with so many CPUs (and decoding threads) and GPUs."""
+
+    smallest: int = 1
+    largest: int = 1
+    cpus: float = 1
+    gpus: float = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSummary:
+    """What encoding a source came to. `shards` were encoded (or verified) now; the rest is of all its shards.
+
+    `relative_error` is the largest of the shards' (`FeatureFooter`); `stored_bytes` counts records, absent ones too.
+    """
+
+    source: str
+    uri: str
+    shards: int
+    encoded: int
+    absent: int
+    stored_bytes: int
+    relative_error: float
+
+
+def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) -> list[EncodeSummary]:
+    """Encodes what is lacking of the recipe's training sources, or verifies what there is; a summary for each.
+
+    Raises `ConfigError` if the recipe takes no stored features or its encoder has no weights, `DataError` if a source
+    is not indexed or (with `verify`) its features are not whole and right, `StorageError` if the store refuses.
+    """
+    if recipe.data.features != "cache":
+        raise ConfigError(
+            f"data.features is '{recipe.data.features}', and this job stores them: set data.features=cache"
+        )
+    cache = FeatureCache.of(recipe)
+    if verify:
+        cache.require()
+    join_ray()
+    return [_encode_source(cache, number, pool or Pool(), verify=verify) for number in range(len(cache.sources()))]
+
+
+def _encode_source(cache: FeatureCache, number: int, pool: Pool, *, verify: bool) -> EncodeSummary:
+    manifest, folder = cache.sources()[number]
+    every = [shard.shard for shard in manifest.shards]
+    todo = every if verify else sorted(lacking(folder, manifest))
+    if todo and not verify:
+        write_provenance(folder, cache.provenance)
+    footers = {}
+    done = _on_actors(cache, number, todo, pool, verify=verify)
+    label = f"{'verify' if verify else 'encode'} {manifest.name}"
+    for shard, footer in track(done, label, total=len(todo), console=Console(stderr=True)):
+        footers[shard] = footer
+    files = [folder.file(shard) for shard in set(every) - set(footers)]
+    with ThreadPoolExecutor(READERS) as readers:
+        measured = [*footers.values(), *readers.map(lambda file: read_footer(file, read_header(file)), files)]
+    encoded, absent = (sum(getattr(footer, name) for footer in measured) for name in ("encoded", "absent"))
+    if not encoded:
+        raise DataError(f"source '{manifest.name}': none of {absent} images could be encoded: see {folder.uri}/ledger")
+    return EncodeSummary(
+        source=manifest.name,
+        uri=folder.uri,
+        shards=len(todo),
+        encoded=encoded,
+        absent=absent,
+        stored_bytes=manifest.rows * folder.record.record_bytes,
+        relative_error=max(footer.relative_error for footer in measured),
+    )
+
+
+def _on_actors(
+    cache: FeatureCache, number: int, shards: list[int], pool: Pool, *, verify: bool
+) -> Iterator[tuple[int, FeatureFooter]]:
+    """Each shard and its footer as they are done. Raises the errors of the actors."""
+    if not shards:
+        return
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    tasks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    tasks.context.enable_progress_bars = False
+    tasks.context.print_on_execution_start = False
+    tasks.context.execution_no_progress_timeout_s = -1  # a shard may take longer than Ray's patience
+    recipe = cache.recipe
+    done = tasks.map(
+        _Actor,
+        fn_constructor_args=(recipe.model_dump(mode="json"), cache.provenance, number, pool, verify),
+        compute=ActorPoolStrategy(min_size=pool.smallest, max_size=pool.largest, max_tasks_in_flight_per_actor=2),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus * gpus_per_worker(recipe.parallel.device),
+    )
+    for row in done.iter_rows():
+        if row["error"]:
+            raise row["error"]
+        yield row["shard"], row["footer"]
+
+
+class _Actor:
+    """Holds the encoder, made when its first shard comes, and works on one shard at a time."""
+
+    def __init__(self, tree: dict[str, Any], provenance: dict[str, Any], number: int, pool: Pool, verify: bool) -> None:  # noqa: FBT001 - Ray passes these by position
+        self._cache = FeatureCache(recipe=build_recipe(tree), provenance=provenance)
+        self._number, self._pool, self._verify = number, pool, verify
+        self._encoder: ShardEncoder | None = None
+
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        """The footer of a shard, or the user's error, which Ray would bury."""
+        try:
+            work = self._shard_encoder()
+            footer = (work.verify if self._verify else work.write)(task["shard"])
+            return {"shard": task["shard"], "footer": footer, "error": None}
+        except Blip3oError as error:
+            return {"shard": task["shard"], "footer": None, "error": error}
+
+    def _shard_encoder(self) -> ShardEncoder:
+        if self._encoder is None:
+            recipe = self._cache.recipe
+            maker = FeatureMaker(recipe, select(recipe.parallel.device))
+            expected = self._cache.provenance["weights_sha256"]
+            if maker.weights_sha256 != expected:
+                raise DataError(
+                    f"the encoder has weights_sha256 {maker.weights_sha256}, {expected} when the job began: stop what "
+                    "writes to the runs of stage.start_from, and start again"
+                )
+            manifest, folder = self._cache.sources()[self._number]
+            self._encoder = ShardEncoder(
+                recipe=recipe,
+                manifest=manifest,
+                folder=folder,
+                encode=maker,
+                width=recipe.optim.micro_batch,
+                threads=max(int(self._pool.cpus), 1),
+            )
+        return self._encoder
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--actors", default="1,1", metavar="MIN,MAX", help="encoding actors, e.g. 1,8 (1,1)")
+    parser.add_argument(
+        "--num-cpus-per-actor", type=float, default=1, metavar="N", help="CPUs and decoding threads (1)"
+    )
+    parser.add_argument(
+        "--num-gpus-per-actor", type=float, default=1, metavar="N", help="GPUs, where parallel.device is gpu (1)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read every record, and encode a batch of each shard again"
+    )
+
+
+def _pool(options: argparse.Namespace) -> Pool:
+    """Raises `ConfigError` if the number of actors is no pair of whole numbers in order."""
+    first, _, last = options.actors.partition(",")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ConfigError(f"--actors {options.actors} is no pair MIN,MAX with 1 <= MIN <= MAX: give e.g. 1,8")
+    return Pool(
+        smallest=int(first),
+        largest=int(last),
+        cpus=options.num_cpus_per_actor,
+        gpus=options.num_gpus_per_actor,
+    )
+
+
+def _run(recipe: Recipe, options: argparse.Namespace) -> None:
+    for summary in encode(recipe, _pool(options), verify=options.verify):
+        logger.info(
+            "%s: %d shards %s, %d images (%d absent), %.1f MB, relative error %.2e, in %s",
+            summary.source,
+            summary.shards,
+            "verified" if options.verify else "encoded",
+            summary.encoded,
+            summary.absent,
+            summary.stored_bytes / 1e6,
+            summary.relative_error,
+            summary.uri,
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    return run_job("encode", "Store the frozen encoder's features of a recipe's images.", _run, argv, extend=_options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

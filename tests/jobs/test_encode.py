@@ -1,0 +1,111 @@
+"""Storing features on Ray, and training on them: the run is the online run, to the bit, wherever features come from."""
+
+import threading
+
+import psutil
+import pytest
+
+from blip3o.data import storage
+from blip3o.data.feature_records import RecordFormat
+from blip3o.data.sets.scenes import build_scenes
+from blip3o.errors import ConfigError, DataError
+from blip3o.train.targets import FeatureCache
+from jobs.encode import Pool, encode, main
+from jobs.index import index
+from jobs.train import train
+from jobs.train_worker import read_metrics
+from tests.jobs import world
+
+STEPS = 4
+MANY = {"name": "many", "shards": "many/train-*.tar"}
+SMALL = Pool(cpus=0.5)
+
+
+def made(base, name="encode", *, features="cache", dtype=None, sources=None, **sections):
+    data = {"root": f"{base}/data", "max_length": 96, "features": features, "feature_dtype": dtype}
+    data |= {"sources": sources} if sources else {}
+    parallel = {"workers": 2, "cpus_per_worker": 1, "cpus_per_data_task": 0.5, "cpus_per_encoder": 0.5}
+    optim = {"steps": STEPS, "warmup": 2, "micro_batch": 8, "micro_batches": 2}
+    return world.recipe(base, run={"name": name}, data=data, parallel=parallel, optim=optim, **sections)
+
+
+def figures(recipe):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in read_metrics(recipe)]
+
+
+def files(recipe):
+    """Every file of a recipe's cache, by URI."""
+    ((_, folder),) = FeatureCache.of(recipe).sources()
+    return {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(folder.uri, suffix=".bin")}
+
+
+def test_training_on_stored_and_on_streamed_features_is_training_online(base, ray_cluster):
+    cached = made(base, "from-cache")
+    with pytest.raises(DataError, match="source 'scenes' has no features for 3 of 3 shards: .* jobs.encode RECIPE"):
+        train(cached)
+    (done,) = encode(cached, SMALL)
+    assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, 96, 0, 0)
+    assert done.stored_bytes == 96 * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
+    results = [train(made(base, f"from-{kind}", features=kind)) for kind in ("online", "cache", "stream")]
+    online, *others = [figures(made(base, f"from-{kind}", features=kind)) for kind in ("online", "cache", "stream")]
+    assert len(online) == STEPS
+    for rows, result in zip(others, results[1:], strict=True):
+        assert rows == online
+        assert result["sha256"] == results[0]["sha256"]
+        assert result["identity"] != results[0]["identity"]
+    assert {name.split(".")[0] for name in results[1]["tensors"]} == {"queries", "dit"}
+
+
+@pytest.fixture(scope="module")
+def many(base, ray_cluster):
+    """A source of thirty shards."""
+    build_scenes(f"{base}/data/many", train=120, heldout=4, samples_per_shard=4)
+    recipe = made(base, sources=[MANY])
+    index(recipe)
+    return recipe
+
+
+def test_the_job_goes_on_where_it_stopped_also_when_its_actor_is_killed(base, many):
+    encode(many, SMALL)
+    whole = files(many)
+    assert len(whole) == 30
+    for uri in sorted(whole)[1:]:
+        storage.delete(uri)
+    cut, *rest = sorted(whole)
+    storage.write_bytes(cut, whole[cut][:-1])
+    killed = []
+
+    def kill():
+        """The encoding actor, when it has written two files."""
+        while len(storage.list_files(cut.rpartition("/")[0], suffix=".bin")) < 3:
+            threading.Event().wait(0.01)
+        for process in psutil.Process().children(recursive=True):
+            if "_Actor" in " ".join(process.cmdline()):
+                killed.append(process.pid)
+                process.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    (done,) = encode(many, SMALL)
+    killer.join(60)
+    assert killed
+    assert (done.shards, done.encoded) == (30, 120)
+    assert files(many) == whole
+    (again,) = encode(many, SMALL)
+    assert (again.shards, again.encoded) == (0, 120)
+    assert len(rest) == 29
+
+
+def test_what_cannot_be_done_is_refused_in_a_line(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="data.features is 'online', and this job stores them"):
+        encode(made(str(tmp_path), features="online"))
+    file = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path))
+    for actors in ("2,1", "0,1", "3"):
+        assert main([file, "--set", "data.features=cache", "--actors", actors]) == 1
+        assert f"error: --actors {actors} is no pair MIN,MAX" in capsys.readouterr().err
+
+
+def test_streamed_features_need_their_encoder_before_the_first_step(tmp_path):
+    stage = {"name": "generate", "start_from": ["world-understand"]}
+    with pytest.raises(ConfigError, match="'stream' needs the encoder's weights before training begins"):
+        train(made(str(tmp_path), "no-encoder", features="stream", stage=stage))
