@@ -5,6 +5,7 @@ import threading
 import psutil
 import pytest
 
+from blip3o.config.pipeline import Pipeline
 from blip3o.data import storage
 from blip3o.data.feature_records import RecordFormat
 from blip3o.data.sets.scenes import build_scenes
@@ -12,7 +13,7 @@ from blip3o.errors import ConfigError, DataError
 from blip3o.train.targets import FeatureCache
 from jobs.encode import Pool, encode, main
 from jobs.index import index
-from jobs.train import train
+from jobs.train import train, train_pipeline
 from jobs.train_worker import read_metrics
 from tests.jobs import world
 
@@ -40,14 +41,16 @@ def files(recipe):
 
 
 def test_training_on_stored_and_on_streamed_features_is_training_online(base, ray_cluster):
+    """Three stages of one fit that differ in nothing else; none starts from another."""
     cached = made(base, "from-cache")
     with pytest.raises(DataError, match="source 'scenes' has no features for 3 of 3 shards: .* jobs.encode RECIPE"):
         train(cached)
     (done,) = encode(cached, SMALL)
     assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, 96, 0, 0)
     assert done.stored_bytes == 96 * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
-    results = [train(made(base, f"from-{kind}", features=kind)) for kind in ("online", "cache", "stream")]
-    online, *others = [figures(made(base, f"from-{kind}", features=kind)) for kind in ("online", "cache", "stream")]
+    stages = tuple(made(base, f"from-{kind}", features=kind) for kind in ("online", "cache", "stream"))
+    results = train_pipeline(Pipeline(name="features", stages=stages))
+    online, *others = [figures(stage) for stage in stages]
     assert len(online) == STEPS
     for rows, result in zip(others, results[1:], strict=True):
         assert rows == online
@@ -58,15 +61,15 @@ def test_training_on_stored_and_on_streamed_features_is_training_online(base, ra
 
 @pytest.fixture(scope="module")
 def many(base, ray_cluster):
-    """A source of thirty shards."""
+    """For a source of thirty shards, whose features are stored."""
     build_scenes(f"{base}/data/many", train=120, heldout=4, samples_per_shard=4)
     recipe = made(base, sources=[MANY])
     index(recipe)
+    encode(recipe, SMALL)
     return recipe
 
 
 def test_the_job_goes_on_where_it_stopped_also_when_its_actor_is_killed(base, many):
-    encode(many, SMALL)
     whole = files(many)
     assert len(whole) == 30
     for uri in sorted(whole)[1:]:
@@ -96,16 +99,51 @@ def test_the_job_goes_on_where_it_stopped_also_when_its_actor_is_killed(base, ma
     assert len(rest) == 29
 
 
-def test_what_cannot_be_done_is_refused_in_a_line(tmp_path, capsys):
+def test_verifying_passes_whole_files_and_names_damaged_ones(base, many, tmp_path, caplog, capsys):
+    recipe = made(base, dtype="int8", sources=[MANY])
+    with pytest.raises(DataError, match="has no features for 30 of 30 shards: .* has stored {'dtype': 'fp32'"):
+        encode(recipe, SMALL, verify=True)
+    file = world.write_recipe(
+        tmp_path / "recipe.yaml", base, data={"root": f"{base}/data", "max_length": 96, "sources": [MANY]}
+    )
+    options = [file, "--set", "data.features=cache", "--set", "data.feature_dtype=int8", "--num-cpus-per-actor", "0.5"]
+    assert main([*options, "--actors", "1,2"]) == 0
+    assert main([*options, "--verify"]) == 0
+    (done,) = encode(recipe, SMALL, verify=True)
+    assert 1e-3 < done.relative_error < 5e-3
+    uri = sorted(files(recipe))[7]
+    whole = bytearray(storage.read_bytes(uri))
+    whole[4200] ^= 1  # of the first record
+    storage.write_bytes(uri, bytes(whole))
+    assert main([*options, "--verify"]) == 1
+    assert f"error: {uri}: the features of row " in capsys.readouterr().err
+
+
+def test_a_new_shard_is_encoded_alone(base, many):
+    before = files(many)
+    build_scenes(f"{base}/data/more", train=8, heldout=4, samples_per_shard=4, seed=7)
+    first, *_ = storage.list_files(f"{base}/data/more", suffix=".tar")
+    storage.write_bytes(f"{base}/data/many/train-00099.tar", storage.read_bytes(first.uri))
+    index(many)
+    with pytest.raises(DataError, match="no features for 1 of 31 shards: .*/00030.bin is missing"):
+        FeatureCache.of(many).require()
+    (done,) = encode(many, SMALL)
+    assert done.shards == 1
+    after = files(many)
+    assert len(after) == 31
+    assert {uri: after[uri] for uri in before} == before
+
+
+def test_what_cannot_be_done_is_refused_in_a_line(base, tmp_path, capsys):
     with pytest.raises(ConfigError, match="data.features is 'online', and this job stores them"):
-        encode(made(str(tmp_path), features="online"))
-    file = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path))
+        encode(made(base, features="online"))
+    file = world.write_recipe(tmp_path / "recipe.yaml", base)
     for actors in ("2,1", "0,1", "3"):
         assert main([file, "--set", "data.features=cache", "--actors", actors]) == 1
         assert f"error: --actors {actors} is no pair MIN,MAX" in capsys.readouterr().err
 
 
-def test_streamed_features_need_their_encoder_before_the_first_step(tmp_path):
+def test_streamed_features_need_their_encoder_before_the_first_step(base):
     stage = {"name": "generate", "start_from": ["world-understand"]}
     with pytest.raises(ConfigError, match="'stream' needs the encoder's weights before training begins"):
-        train(made(str(tmp_path), "no-encoder", features="stream", stage=stage))
+        train(made(base, "no-encoder", features="stream", stage=stage))
