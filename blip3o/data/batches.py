@@ -275,7 +275,8 @@ def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:
         "window": recipe.data.window,
     }
     if recipe.data.bucket:
-        return BucketedOrder(sources, lengths=CaptionLengths(manifests), **options)
+        lengths = CaptionLengths(manifests)
+        return BucketedOrder(sources, lengths=lengths, version=lengths.version, **options)
     return SampleOrder(sources, **options)
 
 

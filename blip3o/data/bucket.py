@@ -31,6 +31,8 @@ class CaptionLengths:
 
     def __init__(self, manifests: Sequence[Manifest]) -> None:
         self._manifests = tuple(manifests)
+        # Another version of a shard may hold other captions.
+        self.version = repr([shard.version for manifest in manifests for shard in manifest.shards])
         self._shard = functools.lru_cache(maxsize=HELD_SHARDS)(self._read)
 
     def _read(self, source: int, shard: int) -> np.ndarray:
@@ -47,10 +49,17 @@ class CaptionLengths:
 class BucketedOrder(SampleOrder):
     """A `SampleOrder` whose micro-batches hold captions of like length; see the head of this file."""
 
-    def __init__(self, sources: Sequence[SourceRows], *, lengths: Lengths, **options: Any) -> None:  # noqa: ANN401
-        """`options` as `SampleOrder` takes them."""
+    def __init__(
+        self,
+        sources: Sequence[SourceRows],
+        *,
+        lengths: Lengths,
+        version: str,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        """`version` is another one where the lengths are; `options` as `SampleOrder` takes them."""
         super().__init__(sources, **options)
-        self._lengths = lengths
+        self._lengths, self._version = lengths, version
         self.span = max(options["chunk"] * options["window"] // self.micro_batch, 1)
         # The stream's actors share the numbers of a span, and each asks for a few of them at a time.
         self._sorted = functools.lru_cache(maxsize=2)(self._sort)
@@ -70,5 +79,5 @@ class BucketedOrder(SampleOrder):
         return [[refs[place] for place in batch] for batch in generator.permutation(batches).tolist()]
 
     def fingerprint(self) -> str:
-        """sha256 over all that the order depends on; captions are those of the manifests."""
-        return hashlib.sha256(f"bucket {self.span} {super().fingerprint()}".encode()).hexdigest()
+        """sha256 over all that the order depends on."""
+        return hashlib.sha256(f"bucket {self.span} {self._version} {super().fingerprint()}".encode()).hexdigest()

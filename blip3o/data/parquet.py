@@ -26,7 +26,8 @@ from blip3o.types import Member
 SUFFIX = ".parquet"
 # A row group is held in memory whole, decompressed.
 MAX_GROUP_BYTES = 2**30
-MAX_ROWS = 2**24
+# Of a file; a row costs its place in every pass over the index even where it holds nothing.
+MAX_ROWS = 2**20
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 CAPTION_NAMES = ("caption", "text", "txt", "prompt")
 RECORD_NAME = "json"

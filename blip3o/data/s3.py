@@ -7,6 +7,9 @@ One attempt a call: trying again is `blip3o.data.retry`'s business.
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip3o import settings
@@ -25,6 +28,10 @@ _GONE_CODES = {"NoSuchKey", "404"}
 
 class TransientError(OSError):
     """The store or the way to it failed in a way that may be over in a moment."""
+
+
+class _NoRangeError(OSError):
+    """The object has no byte of the range that was asked for."""
 
 
 class CutFileError(StorageError):
@@ -46,8 +53,12 @@ def stall_timeout() -> float:
     return float(settings.get("BLIP3O_STORE_TIMEOUT_S") or STALL_TIMEOUT_S)
 
 
+def _client() -> "BaseClient":
+    return _made(endpoint(), region(), stall_timeout())
+
+
 @functools.lru_cache(maxsize=4)
-def _client(address: str | None, where: str | None, timeout_s: float) -> "BaseClient":
+def _made(address: str | None, where: str | None, timeout_s: float) -> "BaseClient":
     import boto3
     from botocore.config import Config
 
@@ -71,7 +82,7 @@ def _client(address: str | None, where: str | None, timeout_s: float) -> "BaseCl
 
 def forget() -> None:
     """Drops the clients: the next read takes credentials from the environment anew."""
-    _client.cache_clear()
+    _made.cache_clear()
 
 
 def read(path: str, extent: tuple[int, int] | None = None) -> bytes:
@@ -106,22 +117,60 @@ def cut(uri: str, offset: int, size: int, total: int | None) -> CutFileError:
 
 
 def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], bytes]:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
     bucket, _, key = path.partition("/")
-    client = _client(endpoint(), region(), stall_timeout())
     # The whole is asked for as a range too: only then does the answer say how much the store holds.
     wanted = "bytes=0-" if extent is None else f"bytes={extent[0]}-{sum(extent) - 1}"
     try:
-        answer = client.get_object(Bucket=bucket, Key=key, Range=wanted)
-        return answer, answer["Body"].read()
+        with _refusals(path, extent):
+            answer = _client().get_object(Bucket=bucket, Key=key, Range=wanted)
+            return answer, answer["Body"].read()
+    except _NoRangeError:
+        return {}, b""  # an empty object has no range
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """An object `bucket/key`, its `size` in bytes, and its `etag`, which is another one when the bytes are."""
+
+    path: str
+    size: int
+    etag: str
+
+
+def head(path: str) -> ObjectInfo:
+    """What the store says of the object `bucket/key`. Raises as `read` does."""
+    bucket, _, key = path.partition("/")
+    with _refusals(path):
+        answer = _client().head_object(Bucket=bucket, Key=key)
+    return ObjectInfo(path=path, size=answer["ContentLength"], etag=answer["ETag"].strip('"'))
+
+
+def objects_below(path: str) -> list[ObjectInfo]:
+    """All objects below `bucket/folder`, or in a whole bucket, by name. Raises as `read` does."""
+    bucket, _, folder = path.partition("/")
+    with _refusals(path):
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder and f"{folder}/")
+        found = [entry for page in pages for entry in page.get("Contents", ())]
+    # A key that ends with a slash stands for a folder.
+    return [
+        ObjectInfo(path=f"{bucket}/{entry['Key']}", size=entry["Size"], etag=entry["ETag"].strip('"'))
+        for entry in sorted(found, key=lambda entry: entry["Key"])
+        if not entry["Key"].endswith("/")
+    ]
+
+
+@contextmanager
+def _refusals(path: str, extent: tuple[int, int] | None = None) -> Iterator[None]:
+    """Turns boto3's errors into what `read` raises."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
     except NoCredentialsError as error:
         raise OSError("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile") from error
-    except BotoCoreError as error:  # all others that a read can meet are of the connection
+    except BotoCoreError as error:  # all others that a request can meet are of the connection
         raise TransientError(str(error)) from error
     except ClientError as error:
-        if extent is None and error.response["Error"]["Code"] == "InvalidRange":
-            return {}, b""  # an empty object has no range
         raise _refusal(error, path, extent) from error
 
 
@@ -130,6 +179,8 @@ def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception
     code = error.response["Error"]["Code"]
     if code == "InvalidRange" and extent is not None:
         return cut(f"s3://{path}", *extent, error.response["Error"].get("ActualObjectSize"))
+    if code == "InvalidRange":
+        return _NoRangeError(str(error))
     if code in _GONE_CODES:
         return FileNotFoundError(path)
     kind = TransientError if status >= 500 or status == 429 or code in _TRANSIENT_CODES else OSError

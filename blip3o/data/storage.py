@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """One stored file: its `uri`, `size` in bytes, and a `version` that changes when its content does (mtime in ns)."""
+    """One stored file: its `uri`, `size` in bytes, and a `version` that changes when its content does (the ETag of
+    an object, the mtime in ns of a local file)."""
 
     uri: str
     size: int
@@ -115,6 +116,7 @@ _CAUSES = {
     "SignatureDoesNotMatch": _SECRET_KEY,
     "ACCESS_DENIED": _DENIED,
     "AccessDenied": _DENIED,
+    "(403)": _DENIED,  # all that the answer to a HEAD says
     "NETWORK_CONNECTION": _SILENCE,
     "curlCode: 7": _SILENCE,
     "Could not connect": _SILENCE,
@@ -243,10 +245,17 @@ def exists(uri: str) -> bool:
 def stat(uri: str) -> FileInfo:
     """Size and version of a file. Raises `StorageError` if it is missing."""
     filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        return _file_info(_tried(uri, lambda: s3.head(path)))
     info = _tried(uri, lambda: filesystem.get_file_info(path))
     if info.type != fs.FileType.File:
         raise StorageError(f"{uri} does not exist: check the spelling, or create it first")
     return FileInfo(uri=normalize(uri), size=info.size, version=str(info.mtime_ns))
+
+
+def _file_info(found: s3.ObjectInfo) -> FileInfo:
+    # The time of an object has whole seconds: too coarse to tell a shard from its successor.
+    return FileInfo(uri=f"s3://{found.path}", size=found.size, version=found.etag)
 
 
 def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
@@ -255,15 +264,17 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
     Raises `StorageError` if the bucket is missing or the store refuses.
     """
     filesystem, path = resolve(uri)
-    prefix = "s3://" if not isinstance(filesystem, fs.LocalFileSystem) else ""
-    if prefix:
+    if isinstance(filesystem, fs.S3FileSystem):
         _require_bucket(uri, filesystem, path)
-    everything = fs.FileSelector(path, recursive=True, allow_not_found=True)
-    found = _tried(uri, lambda: filesystem.get_file_info(everything))
-    files = [i for i in found if i.type == fs.FileType.File and i.path.endswith(suffix)]
-    return sorted(
-        (FileInfo(uri=prefix + i.path, size=i.size, version=str(i.mtime_ns)) for i in files), key=lambda f: f.uri
-    )
+        found = [_file_info(item) for item in _tried(uri, lambda: s3.objects_below(path))]
+    else:
+        everything = fs.FileSelector(path, recursive=True, allow_not_found=True)
+        found = [
+            FileInfo(uri=info.path, size=info.size, version=str(info.mtime_ns))
+            for info in _tried(uri, lambda: filesystem.get_file_info(everything))
+            if info.type == fs.FileType.File
+        ]
+    return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
 
 
 def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:

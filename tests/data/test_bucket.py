@@ -26,12 +26,12 @@ def lengths(refs):
     return np.array([length_of(ref) for ref in refs])
 
 
-def orders(sizes, *, micro_batch=4, chunk=8, window=4, seed=0):
+def orders(sizes, *, micro_batch=4, chunk=8, window=4, seed=0, version="1"):
     """The plain order and the bucketed one over the same sources."""
     sources = [SourceRows(f"s{n}", rows, [()] * len(rows)) for n, rows in enumerate(sizes)]
     options = {"weights": [1 + n for n in range(len(sizes))], "seed": seed, "micro_batch": micro_batch}
     options |= {"chunk": chunk, "window": window}
-    return SampleOrder(sources, **options), BucketedOrder(sources, lengths=lengths, **options)
+    return SampleOrder(sources, **options), BucketedOrder(sources, lengths=lengths, version=version, **options)
 
 
 @given(
@@ -82,8 +82,8 @@ def test_padding_shrinks_and_a_step_still_sees_all_lengths():
 
 def test_bucketing_and_its_seed_are_part_of_the_fingerprint():
     plain, bucketed = orders([[40, 40]])
-    other = orders([[40, 40]], seed=1)[1]
-    assert len({plain.fingerprint(), bucketed.fingerprint(), other.fingerprint()}) == 3
+    other, edited = orders([[40, 40]], seed=1)[1], orders([[40, 40]], version="2")[1]
+    assert len({order.fingerprint() for order in (plain, bucketed, other, edited)}) == 4
     assert bucketed.fingerprint() == orders([[40, 40]])[1].fingerprint()
     assert [ref for n in range(8) for ref in other.micro_batch_refs(n)] != [
         ref for n in range(8) for ref in bucketed.micro_batch_refs(n)

@@ -55,10 +55,17 @@ def test_what_is_written_is_read_listed_and_removed(base):
 def test_a_file_written_again_has_new_content_and_another_version(base):
     storage.write_bytes(f"{base}/a", b"one")
     before = storage.stat(f"{base}/a")
-    # Versions are times, on some stores in whole seconds.
-    while storage.stat(f"{base}/a").version == before.version:
-        storage.write_bytes(f"{base}/a", b"two")
+    assert storage.list_files(base) == [before]
+    storage.write_bytes(f"{base}/a", b"two")
+    after = storage.stat(f"{base}/a")
+    assert (after.size, after.uri) == (before.size, before.uri) and after.version != before.version
+    assert storage.list_files(base) == [after]
     assert storage.read_bytes(f"{base}/a") == b"two"
+
+
+def test_an_empty_file_is_empty(base):
+    storage.write_bytes(f"{base}/nothing", b"")
+    assert storage.read_bytes(f"{base}/nothing") == b"" and storage.stat(f"{base}/nothing").size == 0
 
 
 def test_ranges_are_the_slices_of_the_file(base):
