@@ -24,6 +24,18 @@ def _actors() -> list[psutil.Process]:
     return [child for child in children if "ray::MapWorker" in " ".join(child.cmdline())]
 
 
+def _resident(job: Job, seconds: float) -> list[int]:
+    """MiB of the largest actor after each batch. The stream ends with this function, as it must before Ray does."""
+    batches = ours(job)
+    next(batches)
+    actors, resident = _actors(), []
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        next(batches)
+        resident.append(max(actor.memory_info().rss for actor in actors) // MIB)
+    return resident
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measures and reports."""
     options = parser(__doc__.splitlines()[0])
@@ -33,13 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--size", type=int, default=256)
     arguments = options.parse_args(argv)
     with world(shards=arguments.shards, per_shard=arguments.per_shard, sides=SIDES) as (root, folder):
-        batches = ours(Job(root=root, size=arguments.size, cores=2, folder=folder))
-        next(batches)
-        actors, resident = _actors(), []
-        begun = time.perf_counter()
-        while time.perf_counter() - begun < arguments.seconds:
-            next(batches)
-            resident.append(max(actor.memory_info().rss for actor in actors) // MIB)
+        resident = _resident(Job(root=root, size=arguments.size, cores=2, folder=folder), arguments.seconds)
         import ray
 
         ray.shutdown()
