@@ -202,6 +202,8 @@ def import_streaming() -> Any:  # noqa: ANN401 - a module
 
 
 def _endless(loader: Any) -> Iterator[Tensors]:  # noqa: ANN401 - a DataLoader
+    if not len(loader):
+        raise ValueError(f"a pass has less than a batch of {BATCH} samples: make more or larger shards")
     while True:
         yield from loader
 
