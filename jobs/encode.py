@@ -8,13 +8,14 @@ lacking, which is also how new and changed shards are added. `--verify` reads ev
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
@@ -28,6 +29,7 @@ from jobs.common import join_ray, run_job
 logger = logging.getLogger(__name__)
 
 READERS = 16  # footers that are read at once
+LINE_SECONDS = 30  # between lines of the log, where there is no terminal for a bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def _encode_source(cache: FeatureCache, number: int, pool: Pool, *, verify: bool
     footers = {}
     done = _on_actors(cache, number, todo, pool, verify=verify)
     label = f"{'verify' if verify else 'encode'} {manifest.name}"
-    for shard, footer in track(done, label, total=len(todo), console=Console(stderr=True)):
+    for shard, footer in shown(done, label, len(todo)):
         footers[shard] = footer
     files = [folder.file(shard) for shard in set(every) - set(footers)]
     with ThreadPoolExecutor(READERS) as readers:
@@ -101,9 +103,34 @@ def _encode_source(cache: FeatureCache, number: int, pool: Pool, *, verify: bool
     )
 
 
-def _on_actors(
-    cache: FeatureCache, number: int, shards: list[int], pool: Pool, *, verify: bool
-) -> Iterator[tuple[int, FeatureFooter]]:
+Done = tuple[int, FeatureFooter]
+
+
+def shown(done: Iterable[Done], label: str, total: int, *, every: float = LINE_SECONDS) -> Iterator[Done]:
+    """Passes shards on, and shows how many of `total` are done and images a second since the start: a bar on a
+    terminal; elsewhere, as in the log of a submitted job, a line at most every so many seconds.
+    """
+    console = Console(stderr=True)
+    figures = (MofNCompleteColumn(), TextColumn("shards, {task.fields[rate]:.1f} images/s"), TimeRemainingColumn())
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), *figures, console=console, disable=not console.is_terminal
+    )
+    began = said = time.monotonic()
+    images = 0
+    with bar:
+        task = bar.add_task(label, total=total, rate=0.0)
+        for count, (shard, footer) in enumerate(done, 1):
+            images += footer.encoded + footer.absent
+            now = time.monotonic()
+            rate = images / max(now - began, 1e-9)
+            bar.update(task, completed=count, rate=rate)
+            if bar.disable and (now - said >= every or count == total):
+                logger.info("%s: %d of %d shards, %.1f images/s", label, count, total, rate)
+                said = now
+            yield shard, footer
+
+
+def _on_actors(cache: FeatureCache, number: int, shards: list[int], pool: Pool, *, verify: bool) -> Iterator[Done]:
     """Each shard and its footer as they are done. Raises the errors of the actors."""
     if not shards:
         return
@@ -111,6 +138,7 @@ def _on_actors(
     from ray.data import ActorPoolStrategy
 
     tasks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    tasks.context.execution_options.label_selector = dict(cache.recipe.parallel.encoder_labels) or None
     tasks.context.enable_progress_bars = False
     tasks.context.print_on_execution_start = False
     tasks.context.execution_no_progress_timeout_s = -1  # a shard may take longer than Ray's patience

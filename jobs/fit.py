@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.train import ScalingConfig
 
+    from blip3o.data.stream import Encoders
+
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -76,7 +78,7 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | N
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=saved.keep),
         ),
         datasets={"train": stream_factory(plan)},
-        dataset_config=data_config(parallel.data_labels),
+        dataset_config=data_config(parallel.data_labels, stream_encoders(plan)),
     )
     try:
         trainer.fit()
@@ -100,16 +102,10 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
     """A factory that Ray Train calls at every (re)start of the workers: the stream from the newest checkpoint on."""
 
     def build() -> "Dataset":
-        from blip3o.data.stream import Encoders, build_stream
+        from blip3o.data.stream import build_stream
 
         pipeline = plan.pipeline()
         parallel = pipeline.stages[0].parallel
-        encoders = Encoders(
-            make=lambda: staged_encoders(plan.pipeline()),
-            count=parallel.encoders,
-            num_cpus=parallel.cpus_per_encoder,
-            num_gpus=parallel.gpus_per_encoder * gpus_per_worker(parallel.device),
-        )
         return build_stream(
             num_micro_batches=pipeline.ends[-1],
             first=next_micro_batch(pipeline),
@@ -117,10 +113,27 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
             concurrency=parallel.data_tasks,
             num_cpus=parallel.cpus_per_data_task,
             labels=parallel.data_labels,
-            encoders=encoders if streams_features(pipeline) else None,
+            encoders=stream_encoders(plan),
         )
 
     return build
+
+
+def stream_encoders(plan: FitPlan) -> "Encoders | None":
+    """The encoding actors of the stream; None if no stage streams its features."""
+    from blip3o.data.stream import Encoders
+
+    pipeline = plan.pipeline()
+    if not streams_features(pipeline):
+        return None
+    parallel = pipeline.stages[0].parallel
+    return Encoders(
+        make=lambda: staged_encoders(plan.pipeline()),
+        count=parallel.encoders,
+        num_cpus=parallel.cpus_per_encoder,
+        num_gpus=parallel.gpus_per_encoder * gpus_per_worker(parallel.device),
+        labels=parallel.encoder_labels,
+    )
 
 
 def staged_micro_batches(pipeline: Pipeline, features: Sequence[str | None]) -> "Callable[[int], dict[str, Any]]":

@@ -29,6 +29,9 @@ _SHARED = (
     "parallel.cpus_per_worker",
     "parallel.data_tasks",
     "parallel.cpus_per_data_task",
+    "parallel.data_labels",
+    "parallel.worker_labels",
+    "parallel.encoder_labels",
     "parallel.encoders",
     "parallel.cpus_per_encoder",
     "parallel.gpus_per_encoder",
@@ -58,7 +61,7 @@ class Pipeline:
             raise ConfigError(f"pipeline '{self.name}': run.name repeats among its stages: {', '.join(names)}")
         for key in _SHARED:
             values = {recipe.run.name: _value(recipe, key) for recipe in self.stages}
-            if len(set(values.values())) > 1:
+            if any(value != values[names[0]] for value in values.values()):
                 found = ", ".join(f"{run}: {value}" for run, value in values.items())
                 raise ConfigError(f"pipeline '{self.name}': the stages differ in {key} ({found}): give all the same")
 

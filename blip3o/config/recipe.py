@@ -17,6 +17,9 @@ from blip3o.config.shards import ColumnsConfig, LimitsConfig
 StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
 STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "decoder")
 
+# The label by which Ray Data tells the nodes of one data set from those of others; a node without it is of a group too.
+SUBCLUSTER = "ray-subcluster"
+
 
 class RunConfig(Frozen):
     """Identity of a run."""
@@ -196,6 +199,10 @@ class ParallelConfig(Frozen):
     worker_labels: dict[str, str] = Field(
         default={}, description="labels of the nodes that train, as {ray-subcluster: training}; any node if left out"
     )
+    encoder_labels: dict[str, str] = Field(
+        default={},
+        description="labels of the nodes that encode (jobs.encode, and data.features: stream); any node if left out",
+    )
     encoders: int = Field(default=1, gt=0, description="encoding actors of the stream (data.features: stream)")
     cpus_per_encoder: float = Field(default=1, gt=0, description="logical CPUs that an encoding actor reserves")
     gpus_per_encoder: float = Field(
@@ -293,6 +300,19 @@ class Recipe(Frozen):
             self.data.feature_dtype is None or self.data.features == "cache",
             f"data.feature_dtype {self.data.feature_dtype} is of stored features, and data.features is "
             f"'{self.data.features}': set data.features=cache, or leave it out",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit_stream(self) -> Self:
+        decoding, encoding = (
+            labels.get(SUBCLUSTER) for labels in (self.parallel.data_labels, self.parallel.encoder_labels)
+        )
+        _require(
+            self.data.features != "stream" or decoding == encoding,
+            f"data.features 'stream' decodes and encodes in one data set, for which Ray Data counts the nodes of one "
+            f"{SUBCLUSTER}, and parallel.data_labels has {decoding}, parallel.encoder_labels {encoding}: give both the "
+            "same, and tell nodes apart by another label",
         )
         return self
 

@@ -12,7 +12,7 @@ Processor time of the whole path per micro-batch of 8 images of 64x64, on two (b
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -40,13 +40,15 @@ NUMBER = "micro_batch"
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
     """Actors that finish micro-batches with a model: `make` is called once in each of `count`, what it returns maps the
-    arrays of a micro-batch to those that the trainers get. Each reserves `num_cpus` and `num_gpus`.
+    arrays of a micro-batch to those that the trainers get. Each reserves `num_cpus` and `num_gpus` on a node that has
+    the `labels`, if there are any; those of the actors that decode are not asked of it.
     """
 
     make: Callable[[], EncodeFn]
     count: int
     num_cpus: float
     num_gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_stream(
@@ -65,7 +67,8 @@ def build_stream(
     number to numeric arrays, all with the same leading dimension; `encoders` then work on these. Each
     actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
     or nothing runs. The number of micro-batches must be a multiple of the number of workers, else the rest is not
-    delivered. All of it runs on nodes that have the `labels`, if there are any: give `data_config` the same ones.
+    delivered. These actors run on nodes that have the `labels`, if there are any: give `data_config` the same labels
+    and encoders.
     Raises `ConfigError` if `first` lies beyond the end; at the end, the stream is empty.
     """
     if not 0 <= first <= num_micro_batches:
@@ -76,7 +79,7 @@ def build_stream(
     context = numbers.context
     context.target_max_block_size = 1
     context.enable_progress_bars = False
-    context.execution_options = _execution(labels)
+    context.execution_options = _execution(labels, encoders)
     context.max_tasks_in_flight_per_actor = CALLS_IN_FLIGHT
     context.downstream_capacity_backpressure_ratio = BACKPRESSURE_RATIO
     context.print_on_execution_start = False
@@ -88,6 +91,7 @@ def build_stream(
         fn_constructor_args=(make_micro_batch_fn,),
         concurrency=concurrency,
         num_cpus=num_cpus,
+        label_selector=dict(labels) if labels else None,
     )
     if encoders is None:
         return made
@@ -98,18 +102,24 @@ def build_stream(
         concurrency=encoders.count,
         num_cpus=encoders.num_cpus,
         num_gpus=encoders.num_gpus,
+        label_selector=dict(encoders.labels) or None,
     )
 
 
-def data_config(labels: Mapping[str, str] | None = None) -> DataConfig:
-    """How Ray Train must split the stream, whose `labels` are said again: Train replaces a dataset's own execution
+def data_config(labels: Mapping[str, str] | None = None, encoders: Encoders | None = None) -> DataConfig:
+    """How Ray Train must split the stream, whose labels are said again: Train replaces a dataset's own execution
     options by these.
     """
-    return DataConfig(execution_options=_execution(labels), enable_shard_locality=False)
+    return DataConfig(execution_options=_execution(labels, encoders), enable_shard_locality=False)
 
 
-def _execution(labels: Mapping[str, str] | None) -> ExecutionOptions:
-    return ExecutionOptions(preserve_order=True, label_selector=dict(labels) if labels else None)
+def _execution(labels: Mapping[str, str] | None, encoders: Encoders | None) -> ExecutionOptions:
+    """Asks every actor of the stream for the labels that all of them want: an actor can add to these, but not drop
+    one.
+    """
+    asked = labels or {}
+    common = {key: asked[key] for key in asked if encoders is None or encoders.labels.get(key) == asked[key]}
+    return ExecutionOptions(preserve_order=True, label_selector=common or None)
 
 
 def iterate_micro_batches(shard: DataIterator, *, prefetch: int = 2) -> Iterator[Arrays]:

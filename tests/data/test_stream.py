@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from blip3o.data.stream import build_stream, data_config, iterate_micro_batches
+from blip3o.data.stream import Encoders, build_stream, data_config, iterate_micro_batches
 from blip3o.errors import ConfigError
 
 B = 3
@@ -89,6 +89,18 @@ def test_a_stream_runs_where_its_labels_are_also_when_train_has_split_it(ray_clu
         options = dataset.context.execution_options
         assert (options.label_selector, options.preserve_order) == (expected, True)
     assert numbers([list(iterate_micro_batches(shard["train"]))]) == [[0, 1, 2, 3]]
+
+
+def test_actors_that_decode_and_that_encode_are_placed_apart(ray_cluster):
+    decode, encode = {"kind": "decode"}, {"kind": "encode"}
+    for asked, expected in ((encode, encode), ({}, None)):
+        encoders = Encoders(make=maker(), count=1, num_cpus=1, num_gpus=0, labels=asked)
+        dataset = stream(0, 4, labels=decode, encoders=encoders)
+        assert dataset.context.execution_options.label_selector is None
+        last = dataset._logical_plan.dag
+        [before] = last.input_dependencies
+        found = [operator.ray_remote_args.get("label_selector") for operator in (before, last)]
+        assert found == [decode, expected]
 
 
 def test_an_empty_stream_ends_at_once(ray_cluster):

@@ -7,11 +7,12 @@ import pytest
 
 from blip3o.config.pipeline import Pipeline
 from blip3o.data import storage
+from blip3o.data.feature_files import FeatureFooter
 from blip3o.data.feature_records import RecordFormat
 from blip3o.data.sets.scenes import build_scenes
 from blip3o.errors import ConfigError, DataError
 from blip3o.train.targets import FeatureCache
-from jobs.encode import Pool, encode, main
+from jobs.encode import Pool, encode, main, shown
 from jobs.index import index
 from jobs.train import train, train_pipeline
 from jobs.train_worker import read_metrics
@@ -147,3 +148,14 @@ def test_streamed_features_need_their_encoder_before_the_first_step(base):
     stage = {"name": "generate", "start_from": ["world-understand"]}
     with pytest.raises(ConfigError, match="'stream' needs the encoder's weights before training begins"):
         train(made(base, "no-encoder", features="stream", stage=stage))
+
+
+def test_a_log_without_a_terminal_tells_shards_and_images_a_second(caplog):
+    footers = [(n, FeatureFooter(encoded=3, absent=1, relative_error=0.0, largest_error=0.0)) for n in range(4)]
+    with caplog.at_level("INFO", "jobs.encode"):
+        assert list(shown(footers, "encode many", 4)) == footers
+        assert [line.partition(",")[0] for line in caplog.messages] == ["encode many: 4 of 4 shards"]
+        list(shown(footers, "encode many", 4, every=0))
+    lines = [line.partition(",")[0] for line in caplog.messages[1:]]
+    assert lines == [f"encode many: {n} of 4 shards" for n in range(1, 5)]
+    assert caplog.messages[-1].endswith(" images/s")

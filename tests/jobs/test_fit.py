@@ -2,7 +2,10 @@
 
 import pytest
 
-from jobs.fit import scaling
+from blip3o.config.pipeline import Pipeline
+from blip3o.data.stream import data_config
+from blip3o.errors import ConfigError
+from jobs.fit import FitPlan, scaling, stream_encoders
 from jobs.train_worker import summarize
 from tests import recipes
 
@@ -14,6 +17,42 @@ def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
     assert (placed.num_workers, placed.use_gpu, placed.label_selector) == (2, False, labels)
     assert placed.resources_per_worker == {"CPU": 3.0, "GPU": 0}
     assert scaling(recipes.recipe(parallel=asked).parallel).label_selector is None
+
+
+DECODE, ENCODE = {"kind": "decode"}, {"kind": "encode"}
+
+
+def plan(features="stream", **parallel):
+    made = recipes.recipe(data={"features": features}, stage={"name": "generate"}, parallel=parallel)
+    return FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
+
+
+@pytest.mark.parametrize(("encoding", "both"), [(ENCODE, None), ({}, None), (DECODE, DECODE)])
+def test_encoders_of_the_stream_have_labels_of_their_own(encoding, both):
+    """What the whole data set asks for, no operator of it can drop: so that is no more than all of them want."""
+    encoders = stream_encoders(plan(data_labels=DECODE, encoder_labels=encoding))
+    assert encoders.labels == encoding
+    assert data_config(DECODE, encoders)._user_execution_options.label_selector == both
+
+
+def test_without_encoders_the_whole_stream_has_the_labels_of_decoding():
+    assert stream_encoders(plan("online", data_labels=DECODE, encoder_labels=ENCODE)) is None
+    assert data_config(DECODE)._user_execution_options.label_selector == DECODE
+
+
+def test_a_stream_over_two_subclusters_is_refused():
+    """Ray Data would count no node of the second one, and its actors would wait for ever."""
+    labels = {"ray-subcluster": "preprocess"}
+    with pytest.raises(ConfigError, match="data_labels has preprocess, parallel.encoder_labels None: give both"):
+        plan(data_labels=labels)
+    assert plan(data_labels=labels, encoder_labels=labels | ENCODE)
+    assert plan("online", data_labels=labels)
+
+
+def test_stages_whose_labels_differ_are_no_pipeline():
+    stages = [recipes.recipe(run={"name": kind}, parallel={"data_labels": {"kind": kind}}) for kind in ("a", "b")]
+    with pytest.raises(ConfigError, match="the stages differ in parallel.data_labels"):
+        Pipeline(name="p", stages=tuple(stages))
 
 
 def test_a_summary_tells_how_long_steps_wait_for_data():
