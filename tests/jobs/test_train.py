@@ -82,19 +82,6 @@ def test_figures_are_whole_and_plausible(quiet):
     assert {name.split(".")[0] for name in result["tensors"]} == {"queries", "dit"}
 
 
-def test_a_run_whose_worker_is_killed_is_the_run_that_was_not(ray_cluster, base, quiet):
-    undisturbed, expected = quiet
-    made = world.recipe(base, run={"name": "worker-killed"})
-    killer = Killer(ray_cluster, made.run.name)
-    killer.start()
-    result = train(made)
-    killer.join(PATIENCE_S)
-    assert KILL_FROM <= killer.at_step < made.optim.steps
-    assert figures(made) == figures(undisturbed)
-    assert result["sha256"] == expected["sha256"]
-    assert result["identity"] == expected["identity"]
-
-
 def test_a_run_whose_driver_is_killed_goes_on_when_it_is_submitted_again(tmp_path, base, quiet):
     undisturbed, expected = quiet
     file = world.write_recipe(tmp_path / "recipe.yaml", base)
@@ -140,24 +127,33 @@ def test_one_worker_with_accumulation_learns_as_two_do(base, quiet):
         assert one["lr"] == two["lr"]
 
 
+def second(base, name, *, after):
+    """A stage from the result of the run `after`, of other steps and another micro-batch."""
+    begin = {"name": "instruct", "start_from": ["world-encoder", "world-understand", after]}
+    changed = {"optim": {"steps": 16, "micro_batch": 4}, "checkpoint": {"max_failures": 2}}
+    return world.recipe(base, run={"name": name}, stage=begin, **changed)
+
+
 def stages(base, prefix):
-    """Two stages, the second from the first one's result, their steps less than a checkpoint interval apart."""
-    begin = {"start_from": ["world-encoder", "world-understand"]}
-    first = world.recipe(base, run={"name": f"{prefix}-a"}, stage=begin, optim={"steps": 4, "warmup": 0})
-    more = {"name": "instruct", "start_from": [*begin["start_from"], f"{prefix}-a"]}
-    return first, world.recipe(base, run={"name": f"{prefix}-b"}, stage=more, optim={"steps": 16, "micro_batch": 4})
+    """The undisturbed run's stage under another name, and one more."""
+    first = world.recipe(base, run={"name": f"{prefix}-a"}, checkpoint={"max_failures": 2})
+    return first, second(base, f"{prefix}-b", after=first.run.name)
 
 
-def test_a_pipeline_is_its_stages_one_after_the_other_also_when_a_worker_is_killed(ray_cluster, base):
-    alone = [train(recipe) for recipe in stages(base, "alone")]
+def test_a_pipeline_whose_workers_are_killed_is_its_stages_one_after_the_other(ray_cluster, base, quiet):
+    undisturbed, expected = quiet
+    alone = second(base, "alone-b", after=undisturbed.run.name)
+    apart = [expected, train(alone)]
     pipeline = Pipeline(name="joined", stages=stages(base, "joined"))
-    killer = Killer(ray_cluster, "joined-b")
-    killer.start()
+    killers = [Killer(ray_cluster, recipe.run.name) for recipe in pipeline.stages]
+    for killer in killers:
+        killer.start()
     joined = train_pipeline(pipeline)
-    killer.join(PATIENCE_S)
-    assert KILL_FROM <= killer.at_step < 16
-    assert [result["sha256"] for result in joined] == [result["sha256"] for result in alone]
-    for one, other in zip(stages(base, "alone"), pipeline.stages, strict=True):
+    for killer, recipe in zip(killers, pipeline.stages, strict=True):
+        killer.join(PATIENCE_S)
+        assert KILL_FROM <= killer.at_step < recipe.optim.steps
+    assert [result["sha256"] for result in joined] == [result["sha256"] for result in apart]
+    for one, other in zip((undisturbed, alone), pipeline.stages, strict=True):
         assert figures(one) == figures(other)
     assert train_pipeline(pipeline) == joined
 
