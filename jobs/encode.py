@@ -145,7 +145,8 @@ def _on_actors(cache: FeatureCache, number: int, shards: list[int], pool: Pool, 
     recipe = cache.recipe
     done = tasks.map(
         _Actor,
-        fn_constructor_args=(recipe.model_dump(mode="json"), cache.provenance, number, pool, verify),
+        fn_constructor_args=(recipe.model_dump(mode="json"), cache.provenance, number, pool),
+        fn_constructor_kwargs={"verify": verify},
         compute=ActorPoolStrategy(min_size=pool.smallest, max_size=pool.largest, max_tasks_in_flight_per_actor=2),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus * gpus_per_worker(recipe.parallel.device),
@@ -159,7 +160,9 @@ def _on_actors(cache: FeatureCache, number: int, shards: list[int], pool: Pool, 
 class _Actor:
     """Holds the encoder, made when its first shard comes, and works on one shard at a time."""
 
-    def __init__(self, tree: dict[str, Any], provenance: dict[str, Any], number: int, pool: Pool, verify: bool) -> None:  # noqa: FBT001 - Ray passes these by position
+    def __init__(
+        self, tree: dict[str, Any], provenance: dict[str, Any], number: int, pool: Pool, *, verify: bool
+    ) -> None:
         self._cache = FeatureCache(recipe=build_recipe(tree), provenance=provenance)
         self._number, self._pool, self._verify = number, pool, verify
         self._encoder: ShardEncoder | None = None

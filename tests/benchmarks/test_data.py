@@ -1,11 +1,11 @@
 """What the measurements of the data engine share: equal work, and a table that is written anew in its place."""
 
+import importlib
 import json
 
 import numpy as np
 
 from benchmarks.data import _table
-from benchmarks.data._child import measure  # noqa: F401 - that it imports without the extra `bench`
 from benchmarks.data._ways import WAYS, encode, stack
 from benchmarks.data._world import BATCH, SOURCE, Job, fill
 from blip3o.data.fetch import ShardReader
@@ -29,6 +29,10 @@ def test_a_way_that_reads_by_itself_makes_the_same_arrays(tmp_path):
     found = [row for row in range(BATCH) if (batch["input_ids"][row] == theirs["input_ids"][0]).all()]
     assert found and np.array_equal(batch["encoder_pixels"][found[0]], theirs["encoder_pixels"][0])
     assert list(WAYS)[0] == "ours"
+
+
+def test_what_measures_imports_without_the_extra():
+    assert callable(importlib.import_module("benchmarks.data._child").measure)
 
 
 def test_a_table_is_written_anew_in_its_place(tmp_path, capsys):

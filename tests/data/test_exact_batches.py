@@ -9,6 +9,7 @@ import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -78,19 +79,14 @@ def recipe(network, tmp_path_factory):
     return made
 
 
-class environment:  # noqa: N801 - used as a function
+@contextmanager
+def environment(network):
     """This process takes the module's way to the store for a while."""
-
-    def __init__(self, network):
-        self._patch, self._values = pytest.MonkeyPatch(), network[1]
-
-    def __enter__(self):
-        for name, value in self._values.items():
-            self._patch.setenv(name, value)
-
-    def __exit__(self, *_):
-        self._patch.undo()
-        storage.forget_clients()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in network[1].items():
+            patch.setenv(name, value)
+        yield
+    storage.forget_clients()
 
 
 def digest(arrays):
@@ -187,6 +183,19 @@ def test_a_fault_that_outlasts_the_patience_ends_the_run_by_name(ray_cluster, re
     assert "injected" in str(raised.value)
 
 
+def spans(folder, world, expected):
+    """The turns that each process of a rank saw, from the checkpoint on that it began at, by rank; all as expected."""
+    seen = {rank: [] for rank in range(world)}
+    for file in folder.glob("*.jsonl"):
+        rank, begun, _ = map(int, file.stem.split("-"))
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [turn for turn, *_ in rows] == list(range(begun, begun + len(rows)))
+        for turn, keys, hashed in rows:
+            assert (keys, hashed) == expected[turn * world + rank], (file.name, turn)
+        seen[rank].append((begun, begun + len(rows)))
+    return seen
+
+
 def test_a_run_killed_at_a_random_step_goes_on_with_the_same_batches(
     ray_cluster, recipe, network, proxy, expected, tmp_path
 ):
@@ -236,16 +245,8 @@ def test_a_run_killed_at_a_random_step_goes_on_with_the_same_batches(
         datasets={"train": lambda: stream(recipe, values, committed_step(recipe) * world, makers=1)},
         dataset_config=data_config(),
     ).fit()
-    # What each process of a rank saw, from the checkpoint on that it began at.
-    seen = {rank: [] for rank in range(world)}
-    for file in tmp_path.glob("*.jsonl"):
-        rank, begun, _ = map(int, file.stem.split("-"))
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        assert [turn for turn, *_ in rows] == list(range(begun, begun + len(rows)))
-        for turn, keys, hashed in rows:
-            assert (keys, hashed) == expected[turn * world + rank], (victim, step)
-        seen[rank].append((begun, begun + len(rows)))
-    for rank, spans in seen.items():
-        (first, broken), (again, end) = sorted(spans, key=lambda span: (span[1], span[0]))
-        assert (first, end) == (0, turns) and again <= broken and again % every == 0, (rank, spans)
-    assert (tmp_path / "killed").exists() and min(spans[0][1] for spans in seen.values()) < turns
+    seen = spans(tmp_path, world, expected)
+    for rank, parts in seen.items():
+        (first, broken), (again, end) = sorted(parts, key=lambda span: (span[1], span[0]))
+        assert (first, end) == (0, turns) and again <= broken and again % every == 0, (rank, parts, victim, step)
+    assert (tmp_path / "killed").exists() and min(parts[0][1] for parts in seen.values()) < turns
