@@ -21,7 +21,8 @@ from rich.console import Console
 
 from blip3o import settings
 from blip3o.config.pipeline import Pipeline, load_pipeline
-from blip3o.config.recipe import STAGES, Recipe
+from blip3o.config.recipe import Recipe
+from blip3o.config.training import STAGES
 from blip3o.errors import ServiceError
 from cluster.local_s3 import LocalS3
 from jobs.common import find_recipe, join_ray, leave_ray

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip3o.config.pipeline import Pipeline
-from blip3o.config.recipe import ParallelConfig, Recipe
+from blip3o.config.recipe import Recipe
+from blip3o.config.training import ParallelConfig
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import Blip3oError, CheckpointError
 

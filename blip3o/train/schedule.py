@@ -2,7 +2,7 @@
 
 import math
 
-from blip3o.config.recipe import OptimConfig
+from blip3o.config.training import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from blip3o.config.model import Objective
-from blip3o.config.recipe import Recipe, StageName
+from blip3o.config.recipe import Recipe
+from blip3o.config.training import StageName
 from blip3o.data.batches import Task
 from blip3o.errors import ConfigError
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from blip3o.config.load import build_recipe, dump, load_recipe
-from blip3o.config.recipe import STAGES
+from blip3o.config.training import STAGES
 from blip3o.errors import ConfigError
 from jobs.common import RECIPES, find_recipe
 from tests.model.variants import VARIANTS, variant
