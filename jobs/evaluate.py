@@ -69,7 +69,7 @@ def evaluate(recipe: Recipe, bundle_uri: str, out_uri: str) -> Evaluation:
 
     chosen = choose(recipe.data, recipe.evaluate)
     # Training is over: the cores that its workers had are free.
-    torch.set_num_threads(recipe.parallel.workers * recipe.parallel.threads)
+    torch.set_num_threads(recipe.parallel.most * recipe.parallel.threads)
     pipeline = load_pipeline(bundle_uri, device=select(recipe.parallel.device), width=WIDTH)
     evaluation = _measure(recipe, pipeline, chosen, _bundle_provenance(bundle_uri))
     _write(evaluation, out_uri)

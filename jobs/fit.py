@@ -4,27 +4,30 @@ Workers, stream and their processes are started once and serve every stage: for 
 long as training.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip3o.config.pipeline import Pipeline
-from blip3o.config.recipe import Recipe
 from blip3o.config.training import ParallelConfig
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import Blip3oError, CheckpointError
+from jobs.committed import committed_step
+from jobs.setbacks import Setback, answer
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
 
     from blip3o.data.stream import Encoders
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+# Seconds between two looks of an elastic run for more nodes; a resize costs a restart from the newest checkpoint.
+RESIZE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,36 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | N
     Raises the `Blip3oError` of a worker, or `CheckpointError` for what else ended the run.
     """
     import ray.train
+
+    recipes = tuple(recipe.model_dump(mode="json") for recipe in pipeline.stages)
+    plan = FitPlan(name=pipeline.name, recipes=recipes, data_sha256=tuple(data_sha256), features=tuple(features))
+    most = pipeline.stages[0].parallel.most
+    while True:
+        try:
+            told = _trainer(plan, pipeline, most=most).fit().return_value
+        except ray.train.TrainingFailedError as error:
+            raise _user_error(error) from error
+        if told is None:
+            return
+        setback = Setback(**told)
+        if setback.kind == "workers":
+            most = sharing(pipeline, setback.workers)
+        else:
+            answer(pipeline, features, setback)
+
+
+def sharing(pipeline: Pipeline, workers: int) -> int:
+    """The largest number of workers, of at most so many, that can share the micro-batches of a step in every stage.
+
+    That is at least `parallel.workers.min`, which the recipe's own check has found to divide them.
+    """
+    batches = [recipe.optim.micro_batches for recipe in pipeline.stages]
+    return next(count for count in range(workers, 0, -1) if not any(m % count for m in batches))
+
+
+def _trainer(plan: FitPlan, pipeline: Pipeline, *, most: int) -> "TorchTrainer":
+    """A trainer of at most so many workers that goes on where the run stands in its storage."""
+    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from blip3o.data import storage
@@ -64,35 +97,29 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | N
     first = pipeline.stages[0]
     parallel, saved = first.parallel, first.checkpoint
     filesystem, path = storage.resolve(first.run.storage)
-    recipes = tuple(recipe.model_dump(mode="json") for recipe in pipeline.stages)
-    plan = FitPlan(name=pipeline.name, recipes=recipes, data_sha256=tuple(data_sha256), features=tuple(features))
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config=asdict(plan),
         torch_config=TorchConfig(backend=collective_backend(parallel.device)),
-        scaling_config=scaling(parallel),
+        scaling_config=scaling(parallel, most=most),
         run_config=ray.train.RunConfig(
             name=pipeline.name,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=saved.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=saved.keep),
         ),
         datasets={"train": stream_factory(plan)},
         dataset_config=data_config(parallel.data_labels, stream_encoders(plan)),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _user_error(error) from error
 
 
-def scaling(parallel: ParallelConfig) -> "ScalingConfig":
-    """What Ray Train reserves for the workers, and where."""
+def scaling(parallel: ParallelConfig, *, most: int) -> "ScalingConfig":
+    """What Ray Train reserves for the workers, of at most so many, and where."""
     from ray.train import ScalingConfig
 
     return ScalingConfig(
-        num_workers=parallel.workers,
+        num_workers=most if parallel.fewest == most else (parallel.fewest, most),
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         use_gpu=gpus_per_worker(parallel.device) > 0,
         resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
         label_selector=dict(parallel.worker_labels) or None,
@@ -190,29 +217,6 @@ def next_micro_batch(pipeline: Pipeline) -> int:
         if read_description(final_uri(recipe.run.storage, recipe.run.name)) is None:
             return pipeline.start(number, committed_step(recipe, pipeline.name))
     return pipeline.ends[-1]
-
-
-def committed_step(recipe: Recipe, fit_name: str | None = None) -> int:
-    """The step of the newest checkpoint that Ray Train has committed for a stage, 0 where there is none.
-
-    `fit_name` is the pipeline's name, if the stage is not trained by itself. Read from Ray Train's own snapshot, which
-    decides what the workers will load; the loop asserts that the two agree. Raises `CheckpointError` if the snapshot is
-    not in the form of Ray 2.60.
-    """
-    from blip3o.data import storage
-    from blip3o.train import checkpoint
-
-    uri = storage.join(recipe.run.storage, fit_name or recipe.run.name, SNAPSHOT)
-    if not storage.exists(uri):
-        return 0
-    try:
-        newest = json.loads(storage.read_bytes(uri))["latest_checkpoint_result"]
-        run, step = checkpoint.parse_name(newest["checkpoint_dir_name"]) if newest else (None, 0)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{uri} is not a snapshot as Ray 2.60 writes it: use the Ray version that started the run"
-        ) from error
-    return step if run == recipe.run.name else 0
 
 
 def _user_error(error: Exception) -> Blip3oError:

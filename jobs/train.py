@@ -176,9 +176,9 @@ def _require_resources(pipeline: Pipeline) -> None:
 
     parallel = pipeline.stages[0].parallel
     encoders = parallel.encoders if streams_features(pipeline) else 0
-    cpus = parallel.workers * parallel.cpus_per_worker + parallel.data_tasks * parallel.cpus_per_data_task
+    cpus = parallel.fewest * parallel.cpus_per_worker + parallel.data_tasks * parallel.cpus_per_data_task
     cpus += encoders * parallel.cpus_per_encoder
-    gpus = (parallel.workers + encoders * parallel.gpus_per_encoder) * gpus_per_worker(parallel.device)
+    gpus = (parallel.fewest + encoders * parallel.gpus_per_encoder) * gpus_per_worker(parallel.device)
     offered = ray.cluster_resources()
     if cpus <= offered.get("CPU", 0) and gpus <= offered.get("GPU", 0):
         return

@@ -1,8 +1,6 @@
 """What runs inside each Ray Train worker: for each stage build, restore, loop, report, and leave the result."""
 
 import json
-import posixpath
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,9 +9,9 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint
 
 from blip3o import log
+from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.data.locations import tokenizer_uri
@@ -23,9 +21,12 @@ from blip3o.device import select
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train import checkpoint
 from blip3o.train.engine import build_engine
+from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.loop import Loop, StepRecord
 from blip3o.train.objectives import StageModule, build_stage_module
+from blip3o.train.saved_files import DamagedCheckpointError
 from blip3o.train.stages import freeze, stage_of
+from blip3o.train.watch import Watch
 from blip3o.train.weights import (
     final_uri,
     load_into,
@@ -35,12 +36,20 @@ from blip3o.train.weights import (
     start_sha256,
     write_final,
 )
+from jobs.attempts import Attempt, end_hanging
+from jobs.committed import committed_step
 from jobs.fit import FitPlan
 from jobs.progress import board
+from jobs.restorer import find_start, restore
+from jobs.saver import Saver
+from jobs.setbacks import Setback
 
 
-def train_worker(task: dict[str, Any]) -> None:
-    """The `train_loop_per_worker`: `task` is a `FitPlan` as a dictionary. Trains the stages that have not finished."""
+def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
+    """The `train_loop_per_worker`: `task` is a `FitPlan` as a dictionary. Trains the stages that have not finished.
+
+    Returns a `Setback` as a dictionary where all ranks stopped at something that the driver can answer.
+    """
     log.configure()
     plan = FitPlan(**task)
     pipeline = plan.pipeline()
@@ -50,37 +59,71 @@ def train_worker(task: dict[str, Any]) -> None:
             identity = checkpoint.identity(
                 recipe, data_sha256=plan.data_sha256[number], start_sha256=start_sha256(recipe)
             )
-            _train_stage(recipe, identity, batches, first_micro_batch=pipeline.start(number))
+            setback = _attempt(recipe, identity, batches, pipeline, number)
+            if setback is not None:
+                return asdict(setback)
             # The next stage reads this one's result: no rank may look before it is there.
             dist.barrier()
+    return None
+
+
+def _attempt(
+    recipe: Recipe, identity: str, batches: Iterator[dict[str, np.ndarray]], pipeline: Pipeline, number: int
+) -> Setback | None:
+    """Trains a stage; what stopped it, if all ranks found the same."""
+    name, workers = recipe.run.name, ray.train.get_context().get_world_size()
+    if recipe.optim.micro_batches % workers:
+        message = f"{workers} workers cannot share {recipe.optim.micro_batches} micro-batches (optim.micro_batches)"
+        return Setback(run=name, kind="workers", step=0, message=message, workers=workers)
+    try:
+        _train_stage(recipe, identity, batches, fit_name=pipeline.name, first_micro_batch=pipeline.start(number))
+    except BadStepError as bad:
+        return Setback(run=name, kind="step", step=bad.step, message=str(bad), micro_batches=bad.micro_batches)
+    except DamagedCheckpointError as damage:
+        step = committed_step(recipe, pipeline.name)
+        return Setback(run=name, kind="checkpoint", step=step, message=str(damage))
+    return None
 
 
 def _train_stage(
-    recipe: Recipe, identity: str, batches: Iterator[dict[str, np.ndarray]], *, first_micro_batch: int
+    recipe: Recipe, identity: str, batches: Iterator[dict[str, np.ndarray]], *, fit_name: str, first_micro_batch: int
 ) -> None:
     torch.set_num_threads(recipe.parallel.threads)
     context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    attempt = Attempt(recipe, workers=world)
+    sized = recipe.on(world)
     device = select(recipe.parallel.device, local_rank=context.get_local_rank())
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
-    module = prepare_module(recipe, tokenizer)
-    engine = build_engine(recipe, module.to(device))
-    start = _restore(engine, recipe.run.name, identity)
-    reporter = Reporter(recipe, engine, identity, rank=context.get_world_rank())
-    Loop(
-        recipe=recipe,
-        engine=engine,
-        module=module,
-        batches=batches,
-        device=device,
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-        pad_id=tokenizer.ids[PAD],
-        after_step=reporter.after_step,
-        first_micro_batch=first_micro_batch,
-    ).run(start)
-    if context.get_world_rank() == 0:
-        leave_result(recipe, module, identity, workers=context.get_world_size())
-    engine.destroy()
+    with Watch(recipe.guard.hang_seconds, lambda hang: end_hanging(recipe, hang, rank=rank)) as watch:
+        module = prepare_module(recipe, tokenizer)
+        watch.begin("building the engine")
+        start = find_start(recipe, fit_name=fit_name)
+        engine = build_engine(sized, module.to(device), universal=start.universal)
+        attempt.mark("built")
+        watch.begin("restoring")
+        state = restore(engine, recipe, identity, start)
+        attempt.mark("restored")
+        guard = Guard(recipe.guard, state.get("recent", ()))
+        saver = Saver(recipe, engine, identity, fit_name=fit_name)
+        Loop(
+            recipe=sized,
+            engine=engine,
+            module=module,
+            batches=batches,
+            device=device,
+            rank=rank,
+            world=world,
+            pad_id=tokenizer.ids[PAD],
+            after_step=Reporter(recipe, saver, guard, attempt, rank=rank).after_step,
+            first_micro_batch=first_micro_batch,
+            guard=guard,
+            begin=watch.begin,
+        ).run(start.step)
+        watch.begin("leaving the result")
+        if rank == 0:
+            leave_result(recipe, module, identity, workers=world)
+        engine.destroy()
 
 
 def prepare_module(recipe: Recipe, tokenizer: ChatTokenizer) -> StageModule:
@@ -114,48 +157,43 @@ def _queries_from_questions(recipe: Recipe, model: UnifiedModel, tokenizer: Chat
         model.queries.copy_(model.backbone.text.embed_tokens.weight[rows])
 
 
-def _restore(engine: Any, run: str, identity: str) -> int:  # noqa: ANN401 - a DeepSpeedEngine
-    """Loads the newest checkpoint, unless there is none or it is of an earlier stage; returns the step."""
-    saved = ray.train.get_checkpoint()
-    if saved is None or checkpoint.parse_name(posixpath.basename(saved.path))[0] != run:
-        return 0
-    with saved.as_directory() as directory:
-        return checkpoint.load(engine, directory, identity=identity)
-
-
 class Reporter:
     """After each step: keeps its record, tells the board, and at checkpoints saves, commits and writes the metrics.
 
     Metrics are one file per checkpoint interval, so that a resumed run rewrites the same files with the same rows.
     """
 
-    def __init__(self, recipe: Recipe, engine: Any, identity: str, *, rank: int) -> None:  # noqa: ANN401
-        self._recipe, self._engine, self._identity, self._rank = recipe, engine, identity, rank
+    def __init__(self, recipe: Recipe, saver: Saver, guard: Guard, attempt: Attempt, *, rank: int) -> None:
+        self._recipe, self._saver, self._guard, self._attempt, self._rank = recipe, saver, guard, attempt, rank
+        self._noticed = False
         self._rows: list[dict[str, Any]] = []
         self._board = board() if rank == 0 else None
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """`done` steps are finished; `record` is the last one's."""
         self._rows.append(record.row())
+        if self._rank == 0:
+            self._attempt.stepped(done, data_wait=record.data_wait, seconds=record.seconds)
         last = done == self._recipe.optim.steps
         if self._board is not None and (last or done % self._recipe.log.every == 0):
             self._board.tell.remote(self._recipe.run.name, {"step": done, "loss": record.loss})
-        if last or done % self._recipe.checkpoint.every == 0:
+        if last or done % self._recipe.checkpoint.every == 0 or self._notice(done):
             self._commit(done, record)
+
+    def _notice(self, done: int) -> bool:
+        """Whether a node is newly known to be taken soon: all ranks get the same answer, at the same steps."""
+        every = self._recipe.checkpoint.notice_every
+        if self._noticed or every == 0 or done % every:
+            return False
+        self._noticed = ray.train.get_preemption_info() is not None
+        return self._noticed
 
     def _commit(self, done: int, record: StepRecord) -> None:
         if self._rank == 0:
             lines = "".join(json.dumps(row) + "\n" for row in self._rows)
             storage.write_bytes(metrics_uri(self._recipe, done), lines.encode())
         self._rows.clear()
-        # Every rank has a directory of its own: its shards' names carry the rank, and Ray merges the directories.
-        with tempfile.TemporaryDirectory() as directory:
-            checkpoint.save(self._engine, directory, step=done, identity=self._identity)
-            ray.train.report(
-                {"step": done, "loss": record.loss},
-                checkpoint=Checkpoint.from_directory(directory),
-                checkpoint_dir_name=checkpoint.name_of(self._recipe.run.name, done),
-            )
+        self._saver.save(done, {"step": done, "loss": record.loss}, {"recent": self._guard.recent})
 
 
 def metrics_folder(recipe: Recipe) -> str:
@@ -172,7 +210,8 @@ def read_metrics(recipe: Recipe) -> list[dict[str, Any]]:
     """All rows of a run so far, in the order of steps."""
     files = storage.list_files(metrics_folder(recipe), suffix=".jsonl")
     rows = [json.loads(line) for file in files for line in storage.read_bytes(file.uri).splitlines()]
-    return sorted(rows, key=lambda row: row["step"])
+    # A run that fell back to an older checkpoint may have cut its intervals elsewhere: the rows are the same.
+    return list({row["step"]: row for row in sorted(rows, key=lambda row: row["step"])}.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +219,8 @@ class StageSummary:
     """A finished stage in figures. `seconds` are those of its steps, without start-up.
 
     `data_wait_p50` and `data_wait_p95` are the seconds that the first rank waited for data in a step, median and 95th
-    percentile; `data_wait_fraction` is the waiting's share of all.
+    percentile; `data_wait_fraction` is the waiting's share of all. `checkpoint_stall` are the seconds that saving took,
+    which are not in `seconds`.
     """
 
     steps: int
@@ -191,6 +231,7 @@ class StageSummary:
     data_wait_fraction: float
     data_wait_p50: float
     data_wait_p95: float
+    checkpoint_stall: float
     workers: int
     zero_stage: int
 
@@ -210,6 +251,7 @@ def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> St
         data_wait_fraction=sum(waits) / seconds,
         data_wait_p50=float(np.percentile(waits, 50)),
         data_wait_p95=float(np.percentile(waits, 95)),
+        checkpoint_stall=sum(row["checkpoint_stall"] for row in rows),
         workers=workers,
         zero_stage=recipe.parallel.zero_stage,
     )

@@ -35,7 +35,6 @@ _SHARED = (
     "parallel.encoders",
     "parallel.cpus_per_encoder",
     "parallel.gpus_per_encoder",
-    "checkpoint.keep",
     "checkpoint.max_failures",
 )
 

@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen, _require
 from blip3o.config.model import ModelConfig
+from blip3o.config.resilience import CheckpointConfig, GuardConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.config.select import SelectConfig
 from blip3o.config.shards import ColumnsConfig, LimitsConfig
-from blip3o.config.training import CheckpointConfig, OptimConfig, ParallelConfig, StageConfig
+from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
 
 # The label by which Ray Data tells the nodes of one data set from those of others; a node without it is of a group too.
 SUBCLUSTER = "ray-subcluster"
@@ -153,14 +154,16 @@ class Recipe(Frozen):
     optim: OptimConfig
     parallel: ParallelConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig = GuardConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        m, w = self.optim.micro_batches, self.parallel.workers
+        m = self.optim.micro_batches
         image_tokens = self.model.backbone.image_tokens
-        _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
+        for w in (self.parallel.fewest, self.parallel.most):
+            _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
         _require(
             self.optim.warmup < self.optim.steps,
             f"optim.warmup {self.optim.warmup} is not below optim.steps {self.optim.steps}: shorten the warm-up",
@@ -236,7 +239,11 @@ class Recipe(Frozen):
         data = self.data.model_copy(update={"features": "online", "feature_dtype": None})
         return self.model_copy(update={"data": data})
 
+    def on(self, workers: int) -> "Recipe":
+        """The same with so many workers, as it runs at the moment; they must divide `optim.micro_batches`."""
+        return self.model_copy(update={"parallel": self.parallel.model_copy(update={"workers": workers})})
+
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one worker in one optimizer step."""
-        return self.optim.micro_batches // self.parallel.workers
+        """Micro-batches of one worker in one optimizer step, with as many workers as may train."""
+        return self.optim.micro_batches // self.parallel.most

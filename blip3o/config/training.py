@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from blip3o.config.base import Frozen
+from blip3o.config.resilience import WorkersConfig
 from blip3o.config.sampler import FlowConfig
 
 StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
@@ -64,7 +65,10 @@ class OptimConfig(Frozen):
 class ParallelConfig(Frozen):
     """How work is spread."""
 
-    workers: int = Field(default=1, gt=0, description="training workers (data-parallel ranks)")
+    workers: Annotated[int, Field(gt=0)] | WorkersConfig = Field(
+        default=1,
+        description="training workers (data-parallel ranks): a number, or {min, max} for one that follows the cluster",
+    )
     zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
@@ -94,10 +98,12 @@ class ParallelConfig(Frozen):
         default=1, gt=0, description="GPUs, or a share of one, that an encoding actor reserves where device is gpu"
     )
 
+    @property
+    def fewest(self) -> int:
+        """The smallest number of workers that may train."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
 
-class CheckpointConfig(Frozen):
-    """When to save, and how often to try again."""
-
-    every: int = Field(gt=0, description="optimizer steps between checkpoints")
-    keep: int = Field(default=2, gt=0, description="checkpoints kept")
-    max_failures: int = Field(default=3, ge=0, description="worker failures after which the run gives up")
+    @property
+    def most(self) -> int:
+        """The largest number of workers that may train."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max

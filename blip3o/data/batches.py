@@ -32,6 +32,7 @@ from blip3o.data.ledger import Ledger
 from blip3o.data.locations import source_locations, tokenizer_uri
 from blip3o.data.manifest import Manifest, read_manifest
 from blip3o.data.order import SampleOrder
+from blip3o.data.quarantine import Quarantine, read_quarantine
 from blip3o.data.selection import source_rows
 from blip3o.data.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.tokenizer import PAD, ChatTokenizer
@@ -196,17 +197,32 @@ class MicroBatchBuilder:
     encoder: SampleEncoder
     ledger: Ledger
     features: FeatureReader | None = None
+    quarantine: Quarantine = field(default_factory=Quarantine)
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         """Arrays of micro-batch `number`, each with leading dimension B.
 
-        Damaged samples go to the ledger and are replaced by a rule of their uid. Raises `DataError` where that fails,
-        and `StorageError` where the store or the feature cache does.
+        Samples that are damaged or in quarantine go to the ledger and are replaced by a rule of their uid. Raises
+        `DataError` where that fails, and `StorageError` where the store or the feature cache does.
         """
+        rows = [row for _, row in self._samples(number)]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def uids(self, number: int) -> list[str]:
+        """The samples of micro-batch `number`, those included that take a damaged one's place. Raises as a call."""
+        return [uid for uid, _ in self._samples(number)]
+
+    def _samples(self, number: int) -> list[tuple[str, dict[str, np.ndarray]]]:
         refs = self.order.micro_batch_refs(number)
         encode = self.encoder if self.features is None else self.features.beside(self.encoder, refs)
-        rows = load_samples(refs, self.reader, encode, self.ledger)
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+        def accepted(raw: RawSample) -> tuple[str, dict[str, np.ndarray]]:
+            reason = self.quarantine.reason(raw.uid, number)
+            if reason is not None:
+                raise DamagedSampleError(reason)
+            return raw.uid, encode(raw)
+
+        return load_samples(refs, self.reader, accepted, self.ledger)
 
 
 def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None = None) -> MicroBatchBuilder:
@@ -217,7 +233,7 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
     locations = source_locations(recipe.data)
     manifests = [read_manifest(location.manifest) for location in locations]
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
-    model = recipe.model
+    model, run = recipe.model, storage.join(recipe.run.storage, recipe.run.name)
     order = build_order(recipe, manifests)
     return MicroBatchBuilder(
         order=order,
@@ -241,7 +257,8 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
             cached=features_sha256 is not None,
         ),
         features=FeatureReader(manifests, feature_folders(recipe, features_sha256)) if features_sha256 else None,
-        ledger=Ledger(storage.join(recipe.run.storage, recipe.run.name, "ledger")),
+        ledger=Ledger(storage.join(run, "ledger")),
+        quarantine=read_quarantine(run),
     )
 
 

@@ -10,6 +10,7 @@ URI and what to do about it.
 import functools
 import posixpath
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -25,6 +26,8 @@ from blip3o.data.retry import patiently
 from blip3o.errors import StorageError
 
 T = TypeVar("T")
+
+PIECE_BYTES = 16 * 2**20  # of a file that is too large to be held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +235,16 @@ def write_bytes(uri: str, data: bytes) -> None:
     def attempt() -> None:
         with _stream(uri, lambda _: nullcontext()) as file:
             file.write(data)
+
+    _tried(uri, attempt)
+
+
+def upload(source: Path, uri: str) -> None:
+    """Copies a file of this machine, whole or not at all, whatever its size. Raises `StorageError`."""
+
+    def attempt() -> None:
+        with _stream(uri, lambda _: nullcontext()) as sink, source.open("rb") as file:
+            shutil.copyfileobj(file, sink, PIECE_BYTES)
 
     _tried(uri, attempt)
 

@@ -4,14 +4,17 @@ Each rank writes its own shards into a directory of its own; the caller merges a
 over everything that decides the numbers) keeps a run from going on with other data or another recipe under an old name.
 """
 
+import argparse
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
 
-TAG = "state"
+TAG, UNIVERSAL = "state", "universal"
 _STEP = "-step-"
 
 
@@ -39,19 +42,60 @@ def identity(recipe: Recipe, *, data_sha256: list[str], start_sha256: list[str])
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def save(engine: Any, directory: str, *, step: int, identity: str) -> None:  # noqa: ANN401 - a DeepSpeedEngine
-    """Writes this rank's shards. Every rank must call it."""
-    engine.save_checkpoint(
-        directory, tag=TAG, client_state={"step": step, "identity": identity}, exclude_frozen_parameters=True
-    )
+def kept(steps: Sequence[int], *, last: int, every: int | None, best: int | None) -> set[int]:
+    """Of the steps of a run's checkpoints, those to keep: the `last` newest, multiples of `every`, and the `best`."""
+    newest = sorted(steps)[-last:]
+    return {step for step in steps if step in newest or step == best or (every is not None and step % every == 0)}
 
 
-def load(engine: Any, directory: str, *, identity: str) -> int:  # noqa: ANN401 - as above
-    """Restores weights and optimizer and returns the step.
+def save(
+    engine: Any,  # noqa: ANN401 - a DeepSpeedEngine
+    directory: str,
+    *,
+    step: int,
+    identity: str,
+    state: Mapping[str, Any],
+) -> None:
+    """Writes this rank's shards, and `state`, plain values that the run goes on from. Every rank must call it."""
+    client_state = {"step": step, "identity": identity, "state": dict(state)}
+    engine.save_checkpoint(directory, tag=TAG, client_state=client_state, exclude_frozen_parameters=True)
 
-    Raises `CheckpointError` if nothing could be loaded, or if the checkpoint belongs to another recipe or other data.
+
+def make_universal(directory: Path) -> None:
+    """Makes DeepSpeed's universal form of the shards of all ranks in a directory, beside them.
+
+    It holds every parameter and its optimizer's state whole, so that any number of ranks can take its share of it.
     """
-    path, client = engine.load_checkpoint(directory, tag=TAG, load_module_strict=False)
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal.main(
+        argparse.Namespace(
+            input_folder=str(directory / TAG),
+            output_folder=str(directory / UNIVERSAL),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+    )
+    (directory / "latest_universal").write_text(UNIVERSAL)
+
+
+def load(
+    engine: Any,  # noqa: ANN401 - a DeepSpeedEngine
+    directory: str,
+    *,
+    identity: str,
+    universal: bool = False,
+) -> tuple[int, dict[str, Any]]:
+    """Restores weights and optimizer; returns the step and the state that was saved.
+
+    A `universal` checkpoint needs an engine that was built for one. Raises `CheckpointError` if nothing could be
+    loaded, or if the checkpoint belongs to another recipe or other data.
+    """
+    tag = UNIVERSAL if universal else TAG
+    path, client = engine.load_checkpoint(directory, tag=tag, load_module_strict=False)
     if path is None:
         raise CheckpointError(f"{directory} holds no checkpoint that DeepSpeed can read")
     if client["identity"] != identity:
@@ -59,4 +103,4 @@ def load(engine: Any, directory: str, *, identity: str) -> int:  # noqa: ANN401 
             "the checkpoint under this run.name was made with another recipe or other data: "
             "choose a new run.name, or restore the old recipe"
         )
-    return int(client["step"])
+    return int(client["step"]), client["state"]

@@ -16,8 +16,8 @@ from blip3o.train.objectives import StageModule
 from blip3o.train.stages import freeze, stage_of
 
 
-def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
-    """DeepSpeed's configuration for this recipe."""
+def deepspeed_config(recipe: Recipe, *, universal: bool = False) -> dict[str, Any]:
+    """DeepSpeed's configuration for this recipe; `universal` if a checkpoint of another number of ranks is loaded."""
     return {
         "train_micro_batch_size_per_gpu": recipe.optim.micro_batch,
         "gradient_accumulation_steps": recipe.accumulation,
@@ -26,10 +26,11 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         "zero_optimization": {"stage": recipe.parallel.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
+        "checkpoint": {"load_universal": universal},
     }
 
 
-def build_engine(recipe: Recipe, module: StageModule) -> Any:  # noqa: ANN401 - a deepspeed.DeepSpeedEngine
+def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False) -> Any:  # noqa: ANN401 - a deepspeed.DeepSpeedEngine
     """Freezes what the stage freezes and wraps the rest. The process group must exist.
 
     Raises `ConfigError` if the engine did not take the recipe's clipping, precision or ZeRO stage.
@@ -48,7 +49,10 @@ def build_engine(recipe: Recipe, module: StageModule) -> Any:  # noqa: ANN401 - 
         trainable, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay
     )
     engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=trainable, optimizer=optimizer, config=deepspeed_config(recipe)
+        model=module,
+        model_parameters=trainable,
+        optimizer=optimizer,
+        config=deepspeed_config(recipe, universal=universal),
     )
     _assert_taken(engine, recipe)
     return engine

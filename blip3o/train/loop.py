@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blip3o.config.recipe import Recipe
+from blip3o.config.resilience import GuardConfig
 from blip3o.errors import DataError
+from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.objectives import Batch, StageModule
 from blip3o.train.schedule import learning_rate
 
@@ -26,7 +28,10 @@ WIDTH_STEP = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What one optimizer step did: loss and terms are global means, times are this rank's seconds."""
+    """What one optimizer step did: loss and terms are global means, times are this rank's seconds.
+
+    `checkpoint_stall` is what passed between the step before and this one: where a checkpoint was saved, its saving.
+    """
 
     step: int
     loss: float
@@ -36,11 +41,16 @@ class StepRecord:
     samples: int
     seconds: float
     data_wait: float
+    checkpoint_stall: float = 0.0
 
     def row(self) -> dict[str, Any]:
         """One flat JSON row."""
         terms = {f"loss/{name}": value for name, value in self.terms.items()}
-        times = {"seconds": self.seconds, "data_wait": self.data_wait}
+        times = {
+            "seconds": self.seconds,
+            "data_wait": self.data_wait,
+            "checkpoint_stall": self.checkpoint_stall,
+        }
         return {"step": self.step, "loss": self.loss, **terms, "grad_norm": self.grad_norm, "lr": self.lr, **times}
 
 
@@ -50,7 +60,8 @@ class Loop:
 
     `batches` yields this rank's micro-batches in order; `after_step(step, record)` is called after every optimizer
     step, with `step` the number of steps done, and is where checkpoints and logs are made. `first_micro_batch` is the
-    stream's number of the stage's first one: a pipeline's stages share one numbering.
+    stream's number of the stage's first one: a pipeline's stages share one numbering. `begin` is told what comes next,
+    in words, as often as this rank turns to something that may take for ever.
     """
 
     recipe: Recipe
@@ -63,17 +74,23 @@ class Loop:
     pad_id: int
     after_step: Callable[[int, StepRecord], None]
     first_micro_batch: int = 0
+    guard: Guard = field(default_factory=lambda: Guard(GuardConfig()))
+    begin: Callable[[str], None] = lambda _: None
     _wait: float = field(default=0.0, init=False)
+    _counts: list[dict[str, int]] = field(default_factory=list, init=False)
+    _parts: list[Tensor] = field(default_factory=list, init=False)
 
     def run(self, start: int) -> None:
         """Runs steps `start` … `optim.steps` − 1.
 
-        Raises `DataError` if the stream is not at that step or ends early, and if loss or gradient is not finite: after
-        such a step nothing is saved.
+        Raises `DataError` if the stream is not at that step or ends early, and `BadStepError`, on all ranks, if the
+        guard refuses the loss or the gradient is not finite: after such a step nothing is saved.
         """
+        stall = 0.0
         for step in range(start, self.recipe.optim.steps):
             began = time.perf_counter()
             self._wait = 0.0
+            self.begin(f"waiting for the data of step {step}")
             group = [self._next(step, turn) for turn in range(self.recipe.accumulation)]
             loss, terms = self._step(step, group)
             record = StepRecord(
@@ -85,8 +102,12 @@ class Loop:
                 samples=self.recipe.optim.global_batch,
                 seconds=time.perf_counter() - began,
                 data_wait=self._wait,
+                checkpoint_stall=stall,
             )
+            ended = time.perf_counter()
+            self.begin(f"what follows step {step}")
             self.after_step(step + 1, record)
+            stall = time.perf_counter() - ended
 
     def _next(self, step: int, turn: int) -> Batch:
         began = time.perf_counter()
@@ -105,23 +126,32 @@ class Loop:
         return to_batch(arrays, pad_id=self.pad_id, device=self.device)
 
     def _step(self, step: int, group: list[Batch]) -> tuple[float, dict[str, float]]:
+        self.begin(f"the workers' counts of step {step}")
         totals = self._global_counts(group)
         for parameters in self.engine.optimizer.param_groups:
             parameters["lr"] = learning_rate(self.recipe.optim, step)
         sums: dict[str, Tensor] = {}
+        self._parts = []
         for turn, batch in enumerate(group):
             if turn > 0:
                 self.engine.step()  # counts the micro-batch before; the weights wait for the last one
+            self.begin(f"arithmetic of step {step}, turn {turn}")
             terms = self.engine(batch)
             loss = sum(self._weight(name) * value / totals[name] for name, value in terms.items())
             # DeepSpeed averages over ranks and accumulation; the sum is wanted, so both divisors are put back.
             self.engine.backward(loss * (self.world * self.recipe.accumulation))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach()
+            own = self._counts[turn]
+            parts = [self._weight(name) * value.detach() / max(own[name], 1) for name, value in terms.items()]
+            self._parts.append(torch.stack(parts).sum())
+        self.begin(f"the workers' losses of step {step}")
         means = {name: value / totals[name] for name, value in self._reduce(sums).items()}
         total = math.fsum(self._weight(name) * value for name, value in means.items())
-        if not math.isfinite(total):
-            raise DataError(f"the loss is {total} at step {step} ({means}): lower optim.lr, or look for bad samples")
+        fault = self.guard.fault(total)
+        if fault is not None:
+            raise self._bad(step, f"{fault} at step {step} ({means})")
+        self.begin(f"optimizer of step {step}")
         self.engine.step()
         return total, means
 
@@ -129,16 +159,27 @@ class Loop:
         # DeepSpeed says nothing of a norm that is not finite: it skips the step in fp32 and applies it in bf16.
         norm = float(self.engine.get_global_grad_norm())
         if not math.isfinite(norm):
-            raise DataError(f"the gradient's norm is {norm} at step {step}: lower optim.lr, or look for bad samples")
+            raise self._bad(step, f"the gradient's norm is {norm} at step {step}")
         return norm
+
+    def _bad(self, step: int, what: str) -> BadStepError:
+        """The error of a step that every rank finds bad, with the micro-batches of all ranks that are behind it."""
+        first = step * self.recipe.optim.micro_batches + self.rank
+        own = {first + turn * self.world: part.item() for turn, part in enumerate(self._parts)}
+        every: list[dict[int, float]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(every, own)
+        guilty = self.guard.guilty({number: loss for part in every for number, loss in part.items()})
+        message = f"{what}: lower optim.lr, or look for bad samples"
+        return BadStepError(message, step=step, micro_batches=guilty)
 
     def _weight(self, name: str) -> float:
         return self.module.weights.get(name, 1.0)
 
     def _global_counts(self, group: list[Batch]) -> dict[str, int]:
+        self._counts = [self.module.counts(batch) for batch in group]
         counts: dict[str, int] = {}
-        for batch in group:
-            for name, count in self.module.counts(batch).items():
+        for own in self._counts:
+            for name, count in own.items():
                 counts[name] = counts.get(name, 0) + count
         return {
             name: int(value)

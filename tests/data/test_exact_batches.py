@@ -22,7 +22,7 @@ from blip3o.data.scan import scan_shard
 from blip3o.data.stream import build_stream, data_config
 from blip3o.data.tokenizer import ChatTokenizer
 from cluster.local_s3 import LocalS3
-from jobs.fit import committed_step
+from jobs.committed import committed_step
 from tests import recipes
 from tests.data.shards import put, samples, tar
 from tests.data.test_stream import consume

@@ -2,13 +2,17 @@
 
 import threading
 
+import numpy as np
 import psutil
 import pytest
 
 from blip3o.config.pipeline import Pipeline
 from blip3o.data import storage
-from blip3o.data.feature_files import FeatureFooter
+from blip3o.data.batches import Task, build_micro_batches
+from blip3o.data.feature_files import FeatureFooter, record_range
 from blip3o.data.feature_records import RecordFormat
+from blip3o.data.ledger import read_ledger
+from blip3o.data.quarantine import read_quarantine
 from blip3o.data.sets.scenes import build_scenes
 from blip3o.errors import ConfigError, DataError
 from blip3o.train.targets import FeatureCache
@@ -19,6 +23,7 @@ from jobs.train_worker import read_metrics
 from tests.jobs import world
 
 STEPS = 4
+TIMES = ("seconds", "data_wait", "checkpoint_stall")
 MANY = {"name": "many", "shards": "many/train-*.tar"}
 SMALL = Pool(cpus=0.5)
 
@@ -32,7 +37,7 @@ def made(base, name="encode", *, features="cache", dtype=None, sources=None, **s
 
 
 def figures(recipe):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in read_metrics(recipe)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(recipe)]
 
 
 def files(recipe):
@@ -118,6 +123,41 @@ def test_verifying_passes_whole_files_and_names_damaged_ones(base, many, tmp_pat
     storage.write_bytes(uri, bytes(whole))
     assert main([*options, "--verify"]) == 1
     assert f"error: {uri}: the features of row " in capsys.readouterr().err
+
+
+def poison(recipe, uid):
+    """Writes NaN over the stored features of one sample, with a checksum that fits."""
+    ((manifest, folder),) = FeatureCache.of(recipe).sources()
+    _, shard, row = uid.rsplit("/", 2)
+    header = folder.header(manifest.shards[int(shard)])
+    data = bytearray(storage.read_bytes(folder.file(int(shard))))
+    record = header.record
+    offset, size = record_range(record, int(row))
+    data[offset : offset + size] = record.pack(np.full((record.tokens, record.channels), np.nan, np.float32))
+    storage.write_bytes(folder.file(int(shard)), bytes(data))
+
+
+def test_a_sample_whose_features_are_no_numbers_is_put_in_quarantine_and_the_run_ends(base, many):
+    recipe = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"rewinds": 1})
+    before = files(recipe)
+    number = 5  # of micro-batches; of step 2
+    batches = build_micro_batches(recipe, Task.DRAW, FeatureCache.of(recipe).sha256)
+    blamed = batches.uids(number)
+    poison(recipe, blamed[3])
+    try:
+        result = train(recipe)
+    finally:
+        for uri, data in before.items():
+            storage.write_bytes(uri, data)
+    assert [row["step"] for row in figures(recipe)] == list(range(STEPS))
+    assert all(np.isfinite(row["loss"]) for row in figures(recipe))
+    run = f"{recipe.run.storage}/poisoned"
+    [entry] = read_quarantine(run).entries
+    assert (entry.step, entry.since, list(entry.uids)) == (2, 2 * recipe.optim.micro_batches, blamed)
+    noted = {it.uid: it.reason for it in read_ledger(f"{run}/ledger")}
+    assert set(noted) == set(blamed)
+    assert all(reason.startswith("quarantined: the loss is nan at step 2") for reason in noted.values())
+    assert result["summary"]["steps"] == STEPS
 
 
 def test_a_new_shard_is_encoded_alone(base, many):

@@ -5,7 +5,7 @@ import pytest
 from blip3o.config.pipeline import Pipeline
 from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
-from jobs.fit import FitPlan, scaling, stream_encoders
+from jobs.fit import FitPlan, scaling, sharing, stream_encoders
 from jobs.train_worker import summarize
 from tests import recipes
 
@@ -13,10 +13,23 @@ from tests import recipes
 def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
     labels = {"ray-subcluster": "training"}
     asked = {"workers": 2, "cpus_per_worker": 3.0}
-    placed = scaling(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel)
+    placed = scaling(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel, most=2)
     assert (placed.num_workers, placed.use_gpu, placed.label_selector) == (2, False, labels)
     assert placed.resources_per_worker == {"CPU": 3.0, "GPU": 0}
-    assert scaling(recipes.recipe(parallel=asked).parallel).label_selector is None
+    assert scaling(recipes.recipe(parallel=asked).parallel, most=2).label_selector is None
+
+
+def test_workers_may_be_a_range_that_ends_where_they_can_share_a_step():
+    asked = {"workers": {"min": 2, "max": 12}}
+    stages = [recipes.recipe(run={"name": f"m{m}"}, optim={"micro_batches": m}, parallel=asked) for m in (12, 24)]
+    pipeline = Pipeline(name="p", stages=tuple(stages))
+    assert scaling(stages[0].parallel, most=12).num_workers == (2, 12)
+    assert [sharing(pipeline, count) for count in (12, 11, 6, 5, 3, 2)] == [12, 6, 6, 4, 3, 2]
+    assert scaling(stages[0].parallel, most=2).num_workers == 2
+    with pytest.raises(ConfigError, match="micro_batches 12 is not a multiple of parallel.workers 5"):
+        recipes.recipe(optim={"micro_batches": 12}, parallel={"workers": {"min": 5, "max": 12}})
+    with pytest.raises(ConfigError, match="min 3 is above max 2: swap them"):
+        recipes.recipe(parallel={"workers": {"min": 3, "max": 2}})
 
 
 DECODE, ENCODE = {"kind": "decode"}, {"kind": "encode"}
@@ -57,8 +70,12 @@ def test_stages_whose_labels_differ_are_no_pipeline():
 
 def test_a_summary_tells_how_long_steps_wait_for_data():
     made = recipes.recipe(optim={"steps": 100})
-    rows = [{"step": n, "loss": 1.0 - n / 100, "seconds": 0.5, "data_wait": 0.001 * n} for n in range(100)]
+    rows = [
+        {"step": n, "loss": 1.0 - n / 100, "seconds": 0.5, "data_wait": 0.001 * n, "checkpoint_stall": 0.25}
+        for n in range(100)
+    ]
     summary = summarize(made, rows, workers=2)
     assert summary.data_wait_fraction == pytest.approx(4.95 / 50)
     assert (summary.data_wait_p50, summary.data_wait_p95) == pytest.approx((0.0495, 0.09405))
+    assert summary.checkpoint_stall == 25
     assert (summary.first_loss, summary.last_loss) == pytest.approx((0.955, 0.055))

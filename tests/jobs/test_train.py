@@ -1,5 +1,7 @@
 """A run that is killed, wherever, is the run that was not: every figure and every weight, to the bit. On real Ray."""
 
+import json
+import re
 import subprocess
 import sys
 import threading
@@ -10,9 +12,11 @@ import pytest
 
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
+from blip3o.data import storage
 from blip3o.errors import ConfigError
+from blip3o.train.checkpoint import name_of
 from blip3o.train.weights import final_uri, write_final
-from jobs.fit import committed_step
+from jobs.committed import SNAPSHOT, committed_step, committed_steps, lists_uri, shards_uri
 from jobs.train import train, train_pipeline
 from jobs.train_worker import read_metrics
 from tests.jobs import world
@@ -30,9 +34,20 @@ def quiet(base):
     return made, train(made)
 
 
+TIMES = ("seconds", "data_wait", "checkpoint_stall")
+
+
 def figures(made: Recipe) -> list[dict]:
     """Every row of a run's metrics, without the times."""
-    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in read_metrics(made)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(made)]
+
+
+def damage_newest(made: Recipe) -> tuple[int, str]:
+    """Cuts the last byte off a file of the newest checkpoint; its step, and the file."""
+    step = committed_step(made)
+    file = storage.list_files(shards_uri(made, step), suffix="optim_states.pt")[-1].uri
+    storage.write_bytes(file, storage.read_bytes(file)[:-1])
+    return step, file
 
 
 def wait_until(check):
@@ -76,20 +91,24 @@ def test_figures_are_whole_and_plausible(quiet):
     assert all(row["loss"] == row["loss/flow"] > 0 and row["grad_norm"] > 0 for row in rows)
     assert len({row["loss"] for row in rows}) == len(rows)
     assert committed_step(made) == made.optim.steps
+    # Pruned when a checkpoint is uploaded, by what is committed then: of nine, those after 18 and 21, and the newest.
+    kept = {file.uri.split("/")[-3] for file in storage.list_files(f"{made.run.storage}/quiet/shards", suffix=".pt")}
+    assert kept <= {f"quiet-step-{step:08d}" for step in (15, 18, 21, 24)} and len(kept) <= 4
     summary = result["summary"]
     assert (summary["steps"], summary["workers"], summary["zero_stage"]) == (24, 2, 1)
     assert 0 <= summary["data_wait_fraction"] < 1
     assert {name.split(".")[0] for name in result["tensors"]} == {"queries", "dit"}
 
 
-def test_a_run_whose_driver_is_killed_goes_on_when_it_is_submitted_again(tmp_path, base, quiet):
+def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing_when_the_run_is_submitted_again(tmp_path, base, quiet):
     undisturbed, expected = quiet
     file = world.write_recipe(tmp_path / "recipe.yaml", base)
     command = [sys.executable, "-m", "jobs.train", file, "--set", "run.name=driver-killed"]
     made = world.recipe(base, run={"name": "driver-killed"})
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_until(lambda: committed_step(made) or driver.poll() is not None)
+        # Two checkpoints are there: the newer one is going to be damaged.
+        wait_until(lambda: len(committed_steps(made)) >= 2 or driver.poll() is not None)
         family = psutil.Process(driver.pid).children(recursive=True)
         trainers = [process for process in family if WORKER in " ".join(process.cmdline())]
         # The trainers go with the driver, as on a machine that loses power: left alone, they notice only after seconds
@@ -98,9 +117,12 @@ def test_a_run_whose_driver_is_killed_goes_on_when_it_is_submitted_again(tmp_pat
             process.kill()
         driver.wait()
     assert len(trainers) == made.parallel.workers, (tmp_path / "log").read_text()[-3000:]
-    assert 3 <= committed_step(made) < made.optim.steps
+    step, file = damage_newest(made)
+    assert 6 <= step < made.optim.steps
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(f"step {step} of run 'driver-killed' is damaged: {file} has \\d+ bytes, \\d+ were", done.stderr)
+    assert f"falls back to its checkpoint after step {step - 3}" in done.stderr
     assert figures(made) == figures(undisturbed)
     assert train(made)["sha256"] == expected["sha256"]
     # Ray's agents try for a minute to tell the head that it is gone; the second run took most of it.
@@ -114,14 +136,37 @@ def _lives(process):
         return False
 
 
-def test_one_worker_with_accumulation_learns_as_two_do(base, quiet):
+def adopt(made: Recipe, other: Recipe, *, step: int) -> None:
+    """Gives a run the checkpoint of another one after a step, as if it were its own newest."""
+    old, new = (storage.join(it.run.storage, it.run.name) for it in (other, made))
+    folders = {
+        shards_uri(other, step): shards_uri(made, step),
+        lists_uri(other, other.run.name, step): lists_uri(made, made.run.name, step),
+    }
+    for source, target in folders.items():
+        for file in storage.list_files(source):
+            storage.write_bytes(target + file.uri.removeprefix(source), storage.read_bytes(file.uri))
+    snapshot = json.loads(storage.read_bytes(f"{old}/{SNAPSHOT}"))
+    [result] = [it for it in snapshot["checkpoint_results"] if it["metrics"]["step"] == step]
+    result["checkpoint_dir_name"] = name_of(made.run.name, step)
+    snapshot |= {"checkpoint_results": [result], "checkpoint_report_indices": [0], "latest_checkpoint_result": result}
+    storage.write_bytes(f"{new}/{SNAPSHOT}", json.dumps(snapshot).encode())
+
+
+def test_one_worker_goes_on_from_two_and_learns_as_they_do(base, quiet):
     undisturbed, _ = quiet
-    made = world.recipe(base, run={"name": "one-worker"}, parallel={"workers": 1})
+    made = world.recipe(base, run={"name": "one-worker"}, parallel={"workers": {"min": 1, "max": 1}})
     assert made.accumulation == 2
-    train(made)
-    # The same sums, added in another order: fp32 rounds at 6e-8, and 24 steps of AdamW carry it on. 1e-5 leaves
+    begin = 18
+    adopt(made, undisturbed, step=begin)
+    assert committed_step(made) == begin
+    result = train(made)
+    assert result["summary"]["workers"] == 1
+    rows = figures(made)
+    assert [row["step"] for row in rows] == list(range(begin, made.optim.steps))
+    # The same sums, added in another order: fp32 rounds at 6e-8, and some steps of AdamW carry it on. 1e-5 leaves
     # room for about 170 such roundings; a wrong divisor would be off by a factor of two.
-    for one, two in zip(figures(made), figures(undisturbed), strict=True):
+    for one, two in zip(rows, figures(undisturbed)[begin:], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
         assert one["lr"] == two["lr"]

@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from blip3o.config.resilience import GuardConfig
 from blip3o.errors import DataError
+from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.loop import Loop, StepRecord, to_batch
 from blip3o.train.schedule import learning_rate
 from tests.recipes import recipe
@@ -131,8 +133,10 @@ def test_every_step_has_its_learning_rate_number_and_row():
     assert [done for done, _ in records] == [2, 3, 4]
     row = records[0][1].row()
     assert (row["step"], row["lr"]) == (1, rates[0])
-    assert set(row) == {"step", "loss", "loss/fit", "loss/dense", "grad_norm", "lr", "seconds", "data_wait"}
+    times = {"seconds", "data_wait", "checkpoint_stall"}
+    assert set(row) == {"step", "loss", "loss/fit", "loss/dense", "grad_norm", "lr", *times}
     assert 0 < row["data_wait"] < row["seconds"]
+    assert records[0][1].checkpoint_stall == 0 < records[1][1].checkpoint_stall
 
 
 def test_a_rank_takes_every_world_th_micro_batch():
@@ -173,8 +177,9 @@ def test_a_stream_that_ends_early_is_an_error():
 def test_a_loss_that_is_not_finite_reaches_neither_weights_nor_records(bad):
     good = [arrays(number) for number in range(3)]
     made, records = loop([*good, arrays(3, np.array([0.0, bad, 0.0]))])
-    with pytest.raises(DataError, match=r"the loss is (nan|inf) at step 1 .*'fit': (nan|inf)"):
+    with pytest.raises(BadStepError, match=r"the loss is (nan|inf) at step 1 .*'fit': (nan|inf)") as caught:
         made.run(0)
+    assert (caught.value.step, caught.value.micro_batches) == (1, (3,))
     after_one_step, _ = loop(good[:2], steps=1)
     after_one_step.run(0)
     assert made.module.w.item() == after_one_step.module.w.item()
@@ -184,9 +189,21 @@ def test_a_loss_that_is_not_finite_reaches_neither_weights_nor_records(bad):
 def test_a_gradient_that_is_not_finite_is_not_recorded():
     made, records = loop(map(arrays, itertools.count()))
     made.engine.get_global_grad_norm = lambda: torch.tensor(torch.inf)
-    with pytest.raises(DataError, match="the gradient's norm is inf at step 0"):
+    with pytest.raises(BadStepError, match="the gradient's norm is inf at step 0") as caught:
         made.run(0)
+    assert caught.value.micro_batches == (0, 1)  # their losses are fine: none can be told from the others
     assert not records
+
+
+def test_the_micro_batch_behind_a_spike_is_named():
+    batches = [arrays(number) for number in range(6)]
+    batches[5]["x"] = batches[5]["x"] + 100
+    made, records = loop(batches)
+    made.guard = Guard(GuardConfig(spike=20, window=2))
+    with pytest.raises(BadStepError, match="is a spike .* at step 2") as caught:
+        made.run(0)
+    assert caught.value.micro_batches == (5,)
+    assert made.guard.recent == [record.loss for _, record in records]
 
 
 def test_text_is_cut_to_the_longest_row_in_steps_of_eight():
