@@ -1,0 +1,152 @@
+"""Two workers, one, two again, in one run: `python -m benchmarks.elastic`.
+
+Two nodes (processes of this machine) have room for a worker each. The second one is drained, as before a spot machine
+is taken: the run saves a checkpoint at once, and goes on with one worker when the node is gone. Then a new node comes.
+Reported are the numbers of workers with the steps at which each began, and the largest relative difference of a loss
+from a run of two workers throughout. That the micro-batches of every step are the same, the loop asserts by their
+numbers. Needs the extra `demo`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import RESULTS
+from benchmarks.recovery import BUCKET, PATIENCE_S, prepare, tree, wait
+from blip3o import log, settings
+from blip3o.config.load import build_recipe
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from cluster.local_s3 import LocalS3
+
+DRAIN_S = 10  # seconds from the notice to the end of the node
+HEAD = {"place": "head"}
+
+
+class Nodes:
+    """A cluster of a head with room for one worker and the stream, and of one node that comes and goes."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1.75, "labels": HEAD, "include_dashboard": False, "object_store_memory": 200_000_000}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._node: Any = None
+        self.address = str(self._cluster.address)
+
+    def grow(self) -> None:
+        """A node comes."""
+        self._node = self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+
+    def drain(self) -> None:
+        """The node gets notice that it will be taken; returns at once."""
+        told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        which = ["--address", self.address, "--node-id", self._node.node_id]
+        ray = str(Path(sys.executable).with_name("ray"))
+        limit = ["--deadline-remaining-seconds", str(DRAIN_S)]
+        subprocess.run([ray, "drain-node", *which, *told, *limit], check=True, capture_output=True)
+
+    def take(self) -> None:
+        """The node goes, without a word."""
+        self._cluster.remove_node(self._node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """Ends every process of the cluster."""
+        self._cluster.shutdown()
+
+
+def attempts(recipe: Recipe) -> list[dict[str, Any]]:
+    """The starts of a run that reached a step, in their order."""
+    files = storage.list_files(f"{recipe.run.storage}/{recipe.run.name}/attempts", suffix=".json")
+    return [json.loads(storage.read_bytes(file.uri)) for file in files]
+
+
+def resized(nodes: Nodes, recipe: Recipe) -> list[dict[str, Any]]:
+    """Trains the recipe while the second node is drained, taken and replaced; returns the starts."""
+    from jobs.train import train
+
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(train, recipe)
+
+        def reached(count: int) -> bool:
+            return run.done() or len(attempts(recipe)) >= count
+
+        wait(lambda: reached(1))
+        time.sleep(3)
+        nodes.drain()
+        time.sleep(DRAIN_S)
+        nodes.take()
+        wait(lambda: reached(2))
+        nodes.grow()
+        wait(lambda: reached(3))
+        run.result(PATIENCE_S)
+    return attempts(recipe)
+
+
+def losses(recipe: Recipe) -> list[float]:
+    """The loss of every step."""
+    from jobs.train_worker import read_metrics
+
+    return [row["loss"] for row in read_metrics(recipe)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs both, prints the result as a line of JSON and keeps it in a file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--zero", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    chosen = parser.parse_args(argv)
+    log.configure()
+    settings.configure_ray()
+    settings.override({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"})
+    with tempfile.TemporaryDirectory() as folder, LocalS3(data_dir=Path(folder) / "s3") as store:
+        settings.override(store.environment)
+        store.create_bucket(BUCKET)
+        result = measure(f"s3://{BUCKET}", zero=chosen.zero, steps=chosen.steps)
+    print(json.dumps(result))
+    chosen.results.mkdir(exist_ok=True)
+    file = chosen.results / f"elastic-{time.strftime('%Y-%m-%d', time.gmtime())}.json"
+    file.write_text(json.dumps(result) + "\n")
+    return 0
+
+
+def measure(base: str, *, zero: int, steps: int) -> dict[str, Any]:
+    """Both runs, and what they have in common."""
+    import ray
+
+    from jobs.train import train
+
+    prepare(base)
+    here = {"data_labels": HEAD}
+    fixed = tree(base, "fixed", zero=zero, steps=steps)
+    elastic = tree(base, "elastic", zero=zero, steps=steps, workers={"min": 1, "max": 2})
+    made = [build_recipe(it | {"parallel": it["parallel"] | here}) for it in (fixed, elastic)]
+    nodes = Nodes()
+    nodes.grow()
+    ray.init(nodes.address, log_to_driver=False)
+    try:
+        train(made[0])
+        starts = resized(nodes, made[1])
+    finally:
+        ray.shutdown()
+        nodes.stop()
+    one, other = map(losses, made)
+    return {
+        "name": "elastic",
+        "workers": [start["workers"] for start in starts],
+        "first steps": [start["step"] - 1 for start in starts],
+        "steps": [len(one), len(other)],
+        "largest relative difference of a loss": max(abs(a - b) / abs(a) for a, b in zip(one, other, strict=True)),
+        "of the first resized step": abs(one[starts[1]["step"]] / other[starts[1]["step"]] - 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

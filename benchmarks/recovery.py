@@ -1,0 +1,232 @@
+"""Kills a run at random moments until it has been killed often enough, and asks whether its weights are those of the
+run that nobody killed: `python -m benchmarks.recovery [--zero 1] [--kills 20]`.
+
+Every kill is a SIGKILL of real processes: of one training worker, or, every fourth time, of the driver with all of its
+workers, after which the run is submitted again. Moments are drawn between two starts, so that some fall into start-up
+and some into an upload. Reported are the sha256 of both results, and the seconds from a kill of a worker to the next
+step that is done, split by phase. Needs the extra `demo` (a real S3 server).
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks._measure import RESULTS
+from blip3o import log, settings
+from blip3o.config.load import build_recipe
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from cluster.local_s3 import LocalS3
+
+BUCKET, WORKER = "recovery", "RayTrainWorker"
+SEED, SCENES = 3, 96
+PATIENCE_S, POLL_S = 300, 0.05
+DRIVER_EVERY = 4
+PHASES = ("noticed", "built", "restored", "first_batch", "first_step")
+
+
+def tree(base: str, name: str, *, zero: int, steps: int, workers: int | dict[str, int] = 2) -> dict[str, Any]:
+    """A nano recipe for `generate`, on indexed scenes and weights below `base`."""
+    return {
+        "run": {"name": name, "storage": f"{base}/runs", "seed": SEED},
+        "data": {
+            "root": f"{base}/data",
+            "sources": [{"name": "scenes", "shards": "scenes/train-*.tar"}],
+            "tokenizer": "tokenizer.json",
+            "template": {"system": ""},
+            "max_length": 96,
+        },
+        "model": {"preset": "nano"},
+        "stage": {"name": "generate", "start_from": ["world-encoder", "world-understand"]},
+        "optim": {"steps": steps, "lr": 1e-3, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
+        "parallel": {
+            "workers": workers,
+            "device": "cpu",
+            "precision": "fp32",
+            "zero_stage": zero,
+            "cpus_per_data_task": 0.5,
+        },
+        "checkpoint": {"every": 5, "max_failures": 1000, "keep": 3, "notice_every": 2},
+        "log": {"every": 1},
+    }
+
+
+def prepare(base: str) -> None:
+    """Scenes, their index and tokenizer, and the results of the stages before: a model as it is initialised."""
+    from blip3o.data.sets.scenes import build_scenes
+    from blip3o.model.unified import UnifiedModel, initialize
+    from blip3o.train.weights import final_uri, write_final
+    from jobs.common import join_ray, leave_ray
+    from jobs.index import index
+    from jobs.tokenizer import train_tokenizer
+
+    made = build_recipe(tree(base, "world", zero=1, steps=10))
+    build_scenes(f"{base}/data/scenes", train=SCENES, heldout=8, samples_per_shard=40)
+    join_ray()
+    index(made)
+    leave_ray()
+    train_tokenizer(made)
+    parts = {"world-encoder": "encoder", "world-understand": "backbone"}
+    model = UnifiedModel(made.model, image_token_id=5, parts=tuple(parts.values()), max_length=made.data.max_length)
+    initialize(model, SEED)
+    for run, part in parts.items():
+        tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
+        write_final(final_uri(made.run.storage, run), tensors, {"run": run, "identity": run})
+
+
+class Submitted:
+    """A run as a process of its own, submitted again as often as asked."""
+
+    def __init__(self, recipe: dict[str, Any], folder: Path) -> None:
+        self.recipe: Recipe = build_recipe(recipe)
+        self._file, self._log = folder / f"{self.recipe.run.name}.yaml", folder / f"{self.recipe.run.name}.log"
+        self._file.write_text(yaml.safe_dump(recipe))
+        self.submit()
+
+    def submit(self) -> None:
+        """Starts the driver."""
+        command = [sys.executable, "-m", "jobs.train", str(self._file)]
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers that live."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in family if WORKER in _command(process)]
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The starts that reached a step, in their order."""
+        files = storage.list_files(f"{self.recipe.run.storage}/{self.recipe.run.name}/attempts", suffix=".json")
+        return [json.loads(storage.read_bytes(file.uri)) for file in files]
+
+    def finish(self) -> str:
+        """Waits for the end and returns the sha256 of the weights. Raises `RuntimeError` if the run failed."""
+        from blip3o.train.weights import final_uri, read_final
+
+        if self.process.wait(PATIENCE_S) != 0:
+            raise RuntimeError(f"{self.recipe.run.name} failed: {self._log.read_text()[-2000:]}")
+        return str(read_final(final_uri(self.recipe.run.storage, self.recipe.run.name))[1]["sha256"])
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
+
+
+def wait(check: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the check finds
+    """The first true value of `check()`. Raises `TimeoutError` after `PATIENCE_S`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if value := check():
+            return value
+        time.sleep(POLL_S)
+    raise TimeoutError(f"nothing in {PATIENCE_S} s")
+
+
+def kill_often(run: Submitted, kills: int, spread_s: float) -> list[dict[str, Any]]:
+    """Kills a run `kills` times, each at a random moment within `spread_s` of the first step after the kill before.
+
+    Returns each kill with its time; stops early if the run ends first, and says so.
+    """
+    draw = random.Random(SEED)
+    done: list[dict[str, Any]] = []
+
+    def went_on() -> bool:
+        return len(run.attempts()) > (done[-1]["attempts"] if done else 0) or _ended(run)
+
+    for number in range(kills):
+        wait(went_on)
+        time.sleep(draw.uniform(0, spread_s))
+        victims = [] if _ended(run) else run.workers()
+        if not victims:
+            print(f"the run ended after {number} kills: give it more steps")
+            break
+        whole = number % DRIVER_EVERY == DRIVER_EVERY - 1
+        attempts = len(run.attempts())
+        for process in [run.process, *victims] if whole else [draw.choice(victims)]:
+            process.kill()
+        done.append({"time": time.time(), "driver": whole, "attempts": attempts})
+        print(f"kill {number + 1}: {'driver and workers' if whole else 'a worker'}", flush=True)
+        if whole:
+            run.process.wait()
+            run.submit()
+    return done
+
+
+def _ended(run: Submitted) -> bool:
+    return run.process.poll() is not None
+
+
+def phases(kills: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians over the kills of a kind, of the seconds of each phase from the kill to the first step after it.
+
+    `noticed` ends when the new workers begin; `built` is the model and DeepSpeed's engine.
+    """
+    taken: dict[str, list[list[float]]] = {"worker": [], "driver": []}
+    for kill in kills:
+        after = [attempt for attempt in attempts if attempt["began"] > kill["time"]]
+        if after:
+            times = [after[0][name] for name in ("began", *PHASES[1:])]
+            begins = [kill["time"], *times[:-1]]
+            split = [end - begin for begin, end in zip(begins, times, strict=True)]
+            taken["driver" if kill["driver"] else "worker"].append([*split, sum(split)])
+    names = (*PHASES, "all")
+    return {
+        kind: {name: round(statistics.median(row[place] for row in rows), 2) for place, name in enumerate(names)}
+        for kind, rows in taken.items()
+        if rows
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs both, prints the result as a line of JSON and keeps it in a file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--zero", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--spread", type=float, default=4.0, help="seconds after a step within which a kill falls")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    chosen = parser.parse_args(argv)
+    log.configure()
+    settings.configure_ray()
+    with tempfile.TemporaryDirectory() as folder, LocalS3(data_dir=Path(folder) / "s3") as store:
+        settings.override(store.environment)
+        store.create_bucket(BUCKET)
+        base = f"s3://{BUCKET}"
+        prepare(base)
+        quiet = Submitted(tree(base, f"quiet-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), Path(folder))
+        expected = quiet.finish()
+        run = Submitted(tree(base, f"killed-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), Path(folder))
+        kills = kill_often(run, chosen.kills, chosen.spread)
+        found = run.finish()
+        result = {
+            "name": f"recovery-zero{chosen.zero}",
+            "equal": found == expected,
+            "sha256": [expected, found],
+            "kills": len(kills),
+            "of the driver": sum(kill["driver"] for kill in kills),
+            "steps": chosen.steps,
+            "seconds": phases(kills, run.attempts()),
+        }
+    print(json.dumps(result))
+    chosen.results.mkdir(exist_ok=True)
+    file = chosen.results / f"{result['name']}-{time.strftime('%Y-%m-%d', time.gmtime())}.json"
+    file.write_text(json.dumps(result) + "\n")
+    return 0 if result["equal"] and len(kills) == chosen.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
