@@ -29,10 +29,13 @@ def s3(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3):
-    """A local Ray of 4 logical CPUs that this process is connected to; its workers see the store of `s3`."""
+    """A local Ray of 4 logical CPUs that this process is connected to; its workers see the store of `s3`.
+
+    With a dashboard, without which every run of Ray Train ends 12 s later (see `jobs.common.join_ray`).
+    """
     import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300_000_000)
+    ray.init("local", num_cpus=4, include_dashboard=True, log_to_driver=False, object_store_memory=300_000_000)
     yield ray
     ray.shutdown()
 

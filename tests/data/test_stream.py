@@ -120,12 +120,11 @@ def test_columns_of_another_shape_stop_the_stream(ray_cluster):
         next(iterate_micro_batches(stream(0, 2, make_micro_batch_fn=make).iterator()))
 
 
-@pytest.mark.parametrize(("world", "first"), [(1, 0), (2, 8)])
-def test_train_workers_see_the_same_order(ray_cluster, tmp_path, world, first):
+def test_train_workers_see_the_same_order(ray_cluster, tmp_path):
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    end = 16
+    world, first, end = 2, 8, 16
 
     def worker(out: str) -> None:
         context = ray.train.get_context()
@@ -139,7 +138,7 @@ def test_train_workers_see_the_same_order(ray_cluster, tmp_path, world, first):
         train_loop_config={"out": str(tmp_path)},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=world, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(name=f"order-{world}", storage_path=str(tmp_path / "runs")),
+        run_config=ray.train.RunConfig(name="order", storage_path=str(tmp_path / "runs")),
         datasets={"train": lambda: stream(first, end)},
         dataset_config=data_config(),
     ).fit()
