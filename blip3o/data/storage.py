@@ -290,6 +290,15 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
     return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
 
 
+def list_folders(uri: str) -> list[str]:
+    """The names of the folders right below a folder, sorted; empty where it does not exist. Raises `StorageError`."""
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.S3FileSystem):
+        _require_bucket(uri, filesystem, path)
+    found = _tried(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
 def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
     bucket = path.split("/", 1)[0]
     found = _tried(uri, lambda: filesystem.get_file_info(bucket)).type

@@ -1,4 +1,4 @@
-"""Loss curves as one SVG of small multiples: a panel a stage, every step faint, their running mean in full colour.
+"""Curves over steps as one SVG of small multiples: every step faint, their running mean in full colour.
 
 Text and axes take the colour of the page around them, so the picture reads on light and dark ground alike.
 """
@@ -6,6 +6,7 @@ Text and axes take the colour of the page around them, so the picture reads on l
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,51 +42,77 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One small picture: lines by name, each of points (x, y). A single line is drawn with its running mean."""
+
+    title: str
+    unit: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+
+
 def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """An `<svg>` element with a panel for each stage of `metrics` (rows with `step` and `loss`), in their order.
 
     A stage without rows is left out; "" where nothing remains.
     """
-    stages = {name: rows for name, rows in metrics.items() if rows}
-    if not stages:
+    lines = {name: {"": [(row["step"], row["loss"]) for row in rows]} for name, rows in metrics.items()}
+    return draw_panels([Panel(title=name, unit="loss", lines=points) for name, points in lines.items()])
+
+
+def draw_panels(wanted: Sequence[Panel]) -> str:
+    """An `<svg>` element of panels over steps; those without points are left out, "" where nothing remains."""
+    panels = [panel for panel in wanted if any(panel.lines.values())]
+    if not panels:
         return ""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(stages) / _COLUMNS)
+    rows = math.ceil(len(panels) / _COLUMNS)
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_PANEL[0] * _COLUMNS, _PANEL[1] * rows), layout="constrained")
-        panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
-        for panel in panels[len(stages) :]:
-            panel.set_axis_off()
-        for panel, (name, points) in zip(panels, stages.items(), strict=False):
-            _draw(panel, name, points)
+        places = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+        for place in places[len(panels) :]:
+            place.set_axis_off()
+        for place, panel in zip(places, panels, strict=False):
+            _draw(place, panel)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(_PAGE_INK, "currentColor")
 
 
-def _draw(panel: "Axes", name: str, points: Sequence[Mapping[str, Any]]) -> None:
-    steps = np.array([row["step"] for row in points])
-    losses = np.array([row["loss"] for row in points], dtype=float)
-    panel.plot(steps, losses, color=COLOR, alpha=0.3, linewidth=0.7)
-    panel.plot(steps, smoothed(losses), color=COLOR, linewidth=1.6)
-    if losses.min() > 0 and losses.max() / losses.min() > _LOG_RANGE:
-        _make_logarithmic(panel)
-    panel.set_title(name)
-    panel.set_xlabel("step")
-    panel.set_ylabel("loss")
-    panel.margins(x=0.02)
+def _draw(place: "Axes", panel: Panel) -> None:
+    lines = {name: np.array(points, dtype=float) for name, points in panel.lines.items() if points}
+    values = np.concatenate([points[:, 1] for points in lines.values()])
+    if len(lines) == 1:
+        [points] = lines.values()
+        place.plot(points[:, 0], points[:, 1], color=COLOR, alpha=0.3, linewidth=0.7)
+        place.plot(points[:, 0], smoothed(points[:, 1]), color=COLOR, linewidth=1.6)
+    else:
+        _draw_several(place, lines)
+    if values.min() > 0 and values.max() / values.min() > _LOG_RANGE:
+        _make_logarithmic(place)
+    place.set_title(panel.title)
+    place.set_xlabel("step")
+    place.set_ylabel(panel.unit)
+    place.margins(x=0.02)
 
 
-def _make_logarithmic(panel: "Axes") -> None:
+def _draw_several(place: "Axes", lines: Mapping[str, np.ndarray]) -> None:
+    """Lines in their order from light to dark, each named at its end."""
+    for number, (name, points) in enumerate(lines.items()):
+        place.plot(*points.T, color=COLOR, alpha=0.25 + 0.75 * (number + 1) / len(lines), linewidth=1.2, marker=".")
+        place.annotate(name, points[-1], xytext=(4, 0), textcoords="offset points", va="center", fontsize=6)
+
+
+def _make_logarithmic(place: "Axes") -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
+    place.set_yscale("log")
+    place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    place.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    place.yaxis.set_minor_formatter(NullFormatter())
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
