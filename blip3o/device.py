@@ -12,6 +12,18 @@ if TYPE_CHECKING:
 
 DeviceKind = Literal["cpu", "gpu"]
 
+# Dense bf16 operations a second by the makers' data sheets (without sparsity), by a part of the device's name; the
+# first that fits. Other arithmetic, and what is not here, takes `parallel.peak_tflops`.
+PEAK_BF16 = {
+    "B200": 2250e12,
+    "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+
 
 def select(kind: DeviceKind, *, local_rank: int = 0) -> "torch.device":
     """The device of one worker. Raises `ConfigError` if a GPU is asked for and this process sees none."""
@@ -36,3 +48,24 @@ def collective_backend(kind: DeviceKind) -> str:
 def gpus_per_worker(kind: DeviceKind) -> int:
     """GPUs that one training worker reserves."""
     return 1 if kind == "gpu" else 0
+
+
+def peak_flops(device: "torch.device", precision: str) -> float | None:
+    """Operations a second that the device can do at most, by `PEAK_BF16`; None for what the table does not know."""
+    import torch
+
+    if device.type == "cpu" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Bytes: the most that tensors took of a GPU's memory so far, or that this process took of the machine's."""
+    import resource
+
+    import torch
+
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return int(torch.cuda.max_memory_allocated(device))

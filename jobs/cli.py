@@ -14,7 +14,7 @@ import typer
 
 from blip3o import log, settings
 from blip3o.errors import Blip3oError, DataError, RequestError
-from jobs import convert, data, model
+from jobs import convert, data, model, runs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +29,8 @@ app.add_typer(dataset, name="dataset")
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
+app.command("runs")(runs.runs)
+app.command("report")(runs.report)
 
 SHOWN = 10  # damaged inputs that an import names
 

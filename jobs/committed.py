@@ -13,6 +13,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.errors import CheckpointError
 from blip3o.train import checkpoint
+from blip3o.train.places import validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +109,10 @@ def prune(recipe: Recipe, fit_name: str) -> None:
         return
     rules = recipe.checkpoint
     kept = checkpoint.kept(steps, last=rules.keep, every=rules.keep_every, best=_best(recipe, steps))
+    kept |= _awaiting(recipe, steps)
     for step in sorted(_present(recipe)):
         if step <= steps[-1] and step not in kept:
             storage.delete(shards_uri(recipe, step))
-
-
-def validation_uri(recipe: Recipe, step: int) -> str:
-    """Where the figures of the validation after a step are, as one JSON object."""
-    return storage.join(recipe.run.storage, recipe.run.name, "validation", f"{step:08d}.json")
 
 
 def _best(recipe: Recipe, steps: Iterable[int]) -> int | None:
@@ -123,7 +120,20 @@ def _best(recipe: Recipe, steps: Iterable[int]) -> int | None:
     name = recipe.checkpoint.best
     if name is None:
         return None
-    root = storage.join(recipe.run.storage, recipe.run.name, "validation")
-    found = {int(file.uri.rsplit("/", 1)[1][:8]): file.uri for file in storage.list_files(root, suffix=".json")}
+    found = _validated(recipe)
     figures = {step: json.loads(storage.read_bytes(found[step]))[name] for step in steps if step in found}
     return min(figures, key=lambda step: (figures[step], step)) if figures else None
+
+
+def _validated(recipe: Recipe) -> dict[int, str]:
+    """Where the figures of each validation are, by step."""
+    files = storage.list_files(validation_folder(recipe.run.storage, recipe.run.name), suffix=".json")
+    return {int(file.uri.rsplit("/", 1)[1].removesuffix(".json")): file.uri for file in files}
+
+
+def _awaiting(recipe: Recipe, steps: Iterable[int]) -> set[int]:
+    """The newest checkpoints that are still to be validated: no more than a slow validation and the next one."""
+    if recipe.evaluate.every is None:
+        return set()
+    newest = max(_validated(recipe), default=0)
+    return set(sorted(step for step in steps if step > newest and recipe.evaluate.due(step))[-2:])

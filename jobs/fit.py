@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-    from ray.train import ScalingConfig
+    from ray.train import Checkpoint, ScalingConfig, ValidationConfig
     from ray.train.torch import TorchTrainer
 
     from blip3o.data.stream import Encoders
@@ -108,6 +108,7 @@ def _trainer(plan: FitPlan, pipeline: Pipeline, *, most: int) -> "TorchTrainer":
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=saved.max_failures),
         ),
+        validation_config=validations(plan),
         datasets={"train": stream_factory(plan)},
         dataset_config=data_config(parallel.data_labels, stream_encoders(plan)),
     )
@@ -124,6 +125,28 @@ def scaling(parallel: ParallelConfig, *, most: int) -> "ScalingConfig":
         resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
         label_selector=dict(parallel.worker_labels) or None,
     )
+
+
+def validations(plan: FitPlan) -> "ValidationConfig | None":
+    """What Ray Train runs beside the training for a checkpoint that asks for it; None if no stage has validations."""
+    from ray.train import ValidationConfig, ValidationTaskConfig
+
+    pipeline = plan.pipeline()
+    evaluate = next((recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None), None)
+    if evaluate is None:
+        return None
+    gpus = evaluate.gpus * gpus_per_worker(pipeline.stages[0].parallel.device)
+    return ValidationConfig(
+        fn=_validate,
+        task_config=ValidationTaskConfig(fn_kwargs={"plan": asdict(plan)}),
+        ray_remote_kwargs={"num_cpus": evaluate.cpus, "num_gpus": gpus},
+    )
+
+
+def _validate(checkpoint: "Checkpoint", *, plan: dict[str, Any]) -> dict[str, float]:
+    from jobs.validate import validate_checkpoint
+
+    return validate_checkpoint(checkpoint, plan=plan)
 
 
 def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":

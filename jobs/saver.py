@@ -50,6 +50,7 @@ class Saver:
             checkpoint_upload_mode=Mode.ASYNC,
             checkpoint_upload_fn=lambda local, name: self._upload(Path(local.path), name, step),
             delete_local_checkpoint_after_upload=True,
+            validation=self._recipe.evaluate.due(step),
         )
 
     def _upload(self, local: Path, name: str, step: int) -> Checkpoint:

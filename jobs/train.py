@@ -59,9 +59,23 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
     with shown([Shown(run=recipe.run.name, total=recipe.optim.steps) for recipe in rest]):
         fit(pipeline, data, features)
     results = _finished(pipeline, data)
+    for recipe in rest:
+        _warn_of_validations(recipe)
     for recipe in pipeline.stages[len(results) :]:
         raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
     return results
+
+
+def _warn_of_validations(recipe: Recipe) -> None:
+    """Names the validations that failed: Ray Train tells it in the log of its controller alone."""
+    from blip3o.data import storage
+    from blip3o.train.places import validation_uri
+
+    due = [step for step in range(1, recipe.optim.steps + 1) if recipe.evaluate.due(step)]
+    places = {step: validation_uri(recipe.run.storage, recipe.run.name, step) for step in due}
+    failed = [step for step, place in places.items() if not storage.exists(place)]
+    if failed:
+        logger.warning("run '%s': no validation after steps %s: see the log of Ray Train", recipe.run.name, failed)
 
 
 def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]:
@@ -177,8 +191,10 @@ def _require_resources(pipeline: Pipeline) -> None:
     parallel = pipeline.stages[0].parallel
     encoders = parallel.encoders if streams_features(pipeline) else 0
     cpus = parallel.fewest * parallel.cpus_per_worker + parallel.data_tasks * parallel.cpus_per_data_task
-    cpus += encoders * parallel.cpus_per_encoder
-    gpus = (parallel.fewest + encoders * parallel.gpus_per_encoder) * gpus_per_worker(parallel.device)
+    validated = [recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None]
+    cpus += encoders * parallel.cpus_per_encoder + max((it.cpus for it in validated), default=0)
+    devices = parallel.fewest + encoders * parallel.gpus_per_encoder + max((it.gpus for it in validated), default=0)
+    gpus = devices * gpus_per_worker(parallel.device)
     offered = ray.cluster_resources()
     if cpus <= offered.get("CPU", 0) and gpus <= offered.get("GPU", 0):
         return

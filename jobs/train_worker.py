@@ -1,6 +1,5 @@
 """What runs inside each Ray Train worker: for each stage build, restore, loop, report, and leave the result."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from blip3o.train import checkpoint
 from blip3o.train.engine import build_engine
 from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.loop import Loop, StepRecord
+from blip3o.train.meter import Meter
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.saved_files import DamagedCheckpointError
 from blip3o.train.stages import freeze, stage_of
@@ -39,8 +39,9 @@ from blip3o.train.weights import (
 from jobs.attempts import Attempt, end_hanging
 from jobs.committed import committed_step
 from jobs.fit import FitPlan
-from jobs.progress import board
+from jobs.recorder import Recorder, peak_flops
 from jobs.restorer import find_start, restore
+from jobs.runs import read_rows
 from jobs.saver import Saver
 from jobs.setbacks import Setback
 
@@ -106,6 +107,7 @@ def _train_stage(
         attempt.mark("restored")
         guard = Guard(recipe.guard, state.get("recent", ()))
         saver = Saver(recipe, engine, identity, fit_name=fit_name)
+        recorder = Recorder(recipe, peak_flops=peak_flops(recipe, device, workers=world)) if rank == 0 else None
         Loop(
             recipe=sized,
             engine=engine,
@@ -115,13 +117,15 @@ def _train_stage(
             rank=rank,
             world=world,
             pad_id=tokenizer.ids[PAD],
-            after_step=Reporter(recipe, saver, guard, attempt, rank=rank).after_step,
+            after_step=Reporter(recipe, saver, guard, attempt, recorder=recorder).after_step,
             first_micro_batch=first_micro_batch,
             guard=guard,
             begin=watch.begin,
+            meter=Meter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD]),
         ).run(start.step)
         watch.begin("leaving the result")
-        if rank == 0:
+        if recorder is not None:
+            recorder.close()
             leave_result(recipe, module, identity, workers=world)
         engine.destroy()
 
@@ -158,25 +162,24 @@ def _queries_from_questions(recipe: Recipe, model: UnifiedModel, tokenizer: Chat
 
 
 class Reporter:
-    """After each step: keeps its record, tells the board, and at checkpoints saves, commits and writes the metrics.
+    """After each step, on every rank: hands its record to the recorder, and saves and commits at checkpoints.
 
-    Metrics are one file per checkpoint interval, so that a resumed run rewrites the same files with the same rows.
+    `recorder` is rank 0's alone. A committed checkpoint has the rows of all steps before it.
     """
 
-    def __init__(self, recipe: Recipe, saver: Saver, guard: Guard, attempt: Attempt, *, rank: int) -> None:
-        self._recipe, self._saver, self._guard, self._attempt, self._rank = recipe, saver, guard, attempt, rank
+    def __init__(
+        self, recipe: Recipe, saver: Saver, guard: Guard, attempt: Attempt, *, recorder: Recorder | None
+    ) -> None:
+        self._recipe, self._saver, self._guard, self._attempt = recipe, saver, guard, attempt
+        self._recorder = recorder
         self._noticed = False
-        self._rows: list[dict[str, Any]] = []
-        self._board = board() if rank == 0 else None
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """`done` steps are finished; `record` is the last one's."""
-        self._rows.append(record.row())
-        if self._rank == 0:
+        if self._recorder is not None:
             self._attempt.stepped(done, data_wait=record.data_wait, seconds=record.seconds)
+            self._recorder.add(done, record)
         last = done == self._recipe.optim.steps
-        if self._board is not None and (last or done % self._recipe.log.every == 0):
-            self._board.tell.remote(self._recipe.run.name, {"step": done, "loss": record.loss})
         if last or done % self._recipe.checkpoint.every == 0 or self._notice(done):
             self._commit(done, record)
 
@@ -189,29 +192,15 @@ class Reporter:
         return self._noticed
 
     def _commit(self, done: int, record: StepRecord) -> None:
-        if self._rank == 0:
-            lines = "".join(json.dumps(row) + "\n" for row in self._rows)
-            storage.write_bytes(metrics_uri(self._recipe, done), lines.encode())
-        self._rows.clear()
+        if self._recorder is not None:
+            self._recorder.flush()
+            self._recorder.settle()
         self._saver.save(done, {"step": done, "loss": record.loss}, {"recent": self._guard.recent})
-
-
-def metrics_folder(recipe: Recipe) -> str:
-    """Where a run's metrics are: one JSON-lines file per checkpoint interval."""
-    return storage.join(recipe.run.storage, recipe.run.name, "metrics")
-
-
-def metrics_uri(recipe: Recipe, done: int) -> str:
-    """The metrics of the interval that ends after `done` steps."""
-    return storage.join(metrics_folder(recipe), f"step-{done:08d}.jsonl")
 
 
 def read_metrics(recipe: Recipe) -> list[dict[str, Any]]:
     """All rows of a run so far, in the order of steps."""
-    files = storage.list_files(metrics_folder(recipe), suffix=".jsonl")
-    rows = [json.loads(line) for file in files for line in storage.read_bytes(file.uri).splitlines()]
-    # A run that fell back to an older checkpoint may have cut its intervals elsewhere: the rows are the same.
-    return list({row["step"]: row for row in sorted(rows, key=lambda row: row["step"])}.values())
+    return read_rows(recipe.run.storage, recipe.run.name)
 
 
 @dataclass(frozen=True, kw_only=True)

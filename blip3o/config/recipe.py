@@ -136,12 +136,50 @@ class EvaluateConfig(Frozen):
     questions: int = Field(default=300, gt=0, description="understanding questions asked")
     images: int = Field(default=128, gt=0, description="held-out captions drawn")
     seed: int = Field(default=0, ge=0, description="seed of the evaluation's choices and draws")
+    every: int | None = Field(
+        default=None,
+        gt=0,
+        description="optimizer steps between validations while a stage trains, a multiple of checkpoint.every: the "
+        "loss on held-out samples and a grid of drawings, made beside the training; none if left out",
+    )
+    samples: int = Field(default=64, gt=0, description="held-out samples of a validation's loss")
+    sigma_bins: int = Field(default=10, gt=0, description="bins of the noise level in which a flow's loss is told")
+    grid: int = Field(default=4, ge=0, description="held-out prompts that a validation draws; 0 draws none")
+    grid_seeds: int = Field(default=3, gt=0, description="drawings of each of them")
+    grid_from: tuple[str, ...] = Field(
+        default=(),
+        description="names of finished runs that trained the decoder by which grids are drawn; without it, the coarse "
+        "head draws them if one of stage.start_from trained it, and else nothing does",
+    )
+    cpus: float = Field(default=1, gt=0, description="logical CPUs that a validation reserves")
+    gpus: float = Field(
+        default=1, gt=0, description="GPUs, or a share of one, that a validation reserves where device is gpu"
+    )
+
+    def due(self, done: int) -> bool:
+        """Whether the checkpoint after so many steps is validated."""
+        return self.every is not None and done % self.every == 0
+
+
+SinkName = Literal["tensorboard", "ray", "wandb", "mlflow"]
 
 
 class LogConfig(Frozen):
     """What a run says of itself."""
 
-    every: int = Field(default=10, gt=0, description="steps between console lines; every step goes to metrics.jsonl")
+    every: int = Field(default=10, gt=0, description="steps between console lines and values of Ray's metrics")
+    flush: int | None = Field(
+        default=None,
+        gt=0,
+        description="steps between writing what was measured (every step has its row) to the sinks; left out, they are "
+        "written with the checkpoints",
+    )
+    sinks: tuple[SinkName, ...] = Field(
+        default=("tensorboard", "ray"),
+        description="where rows go beside JSON lines below <run>/metrics: tensorboard (files below <run>/tensorboard), "
+        "ray (gauges for Prometheus), wandb and mlflow (set by their own environment variables)",
+    )
+    project: str = Field(default="blip3o", description="project in wandb, experiment in mlflow")
 
 
 class Recipe(Frozen):
@@ -213,6 +251,19 @@ class Recipe(Frozen):
             self.data.feature_dtype is None or self.data.features == "cache",
             f"data.feature_dtype {self.data.feature_dtype} is of stored features, and data.features is "
             f"'{self.data.features}': set data.features=cache, or leave it out",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_data(self) -> Self:
+        every, saved = self.evaluate.every, self.checkpoint.every
+        _require(
+            every is None or every % saved == 0,
+            f"evaluate.every {every} is not a multiple of checkpoint.every {saved}: validations read checkpoints",
+        )
+        _require(
+            every is None or bool(self.evaluate.sources),
+            f"evaluate.every {every} asks for validations, and evaluate.sources is empty: name held-out sources",
         )
         return self
 

@@ -78,6 +78,12 @@ class ParallelConfig(Frozen):
         "less memory, more time, the same values and gradients",
     )
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
+    peak_tflops: float | None = Field(
+        default=None,
+        gt=0,
+        description="10^12 operations a second that one worker's device can do at most, of which MFU is a share; left "
+        "out, what is known of the device (none for a CPU: then there is no MFU)",
+    )
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
     data_tasks: int = Field(default=1, gt=0, description="decoding actors of the stream")
     cpus_per_data_task: float = Field(default=1, gt=0, description="logical CPUs that a decoding actor reserves")

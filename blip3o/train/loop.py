@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blip3o.config.recipe import Recipe
 from blip3o.config.resilience import GuardConfig
+from blip3o.device import peak_memory
 from blip3o.errors import DataError
 from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.objectives import Batch, StageModule
@@ -31,6 +32,7 @@ class StepRecord:
     """What one optimizer step did: loss and terms are global means, times are this rank's seconds.
 
     `checkpoint_stall` is what passed between the step before and this one: where a checkpoint was saved, its saving.
+    `work` is what `Meter` counts, over all ranks; `memory` this rank's peak so far, bytes.
     """
 
     step: int
@@ -42,6 +44,8 @@ class StepRecord:
     seconds: float
     data_wait: float
     checkpoint_stall: float = 0.0
+    work: dict[str, int] = field(default_factory=dict)
+    memory: int = 0
 
     def row(self) -> dict[str, Any]:
         """One flat JSON row."""
@@ -50,8 +54,10 @@ class StepRecord:
             "seconds": self.seconds,
             "data_wait": self.data_wait,
             "checkpoint_stall": self.checkpoint_stall,
+            "memory_bytes": self.memory,
         }
-        return {"step": self.step, "loss": self.loss, **terms, "grad_norm": self.grad_norm, "lr": self.lr, **times}
+        figures = {"grad_norm": self.grad_norm, "lr": self.lr, "samples": self.samples, **self.work}
+        return {"step": self.step, "loss": self.loss, **terms, **figures, **times}
 
 
 @dataclass
@@ -76,9 +82,11 @@ class Loop:
     first_micro_batch: int = 0
     guard: Guard = field(default_factory=lambda: Guard(GuardConfig()))
     begin: Callable[[str], None] = lambda _: None
+    meter: Callable[[Batch], dict[str, int]] = lambda _: {}
     _wait: float = field(default=0.0, init=False)
     _counts: list[dict[str, int]] = field(default_factory=list, init=False)
     _parts: list[Tensor] = field(default_factory=list, init=False)
+    _work: dict[str, int] = field(default_factory=dict, init=False)
 
     def run(self, start: int) -> None:
         """Runs steps `start` … `optim.steps` − 1.
@@ -103,6 +111,8 @@ class Loop:
                 seconds=time.perf_counter() - began,
                 data_wait=self._wait,
                 checkpoint_stall=stall,
+                work=self._work,
+                memory=peak_memory(self.device),
             )
             ended = time.perf_counter()
             self.begin(f"what follows step {step}")
@@ -176,15 +186,17 @@ class Loop:
         return self.module.weights.get(name, 1.0)
 
     def _global_counts(self, group: list[Batch]) -> dict[str, int]:
+        """What each term judges in this step, over all ranks; with it, in one reduction, the step's work."""
         self._counts = [self.module.counts(batch) for batch in group]
+        metered = [self.meter(batch) for batch in group]
         counts: dict[str, int] = {}
-        for own in self._counts:
+        for own in (*self._counts, *metered):
             for name, count in own.items():
                 counts[name] = counts.get(name, 0) + count
-        return {
-            name: int(value)
-            for name, value in self._reduce({k: torch.tensor(float(v)) for k, v in counts.items()}).items()
-        }
+        tensors = {name: torch.tensor(count, dtype=torch.float64) for name, count in counts.items()}
+        totals = {name: int(value) for name, value in self._reduce(tensors).items()}
+        self._work = {name: totals[name] for name in sorted({name for own in metered for name in own})}
+        return totals
 
     def _reduce(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Sums over ranks, in fp64, in the order of names."""

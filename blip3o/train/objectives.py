@@ -112,7 +112,7 @@ class StageModule(nn.Module):
         logits = self.model.backbone.logits(states[supervised]).float()
         return {"text": F.cross_entropy(logits, labels[supervised], reduction="sum")}
 
-    def _target_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def target_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is to be generated, [B, L, F], and the query states [B, N, H]."""
         model = self.model
         with torch.no_grad():
@@ -128,12 +128,12 @@ class StageModule(nn.Module):
         return self.model.features(batch["decoder_pixels" if vae else "encoder_pixels"])
 
     def _regress(self, batch: Batch) -> dict[str, Tensor]:
-        data, states = self._target_and_states(batch)
+        data, states = self.target_and_states(batch)
         return {"mse": (self.model.head.condition(states).prediction - data).float().square().sum()}
 
     def _generate(self, batch: Batch) -> dict[str, Tensor]:
         model, stage, sampler = self.model, self._recipe.stage, self._recipe.model.sampler
-        data, states = self._target_and_states(batch)
+        data, states = self.target_and_states(batch)
         draws = [
             flow_draws(
                 batch["draw_key"],

@@ -12,7 +12,7 @@ def base(s3, ray_cluster):
     from tests.jobs import world
 
     uri = f"{s3}/jobs"
-    made = world.recipe(uri)
+    made = world.recipe(uri, evaluate=world.VALIDATED)
     build_scenes(f"{uri}/data/scenes", train=world.SCENES, heldout=8, samples_per_shard=40)
     index(made)
     train_tokenizer(made)

@@ -7,6 +7,7 @@ import pytest
 from blip3o.data import storage
 from blip3o.errors import CheckpointError
 from blip3o.train.checkpoint import kept, name_of
+from blip3o.train.places import validation_uri
 from jobs.committed import (
     SNAPSHOT,
     committed_step,
@@ -15,7 +16,6 @@ from jobs.committed import (
     prune,
     reject,
     shards_uri,
-    validation_uri,
 )
 from tests import recipes
 
@@ -59,11 +59,29 @@ def test_the_newest_committed_checkpoint_of_the_stage_counts(made):
     assert committed_step(made) == 0
 
 
+def validated(made, figures):
+    for step, figure in figures.items():
+        place = validation_uri(made.run.storage, made.run.name, step)
+        storage.write_bytes(place, json.dumps({"validation/flow": figure}).encode())
+
+
 def test_pruning_leaves_what_the_rules_keep_and_what_is_on_its_way(made):
-    for step, figure in ((3, 0.5), (6, 0.2), (9, 0.3)):
-        storage.write_bytes(validation_uri(made, step), json.dumps({"validation/flow": figure}).encode())
+    validated(made, {3: 0.5, 6: 0.2, 9: 0.3})
     prune(made, FIT)
     assert steps_with_files(made) == [6, 12, 15]
+
+
+@pytest.mark.parametrize(("figures", "left"), [({}, [9, 12, 15]), ({3: 0.5, 6: 0.6}, [3, 9, 12, 15])])
+def test_a_checkpoint_that_waits_for_its_validation_is_not_pruned(made, figures, left):
+    """But two at the most: validations that are slower than the training do not fill the store."""
+    evaluate = {"every": 3, "sources": [{"name": "held", "shards": "held/*.tar"}]}
+    checkpoint = made.checkpoint.model_dump() | {"every": 3}
+    waiting = recipes.recipe(run=made.run.model_dump(), checkpoint=checkpoint, evaluate=evaluate)
+    validated(waiting, figures)
+    for step in (3, 6, 9):
+        storage.write_bytes(f"{shards_uri(waiting, step)}/state/a.pt", b"weights")
+    prune(waiting, FIT)
+    assert steps_with_files(waiting) == left
 
 
 def test_a_run_falls_back_past_damaged_and_pruned_checkpoints_until_none_is_left(made, caplog):

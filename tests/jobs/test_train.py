@@ -14,12 +14,18 @@ from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.errors import ConfigError
+from blip3o.evaluate.run_report import render_run
 from blip3o.train.checkpoint import name_of
-from blip3o.train.weights import final_uri, write_final
+from blip3o.train.places import tensorboard_folder
+from blip3o.train.rows import reproducible
+from blip3o.train.weights import final_uri, read_final, write_final
 from jobs.committed import SNAPSHOT, committed_step, committed_steps, lists_uri, shards_uri
+from jobs.runs import read_run
 from jobs.train import train, train_pipeline
 from jobs.train_worker import read_metrics
+from jobs.validate import validate_weights
 from tests.jobs import world
+from tests.train.events import read_scalars
 
 KILL_FROM = 5  # steps that are done when a worker is killed: the checkpoint after three is there
 PATIENCE_S = 240
@@ -29,17 +35,14 @@ WORKER = "RayTrainWorker"
 
 @pytest.fixture(scope="module")
 def quiet(base):
-    """An undisturbed run and what it returned."""
-    made = world.recipe(base)
+    """An undisturbed run, with validations beside it, and what it returned; the others have none."""
+    made = world.recipe(base, evaluate=world.VALIDATED)
     return made, train(made)
 
 
-TIMES = ("seconds", "data_wait", "checkpoint_stall")
-
-
 def figures(made: Recipe) -> list[dict]:
-    """Every row of a run's metrics, without the times."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(made)]
+    """Every row of a run's metrics, without what the clock decides."""
+    return [reproducible(row) for row in read_metrics(made)]
 
 
 def damage_newest(made: Recipe) -> tuple[int, str]:
@@ -90,14 +93,37 @@ def test_figures_are_whole_and_plausible(quiet):
     assert [row["step"] for row in rows] == list(range(made.optim.steps))
     assert all(row["loss"] == row["loss/flow"] > 0 and row["grad_norm"] > 0 for row in rows)
     assert len({row["loss"] for row in rows}) == len(rows)
+    assert all(row["flops/dit"] > 0 and row["flops/encoder"] > 0 and row["tokens"] > 0 for row in rows)
     assert committed_step(made) == made.optim.steps
     # Pruned when a checkpoint is uploaded, by what is committed then: of nine, those after 18 and 21, and the newest.
     kept = {file.uri.split("/")[-3] for file in storage.list_files(f"{made.run.storage}/quiet/shards", suffix=".pt")}
-    assert kept <= {f"quiet-step-{step:08d}" for step in (15, 18, 21, 24)} and len(kept) <= 4
+    # That after 12, too, if its validation was not done by then.
+    assert kept <= {f"quiet-step-{step:08d}" for step in (12, 15, 18, 21, 24)} and len(kept) <= 5
     summary = result["summary"]
     assert (summary["steps"], summary["workers"], summary["zero_stage"]) == (24, 2, 1)
     assert 0 <= summary["data_wait_fraction"] < 1
     assert {name.split(".")[0] for name in result["tensors"]} == {"queries", "dit"}
+
+
+def test_checkpoints_are_validated_and_drawn_beside_the_training(quiet):
+    made, _ = quiet
+    run = read_run(made.run.storage, made.run.name)
+    assert [found["step"] for found in run.validations] == [12, 24]
+    assert sorted(run.drawings) == [12, 24]
+    # Those of the last checkpoint are the figures of the result's weights.
+    tensors, _ = read_final(final_uri(made.run.storage, made.run.name))
+    elsewhere = made.model_copy(update={"run": made.run.model_copy(update={"name": "validated-again"})})
+    found = validate_weights(elsewhere, 24, tensors)
+    assert found == {name: run.validations[1][name] for name in found}
+    assert sum(name.startswith("validation/flow/") for name in found) == made.evaluate.sigma_bins
+    [figure] = [value for step, tag, value in shown(made) if (step, tag) == (24, "validation/flow")]
+    assert figure == pytest.approx(found["validation/flow"], rel=1e-6)
+    assert "flow by noise level" in render_run(run)
+
+
+def shown(made):
+    """What TensorBoard shows of a run."""
+    return list(read_scalars(tensorboard_folder(made.run.storage, made.run.name)))
 
 
 def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing_when_the_run_is_submitted_again(tmp_path, base, quiet):
@@ -124,6 +150,8 @@ def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing_when_the_run_is
     assert re.search(f"step {step} of run 'driver-killed' is damaged: {file} has \\d+ bytes, \\d+ were", done.stderr)
     assert f"falls back to its checkpoint after step {step - 3}" in done.stderr
     assert figures(made) == figures(undisturbed)
+    losses = [(step, value) for step, tag, value in shown(made) if tag == "loss"]
+    assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in figures(made)]
     assert train(made)["sha256"] == expected["sha256"]
     # Ray's agents try for a minute to tell the head that it is gone; the second run took most of it.
     wait_until(lambda: not any(map(_lives, family)))

@@ -29,6 +29,13 @@ def tree(base: str, **sections: dict[str, Any]) -> dict[str, Any]:
     return recipes.tree(**{name: defaults.get(name, {}) | sections.get(name, {}) for name in {*defaults, *sections}})
 
 
+# The held-out scenes, judged and drawn after every twelfth step.
+VALIDATED: dict[str, Any] = {
+    "every": 12, "samples": 8, "sigma_bins": 4, "grid": 2, "grid_seeds": 2, "cpus": 0.5,
+    "sources": [{"name": "scenes-heldout", "shards": "scenes/heldout-*.tar"}],
+}  # fmt: skip
+
+
 def recipe(base: str, **sections: dict[str, Any]) -> Recipe:
     """The same, validated."""
     return build_recipe(tree(base, **sections))
@@ -42,9 +49,10 @@ def write_recipe(file: Path, base: str, **sections: dict[str, Any]) -> str:
 
 def write_finals(made: Recipe) -> None:
     """Results of the two stages that `generate` starts from: a model as it is initialised."""
-    parts = {"world-encoder": "encoder", "world-understand": "backbone"}
-    model = UnifiedModel(made.model, image_token_id=5, parts=tuple(parts.values()), max_length=made.data.max_length)
+    trained = {"world-encoder": ("encoder", "coarse"), "world-understand": ("backbone",)}
+    parts = [part for group in trained.values() for part in group]
+    model = UnifiedModel(made.model, image_token_id=5, parts=parts, max_length=made.data.max_length)
     initialize(model, SEED)
-    for run, part in parts.items():
-        tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
+    for run, group in trained.items():
+        tensors = {name: value for name, value in model.named_parameters() if name.split(".")[0] in group}
         write_final(final_uri(made.run.storage, run), tensors, {"run": run, "identity": run})

@@ -92,6 +92,7 @@ def loop(batches, *, steps=3, accumulation=2, rank=0, world=1):
         world=world,
         pad_id=PAD,
         after_step=lambda done, record: records.append((done, record)),
+        meter=lambda _: {"tokens": 2, "flops/w": 1},
     )
     return made, records
 
@@ -133,8 +134,11 @@ def test_every_step_has_its_learning_rate_number_and_row():
     assert [done for done, _ in records] == [2, 3, 4]
     row = records[0][1].row()
     assert (row["step"], row["lr"]) == (1, rates[0])
-    times = {"seconds", "data_wait", "checkpoint_stall"}
-    assert set(row) == {"step", "loss", "loss/fit", "loss/dense", "grad_norm", "lr", *times}
+    figures = {"step", "loss", "loss/fit", "loss/dense", "grad_norm", "lr", "samples", "tokens", "flops/w"}
+    assert set(row) == figures | {"seconds", "data_wait", "checkpoint_stall", "memory_bytes"}
+    # Of the whole step: two micro-batches, whose numbers the meter is given.
+    assert [(record.work["tokens"], record.work["flops/w"]) for _, record in records] == [(4, 2)] * 3
+    assert row["memory_bytes"] > 2**20
     assert 0 < row["data_wait"] < row["seconds"]
     assert records[0][1].checkpoint_stall == 0 < records[1][1].checkpoint_stall
 
