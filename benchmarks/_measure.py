@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,19 @@ RESULTS = Path(__file__).parent / "results"
 def in_turns(
     ours: Callable[[], object], other: Callable[[], object], *, rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call, `rounds` of both, one after the other so that a busy machine slows both alike.
+    """Seconds of each call of two ways, as `all_in_turns` measures them."""
+    first, second = all_in_turns((ours, other), rounds=rounds)
+    return first, second
+
+
+def all_in_turns(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[list[float]]:
+    """Seconds of each call, `rounds` of every one, one after the other so that a busy machine slows all alike.
 
     One call of each goes before and is not counted.
     """
-    taken: tuple[list[float], list[float]] = ([], [])
+    taken: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
-        for call, seconds in zip((ours, other), taken, strict=True):
+        for call, seconds in zip(calls, taken, strict=True):
             start = time.perf_counter()
             call()
             if turn:

@@ -7,7 +7,8 @@ cache, token by token. Prompts may be padded at either side; padding never chang
 Legend: B batch, L prompt tokens, N queries, H hidden channels, S image side, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from blip3o.config.backbone import BackboneConfig
 from blip3o.model.encoder import normalize_pixels
 from blip3o.model.language import build_language_model, inner
+from blip3o.model.layers import rows_at_once
 from blip3o.model.positions import multimodal_positions, next_position, sequential_positions
 from blip3o.model.vision import SiglipVision, patchify
 
@@ -33,6 +35,13 @@ class Prompt:
     input_ids: Tensor
     attention_mask: Tensor
     pixels: Tensor | None = None
+
+    def split(self, rows: int) -> "Iterator[Prompt]":
+        """The same in groups of so many rows, the last perhaps of fewer."""
+        for start in range(0, self.input_ids.shape[0], rows):
+            part = slice(start, start + rows)
+            pixels = None if self.pixels is None else self.pixels[part]
+            yield Prompt(input_ids=self.input_ids[part], attention_mask=self.attention_mask[part], pixels=pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +168,10 @@ class Backbone(nn.Module):
 
         Equal to `query_states_full` in value and in the queries' gradient, as nothing before the queries is trained.
         """
-        with torch.no_grad():
-            cached = self.prefill(prompt, numbering=self.config.positions)
+        with torch.no_grad(), keys_and_values_only(self.text.layers):
+            widest = self.config.mlp_width * prompt.input_ids.shape[1] * self.text.embed_tokens.weight.element_size()
+            rows = rows_at_once(prompt.input_ids, widest)
+            cached = joined([self.prefill(part, numbering=self.config.positions) for part in prompt.split(rows)])
         return self.extend(cached, queries_NH.expand(prompt.input_ids.shape[0], -1, -1)).states
 
     @torch.no_grad()
@@ -193,6 +204,32 @@ class Backbone(nn.Module):
                 if token is not None:
                     reply.append(token)
         return replies
+
+
+@contextmanager
+def keys_and_values_only(layers: Any) -> Iterator[None]:  # noqa: ANN401 - decoder layers of transformers
+    """Leaves out the last layer's MLP: who reads a prompt's keys and values alone has no use for what comes after."""
+    last = layers[-1]
+    mlp, last.mlp = last.mlp, nn.Identity()
+    try:
+        yield
+    finally:
+        last.mlp = mlp
+
+
+def joined(parts: Sequence[PromptCache]) -> PromptCache:
+    """Prompts that were run in groups as one batch; the first part's cache becomes that of all."""
+    if len(parts) == 1:
+        return parts[0]
+    for layers in zip(*(part.cache.layers for part in parts), strict=True):
+        layers[0].keys = torch.cat([layer.keys for layer in layers])
+        layers[0].values = torch.cat([layer.values for layer in layers])
+    return PromptCache(
+        cache=parts[0].cache,
+        attention_mask=torch.cat([part.attention_mask for part in parts]),
+        position=torch.cat([part.position for part in parts]),
+        states=torch.cat([part.states for part in parts]),
+    )
 
 
 def last_real(states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blip3o.config.backbone import VisionConfig
 from blip3o.config.sampler import SamplerConfig
 from blip3o.model.autoencoder import to_images
+from blip3o.model.backbone import keys_and_values_only
 from blip3o.model.decoder import PixelDecoder
 from blip3o.model.describe import META
 from blip3o.model.flow import integrate
@@ -84,7 +85,8 @@ def training(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
     pixels = torch.empty(1, config.target_size, config.target_size, 3, dtype=torch.uint8, device=META)
     with torch.no_grad():
         yield Cost(name="target features", flops=measure(lambda: model.features(pixels)))
-        yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
+        with keys_and_values_only(model.backbone.text.layers):
+            yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
         cache = _prompt(model, prompt_tokens)
     queries = config.num_queries
     yield Cost(

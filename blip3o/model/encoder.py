@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.model import EncoderConfig
-from blip3o.model.layers import attend, split_heads
+from blip3o.model.layers import attend, rows_at_once, split_heads
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -93,6 +93,15 @@ class TargetEncoder(nn.Module, ABC):
 
     def forward(self, pixels_BSS3: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] → pooled features [B, grid², channels], row-major."""
+        config, rows = self.config, pixels_BSS3.shape[0]
+        if not torch.is_grad_enabled():
+            widest = config.patches**2 * max(config.mlp_width, 3 * config.width)
+            rows = rows_at_once(pixels_BSS3, widest * next(self.parameters()).element_size())
+        parts = [self.together(part) for part in pixels_BSS3.split(rows)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def together(self, pixels_BSS3: Tensor) -> Tensor:
+        """What `forward` gives, all images in one pass whatever their number."""
         x = self.patch_features(pixels_BSS3).transpose(1, 2).unflatten(-1, (self.config.patches, self.config.patches))
         x = self.project(F.avg_pool2d(x, self.config.pool).flatten(2).transpose(1, 2))
         return F.layer_norm(x, x.shape[-1:]) if self.config.normalize else x

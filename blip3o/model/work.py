@@ -132,8 +132,11 @@ def regression_head(model: ModelConfig, *, rows: int) -> int:
 def generating(model: ModelConfig, *, rows: int, prompt_tokens: int, draws: int) -> dict[str, int]:
     """A micro-batch of a stage that trains queries and what denoises, by the frozen prefix; targets come beside."""
     queries, backbone = model.num_queries, model.backbone
+    # Of the prompt, keys and values alone are asked for: nothing comes after the last layer's attention.
+    unread = 2 * rows * prompt_tokens * 3 * backbone.hidden_size * backbone.mlp_width
+    prompt = language_model(backbone, rows=rows, tokens=prompt_tokens, context=prompt_tokens, grad=Grad.NONE)
     parts = {
-        "prompt": language_model(backbone, rows=rows, tokens=prompt_tokens, context=prompt_tokens, grad=Grad.NONE),
+        "prompt": prompt - unread,
         "queries": language_model(backbone, rows=rows, tokens=queries, context=prompt_tokens + queries, grad=Grad.ONE),
     }
     if model.objective == "clip_mse":

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import data_cache, frozen_prefix, sampler
+from benchmarks import data_cache, frozen_prefix, sampler, train_step
 
 TINY = {
     data_cache: ["--scenes", "16", "--batch", "4", "--steps", "1"],
     frozen_prefix: ["--prompt", "12", "--queries", "4", "--layers", "1", "--width", "64", "--batch", "2"],
     sampler: ["--steps", "2", "--layers", "1", "--width", "448", "--batch", "1"],
 }
+SMALL = {"width": 32, "hidden_size": 32, "dim": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 32}
 
 
 @pytest.mark.parametrize("benchmark", TINY, ids=lambda module: module.__name__.split(".")[-1])
@@ -23,6 +24,32 @@ def test_the_last_line_is_the_result(benchmark, tmp_path, capsys):
     assert result["ratio"] == pytest.approx(result["other"] / result["ours"], rel=0.2)  # of rounded seconds
     kept = tmp_path / f"{result['name']}-{result['date'][:10]}.json"
     assert kept.read_text() == line + "\n"
+
+
+def test_the_training_step_is_compared_whole_and_in_parts(tmp_path, capsys, monkeypatch):
+    small = {
+        part: sizes | {name: SMALL[name] for name in sizes.keys() & SMALL.keys()}
+        for part, sizes in train_step.MODEL.items()
+        if part in ("encoder", "backbone", "dit")
+    }
+    monkeypatch.setattr(train_step, "MODEL", train_step.MODEL | small)
+    arguments = ["--batch", "2", "--prompt", "12", "--rounds", "2", "--parts", "1", "--results", str(tmp_path)]
+    train_step.main(arguments)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["ratio"] == pytest.approx(result["other"] / result["ours"], rel=0.2)
+    assert result["ratio_online"] == pytest.approx(result["other"] / result["ours_online"], rel=0.2)
+    assert all(0 < error["gradient"] < 1e-5 for error in result["errors"].values())  # by other ways, so not the same
+    assert {"prompt", "queries forward"} <= set(result["parts"]["ours"])
+    assert {"backbone forward", "head and cross-entropy"} <= set(result["parts"]["other"])
+    counted = result["flops_8b"]
+    assert counted["ratio"] == pytest.approx(counted["ours"] / counted["other"], rel=1e-3)
+    assert counted["ratio"] < 0.25
+    # By hand: 28 layers of 233 M weights see the prompt once and 64 queries twice, 1.19 G weights of the DiT (all but
+    # those that see the time alone) see 64 tokens thrice.
+    assert counted["ours"] == pytest.approx(2 * (6.53 * (12 + 128) + 1.19 * 192) / 1e3, rel=0.02)
+    monkeypatch.setattr(train_step, "TOLERANCE", -1.0)
+    with pytest.raises(SystemExit, match="nothing to compare"):
+        train_step.main(arguments)
 
 
 def test_two_ways_that_differ_are_not_compared(tmp_path, monkeypatch):

@@ -165,3 +165,22 @@ def test_the_digest_of_weights_is_that_of_their_bytes():
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="image_size 16 is not a multiple of patch_size 5"):
         EncoderConfig(image_size=16, patch_size=5, width=12, layers=1, heads=2, mlp_width=20, pool=2)
+
+
+@pytest.mark.parametrize("config", [SMALL, SIGLIP], ids=["eva", "siglip"])
+def test_a_frozen_tower_takes_as_many_images_at_once_as_a_cpus_cache_holds(config, monkeypatch):
+    module, pixels = build(config), pixels_for(config, count=5)
+    seen = []
+    module.register_forward_hook(lambda *_: seen.append("whole"))
+    tokens = module.tokens
+    monkeypatch.setattr(module, "tokens", lambda images: seen.append(len(images)) or tokens(images))
+    with torch.no_grad():
+        whole = module(pixels)
+        widest = config.patches**2 * max(config.mlp_width, 3 * config.width) * 4
+        monkeypatch.setattr("blip3o.model.layers.CPU_BYTES", 2 * widest + 1)
+        parts = module(pixels)
+    trained = module(pixels)
+    assert seen == [5, "whole", 2, 2, 1, "whole", 5, "whole"]
+    assert trained.requires_grad
+    assert torch.allclose(parts, whole, rtol=0, atol=1e-6)  # kernels sum in an order that depends on the batch
+    assert torch.equal(trained, whole)
