@@ -1,0 +1,148 @@
+"""What Ray Train, the stream and DeepSpeed cost over a bare loop with its batch in memory, and how a checkpoint stalls.
+
+    python -m benchmarks.scaling [--batch 96] [--steps 24] [--every 8] [--scenes 512]
+
+Ours is a fit of one worker as `jobs.train` runs it, on the generate stage of the tiny preset, from shards on the local
+disk; a step's time is the whole time from one step to the next, waiting for data and bookkeeping included. The other
+way is the same module with torch's AdamW and clipping in this process, before and after the fit. Both begin with the
+same loss. `overhead` is the share that ours takes more (goal: 0.05 at a step of 1 s); `stall` the seconds that a
+checkpoint holds up the loop, and its share of the steps between two checkpoints (goal: 0.01).
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from benchmarks._measure import keep, options
+from blip3o.config.load import build_recipe
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from blip3o.data.batches import build_micro_batches
+from blip3o.data.locations import tokenizer_uri
+from blip3o.data.sets.scenes import build_scenes
+from blip3o.data.tokenizer import PAD, ChatTokenizer
+from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.train.loop import to_batch
+from blip3o.train.stages import stage_of
+from blip3o.train.weights import final_uri, write_final
+from jobs.common import join_ray, leave_ray
+from jobs.index import index
+from jobs.tokenizer import train_tokenizer
+from jobs.train import train
+from jobs.train_worker import prepare_module, read_metrics
+
+TOLERANCE = 1e-5  # of the first loss, relative: kernels see other neighbours in memory
+WARM = 3  # first steps that are not counted
+START = {"bench-encoder": "encoder", "bench-backbone": "backbone"}
+
+
+def _recipe(root: str, arguments: argparse.Namespace) -> Recipe:
+    return build_recipe(
+        {
+            "run": {"name": "bench", "storage": f"{root}/runs"},
+            "data": {
+                "root": root,
+                "sources": [{"name": "scenes", "shards": "scenes/train-*.tar"}],
+                "tokenizer": "tokenizer.json",
+                "max_length": 96,
+            },
+            "model": {"preset": "tiny"},
+            "stage": {"name": "generate", "start_from": list(START)},
+            "optim": {"steps": arguments.steps, "lr": 1e-3, "micro_batch": arguments.batch, "micro_batches": 1},
+            "parallel": {"device": "cpu", "precision": "fp32", "cpus_per_data_task": 0.5},
+            "checkpoint": {"every": arguments.every, "max_failures": 0},
+        }
+    )
+
+
+def _prepare(root: str, recipe: Recipe, scenes: int) -> ChatTokenizer:
+    """Indexed scenes, a tokenizer, and the frozen parts as they are initialised."""
+    build_scenes(f"{root}/scenes", train=scenes, heldout=1, samples_per_shard=64)
+    index(recipe)
+    train_tokenizer(recipe)
+    model = UnifiedModel(recipe.model, image_token_id=0, parts=tuple(START.values()), max_length=recipe.data.max_length)
+    initialize(model, 0)
+    for run, part in START.items():
+        tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
+        write_final(final_uri(recipe.run.storage, run), tensors, {"run": run, "identity": run})
+    return ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+
+
+def _bare(recipe: Recipe, tokenizer: ChatTokenizer, steps: int) -> tuple[float, list[float]]:
+    """The first step's loss, and the seconds of each step after the warm ones, on the first micro-batch."""
+    module = prepare_module(recipe, tokenizer)
+    arrays = build_micro_batches(recipe, stage_of(recipe).task)(0)
+    batch = to_batch(arrays, pad_id=tokenizer.ids[PAD], device=torch.device("cpu"))
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=0)
+    losses, seconds = [], []
+    for _ in range(WARM + steps):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        loss = module(batch)["flow"] / module.counts(batch)["flow"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, recipe.optim.clip)
+        optimizer.step()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - began)
+    return losses[0], seconds[WARM:]
+
+
+def _judge(rows: list[dict[str, Any]], every: int) -> dict[str, Any]:
+    """From the fit's rows: seconds of each counted step, stall included, and what the checkpoints' stalls were.
+
+    A row's `checkpoint_stall` passed before its step, since the step before ended.
+    """
+    after = [row["checkpoint_stall"] for row in rows if row["step"] and row["step"] % every == 0]
+    counted = [row for row in rows if row["step"] >= WARM and row["step"] % every]
+    seconds = [row["seconds"] + row["checkpoint_stall"] for row in counted]
+    stall = statistics.median(after)
+    return {
+        "seconds": seconds,
+        "data_wait": statistics.median(row["data_wait"] for row in counted),
+        "stall_seconds": round(stall, 4),
+        "stall_share": round(stall / (every * statistics.median(seconds)), 4),
+        "checkpoints": len(after),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures and reports. Ends with an error if the two ways begin with different losses."""
+    sizes = {"batch": 96, "steps": 24, "every": 8, "scenes": 512}
+    arguments, folder = options(__doc__.splitlines()[0], sizes, argv)
+    with tempfile.TemporaryDirectory() as root:
+        recipe = _recipe(root, arguments)
+        join_ray()
+        try:
+            tokenizer = _prepare(root, recipe, arguments.scenes)
+            expected, before = _bare(recipe, tokenizer, arguments.steps // 2)
+            train(recipe)
+            rows = read_metrics(recipe)
+        finally:
+            leave_ray()
+        _, after = _bare(recipe, tokenizer, arguments.steps // 2)
+    if abs(rows[0]["loss"] - expected) > TOLERANCE * expected:
+        raise SystemExit(
+            f"the fit begins with loss {rows[0]['loss']}, the bare loop with {expected}: nothing to compare"
+        )
+    found = _judge(rows, arguments.every)
+    ours, other = statistics.median(found.pop("seconds")), statistics.median(before + after)
+    result = {
+        "ratio": round(other / ours, 3),
+        "overhead": round(ours / other - 1, 4),
+        "ours": round(ours, 4),
+        "other": round(other, 4),
+        "unit": "s",
+        "n": arguments.steps,
+        **found,
+        "sizes": vars(arguments),
+    }
+    keep("scaling", result, folder)
+
+
+if __name__ == "__main__":
+    main()
