@@ -1,0 +1,237 @@
+"""The paper's design study at toy scale: `python -m jobs.ablate --root URI [--tflops N] [--scenes N] [--set …]`.
+
+What is generated and by which loss (clip_flow, clip_mse, vae_flow), on scenes of a closed world, whose judge knows
+every fact and scores pictures of all of them alike. Every run gets the same floating-point operations, counted on a
+step of its own, with those of the stage before it that taught the backbone to answer. Leaves `ablation.json`,
+`ablation.md` (the table) and `curves.svg` below `<root>/ablation`; run again, it goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from blip3o import log, settings
+from blip3o.config.load import load_recipe
+from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.recipe import Recipe
+from blip3o.data import storage
+from blip3o.errors import ConfigError
+from jobs.common import find_recipe, guarded, join_ray
+
+logger = logging.getLogger(__name__)
+
+COMPARED = ("generate", "joint")  # stages of the runs that are compared
+AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
+LATENT_IMAGES = 512  # whose latents are measured
+KL_WEIGHT = 1e-4  # of the autoencoder's divergence beside its squared error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One compared run: its training, and shares of held-out scenes drawn right (`exact`: in everything stated).
+
+    `shape` and `color` are shares too, `bound` what the decoder makes of true targets, `luck` the drawings against
+    other captions; `understanding` is the share of questions answered right.
+    """
+
+    run: str
+    stage: str
+    steps: int
+    loss: float
+    exact: float
+    shape: float
+    color: float
+    bound: float
+    luck: float
+    understanding: float
+
+
+def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = ()) -> list[Row]:
+    """Prepares, trains and scores; writes the files and returns the table. Raises as training and evaluation do."""
+    from jobs.train import train_pipeline
+
+    below = [f"run.storage={root}/runs", f"data.root={root}/data", *overrides]
+    stages = {recipe.run.name: recipe for recipe in load_pipeline(find_recipe("ablation"), below).stages}
+    _prepare(stages, root, scenes)
+    costs = {name: step_flops(recipe) for name, recipe in stages.items() if recipe.stage.name in COMPARED}
+    first = stages["ablation-understand"]
+    before = step_flops(first) * first.optim.steps
+    for name, cost in costs.items():
+        # A joint run has to learn to answer as well, with the operations that the others spent on it before.
+        own = tflops * 1e12 - (before if stages[name].stage.name == "generate" else 0)
+        if own < cost * stages[name].optim.warmup * 2:
+            raise ConfigError(f"--tflops {tflops:g} leaves {own / cost:.0f} steps to {name}: give more")
+        stages[name] = load_recipe(find_recipe(name), [*below, f"optim.steps={round(own / cost)}"])
+    train_pipeline(Pipeline(name="ablation", stages=tuple(stages.values())))
+    rows = [_score(stages, name, root) for name in costs]
+    _write(storage.join(root, "ablation"), stages, rows, {"scenes": scenes, "tflops": tflops})
+    return rows
+
+
+def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
+    """Data, tokenizer, and for vae_flow an autoencoder and the statistics of its latents."""
+    from blip3o.data.locations import tokenizer_uri
+    from blip3o.data.sets.scenes import build_scenes
+    from jobs.index import index
+    from jobs.latents import measure
+    from jobs.tokenizer import train_tokenizer
+
+    first, vae = next(iter(stages.values())), stages["ablation-vae-flow"]
+    build_scenes(f"{root}/data/scenes", train=scenes, heldout=max(scenes // 10, 40))
+    join_ray()
+    index(first)
+    if not storage.exists(tokenizer_uri(first.data)):
+        train_tokenizer(first)
+    if not _finished(vae, AUTOENCODER):
+        train_autoencoder(vae, steps=stages["ablation-encoder"].optim.steps)
+    if not _finished(vae, LATENTS):
+        measure(vae, name=LATENTS, images=LATENT_IMAGES)
+
+
+def _finished(recipe: Recipe, run: str) -> bool:
+    from blip3o.train.weights import final_uri, read_description
+
+    return read_description(final_uri(recipe.run.storage, run)) is not None
+
+
+def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
+    """Trains the recipe's autoencoder on its pictures, and leaves it as the finished run `AUTOENCODER`.
+
+    The loss is the squared error of a sample's picture with `KL_WEIGHT` times the divergence from a standard normal
+    (Kingma and Welling, arXiv 1312.6114). Returns the mean squared error of the last step.
+    """
+    import torch
+
+    from blip3o.data.batches import Task, build_micro_batches
+    from blip3o.model.decoder import to_unit
+    from blip3o.model.unified import UnifiedModel, initialize
+    from blip3o.rng import torch_generator
+    from blip3o.train.weights import final_uri, write_final
+
+    torch.set_num_threads(recipe.parallel.most * recipe.parallel.threads)
+    model = UnifiedModel(recipe.model, image_token_id=0, parts=("decoder",), max_length=1)
+    initialize(model, recipe.run.seed)
+    vae: Any = model.get_submodule("decoder.vae")  # a module of diffusers
+    draws = torch_generator(recipe.run.seed, "autoencoder")
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.optim.lr)
+    build = build_micro_batches(recipe, Task.PIXELS)
+    for number in range(steps):
+        images = to_unit(torch.tensor(build(number)["decoder_pixels"]))
+        posterior = vae.encode(images).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=draws)
+        error = (vae.decode(latents).sample - images).square().mean()
+        optimizer.zero_grad()
+        (error + KL_WEIGHT * posterior.kl().mean()).backward()
+        optimizer.step()
+    tree = recipe.model_dump(mode="json")
+    identity = hashlib.sha256(json.dumps([tree, steps], sort_keys=True).encode()).hexdigest()
+    description = {"run": AUTOENCODER, "stage": "autoencoder", "identity": identity, "recipe": tree, "summary": {}}
+    write_final(final_uri(recipe.run.storage, AUTOENCODER), dict(model.named_parameters()), description)
+    logger.info("%s: mean squared error %.4f after %d steps", AUTOENCODER, error.item(), steps)
+    return error.item()
+
+
+def step_flops(recipe: Recipe) -> int:
+    """Floating-point operations of one optimizer step, forward and backward, counted on the first micro-batch."""
+    import torch
+
+    from blip3o.data.batches import build_micro_batches
+    from blip3o.data.locations import tokenizer_uri
+    from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+    from blip3o.model.costs import measure
+    from blip3o.model.unified import initialize
+    from blip3o.train.loop import to_batch
+    from blip3o.train.objectives import build_stage_module
+    from blip3o.train.stages import freeze, stage_of
+
+    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    pad = tokenizer.ids[PAD]
+    module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=pad)
+    initialize(module.model, recipe.run.seed)
+    freeze(module.model, stage_of(recipe))
+    arrays = build_micro_batches(recipe, stage_of(recipe).task)(0)
+    batch = to_batch(arrays, pad_id=pad, device=torch.device("cpu"))
+    counted = measure(lambda: torch.stack(list(module(batch).values())).sum().backward())
+    return counted * recipe.optim.micro_batches
+
+
+def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
+    from jobs.evaluate import evaluate
+    from jobs.export import export
+    from jobs.train_worker import read_metrics
+
+    recipe = stages[name]
+    decoding = [] if recipe.model.objective == "vae_flow" else ["ablation-decoder"]
+    bundle = export(recipe, [*recipe.stage.start_from, *decoding, name], f"{root}/ablation/{name}/bundle")
+    scores = evaluate(recipe, bundle, f"{root}/ablation/{name}").scores
+    drawn, steps = scores["scenes"], recipe.optim.steps
+    tail = [row["loss"] for row in read_metrics(recipe)[-max(steps // 10, 1) :]]
+    return Row(
+        run=name,
+        stage=recipe.stage.name,
+        steps=steps,
+        loss=sum(tail) / len(tail),
+        exact=drawn["all_correct"],
+        shape=drawn["shape"],
+        color=drawn["color"],
+        bound=drawn["upper_bound"],
+        luck=drawn["shuffled"],
+        understanding=scores["understanding"]["accuracy"],
+    )
+
+
+def _write(uri: str, stages: Mapping[str, Recipe], rows: Sequence[Row], size: dict[str, Any]) -> None:
+    from blip3o.evaluate.curves import loss_curves
+    from jobs.train_worker import read_metrics
+
+    metrics = {row.run: read_metrics(stages[row.run]) for row in rows}
+    files = {
+        "ablation.json": json.dumps({"size": size, "runs": [asdict(row) for row in rows]}, indent=1),
+        "ablation.md": "\n".join(table(rows)) + "\n",
+        "curves.svg": loss_curves(metrics),
+    }
+    for name, text in files.items():
+        storage.write_bytes(storage.join(uri, name), text.encode())
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of a Markdown table."""
+    yield "| run | steps | loss, last tenth | exact | shape | color | decoder's bound | luck | answers |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        shares = (row.exact, row.shape, row.color, row.bound, row.luck, row.understanding)
+        cells = [row.run, row.steps, f"{row.loss:.4f}", *(f"{share:.3f}" for share in shares)]
+        yield f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    log.configure()
+    settings.configure_ray()
+    parser = argparse.ArgumentParser(prog="python -m jobs.ablate", description="The design study at toy scale.")
+    parser.add_argument("--root", required=True, metavar="URI", help="folder of data, runs and results")
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=20.0,
+        metavar="N",
+        help="10^12 operations of each run, understanding included (20)",
+    )
+    parser.add_argument("--scenes", type=int, default=2000, metavar="N", help="training scenes (2000)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for every stage")
+    options = parser.parse_args(argv)
+
+    def run() -> None:
+        rows = ablate(options.root, scenes=options.scenes, tflops=options.tflops, overrides=options.set)
+        print("\n".join(table(rows)))
+
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The design study: its autoencoder learns, its runs get the operations they are said to get, its table is right."""
+
+import pytest
+
+from blip3o.config.load import load_recipe
+from blip3o.config.pipeline import load_pipeline
+from blip3o.data import storage
+from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.train.weights import final_uri, read_final
+from jobs.ablate import AUTOENCODER, Row, step_flops, table, train_autoencoder
+from jobs.common import find_recipe
+from tests.evaluate.world import add_source, scenes
+
+COMPARED = ("ablation-clip-flow", "ablation-clip-mse", "ablation-vae-flow")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The compared recipes over a few scenes, by name."""
+    root = str(tmp_path_factory.mktemp("ablation"))
+    content = scenes("train", size=32)
+    add_source(f"{root}/data", "scenes", content)
+    texts = [caption for scene in content for caption in scene.record["captions"]]
+    storage.write_bytes(f"{root}/data/tokenizer.json", ChatTokenizer.train(texts, 512).to_bytes())
+    sources = "data.sources=[{name: scenes, shards: 'scenes/part-*.tar'}]"
+    below = [f"run.storage={root}/runs", f"data.root={root}/data", sources, "optim.micro_batch=4"]
+    return {name: load_recipe(find_recipe(name), below) for name in COMPARED}
+
+
+def test_the_autoencoder_learns_and_is_left_as_a_finished_run(made):
+    recipe = made["ablation-vae-flow"]
+    assert train_autoencoder(recipe, steps=10) < 0.7 * train_autoencoder(recipe, steps=1)
+    tensors, description = read_final(final_uri(recipe.run.storage, AUTOENCODER))
+    assert {name.split(".")[1] for name in tensors} == {"vae"}
+    assert description["stage"] == "autoencoder"
+
+
+def test_the_operations_of_a_step_are_those_of_its_samples(made):
+    counted = {name: step_flops(recipe) for name, recipe in made.items()}
+    assert counted["ablation-clip-mse"] < counted["ablation-clip-flow"]  # no DiT
+    recipe = made["ablation-clip-flow"]
+    optim = recipe.optim.model_copy(update={"micro_batches": 2 * recipe.optim.micro_batches})
+    assert step_flops(recipe.model_copy(update={"optim": optim})) == 2 * counted["ablation-clip-flow"]
+
+
+def test_every_compared_run_differs_in_what_is_compared_alone():
+    trees = {
+        recipe.run.name: recipe.model_dump(mode="json", exclude={"run": True, "stage": {"start_from"}})
+        for recipe in load_pipeline(find_recipe("ablation"), []).stages
+        if recipe.run.name in COMPARED
+    }
+    assert set(trees) == set(COMPARED)
+    first = trees.pop("ablation-clip-flow")
+    for tree in trees.values():
+        assert {section for section in first if first[section] != tree[section]} == {"model"}
+
+
+def test_the_table_has_a_line_for_each_run():
+    row = Row(
+        run="ablation-clip-flow", stage="generate", steps=200, loss=0.25, exact=0.5, shape=0.75,
+        color=0.625, bound=0.9, luck=0.1, understanding=0.8,
+    )  # fmt: skip
+    lines = list(table([row]))
+    assert lines[-1] == "| ablation-clip-flow | 200 | 0.2500 | 0.500 | 0.750 | 0.625 | 0.900 | 0.100 | 0.800 |"
+    assert {line.count("|") for line in lines} == {10}
