@@ -208,6 +208,22 @@ def demo(
     run_demo(out, quick=quick, fresh=fresh)
 
 
+@app.command()
+def preflight(
+    recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped one")],
+    *,
+    override: Annotated[list[str], typer.Option("--set", help="override, e.g. optim.steps=100; repeat")] = [],  # noqa: B006 - typer copies it
+    cluster: Annotated[
+        str | None, typer.Option(help="check against a pretended cluster: 4x8xH100, or a YAML file")
+    ] = None,
+    ranks: Annotated[bool, typer.Option("--ranks", help="start the workers, and see that they agree")] = False,
+) -> None:
+    """Look at everything that can be known of a run before its first step, and say what is wrong."""
+    from jobs.preflight import run
+
+    run(recipe, override, cluster, ranks=ranks)
+
+
 def main() -> None:
     """Entry point: user errors become one line on stderr and exit code 1."""
     log.configure()

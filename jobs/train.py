@@ -1,7 +1,8 @@
 """Trains a stage, or a pipeline of them: `python -m jobs.train RECIPE [--set key=value …] [--dry-run]`.
 
 Submitting the same run again resumes it where it stopped, and does nothing if it has finished. `--set STAGE:key=value`
-overrides one stage of a pipeline.
+overrides one stage of a pipeline. `--dry-run` checks what needs neither data nor Ray; with `--cluster 4x8xH100`,
+against a cluster that need not be there.
 """
 
 import argparse
@@ -11,13 +12,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from blip3o import log, settings
+from blip3o.config.cluster import parse_cluster
 from blip3o.config.load import dump
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.device import gpus_per_worker
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
+from blip3o.train.preflight import require
 from jobs.common import find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
-from jobs.fit import fit, streams_features
+from jobs.fit import fit
+from jobs.preflight import asked, cluster_option, planned, require_planned, tell
 
 if TYPE_CHECKING:
     from blip3o.train.targets import FeatureCache
@@ -46,7 +49,8 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
         check_data(recipe) + ([sha256] if sha256 else [])
         for recipe, sha256 in zip(pipeline.stages, features, strict=True)
     ]
-    _check_weights(pipeline)
+    check_weights(pipeline)
+    require_planned(pipeline)
     results = _finished(pipeline, data)
     if len(results) == len(pipeline.stages):
         return results
@@ -144,7 +148,7 @@ def _cache(recipe: Recipe) -> "FeatureCache | None":
     return FeatureCache.of(recipe) if recipe.data.features == "cache" else None
 
 
-def _check_weights(pipeline: Pipeline) -> None:
+def check_weights(pipeline: Pipeline) -> None:
     """Builds the stages without memory for their weights, to see that all fits and that what is frozen was trained."""
     import torch
 
@@ -188,13 +192,7 @@ def _require_resources(pipeline: Pipeline) -> None:
     """Raises `ConfigError` if this machine's own Ray can never start the run; a cluster may grow, so a run waits."""
     import ray
 
-    parallel = pipeline.stages[0].parallel
-    encoders = parallel.encoders if streams_features(pipeline) else 0
-    cpus = parallel.fewest * parallel.cpus_per_worker + parallel.data_tasks * parallel.cpus_per_data_task
-    validated = [recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None]
-    cpus += encoders * parallel.cpus_per_encoder + max((it.cpus for it in validated), default=0)
-    devices = parallel.fewest + encoders * parallel.gpus_per_encoder + max((it.gpus for it in validated), default=0)
-    gpus = devices * gpus_per_worker(parallel.device)
+    cpus, gpus = asked(pipeline)
     offered = ray.cluster_resources()
     if cpus <= offered.get("CPU", 0) and gpus <= offered.get("GPU", 0):
         return
@@ -212,7 +210,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     log.configure()
     settings.configure_ray()
-    options = recipe_parser("train", "Train a stage or a pipeline of stages; run again to resume.").parse_args(argv)
+    parser = recipe_parser("train", "Train a stage or a pipeline of stages; run again to resume.")
+    cluster_option(parser)
+    options = parser.parse_args(argv)
     return guarded(lambda: _run(options))
 
 
@@ -220,6 +220,7 @@ def _run(options: argparse.Namespace) -> None:
     pipeline = load_pipeline(find_recipe(options.recipe), options.set)
     print("---\n".join(dump(recipe) for recipe in pipeline.stages))
     if options.dry_run:
+        require(tell(planned(pipeline, parse_cluster(options.cluster) if options.cluster else None), mark="# "))
         for recipe in pipeline.stages:
             _preview_order(recipe)
     else:

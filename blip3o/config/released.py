@@ -70,6 +70,33 @@ QWEN_7B: dict[str, Any] = _QWEN | {
     "tied": False,
 }
 
+# Qwen3-4B behind SigLIP2-so400m-patch16-512, whose 1024 tokens it reads one by one. Rows of the embedding: Qwen3's
+# 151,669 tokens, and three more for images.
+QWEN3_4B_SIGLIP2: dict[str, Any] = {
+    "family": "qwen3",
+    "vocab_size": 151672,
+    "hidden_size": 2560,
+    "layers": 36,
+    "heads": 32,
+    "kv_heads": 8,
+    "head_width": 128,
+    "mlp_width": 9728,
+    "norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tied": True,
+    "vision": {
+        "kind": "siglip2",
+        "fit": {"mode": "stretch", "resample": "bilinear"},
+        "image_size": 512,
+        "patch_size": 16,
+        "merge": 1,
+        "width": 1152,
+        "layers": 27,
+        "heads": 16,
+        "mlp_width": 4304,
+    },
+}
+
 # NextDiT; 4864 = two thirds of four times the width, rounded up to a multiple of 256.
 NEXT_DIT: dict[str, Any] = {
     "patch_size": 1,
@@ -101,6 +128,8 @@ def _model(backbone: dict[str, Any], encoder: dict[str, Any], decoder: dict[str,
 RELEASED: dict[str, dict[str, Any]] = {
     "4b": _model(QWEN_3B, EVA_448, SDXL_1024),
     "8b": _model(QWEN_7B, EVA_448, SDXL_1024),
+    # The variant that is trained from its parts, whose weights were not released.
+    "qwen3-siglip2": _model(QWEN3_4B_SIGLIP2, EVA_448, SDXL_1024),
     # Not released as a whole: the 4B's generator for the features of the published SigLIP2 → SANA decoder.
     "4b-sana": _model(QWEN_3B, SIGLIP2_512, SANA_512),
 }

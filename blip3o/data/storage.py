@@ -266,6 +266,15 @@ def stat(uri: str) -> FileInfo:
     return FileInfo(uri=normalize(uri), size=info.size, version=str(info.mtime_ns))
 
 
+def modified(uri: str) -> float:
+    """When a file was last written by the store's clock, seconds since 1970. Raises `StorageError` if it is missing."""
+    filesystem, path = resolve(uri)
+    info = _tried(uri, lambda: filesystem.get_file_info(path))
+    if info.type != fs.FileType.File:
+        raise StorageError(f"{uri} does not exist: check the spelling, or create it first")
+    return info.mtime_ns / 1e9
+
+
 def _file_info(found: s3.ObjectInfo) -> FileInfo:
     # The time of an object has whole seconds: too coarse to tell a shard from its successor.
     return FileInfo(uri=f"s3://{found.path}", size=found.size, version=found.etag)

@@ -1,0 +1,137 @@
+"""What is known of a run before its first step: every shipped recipe passes, and each fault is named with its fix."""
+
+import os
+import re
+import time
+
+import pytest
+
+from blip3o.config.cluster import ClusterConfig, parse_cluster
+from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.errors import ConfigError
+from blip3o.train.footprint import GIB, Parameters, count, footprint
+from blip3o.train.preflight import of_memory, of_recipe, of_store, require
+from jobs import preflight, train
+from jobs.common import RECIPES, find_recipe
+from tests import recipes
+from tests.jobs import world
+
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+CLUSTER = "4x8xH100"
+
+
+def states(checks):
+    return {check.name: check.state for check in checks}
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "pipeline" in (RECIPES / f"{name}.yaml").read_text()])
+def test_every_shipped_pipeline_passes_a_dry_run_on_a_pretended_cluster(name, tmp_path, capsys):
+    below = ["--set", f"run.storage={tmp_path}/runs", "--set", f"data.root={tmp_path}/data"]
+    assert train.main([name, "--dry-run", "--cluster", CLUSTER, *below]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
+    stages = [recipe.run.name for recipe in load_pipeline(find_recipe(name), []).stages]
+    for stage in stages:
+        assert any(line.startswith(f"# {stage}: ok        memory: ") for line in said)
+    assert sum(": ok        resources: " in line for line in said) == 1
+    assert not any(": wrong " in line for line in said)
+
+
+def test_every_shipped_recipe_is_part_of_a_pipeline_or_passes_by_itself():
+    for name in SHIPPED:
+        require([check for recipe in load_pipeline(find_recipe(name), []).stages for check in of_recipe(recipe)])
+
+
+def test_the_released_recipes_are_the_papers():
+    pretrain, instruct = load_pipeline(find_recipe("blip3o-8b"), []).stages
+    assert (pretrain.optim.global_batch, instruct.optim.global_batch) == (512, 128)
+    assert (pretrain.optim.steps, instruct.optim.steps) == (150_000, 10_000)
+    assert (pretrain.optim.lr, pretrain.optim.min_lr, instruct.optim.lr, instruct.optim.min_lr) == (1e-4, 1e-5, 1e-4, 0)
+    assert pretrain.optim.warmup == 0.003 * pretrain.optim.steps
+    assert (pretrain.optim.clip, pretrain.parallel.precision) == (1.0, "bf16")
+    assert (pretrain.model.sampler.condition_dropout, pretrain.optim.weight_decay) == (0.1, 0.0)
+    counted = count(pretrain)  # 1.37 G of DiT and 64 queries; the encoder's features are stored
+    assert counted.trained == pytest.approx(1.37e9, rel=0.01)
+    assert counted.frozen == pytest.approx(8.29e9, rel=0.02)
+
+
+def test_a_cluster_too_small_is_told_with_the_numbers(capsys):
+    assert train.main(["blip3o-8b", "--dry-run", "--cluster", "1x8xL4"]) == 1
+    error = capsys.readouterr().err
+    assert "resources: 192 CPUs and 32 GPUs of 96 and 8: lower parallel.workers" in error
+    assert "GiB a worker (1.3" in error
+    assert "of 24.0 GiB" in error
+
+
+@pytest.mark.parametrize("text", ["4x8xH1000", "no-such-file.yaml", "4x8"])
+def test_a_cluster_that_cannot_be_read_is_one_line(text):
+    with pytest.raises(ConfigError, match=f"cluster '{text}'"):
+        parse_cluster(text)
+
+
+def test_a_cluster_file_says_what_the_short_form_does(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("{nodes: 4, gpus: 8, gpu: H100, cpus: 96, memory_gib: 1024}")
+    assert parse_cluster(str(file)) == parse_cluster("4x8xh100")
+
+
+def test_guidance_without_dropped_conditions_is_wrong():
+    made = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 3.0}})
+    assert states(of_recipe(made))["condition dropout"] == "wrong"
+    with pytest.raises(ConfigError, match=r"set model.sampler.condition_dropout=0.1"):
+        preflight.require_planned(Pipeline.of(made))
+    plain = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 1.0}})
+    assert states(of_recipe(plain))["condition dropout"] == "ok"
+
+
+def test_memory_by_zero_stage():
+    parameters, gib = Parameters(trained=GIB, frozen=4 * GIB), {}
+    for stage in (1, 2):
+        made = recipes.recipe(optim={"micro_batches": 8}, parallel={"zero_stage": stage, "precision": "bf16"})
+        gib[stage] = footprint(made, parameters, workers=8).device / GIB
+    assert gib == {1: 10 + 2 + 1.5, 2: 10 + 0.25 + 1.5}
+
+
+def test_memory_and_disk_are_judged_against_the_cluster():
+    made = recipes.recipe(parallel={"device": "gpu", "precision": "bf16"})
+    parameters = Parameters(trained=4 * GIB, frozen=0)  # 64 GiB on one worker, checkpoints of 56 GiB
+    roomy = ClusterConfig(nodes=1, gpus=1, gpu="H200", cpus=8, memory_gib=64, disk_gib=200)
+    assert states(of_memory(made, parameters, roomy)) == {"memory": "ok", "disk": "ok", "store": "ok"}
+    tight = roomy.model_copy(update={"gpu": "L40S", "disk_gib": 100.0})
+    assert states(of_memory(made, parameters, tight)) == {"memory": "wrong", "disk": "wrong", "store": "ok"}
+    assert states(of_memory(made, parameters, None))["memory"] == "not known"
+
+
+def test_the_store_is_written_read_and_left_as_it_was(tmp_path):
+    assert states(of_store(str(tmp_path))) == {"storage": "ok", "clock": "ok"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_written_is_wrong(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert states(of_store(f"{tmp_path}/file/runs")) == {"storage": "wrong"}
+
+
+def test_a_clock_that_is_off_is_wrong(tmp_path, monkeypatch):
+    true = time.time
+    monkeypatch.setattr("blip3o.train.preflight.time.time", lambda: true() + 3600)
+    assert states(of_store(str(tmp_path)))["clock"] == "wrong"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_that_is_ready_passes_every_check_and_its_ranks_agree(base, tmp_path, capsys):
+    file = world.write_recipe(tmp_path / "recipe.yaml", base, run={"name": "ready"})
+    assert preflight.main([file, "--ranks"]) == 0
+    found = re.findall(r"^ready: (ok|wrong|not known) +(.+?): ", capsys.readouterr().out, re.MULTILINE)
+    of_recipe_alone = ["clipping", "condition dropout", "micro-batches", "schedule", "memory", "disk", "store"]
+    with_storage = ["resources", "storage", "clock", "data", "weights", "ranks"]
+    assert found == [("ok", name) for name in [*of_recipe_alone, *with_storage]]
+
+
+def test_a_run_that_is_not_ready_is_told_what_it_lacks(tmp_path, capsys):
+    file = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path))
+    assert preflight.main([file, "--cluster", "1x1xH100"]) == 1
+    out = capsys.readouterr()
+    assert f"quiet: wrong     data: {tmp_path}/data/manifests/scenes/manifest.parquet does not exist" in out.out
+    assert "quiet: wrong     weights: " in out.out
+    assert preflight.main([file, "--cluster", "1x1xH100", "--ranks"]) == 1
+    assert "--ranks starts workers, and --cluster 1x1xH100 is pretended" in capsys.readouterr().err
