@@ -41,8 +41,11 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
     Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
     first step where that is possible.
     """
+    from blip3o.train.sinks import require_sinks
     from jobs.progress import Shown, shown
 
+    for recipe in pipeline.stages:
+        require_sinks(recipe)
     caches = [_cache(recipe) for recipe in pipeline.stages]
     features = [cache.sha256 if cache else None for cache in caches]
     data = [

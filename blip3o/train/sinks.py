@@ -5,6 +5,7 @@ since its checkpoint again, with the same values. Files are therefore named by t
 replaced; a tracker keeps values by step.
 """
 
+import importlib.util
 import json
 import tempfile
 import time
@@ -108,11 +109,10 @@ class WeightsAndBiases:
     """A run of Weights & Biases, continued under the same id. Where and how it sends is said by `WANDB_…` variables."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Raises `ConfigError` where the package is missing."""
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("wandb") from error
+        """Raises `ConfigError` as `require_sinks`."""
+        require_sinks(recipe)
+        import wandb
+
         self._run = wandb.init(
             project=recipe.log.project,
             name=recipe.run.name,
@@ -138,13 +138,10 @@ class MlFlow:
     """A run of MLflow, found again by its name. The server is that of `MLFLOW_TRACKING_URI`."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Raises `ConfigError` where the package or the server's address is missing."""
-        try:
-            from mlflow import MlflowClient
-        except ImportError as error:
-            raise _missing("mlflow") from error
-        if settings.get("MLFLOW_TRACKING_URI") is None:
-            raise ConfigError("log.sinks names mlflow, and MLFLOW_TRACKING_URI is not set: give the server's address")
+        """Raises `ConfigError` as `require_sinks`."""
+        require_sinks(recipe)
+        from mlflow import MlflowClient
+
         self._client = MlflowClient()
         found = self._client.get_experiment_by_name(recipe.log.project)
         experiment = found.experiment_id if found else self._client.create_experiment(recipe.log.project)
@@ -168,17 +165,22 @@ class MlFlow:
         self._client.set_terminated(self._id)
 
 
-def _missing(package: str) -> ConfigError:
-    return ConfigError(
-        f"log.sinks names {package}, which is not installed: pip install '{package}', or leave it out of log.sinks"
-    )
-
-
 _TRACKERS: Mapping[str, Callable[[Recipe], Sink]] = {
     TENSORBOARD: lambda recipe: TensorBoard(tensorboard_folder(recipe.run.storage, recipe.run.name)),
     "wandb": WeightsAndBiases,
     "mlflow": MlFlow,
 }
+
+
+def require_sinks(recipe: Recipe) -> None:
+    """Raises `ConfigError` if a tracker's package is missing here, or the address of MLflow's server is not set."""
+    for package in ("wandb", "mlflow"):
+        if package in recipe.log.sinks and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"log.sinks names {package}, which is not installed: pip install 'blip3o[{package}]', or leave it out"
+            )
+    if "mlflow" in recipe.log.sinks and settings.get("MLFLOW_TRACKING_URI") is None:
+        raise ConfigError("log.sinks names mlflow, and MLFLOW_TRACKING_URI is not set: give the server's address")
 
 
 def open_sinks(recipe: Recipe) -> Iterator[Sink]:
