@@ -1,6 +1,7 @@
 """Storing features on Ray, and training on them: the run is the online run, to the bit, wherever features come from."""
 
 import threading
+import zlib
 
 import numpy as np
 import psutil
@@ -10,7 +11,7 @@ from blip3o.config.pipeline import Pipeline
 from blip3o.data import storage
 from blip3o.data.batches import Task, build_micro_batches
 from blip3o.data.feature_files import FeatureFooter, record_range
-from blip3o.data.feature_records import RecordFormat
+from blip3o.data.feature_records import CRC_BYTES, RecordFormat
 from blip3o.data.ledger import read_ledger
 from blip3o.data.quarantine import read_quarantine
 from blip3o.data.sets.scenes import build_scenes
@@ -128,14 +129,15 @@ def test_verifying_passes_whole_files_and_names_damaged_ones(base, many, tmp_pat
 
 
 def poison(recipe, uid):
-    """Writes NaN over the stored features of one sample, with a checksum that fits."""
+    """Writes NaN over the stored features of one sample, with a checksum that fits: no encoder's, but a cache's."""
     ((manifest, folder),) = FeatureCache.of(recipe).sources()
     _, shard, row = uid.rsplit("/", 2)
     header = folder.header(manifest.shards[int(shard)])
     data = bytearray(storage.read_bytes(folder.file(int(shard))))
     record = header.record
     offset, size = record_range(record, int(row))
-    data[offset : offset + size] = record.pack(np.full((record.tokens, record.channels), np.nan, np.float32))
+    payload = np.full((record.tokens, record.channels), np.nan, "<f4").tobytes()
+    data[offset : offset + size] = payload + zlib.crc32(payload).to_bytes(CRC_BYTES, "little")
     storage.write_bytes(folder.file(int(shard)), bytes(data))
 
 
