@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import RESULTS
-from benchmarks.recovery import BUCKET, PATIENCE_S, prepare, tree, wait
+from benchmarks.recovery import PATIENCE_S, prepare, store, tree, wait
 from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
-from cluster.local_s3 import LocalS3
 
 DRAIN_S = 10  # seconds from the notice to the end of the node
 HEAD = {"place": "head"}
@@ -101,15 +100,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--zero", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--store", choices=("s3", "folder"), default="s3", help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args(argv)
     log.configure()
     settings.configure_ray()
     settings.override({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"})
-    with tempfile.TemporaryDirectory() as folder, LocalS3(data_dir=Path(folder) / "s3") as store:
-        settings.override(store.environment)
-        store.create_bucket(BUCKET)
-        result = measure(f"s3://{BUCKET}", zero=chosen.zero, steps=chosen.steps)
+    with tempfile.TemporaryDirectory() as folder, store(chosen.store, Path(folder)) as base:
+        result = measure(base, zero=chosen.zero, steps=chosen.steps)
     print(json.dumps(result))
     chosen.results.mkdir(exist_ok=True)
     file = chosen.results / f"elastic-{time.strftime('%Y-%m-%d', time.gmtime())}.json"

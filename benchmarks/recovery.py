@@ -2,9 +2,10 @@
 run that nobody killed: `python -m benchmarks.recovery [--zero 1] [--kills 20]`.
 
 Every kill is a SIGKILL of real processes: of one training worker, or, every fourth time, of the driver with all of its
-workers, after which the run is submitted again. Moments are drawn between two starts, so that some fall into start-up
-and some into an upload. Reported are the sha256 of both results, and the seconds from a kill of a worker to the next
-step that is done, split by phase. Needs the extra `demo` (a real S3 server).
+workers, after which the run is submitted again. Moments are drawn after the first step of each start; every third kill
+waits from there for a checkpoint whose files are in the store while Ray has not committed it. Reported are the sha256
+of both results, and the seconds from a kill to the next step that is done, split by phase. Needs the extra `demo` (a
+real S3 server).
 """
 
 import argparse
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,12 @@ from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from cluster.local_s3 import LocalS3
+from jobs.committed import committed_steps, present_steps
 
 BUCKET, WORKER = "recovery", "RayTrainWorker"
 SEED, SCENES = 3, 96
 PATIENCE_S, POLL_S = 300, 0.05
-DRIVER_EVERY = 4
+DRIVER_EVERY, UPLOAD_EVERY = 4, 3
 PHASES = ("noticed", "built", "restored", "first_batch", "first_step")
 
 
@@ -126,13 +129,13 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def wait(check: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the check finds
+def wait(check: Callable[[], Any], *, poll_s: float = POLL_S) -> Any:  # noqa: ANN401 - what the check finds
     """The first true value of `check()`. Raises `TimeoutError` after `PATIENCE_S`."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if value := check():
             return value
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     raise TimeoutError(f"nothing in {PATIENCE_S} s")
 
 
@@ -150,6 +153,9 @@ def kill_often(run: Submitted, kills: int, spread_s: float) -> list[dict[str, An
     for number in range(kills):
         wait(went_on)
         time.sleep(draw.uniform(0, spread_s))
+        if number % UPLOAD_EVERY == UPLOAD_EVERY - 1:
+            wait(lambda: _uploading(run) or _ended(run), poll_s=0.005)
+        uploading = _uploading(run)
         victims = [] if _ended(run) else run.workers()
         if not victims:
             print(f"the run ended after {number} kills: give it more steps")
@@ -158,12 +164,17 @@ def kill_often(run: Submitted, kills: int, spread_s: float) -> list[dict[str, An
         attempts = len(run.attempts())
         for process in [run.process, *victims] if whole else [draw.choice(victims)]:
             process.kill()
-        done.append({"time": time.time(), "driver": whole, "attempts": attempts})
+        done.append({"time": time.time(), "driver": whole, "uploading": uploading, "attempts": attempts})
         print(f"kill {number + 1}: {'driver and workers' if whole else 'a worker'}", flush=True)
         if whole:
             run.process.wait()
             run.submit()
     return done
+
+
+def _uploading(run: Submitted) -> bool:
+    """Whether files of a checkpoint are in the store that is not committed."""
+    return max(present_steps(run.recipe), default=0) > max(committed_steps(run.recipe), default=0)
 
 
 def _ended(run: Submitted) -> bool:
@@ -191,6 +202,40 @@ def phases(kills: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[
     }
 
 
+@contextmanager
+def store(kind: str, folder: Path) -> Iterator[str]:
+    """The URI below which everything is: of a fresh bucket in a real S3 server, or of a folder."""
+    if kind == "folder":
+        yield str(folder / "store")
+        return
+    with LocalS3(data_dir=folder / "s3") as server:
+        settings.override(server.environment)
+        server.create_bucket(BUCKET)
+        yield f"s3://{BUCKET}"
+
+
+def measure(base: str, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The undisturbed run, the killed run, and what they have in common."""
+    prepare(base)
+    quiet = Submitted(tree(base, f"quiet-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), folder)
+    expected = quiet.finish()
+    print(f"undisturbed: {expected}", flush=True)
+    run = Submitted(tree(base, f"killed-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), folder)
+    kills = kill_often(run, chosen.kills, chosen.spread)
+    found = run.finish()
+    return {
+        "name": f"recovery-zero{chosen.zero}",
+        "equal": found == expected,
+        "sha256": [expected, found],
+        "kills": len(kills),
+        "of the driver": sum(kill["driver"] for kill in kills),
+        "during an upload": sum(kill["uploading"] for kill in kills),
+        "steps": chosen.steps,
+        "store": chosen.store,
+        "seconds": phases(kills, run.attempts()),
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs both, prints the result as a line of JSON and keeps it in a file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -198,34 +243,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--spread", type=float, default=4.0, help="seconds after a step within which a kill falls")
+    parser.add_argument("--store", choices=("s3", "folder"), default="s3", help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args(argv)
     log.configure()
     settings.configure_ray()
-    with tempfile.TemporaryDirectory() as folder, LocalS3(data_dir=Path(folder) / "s3") as store:
-        settings.override(store.environment)
-        store.create_bucket(BUCKET)
-        base = f"s3://{BUCKET}"
-        prepare(base)
-        quiet = Submitted(tree(base, f"quiet-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), Path(folder))
-        expected = quiet.finish()
-        run = Submitted(tree(base, f"killed-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), Path(folder))
-        kills = kill_often(run, chosen.kills, chosen.spread)
-        found = run.finish()
-        result = {
-            "name": f"recovery-zero{chosen.zero}",
-            "equal": found == expected,
-            "sha256": [expected, found],
-            "kills": len(kills),
-            "of the driver": sum(kill["driver"] for kill in kills),
-            "steps": chosen.steps,
-            "seconds": phases(kills, run.attempts()),
-        }
+    with tempfile.TemporaryDirectory() as folder, store(chosen.store, Path(folder)) as base:
+        result = measure(base, Path(folder), chosen)
     print(json.dumps(result))
     chosen.results.mkdir(exist_ok=True)
     file = chosen.results / f"{result['name']}-{time.strftime('%Y-%m-%d', time.gmtime())}.json"
     file.write_text(json.dumps(result) + "\n")
-    return 0 if result["equal"] and len(kills) == chosen.kills else 1
+    return 0 if result["equal"] and result["kills"] == chosen.kills else 1
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def reject(recipe: Recipe, fit_name: str, step: int, reason: str) -> None:
     note = json.dumps({"step": step, "reason": reason}).encode()
     storage.write_bytes(_rejected_uri(recipe, step), note)
     logger.error("checkpoint after step %d of run '%s' is damaged: %s", step, recipe.run.name, reason)
-    present = _present(recipe)
+    present = present_steps(recipe)
     while (older := committed_step(recipe, fit_name)) not in present:
         pruned = json.dumps({"step": older, "reason": "pruned"}).encode()
         storage.write_bytes(_rejected_uri(recipe, older), pruned)
@@ -91,7 +91,7 @@ def forgive(recipe: Recipe, step: int) -> None:
     storage.delete(_rejected_uri(recipe, step))
 
 
-def _present(recipe: Recipe) -> set[int]:
+def present_steps(recipe: Recipe) -> set[int]:
     """Steps of which there are files, committed or not."""
     root = storage.join(recipe.run.storage, recipe.run.name, "shards")
     prefix = storage.normalize(root) + "/"
@@ -110,7 +110,7 @@ def prune(recipe: Recipe, fit_name: str) -> None:
     rules = recipe.checkpoint
     kept = checkpoint.kept(steps, last=rules.keep, every=rules.keep_every, best=_best(recipe, steps))
     kept |= _awaiting(recipe, steps)
-    for step in sorted(_present(recipe)):
+    for step in sorted(present_steps(recipe)):
         if step <= steps[-1] and step not in kept:
             storage.delete(shards_uri(recipe, step))
 
