@@ -32,6 +32,7 @@ from blip3o.train.weights import (
     load_into,
     read_description,
     read_final,
+    require_agreement,
     require_covered,
     start_sha256,
     write_final,
@@ -98,6 +99,8 @@ def _train_stage(
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
     with Watch(recipe.guard.hang_seconds, lambda hang: end_hanging(recipe, hang, rank=rank)) as watch:
         module = prepare_module(recipe, tokenizer)
+        watch.begin("comparing the ranks' weights")
+        require_agreement(module, device)
         watch.begin("building the engine")
         start = find_start(recipe, fit_name=fit_name)
         engine = build_engine(sized, module.to(device), universal=start.universal)

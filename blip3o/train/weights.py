@@ -6,11 +6,14 @@ A run's result is `<run>/final/weights.safetensors` (what the stage trained, by 
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
@@ -131,3 +134,24 @@ def require_covered(model: UnifiedModel, loaded: set[str], trainable: list[str])
             f"frozen parts {', '.join(parts)} have no weights ({len(missing)} tensors, e.g. {missing[0]}): "
             "name the runs that trained them in stage.start_from"
         )
+
+
+@torch.no_grad()
+def require_agreement(module: nn.Module, device: torch.device) -> None:
+    """Raises `CheckpointError` that names a parameter whose sum is not the same, finite number on all ranks.
+
+    Every rank must call it, on the same module, before parameters are spread. It is also the workers' first sum, before
+    anything costly is built. Sums are fp64, so equal weights agree to the bit. `device` is where collectives work.
+    """
+    named = dict(module.named_parameters())
+    sums = torch.stack([parameter.sum(dtype=torch.float64) for parameter in named.values()]).to(device)
+    sums = sums.nan_to_num(nan=math.inf)  # smallest and largest of what is not a number depend on the order
+    lowest, highest = sums.clone(), sums.clone()
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    for name, low, high in zip(named, lowest.tolist(), highest.tolist(), strict=True):
+        if low != high or not math.isfinite(low):
+            raise CheckpointError(
+                f"{name} sums to {low} on one rank and to {high} on another: the ranks read other weights; compare "
+                "their storage and environments"
+            )
