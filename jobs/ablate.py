@@ -78,7 +78,6 @@ def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
     from blip3o.data.locations import tokenizer_uri
     from blip3o.data.sets.scenes import build_scenes
     from jobs.index import index
-    from jobs.latents import measure
     from jobs.tokenizer import train_tokenizer
 
     first, vae = next(iter(stages.values())), stages["ablation-vae-flow"]
@@ -90,7 +89,7 @@ def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
     if not _finished(vae, AUTOENCODER):
         train_autoencoder(vae, steps=stages["ablation-encoder"].optim.steps)
     if not _finished(vae, LATENTS):
-        measure(vae, name=LATENTS, images=LATENT_IMAGES)
+        measure_latents(vae)
 
 
 def _finished(recipe: Recipe, run: str) -> bool:
@@ -113,7 +112,7 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     from blip3o.rng import torch_generator
     from blip3o.train.weights import final_uri, write_final
 
-    torch.set_num_threads(recipe.parallel.most * recipe.parallel.threads)
+    torch.set_num_threads(recipe.parallel.threads)
     model = UnifiedModel(recipe.model, image_token_id=0, parts=("decoder",), max_length=1)
     initialize(model, recipe.run.seed)
     vae: Any = model.get_submodule("decoder.vae")  # a module of diffusers
@@ -134,6 +133,14 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     write_final(final_uri(recipe.run.storage, AUTOENCODER), dict(model.named_parameters()), description)
     logger.info("%s: mean squared error %.4f after %d steps", AUTOENCODER, error.item(), steps)
     return error.item()
+
+
+def measure_latents(recipe: Recipe) -> None:
+    """Leaves the statistics of the autoencoder's latents as the finished run `LATENTS`."""
+    from jobs.latents import measure
+
+    alone = recipe.stage.model_copy(update={"start_from": (AUTOENCODER,)})  # the backbone is trained later
+    measure(recipe.model_copy(update={"stage": alone}), name=LATENTS, images=LATENT_IMAGES)
 
 
 def step_flops(recipe: Recipe) -> int:

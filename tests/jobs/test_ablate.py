@@ -7,7 +7,7 @@ from blip3o.config.pipeline import load_pipeline
 from blip3o.data import storage
 from blip3o.data.tokenizer import ChatTokenizer
 from blip3o.train.weights import final_uri, read_final
-from jobs.ablate import AUTOENCODER, Row, step_flops, table, train_autoencoder
+from jobs.ablate import AUTOENCODER, LATENTS, Row, measure_latents, step_flops, table, train_autoencoder
 from jobs.common import find_recipe
 from tests.evaluate.world import add_source, scenes
 
@@ -27,12 +27,15 @@ def made(tmp_path_factory):
     return {name: load_recipe(find_recipe(name), below) for name in COMPARED}
 
 
-def test_the_autoencoder_learns_and_is_left_as_a_finished_run(made):
+def test_the_autoencoder_learns_and_is_left_as_a_finished_run(made, monkeypatch):
     recipe = made["ablation-vae-flow"]
     assert train_autoencoder(recipe, steps=10) < 0.7 * train_autoencoder(recipe, steps=1)
     tensors, description = read_final(final_uri(recipe.run.storage, AUTOENCODER))
     assert {name.split(".")[1] for name in tensors} == {"vae"}
     assert description["stage"] == "autoencoder"
+    monkeypatch.setattr("jobs.ablate.LATENT_IMAGES", 8)
+    measure_latents(recipe)  # before there is a backbone
+    assert set(read_final(final_uri(recipe.run.storage, LATENTS))[0]) == {"latent_scale.mean", "latent_scale.std"}
 
 
 def test_the_operations_of_a_step_are_those_of_its_samples(made):
