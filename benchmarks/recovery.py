@@ -2,10 +2,10 @@
 run that nobody killed: `python -m benchmarks.recovery [--zero 1] [--kills 20]`.
 
 Every kill is a SIGKILL of real processes: of one training worker, or, every fourth time, of the driver with all of its
-workers, after which the run is submitted again. Moments are drawn after the first step of each start; every third kill
-waits from there for a checkpoint whose files are in the store while Ray has not committed it. Reported are the sha256
-of both results, and the seconds from a kill to the next step that is done, split by phase. Needs the extra `demo` (a
-real S3 server).
+workers, after which the run is submitted again. Moments are drawn after the first step of each start, up to two commits
+and some seconds later; every third kill waits from there for a checkpoint whose files are in the store while Ray has
+not committed it. Reported are the sha256 of both results, and the seconds from a kill to the next step that is done,
+split by phase. Needs the extra `demo` (a real S3 server).
 """
 
 import argparse
@@ -152,6 +152,8 @@ def kill_often(run: Submitted, kills: int, spread_s: float) -> list[dict[str, An
 
     for number in range(kills):
         wait(went_on)
+        # Some lives see commits and are resumed from them, some end before their first.
+        wait(_committed(run, len(committed_steps(run.recipe)) + draw.randrange(3)))
         time.sleep(draw.uniform(0, spread_s))
         if number % UPLOAD_EVERY == UPLOAD_EVERY - 1:
             wait(lambda: _uploading(run) or _ended(run), poll_s=0.005)
@@ -170,6 +172,11 @@ def kill_often(run: Submitted, kills: int, spread_s: float) -> list[dict[str, An
             run.process.wait()
             run.submit()
     return done
+
+
+def _committed(run: Submitted, count: int) -> Callable[[], bool]:
+    """A check whether a run has so many checkpoints, or has ended."""
+    return lambda: len(committed_steps(run.recipe)) >= count or _ended(run)
 
 
 def _uploading(run: Submitted) -> bool:
