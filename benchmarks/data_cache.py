@@ -30,7 +30,7 @@ from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train.encoding import ShardEncoder
 from blip3o.train.loop import to_batch
 from blip3o.train.objectives import StageModule, build_stage_module
-from blip3o.train.stages import stage_of
+from blip3o.train.stages import freeze, stage_of
 from blip3o.train.targets import FeatureCache, FeatureMaker
 from blip3o.train.weights import final_uri, write_final
 
@@ -98,8 +98,7 @@ def _module(root: str, recipe: Recipe) -> StageModule:
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(f"{root}/tokenizer.json"))
     module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
     initialize(module.model, 0)
-    for name, parameter in module.model.named_parameters():
-        parameter.requires_grad_(name.startswith(stage_of(recipe).trainable))
+    freeze(module.model, stage_of(recipe))
     return module
 
 

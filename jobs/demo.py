@@ -22,7 +22,6 @@ from rich.console import Console
 from blip3o import settings
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.config.training import STAGES
 from blip3o.errors import ServiceError
 from cluster.local_s3 import LocalS3
 from jobs.common import find_recipe, join_ray, leave_ray
@@ -35,6 +34,7 @@ console = Console(stderr=True, highlight=False)
 
 BUCKET = "blip3o"
 BASE = f"s3://{BUCKET}"
+STAGES = ("encoder", "understand", "generate", "instruct", "decoder")  # of the shipped pipeline, by its order
 EVALUATED = ("understanding", "generation", "scenes", "provenance")
 PROMPT = "a red circle"
 QUESTION = "What color is the circle?"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from blip3o.config.recipe import Recipe
+from blip3o.config.recipe import GENERATING, Recipe
 from blip3o.data import storage
 from blip3o.data.batches import build_micro_batches
 from blip3o.data.locations import tokenizer_uri
@@ -36,7 +36,7 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
     Returns mean and deviation, [F]. Raises `ConfigError` if the recipe does not normalise latents or is for another
     stage, `CheckpointError` if the target's encoder has no weights.
     """
-    if not recipe.model.normalize_latents or recipe.stage.name not in ("generate", "instruct"):
+    if not recipe.model.normalize_latents or recipe.stage.name not in GENERATING:
         raise ConfigError("statistics are for a generating stage that uses them: set model.normalize_latents=true")
     recipe = recipe.online()
     torch.set_num_threads(recipe.parallel.threads)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from blip3o.config.recipe import Recipe
 from blip3o.train import checkpoint
+from blip3o.train.average import Average
 from blip3o.train.saved_files import DamagedCheckpointError, RankFiles, pull, read_lists
 from jobs import committed
 
@@ -52,8 +53,16 @@ def find_start(recipe: Recipe, *, fit_name: str) -> Start:
     return Start(step=step, lists=tuple(lists), universal=reshaped)
 
 
-def restore(engine: Any, recipe: Recipe, identity: str, start: Start) -> dict[str, Any]:  # noqa: ANN401
-    """Loads the checkpoint into an engine, which was built for a universal one if `start.universal`; returns its state.
+def restore(
+    engine: Any,  # noqa: ANN401 - a DeepSpeedEngine
+    recipe: Recipe,
+    identity: str,
+    start: Start,
+    average: Average | None,
+) -> dict[str, Any]:
+    """Loads the checkpoint into an engine, which was built for a universal one if `start.universal`, and its average.
+
+    Returns the state that was saved beside them.
 
     Raises `DamagedCheckpointError`, on every rank, if a file is missing or is not what was written, and
     `CheckpointError` as `checkpoint.load`.
@@ -64,7 +73,9 @@ def restore(engine: Any, recipe: Recipe, identity: str, start: Start) -> dict[st
     first = ray.train.get_context().get_local_rank() == 0
     try:
         _agree(_fetch(recipe, start, directory, first_of_node=first))
-        _, state = checkpoint.load(engine, str(directory), identity=identity, universal=start.universal)
+        _, state = checkpoint.load(
+            engine, str(directory), identity=identity, universal=start.universal, average=average
+        )
         dist.barrier()  # the directory may be another rank's too
     finally:
         if first or not start.universal:

@@ -18,16 +18,26 @@ from ray.train import CheckpointUploadMode as Mode
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.train import checkpoint
+from blip3o.train.average import Average
 from blip3o.train.saved_files import list_rank, push, rank_uri
 from jobs import committed
 
 
 class Saver:
-    """Saves a stage's engine for a rank. `fit_name` is the name under which Ray Train knows the run."""
+    """Saves a stage's engine and its average for a rank. `fit_name` is the name under which Ray Train knows the run."""
 
-    def __init__(self, recipe: Recipe, engine: Any, identity: str, *, fit_name: str) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Any,  # noqa: ANN401 - a DeepSpeedEngine
+        identity: str,
+        *,
+        fit_name: str,
+        average: Average | None,
+    ) -> None:
         context = ray.train.get_context()
         self._recipe, self._engine, self._identity, self._fit_name = recipe, engine, identity, fit_name
+        self._average = average
         self._rank, self._world = context.get_world_rank(), context.get_world_size()
         self._storage = context.get_storage()
         self._idle = threading.Event()
@@ -41,7 +51,7 @@ class Saver:
         """
         self._idle.wait()
         directory = tempfile.mkdtemp(prefix="blip3o-checkpoint-")
-        checkpoint.save(self._engine, directory, step=step, identity=self._identity, state=state)
+        checkpoint.save(self._engine, directory, step=step, identity=self._identity, state=state, average=self._average)
         self._idle.clear()
         ray.train.report(
             dict(metrics),

@@ -158,6 +158,7 @@ def check_weights(pipeline: Pipeline) -> None:
     from blip3o.data import storage
     from blip3o.data.locations import tokenizer_uri
     from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+    from blip3o.train.lora import adapted_layers
     from blip3o.train.objectives import build_stage_module
     from blip3o.train.stages import freeze, stage_of
     from blip3o.train.weights import fitting, require_covered
@@ -172,8 +173,10 @@ def check_weights(pipeline: Pipeline) -> None:
         for run in recipe.stage.start_from:
             loaded |= fitting(module.model, _shapes(recipe, run, earlier), source=run)
         require_covered(module.model, loaded, trainable)
+        lora = recipe.stage.lora
+        merged = [f"{layer}.weight" for layer in adapted_layers(module.model, lora)] if lora else []
         parameters = dict(module.model.named_parameters())
-        earlier[recipe.run.name] = {name: tuple(parameters[name].shape) for name in trainable}
+        earlier[recipe.run.name] = {name: tuple(parameters[name].shape) for name in [*trainable, *merged]}
 
 
 def _shapes(recipe: Recipe, run: str, earlier: dict[str, Shapes]) -> Shapes:

@@ -8,6 +8,7 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from blip3o import log
 from blip3o.config.pipeline import Pipeline
@@ -19,9 +20,12 @@ from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.device import select
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train import checkpoint
+from blip3o.train.average import Average
 from blip3o.train.engine import build_engine
+from blip3o.train.gather import gather_parameters, trained
 from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.loop import Loop, StepRecord
+from blip3o.train.lora import add_adapters, base_weights, merged
 from blip3o.train.meter import Meter
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.saved_files import DamagedCheckpointError
@@ -103,13 +107,14 @@ def _train_stage(
         require_agreement(module, device)
         watch.begin("building the engine")
         start = find_start(recipe, fit_name=fit_name)
-        engine = build_engine(sized, module.to(device), universal=start.universal)
+        engine = build_engine(sized, module, universal=start.universal)
+        average = Average(engine, trained(module.model), decay=recipe.optim.ema) if recipe.optim.ema else None
         attempt.mark("built")
         watch.begin("restoring")
-        state = restore(engine, recipe, identity, start)
+        state = restore(engine, recipe, identity, start, average)
         attempt.mark("restored")
         guard = Guard(recipe.guard, state.get("recent", ()))
-        saver = Saver(recipe, engine, identity, fit_name=fit_name)
+        saver = Saver(recipe, engine, identity, fit_name=fit_name, average=average)
         recorder = Recorder(recipe, peak_flops=peak_flops(recipe, device, workers=world)) if rank == 0 else None
         Loop(
             recipe=sized,
@@ -120,16 +125,17 @@ def _train_stage(
             rank=rank,
             world=world,
             pad_id=tokenizer.ids[PAD],
-            after_step=Reporter(recipe, saver, guard, attempt, recorder=recorder).after_step,
+            after_step=Reporter(recipe, saver, guard, attempt, recorder=recorder, average=average).after_step,
             first_micro_batch=first_micro_batch,
             guard=guard,
             begin=watch.begin,
             meter=Meter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD]),
         ).run(start.step)
         watch.begin("leaving the result")
+        weights, averaged = whole_result(recipe, module.model, average, keep=rank == 0)
         if recorder is not None:
             recorder.close()
-            leave_result(recipe, module, identity, workers=world)
+            leave_result(recipe, weights, averaged, identity, workers=world)
         engine.destroy()
 
 
@@ -148,6 +154,8 @@ def prepare_module(recipe: Recipe, tokenizer: ChatTokenizer) -> StageModule:
     require_covered(module.model, loaded, trainable)
     if recipe.stage.query_questions and "queries" not in loaded:
         _queries_from_questions(recipe, module.model, tokenizer)
+    if recipe.stage.lora is not None:
+        add_adapters(module.model, recipe.stage.lora, recipe.run.seed)
     return module
 
 
@@ -165,20 +173,30 @@ def _queries_from_questions(recipe: Recipe, model: UnifiedModel, tokenizer: Chat
 
 
 class Reporter:
-    """After each step, on every rank: hands its record to the recorder, and saves and commits at checkpoints.
+    """After each step, on every rank: averages the weights, hands its record to the recorder, and saves and commits at
+    checkpoints.
 
     `recorder` is rank 0's alone. A committed checkpoint has the rows of all steps before it.
     """
 
     def __init__(
-        self, recipe: Recipe, saver: Saver, guard: Guard, attempt: Attempt, *, recorder: Recorder | None
+        self,
+        recipe: Recipe,
+        saver: Saver,
+        guard: Guard,
+        attempt: Attempt,
+        *,
+        recorder: Recorder | None,
+        average: Average | None,
     ) -> None:
         self._recipe, self._saver, self._guard, self._attempt = recipe, saver, guard, attempt
-        self._recorder = recorder
+        self._recorder, self._average = recorder, average
         self._noticed = False
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """`done` steps are finished; `record` is the last one's."""
+        if self._average is not None:
+            self._average.update(done)
         if self._recorder is not None:
             self._attempt.stepped(done, data_wait=record.data_wait, seconds=record.seconds)
             self._recorder.add(done, record)
@@ -249,9 +267,20 @@ def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> St
     )
 
 
-def leave_result(recipe: Recipe, module: StageModule, identity: str, *, workers: int) -> None:
-    """Writes the trained weights and the run's description, which marks the run as finished."""
-    tensors = {name: p for name, p in module.model.named_parameters() if p.requires_grad}
+Tensors = dict[str, Tensor]
+
+
+def whole_result(
+    recipe: Recipe, model: UnifiedModel, average: Average | None, *, keep: bool
+) -> tuple[Tensors, Tensors | None]:
+    """What the stage trained and its moving average, adapters merged; empty where not `keep`. For all ranks to call."""
+    lora, base = recipe.stage.lora, gather_parameters(base_weights(model), keep=keep)
+    weights = merged(gather_parameters(trained(model), keep=keep), base, lora)
+    return weights, merged(average.gather(keep=keep), base, lora) if average else None
+
+
+def leave_result(recipe: Recipe, weights: Tensors, averaged: Tensors | None, identity: str, *, workers: int) -> None:
+    """Writes the trained weights, their average and the run's description, which marks the run as finished."""
     description = {
         "run": recipe.run.name,
         "stage": recipe.stage.name,
@@ -259,4 +288,4 @@ def leave_result(recipe: Recipe, module: StageModule, identity: str, *, workers:
         "recipe": recipe.model_dump(mode="json"),
         "summary": asdict(summarize(recipe, read_metrics(recipe), workers=workers)),
     }
-    write_final(final_uri(recipe.run.storage, recipe.run.name), tensors, description)
+    write_final(final_uri(recipe.run.storage, recipe.run.name), weights, description, averaged)

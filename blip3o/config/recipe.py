@@ -17,6 +17,9 @@ from blip3o.config.select import SelectConfig
 from blip3o.config.shards import ColumnsConfig, LimitsConfig
 from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
 
+# Stages that learn to generate features.
+GENERATING = ("generate", "instruct", "joint")
+
 # The label by which Ray Data tells the nodes of one data set from those of others; a node without it is of a group too.
 SUBCLUSTER = "ray-subcluster"
 
@@ -41,6 +44,9 @@ class SourceConfig(Frozen):
     )
     weight: float = Field(
         default=1.0, gt=0, description="share of samples drawn from this source, relative to the others"
+    )
+    task: Literal["chat", "draw", "both"] = Field(
+        default="both", description="what stage joint makes of its samples: questions about them, requests to draw them"
     )
     select: SelectConfig = SelectConfig()
     columns: ColumnsConfig = ColumnsConfig()
@@ -211,8 +217,9 @@ class Recipe(Frozen):
             "stage 'encoder' needs model.text_tower: choose a preset that has one (tiny)",
         )
         _require(
-            self.stage.name != "understand" or image_tokens > 0,
-            "stage 'understand' shows images, and model.backbone has no vision tower: add model.backbone.vision",
+            self.stage.name not in ("understand", "joint") or image_tokens > 0,
+            f"stage '{self.stage.name}' shows images, and model.backbone has no vision tower: add "
+            "model.backbone.vision",
         )
         _require(
             self.data.max_length > image_tokens,
@@ -232,14 +239,45 @@ class Recipe(Frozen):
             "stage 'decoder' has nothing to train: objective vae_flow decodes by the autoencoder alone",
         )
         _require(
+            stage.lora is None or stage.name in (*GENERATING, "understand"),
+            f"stage.lora adapts the backbone, which stage '{stage.name}' does not have: leave it out",
+        )
+        _require(
             model.objective != "clip_mse" or (stage.noise_draws == 1 and stage.flow == FlowConfig()),
             "objective clip_mse draws no noise: leave out stage.noise_draws and stage.flow",
         )
         return self
 
     @model_validator(mode="after")
+    def _terms_are_known(self) -> Self:
+        unknown = sorted(set(self.stage.weights) - set(self.terms))
+        _require(
+            not unknown,
+            f"stage.weights names {', '.join(unknown)}: the loss of stage '{self.stage.name}' has the terms "
+            f"{', '.join(self.terms)}",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_fit_stage(self) -> Self:
+        tasks = {source.name: source.task for source in self.data.sources}
+        if self.stage.name == "joint":
+            for task in ("chat", "draw"):
+                _require(
+                    not {task, "both"}.isdisjoint(tasks.values()),
+                    f"stage 'joint' trains two tasks, and no source in data.sources has task {task} or both ({tasks})",
+                )
+        else:
+            named = [name for name, task in tasks.items() if task != "both"]
+            _require(
+                not named,
+                f"data.sources: {', '.join(named)} names a task, which stage '{self.stage.name}' decides: leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_fit_stage(self) -> Self:
-        generating = self.stage.name in ("generate", "instruct") and self.model.objective != "vae_flow"
+        generating = self.stage.name in GENERATING and self.model.objective != "vae_flow"
         drawing = self.stage.name == "decoder" and self.model.decoder.kind == "pixel"
         _require(
             self.data.features == "online" or generating or drawing,
@@ -279,6 +317,18 @@ class Recipe(Frozen):
             "same, and tell nodes apart by another label",
         )
         return self
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the stage's loss terms."""
+        generated = "mse" if self.model.objective == "clip_mse" else "flow"
+        if self.stage.name == "decoder":
+            return ("coarse", "clean") if self.model.decoder.kind == "pixel" else ("latents",)
+        if self.stage.name == "encoder":
+            return ("contrastive", "dense")
+        if self.stage.name == "joint":
+            return ("text", generated)
+        return ("text",) if self.stage.name == "understand" else (generated,)
 
     @property
     def stored_dtype(self) -> Literal["fp32", "bf16", "fp16", "int8"]:

@@ -3,22 +3,34 @@
 The sections of a recipe (`blip3o.config.recipe`) that say what training does, and not on what.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from blip3o.config.base import Frozen
+from blip3o.config.base import Frozen, _require
 from blip3o.config.resilience import WorkersConfig
 from blip3o.config.sampler import FlowConfig
 
-StageName = Literal["encoder", "understand", "generate", "instruct", "decoder"]
-STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "decoder")
+StageName = Literal["encoder", "understand", "generate", "instruct", "joint", "decoder"]
+STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "joint", "decoder")
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters beside the backbone's weights (arXiv 2106.09685), in place of training these themselves."""
+
+    rank: int = Field(default=16, gt=0, description="rank of the adapters")
+    alpha: float = Field(default=32.0, gt=0, description="an adapter's product is scaled by alpha / rank")
+    match: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("backbone.hf.*.self_attn.?_proj",),
+        min_length=1,
+        description="patterns of the linear layers that get one; by default the language model's attention",
+    )
 
 
 class StageConfig(Frozen):
     """What is trained, from where, on which loss."""
 
-    name: StageName = Field(description="encoder, understand, generate, instruct or decoder")
+    name: StageName = Field(description="encoder, understand, generate, instruct, joint or decoder")
     start_from: tuple[str, ...] = Field(
         default=(), description="names of finished runs whose weights this stage starts from"
     )
@@ -38,9 +50,32 @@ class StageConfig(Frozen):
         description="largest deviation of normal noise on features before pixels are made of them (stages encoder and "
         "decoder), anew for each sample: pixels bear features as imperfect as generated ones (arXiv 2106.15282)",
     )
-    dense_weight: float = Field(
-        default=1.0, ge=0, description="weight of the encoder stage's pixel term beside the contrastive one"
+    trainable: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="patterns of the parameters that train, with * for any part (queries, dit.layers.*); the stage's "
+        "own if none is given",
     )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train adapters on the backbone in place of the backbone (needs the extra 'lora'); they are merged "
+        "into the stage's result",
+    )
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={},
+        description="weights of the loss terms, by name; 1 where none is named. Terms: contrastive, dense (encoder); "
+        "text (understand); flow or mse (generate, instruct); text and that (joint); coarse, clean or latents "
+        "(decoder)",
+    )
+
+
+class GroupConfig(Frozen):
+    """Parameters with a learning rate or weight decay of their own."""
+
+    match: str = Field(min_length=1, description="pattern of parameter names, with * for any part: dit.*")
+    lr: float | None = Field(
+        default=None, gt=0, description="peak learning rate; warm-up, cosine and min_lr scale with it; optim.lr if none"
+    )
+    weight_decay: float | None = Field(default=None, ge=0, description="weight decay; optim.weight_decay if none")
 
 
 class OptimConfig(Frozen):
@@ -52,7 +87,17 @@ class OptimConfig(Frozen):
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
+    groups: tuple[GroupConfig, ...] = Field(
+        default=(), description="parameters with rates of their own; the first that matches a name has it"
+    )
     clip: float = Field(default=1.0, gt=0, description="global gradient norm above which gradients are scaled down")
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the trained parameters (0.9999), kept in fp32 beside "
+        "them and exported in their place; none is kept if left out",
+    )
     micro_batch: int = Field(gt=0, description="samples in one micro-batch")
     micro_batches: int = Field(gt=0, description="micro-batches per optimizer step over all workers (M)")
 
@@ -69,13 +114,30 @@ class ParallelConfig(Frozen):
         default=1,
         description="training workers (data-parallel ranks): a number, or {min, max} for one that follows the cluster",
     )
-    zero_stage: Literal[1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description="what DeepSpeed spreads over the workers: 0 nothing; 1 the optimizer's state; 2 gradients too; 3 "
+        "also all parameters, frozen ones as well",
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        default="none",
+        description="what waits in CPU memory: the optimizer's state, which is then stepped there (ZeRO 1 to 3), or "
+        "the parameters as well (ZeRO 3)",
+    )
+    whole_below: int = Field(
+        default=100_000,
+        ge=0,
+        description="elements below which ZeRO 3 keeps a parameter whole on every worker instead of gathering it",
+    )
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
     recompute: bool = Field(
         default=False,
         description="compute the activations of backbone and DiT again in the backward pass instead of keeping them: "
         "less memory, more time, the same values and gradients",
+    )
+    compile: bool = Field(
+        default=False, description="compile the DiT's layers with torch.compile (ZeRO 0 to 2); rounds differently"
     )
     threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
     peak_tflops: float | None = Field(
@@ -103,6 +165,23 @@ class ParallelConfig(Frozen):
     gpus_per_encoder: float = Field(
         default=1, gt=0, description="GPUs, or a share of one, that an encoding actor reserves where device is gpu"
     )
+
+    @model_validator(mode="after")
+    def _compile_fits(self) -> Self:
+        _require(
+            not (self.compile and self.zero_stage == 3),
+            "parallel.compile does not go with parallel.zero_stage 3, which gathers parameters inside each layer",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> Self:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        _require(
+            self.zero_stage >= least,
+            f"parallel.offload '{self.offload}' needs parallel.zero_stage {least} or more, it is {self.zero_stage}",
+        )
+        return self
 
     @property
     def fewest(self) -> int:

@@ -8,6 +8,8 @@ not on the worker that makes it, the moment, or what was made before. Columns ar
 - `features` [B, N, F] in place of `encoder_pixels` where they come from the cache: float32, float16, or the bits of
   bfloat16 as uint16
 - `input_ids` int32 [B, L], padded on the right; `labels` int32 [B, L], −100 where nothing is supervised
+- `draw_ids` int32 [B, L] and `draws` bool [B], where a sample may be for both tasks: the request to draw it, and
+  whether it is for that; one that is not for questions has their text all the same, of which nothing is supervised
 """
 
 from bisect import bisect_right
@@ -50,6 +52,8 @@ class Task(Enum):
     DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
     DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
     PIXELS = "pixels"  # image alone, for the decoder stage
+    JOINT = "joint"  # CHAT and DRAW of the same sample, as far as its source is for them
+    JOINT_PIXELS = "joint-pixels"  # CHAT and DRAW_PIXELS of the same
 
 
 _PIXELS = {
@@ -58,7 +62,10 @@ _PIXELS = {
     Task.DRAW: ("encoder_pixels",),
     Task.DRAW_PIXELS: ("decoder_pixels",),
     Task.PIXELS: ("encoder_pixels", "decoder_pixels"),
+    Task.JOINT: ("prompt_pixels", "encoder_pixels"),
+    Task.JOINT_PIXELS: ("prompt_pixels", "decoder_pixels"),
 }
+_BOTH = (Task.JOINT, Task.JOINT_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +82,8 @@ class SampleEncoder:
     """One raw sample → one row of arrays.
 
     `sizes` gives the side in pixels of each pixel column, `fits` how an image comes to it where not by cropping; with
-    `cached`, the encoder's column is left out.
+    `cached`, the encoder's column is left out. `source_tasks`, by source, say what its samples are for where a sample
+    may be for both tasks.
     """
 
     task: Task
@@ -90,6 +98,7 @@ class SampleEncoder:
     sizes: Mapping[str, int]
     fits: Mapping[str, FitConfig]
     cached: bool = False
+    source_tasks: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, raw: RawSample) -> dict[str, np.ndarray]:
         """Raises `DamagedSampleError` if the image cannot be decoded or the text does not fit."""
@@ -102,12 +111,25 @@ class SampleEncoder:
         if self.task is not Task.PIXELS:
             text = self._text(raw, numpy_generator(self.seed, "text", key))
             row |= self._pad(text)
+            if self.task in _BOTH:
+                row |= self._both(raw, key, row["labels"])
             if text.grey:
                 row["prompt_pixels"] = without_color(row["prompt_pixels"])
         return row
 
+    def _both(self, raw: RawSample, key: int, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The request to draw a sample beside the questions about it; unsupervised, whichever it is not for."""
+        task = self.source_tasks[raw.uid.partition("/")[0]]
+        caption = self._caption(raw, numpy_generator(self.seed, "caption", key))
+        request = self._pad(Text(ids=tuple(self.template.draw(self.tokenizer, caption))))
+        return {
+            "draw_ids": request["input_ids"],
+            "draws": np.array(task != "chat"),
+            "labels": np.full_like(labels, IGNORE) if task == "draw" else labels,
+        }
+
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
-        if self.task is Task.CHAT:
+        if self.task in (Task.CHAT, *_BOTH):
             return self._chat(raw, generator)
         caption = self._caption(raw, generator)
         if self.task in (Task.DRAW, Task.DRAW_PIXELS):
@@ -255,6 +277,7 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
             },
             fits={"encoder_pixels": model.target_fit, "prompt_pixels": model.backbone.image_fit},
             cached=features_sha256 is not None,
+            source_tasks={source.name: source.task for source in recipe.data.sources},
         ),
         features=FeatureReader(manifests, feature_folders(recipe, features_sha256)) if features_sha256 else None,
         ledger=Ledger(storage.join(run, "ledger")),

@@ -77,6 +77,9 @@ class Backbone(nn.Module):
             return embeddings
         mask = prompt.input_ids == self.image_token_id
         shown = prompt.pixels[mask.any(dim=1)]
+        if not shown.shape[0] and torch.is_grad_enabled():
+            # Other ranks show images, and wait in their collectives for this one's tower and its gradients: zeros.
+            return embeddings + 0 * self.see(prompt.pixels[:1], dtype=embeddings.dtype).sum()
         if not shown.shape[0]:
             return embeddings
         tokens = self.see(shown, dtype=embeddings.dtype)

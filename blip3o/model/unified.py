@@ -137,7 +137,12 @@ class UnifiedModel(nn.Module):
                 return self.decoder(features_BLF, noise, null_LF)
 
     def query_states(self, prompt: Prompt) -> Tensor:
-        """Hidden states at the queries [B, N, H], through the frozen prefix."""
+        """Hidden states at the queries [B, N, H].
+
+        Through the frozen prefix; in one pass where gradients have to reach the backbone.
+        """
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            return self.backbone.query_states_full(prompt, self.queries)
         return self.backbone.query_states(prompt, self.queries)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
+from blip3o.train.average import Average
 
 TAG, UNIVERSAL = "state", "universal"
 _STEP = "-step-"
@@ -55,10 +56,15 @@ def save(
     step: int,
     identity: str,
     state: Mapping[str, Any],
+    average: Average | None = None,
 ) -> None:
-    """Writes this rank's shards, and `state`, plain values that the run goes on from. Every rank must call it."""
+    """Writes this rank's shards, those of the average if there is one, and `state`, plain values that the run goes on
+    from. Every rank must call it.
+    """
     client_state = {"step": step, "identity": identity, "state": dict(state)}
     engine.save_checkpoint(directory, tag=TAG, client_state=client_state, exclude_frozen_parameters=True)
+    if average is not None:
+        average.save(directory)
 
 
 def make_universal(directory: Path) -> None:
@@ -88,14 +94,27 @@ def load(
     *,
     identity: str,
     universal: bool = False,
+    average: Average | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Restores weights and optimizer; returns the step and the state that was saved.
+    """Restores weights, optimizer and average; returns the step and the state that was saved.
 
     A `universal` checkpoint needs an engine that was built for one. Raises `CheckpointError` if nothing could be
-    loaded, or if the checkpoint belongs to another recipe or other data.
+    loaded, or if the checkpoint belongs to another recipe, other data or another ZeRO stage (1 and 2 are alike).
     """
+    stage, saved = engine.zero_optimization_stage(), _saved_stages(Path(directory) / TAG)
+    if stage not in saved:
+        raise CheckpointError(
+            f"the checkpoint under this run.name was saved at ZeRO stage {' or '.join(map(str, saved))}, and "
+            f"parallel.zero_stage is {stage}: set it back, or choose a new run.name"
+        )
     tag = UNIVERSAL if universal else TAG
+    groups = engine.optimizer.param_groups
+    own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     path, client = engine.load_checkpoint(directory, tag=tag, load_module_strict=False)
+    # What a group is trained with is the recipe's to say. At stage 3 a universal checkpoint would give all groups the
+    # rates of the first.
+    for group, values in zip(groups, own, strict=True):
+        group.update(values)
     if path is None:
         raise CheckpointError(f"{directory} holds no checkpoint that DeepSpeed can read")
     if client["identity"] != identity:
@@ -103,4 +122,13 @@ def load(
             "the checkpoint under this run.name was made with another recipe or other data: "
             "choose a new run.name, or restore the old recipe"
         )
+    if average is not None:
+        average.load(directory)
     return int(client["step"]), client["state"]
+
+
+def _saved_stages(folder: Path) -> tuple[int, ...]:
+    """The ZeRO stages whose files these are: 3 has the parameters of each rank, 1 and 2 the optimizer's state alone."""
+    if any(folder.glob("zero_pp_rank_*_model_states.pt")):
+        return (3,)
+    return (1, 2) if any(folder.glob("*_optim_states.pt")) else (0,)

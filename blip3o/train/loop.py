@@ -21,9 +21,9 @@ from blip3o.device import peak_memory
 from blip3o.errors import DataError
 from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.objectives import Batch, StageModule
-from blip3o.train.schedule import learning_rate
+from blip3o.train.schedule import learning_rate, set_rates
 
-TEXT_COLUMNS = ("input_ids", "labels")
+TEXT_COLUMNS = {"input_ids": ("input_ids", "labels"), "draw_ids": ("draw_ids",)}
 WIDTH_STEP = 8
 
 
@@ -138,8 +138,7 @@ class Loop:
     def _step(self, step: int, group: list[Batch]) -> tuple[float, dict[str, float]]:
         self.begin(f"the workers' counts of step {step}")
         totals = self._global_counts(group)
-        for parameters in self.engine.optimizer.param_groups:
-            parameters["lr"] = learning_rate(self.recipe.optim, step)
+        set_rates(self.engine.optimizer.param_groups, self.recipe.optim, step)
         sums: dict[str, Tensor] = {}
         self._parts = []
         for turn, batch in enumerate(group):
@@ -196,7 +195,8 @@ class Loop:
         tensors = {name: torch.tensor(count, dtype=torch.float64) for name, count in counts.items()}
         totals = {name: int(value) for name, value in self._reduce(tensors).items()}
         self._work = {name: totals[name] for name in sorted({name for own in metered for name in own})}
-        return totals
+        # At least one: a term that judges nothing in this step is a sum of nothing, zero.
+        return {name: max(total, 1) for name, total in totals.items()}
 
     def _reduce(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Sums over ranks, in fp64, in the order of names."""
@@ -214,13 +214,13 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def to_batch(arrays: dict[str, np.ndarray], *, pad_id: int, device: torch.device) -> Batch:
-    """Arrays of the stream → tensors; text is cut to the longest row, rounded up to a multiple of 8."""
+    """Arrays of the stream → tensors; a text is cut to its longest row, rounded up to a multiple of 8."""
     # Copied: the arrays are read-only views of shared memory.
     batch = {name: _tensor(array) for name, array in arrays.items() if name != "micro_batch"}
-    if "input_ids" in batch:
-        longest = int((batch["input_ids"] != pad_id).sum(1).max())
-        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, batch["input_ids"].shape[1])
-        for name in TEXT_COLUMNS:
+    for ids in TEXT_COLUMNS.keys() & batch.keys():
+        longest = int((batch[ids] != pad_id).sum(1).max())
+        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, batch[ids].shape[1])
+        for name in TEXT_COLUMNS[ids]:
             if name in batch:
                 batch[name] = batch[name][:, :width].long()
     return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -19,13 +19,15 @@ from blip3o.model.describe import META
 from blip3o.model.latent_decoder import LatentDecoder
 from blip3o.model.unified import UnifiedModel
 from blip3o.model.work import Grad
-from blip3o.train.objectives import Batch
+from blip3o.train.objectives import Batch, split_tasks
 from blip3o.train.rows import FLOPS, TOKENS
 from blip3o.train.stages import freeze, stage_of
 
 
 class Meter:
-    """The work of micro-batches of a recipe's stage."""
+    """The work of micro-batches of a recipe's stage, as if it trained what its row says: `stage.trainable` and
+    `stage.lora` change what needs a gradient, and are not counted.
+    """
 
     def __init__(self, recipe: Recipe, *, image_token_id: int, pad_id: int) -> None:
         self._recipe, self._image_token_id, self._pad_id = recipe, image_token_id, pad_id
@@ -44,6 +46,8 @@ class Meter:
                 return self._understand(batch)
             case "decoder":
                 return self._decoder(batch)
+            case "joint":
+                return self._joint(batch)
             case _:
                 return self._generate(batch)
 
@@ -51,6 +55,18 @@ class Meter:
         model, (rows, tokens) = self._recipe.model, batch["input_ids"].shape
         parts = work.generating(model, rows=rows, prompt_tokens=tokens, draws=self._recipe.stage.noise_draws)
         return {"encoder": self._targets(batch, rows), **parts}
+
+    def _joint(self, batch: Batch) -> dict[str, int]:
+        """Both tasks; prompt and queries go in one pass, with gradients through both."""
+        asked, drawn = split_tasks(batch)
+        model, (rows, tokens) = self._recipe.model, drawn["input_ids"].shape
+        parts = work.generating(model, rows=rows, prompt_tokens=tokens, draws=self._recipe.stage.noise_draws)
+        whole = tokens + model.num_queries
+        parts |= {
+            "prompt": 0,
+            "queries": work.language_model(model.backbone, rows=rows, tokens=whole, context=whole, grad=Grad.BOTH),
+        }
+        return self._understand(asked) | {"encoder": self._targets(drawn, rows)} | parts
 
     def _targets(self, batch: Batch, rows: int) -> int:
         """Of the frozen encoder, or the autoencoder in its place; nothing where the features came with the batch."""
@@ -62,7 +78,8 @@ class Meter:
 
     def _understand(self, batch: Batch) -> dict[str, int]:
         rows, tokens = batch["input_ids"].shape
-        shown = int((batch["input_ids"] == self._image_token_id).any(dim=1).sum())
+        # Where no sample shows its image, the tower runs on one all the same (`Backbone.embed`).
+        shown = max(int((batch["input_ids"] == self._image_token_id).any(dim=1).sum()), 1)
         judged = int((batch["labels"][:, 1:] != IGNORE).sum())
         backbone = self._recipe.model.backbone
         return work.understanding(backbone, rows=rows, tokens=tokens, images=shown, judged=judged)

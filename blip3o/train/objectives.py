@@ -67,6 +67,7 @@ class StageModule(nn.Module):
             "flow": self._generate,
             "pixels": self._decoder,
             "latents": self._latent_decoder,
+            "joint": self._joint,
         }[self._kind]
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -82,12 +83,18 @@ class StageModule(nn.Module):
             "flow": lambda: {"flow": generated * self._recipe.stage.noise_draws},
             "pixels": lambda: {"coarse": pixels, "clean": pixels},
             "latents": lambda: {"latents": rows * math.prod(config.decoder.noise_shape)},
+            "joint": lambda: {
+                "text": int((batch["labels"][:, 1:] != IGNORE).sum()),
+                self._recipe.terms[1]: int(batch["draws"].sum())
+                * math.prod(self.model.latent_shape)
+                * self._recipe.stage.noise_draws,
+            },
         }[self._kind]()
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term in the loss; 1 where none is named."""
-        return {"dense": self._recipe.stage.dense_weight}
+        return self._recipe.stage.weights
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One micro-batch → the sum of each term, scalars, fp32."""
@@ -111,6 +118,12 @@ class StageModule(nn.Module):
         supervised = labels != IGNORE  # logits are computed where there is something to judge, and nowhere else
         logits = self.model.backbone.logits(states[supervised]).float()
         return {"text": F.cross_entropy(logits, labels[supervised], reduction="sum")}
+
+    def _joint(self, batch: Batch) -> dict[str, Tensor]:
+        """Text of the samples that are asked about, flow of those that are drawn."""
+        asked, drawn = split_tasks(batch)
+        draw = self._regress if self._recipe.model.objective == "clip_mse" else self._generate
+        return self._understand(asked) | {name: value * batch["draws"].any() for name, value in draw(drawn).items()}
 
     def target_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What is to be generated, [B, L, F], and the query states [B, N, H]."""
@@ -196,6 +209,23 @@ class StageModule(nn.Module):
         noised = decoder.noised(decoder.latents(to_unit(batch["decoder_pixels"])), draws.noise, draws.uniform)
         predicted = decoder.predict(noised.noisy, noised.time, decoder.condition(features))
         return {"latents": (predicted - noised.target).float().square().sum()}
+
+
+def split_tasks(batch: Batch) -> tuple[Batch, Batch]:
+    """A batch of stage `joint` as those of its two tasks: the samples that are asked about, and those to draw.
+
+    Neither is empty: every part of the model runs on every rank, on one sample if there is none for it, whose loss is
+    zero, since other ranks wait in their collectives for its gradients, and under ZeRO-3 for its share of the weights.
+    """
+    requests = {name: rows for name, rows in batch.items() if name not in ("labels", "prompt_pixels")}
+    requests["input_ids"] = requests.pop("draw_ids")
+    return _chosen(batch, (batch["labels"] != IGNORE).any(1)), _chosen(requests, batch["draws"])
+
+
+def _chosen(batch: Batch, mask_B: Tensor) -> Batch:
+    """The rows that the mask marks; the first alone if it marks none."""
+    rows = mask_B.nonzero().flatten() if mask_B.any() else torch.zeros(1, dtype=torch.long, device=mask_B.device)
+    return {name: tensor[rows] for name, tensor in batch.items()}
 
 
 def _kind(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from blip3o.errors import CheckpointError
 from blip3o.model.unfilled import place, shared_names, unfilled
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.checkpoint import TAG
+from blip3o.train.lora import adapted_layers, merged
 from blip3o.train.stages import stage_of
 from blip3o.train.weights import final_uri, read_final
 
@@ -51,6 +52,10 @@ def validation_model(
     dtype = _DTYPE[recipe.parallel.precision]
     for run in dict.fromkeys((*recipe.stage.start_from, *recipe.evaluate.grid_from)):
         _fill(model, read_final(final_uri(recipe.run.storage, run))[0], dtype, source=run)
+    if recipe.stage.lora is not None:
+        weights = dict(model.named_parameters())
+        base = {f"{layer}.weight": weights[f"{layer}.weight"] for layer in adapted_layers(model, recipe.stage.lora)}
+        trained = merged(trained, base, recipe.stage.lora)
     # What is saved beside the trained parameters, a tied head's second name or a buffer, the model has already.
     left = trained.keys() - _fill(model, trained, dtype, source=recipe.run.name) - model.state_dict().keys()
     if left:

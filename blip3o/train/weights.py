@@ -1,7 +1,8 @@
 """Weights as they travel between stages: named tensors in safetensors, with a description that is written last.
 
-A run's result is `<run>/final/weights.safetensors` (what the stage trained, by parameter name) and
-`<run>/final/final.json` (recipe, sha256, summary). Without the second the first does not count.
+A run's result is `<run>/final/weights.safetensors` (what the stage trained, by parameter name), the moving average of
+the same if it kept one (`average.safetensors`), and `<run>/final/final.json` (recipe, sha256, summary). Without the
+last the others do not count.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from blip3o.data import storage
 from blip3o.errors import CheckpointError, ConfigError, StorageError
 from blip3o.model.unified import UnifiedModel
 
-WEIGHTS, DESCRIPTION = "weights.safetensors", "final.json"
+WEIGHTS, AVERAGE, DESCRIPTION = "weights.safetensors", "average.safetensors", "final.json"
 
 
 def final_uri(storage_uri: str, run: str) -> str:
@@ -28,12 +29,24 @@ def final_uri(storage_uri: str, run: str) -> str:
     return storage.join(storage_uri, run, "final")
 
 
-def write_final(uri: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Writes weights, then the description with their sha256, which makes the result whole."""
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    storage.write_bytes(storage.join(uri, WEIGHTS), data)
-    whole = {**description, "tensors": sorted(tensors), "sha256": hashlib.sha256(data).hexdigest()}
+def write_final(
+    uri: str,
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes weights and their average, then the description with the sha256 of both, which makes the result whole."""
+    whole = {**description, "tensors": sorted(tensors), "sha256": _write(uri, WEIGHTS, tensors)}
+    if average:
+        whole["average_sha256"] = _write(uri, AVERAGE, average)
     storage.write_bytes(storage.join(uri, DESCRIPTION), json.dumps(whole, indent=1).encode())
+
+
+def _write(uri: str, file: str, tensors: Mapping[str, Tensor]) -> str:
+    """Writes a file of tensors and returns its sha256."""
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    storage.write_bytes(storage.join(uri, file), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_description(uri: str) -> dict[str, Any] | None:
@@ -53,22 +66,25 @@ def start_sha256(recipe: Recipe) -> list[str]:
     return found
 
 
-def read_final(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and description of a finished run.
+def read_final(uri: str, *, averaged: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and description of a finished run; if `averaged`, their moving average, which the run must have kept.
 
     Raises `CheckpointError` if the run has not finished, or if the weights are not the ones that were written.
     """
     description = read_description(uri)
     if description is None:
         raise CheckpointError(f"{uri} holds no finished run: train it first, or correct stage.start_from")
+    file, key = (AVERAGE, "average_sha256") if averaged else (WEIGHTS, "sha256")
+    if key not in description:
+        raise CheckpointError(f"{uri} holds no moving average: train the run with optim.ema, or take its last weights")
     try:
-        data = storage.read_bytes(storage.join(uri, WEIGHTS))
+        data = storage.read_bytes(storage.join(uri, file))
     except StorageError as error:
-        raise CheckpointError(f"{uri}: {WEIGHTS} is missing beside {DESCRIPTION}: train the run again") from error
+        raise CheckpointError(f"{uri}: {file} is missing beside {DESCRIPTION}: train the run again") from error
     digest = hashlib.sha256(data).hexdigest()
-    if digest != description["sha256"]:
+    if digest != description[key]:
         raise CheckpointError(
-            f"{uri}: weights have sha256 {digest[:12]}…, {description['sha256'][:12]}… was written: train again"
+            f"{uri}: weights have sha256 {digest[:12]}…, {description[key][:12]}… was written: train again"
         )
     return load(data), description
 

@@ -84,6 +84,8 @@ COLUMNS = {
     Task.DRAW: {"encoder_pixels", "input_ids"},
     Task.DRAW_PIXELS: {"decoder_pixels", "input_ids"},
     Task.PIXELS: {"encoder_pixels", "decoder_pixels"},
+    Task.JOINT: {"prompt_pixels", "encoder_pixels", "input_ids", "labels", "draw_ids", "draws"},
+    Task.JOINT_PIXELS: {"prompt_pixels", "decoder_pixels", "input_ids", "labels", "draw_ids", "draws"},
 }
 
 
@@ -92,9 +94,21 @@ def test_columns_have_fixed_shapes(root, task):
     arrays = builder(root, task)(0)
     assert set(arrays) == {"draw_key", *COLUMNS[task]}
     kinds = {"draw_key": ((B,), np.int64), "input_ids": ((B, LENGTH), np.int32), "labels": ((B, LENGTH), np.int32)}
+    kinds |= {"draw_ids": ((B, LENGTH), np.int32), "draws": ((B,), np.bool_)}
     for name, array in arrays.items():
         shape, dtype = kinds.get(name, ((B, 32, 32, 3), np.uint8))
         assert (array.shape, array.dtype) == (shape, dtype), name
+
+
+@pytest.mark.parametrize(("task", "asked", "drawn"), [("chat", 1, 0), ("draw", 0, 1), ("both", 1, 1)])
+def test_a_sample_for_two_tasks_is_for_those_of_its_source(root, task, asked, drawn):
+    encoder = replace(builder(root, Task.JOINT).encoder, source_tasks={"src": task})
+    row = encoder(raw())
+    chat, draw = (replace(encoder, task=alone)(raw()) for alone in (Task.CHAT, Task.DRAW))
+    assert row["draws"] == bool(drawn)
+    assert np.array_equal(row["draw_ids"], draw["input_ids"])
+    assert np.array_equal(row["input_ids"], chat["input_ids"])
+    assert np.array_equal(row["labels"], chat["labels"] if asked else np.full_like(chat["labels"], IGNORE))
 
 
 def test_every_column_has_the_size_of_its_part(root):

@@ -201,9 +201,9 @@ def test_one_worker_goes_on_from_two_and_learns_as_they_do(base, quiet):
 
 
 def second(base, name, *, after):
-    """A stage from the result of the run `after`, of other steps and another micro-batch."""
-    begin = {"name": "instruct", "start_from": ["world-encoder", "world-understand", after]}
-    changed = {"optim": {"steps": 16, "micro_batch": 4}, "checkpoint": {"max_failures": 2}}
+    """A stage from the result of the run `after`: two tasks, other steps, another micro-batch, and an average."""
+    begin = {"name": "joint", "start_from": ["world-encoder", "world-understand", after]}
+    changed = {"optim": {"steps": 16, "micro_batch": 4, "ema": 0.9}, "checkpoint": {"max_failures": 2}}
     return world.recipe(base, run={"name": name}, stage=begin, **changed)
 
 
@@ -225,7 +225,10 @@ def test_a_pipeline_whose_workers_are_killed_is_its_stages_one_after_the_other(r
     for killer, recipe in zip(killers, pipeline.stages, strict=True):
         killer.join(PATIENCE_S)
         assert KILL_FROM <= killer.at_step < recipe.optim.steps
-    assert [result["sha256"] for result in joined] == [result["sha256"] for result in apart]
+    for kind in ("sha256", "average_sha256"):
+        assert [result.get(kind) for result in joined] == [result.get(kind) for result in apart]
+    assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(alone)} == {True}
+    assert len({apart[1]["sha256"], apart[1]["average_sha256"]}) == 2
     for one, other in zip((undisturbed, alone), pipeline.stages, strict=True):
         assert figures(one) == figures(other)
     assert train_pipeline(pipeline) == joined

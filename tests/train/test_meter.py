@@ -17,7 +17,7 @@ from tests.train.test_objectives import ROWS, batch
 
 LATENT_DECODERS = ("sdxl", "sana")
 STEPS = [(name, "generate") for name in VARIANTS if name not in LATENT_DECODERS]
-STEPS += [("clip_flow", stage) for stage in ("encoder", "understand", "instruct", "decoder")]
+STEPS += [("clip_flow", stage) for stage in ("encoder", "understand", "instruct", "joint", "decoder")]
 STEPS += [(name, "decoder") for name in LATENT_DECODERS]
 
 

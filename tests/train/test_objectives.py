@@ -1,5 +1,7 @@
 """Stage losses: draws belong to samples, sums add up over any split of a batch, only the stage's parameters train."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from blip3o.data.templates import IGNORE
 from blip3o.errors import ConfigError
 from blip3o.model.unified import initialize
 from blip3o.train.objectives import build_stage_module, flow_draws
-from blip3o.train.stages import STAGES, Stage, freeze
+from blip3o.train.stages import STAGES, Stage, freeze, stage_of
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
 from tests.recipes import recipe
 
@@ -18,12 +20,17 @@ def batch(stage, rows=ROWS):
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (rows, 32, 32, 3), dtype=torch.uint8, generator=generator)
     ids = torch.randint(10, 1000, (rows, 16), generator=generator)
-    if stage == "understand":
+    draw_ids = ids.flip(1)
+    if stage in ("understand", "joint"):
         ids[:, 1:5] = IMAGE_TOKEN
     ids[0, 12:] = PAD
     labels = torch.where(torch.arange(16) >= 8, ids, IGNORE)
     labels[0, 12:] = IGNORE
     everything = {"input_ids": ids, "labels": labels, "draw_key": torch.arange(rows) + 100}
+    if stage == "joint":  # rows 1, 4, … are asked about alone, rows 2, 5, … drawn alone, the others both
+        part = torch.arange(rows) % 3
+        labels[part == 2] = IGNORE
+        everything |= {"draw_ids": draw_ids, "draws": part != 1}
     return everything | {f"{name}_pixels": pixels for name in ("encoder", "prompt", "decoder")}
 
 
@@ -56,7 +63,7 @@ def test_condition_dropout_has_its_rate():
     assert flow_draws(torch.arange(100), seed=0, kind="flow-0", shape=(1,), dropout=0.0).keep.all()
 
 
-@pytest.mark.parametrize("stage", ["understand", "generate", "decoder"])
+@pytest.mark.parametrize("stage", ["understand", "generate", "decoder", "joint"])
 def test_sums_and_counts_add_up_over_a_split_batch(stage):
     module = stage_module(stage)
     whole = batch(stage)
@@ -119,4 +126,89 @@ def test_more_noise_draws_use_one_condition_and_other_noise():
 def test_a_pattern_that_matches_nothing_is_an_error():
     module = stage_module("understand")
     with pytest.raises(ConfigError, match="stage trains 'bakbone"):
-        freeze(module.model, Stage(task=STAGES["understand"].task, parts=(), trainable=("bakbone.",)))
+        freeze(module.model, Stage(task=STAGES["understand"].task, parts=(), trainable=("bakbone.*",)))
+
+
+def alone(whole, name):
+    """The rows of a joint batch that one of the two stages trains on, as that stage is given them."""
+    if name == "understand":
+        return rows_of(whole, (whole["labels"] != IGNORE).any(1))
+    return rows_of(whole | {"input_ids": whole["draw_ids"]}, whole["draws"])
+
+
+def gradients(module, losses):
+    parameters = {name: p for name, p in module.model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(sum(losses), list(parameters.values()), allow_unused=True)
+    return {name: torch.zeros(()) if value is None else value for name, value in zip(parameters, found, strict=True)}
+
+
+def test_joint_trains_by_the_sum_of_both_stages_gradients():
+    joint, whole = stage_module("joint", weights={"text": 0.25}), batch("joint", rows=6)
+    freeze(joint.model, STAGES["joint"])
+    sums, counts = joint(whole), joint.counts(whole)
+    assert list(sums) == ["text", "flow"] == list(counts)
+    both = gradients(joint, [joint.weights.get(name, 1.0) * sums[name] / counts[name] for name in sums])
+    expected = {name: torch.zeros(()) for name in both}
+    for name, term, weight in (("understand", "text", 0.25), ("generate", "flow", 1.0)):
+        single, rows = stage_module(name), alone(whole, name)
+        single.load_state_dict({key: value for key, value in joint.state_dict().items() if key in single.state_dict()})
+        freeze(single.model, replace(STAGES[name], trainable=STAGES[name].reached or STAGES[name].trainable))
+        assert torch.allclose(single(rows)[term], sums[term], rtol=1e-5)
+        assert single.counts(rows)[term] == counts[term]
+        for key, value in gradients(single, [weight * single(rows)[term] / counts[term]]).items():
+            expected[key] = expected[key] + value
+    for key, value in both.items():
+        # fp32 sums of some hundred terms in another order.
+        assert torch.allclose(value, expected[key], rtol=1e-4, atol=1e-7), key
+    assert both["backbone.hf.model.language_model.embed_tokens.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("missing", ["asked", "drawn"])
+def test_joint_runs_every_part_where_a_batch_has_samples_for_one_alone(missing):
+    module, whole = stage_module("joint"), batch("joint")
+    if missing == "asked":
+        whole["labels"] = torch.full_like(whole["labels"], IGNORE)
+        whole["input_ids"][:] = 20  # and no image either
+    else:
+        whole["draws"][:] = False
+    names = freeze(module.model, STAGES["joint"])
+    sums = module(whole)
+    term = "text" if missing == "asked" else "flow"
+    assert (sums[term].item(), module.counts(whole)[term]) == (0, 0)
+    sum(sums.values()).backward()
+    assert not [name for name, p in module.model.named_parameters() if name in names and p.grad is None]
+    assert all(torch.isfinite(p.grad).all() for p in module.model.parameters() if p.grad is not None)
+
+
+def test_a_trained_backbone_gets_the_gradient_of_what_is_drawn():
+    made = recipe(stage={"name": "generate", "trainable": ["queries", "backbone.hf.model.language_model.layers.1.*"]})
+    module = build_stage_module(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)
+    initialize(module.model, 0)
+    randomise(module)
+    names = freeze(module.model, stage_of(made))
+    module(batch("generate"))["flow"].backward()
+    moved = {name for name, p in module.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == set(names)
+    assert {name.split(".")[0] for name in names} == {"queries", "backbone"}
+
+
+def test_a_pattern_of_what_the_loss_does_not_reach_is_an_error():
+    made = recipe(stage={"name": "generate", "trainable": ["queries", "encoder.*"]})
+    module = build_stage_module(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)
+    with pytest.raises(ConfigError, match=r"'encoder.\*' matches encoder\..*which the stage's loss does not reach"):
+        freeze(module.model, stage_of(made))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"stage": {"name": "generate", "weights": {"text": 1.0}}}, "stage.weights names text: .* the terms flow"),
+        ({"stage": {"name": "joint"}, "data": {"task": "chat"}}, "no source in data.sources has task draw or both"),
+        ({"stage": {"name": "generate"}, "data": {"task": "draw"}}, "scenes names a task, which stage 'generate' dec"),
+    ],
+)
+def test_terms_and_tasks_that_do_not_fit_the_stage_are_named(sections, message):
+    task = sections.get("data", {}).get("task", "both")
+    sources = [{"name": "scenes", "shards": "scenes/train-*.tar", "task": task}]
+    with pytest.raises(ConfigError, match=message):
+        recipe(stage=sections["stage"], data={"sources": sources})

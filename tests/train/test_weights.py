@@ -6,7 +6,16 @@ import torch
 from blip3o.data import storage
 from blip3o.errors import CheckpointError
 from blip3o.model.unified import initialize
-from blip3o.train.weights import WEIGHTS, load_into, read_description, read_final, require_covered, write_final
+from blip3o.train.weights import (
+    WEIGHTS,
+    final_uri,
+    load_into,
+    read_description,
+    read_final,
+    require_covered,
+    write_final,
+)
+from jobs.export import averaged_runs
 from tests.model.helpers import nano_model
 
 
@@ -16,6 +25,26 @@ def test_what_was_written_is_read(tmp_path):
     read, description = read_final(str(tmp_path))
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
     assert description["run"] == "x"
+
+
+def test_a_moving_average_is_beside_the_weights(tmp_path):
+    last, mean = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    write_final(str(tmp_path), last, {"run": "x"}, mean)
+    assert torch.equal(read_final(str(tmp_path))[0]["a"], last["a"])
+    assert torch.equal(read_final(str(tmp_path), averaged=True)[0]["a"], mean["a"])
+    write_final(str(tmp_path), last, {"run": "x"})
+    with pytest.raises(CheckpointError, match="holds no moving average: train the run with optim.ema"):
+        read_final(str(tmp_path), averaged=True)
+
+
+def test_the_average_of_what_others_were_trained_on_is_not_exported(tmp_path):
+    starts = {"encoder": [], "generate": ["encoder"], "decoder": ["encoder"], "plain": []}
+    for run, start in starts.items():
+        description = {"recipe": {"stage": {"start_from": start}}}
+        mean = None if run == "plain" else {"a": torch.zeros(2)}
+        write_final(final_uri(str(tmp_path), run), {"a": torch.ones(2)}, description, mean)
+    assert averaged_runs(str(tmp_path), list(starts)) == {"generate", "decoder"}
+    assert averaged_runs(str(tmp_path), ["encoder", "plain"]) == {"encoder"}
 
 
 def test_an_unfinished_run_has_no_result(tmp_path):

@@ -1,0 +1,144 @@
+"""A few steps of a nano stage by DeepSpeed at any setting, and by plain PyTorch, on the same micro-batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from blip3o.config.recipe import Recipe
+from blip3o.data.templates import IGNORE
+from blip3o.model.unified import initialize
+from blip3o.train import checkpoint
+from blip3o.train.average import Average
+from blip3o.train.engine import build_engine
+from blip3o.train.gather import gather_parameters, trained
+from blip3o.train.loop import Loop, StepRecord, to_batch
+from blip3o.train.lora import add_adapters
+from blip3o.train.objectives import StageModule, build_stage_module
+from blip3o.train.schedule import learning_rate
+from blip3o.train.stages import freeze, stage_of
+from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
+from tests.recipes import recipe
+from tests.train.test_objectives import batch
+
+ROWS, MICRO_BATCHES, STEPS = 4, 2, 3
+DECAY = 0.22  # that of the first step is less, (1 + 1) / (10 + 1); from the second on it is this
+CPU = torch.device("cpu")
+
+
+def made(*, world: int, stage: str = "generate", lora: bool = False, **parallel: Any) -> Recipe:
+    """A nano recipe of three steps: two micro-batches each, whatever the world."""
+    optim = {"steps": STEPS, "lr": 1e-3, "micro_batch": ROWS, "micro_batches": MICRO_BATCHES, "weight_decay": 0.1}
+    groups = [{"match": "dit.layers.*", "lr": 5e-4, "weight_decay": 0.0}] if stage == "generate" else []
+    # A clip that acts: the gradients of a random nano model are larger.
+    optim |= {"clip": 0.05, "groups": groups}
+    adapters = {"rank": 2, "alpha": 4.0} if lora else None
+    return recipe(stage={"name": stage, "lora": adapters}, optim=optim, parallel={"workers": world, **parallel})
+
+
+def module_for(values: Recipe) -> StageModule:
+    """The stage's module with random values everywhere."""
+    module = build_stage_module(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)
+    initialize(module.model, 0)
+    if values.stage.lora:
+        add_adapters(module.model, values.stage.lora, 0)
+    randomise(module)
+    freeze(module.model, stage_of(values))
+    return module
+
+
+def arrays(number: int, stage: str) -> dict[str, np.ndarray]:
+    """Micro-batch `number` as the stream gives it."""
+    whole = batch(stage, rows=ROWS * (number + 1))
+    rows = {name: tensor[-ROWS:].numpy() for name, tensor in whole.items()}
+    if stage == "joint" and number % 3 == 1:  # nothing to answer in it, and no image
+        rows |= {"labels": np.full_like(rows["labels"], IGNORE), "input_ids": np.full_like(rows["input_ids"], 20)}
+    if stage == "joint" and number % 3 == 2:  # nothing to draw in it
+        rows["draws"] = np.zeros(ROWS, np.bool_)
+    return {**rows, "micro_batch": np.full(ROWS, number)}
+
+
+def stream(stage: str, first: int, world: int) -> Iterator[dict[str, np.ndarray]]:
+    """A rank's micro-batches from its first on."""
+    return (arrays(number, stage) for number in range(first, STEPS * MICRO_BATCHES, world))
+
+
+def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[str, Any]:
+    """Trains, and returns rows, whole weights (on the first rank) and how many numbers this rank held.
+
+    The run goes on from the checkpoint in the folder if there is one, else makes one after the first step.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    module = module_for(values)
+    engine = build_engine(values, module, universal=universal)
+    average = Average(engine, trained(module.model), decay=DECAY)
+    rows: list[dict[str, Any]] = []
+    start = 0
+    if any(folder.iterdir()):
+        start, _ = checkpoint.load(engine, str(folder), identity="x", universal=universal, average=average)
+
+    def after_step(done: int, record: StepRecord) -> None:
+        average.update(done)
+        rows.append(record.row())
+        if done == 1:
+            checkpoint.save(engine, str(folder), step=done, identity="x", state={}, average=average)
+
+    Loop(
+        recipe=values,
+        engine=engine,
+        module=module,
+        batches=stream(values.stage.name, start * MICRO_BATCHES + rank, world),
+        device=CPU,
+        rank=rank,
+        world=world,
+        pad_id=PAD,
+        after_step=after_step,
+    ).run(start)
+    spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
+    weights = gather_parameters(trained(module.model), keep=rank == 0)
+    averaged = average.gather(keep=rank == 0)
+    engine.destroy()
+    return {"rows": rows, "weights": weights, "averaged": averaged, "held": sum(spread)}
+
+
+def by_hand(values: Recipe) -> dict[str, Any]:
+    """The same steps in one process: PyTorch's AdamW, whole batches, nothing spread."""
+    module = module_for(values)
+    names = trained(module.model)
+    scales = {name: _own(values, name) for name in names}
+    groups = [{"params": [p], "weight_decay": scales[name][1], "own": scales[name][0]} for name, p in names.items()]
+    optimizer = torch.optim.AdamW(groups, lr=values.optim.lr, betas=values.optim.betas)
+    rows = []
+    averaged = {name: p.detach().clone() for name, p in names.items()}
+    for step in range(STEPS):
+        numbers = range(step * MICRO_BATCHES, (step + 1) * MICRO_BATCHES)
+        batches = [to_batch(arrays(number, values.stage.name), pad_id=PAD, device=CPU) for number in numbers]
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for part in batches:
+            for name, value in module(part).items():
+                sums[name] = sums.get(name, 0) + value
+                counts[name] = counts.get(name, 0) + module.counts(part)[name]
+        loss = sum(module.weights.get(name, 1.0) * sums[name] / max(counts[name], 1) for name in sums)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(names.values()), values.optim.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(values.optim, step) * group["own"]
+        optimizer.step()
+        optimizer.zero_grad()
+        rows.append({"loss": loss.item(), "grad_norm": norm.item()})
+        decay = min(DECAY, (2 + step) / (11 + step))
+        averaged = {name: decay * averaged[name] + (1 - decay) * p.detach() for name, p in names.items()}
+    return {"rows": rows, "weights": {name: p.detach().clone() for name, p in names.items()}, "averaged": averaged}
+
+
+def _own(values: Recipe, name: str) -> tuple[float, float]:
+    """Share of the learning rate, and weight decay, of a parameter."""
+    optim = values.optim
+    if optim.groups and name.startswith("dit.layers."):
+        return 0.5, 0.0
+    return 1.0, optim.weight_decay
