@@ -162,6 +162,7 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
             first=next_micro_batch(pipeline),
             make_micro_batch_fn=lambda: staged_micro_batches(plan.pipeline(), plan.features),
             concurrency=parallel.data_tasks,
+            threads=parallel.data_threads,
             num_cpus=parallel.cpus_per_data_task,
             labels=parallel.data_labels,
             encoders=stream_encoders(plan),

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.data._child import WINDOWS, measure
 from benchmarks.data._table import behind, finish, parser
-from benchmarks.data._ways import MEASURED, WAYS
+from benchmarks.data._ways import WAYS
 from benchmarks.data._world import Job, world
 
 SIDES = (640, 480)
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--seconds", type=float, default=6.0)
     options.add_argument("--shards", type=int, default=24)
     options.add_argument("--per-shard", type=int, default=100)
-    options.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(MEASURED))
+    options.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     arguments = options.parse_args(argv)
     ways = arguments.ways = ["ours", *[way for way in arguments.ways if way != "ours"]]
     found = _measure_all(arguments)

@@ -28,6 +28,7 @@ _SHARED = (
     "parallel.device",
     "parallel.cpus_per_worker",
     "parallel.data_tasks",
+    "parallel.data_threads",
     "parallel.cpus_per_data_task",
     "parallel.data_labels",
     "parallel.worker_labels",

@@ -148,6 +148,12 @@ class ParallelConfig(Frozen):
     )
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
     data_tasks: int = Field(default=1, gt=0, description="decoding actors of the stream")
+    data_threads: int = Field(
+        default=1,
+        gt=0,
+        description="micro-batches that a decoding actor makes at once: threads, which share what was read, and decode "
+        "outside the interpreter's lock",
+    )
     cpus_per_data_task: float = Field(default=1, gt=0, description="logical CPUs that a decoding actor reserves")
     data_labels: dict[str, str] = Field(
         default={},

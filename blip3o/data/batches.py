@@ -12,6 +12,7 @@ not on the worker that makes it, the moment, or what was made before. Columns ar
   whether it is for that; one that is not for questions has their text all the same, of which nothing is supervised
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -289,19 +290,26 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
 class StagedMicroBatches:
     """The micro-batches of several stages under one numbering; `ends[i]` is one past the last number of stage i.
 
-    Stages are built when they are reached, by `build`, and only the newest is held.
+    Stages are built when they are reached, by `build`. Of two threads, one may have reached the next stage: so the one
+    before is held beside the newest.
     """
 
     build: Sequence[Callable[[], MicroBatchBuilder]]
     ends: Sequence[int]
-    _held: tuple[int, MicroBatchBuilder] | None = field(default=None, init=False)
+    _held: dict[int, MicroBatchBuilder] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         """Arrays of micro-batch `number` of the whole. Raises `DataError` where the stage's own function does."""
         stage = bisect_right(self.ends, number)
-        if self._held is None or self._held[0] != stage:
-            self._held = (stage, self.build[stage]())
-        return self._held[1](number - (self.ends[stage - 1] if stage else 0))
+        return self._builder(stage)(number - (self.ends[stage - 1] if stage else 0))
+
+    def _builder(self, stage: int) -> MicroBatchBuilder:
+        with self._lock:
+            if stage not in self._held:
+                self._held = {number: held for number, held in self._held.items() if number == stage - 1}
+                self._held[stage] = self.build[stage]()
+            return self._held[stage]
 
 
 def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:

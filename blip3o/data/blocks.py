@@ -3,12 +3,13 @@
 The order mixes samples inside a window of neighbours, so successive micro-batches want bytes that lie side by side.
 Reading whole blocks once and keeping the newest ones turns dozens of small requests a micro-batch into about one. Where
 several readers share the micro-batches of a window, each of them wants a part of nearly every large block: they read
-smaller ones.
+smaller ones. Threads of one reader share its blocks, also those that are on their way.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 
 from blip3o.data import storage
 
@@ -23,41 +24,55 @@ def block_bytes_for(readers: int) -> int:
 
 
 class BlockCache:
-    """Blocks of `block_bytes` by (URI, number), the least recently used dropped first. Threads may share it."""
+    """Blocks of `block_bytes` by (URI, number), the least recently used dropped first. Threads may share it: a block
+    that one of them has asked for is waited for by the others.
+    """
 
     def __init__(self, *, capacity: int = CACHE_BYTES, block_bytes: int = BLOCK_BYTES) -> None:
         """`capacity` in bytes; at least what the ranges of one call span is needed for them to be read once."""
         self._size = block_bytes
         self._limit = max(capacity // block_bytes, 1)
-        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, uri: str, file_bytes: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each `(offset, size)` of a file of `file_bytes`, in order. Raises `StorageError` as reads do."""
         numbers = sorted({number for offset, size in ranges for number in self._spanned(offset, size)})
-        blocks = self._held(uri, numbers)
-        lacking = [number for number in numbers if number not in blocks]
-        runs = list(_runs(lacking))
-        extents = [self._extent(run, file_bytes) for run in runs]
-        for run, data in zip(runs, storage.read_ranges(uri, extents) if extents else [], strict=True):
-            for position, number in enumerate(run):
-                blocks[number] = data[position * self._size : (position + 1) * self._size]
-        self._keep(uri, {number: blocks[number] for number in lacking})
+        awaited, lacking = self._claim(uri, numbers)
+        self._fetch(uri, file_bytes, lacking)
+        blocks = {number: block.result() for number, block in awaited.items()}
         return [self._cut(blocks, offset, size) for offset, size in ranges]
 
-    def _held(self, uri: str, numbers: Sequence[int]) -> dict[int, bytes]:
+    def _claim(self, uri: str, numbers: Sequence[int]) -> tuple[dict[int, Future[bytes]], dict[int, Future[bytes]]]:
+        """All of some blocks, and those among them that nobody has asked for: the caller must fetch these."""
+        awaited, lacking = {}, {}
         with self._lock:
-            held = [number for number in numbers if (uri, number) in self._blocks]
-            for number in held:
-                self._blocks.move_to_end((uri, number))
-            return {number: self._blocks[uri, number] for number in held}
-
-    def _keep(self, uri: str, blocks: dict[int, bytes]) -> None:
-        with self._lock:
-            for number, data in blocks.items():
-                self._blocks[uri, number] = data
+            for number in numbers:
+                block = self._blocks.pop((uri, number), None)
+                if block is None:
+                    block = lacking[number] = Future()
+                awaited[number] = self._blocks[uri, number] = block  # put last: used just now
             while len(self._blocks) > self._limit:
                 self._blocks.popitem(last=False)
+        return awaited, lacking
+
+    def _fetch(self, uri: str, file_bytes: int, lacking: Mapping[int, Future[bytes]]) -> None:
+        """Reads blocks, neighbours in one range. On failure, those who wait for them fail too, and nobody later does."""
+        runs = list(_runs(sorted(lacking)))
+        extents = [self._extent(run, file_bytes) for run in runs]
+        try:
+            for run, data in zip(runs, storage.read_ranges(uri, extents) if extents else [], strict=True):
+                for position, number in enumerate(run):
+                    lacking[number].set_result(data[position * self._size : (position + 1) * self._size])
+        except BaseException as error:  # an interrupt too: a block that nobody brings would be waited for without end
+            with self._lock:
+                for number, block in lacking.items():
+                    if self._blocks.get((uri, number)) is block:
+                        del self._blocks[uri, number]
+            for block in lacking.values():
+                if not block.done():
+                    block.set_exception(error)
+            raise
 
     def _spanned(self, offset: int, size: int) -> range:
         return range(offset // self._size, (offset + max(size, 1) - 1) // self._size + 1)
@@ -67,7 +82,7 @@ class BlockCache:
         start = run[0] * self._size
         return start, min((run[-1] + 1) * self._size, file_bytes) - start
 
-    def _cut(self, blocks: dict[int, bytes], offset: int, size: int) -> bytes:
+    def _cut(self, blocks: Mapping[int, bytes], offset: int, size: int) -> bytes:
         numbers = self._spanned(offset, size)
         start = offset - numbers[0] * self._size
         return b"".join(blocks[number] for number in numbers)[start : start + size]

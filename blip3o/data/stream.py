@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from ray.data import DataContext, DataIterator, Dataset, Datasource, ExecutionOptions, ReadTask, read_datasource
+from ray.data import (
+    ActorPoolStrategy,
+    DataContext,
+    DataIterator,
+    Dataset,
+    Datasource,
+    ExecutionOptions,
+    ReadTask,
+    read_datasource,
+)
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
@@ -28,8 +37,8 @@ EncodeFn = Callable[[Arrays], Arrays]
 
 # Micro-batches made by one actor call: spreads the cost of a call, and holds back no more than this from the order.
 PER_CALL = 4
-# Calls that an actor is given at a time: the next one waits beside it, so that it is never idle between two.
-CALLS_IN_FLIGHT = 2
+# Calls that an actor is given beyond those that its threads work on: they wait there, so that no thread is idle.
+CALLS_WAITING = 1
 # Finished micro-batches may pile up before the trainers to this many times what these hold; then the actors pause.
 # Beyond it, Ray Data pauses them at half of the object store. Both are Ray 2.60's own values, said here since a Ray
 # upgrade has changed them before (10 until 2.57).
@@ -57,6 +66,7 @@ def build_stream(
     first: int,
     make_micro_batch_fn: Callable[[], MicroBatchFn],
     concurrency: int = 1,
+    threads: int = 1,
     num_cpus: float = 1,
     labels: Mapping[str, str] | None = None,
     encoders: Encoders | None = None,
@@ -64,8 +74,8 @@ def build_stream(
     """The micro-batches `first … num_micro_batches − 1`, in order, as a lazy dataset; give the workers `data_config()`.
 
     `make_micro_batch_fn` is pickled once and called once in each of `concurrency` actors; what it returns maps a
-    number to numeric arrays, all with the same leading dimension; `encoders` then work on these. Each
-    actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
+    number to numeric arrays, all with the same leading dimension, and is called by `threads` threads at once;
+    `encoders` then work on these arrays. Each actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
     or nothing runs. The number of micro-batches must be a multiple of the number of workers, else the rest is not
     delivered. These actors run on nodes that have the `labels`, if there are any: give `data_config` the same labels
     and encoders.
@@ -80,7 +90,6 @@ def build_stream(
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.execution_options = _execution(labels, encoders)
-    context.max_tasks_in_flight_per_actor = CALLS_IN_FLIGHT
     context.downstream_capacity_backpressure_ratio = BACKPRESSURE_RATIO
     context.print_on_execution_start = False
     # A pause of the trainer (saving, evaluating) is no failure of the stream.
@@ -89,7 +98,12 @@ def build_stream(
         _Maker,
         batch_size=1,
         fn_constructor_args=(make_micro_batch_fn,),
-        concurrency=concurrency,
+        compute=ActorPoolStrategy(
+            size=concurrency,
+            max_tasks_in_flight_per_actor=threads + CALLS_WAITING,
+            max_concurrent_calls_per_actor=threads,
+            enable_true_multi_threading=threads > 1,
+        ),
         num_cpus=num_cpus,
         label_selector=dict(labels) if labels else None,
     )
@@ -99,7 +113,7 @@ def build_stream(
         _Encoder,
         batch_size=1,
         fn_constructor_args=(encoders.make,),
-        concurrency=encoders.count,
+        compute=ActorPoolStrategy(size=encoders.count, max_tasks_in_flight_per_actor=1 + CALLS_WAITING),
         num_cpus=encoders.num_cpus,
         num_gpus=encoders.num_gpus,
         label_selector=dict(encoders.labels) or None,

@@ -1,6 +1,8 @@
 """Ranges through the block cache are the file's bytes, and a block is asked for once while it is held."""
 
+import threading
 from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -63,6 +65,57 @@ def test_the_least_recently_used_block_goes_first(file, asked):
     assert asked == []
     cache.read(str(file), SIZE, [(64, 1)])
     assert asked == [[(64, 64)]]
+
+
+@pytest.fixture
+def crossing(file, monkeypatch):
+    """Two threads: while the first one's request for block 0 is under way, the second asks for blocks 0 and 2.
+
+    Gives the cache, the requests in order, and a function that lets the first request end, with an error if it is told
+    one, and returns what the two threads got.
+    """
+    cache, asked, read = small_blocks(64 * 100), [], storage.read_ranges
+    other, may_end = threading.Event(), Future()
+
+    def slow(uri, ranges):
+        asked.append(ranges)
+        if len(asked) == 1:
+            assert other.wait(60)
+            may_end.result(60)
+        other.set()
+        return read(uri, ranges)
+
+    monkeypatch.setattr(storage, "read_ranges", slow)
+    with ThreadPoolExecutor(2) as pool:
+
+        def run(error=None):
+            first = pool.submit(cache.read, str(file), SIZE, [(0, 10)])
+            while not asked:
+                threading.Event().wait(0.001)
+            second = pool.submit(cache.read, str(file), SIZE, [(0, 20), (130, 10)])
+            assert other.wait(60)
+            may_end.set_exception(error) if error else may_end.set_result(None)
+            return first, second
+
+        yield cache, asked, run
+
+
+def test_a_block_that_is_on_its_way_is_waited_for_by_other_threads(file, crossing):
+    _, asked, run = crossing
+    first, second = run()
+    content = file.read_bytes()
+    assert first.result() == [content[:10]]
+    assert second.result() == [content[:20], content[130:140]]
+    assert asked == [[(0, 64)], [(128, 64)]]
+
+
+def test_a_request_that_fails_fails_those_who_wait_and_nobody_later(file, crossing):
+    cache, asked, run = crossing
+    for reader in run(StorageError("gone")):
+        with pytest.raises(StorageError, match="gone"):
+            reader.result()
+    assert cache.read(str(file), SIZE, [(0, 20), (130, 10)]) == [file.read_bytes()[:20], file.read_bytes()[130:140]]
+    assert asked[2:] == [[(0, 64)]]
 
 
 def test_a_file_that_was_cut_is_an_error(file):

@@ -64,9 +64,9 @@ def numbers(seen: list[list[dict[str, np.ndarray]]]) -> list[list[int]]:
     return [[int(batch["micro_batch"][0]) for batch in batches] for batches in seen]
 
 
-@pytest.mark.parametrize(("world", "first", "end"), [(1, 0, 12), (2, 0, 24), (3, 6, 24)])
-def test_micro_batches_go_round_the_ranks_whole(ray_cluster, world, first, end):
-    seen = consume(stream(first, end, concurrency=2), world)
+@pytest.mark.parametrize(("world", "first", "end", "threads"), [(1, 0, 12, 1), (2, 0, 24, 3), (3, 6, 24, 1)])
+def test_micro_batches_go_round_the_ranks_whole(ray_cluster, world, first, end, threads):
+    seen = consume(stream(first, end, concurrency=2, threads=threads), world)
     assert numbers(seen) == [list(range(first + rank, end, world)) for rank in range(world)]
     for number, batch in ((int(batch["micro_batch"][0]), batch) for batches in seen for batch in batches):
         assert batch["ids"].dtype == np.int32
@@ -83,7 +83,7 @@ def test_a_stream_runs_where_its_labels_are_also_when_train_has_split_it(ray_clu
     dataset = stream(0, 4, labels=here)
     context = dataset.context
     assert (context.execution_options.label_selector, context.execution_options.preserve_order) == (here, True)
-    assert (context.max_tasks_in_flight_per_actor, context.downstream_capacity_backpressure_ratio) == (2, 2.0)
+    assert context.downstream_capacity_backpressure_ratio == 2.0
     for labels, expected in ((None, None), (here, here)):
         [shard] = data_config(labels).configure({"train": dataset}, 1, None, None)
         options = dataset.context.execution_options
