@@ -11,6 +11,7 @@ import posixpath
 import tempfile
 import time
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from blip3o.evaluate.sampling import HeldOutItem
 from blip3o.inference import Pipeline
 from blip3o.model.decoder import to_pixels
 from blip3o.model.unified import UnifiedModel
+from blip3o.train.average import FILES
 from blip3o.train.checkpoint import parse_name
 from blip3o.train.objectives import StageModule
 from blip3o.train.places import tensorboard_folder, validation_uri
@@ -62,11 +64,12 @@ def validate_checkpoint(checkpoint: Checkpoint, *, plan: dict[str, Any]) -> dict
 
 
 def _fetch(recipe: Recipe, fit_name: str, step: int, directory: Path) -> None:
-    """Copies the files that have the weights: one, or under ZeRO-3 all. Raises `DamagedCheckpointError`."""
+    """Copies the files that have the weights and their average; under ZeRO-3 all. Raises `DamagedCheckpointError`."""
     lists = read_lists(lists_uri(recipe, fit_name, step))
-    one = [file for file in lists[0].files if file.path == MODEL_FILE]
-    for files in [replace(lists[0], files=tuple(one))] if one else lists:
-        pull(shards_uri(recipe, step), files, directory)
+    whole = not any(file.path == MODEL_FILE for file in lists[0].files)
+    for files in lists:
+        wanted = [it for it in files.files if whole or it.path == MODEL_FILE or fnmatchcase(it.path, FILES)]
+        pull(shards_uri(recipe, step), replace(files, files=tuple(wanted)), directory)
 
 
 def validate_weights(recipe: Recipe, step: int, trained: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip3o.errors import CheckpointError
 
-_FILE = "average-*.safetensors"
+FILES = "average-*.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Average:
         """Writes this rank's pieces, if it has any."""
         if self._own:
             tensors = {f"{piece.start}:{name}": piece.values.cpu() for name, piece in self._own.items()}
-            save_file(tensors, Path(directory) / _FILE.replace("*", f"{dist.get_rank():05d}"))
+            save_file(tensors, Path(directory) / FILES.replace("*", f"{dist.get_rank():05d}"))
 
     def load(self, directory: str) -> None:
         """Restores this rank's pieces out of the files of all ranks that wrote them, however many those were.
@@ -112,7 +112,7 @@ class Average:
         Raises `CheckpointError` if an element is in none of them.
         """
         with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(Path(directory).glob(_FILE))]
+            files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(Path(directory).glob(FILES))]
             saved: dict[str, list[tuple[int, Any]]] = {}
             for file in files:
                 for key in file.keys():
@@ -122,7 +122,7 @@ class Average:
                 filled = sum(_copy(piece, start, stored) for start, stored in saved.get(name, []))
                 if filled != piece.values.numel():
                     raise CheckpointError(
-                        f"{directory}: {_FILE} hold {filled} of the {piece.values.numel()} elements that this rank "
+                        f"{directory}: {FILES} hold {filled} of the {piece.values.numel()} elements that this rank "
                         f"needs of {name}'s average: a file is missing"
                     )
 
@@ -135,3 +135,16 @@ def _copy(piece: Piece, start: int, stored: Any) -> int:  # noqa: ANN401 - a sli
         return 0
     piece.values[first - piece.start : last - piece.start] = stored[first - start : last - start].to(piece.values)
     return last - first
+
+
+def read_average(directory: Path) -> dict[str, Tensor]:
+    """The average that all ranks saved below a directory, by parameter name, flat, fp32; empty where there is none."""
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for path in sorted(directory.glob(FILES)):
+        for key, values in load_file(path).items():
+            start, _, name = key.partition(":")
+            pieces.setdefault(name, []).append((int(start), values))
+    return {
+        name: torch.cat([values for _, values in sorted(held, key=lambda piece: piece[0])])
+        for name, held in pieces.items()
+    }

@@ -14,7 +14,7 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.model.flow import interpolate, training_sigma, velocity_target
 from blip3o.train.loop import to_batch
-from blip3o.train.objectives import Batch, StageModule, flow_draws
+from blip3o.train.objectives import Batch, StageModule, flow_draws, split_tasks
 
 PREFIX = "validation/"
 
@@ -48,15 +48,15 @@ def validate(
     for arrays in batches:
         batch = to_batch(arrays, pad_id=pad_id, device=device)
         found = module.counts(batch)
-        if "flow" in found:
-            terms = {"flow": flow_bins(recipe, module, batch)}
+        terms = module(batch) if found.keys() != {"flow"} else {}
+        if found.get("flow"):  # of stage joint, a batch may have nothing to draw
+            drawn = split_tasks(batch)[1] if "draws" in batch else batch
+            terms["flow"] = flow_bins(recipe, module, drawn)
             found["flow"] //= recipe.stage.noise_draws
-        else:
-            terms = module(batch)
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.double().cpu()
             counts[name] = counts.get(name, 0) + found[name]
-    return _figures(module, {name: value / counts[name] for name, value in sums.items()})
+    return _figures(module, {name: value / counts[name] for name, value in sums.items() if counts[name]})
 
 
 def _figures(module: StageModule, means: dict[str, Tensor]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
 from blip3o.model.unfilled import place, shared_names, unfilled
 from blip3o.model.unified import UnifiedModel
+from blip3o.train.average import read_average
 from blip3o.train.checkpoint import TAG
 from blip3o.train.lora import adapted_layers, merged
 from blip3o.train.stages import stage_of
@@ -23,7 +24,10 @@ _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def trained_weights(directory: Path) -> dict[str, Tensor]:
-    """The trained parameters, by name, in the files that DeepSpeed saved below a directory (`MODEL_FILE`, or all)."""
+    """The trained parameters, by name, in what a run saved below a directory; of a run that keeps it, their average.
+
+    There must be `MODEL_FILE` and the files of the average, or, under ZeRO-3, all files.
+    """
     states = directory / MODEL_FILE
     if states.exists():
         # Our own file: of all that is in it, only tensors are taken.
@@ -32,7 +36,8 @@ def trained_weights(directory: Path) -> dict[str, Tensor]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         found = get_fp32_state_dict_from_zero_checkpoint(str(directory), TAG, exclude_frozen_parameters=True)
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    return weights | {name: flat.view(weights[name].shape) for name, flat in read_average(directory).items()}
 
 
 def validation_model(

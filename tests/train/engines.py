@@ -77,6 +77,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
     engine = build_engine(values, module, universal=universal)
     average = Average(engine, trained(module.model), decay=DECAY)
     rows: list[dict[str, Any]] = []
+    saved: dict[str, Tensor] = {}
     start = 0
     if any(folder.iterdir()):
         start, _ = checkpoint.load(engine, str(folder), identity="x", universal=universal, average=average)
@@ -86,6 +87,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
         rows.append(record.row())
         if done == 1:
             checkpoint.save(engine, str(folder), step=done, identity="x", state={}, average=average)
+            saved.update(average.gather(keep=rank == 0))
 
     Loop(
         recipe=values,
@@ -102,7 +104,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
     weights = gather_parameters(trained(module.model), keep=rank == 0)
     averaged = average.gather(keep=rank == 0)
     engine.destroy()
-    return {"rows": rows, "weights": weights, "averaged": averaged, "held": sum(spread)}
+    return {"rows": rows, "weights": weights, "averaged": averaged, "saved": saved, "held": sum(spread)}
 
 
 def by_hand(values: Recipe) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.checkpoint import load, make_universal
 from blip3o.train.engine import build_engine
 from blip3o.train.schedule import learning_rate, parameter_groups, set_rates
+from blip3o.train.validation_model import trained_weights
 from tests.distributed import run_ranks
 from tests.recipes import recipe
 from tests.train.engines import by_engine, by_hand, made, module_for
@@ -100,6 +101,13 @@ def test_in_bf16_the_same_is_learned_from_weights_and_averages_in_fp32(by_two, w
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
     assert run["resumed"]
     assert {tensor.dtype for tensor in run["averaged"].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_validations_read_of_a_checkpoint_is_the_average_that_was_saved(by_two, folder_of_two, way):
+    expected, found = by_two[0][way]["saved"], trained_weights(folder_of_two / way)
+    assert expected
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_stage_three_halves_what_a_rank_holds_frozen_parameters_too(by_two):

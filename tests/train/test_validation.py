@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from blip3o.config.training import LoraConfig
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.unified import UnifiedModel, initialize
-from blip3o.train.objectives import StageModule, build_stage_module
+from blip3o.train.lora import adapted_layers
+from blip3o.train.objectives import StageModule, build_stage_module, split_tasks
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.validation import held_out, num_micro_batches, validate
 from blip3o.train.validation_model import validation_model
@@ -78,6 +80,32 @@ def test_other_stages_tell_the_terms_of_their_loss(stage, terms):
         expected = StageModule(held_out(settings), module.model, pad_id=PAD)(whole)
     for name in terms:
         assert found[f"validation/{name}"] == pytest.approx(float(expected[name]) / module.counts(whole)[name])
+
+
+def test_of_two_tasks_the_text_is_told_and_the_flow_in_bins():
+    settings = made("joint")
+    module, whole = module_of(settings), batch("joint")
+    whole["draws"] = torch.tensor([True, False, True, False])
+    found = figures(settings, module, [whole])
+    assert len([name for name in found if name.startswith("validation/flow/")]) == 5
+    drawn = {name: rows for name, rows in split_tasks(whole)[1].items() if name != "draws"}
+    alone = figures(made(), module_of(made()), [drawn])
+    assert found["validation/flow"] == pytest.approx(alone["validation/flow"], rel=1e-5)
+    assert found["validation/loss"] == pytest.approx(found["validation/flow"] + found["validation/text"])
+    nothing = figures(settings, module, [whole | {"draws": torch.zeros(4, dtype=torch.bool)}])
+    assert set(nothing) == {"validation/text", "validation/loss"}
+
+
+def test_adapters_are_in_the_weights_that_are_validated(tmp_path):
+    settings, model, trained = finished(tmp_path, ("first", ("encoder.", "backbone.")))
+    lora = LoraConfig(rank=2, alpha=4.0)
+    settings = settings.model_copy(update={"stage": settings.stage.model_copy(update={"lora": lora})})
+    layer = adapted_layers(model, lora)[0]
+    weight = dict(model.named_parameters())[f"{layer}.weight"]
+    low, high = torch.ones(2, weight.shape[1]), torch.ones(weight.shape[0], 2)
+    adapter = {f"{layer}.lora_A.default.weight": low, f"{layer}.lora_B.default.weight": high}
+    loaded = validation_model(settings, trained | adapter, image_token_id=IMAGE_TOKEN, device=CPU)
+    assert torch.allclose(dict(loaded.named_parameters())[f"{layer}.weight"], weight + 4)  # 4 / 2 · (1 + 1)
 
 
 def test_held_out_samples_are_made_from_pixels_and_keep_a_ledger_of_their_own():
