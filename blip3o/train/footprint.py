@@ -14,7 +14,6 @@ Activations, the stream's batches and what the libraries take come on top: `SHAR
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from blip3o.config.recipe import Recipe
 from blip3o.model.describe import META
@@ -23,6 +22,7 @@ from blip3o.train.stages import freeze, stage_of
 
 ELEMENT = {"bf16": 2, "fp32": 4}
 ADAM = 12  # bytes of a parameter: fp32 copy and two moments
+AVERAGE = 4  # of its moving average
 SHARE = 0.8  # of a device's memory that weights, gradients and optimizer may take
 GIB = 2**30
 
@@ -55,11 +55,17 @@ def count(recipe: Recipe) -> Parameters:
 
 
 def footprint(recipe: Recipe, parameters: Parameters, *, workers: int) -> Footprint:
-    """Bytes by the table above; a checkpoint holds trained weights and optimizer."""
-    parallel: Any = recipe.parallel
+    """Bytes by the table above, less what waits in CPU memory; a checkpoint holds trained weights and optimizer.
+
+    A moving average (`optim.ema`) takes four bytes of a trained parameter more, where the optimizer is and in the
+    checkpoint.
+    """
+    parallel = recipe.parallel
     element, stage = ELEMENT[parallel.precision], parallel.zero_stage
     trained, everything = parameters.trained, parameters.trained + parameters.frozen
+    state = ADAM + (AVERAGE if recipe.optim.ema else 0)
     weights = element * everything / (workers if stage == 3 else 1)
     gradients = element * trained / (workers if stage >= 2 else 1)
-    optimizer = ADAM * trained / (workers if stage >= 1 else 1)
-    return Footprint(device=weights + gradients + optimizer, checkpoint=(element + ADAM) * trained)
+    optimizer = state * trained / (workers if stage >= 1 else 1)
+    held = {"none": weights + optimizer, "optimizer": weights, "parameters": 0.0}[parallel.offload]
+    return Footprint(device=held + gradients, checkpoint=(element + state) * trained)

@@ -83,12 +83,21 @@ def test_guidance_without_dropped_conditions_is_wrong():
     assert states(of_recipe(plain))["condition dropout"] == "ok"
 
 
-def test_memory_by_zero_stage():
-    parameters, gib = Parameters(trained=GIB, frozen=4 * GIB), {}
-    for stage in (1, 2):
-        made = recipes.recipe(optim={"micro_batches": 8}, parallel={"zero_stage": stage, "precision": "bf16"})
-        gib[stage] = footprint(made, parameters, workers=8).device / GIB
-    assert gib == {1: 10 + 2 + 1.5, 2: 10 + 0.25 + 1.5}
+@pytest.mark.parametrize(
+    ("parallel", "optim", "expected"),
+    [
+        ({"zero_stage": 0}, {}, 10 + 2 + 12),
+        ({"zero_stage": 1}, {}, 10 + 2 + 1.5),
+        ({"zero_stage": 2}, {}, 10 + 0.25 + 1.5),
+        ({"zero_stage": 3}, {}, 1.25 + 0.25 + 1.5),
+        ({"zero_stage": 1}, {"ema": 0.999}, 10 + 2 + 2),
+        ({"zero_stage": 2, "offload": "optimizer"}, {}, 10 + 0.25),
+        ({"zero_stage": 3, "offload": "parameters"}, {}, 0.25),
+    ],
+)
+def test_memory_by_zero_stage(parallel, optim, expected):
+    made = recipes.recipe(optim={"micro_batches": 8} | optim, parallel={"precision": "bf16"} | parallel)
+    assert footprint(made, Parameters(trained=GIB, frozen=4 * GIB), workers=8).device == expected * GIB
 
 
 def test_memory_and_disk_are_judged_against_the_cluster():
