@@ -45,7 +45,8 @@ class BlockCache:
 
     def _claim(self, uri: str, numbers: Sequence[int]) -> tuple[dict[int, Future[bytes]], dict[int, Future[bytes]]]:
         """All of some blocks, and those among them that nobody has asked for: the caller must fetch these."""
-        awaited, lacking = {}, {}
+        awaited: dict[int, Future[bytes]] = {}
+        lacking: dict[int, Future[bytes]] = {}
         with self._lock:
             for number in numbers:
                 block = self._blocks.pop((uri, number), None)
@@ -57,7 +58,7 @@ class BlockCache:
         return awaited, lacking
 
     def _fetch(self, uri: str, file_bytes: int, lacking: Mapping[int, Future[bytes]]) -> None:
-        """Reads blocks, neighbours in one range. On failure, those who wait for them fail too, and nobody later does."""
+        """Reads blocks, neighbours in one range. If that fails, those who wait for them fail too, and nobody later."""
         runs = list(_runs(sorted(lacking)))
         extents = [self._extent(run, file_bytes) for run in runs]
         try:

@@ -75,10 +75,10 @@ def build_stream(
 
     `make_micro_batch_fn` is pickled once and called once in each of `concurrency` actors; what it returns maps a
     number to numeric arrays, all with the same leading dimension, and is called by `threads` threads at once;
-    `encoders` then work on these arrays. Each actor reserves `num_cpus` for as long as the stream lives: a cluster needs that much beyond what its trainers take,
-    or nothing runs. The number of micro-batches must be a multiple of the number of workers, else the rest is not
-    delivered. These actors run on nodes that have the `labels`, if there are any: give `data_config` the same labels
-    and encoders.
+    `encoders` then work on these arrays. Each actor reserves `num_cpus` for as long as the stream lives: a cluster
+    needs that much beyond what its trainers take, or nothing runs. The number of micro-batches must be a multiple of
+    the number of workers, else the rest is not delivered. These actors run on nodes that have the `labels`, if there
+    are any: give `data_config` the same labels and encoders.
     Raises `ConfigError` if `first` lies beyond the end; at the end, the stream is empty.
     """
     if not 0 <= first <= num_micro_batches:
