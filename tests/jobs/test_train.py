@@ -10,7 +10,8 @@ import time
 import psutil
 import pytest
 
-from blip3o.config.pipeline import Pipeline
+from blip3o import settings
+from blip3o.config.pipeline import load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
 from blip3o.errors import ConfigError
@@ -18,7 +19,7 @@ from blip3o.evaluate.run_report import render_run
 from blip3o.train.checkpoint import name_of
 from blip3o.train.places import tensorboard_folder
 from blip3o.train.rows import reproducible
-from blip3o.train.weights import final_uri, read_final, write_final
+from blip3o.train.weights import final_uri, read_description, read_final, write_final
 from jobs.committed import SNAPSHOT, committed_step, committed_steps, lists_uri, shards_uri
 from jobs.runs import read_run
 from jobs.train import train, train_pipeline
@@ -27,7 +28,6 @@ from jobs.validate import validate_weights
 from tests.jobs import world
 from tests.train.events import read_scalars
 
-KILL_FROM = 5  # steps that are done when a worker is killed: the checkpoint after three is there
 PATIENCE_S = 240
 POLL_S = 0.02
 WORKER = "RayTrainWorker"
@@ -45,9 +45,9 @@ def figures(made: Recipe) -> list[dict]:
     return [reproducible(row) for row in read_metrics(made)]
 
 
-def damage_newest(made: Recipe) -> tuple[int, str]:
+def damage_newest(made: Recipe, fit_name: str) -> tuple[int, str]:
     """Cuts the last byte off a file of the newest checkpoint; its step, and the file."""
-    step = committed_step(made)
+    step = committed_step(made, fit_name)
     file = storage.list_files(shards_uri(made, step), suffix="optim_states.pt")[-1].uri
     storage.write_bytes(file, storage.read_bytes(file)[:-1])
     return step, file
@@ -63,28 +63,9 @@ def wait_until(check):
     raise AssertionError(f"nothing in {PATIENCE_S} s: {check}")
 
 
-class Killer(threading.Thread):
-    """Kills one training worker of a run, once, when the board says that enough steps are done."""
-
-    def __init__(self, ray, run):
-        super().__init__(daemon=True)
-        from jobs.progress import board
-
-        self._ray, self._run = ray, run
-        self._board = board()  # held: the board lives as long as the handle of the one who made it
-        self.at_step = None
-
-    def run(self):
-        workers = wait_until(lambda: self._step() and self._workers())
-        self.at_step = wait_until(lambda: self._step() >= KILL_FROM and self._step())
-        workers[-1].kill()
-
-    def _workers(self):
-        return [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
-
-    def _step(self):
-        rows = self._ray.get(self._board.ask.remote([self._run]))
-        return rows[self._run]["step"] if rows else 0
+def trainers() -> list[psutil.Process]:
+    """The training workers of this process's Ray."""
+    return [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
 
 
 def test_figures_are_whole_and_plausible(quiet):
@@ -126,44 +107,6 @@ def shown(made):
     return list(read_scalars(tensorboard_folder(made.run.storage, made.run.name)))
 
 
-def test_a_killed_driver_and_a_damaged_checkpoint_change_nothing_when_the_run_is_submitted_again(tmp_path, base, quiet):
-    undisturbed, expected = quiet
-    file = world.write_recipe(tmp_path / "recipe.yaml", base)
-    command = [sys.executable, "-m", "jobs.train", file, "--set", "run.name=driver-killed"]
-    made = world.recipe(base, run={"name": "driver-killed"})
-    with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        # Two checkpoints are there: the newer one is going to be damaged.
-        wait_until(lambda: len(committed_steps(made)) >= 2 or driver.poll() is not None)
-        family = psutil.Process(driver.pid).children(recursive=True)
-        trainers = [process for process in family if WORKER in " ".join(process.cmdline())]
-        # The trainers go with the driver, as on a machine that loses power: left alone, they notice only after seconds
-        # that their Ray is gone, and a nano run may have ended by then. The rest of Ray has to end by itself.
-        for process in (driver, *trainers):
-            process.kill()
-        driver.wait()
-    assert len(trainers) == made.parallel.workers, (tmp_path / "log").read_text()[-3000:]
-    step, file = damage_newest(made)
-    assert 6 <= step < made.optim.steps
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(f"step {step} of run 'driver-killed' is damaged: {file} has \\d+ bytes, \\d+ were", done.stderr)
-    assert f"falls back to its checkpoint after step {step - 3}" in done.stderr
-    assert figures(made) == figures(undisturbed)
-    losses = [(step, value) for step, tag, value in shown(made) if tag == "loss"]
-    assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in figures(made)]
-    assert train(made)["sha256"] == expected["sha256"]
-    # Ray's agents try for a minute to tell the head that it is gone; the second run took most of it.
-    wait_until(lambda: not any(map(_lives, family)))
-
-
-def _lives(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def adopt(made: Recipe, other: Recipe, *, step: int) -> None:
     """Gives a run the checkpoint of another one after a step, as if it were its own newest."""
     old, new = (storage.join(it.run.storage, it.run.name) for it in (other, made))
@@ -200,45 +143,72 @@ def test_one_worker_goes_on_from_two_and_learns_as_they_do(base, quiet):
         assert one["lr"] == two["lr"]
 
 
-def second(base, name, *, after):
-    """A stage from the result of the run `after`: two tasks, other steps, another micro-batch, and an average."""
-    begin = {"name": "joint", "start_from": ["world-encoder", "world-understand", after]}
-    changed = {"optim": {"steps": 16, "micro_batch": 4, "ema": 0.9}, "checkpoint": {"max_failures": 2}}
-    return world.recipe(base, run={"name": name}, stage=begin, **changed)
+def second(name, *, after):
+    """Of a stage from the result of the run `after`: two tasks, other steps, another micro-batch, and an average."""
+    return {
+        "run": {"name": name},
+        "stage": {"name": "joint", "start_from": ["world-encoder", "world-understand", after]},
+        "optim": {"steps": 16, "micro_batch": 4, "ema": 0.9},
+    }
 
 
-def stages(base, prefix):
-    """The undisturbed run's stage under another name, and one more."""
-    first = world.recipe(base, run={"name": f"{prefix}-a"}, checkpoint={"max_failures": 2})
-    return first, second(base, f"{prefix}-b", after=first.run.name)
+def write_pipeline(folder, base, name):
+    """A pipeline's file: the undisturbed run's stage under another name, and one more."""
+    world.write_recipe(folder / "a.yaml", base, run={"name": f"{name}-a"})
+    world.write_recipe(folder / "b.yaml", base, **second(f"{name}-b", after=f"{name}-a"))
+    file = folder / "pipeline.yaml"
+    file.write_text(f"pipeline: {{name: {name}, stages: [a.yaml, b.yaml]}}")
+    return file
 
 
-def test_a_pipeline_whose_workers_are_killed_is_its_stages_one_after_the_other(ray_cluster, base, quiet):
+def test_a_pipeline_whose_worker_and_driver_are_killed_is_its_stages_one_after_the_other(
+    ray_cluster, tmp_path, base, quiet
+):
+    """A worker in its first stage, driver and workers in its second, whose newest checkpoint is damaged then."""
     undisturbed, expected = quiet
-    alone = second(base, "alone-b", after=undisturbed.run.name)
+    alone = world.recipe(base, **second("alone-b", after=undisturbed.run.name))
     apart = [expected, train(alone)]
-    pipeline = Pipeline(name="joined", stages=stages(base, "joined"))
-    killers = [Killer(ray_cluster, recipe.run.name) for recipe in pipeline.stages]
-    for killer in killers:
-        killer.start()
+    file = write_pipeline(tmp_path, base, "joined")
+    pipeline = load_pipeline(file, [])
+    first, last = pipeline.stages
+    command = [sys.executable, "-m", "jobs.train", str(file)]
+    environment = settings.child_environment({"RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address})
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        wait_until(lambda: committed_steps(first, "joined") or driver.poll() is not None)
+        trainers()[-1].kill()
+        assert read_description(final_uri(first.run.storage, first.run.name)) is None, "it had ended before"
+        # Two checkpoints are there: the newer one is going to be damaged.
+        wait_until(lambda: len(committed_steps(last, "joined")) >= 2 or driver.poll() is not None)
+        # The trainers go with the driver, as on a machine that loses power: left alone, a nano run may end by itself.
+        family = trainers()
+        for process in (driver, *family):
+            process.kill()
+        driver.wait()
+    assert len(family) == first.parallel.workers, (tmp_path / "log").read_text()[-3000:]
+    step, damaged = damage_newest(last, "joined")
+    assert 6 <= step < last.optim.steps
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(f"step {step} of run 'joined-b' is damaged: {damaged} has \\d+ bytes, \\d+ were", done.stderr)
+    assert f"falls back to its checkpoint after step {step - 3}" in done.stderr
     joined = train_pipeline(pipeline)
-    for killer, recipe in zip(killers, pipeline.stages, strict=True):
-        killer.join(PATIENCE_S)
-        assert KILL_FROM <= killer.at_step < recipe.optim.steps
     for kind in ("sha256", "average_sha256"):
         assert [result.get(kind) for result in joined] == [result.get(kind) for result in apart]
     assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(alone)} == {True}
     assert len({apart[1]["sha256"], apart[1]["average_sha256"]}) == 2
     for one, other in zip((undisturbed, alone), pipeline.stages, strict=True):
         assert figures(one) == figures(other)
-    assert train_pipeline(pipeline) == joined
+        losses = [(step, value) for step, tag, value in shown(other) if tag == "loss"]
+        assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in figures(other)]
 
 
-def test_a_stage_that_finished_before_an_earlier_one_is_refused(base):
-    first, second = stages(base, "swapped")
-    write_final(final_uri(second.run.storage, second.run.name), {}, {"run": second.run.name, "identity": "another"})
+def test_a_stage_that_finished_before_an_earlier_one_is_refused(base, tmp_path):
+    pipeline = load_pipeline(write_pipeline(tmp_path, base, "swapped"), [])
+    last = pipeline.stages[1].run
+    write_final(final_uri(last.storage, last.name), {}, {"run": last.name, "identity": "another"})
     with pytest.raises(ConfigError, match="run 'swapped-b' has finished, but 'swapped-a' before it has not"):
-        train_pipeline(Pipeline(name="swapped", stages=(first, second)))
+        train_pipeline(pipeline)
 
 
 def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
