@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from blip3o.data import storage
+from blip3o.errors import StorageError
 
 BLOCK_BYTES = 2**20
 SHARED_BLOCK_BYTES = 2**18
@@ -61,19 +62,24 @@ class BlockCache:
         """Reads blocks, neighbours in one range. If that fails, those who wait for them fail too, and nobody later."""
         runs = list(_runs(sorted(lacking)))
         extents = [self._extent(run, file_bytes) for run in runs]
+        failure = StorageError(f"{uri}: the read was interrupted")
         try:
             for run, data in zip(runs, storage.read_ranges(uri, extents) if extents else [], strict=True):
                 for position, number in enumerate(run):
                     lacking[number].set_result(data[position * self._size : (position + 1) * self._size])
-        except BaseException as error:  # an interrupt too: a block that nobody brings would be waited for without end
-            with self._lock:
-                for number, block in lacking.items():
-                    if self._blocks.get((uri, number)) is block:
-                        del self._blocks[uri, number]
-            for block in lacking.values():
-                if not block.done():
-                    block.set_exception(error)
+        except StorageError as error:
+            failure = error
             raise
+        finally:  # a block that nobody brings would be waited for without end
+            self._fail(uri, {number: block for number, block in lacking.items() if not block.done()}, failure)
+
+    def _fail(self, uri: str, blocks: Mapping[int, Future[bytes]], failure: StorageError) -> None:
+        with self._lock:
+            for number, block in blocks.items():
+                if self._blocks.get((uri, number)) is block:
+                    del self._blocks[uri, number]
+        for block in blocks.values():
+            block.set_exception(failure)
 
     def _spanned(self, offset: int, size: int) -> range:
         return range(offset // self._size, (offset + max(size, 1) - 1) // self._size + 1)

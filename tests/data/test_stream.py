@@ -1,6 +1,5 @@
 """On real Ray: micro-batch i goes to rank i mod W whole and in order, whatever the timing and wherever it starts."""
 
-import json
 import threading
 
 import numpy as np
@@ -118,30 +117,3 @@ def test_columns_of_another_shape_stop_the_stream(ray_cluster):
 
     with pytest.raises(Exception, match=r"column 'ids' of micro-batch 0 is float64 \(4,\), expected numbers with"):
         next(iterate_micro_batches(stream(0, 2, make_micro_batch_fn=make).iterator()))
-
-
-def test_train_workers_see_the_same_order(ray_cluster, tmp_path):
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    world, first, end = 2, 8, 16
-
-    def worker(out: str) -> None:
-        context = ray.train.get_context()
-        batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
-        seen = [batch["ids"].ravel().tolist() for batch in batches]
-        with open(f"{out}/{context.get_world_rank()}.json", "w") as file:
-            json.dump(seen, file)
-
-    TorchTrainer(
-        lambda config: worker(config["out"]),
-        train_loop_config={"out": str(tmp_path)},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=world, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(name="order", storage_path=str(tmp_path / "runs")),
-        datasets={"train": lambda: stream(first, end)},
-        dataset_config=data_config(),
-    ).fit()
-    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)]
-    in_turn = [batch for turn in zip(*seen, strict=True) for batch in turn]
-    assert in_turn == [[number * B + row for row in range(B)] for number in range(first, end)]
