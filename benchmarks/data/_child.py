@@ -1,8 +1,8 @@
 """One measurement in a process of its own, pinned to its cores: `python -m benchmarks.data._child WAY JOB SECONDS`.
 
-Prints one JSON object: seconds to the first batch (from the call of the way on), samples a second in each window of
-the time after it, the shapes of a batch, and the keys of the first one's samples. A way that cannot begin with a given
-batch reads those before it and throws them away.
+Prints one JSON object, after `result: `: seconds to the first batch (from the call of the way on), samples a second in
+each window of the time after it, the shapes of a batch, and the keys of the first one's samples. A way that cannot
+begin with a given batch reads those before it and throws them away.
 """
 
 import json
@@ -18,15 +18,20 @@ import psutil
 from benchmarks.data._ways import WAYS, Job
 
 WINDOWS = 5
+RESULT = "result: "
 
 
 def measure(way: str, job: Job, *, seconds: float) -> dict[str, Any]:
-    """Runs a way in a child process. Raises `SystemExit` with the end of its output if it fails."""
+    """Runs a way in a child process. Raises `SystemExit` with the end of its output if it prints no result.
+
+    How it ends does not count: Ray ends a process in which something still reads ahead when it is shut down.
+    """
     command = [sys.executable, "-m", __spec__.name, way, json.dumps(asdict(job)), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    if not lines:
         raise SystemExit(f"{way} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(lines[-1].removeprefix(RESULT))
 
 
 def run(way: str, job: Job, seconds: float) -> dict[str, Any]:
@@ -65,10 +70,9 @@ def _rate(batches: Iterator[Any], seconds: float) -> float:
 def main() -> None:
     """Entry point."""
     way, job, seconds = sys.argv[1:]
-    result = run(way, Job(**json.loads(job)), float(seconds))
+    print(RESULT + json.dumps(run(way, Job(**json.loads(job)), float(seconds))), flush=True)
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Images a second from shards in a store to batches, ours against the ways that people use.
 
-    python -m benchmarks.data.throughput [--sizes 256 448] [--cores 1 2] [--seconds 6] [--shards 24] [--per-shard 100]
+    python -m benchmarks.data.throughput [--sizes 256 448] [--cores 1 2] [--seconds 3] [--shards 24] [--per-shard 100]
 
 Photographs of 640x480, scaled to a square and cropped; captions as token ids. A way runs in a process of its own that
 is pinned to its cores; the store runs beside it. The figure is the median of five windows after the first batch, so
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--sizes", type=int, nargs="+", default=[256, 448])
     options.add_argument("--cores", type=int, nargs="+", default=[1, 2])
-    options.add_argument("--seconds", type=float, default=6.0)
+    options.add_argument("--seconds", type=float, default=3.0)
     options.add_argument("--shards", type=int, default=24)
     options.add_argument("--per-shard", type=int, default=100)
     options.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
