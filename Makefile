@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
-BENCHMARKS := $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+# recovery and elastic kill runs for a quarter of an hour and more, and compare weights, not speed.
+BENCHMARKS := $(filter-out __init__ recovery elastic,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help

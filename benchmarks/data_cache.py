@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks._measure import in_turns, options, report
+from benchmarks._runs import leave_initialised, recipe_tree
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
@@ -26,13 +27,12 @@ from blip3o.data.manifest import write_manifest, write_shard_index
 from blip3o.data.scan import scan_shard
 from blip3o.data.sets.scenes import build_scenes, samples
 from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
-from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.model.unified import initialize
 from blip3o.train.encoding import ShardEncoder
 from blip3o.train.loop import to_batch
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.targets import FeatureCache, FeatureMaker
-from blip3o.train.weights import final_uri, write_final
 
 CPU = torch.device("cpu")
 FORMS = ("bf16", "fp16", "int8")
@@ -41,22 +41,13 @@ ENCODER = "bench-encoder"
 
 def _recipe(root: str, arguments: argparse.Namespace, *, features: str, dtype: str | None = None) -> Recipe:
     return build_recipe(
-        {
-            "run": {"name": "bench", "storage": f"{root}/runs"},
-            "data": {
-                "root": root,
-                "sources": [{"name": "scenes", "shards": "scenes/train-*.tar"}],
-                "tokenizer": "tokenizer.json",
-                "max_length": 96,
-                "features": features,
-                "feature_dtype": dtype,
-            },
-            "model": {"preset": "tiny"},
-            "stage": {"name": "generate", "start_from": [ENCODER]},
-            "optim": {"steps": 1000, "lr": 1e-3, "micro_batch": arguments.batch, "micro_batches": 1},
-            "parallel": {"device": "cpu", "precision": "fp32"},
-            "checkpoint": {"every": 1000},
-        }
+        recipe_tree(
+            root,
+            data={"features": features, "feature_dtype": dtype},
+            stage={"start_from": [ENCODER]},
+            optim={"steps": 1000, "micro_batch": arguments.batch},
+            checkpoint={"every": 1000},
+        )
     )
 
 
@@ -72,9 +63,7 @@ def _prepare(root: str, arguments: argparse.Namespace) -> None:
     words = [caption for scene in samples(train=64, heldout=1) for caption in scene.record["captions"]]
     tokenizer = ChatTokenizer.train([*words, recipe.data.template.instruction, recipe.data.template.system], 1024)
     storage.write_bytes(f"{root}/tokenizer.json", tokenizer.to_bytes())
-    model = UnifiedModel(recipe.model, image_token_id=0, parts=("encoder",), max_length=recipe.data.max_length)
-    initialize(model, 0)
-    write_final(final_uri(recipe.run.storage, ENCODER), dict(model.named_parameters()), {"run": ENCODER})
+    leave_initialised(recipe, {ENCODER: "encoder"})
 
 
 def _encode(recipe: Recipe) -> tuple[FeatureCache, dict[str, Any]]:

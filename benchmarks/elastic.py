@@ -8,7 +8,6 @@ numbers. Needs the extra `demo`.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,12 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import RESULTS
-from benchmarks.recovery import PATIENCE_S, prepare, store, tree, wait
+from benchmarks._measure import RESULTS, keep
+from benchmarks.recovery import PATIENCE_S, attempts, prepare, store, tree, wait
 from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 
 DRAIN_S = 10  # seconds from the notice to the end of the node
 HEAD = {"place": "head"}
@@ -58,12 +56,6 @@ class Nodes:
     def stop(self) -> None:
         """Ends every process of the cluster."""
         self._cluster.shutdown()
-
-
-def attempts(recipe: Recipe) -> list[dict[str, Any]]:
-    """The starts of a run that reached a step, in their order."""
-    files = storage.list_files(f"{recipe.run.storage}/{recipe.run.name}/attempts", suffix=".json")
-    return [json.loads(storage.read_bytes(file.uri)) for file in files]
 
 
 def resized(nodes: Nodes, recipe: Recipe) -> list[dict[str, Any]]:
@@ -108,10 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.override({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"})
     with tempfile.TemporaryDirectory() as folder, store(chosen.store, Path(folder)) as base:
         result = measure(base, zero=chosen.zero, steps=chosen.steps)
-    print(json.dumps(result))
-    chosen.results.mkdir(exist_ok=True)
-    file = chosen.results / f"elastic-{time.strftime('%Y-%m-%d', time.gmtime())}.json"
-    file.write_text(json.dumps(result) + "\n")
+    keep("elastic", result, chosen.results)
     return 0
 
 
@@ -137,7 +126,6 @@ def measure(base: str, *, zero: int, steps: int) -> dict[str, Any]:
         nodes.stop()
     one, other = map(losses, made)
     return {
-        "name": "elastic",
         "workers": [start["workers"] for start in starts],
         "first steps": [start["step"] - 1 for start in starts],
         "steps": [len(one), len(other)],

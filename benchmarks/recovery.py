@@ -24,16 +24,20 @@ from typing import Any
 import psutil
 import yaml
 
-from benchmarks._measure import RESULTS
+from benchmarks._measure import RESULTS, keep
+from benchmarks._runs import leave_initialised, recipe_tree
 from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.train.places import ATTEMPTS
 from cluster.local_s3 import LocalS3
+from jobs.attempts import run_uri
 from jobs.committed import committed_steps, present_steps
 
 BUCKET, WORKER = "recovery", "RayTrainWorker"
 SEED, SCENES = 3, 96
+START = {"world-encoder": "encoder", "world-understand": "backbone"}
 PATIENCE_S, POLL_S = 300, 0.05
 DRIVER_EVERY, UPLOAD_EVERY = 4, 3
 PHASES = ("noticed", "built", "restored", "first_batch", "first_step")
@@ -41,35 +45,22 @@ PHASES = ("noticed", "built", "restored", "first_batch", "first_step")
 
 def tree(base: str, name: str, *, zero: int, steps: int, workers: int | dict[str, int] = 2) -> dict[str, Any]:
     """A nano recipe for `generate`, on indexed scenes and weights below `base`."""
-    return {
-        "run": {"name": name, "storage": f"{base}/runs", "seed": SEED},
-        "data": {
-            "root": f"{base}/data",
-            "sources": [{"name": "scenes", "shards": "scenes/train-*.tar"}],
-            "tokenizer": "tokenizer.json",
-            "template": {"system": ""},
-            "max_length": 96,
-        },
-        "model": {"preset": "nano"},
-        "stage": {"name": "generate", "start_from": ["world-encoder", "world-understand"]},
-        "optim": {"steps": steps, "lr": 1e-3, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
-        "parallel": {
-            "workers": workers,
-            "device": "cpu",
-            "precision": "fp32",
-            "zero_stage": zero,
-            "cpus_per_data_task": 0.5,
-        },
-        "checkpoint": {"every": 5, "max_failures": 1000, "keep": 3, "notice_every": 2},
-        "log": {"every": 1},
-    }
+    return recipe_tree(
+        base,
+        run={"name": name, "seed": SEED},
+        data={"root": f"{base}/data", "template": {"system": ""}},
+        model={"preset": "nano"},
+        stage={"start_from": list(START)},
+        optim={"steps": steps, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
+        parallel={"workers": workers, "zero_stage": zero, "cpus_per_data_task": 0.5},
+        checkpoint={"every": 5, "max_failures": 1000, "keep": 3, "notice_every": 2},
+        log={"every": 1},
+    )
 
 
 def prepare(base: str) -> None:
     """Scenes, their index and tokenizer, and the results of the stages before: a model as it is initialised."""
     from blip3o.data.sets.scenes import build_scenes
-    from blip3o.model.unified import UnifiedModel, initialize
-    from blip3o.train.weights import final_uri, write_final
     from jobs.common import join_ray, leave_ray
     from jobs.index import index
     from jobs.tokenizer import train_tokenizer
@@ -80,12 +71,7 @@ def prepare(base: str) -> None:
     index(made)
     leave_ray()
     train_tokenizer(made)
-    parts = {"world-encoder": "encoder", "world-understand": "backbone"}
-    model = UnifiedModel(made.model, image_token_id=5, parts=tuple(parts.values()), max_length=made.data.max_length)
-    initialize(model, SEED)
-    for run, part in parts.items():
-        tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
-        write_final(final_uri(made.run.storage, run), tensors, {"run": run, "identity": run})
+    leave_initialised(made, START, seed=SEED)
 
 
 class Submitted:
@@ -110,8 +96,7 @@ class Submitted:
 
     def attempts(self) -> list[dict[str, Any]]:
         """The starts that reached a step, in their order."""
-        files = storage.list_files(f"{self.recipe.run.storage}/{self.recipe.run.name}/attempts", suffix=".json")
-        return [json.loads(storage.read_bytes(file.uri)) for file in files]
+        return attempts(self.recipe)
 
     def finish(self) -> str:
         """Waits for the end and returns the sha256 of the weights. Raises `RuntimeError` if the run failed."""
@@ -122,6 +107,12 @@ class Submitted:
         return str(read_final(final_uri(self.recipe.run.storage, self.recipe.run.name))[1]["sha256"])
 
 
+def attempts(recipe: Recipe) -> list[dict[str, Any]]:
+    """The starts of a run that reached a step, in their order."""
+    files = storage.list_files(storage.join(run_uri(recipe), ATTEMPTS), suffix=".json")
+    return [json.loads(storage.read_bytes(file.uri)) for file in files]
+
+
 def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -129,12 +120,12 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def wait(check: Callable[[], Any], *, poll_s: float = POLL_S) -> Any:  # noqa: ANN401 - what the check finds
-    """The first true value of `check()`. Raises `TimeoutError` after `PATIENCE_S`."""
+def wait(check: Callable[[], bool], *, poll_s: float = POLL_S) -> None:
+    """Waits until `check()` is true. Raises `TimeoutError` after `PATIENCE_S`."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        if value := check():
-            return value
+        if check():
+            return
         time.sleep(poll_s)
     raise TimeoutError(f"nothing in {PATIENCE_S} s")
 
@@ -231,7 +222,6 @@ def measure(base: str, folder: Path, chosen: argparse.Namespace) -> dict[str, An
     kills = kill_often(run, chosen.kills, chosen.spread)
     found = run.finish()
     return {
-        "name": f"recovery-zero{chosen.zero}",
         "equal": found == expected,
         "sha256": [expected, found],
         "kills": len(kills),
@@ -257,10 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.configure_ray()
     with tempfile.TemporaryDirectory() as folder, store(chosen.store, Path(folder)) as base:
         result = measure(base, Path(folder), chosen)
-    print(json.dumps(result))
-    chosen.results.mkdir(exist_ok=True)
-    file = chosen.results / f"{result['name']}-{time.strftime('%Y-%m-%d', time.gmtime())}.json"
-    file.write_text(json.dumps(result) + "\n")
+    keep(f"recovery-zero{chosen.zero}", result, chosen.results)
     return 0 if result["equal"] and result["kills"] == chosen.kills else 1
 
 

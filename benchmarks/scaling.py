@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks._measure import keep, options
+from benchmarks._runs import leave_initialised, recipe_tree
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
@@ -25,10 +26,8 @@ from blip3o.data.batches import build_micro_batches
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.sets.scenes import build_scenes
 from blip3o.data.tokenizer import PAD, ChatTokenizer
-from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
-from blip3o.train.weights import final_uri, write_final
 from jobs.common import join_ray, leave_ray
 from jobs.index import index
 from jobs.tokenizer import train_tokenizer
@@ -42,20 +41,13 @@ START = {"bench-encoder": "encoder", "bench-backbone": "backbone"}
 
 def _recipe(root: str, arguments: argparse.Namespace) -> Recipe:
     return build_recipe(
-        {
-            "run": {"name": "bench", "storage": f"{root}/runs"},
-            "data": {
-                "root": root,
-                "sources": [{"name": "scenes", "shards": "scenes/train-*.tar"}],
-                "tokenizer": "tokenizer.json",
-                "max_length": 96,
-            },
-            "model": {"preset": "tiny"},
-            "stage": {"name": "generate", "start_from": list(START)},
-            "optim": {"steps": arguments.steps, "lr": 1e-3, "micro_batch": arguments.batch, "micro_batches": 1},
-            "parallel": {"device": "cpu", "precision": "fp32", "cpus_per_data_task": 0.5},
-            "checkpoint": {"every": arguments.every, "max_failures": 0},
-        }
+        recipe_tree(
+            root,
+            stage={"start_from": list(START)},
+            optim={"steps": arguments.steps, "micro_batch": arguments.batch},
+            parallel={"cpus_per_data_task": 0.5},
+            checkpoint={"every": arguments.every, "max_failures": 0},
+        )
     )
 
 
@@ -64,11 +56,7 @@ def _prepare(root: str, recipe: Recipe, scenes: int) -> ChatTokenizer:
     build_scenes(f"{root}/scenes", train=scenes, heldout=1, samples_per_shard=64)
     index(recipe)
     train_tokenizer(recipe)
-    model = UnifiedModel(recipe.model, image_token_id=0, parts=tuple(START.values()), max_length=recipe.data.max_length)
-    initialize(model, 0)
-    for run, part in START.items():
-        tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
-        write_final(final_uri(recipe.run.storage, run), tensors, {"run": run, "identity": run})
+    leave_initialised(recipe, START)
     return ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
 
 

@@ -144,27 +144,23 @@ def measure_latents(recipe: Recipe) -> None:
 
 
 def step_flops(recipe: Recipe) -> int:
-    """Floating-point operations of one optimizer step, forward and backward, counted on the first micro-batch."""
+    """Floating-point operations of one optimizer step, forward and backward, by the first micro-batch's shape."""
     import torch
 
     from blip3o.data.batches import build_micro_batches
     from blip3o.data.locations import tokenizer_uri
     from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
-    from blip3o.model.costs import measure
-    from blip3o.model.unified import initialize
     from blip3o.train.loop import to_batch
-    from blip3o.train.objectives import build_stage_module
-    from blip3o.train.stages import freeze, stage_of
+    from blip3o.train.meter import Meter
+    from blip3o.train.rows import FLOPS
+    from blip3o.train.stages import stage_of
 
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
     pad = tokenizer.ids[PAD]
-    module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=pad)
-    initialize(module.model, recipe.run.seed)
-    freeze(module.model, stage_of(recipe))
     arrays = build_micro_batches(recipe, stage_of(recipe).task)(0)
     batch = to_batch(arrays, pad_id=pad, device=torch.device("cpu"))
-    counted = measure(lambda: torch.stack(list(module(batch).values())).sum().backward())
-    return counted * recipe.optim.micro_batches
+    work = Meter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=pad)(batch)
+    return sum(count for name, count in work.items() if name.startswith(FLOPS)) * recipe.optim.micro_batches
 
 
 def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:

@@ -12,6 +12,7 @@ import time
 
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.train.places import ATTEMPTS, EVENTS
 from blip3o.train.watch import Hang
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def note(recipe: Recipe, kind: str, step: int, message: str) -> None:
     now = time.time()
     event = {"time": now, "kind": kind, "step": step, "message": message}
     name = f"{int(now * 1000):014d}-{kind}.json"
-    storage.write_bytes(storage.join(run_uri(recipe), "events", name), json.dumps(event).encode())
+    storage.write_bytes(storage.join(run_uri(recipe), EVENTS, name), json.dumps(event).encode())
 
 
 class Attempt:
@@ -54,7 +55,7 @@ class Attempt:
         times = self._times | {"first_batch": now - seconds + data_wait, "first_step": now}
         name = f"{int(times['began'] * 1000):014d}.json"
         record = {"step": step, "workers": self._workers, **times}
-        storage.write_bytes(storage.join(run_uri(self._recipe), "attempts", name), json.dumps(record).encode())
+        storage.write_bytes(storage.join(run_uri(self._recipe), ATTEMPTS, name), json.dumps(record).encode())
 
 
 def end_hanging(recipe: Recipe, hang: Hang, *, rank: int) -> None:

@@ -48,9 +48,9 @@ def of_resources(pipeline: Pipeline, cpus: float, gpus: float) -> Check:
     asked_cpus, asked_gpus = asked(pipeline)
     return judged(
         "resources",
-        asked_cpus <= cpus and asked_gpus <= gpus,
-        f"{asked_cpus:g} CPUs and {asked_gpus:g} GPUs of {cpus:g} and {gpus:g}",
-        "lower parallel.workers, set parallel.device=cpu, or take a larger cluster",
+        good=asked_cpus <= cpus and asked_gpus <= gpus,
+        detail=f"{asked_cpus:g} CPUs and {asked_gpus:g} GPUs of {cpus:g} and {gpus:g}",
+        fix="lower parallel.workers, set parallel.device=cpu, or take a larger cluster",
     )
 
 
@@ -130,9 +130,10 @@ def of_ranks(pipeline: Pipeline) -> Check:
     lowest, highest = seen.get("lowest"), seen.get("highest")
     return judged(
         "ranks",
-        seen.get("sum") == seen.get("workers") and lowest == highest,
-        f"{seen.get('sum')} of {seen.get('workers')} workers joined a sum, weights to start from {lowest} to {highest}",
-        "the workers' network or storage differs: compare their environments",
+        good=seen.get("sum") == seen.get("workers") and lowest == highest,
+        detail=f"{seen.get('sum')} of {seen.get('workers')} workers joined a sum, weights to start from {lowest} to "
+        f"{highest}",
+        fix="the workers' network or storage differs: compare their environments",
     )
 
 

@@ -53,10 +53,10 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
         for recipe, sha256 in zip(pipeline.stages, features, strict=True)
     ]
     check_weights(pipeline)
-    require_planned(pipeline)
     results = _finished(pipeline, data)
     if len(results) == len(pipeline.stages):
         return results
+    require_planned(pipeline)
     for cache in caches[len(results) :]:
         if cache is not None:
             cache.require()

@@ -260,19 +260,21 @@ def stat(uri: str) -> FileInfo:
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.S3FileSystem):
         return _file_info(_tried(uri, lambda: s3.head(path)))
-    info = _tried(uri, lambda: filesystem.get_file_info(path))
-    if info.type != fs.FileType.File:
-        raise StorageError(f"{uri} does not exist: check the spelling, or create it first")
+    info = _existing(uri)
     return FileInfo(uri=normalize(uri), size=info.size, version=str(info.mtime_ns))
 
 
 def modified(uri: str) -> float:
     """When a file was last written by the store's clock, seconds since 1970. Raises `StorageError` if it is missing."""
+    return _existing(uri).mtime_ns / 1e9
+
+
+def _existing(uri: str) -> fs.FileInfo:
     filesystem, path = resolve(uri)
     info = _tried(uri, lambda: filesystem.get_file_info(path))
     if info.type != fs.FileType.File:
         raise StorageError(f"{uri} does not exist: check the spelling, or create it first")
-    return info.mtime_ns / 1e9
+    return info
 
 
 def _file_info(found: s3.ObjectInfo) -> FileInfo:

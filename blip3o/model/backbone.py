@@ -210,7 +210,7 @@ class Backbone(nn.Module):
 
 
 @contextmanager
-def keys_and_values_only(layers: Any) -> Iterator[None]:  # noqa: ANN401 - decoder layers of transformers
+def keys_and_values_only(layers: nn.ModuleList) -> Iterator[None]:
     """Leaves out the last layer's MLP: who reads a prompt's keys and values alone has no use for what comes after."""
     last = layers[-1]
     mlp, last.mlp = last.mlp, nn.Identity()

@@ -1,7 +1,8 @@
 """The DeepSpeed engine of a stage, built from the recipe and from nothing else.
 
 What the recipe says of clipping, precision, ZeRO and offload is asserted back from the engine, because an option that
-silently does not act is how upstream's runs diverged. Nothing is compiled: the optimizer is torch's AdamW.
+silently does not act is how upstream's runs diverged. No extension of
+DeepSpeed's is compiled: the optimizer is torch's AdamW.
 """
 
 from typing import Any

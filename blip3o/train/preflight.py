@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from blip3o.config.cluster import ClusterConfig
-from blip3o.config.recipe import Recipe
+from blip3o.config.recipe import GENERATING, Recipe
 from blip3o.data import storage
 from blip3o.errors import Blip3oError, ConfigError, StorageError
 from blip3o.train.engine import deepspeed_config
@@ -45,7 +45,7 @@ def require(checks: list[Check]) -> None:
         raise ConfigError("preflight: " + "; ".join(wrong))
 
 
-def judged(name: str, good: bool, detail: str, fix: str) -> Check:  # noqa: FBT001 - reads as an assertion
+def judged(name: str, *, good: bool, detail: str, fix: str) -> Check:
     """A check with its numbers, and with the fix if it is not good."""
     return Check(name=name, state="ok" if good else "wrong", detail=detail if good else f"{detail}: {fix}")
 
@@ -54,27 +54,30 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
     """What the recipe alone decides: clipping, dropped conditions, division into micro-batches, end of the schedule."""
     optim, sampler = recipe.optim, recipe.model.sampler
     clip = deepspeed_config(recipe)["gradient_clipping"]
-    yield judged("clipping", clip > 0, f"gradients above norm {clip:g} are scaled down", "set optim.clip=1")
-    if recipe.stage.name in ("generate", "instruct", "joint") and recipe.model.objective != "clip_mse":
+    yield judged(
+        "clipping", good=clip > 0, detail=f"gradients above norm {clip:g} are scaled down", fix="set optim.clip=1"
+    )
+    if recipe.stage.name in GENERATING and recipe.model.objective != "clip_mse":
         yield judged(
             "condition dropout",
-            sampler.condition_dropout > 0 or sampler.guidance == 1,
-            f"{sampler.condition_dropout:g} of the conditions are dropped, sampling has guidance {sampler.guidance:g}",
-            "guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance=1",
+            good=sampler.condition_dropout > 0 or sampler.guidance == 1,
+            detail=f"{sampler.condition_dropout:g} of the conditions are dropped, sampling has guidance "
+            f"{sampler.guidance:g}",
+            fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance=1",
         )
     fewest, most = recipe.parallel.fewest, recipe.parallel.most
     yield judged(
         "micro-batches",
-        not optim.micro_batches % fewest and not optim.micro_batches % most,
-        f"{optim.micro_batches} of {optim.micro_batch} samples a step over {fewest} to {most} workers",
-        "set optim.micro_batches to a multiple of parallel.workers",
+        good=not optim.micro_batches % fewest and not optim.micro_batches % most,
+        detail=f"{optim.micro_batches} of {optim.micro_batch} samples a step over {fewest} to {most} workers",
+        fix="set optim.micro_batches to a multiple of parallel.workers",
     )
     last = learning_rate(optim, optim.steps - 1)
     yield judged(
         "schedule",
-        abs(last - optim.min_lr) <= 1e-6 * optim.lr,
-        f"{optim.lr:g} at its peak, {last:g} at step {optim.steps}, the last",
-        f"it should end at optim.min_lr {optim.min_lr:g}",
+        good=abs(last - optim.min_lr) <= 1e-6 * optim.lr,
+        detail=f"{optim.lr:g} at its peak, {last:g} at step {optim.steps}, the last",
+        fix=f"it should end at optim.min_lr {optim.min_lr:g}",
     )
 
 
@@ -91,18 +94,18 @@ def of_memory(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig | N
     else:
         yield judged(
             "memory",
-            need.device <= SHARE * offered * GIB,
-            f"{asked} of {offered:.1f} GiB, of which {SHARE:.0%} may be taken beside activations",
-            "raise parallel.zero_stage or parallel.workers, or take a larger device",
+            good=need.device <= SHARE * offered * GIB,
+            detail=f"{asked} of {offered:.1f} GiB, of which {SHARE:.0%} may be taken beside activations",
+            fix="raise parallel.zero_stage or parallel.workers, or take a larger device",
         )
     if cluster is not None and cluster.disk_gib is not None:
         # A node holds its workers' shares of the newest checkpoint, and of the one before while that is uploaded.
         held = 2 * need.checkpoint / cluster.nodes / GIB
         yield judged(
             "disk",
-            held <= cluster.disk_gib,
-            f"{held:.1f} GiB of checkpoints in flight on a node of {cluster.disk_gib:g} GiB free",
-            "give nodes more disk",
+            good=held <= cluster.disk_gib,
+            detail=f"{held:.1f} GiB of checkpoints in flight on a node of {cluster.disk_gib:g} GiB free",
+            fix="give nodes more disk",
         )
     kept = recipe.checkpoint.keep * need.checkpoint / GIB
     yield Check(name="store", state="ok", detail=f"{kept:.1f} GiB for the newest {recipe.checkpoint.keep} checkpoints")
@@ -129,13 +132,15 @@ def of_store(uri: str) -> Iterator[Check]:
     except StorageError as error:
         yield Check(name="storage", state="wrong", detail=str(error))
         return
-    yield judged("storage", back == data, f"{uri} is written and read", "what was read is not what was written")
+    yield judged(
+        "storage", good=back == data, detail=f"{uri} is written and read", fix="what was read is not what was written"
+    )
     skew = abs(now - written)
     yield judged(
         "clock",
-        skew <= SKEW_SECONDS,
-        f"{skew:.0f} s between this machine and the store",
-        f"more than {SKEW_SECONDS:g} s: synchronise this machine's clock",
+        good=skew <= SKEW_SECONDS,
+        detail=f"{skew:.0f} s between this machine and the store",
+        fix=f"more than {SKEW_SECONDS:g} s: synchronise this machine's clock",
     )
 
 

@@ -1,8 +1,7 @@
 """The model of a checkpoint, outside of any engine: for validations, which run beside the training."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +88,6 @@ def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype
     return taken
 
 
-def _has_gaps(part: Any) -> bool:  # noqa: ANN401 - a module, or None where the config has no such part
-    parameters: Iterable[Tensor] = part.parameters() if isinstance(part, nn.Module) else ()
-    return any(parameter.is_meta for parameter in parameters)
+def _has_gaps(part: nn.Module | None) -> bool:
+    """Whether a part, None where the config has none, lacks weights."""
+    return part is not None and any(parameter.is_meta for parameter in part.parameters())

@@ -1,0 +1,36 @@
+"""What measurements of training share: a recipe over drawn scenes, and weights to start from that nobody trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from blip3o.config.recipe import Recipe
+from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.train.weights import final_uri, write_final
+
+
+def recipe_tree(root: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A recipe for `generate` in fp32 on CPUs, as nested values: runs below `<root>/runs`; `sections` come on top."""
+    defaults: dict[str, dict[str, Any]] = {
+        "run": {"name": "bench", "storage": f"{root}/runs"},
+        "data": {
+            "root": root,
+            "sources": [{"name": "scenes", "shards": "scenes/train-*.tar"}],
+            "tokenizer": "tokenizer.json",
+            "max_length": 96,
+        },
+        "model": {"preset": "tiny"},
+        "stage": {"name": "generate"},
+        "optim": {"lr": 1e-3, "micro_batches": 1},
+        "parallel": {"device": "cpu", "precision": "fp32"},
+        "checkpoint": {},
+    }
+    return {name: defaults.get(name, {}) | sections.get(name, {}) for name in {**defaults, **sections}}
+
+
+def leave_initialised(recipe: Recipe, parts: Mapping[str, str], *, seed: int = 0) -> None:
+    """Leaves finished runs, each with the part of the model that `parts` says, as `seed` initialises it."""
+    model = UnifiedModel(recipe.model, image_token_id=0, parts=tuple(parts.values()), max_length=recipe.data.max_length)
+    initialize(model, seed)
+    for run, part in parts.items():
+        tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
+        write_final(final_uri(recipe.run.storage, run), tensors, {"run": run, "identity": run})
