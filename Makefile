@@ -17,8 +17,9 @@ help:  ## what can be made
 demo: $(STAMP)  ## data, training, evaluation and a served model on this computer; results in runs/demo
 	$(BIN)/blip3o demo
 
-test: $(STAMP)  ## the test suite
-	$(BIN)/pytest -q tests
+# A file's tests stay together: they share what the first of them made.
+test: $(STAMP)  ## the test suite, in two processes
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lint: $(STAMP)  ## ruff, the import contracts, mypy
 	$(BIN)/ruff check .

@@ -23,6 +23,9 @@ from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 
 DRAIN_S = 10  # seconds from the notice to the end of the node
+SHRUNK_AND_GROWN = [2, 1, 2]
+# fp32 sums over ranks in another order differ by some 1e-7 of a loss, and the difference grows with the steps.
+MAX_DIFFERENCE = 1e-3
 HEAD = {"place": "head"}
 
 
@@ -32,7 +35,7 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1.75, "labels": HEAD, "include_dashboard": False, "object_store_memory": 200_000_000}
+        head = {"num_cpus": 1.75, "labels": HEAD, "include_dashboard": True, "object_store_memory": 200_000_000}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._node: Any = None
         self.address = str(self._cluster.address)
@@ -88,7 +91,7 @@ def losses(recipe: Recipe) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs both, prints the result as a line of JSON and keeps it in a file."""
+    """Runs both, prints the result as a line of JSON and keeps it in a file; 1 if it is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--zero", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1200)
@@ -101,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, store(chosen.store, Path(folder)) as base:
         result = measure(base, zero=chosen.zero, steps=chosen.steps)
     keep("elastic", result, chosen.results)
-    return 0
+    close = result["largest relative difference of a loss"] <= MAX_DIFFERENCE
+    return 0 if result["workers"] == SHRUNK_AND_GROWN and close else 1
 
 
 def measure(base: str, *, zero: int, steps: int) -> dict[str, Any]:

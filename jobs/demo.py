@@ -9,9 +9,11 @@ import base64
 import io
 import json
 import logging
+import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,31 +113,36 @@ class Demo:
 
     def _make_sets(self) -> None:
         from blip3o.data.sets.curated import build_curated
-        from blip3o.data.sets.emoji import build_emoji
         from blip3o.data.sets.scenes import build_scenes
-        from jobs.cli import bar
 
         counts: dict[str, Any] = {}
-        with _step("data sets", self.summary):
-            with bar("scenes") as progress:
-                counts["scenes"] = build_scenes(
-                    f"{BASE}/data/scenes",
-                    train=self.scale.scenes_train,
-                    heldout=self.scale.scenes_heldout,
-                    on_progress=progress,
-                ).counts
-            self.emoji = self.scale.emoji
-            if self.emoji:
-                try:
-                    with bar("emoji") as progress:
-                        built = build_emoji(f"{BASE}/data/emoji", size=self.scale.emoji_size, on_progress=progress)
-                    counts["emoji"] = built.counts
-                except ServiceError as error:
-                    console.print(f"[yellow]without emoji, with scenes alone: {error}[/]")
-                    self.emoji = False
+        # Spawned: this process has threads. The set that is longer in the making shows its bar.
+        with (
+            _step("data sets", self.summary),
+            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as beside,
+        ):
+            train, heldout = self.scale.scenes_train, self.scale.scenes_heldout
+            scenes = beside.submit(build_scenes, f"{BASE}/data/scenes", train=train, heldout=heldout)
+            emoji = self._make_emoji() if self.scale.emoji else None
+            counts["scenes"] = scenes.result().counts
+            self.emoji = emoji is not None
+            if emoji is not None:
+                counts["emoji"] = emoji
             sets = [f"{BASE}/data/{name}" for name in counts]
             counts["curated"] = build_curated(f"{BASE}/data/curated", sets=sets, samples=self.scale.curated).counts
         self.summary["samples"] = counts
+
+    def _make_emoji(self) -> dict[str, int] | None:
+        """The numbers of samples; None where the pictures cannot be had."""
+        from blip3o.data.sets.emoji import build_emoji
+        from jobs.cli import bar
+
+        try:
+            with bar("emoji") as progress:
+                return build_emoji(f"{BASE}/data/emoji", size=self.scale.emoji_size, on_progress=progress).counts
+        except ServiceError as error:
+            console.print(f"[yellow]without emoji, with scenes alone: {error}[/]")
+            return None
 
     def _train_and_evaluate(self) -> "Evaluation":
         from jobs.evaluate import evaluate

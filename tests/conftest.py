@@ -40,14 +40,30 @@ def ray_cluster(s3):
     ray.shutdown()
 
 
+STRAYS = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config):
+    config.stash[STRAYS] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """One of several processes that share the tests (pytest-xdist) has ended, and says what it has left behind."""
+    node.config.stash[STRAYS] += getattr(node, "workeroutput", {}).get("strays", [])
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
     """Fails the run if a process that it started outlives it."""
     _, alive = psutil.wait_procs(_strays(), timeout=5)
-    if alive:
-        names = ", ".join(f"{process.pid} {process.name()}" for process in alive)
+    names = [f"{process.pid} {process.name()}" for process in alive]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["strays"] = names
+    elif names := session.config.stash[STRAYS] + names:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        session.config.get_terminal_writer().line(f"\nFAILED: processes left running by the tests: {names}", red=True)
+        line = f"\nFAILED: processes left running by the tests: {', '.join(names)}"
+        session.config.get_terminal_writer().line(line, red=True)
 
 
 def _strays() -> list[psutil.Process]:

@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 LEAVES_A_PROCESS = """
-import subprocess, sys
+import pathlib, subprocess, sys
 def test_leaves_a_process_behind():
     child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], stdout=-3, stderr=-3)
-    print("left", child.pid)
+    pathlib.Path({pids!r}).write_text(str(child.pid))
 """
 
 
@@ -30,21 +31,13 @@ def test_workers_of_the_shared_ray_use_the_shared_store(s3, ray_cluster):
     storage.delete(f"{s3}/conftest")
 
 
-def test_a_process_left_behind_fails_the_run(tmp_path):
-    (tmp_path / "test_it.py").write_text(LEAVES_A_PROCESS)
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-s",
-        "-p",
-        "tests.conftest",
-        f"--rootdir={tmp_path}",
-        str(tmp_path),
-    ]
-    done = subprocess.run(pytest, capture_output=True, text=True, timeout=120)
-    left = int(done.stdout.split("left ")[1].split()[0])
+@pytest.mark.parametrize("processes", [(), ("-n", "1")], ids=["alone", "shared"])
+def test_a_process_left_behind_fails_the_run(tmp_path, processes):
+    pids = tmp_path / "pids"
+    (tmp_path / "test_it.py").write_text(LEAVES_A_PROCESS.format(pids=str(pids)))
+    pytest = [sys.executable, "-m", "pytest", "-q", *processes, "-p", "tests.conftest", f"--rootdir={tmp_path}"]
+    done = subprocess.run([*pytest, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    left = int(pids.read_text())
     psutil.Process(left).send_signal(signal.SIGKILL)
     assert "1 passed" in done.stdout
     assert done.returncode == 1
