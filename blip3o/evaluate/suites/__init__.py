@@ -1,0 +1,1 @@
+"""Benchmarks, one a module: their items, their official file layout, and their scores as pure functions of findings."""

@@ -1,0 +1,246 @@
+"""GenEval: does a picture show the objects, numbers, colours and places that its prompt states? Judged from detections.
+
+The rules are the official scorer's, to its ties and strict bounds; the detector and the colour classifier are whoever's
+findings come in. Source: the GenEval paper (https://arxiv.org/abs/2310.11513) and its scorer's behaviour.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from blip3o.data.sets.scenes_world import relations
+from blip3o.data.storage import read_bytes
+from blip3o.errors import DataError
+from blip3o.evaluate.suite import Item, Judge, Judgement, Score, Suite, bootstrap, findings, items_digest, mean, reasons
+from blip3o.evaluate.suites import geneval_prompts
+
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score is above it, or it isn't there
+MAX_OBJECTS = 16  # of one class
+SAMPLES = 4
+OFFICIAL_JUDGE = Judge(id="mask2former-swin-s-lsj-coco + clip-vit-l-14", version="mmdet 2")
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detected:
+    """One detection: `box` = (x0, y0, x1, y1) in pixels, its score, and what the colour classifier needs of it.
+
+    That is `color` where the detector already knows it, or a `mask` (bool [H, W] of the whole picture).
+    """
+
+    box: Box
+    score: float
+    color: str | None = None
+    mask: np.ndarray | None = None
+
+
+# Class name and its detections to the colour of each (a word of GenEval's ten, or any other).
+ColorClassifier = Callable[[str, Sequence[Detected]], Sequence[str | None]]
+Detections = Mapping[str, Sequence[Detected]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a picture shows what its record states; `reason` lists what is wrong ("" where nothing is)."""
+
+    correct: bool
+    reason: str
+
+
+def known_colors(name: str, found: Sequence[Detected]) -> list[str | None]:
+    """The colour classifier of a detector that names colours itself."""
+    return [one.color for one in found]
+
+
+def kept(detections: Detections, *, counting: bool) -> dict[str, list[Detected]]:
+    """Per class the detections that count: above the threshold, the best first, 16 at most; no overlap is removed.
+
+    Equal scores stand in reverse order, and scores are compared as the detector's float32: both as officially.
+    """
+    return {name: _ranked(found, COUNTING_THRESHOLD if counting else THRESHOLD) for name, found in detections.items()}
+
+
+def _ranked(found: Sequence[Detected], threshold: float) -> list[Detected]:
+    scores = np.array([one.score for one in found], dtype=np.float32)
+    order = np.argsort(scores, kind="stable")[::-1]
+    return [found[place] for place in order[scores[order] > np.float32(threshold)][:MAX_OBJECTS]]
+
+
+def check(record: Mapping[str, Any], detections: Detections, colors: ColorClassifier = known_colors) -> Verdict:
+    """The verdict on one picture's raw detections, by a record {tag, include, exclude (optional)}.
+
+    Every `include` clause must hold and no `exclude` clause may. A clause's `position` [relation, i] is to the objects
+    of clause i.
+    """
+    objects = kept(detections, counting=record["tag"] == "counting")
+    matched: list[list[Detected]] = []  # of each clause its objects, none where it does not hold
+    faults = []
+    for clause in record["include"]:
+        found = objects.get(clause["class"], [])[: clause["count"]]
+        fault = _clause_fault(clause, found, matched, colors)
+        matched.append([] if fault else found)
+        faults += [fault] if fault else []
+    for clause in record.get("exclude", []):
+        seen = len(objects.get(clause["class"], []))
+        if seen >= clause["count"]:
+            faults.append(f"expected fewer than {clause['count']} of {clause['class']}, found {seen}")
+    return Verdict(correct=not faults, reason="; ".join(faults))
+
+
+def _clause_fault(
+    clause: Mapping[str, Any], found: list[Detected], matched: list[list[Detected]], colors: ColorClassifier
+) -> str | None:
+    name, count = clause["class"], clause["count"]
+    if len(found) < count:
+        return f"expected {count} of {name}, found {len(found)}"
+    if "color" in clause:
+        seen = list(colors(name, found))
+        if seen.count(clause["color"]) < count:
+            return f"expected {count} {clause['color']} of {name}, found {', '.join(map(str, seen))}"
+    if "position" in clause:
+        relation, target = clause["position"]
+        if not matched[target]:
+            return f"nothing for {name} to be {relation}"
+        holding = [relations(one.box, other.box) for one in found for other in matched[target]]
+        if not all(relation in names for names in holding):
+            return f"expected {name} {relation} the other, found {_words(holding)}"
+    return None
+
+
+def _words(holding: Iterable[frozenset[str]]) -> str:
+    return ", ".join(sorted({" and ".join(sorted(names)) or "no relation" for names in holding}))
+
+
+def judgement(item: Item, sample: int, detections: Detections, colors: ColorClassifier = known_colors) -> Judgement:
+    """The finding on one picture of an item, as `score` takes it: {"correct": bool, "reason": str}."""
+    verdict = check(item.record, detections, colors)
+    return Judgement(key=item.key, sample=sample, value={"correct": verdict.correct, "reason": verdict.reason})
+
+
+class GenEval(Suite):
+    """The benchmark with its own prompts, or with a user's file of records (rewritten prompts, say)."""
+
+    name = "geneval"
+    protocol = "official: score > 0.3 (counting 0.9), mean over tags of per-image accuracy"
+    samples = SAMPLES
+
+    def items(self, source: str | None) -> tuple[Item, ...]:
+        """The 553 items, or those of a JSONL file of GenEval records. Raises `DataError` for another format."""
+        rows = _read_records(source) if source else geneval_prompts.records()
+        return tuple(
+            Item(key=f"{number:05d}", prompt=row["prompt"], record=row, samples=self.samples)
+            for number, row in enumerate(rows)
+        )
+
+    def image_path(self, item: Item, sample: int) -> str:
+        """`images/00000/samples/0000.png`."""
+        return f"images/{item.key}/samples/{sample:04d}.png"
+
+    def texts(self, items: Sequence[Item]) -> dict[str, str]:
+        """`images/00000/metadata.jsonl` of each item: its record as one JSON object."""
+        return {f"images/{item.key}/metadata.jsonl": json.dumps(item.record) for item in items}
+
+    def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
+        """The mean over tags of the share of correct pictures, from findings {"correct": bool}."""
+        why_not = reasons(
+            {
+                "the prompts are not GenEval's 553": items_digest(items) != items_digest(self.items(None)),
+                f"not {SAMPLES} samples of each prompt": any(item.samples != SAMPLES for item in items),
+                f"the judge is not {OFFICIAL_JUDGE.id}": judge != OFFICIAL_JUDGE,
+            }
+        )
+        return score_by_tag(self, items, judgements, judge, why_not=why_not)
+
+
+def score_by_tag(
+    suite: Suite, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge, *, why_not: tuple[str, ...]
+) -> Score:
+    """GenEval's score for any suite of items with a `tag` and findings {"correct": bool}.
+
+    `details`: `correct_images`, the share of all scored pictures, and `correct_prompts`, the share of prompts of which
+    any picture is right (None where the coverage is incomplete).
+    """
+    values, coverage = findings(items, judgements)
+    by_tag: dict[str, dict[str, list[bool]]] = {item.record["tag"]: {} for item in items}
+    tag_of = {item.key: item.record["tag"] for item in items}
+    for (key, _), value in values.items():
+        by_tag[tag_of[key]].setdefault(key, []).append(bool(value["correct"]))
+    categories = {tag: mean(flag for flags in prompts.values() for flag in flags) for tag, prompts in by_tag.items()}
+    prompts = [flags for of_tag in by_tag.values() for flags in of_tag.values()]
+    parts = [value for value in categories.values() if value is not None]
+    whole = coverage.complete
+    return Score(
+        suite=suite.name,
+        protocol=suite.protocol,
+        judge=judge,
+        coverage=coverage,
+        overall=mean(parts) if whole else None,
+        categories=categories,
+        comparable=whole and not why_not,
+        why_not=(*why_not, *reasons({"findings are missing or could not be read": not whole})),
+        interval=bootstrap(_prompt_means(by_tag), suite.name) if whole else None,
+        details={
+            "correct_images": mean(flag for flags in prompts for flag in flags),
+            "correct_prompts": mean(any(flags) for flags in prompts) if whole else None,
+        },
+    )
+
+
+def _prompt_means(by_tag: Mapping[str, Mapping[str, Sequence[bool]]]) -> list[list[float]]:
+    return [[sum(flags) / len(flags) for flags in prompts.values()] for prompts in by_tag.values()]
+
+
+def _read_records(uri: str) -> list[dict[str, Any]]:
+    rows = [_parsed(uri, number, text) for number, text in enumerate(_lines(read_bytes(uri)), start=1)]
+    for number, row in enumerate(rows, start=1):
+        lacking = {"tag", "include", "prompt"} - row.keys()
+        if lacking:
+            raise DataError(f"{uri}, line {number} lacks {', '.join(sorted(lacking))}: expected a GenEval record")
+    return rows
+
+
+def _lines(data: bytes) -> list[str]:
+    return [text for text in data.decode().splitlines() if text.strip()]
+
+
+def _parsed(where: str, number: int, text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}, line {number} is not JSON ({error.msg}): expected one object a line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}, line {number} is a {type(row).__name__}: expected one JSON object a line")
+    return row
+
+
+def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:
+    """The findings of the official scorer's `results.jsonl`: rows with filename, prompt, correct and reason.
+
+    The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged, of
+    no item, or of another prompt than the item's.
+    """
+    by_number = {int(item.key): item for item in items}
+    return [
+        _imported(_parsed(where, n, text), by_number, f"{where}, line {n}") for n, text in enumerate(_lines(data), 1)
+    ]
+
+
+def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> Judgement:
+    if not (isinstance(row.get("filename"), str) and isinstance(row.get("correct"), bool)):
+        raise DataError(f"{where} lacks a filename or a true or false correct: expected a row of GenEval's scorer")
+    path = PurePosixPath(row["filename"])
+    folder = path.parent.parent.name
+    item = items.get(int(folder)) if folder.isdecimal() else None
+    if item is None or not path.stem.isdecimal():
+        raise DataError(f"{where} is of '{row['filename']}', which is no picture of these items")
+    if row.get("prompt") != item.prompt:
+        raise DataError(f"{where} judged '{row.get('prompt')}', but the prompt of {item.key} is '{item.prompt}'")
+    return Judgement(
+        key=item.key,
+        sample=int(path.stem),
+        value={"correct": row["correct"], "reason": str(row.get("reason", ""))},
+    )
