@@ -22,6 +22,7 @@ from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 
+WORKER_CPUS = 2
 DRAIN_S = 10  # seconds from the notice to the end of the node
 SHRUNK_AND_GROWN = [2, 1, 2]
 # fp32 sums over ranks in another order differ by some 1e-7 of a loss, and the difference grows with the steps.
@@ -35,14 +36,14 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 1.75, "labels": HEAD, "include_dashboard": True, "object_store_memory": 200_000_000}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        head = {"num_cpus": WORKER_CPUS + 1, "labels": HEAD, "object_store_memory": 200_000_000}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": True})
         self._node: Any = None
         self.address = str(self._cluster.address)
 
     def grow(self) -> None:
         """A node comes."""
-        self._node = self._cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+        self._node = self._cluster.add_node(num_cpus=WORKER_CPUS, object_store_memory=100_000_000)
 
     def drain(self) -> None:
         """The node gets notice that it will be taken; returns at once."""
@@ -115,7 +116,7 @@ def measure(base: str, *, zero: int, steps: int) -> dict[str, Any]:
     from jobs.train import train
 
     prepare(base)
-    here = {"data_labels": HEAD}
+    here = {"data_labels": HEAD, "cpus_per_worker": WORKER_CPUS}
     fixed = tree(base, "fixed", zero=zero, steps=steps)
     elastic = tree(base, "elastic", zero=zero, steps=steps, workers={"min": 1, "max": 2})
     made = [build_recipe(it | {"parallel": it["parallel"] | here}) for it in (fixed, elastic)]

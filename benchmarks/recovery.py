@@ -38,7 +38,8 @@ from jobs.committed import committed_steps, present_steps
 BUCKET, WORKER = "recovery", "RayTrainWorker"
 SEED, SCENES = 3, 96
 START = {"world-encoder": "encoder", "world-understand": "backbone"}
-PATIENCE_S, POLL_S = 300, 0.05
+PATIENCE_S, POLL_S = 300, 0.05  # for the next thing to happen
+RUN_S = 3600  # for a whole run, on a busy machine too
 DRIVER_EVERY, UPLOAD_EVERY = 4, 3
 PHASES = ("noticed", "built", "restored", "first_batch", "first_step")
 
@@ -102,7 +103,7 @@ class Submitted:
         """Waits for the end and returns the sha256 of the weights. Raises `RuntimeError` if the run failed."""
         from blip3o.train.weights import final_uri, read_final
 
-        if self.process.wait(PATIENCE_S) != 0:
+        if self.process.wait(RUN_S) != 0:
             raise RuntimeError(f"{self.recipe.run.name} failed: {self._log.read_text()[-2000:]}")
         return str(read_final(final_uri(self.recipe.run.storage, self.recipe.run.name))[1]["sha256"])
 

@@ -16,7 +16,6 @@ import ray.train
 import torch.distributed as dist
 
 from blip3o.config.recipe import Recipe
-from blip3o.errors import CheckpointError
 from blip3o.train import checkpoint
 from blip3o.train.average import Average
 from blip3o.train.saved_files import DamagedCheckpointError, RankFiles, pull, read_lists
@@ -39,7 +38,7 @@ def find_start(recipe: Recipe, *, fit_name: str) -> Start:
     """The checkpoint that a stage goes on from. `fit_name` is the name under which Ray Train knows the run.
 
     Raises `DamagedCheckpointError`, on every rank, if a rank's list of files is missing, and `CheckpointError` as
-    `committed.committed_step`, and at ZeRO stage 3 if it was saved by another number of workers.
+    `committed.committed_step`.
     """
     step = committed.committed_step(recipe, fit_name)
     if step == 0:
@@ -50,14 +49,7 @@ def find_start(recipe: Recipe, *, fit_name: str) -> Start:
     except DamagedCheckpointError as error:
         damage = str(error)
     _agree(damage)
-    world, stage = dist.get_world_size(), recipe.parallel.zero_stage
-    if len(lists) != world and stage == 3:
-        # DeepSpeed's universal form of stage 3 gave another loss after two steps where there were several groups.
-        raise CheckpointError(
-            f"run '{recipe.run.name}' was saved by {len(lists)} workers and would go on with {world}: at "
-            f"parallel.zero_stage 3 that gives other numbers; set parallel.workers to {len(lists)}, or use stage 1 or 2"
-        )
-    reshaped = len(lists) != world and stage > 0
+    reshaped = len(lists) != dist.get_world_size() and recipe.parallel.zero_stage > 0
     return Start(step=step, lists=tuple(lists), universal=reshaped)
 
 

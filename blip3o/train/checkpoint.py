@@ -112,9 +112,14 @@ def load(
     own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     path, client = engine.load_checkpoint(directory, tag=tag, load_module_strict=False)
     # What a group is trained with is the recipe's to say. At stage 3 a universal checkpoint would give all groups the
-    # rates of the first.
+    # values of the first, and one tensor for all to count their steps in.
     for group, values in zip(groups, own, strict=True):
+        for name in group.keys() - values.keys() - {"params"}:
+            del group[name]
         group.update(values)
+    for moments in engine.basic_optimizer.state.values():
+        if "step" in moments:
+            moments["step"] = moments["step"].clone()
     if path is None:
         raise CheckpointError(f"{directory} holds no checkpoint that DeepSpeed can read")
     if client["identity"] != identity:

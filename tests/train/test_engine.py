@@ -118,8 +118,9 @@ def test_stage_three_halves_what_a_rank_holds_frozen_parameters_too(by_two):
 def train_and_go_on(folder, of_two):
     """On one rank: a run, two ranks' runs from where they saved them, and what a wrong stage says."""
     found = {"gradients": by_engine(made(world=1, **WAYS["gradients"]), folder)}
-    make_universal(of_two / "optimizer")
-    found["optimizer"] = by_engine(made(world=1, **WAYS["optimizer"]), of_two / "optimizer", universal=True)
+    for way in ("optimizer", "parameters"):
+        make_universal(of_two / way)
+        found[way] = by_engine(made(world=1, **WAYS[way]), of_two / way, universal=True)
     return found, refusal(of_two / "optimizer", made(world=1, **SPREAD))
 
 
