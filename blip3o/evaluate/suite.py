@@ -38,13 +38,15 @@ class Item:
 class Judgement:
     """What a judge found in sample number `sample` of item `key`.
 
-    `value` None: the judge failed or its reply could not be read, and `fault` says how ("" otherwise).
+    `value` None: the judge failed or its reply could not be read, and `fault` says how ("" otherwise). `reply` is what
+    a judge that answers in words said, verbatim.
     """
 
     key: str
     sample: int
     value: Mapping[str, Any] | None
     fault: str = ""
+    reply: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,8 @@ class Score:
     """A suite's result with all that it rests on. `overall` is None where the coverage is incomplete.
 
     `categories` are the benchmark's own parts (None: nothing of it was scored) and `details` further figures;
-    `interval` is the overall's 95 % bootstrap interval over items.
+    `interval` is the overall's 95 % bootstrap interval over items. `best` is the highest possible overall; None where
+    there is none and less is better.
     """
 
     suite: str
@@ -86,6 +89,7 @@ class Score:
     categories: Mapping[str, float | None]
     comparable: bool
     why_not: tuple[str, ...]
+    best: float | None = 1.0
     interval: tuple[float, float] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -206,6 +210,9 @@ def items_digest(items: Iterable[Item]) -> str:
             data = part.encode()
             digest.update(len(data).to_bytes(4, "big") + data)
     return digest.hexdigest()
+
+
+INCOMPLETE = "findings are missing or could not be read"
 
 
 def reasons(checks: Mapping[str, bool]) -> tuple[str, ...]:

@@ -15,8 +15,21 @@ import numpy as np
 from blip3o.data.sets.scenes_world import relations
 from blip3o.data.storage import read_bytes
 from blip3o.errors import DataError
-from blip3o.evaluate.suite import Item, Judge, Judgement, Score, Suite, bootstrap, findings, items_digest, mean, reasons
+from blip3o.evaluate.suite import (
+    INCOMPLETE,
+    Item,
+    Judge,
+    Judgement,
+    Score,
+    Suite,
+    bootstrap,
+    findings,
+    items_digest,
+    mean,
+    reasons,
+)
 from blip3o.evaluate.suites import geneval_prompts
+from blip3o.evaluate.suites.files import json_lines, require
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score is above it, or it isn't there
 MAX_OBJECTS = 16  # of one class
@@ -181,7 +194,7 @@ def score_by_tag(
         overall=mean(parts) if whole else None,
         categories=categories,
         comparable=whole and not why_not,
-        why_not=(*why_not, *reasons({"findings are missing or could not be read": not whole})),
+        why_not=(*why_not, *reasons({INCOMPLETE: not whole})),
         interval=bootstrap(_prompt_means(by_tag), suite.name) if whole else None,
         details={
             "correct_images": mean(flag for flags in prompts for flag in flags),
@@ -195,26 +208,10 @@ def _prompt_means(by_tag: Mapping[str, Mapping[str, Sequence[bool]]]) -> list[li
 
 
 def _read_records(uri: str) -> list[dict[str, Any]]:
-    rows = [_parsed(uri, number, text) for number, text in enumerate(_lines(read_bytes(uri)), start=1)]
+    rows = json_lines(read_bytes(uri), uri)
     for number, row in enumerate(rows, start=1):
-        lacking = {"tag", "include", "prompt"} - row.keys()
-        if lacking:
-            raise DataError(f"{uri}, line {number} lacks {', '.join(sorted(lacking))}: expected a GenEval record")
+        require(row, ("tag", "include", "prompt"), f"{uri}, record {number}")
     return rows
-
-
-def _lines(data: bytes) -> list[str]:
-    return [text for text in data.decode().splitlines() if text.strip()]
-
-
-def _parsed(where: str, number: int, text: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}, line {number} is not JSON ({error.msg}): expected one object a line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}, line {number} is a {type(row).__name__}: expected one JSON object a line")
-    return row
 
 
 def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:
@@ -224,9 +221,8 @@ def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.
     no item, or of another prompt than the item's.
     """
     by_number = {int(item.key): item for item in items}
-    return [
-        _imported(_parsed(where, n, text), by_number, f"{where}, line {n}") for n, text in enumerate(_lines(data), 1)
-    ]
+    rows = json_lines(data, where)
+    return [_imported(row, by_number, f"{where}, record {number}") for number, row in enumerate(rows, start=1)]
 
 
 def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> Judgement:

@@ -259,7 +259,7 @@ def test_a_file_of_other_prompts_can_be_used_and_is_not_comparable(tmp_path):
     assert (item.key, item.prompt) == ("00000", "a cat on a long sofa")
     assert not GENEVAL.score([item], judged([item], lambda i, n: True), OFFICIAL_JUDGE).comparable
     file.write_text('{"prompt": "x"}\n')
-    with pytest.raises(DataError, match="line 1 lacks include, tag"):
+    with pytest.raises(DataError, match="record 1 lacks tag, include"):
         GENEVAL.items(str(file))
 
 

@@ -1,0 +1,259 @@
+"""DPG-Bench: long prompts, four drawings each, and a graph of yes/no questions about every drawing.
+
+Two scores come of one set of answers. `official` repeats what the published scorer does, faults included, because every
+published figure has them; `fixed` does what the paper says. Source: the benchmark's paper
+(https://arxiv.org/abs/2403.05135) and its scorer's behaviour.
+"""
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from blip3o.data.storage import list_files, read_bytes
+from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.suite import (
+    INCOMPLETE,
+    Coverage,
+    Item,
+    Judge,
+    Judgement,
+    Score,
+    Suite,
+    bootstrap,
+    findings,
+    mean,
+    reasons,
+)
+from blip3o.evaluate.suites.files import json_value, require
+from blip3o.evaluate.understanding import normalise
+
+TILES = 4
+OFFICIAL_ITEMS = 1065
+OFFICIAL_JUDGE = Judge(id="mplug-large-vqa", version="modelscope")
+_COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
+Question = Mapping[str, Any]
+Scores = dict[int, float]  # of questions, by their number
+
+
+class _Tile(NamedTuple):
+    raw: Scores
+    final: Scores  # a question whose parent is answered no is itself no
+
+
+def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
+    """The questions by item, from the benchmark's CSV.
+
+    Each is {number, text, parents (0: none), category, broad, row (from 0, of the whole file), prompt}. Raises
+    `DataError` for missing columns, numbers that are none or twice there, and parents that the item lacks.
+    """
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    require(dict.fromkeys(reader.fieldnames or ()), _COLUMNS, where)
+    for row, line in enumerate(reader):
+        found[line["item_id"]].append(_question(row, line, f"{where}, row {row + 1}"))
+    for key, questions in found.items():
+        _check_graph(key, questions)
+    return dict(found)
+
+
+def _question(row: int, line: Mapping[str, str], where: str) -> dict[str, Any]:
+    category = line["tuple"].split("(")[0].strip()
+    try:
+        number = int(line["proposition_id"])
+        parents = [int(parent) for parent in line["dependency"].split(",")]
+    except ValueError as error:
+        raise DataError(
+            f"{where}: {error}: proposition_id and dependency are numbers, as '2' and '0' or '1,3'"
+        ) from error
+    return {
+        "number": number,
+        "text": line["question_natural_language"],
+        "parents": parents,
+        "category": category,
+        "broad": category.split("-")[0].strip(),
+        "row": row,
+        "prompt": line["text"],
+    }
+
+
+def _check_graph(key: str, questions: Sequence[Question]) -> None:
+    numbers = Counter(question["number"] for question in questions)
+    doubled = [number for number, times in numbers.items() if times > 1]
+    if doubled:
+        raise DataError(f"item '{key}' has question {doubled[0]} {numbers[doubled[0]]} times: numbers are unique")
+    for question in questions:
+        lacking = [parent for parent in question["parents"] if parent not in (0, *numbers)]
+        if lacking:
+            raise DataError(f"item '{key}': question {question['number']} depends on {lacking[0]}, which isn't there")
+
+
+def judgement(item: Item, sample: int, answers: Mapping[int, str]) -> Judgement:
+    """The finding on one tile: the judge's answer to each question by its number, as it was given.
+
+    Only `yes`, exactly, counts as one. A question without an answer makes the tile unreadable.
+    """
+    lacking = [q["number"] for q in item.record["questions"] if q["number"] not in answers]
+    if lacking:
+        fault = f"no answer to {len(lacking)} of the questions, the first is {lacking[0]}"
+        return Judgement(key=item.key, sample=sample, value=None, fault=fault)
+    value = {"answers": {str(number): answer for number, answer in answers.items()}}
+    return Judgement(key=item.key, sample=sample, value=value)
+
+
+def question_text(question: Question) -> str:
+    """How a judge that chats is asked one question about a tile."""
+    return f"{question['text']}\nAnswer with a single word, yes or no, by what can be seen in the image."
+
+
+def read_answer(reply: str) -> str | None:
+    """The yes or no of a judge that chats; None if its reply is anything else."""
+    answer = normalise(reply)
+    return answer if answer in ("yes", "no") else None
+
+
+def tile_scores(questions: Sequence[Question], answers: Mapping[str, str]) -> tuple[Scores, Scores]:
+    """The questions' scores by number: as answered, and after each whose parent is 0 has become 0.
+
+    In the questions' order, so that a no goes down a chain; a parent that comes later is seen as answered. Raises
+    `KeyError` for a parent that is not among the questions.
+    """
+    raw = {q["number"]: float(answers[str(q["number"])] == "yes") for q in questions}
+    final = dict(raw)
+    for question in questions:
+        if any(final[parent] == 0 for parent in question["parents"] if parent != 0):
+            final[question["number"]] = 0.0
+    return raw, final
+
+
+class Dpg(Suite):
+    """The benchmark, from the user's files; the headline is the `official` score, `details` hold both."""
+
+    name = "dpg"
+    protocol = "official: with the published scorer's faults"
+    samples = TILES
+
+    def items(self, source: str | None) -> tuple[Item, ...]:
+        """The items of a questions CSV, a JSON file {name: prompt}, or a folder of `<name>.txt` (and at most one CSV).
+
+        Without the CSV they can be drawn but not scored. Raises `ConfigError` without a source, `DataError` for another
+        format.
+        """
+        if source is None:
+            raise ConfigError("dpg needs its prompts: name the questions CSV, or a JSON file or folder of prompts")
+        if source.endswith(".csv"):
+            questions = read_questions(read_bytes(source), source)
+            prompts = {key: of_item[0]["prompt"] for key, of_item in questions.items()}
+        elif source.endswith(".json"):
+            prompts, questions = _json_prompts(json_value(read_bytes(source), source), source), {}
+        else:
+            prompts, questions = _folder(source)
+        return tuple(
+            Item(key=key, prompt=prompt, record={"questions": questions.get(key, [])}, samples=self.samples)
+            for key, prompt in prompts.items()
+        )
+
+    def image_path(self, item: Item, sample: int) -> str:
+        """`tiles/<name>/<sample>.png`: the official folder takes the grid alone."""
+        return f"tiles/{item.key}/{sample}.png"
+
+    def grids(self, items: Sequence[Item]) -> dict[str, tuple[str, str, str, str]]:
+        """`images/<name>.png` of each item, from its four tiles."""
+        paths = {item.key: [self.image_path(item, number) for number in range(TILES)] for item in items}
+        return {f"images/{key}.png": (a, b, c, d) for key, (a, b, c, d) in paths.items()}
+
+    def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
+        """The scores (0 to 100) from findings {"answers": {number: answer}}. Raises `ConfigError` without questions."""
+        silent = [item.key for item in items if not item.record["questions"]]
+        if silent:
+            raise ConfigError(f"{len(silent)} items have no questions, the first is '{silent[0]}': give dpg the CSV")
+        values, coverage = findings(items, judgements)
+        official, fixed = (_mode(items, values, coverage, faults=faults) for faults in (True, False))
+        why_not = reasons(
+            {
+                f"{len(items)} prompts instead of {OFFICIAL_ITEMS}": len(items) != OFFICIAL_ITEMS,
+                "the official texts' digest is not on record, so the prompts cannot be checked": True,
+                f"the judge is not {OFFICIAL_JUDGE.id}": judge != OFFICIAL_JUDGE,
+                INCOMPLETE: not coverage.complete,
+            }
+        )
+        return Score(
+            suite=self.name,
+            protocol=self.protocol,
+            judge=judge,
+            coverage=coverage,
+            overall=official["overall"],
+            categories=official["broad"],
+            comparable=False,
+            why_not=why_not,
+            best=100.0,
+            interval=_interval(official.pop("prompts")) if coverage.complete else None,
+            details={"official": official, "fixed": {k: v for k, v in fixed.items() if k != "prompts"}},
+        )
+
+
+def _interval(prompts: Sequence[float]) -> tuple[float, float] | None:
+    return bootstrap([prompts], "dpg")
+
+
+def _mode(items: Sequence[Item], values: Mapping[tuple[str, int], Any], coverage: Coverage, *, faults: bool) -> dict:
+    """One mode's figures (0 to 100); `survivors` is the mean over prompts that could be scored, however many."""
+    prompts: list[float] = []
+    categories: dict[str, list[float]] = defaultdict(list)
+    broad: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        tiles = _tiles(item, values, faults=faults)
+        if tiles is None:
+            continue
+        prompts.append(100 * sum(sum(t.final.values()) / len(t.final) for t in tiles) / len(tiles))
+        seen = [tiles[-1].raw] if faults else [tile.final for tile in tiles]
+        for question in item.record["questions"]:
+            found = [100 * scores[question["number"]] for scores in seen if question["number"] in scores]
+            categories[question["category"]] += found
+            broad[question["broad"]] += found
+    survivors = mean(prompts)
+    return {
+        "overall": survivors if coverage.complete else None,
+        "survivors": survivors,
+        "n_prompts": len(prompts),
+        "broad": {name: mean(found) for name, found in sorted(broad.items())},
+        "categories": {name: mean(found) for name, found in sorted(categories.items())},
+        "prompts": prompts,
+    }
+
+
+def _tiles(item: Item, values: Mapping[tuple[str, int], Any], *, faults: bool) -> list[_Tile] | None:
+    """The item's tiles, or None where one is missing, or where the official scorer drops the item."""
+    answers = [values[item.key, n]["answers"] for n in range(item.samples) if (item.key, n) in values]
+    questions = item.record["questions"]
+    if any(str(q["number"]) not in of_tile for q in questions for of_tile in answers):
+        raise DataError(f"the answers on '{item.key}' are not to its questions: judge it again")
+    if len(answers) < item.samples:
+        return None
+    if not faults:
+        return [_Tile(*tile_scores(questions, of_tile)) for of_tile in answers]
+    # The official reader takes the first row of the file for its header, a second time.
+    questions = [question for question in questions if question["row"] > 0]
+    try:
+        return [_Tile(*tile_scores(questions, of_tile)) for of_tile in answers] if questions else None
+    except KeyError:  # a child of the lost question: the official scorer prints the error and goes on
+        return None
+
+
+def _json_prompts(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise DataError(f"{where} is no object of prompts: expected {{name: prompt}}")
+    return {name.removesuffix(".txt"): text for name, text in value.items()}
+
+
+def _folder(uri: str) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
+    texts = list_files(uri, suffix=".txt")
+    if not texts:
+        raise DataError(f"no prompts below {uri}: expected one <name>.txt each")
+    prompts = {PurePosixPath(file.uri).stem: read_bytes(file.uri).decode().strip() for file in texts}
+    tables = list_files(uri, suffix=".csv")
+    if len(tables) > 1:
+        raise DataError(f"{len(tables)} CSV files below {uri}: leave one, that of the questions")
+    return prompts, read_questions(read_bytes(tables[0].uri), tables[0].uri) if tables else {}

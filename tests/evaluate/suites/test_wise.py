@@ -1,0 +1,197 @@
+"""WISE: replies of every sort, the categories' borders, the three ways to an overall."""
+
+import json
+
+import pytest
+
+from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.suite import Item, Judge
+from blip3o.evaluate.suites.wise import CATEGORIES, FILES, WISE, WISE_VERIFIED, read_grades
+
+GPT = Judge(id="gpt-4o-2024-05-13", version="own prompt")
+
+
+def items(count=1000):
+    return [Item(key=str(n), prompt=f"p{n}", record={"Explanation": f"e{n}"}, samples=1) for n in range(1, count + 1)]
+
+
+def legacy(reply):
+    value, fault = read_grades(reply, WISE.grades, highest=2)
+    assert (value is None) is bool(fault)
+    return tuple(value.values()) if value else None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Consistency: 2\nRealism: 1\nAesthetic Quality: 0",
+        "consistency: 2\nREALISM:1\naesthetic quality : 0",
+        "**Consistency**: 2\n**Realism**: 1\n**Aesthetic Quality**: 0",
+        "**Consistency:** 2/2\n**Realism:** 1/2\n**Aesthetic Quality:** 0/2",
+        "Consistency:\n2\nRealism:\n1\nAesthetic Quality:\n0",
+        "Consistency Score: 2, Realism Score: 1, Aesthetic Quality Score: 0",
+        '{"consistency": 2, "realism": 1, "aesthetic_quality": 0}',
+        "2\n1\n0",
+        "\n 2 \n\n1\n0\n",
+        "The consistency is good and the realism fair.\nConsistency: 2.\nRealism: 1.\nAesthetic Quality: 0.",
+        "Aesthetic Quality: 0\nRealism: 1\nConsistency: 2",
+        "Consistency: 2\nRealism: 1\nAesthetic Quality: 0\nSo again, Consistency: 2",
+    ],
+)
+def test_grades_are_read_however_they_are_set(reply):
+    assert legacy(reply) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "I'm sorry, I can't grade this image.",
+        "Consistency: 2\nRealism: 1",
+        "Consistency: 2\nRealism: 1\nAesthetic Quality: high",
+        "Consistency: 3\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: 12\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: 1.5\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: -1\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: 1-2\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: 1 or 2\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: 1\nConsistency: 2\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: Realism: 1 Aesthetic Quality: 0",
+        "Inconsistency: 2\nRealism: 1\nAesthetic Quality: 0",
+        "2\n1",
+        "2\n1\n3",
+        "2 1 0",
+        "2\n1\n0\n1",
+    ],
+)
+def test_what_cannot_be_told_is_a_fault_and_never_a_guess(reply):
+    assert legacy(reply) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("Score: 1", 1),
+        ("score:0", 0),
+        ("**Score:** 1", 1),
+        ("1", None),
+        ("Score: 2", None),
+        ("Score: 0.5", None),
+        ("Score: 1\nScore: 0", None),
+        ("yes", None),
+    ],
+)
+def test_the_verified_list_has_one_grade(reply, score):
+    assert (read_grades(reply, ("score",), highest=1)[0] or {}).get("score") == score
+
+
+def test_a_fault_keeps_the_reply_and_says_what_lacks():
+    found = WISE.judgement(items()[0], 0, "Consistency: 2")
+    assert found.value is None
+    assert found.fault == "no realism in 'Consistency: 2'"
+    assert found.reply == "Consistency: 2"
+
+
+def graded(suite, grades):
+    return [
+        suite.judgement(item, 0, "\n".join(f"{name.replace('_', ' ')}: {n}" for name, n in grades(item).items()))
+        for item in items()
+    ]
+
+
+def test_the_wiscore_weighs_the_grades():
+    score = WISE.score(items(), graded(WISE, lambda _: {"consistency": 2, "realism": 1, "aesthetic_quality": 0}), GPT)
+    assert score.overall == pytest.approx((0.7 * 2 + 0.2 * 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("suite", "category", "ids"),
+    [
+        (WISE, "time", (401, 567)),
+        (WISE, "space", (568, 700)),
+        (WISE, "chemistry", (901, 1000)),
+        (WISE_VERIFIED, "time", (401, 520)),
+        (WISE_VERIFIED, "space", (521, 640)),
+        (WISE_VERIFIED, "chemistry", (881, 1000)),
+    ],
+)
+def test_the_two_lists_have_their_own_borders(suite, category, ids):
+    members = [int(item.key) for item in items() if suite.category(item) == category]
+    assert (members[0], members[-1]) == ids
+
+
+def test_one_file_of_grades_has_three_overalls():
+    def culture_alone(item):
+        return {name: 2 if WISE.category(item) == "culture" else 0 for name in WISE.grades}
+
+    score = WISE.score(items(), graded(WISE, culture_alone), GPT)
+    assert score.overall == pytest.approx(0.4)
+    assert score.details["unweighted"] == pytest.approx(1 / 6)
+    assert score.categories == pytest.approx(dict.fromkeys(CATEGORIES, 0.0) | {"culture": 1.0})
+    verified = graded(WISE_VERIFIED, lambda item: {"score": int(WISE_VERIFIED.category(item) == "time")})
+    assert WISE_VERIFIED.score(items(), verified, GPT).overall == pytest.approx(0.12)
+
+
+def test_a_missing_id_or_an_unreadable_reply_leaves_no_overall():
+    judged = graded(WISE, lambda _: {"consistency": 2, "realism": 2, "aesthetic_quality": 2})
+    garbage = [*judged[:-1], WISE.judgement(items()[-1], 0, "it is nice")]
+    for found, (missing, failed) in ((judged[:-1], (1, 0)), (garbage, (0, 1))):
+        score = WISE.score(items(), found, GPT)
+        assert (score.overall, score.details["unweighted"], score.interval) == (None, None, None)
+        assert (score.coverage.n_missing, score.coverage.n_parse_failed) == (missing, failed)
+        assert score.categories["culture"] == pytest.approx(1.0)
+    few = WISE.score(items(10), judged[:10], GPT)
+    assert few.overall is None
+    assert "10 prompts instead of 1000" in few.why_not
+
+
+def test_official_judgement_files_are_taken_in():
+    rows = [
+        {"prompt_id": 1, "consistency": 2, "realism": 2, "aesthetic_quality": 2},
+        {"prompt_id": 2, "consistency": 9.9},
+    ]
+    data = "\n".join(map(json.dumps, rows)).encode()
+    first, void = WISE.import_judgements(data, where="j.jsonl")
+    assert first.value == {"consistency": 2, "realism": 2, "aesthetic_quality": 2}
+    assert void.value is None
+    assert "record 2" in void.fault
+    [skipped] = WISE_VERIFIED.import_judgements(b'{"prompt_id": 3, "score": true}', where="j.jsonl")
+    assert skipped.value is None
+
+
+def test_the_judge_is_asked_with_the_item_and_a_user_may_ask_otherwise():
+    item = Item(key="1", prompt="the {explanation} of it", record={"Explanation": "means that"}, samples=1)
+    text = WISE.question(item)
+    assert "the {explanation} of it" in text
+    assert "means that" in text
+    assert WISE.question(item, "Grade: {prompt}") == "Grade: the {explanation} of it"
+    with pytest.raises(ConfigError, match=r"no \{prompt\}"):
+        WISE.question(item, "grade it")
+
+
+def wise_rows(*numbers):
+    return [
+        {"Prompt": f"p{n}", "Explanation": "e", "Category": "c", "Subcategory": "s", "prompt_id": n} for n in numbers
+    ]
+
+
+def test_the_user_s_three_files_are_one_list(tmp_path):
+    for name, numbers in zip(FILES, ((2, 1), (401,), (701,)), strict=True):
+        (tmp_path / name).write_text(json.dumps(wise_rows(*numbers)))
+    assert [item.key for item in WISE.items(str(tmp_path))] == ["1", "2", "401", "701"]
+    assert WISE.image_path(WISE.items(str(tmp_path))[2], 0) == "images/401.png"
+    with pytest.raises(ConfigError, match="ships no prompts"):
+        WISE.items(None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"a": 1}', "is a dict"), ('[{"Prompt": "x"}]', "lacks Explanation"), ("[", "not JSON")]
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    file = tmp_path / "list.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        WISE.items(str(file))
+    file.write_text(json.dumps(wise_rows(1001)))
+    with pytest.raises(DataError, match="from 1 to 1000"):
+        WISE.items(str(file))
