@@ -8,7 +8,7 @@ BENCHMARKS := $(filter-out __init__ recovery elastic,$(basename $(notdir $(wildc
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-data clean
+.PHONY: help demo demo-full test lint bench bench-data clean
 .DELETE_ON_ERROR:
 
 help:  ## what can be made
@@ -16,6 +16,9 @@ help:  ## what can be made
 
 demo: $(STAMP)  ## data, training, evaluation and a served model on this computer; results in runs/demo
 	$(BIN)/blip3o demo
+
+demo-full: $(STAMP)  ## the same for an hour, on scenes alone; results in runs/demo-full
+	$(BIN)/blip3o demo --full
 
 # A file's tests stay together: they share what the first of them made.
 test: $(STAMP)  ## the test suite, in two processes

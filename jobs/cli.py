@@ -195,17 +195,23 @@ def side_by_side(images: "list[Image.Image]") -> "Image.Image":
 @app.command()
 def demo(
     *,
-    out: Annotated[Path, typer.Option(help="folder of the run: store, summary, report")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the run: store, summary, report (runs/demo; runs/demo-full)")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a few steps of everything, to see that it works")] = False,
+    full: Annotated[bool, typer.Option("--full", help="the hour-long recipe, tiny-full")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget an earlier demo in --out and start over")] = False,
 ) -> None:
     """Train and serve a small unified model on this machine, from shards in an S3 store to an answer over HTTP.
 
     A demo that was stopped goes on where it was; one that has finished is only reported again.
     """
-    from jobs.demo import run_demo
+    from jobs.demo import FULL, QUICK, USUAL, run_demo
 
-    run_demo(out, quick=quick, fresh=fresh)
+    if quick and full:
+        raise typer.BadParameter("--quick and --full are two sizes: give one of them")
+    scale = QUICK if quick else FULL if full else USUAL
+    run_demo(out or Path("runs/demo-full" if full else "runs/demo"), scale=scale, fresh=fresh)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The main job on one machine: `blip3o demo`.
+"""The main job on one machine: `blip3o demo`, in minutes, and `blip3o demo --full`, in an hour.
 
 Store up → data sets → index → tokenizer → five stages → bundle → evaluation → served over HTTP → everything stopped.
 Each step is the job that a cluster would run, on the same recipes, and each is resumable: a demo that was killed goes
@@ -36,7 +36,7 @@ console = Console(stderr=True, highlight=False)
 
 BUCKET = "blip3o"
 BASE = f"s3://{BUCKET}"
-STAGES = ("encoder", "understand", "generate", "instruct", "decoder")  # of the shipped pipeline, by its order
+STAGES = ("encoder", "understand", "generate", "instruct", "decoder")  # of the shipped pipelines, in their order
 EVALUATED = ("understanding", "generation", "scenes", "provenance")
 PROMPT = "a red circle"
 QUESTION = "What color is the circle?"
@@ -44,8 +44,13 @@ QUESTION = "What color is the circle?"
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a demo is: scenes, side of the emoji in pixels, and overrides for every stage."""
+    """How large a demo is: the pipeline's recipe, scenes, side of the emoji in pixels, and overrides for every stage.
 
+    `described`: the scenes are described object by object (`blip3o.data.sets.scenes.sample`).
+    """
+
+    recipe: str = "tiny"
+    described: bool = False
     scenes_train: int
     scenes_heldout: int
     emoji: bool
@@ -54,7 +59,16 @@ class Scale:
     overrides: tuple[str, ...] = ()
 
 
-FULL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512)
+USUAL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512)
+FULL = Scale(
+    recipe="tiny-full",
+    described=True,
+    scenes_train=12000,
+    scenes_heldout=1000,
+    emoji=False,
+    emoji_size=None,
+    curated=2000,
+)
 QUICK = Scale(
     scenes_train=200,
     scenes_heldout=60,
@@ -105,11 +119,22 @@ class Demo:
         overrides = list(self.scale.overrides)
         if not self.emoji:
             overrides += [f"{stage}:{item}" for stage in STAGES for item in _without_emoji(stage)]
-        return load_pipeline(find_recipe("tiny"), overrides)
+        return load_pipeline(find_recipe(self.scale.recipe), overrides)
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of one stage."""
         return next(recipe for recipe in self.pipeline().stages if recipe.stage.name == stage)
+
+    def first_of_each_source(self) -> list[Recipe]:
+        """The recipes of the stages that read a source which none before reads: indexed, they leave nothing out."""
+        found: list[Recipe] = []
+        seen: set[tuple[str, str]] = set()
+        for recipe in self.pipeline().stages:
+            sources = {(source.name, source.shards) for source in recipe.data.sources}
+            if not sources <= seen:
+                found.append(recipe)
+            seen |= sources
+        return found
 
     def _make_sets(self) -> None:
         from blip3o.data.sets.curated import build_curated
@@ -121,8 +146,13 @@ class Demo:
             _step("data sets", self.summary),
             ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as beside,
         ):
-            train, heldout = self.scale.scenes_train, self.scale.scenes_heldout
-            scenes = beside.submit(build_scenes, f"{BASE}/data/scenes", train=train, heldout=heldout)
+            scenes = beside.submit(
+                build_scenes,
+                f"{BASE}/data/scenes",
+                train=self.scale.scenes_train,
+                heldout=self.scale.scenes_heldout,
+                described=self.scale.described,
+            )
             emoji = self._make_emoji() if self.scale.emoji else None
             counts["scenes"] = scenes.result().counts
             self.emoji = emoji is not None
@@ -152,15 +182,16 @@ class Demo:
         from jobs.train import train_pipeline
 
         with _step("index", self.summary):
-            for name in ("encoder", "instruct"):
-                index(self.recipe(name))
+            for recipe in self.first_of_each_source():
+                index(recipe)
         with _step("tokenizer", self.summary):
             train_tokenizer(self.recipe("encoder"))
         with _step("train", self.summary):
             results = train_pipeline(self.pipeline())
         self.summary["stages"] = {result["stage"]: result["summary"] for result in results}
         with _step("export", self.summary):
-            bundle = export(self.recipe("decoder"), [f"tiny-{name}" for name in STAGES], f"{BASE}/bundles/demo")
+            runs = [recipe.run.name for recipe in self.pipeline().stages]
+            bundle = export(self.recipe("decoder"), runs, f"{BASE}/bundles/demo")
         with _step("evaluate", self.summary):
             evaluation = evaluate(self.recipe("decoder"), bundle, f"{BASE}/evaluation/demo")
         scores = evaluation.scores
@@ -241,11 +272,11 @@ def _step(name: str, summary: dict[str, Any]) -> Iterator[None]:
     console.print(f"   {name}: {seconds} s")
 
 
-def run_demo(out: Path, *, quick: bool, fresh: bool) -> None:
-    """Runs the demo into a folder and says where to look. `fresh` forgets what an earlier one left there."""
+def run_demo(out: Path, *, scale: Scale, fresh: bool) -> None:
+    """Runs a demo into a folder and says where to look. `fresh` forgets what an earlier one left there."""
     if fresh:
         shutil.rmtree(out, ignore_errors=True)
-    demo = Demo(out=out, scale=QUICK if quick else FULL)
+    demo = Demo(out=out, scale=scale)
     demo.run()
     console.print(f"[bold green]done in {demo.summary['seconds_total']} s[/]  {verdict(demo.summary)}")
     console.print(f"   {out / 'summary.json'}   {out / 'report.html'}   {out / 'grid.png'}")

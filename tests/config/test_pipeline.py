@@ -65,8 +65,9 @@ def test_a_section_that_is_no_pipeline_is_named(tmp_path):
         load_pipeline(path, [])
 
 
-def test_the_shipped_pipeline_has_the_five_stages():
-    pipeline = load_pipeline(RECIPES / "tiny.yaml", [])
+@pytest.mark.parametrize("name", ["tiny", "tiny-full"])
+def test_the_shipped_pipelines_have_the_five_stages(name):
+    pipeline = load_pipeline(RECIPES / f"{name}.yaml", [])
     assert [stage.stage.name for stage in pipeline.stages] == [
         "encoder",
         "understand",
@@ -74,3 +75,6 @@ def test_the_shipped_pipeline_has_the_five_stages():
         "instruct",
         "decoder",
     ]
+    runs = [stage.run.name for stage in pipeline.stages]
+    for number, stage in enumerate(pipeline.stages):
+        assert set(stage.stage.start_from) <= set(runs[:number]), "a stage starts from earlier ones"

@@ -83,6 +83,40 @@ def caption_questions(scene: Scene) -> list[dict[str, Any]]:
     ]
 
 
+def listings(scene: Scene) -> list[dict[str, Any]]:
+    """More `qa`, open ones, whose answers name every object, from left to right: with colours, and (`grey`) without.
+
+    A reply tells the shape of each object and not of one: several times the supervision for the same picture.
+    """
+    objects = sorted(scene.objects, key=lambda o: (o.box[0], o.box[1]))
+    named = ", ".join(f"{o.color} {o.shape}" for o in objects)
+    shapes = ", ".join(o.shape for o in objects)
+    return [_qa("listing", "List the objects.", named, ()), _qa("shapes", "List the shapes.", shapes, (), grey=True)]
+
+
+def statements(scene: Scene) -> list[dict[str, Any]]:
+    """The `caption_qa` of a described scene: all that its captions state, in a form that is the same for each of them.
+
+    For each shape its colour ("any" where none is stated, "none" where there is no such shape), the number of objects,
+    and which shape stands where in the stated relation.
+    """
+    stated = STATES_COLOR[scene.family]
+    colors = {o.shape: o.color if stated else "any" for o in scene.objects}
+    places = dict.fromkeys(POSITION_CHOICES, "none")
+    if scene.relation:
+        (subject, target), there = scene.objects, scene.relation
+        places |= {_place(there): subject.shape, _place(INVERSE[there]): target.shape}
+    return [
+        *({"question": f"{shape}?", "answer": colors.get(shape, "none")} for shape in SHAPES),
+        {"question": "number?", "answer": str(len(scene.objects))},
+        *({"question": f"{place}?", "answer": shape} for place, shape in places.items()),
+    ]
+
+
+def _place(relation: str) -> str:
+    return relation.removesuffix(" of")
+
+
 def _qa(kind: str, question: str, answer: str, choices: tuple[str, ...], *, grey: bool = False) -> dict[str, Any]:
     marks = {"grey": True} if grey else {}
     return {"kind": kind, "question": question, "answer": answer, "choices": list(choices), **marks}
@@ -119,7 +153,7 @@ def _position(objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
         return None
     (relation,) = holding
     question = f"Is the {a.shape} left of, right of, above or below the {b.shape}?"
-    return _qa("position", question, relation.removesuffix(" of"), POSITION_CHOICES, grey=True)
+    return _qa("position", question, _place(relation), POSITION_CHOICES, grey=True)
 
 
 def _presence(shape: str, color: str, answer: str) -> dict[str, Any]:
