@@ -10,11 +10,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from blip3o.errors import DataError
+from blip3o.errors import ConfigError, DataError
 from blip3o.rng import numpy_generator
 
 SEED_BITS = 52  # what the images API takes: below 2^53, with room for the further images of one request
@@ -101,12 +101,15 @@ class Score:
 class Suite(Protocol):
     """A benchmark: what to draw or ask, where its files lie, and how findings become a score.
 
-    `protocol` names the official way of scoring that `score` follows; `samples` is how many are drawn of each item.
+    `protocol` names the official way of scoring that `score` follows; `samples` is how many are drawn of each item. A
+    suite of kind `draw` wants images of its prompts; one of kind `ask` wants replies to its prompts, each about the
+    image `record["image"]` (a URI), and takes findings {"reply": str}.
     """
 
     name: str
     protocol: str
     samples: int
+    kind: Literal["draw", "ask"] = "draw"
 
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The items, from a file or folder URI where the suite doesn't carry them itself.
@@ -116,12 +119,12 @@ class Suite(Protocol):
         ...
 
     def image_path(self, item: Item, sample: int) -> str:
-        """The image's path relative to the suite's folder, with `/` between folders.
+        """The drawing's path relative to the suite's folder, with `/` between folders.
 
         The official layout begins below `images/`. Nothing else may lie there, unfinished files least of all: official
-        scorers would take them in.
+        scorers would take them in. A suite that asks has none.
         """
-        ...
+        raise ConfigError(f"{self.name} draws nothing: it asks about images that are there")
 
     def texts(self, items: Sequence[Item]) -> Mapping[str, str]:
         """The text files of the official layout: path relative to the suite's folder, and content."""

@@ -1,0 +1,63 @@
+"""How VQA's evaluation reads an answer: punctuation, articles, number words, contractions. Pure.
+
+Every step is as odd as the official one (a comma inside a number changes how all other punctuation is treated, at most
+32 periods go), since accuracies are only comparable if answers are read alike. Source: the VQA evaluation
+(https://arxiv.org/abs/1505.00468) as EvalAI and lmms-eval do it.
+"""
+
+import re
+
+_NUMBERS = {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+_ARTICLES = frozenset({"a", "an", "the"})
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
+_PERIOD = re.compile(r"\.(?!\d)")
+_MOST_PERIODS = 32
+
+# Written with their apostrophes; each is recognised with any one of them left out.
+_CONTRACTED = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
+it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll
+somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd they'll
+they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
+who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
+there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've y'all'd've 'ow's'at
+"""
+
+
+def _spellings(word: str) -> list[str]:
+    return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
+
+
+_CONTRACTIONS = {short: word for word in _CONTRACTED.split() for short in _spellings(word)} | {
+    "somebody'd": "somebodyd"  # the wrong way round, as officially
+}
+
+
+def normalise_reply(text: str) -> str:
+    """A model's reply as it is compared: lower case, then `normalise_words` without commas and question marks."""
+    lower = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return normalise_words(lower.replace("\n", " ").replace("\t", " ").strip())
+
+
+def normalise_words(text: str) -> str:
+    """An answer without punctuation and articles, number words as digits, contractions with their apostrophes."""
+    return _words(_without_punctuation(text))
+
+
+def _without_punctuation(text: str) -> str:
+    """A mark that touches a space anywhere goes, and all go where a number has a comma; else it becomes a space."""
+    number = _COMMA_IN_NUMBER.search(text) is not None
+    result = text
+    for mark in _PUNCTUATION:
+        goes = number or f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if goes else " ")
+    return _PERIOD.sub("", result, count=_MOST_PERIODS)
+
+
+def _words(text: str) -> str:
+    numbered = [_NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in numbered if word not in _ARTICLES)

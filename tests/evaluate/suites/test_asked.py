@@ -1,0 +1,223 @@
+"""VQA accuracy, MME pairs and multiple choice: how replies are read, and what is counted."""
+
+import json
+
+import pytest
+
+from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.suite import Judgement
+from blip3o.evaluate.suites.asked import EXACT_MATCH
+from blip3o.evaluate.suites.choice import Choice, chosen
+from blip3o.evaluate.suites.mme import COGNITION, PERCEPTION, Mme, yes_or_no
+from blip3o.evaluate.suites.vqa import Vqa, accuracy
+from blip3o.evaluate.suites.vqa_words import normalise_reply, normalise_words
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("Yes", "yes"),
+        ("  The  dog ", "dog"),
+        ("a man and an owl", "man and owl"),
+        ("two", "2"),
+        ("None", "0"),
+        ("ten.", "10"),
+        ("eleven", "eleven"),
+        ("dont", "don't"),
+        ("somebodyd've", "somebody'd've"),
+        ("youdve", "youdve"),  # two apostrophes lack: not in the table
+        ("man's hat", "man 's hat"),
+        ("3.5", "3.5"),
+        ("end.", "end"),
+        ("1,000", "1000"),  # commas go before anything else
+        ("red, white", "red white"),
+        ("red/white", "red white"),
+        ("red / white", "red white"),
+        ("half-baked", "half baked"),
+        ("half -baked", "half baked"),
+        ("what?", "what"),
+        ("top\nleft", "top left"),
+        ("", ""),
+        ("the", ""),
+    ],
+)
+def test_a_reply_is_read_as_the_official_evaluation_reads_it(reply, read):
+    assert normalise_reply(reply) == read
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        ("1,000", "1000"),
+        ("1,000-2", "10002"),  # a comma in a number takes every other mark along
+        ("half-baked", "half baked"),
+        ("red ,white-black", "red white black"),
+        ("a-b -c", "ab c"),  # one hyphen touches a space, so none becomes one
+        ("man's", "man's"),  # only replies have their 's split off
+        ("." * 40, "." * 8),  # no more than 32 periods go
+        ("Im", "im"),
+    ],
+)
+def test_annotators_answers_are_read_by_fewer_steps(answer, read):
+    assert normalise_words(answer) == read
+
+
+@pytest.mark.parametrize(("agree", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_accuracy_leaves_each_annotator_out(agree, expected):
+    answers = ["red"] * agree + [f"other{n}" for n in range(10 - agree)]
+    assert accuracy("Red.", answers) == pytest.approx(expected)
+
+
+def test_unanimous_answers_are_not_normalised_and_others_are():
+    assert accuracy("two", ["two"] * 10) == 0.0
+    assert accuracy("two", ["2"] * 10) == 1.0
+    assert accuracy("two", ["two"] * 9 + ["three"]) == 1.0
+
+
+def questions(suite, tmp_path, *rows):
+    file = tmp_path / f"{suite.name}.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({"id": n, "image": "a.png", "question": "q?"} | r) for n, r in enumerate(rows))
+    )
+    return suite.items(str(file))
+
+
+def replied(items, *replies):
+    return [Judgement(key=item.key, sample=0, value={"reply": r}) for item, r in zip(items, replies, strict=False)]
+
+
+def test_vqa_scores_a_file(tmp_path):
+    suite = Vqa()
+    items = questions(
+        suite,
+        tmp_path,
+        {"answers": ["red"] * 10, "category": "color"},
+        {"answers": ["two"] * 2 + ["three"] * 8, "category": "number", "image": "s3://bucket/b.png"},
+    )
+    assert [item.record["image"] for item in items] == [f"{tmp_path}/a.png", "s3://bucket/b.png"]
+    score = suite.score(items, replied(items, "red", "2"), EXACT_MATCH)
+    assert score.overall == pytest.approx((1 + 0.6) / 2)
+    assert score.categories == pytest.approx({"color": 1.0, "number": 0.6})
+    part = suite.score(items, replied(items, "red"), EXACT_MATCH)
+    assert (part.overall, part.coverage.n_missing, part.categories) == (None, 1, {"color": 1.0})
+
+
+def test_questions_that_cannot_be_scored_are_refused(tmp_path):
+    with pytest.raises(DataError, match="fewer than 4 answers"):
+        questions(Vqa(), tmp_path, {"answers": ["red"] * 3})
+    with pytest.raises(DataError, match="lacks answers"):
+        questions(Vqa(), tmp_path, {})
+    with pytest.raises(DataError, match="two questions of one id"):
+        questions(Vqa(), tmp_path, {"answers": ["x"] * 4, "id": 1}, {"answers": ["x"] * 4, "id": "1"})
+    with pytest.raises(ConfigError, match="vqa needs a local file"):
+        Vqa().items(None)
+    with pytest.raises(ConfigError, match="vqa draws nothing"):
+        Vqa().image_path(questions(Vqa(), tmp_path, {"answers": ["x"] * 4})[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "word"),
+    [
+        ("Yes", "yes"),
+        ("no.", "no"),
+        ("Yes, it is", "yes"),
+        ("No it isn't", "no"),
+        (" y.e.s", "yes"),
+        ("maybe", None),
+        ("the answer is yes", None),
+        ("", None),
+        ("a no", "no"),  # within the first four letters
+        ("Unknown", None),
+    ],
+)
+def test_yes_and_no_are_read_from_the_first_letters(reply, word):
+    assert yes_or_no(reply) == word
+
+
+def pairs(tmp_path, categories, images=2):
+    rows = [
+        {"category": category, "image": f"{n}.png", "answer": answer}
+        for category in categories
+        for n in range(images)
+        for answer in ("Yes", "No")
+    ]
+    return questions(Mme(), tmp_path, *rows)
+
+
+def test_a_subtask_is_accuracy_plus_accuracy_of_pairs(tmp_path):
+    items = pairs(tmp_path, ["count"])
+    score = Mme().score(items, replied(items, "yes", "no", "yes", "yes"), EXACT_MATCH)
+    assert score.overall == pytest.approx(75 + 50)
+    assert score.best == 200.0
+    assert (score.details["perception"], score.details["cognition"]) == (None, None)
+    # Always yes: half of the questions, no pair.
+    assert Mme().score(items, replied(items, *["yes"] * 4), EXACT_MATCH).overall == 50.0
+
+
+def test_perception_and_cognition_are_sums_over_all_their_subtasks(tmp_path):
+    items = pairs(tmp_path, [*PERCEPTION, *COGNITION], images=1)
+    score = Mme().score(items, replied(items, *["Yes", "No"] * 14), EXACT_MATCH)
+    assert (score.details["perception"], score.details["cognition"], score.overall) == (2000.0, 800.0, 2800.0)
+
+
+def test_a_reply_that_is_neither_is_wrong_and_counted(tmp_path):
+    items = pairs(tmp_path, ["count"], images=1)
+    score = Mme().score(items, replied(items, "yes", "perhaps"), EXACT_MATCH)
+    assert (score.overall, score.details["n_unparsed"]) == (50.0, 1)
+    part = Mme().score(items, replied(items, "yes"), EXACT_MATCH)
+    assert (part.overall, part.categories) == (None, {"count": None})
+
+
+def test_half_a_pair_and_other_answers_are_refused(tmp_path):
+    with pytest.raises(DataError, match="1 questions of category 'count'"):
+        questions(Mme(), tmp_path, {"category": "count", "answer": "Yes"})
+    with pytest.raises(DataError, match="expected Yes or No"):
+        questions(Mme(), tmp_path, {"category": "count", "answer": "two"})
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("B", 1),
+        ("b", 1),
+        (" (B) ", 1),
+        ("B.", 1),
+        ("B. a dog", 1),
+        ("B: a dog", 1),
+        ("(b) a dog", 1),
+        ("A dog", 1),  # the option's words, not the letter A
+        ("a dog.", 1),
+        ("a cat", 0),
+        ("a", 0),
+        ("D", None),
+        ("Both", None),
+        ("A or B", None),
+        ("a bird", None),
+        ("", None),
+        ("B.5", None),
+    ],
+)
+def test_an_option_is_its_letter_or_its_words(reply, number):
+    assert chosen(reply, ["a cat", "a dog", "a cow"]) == number
+
+
+def test_two_options_of_the_same_words_are_told_apart_by_letter_alone():
+    assert chosen("red", ["red", "Red."]) is None
+    assert chosen("B", ["red", "Red."]) == 1
+
+
+def test_rotations_count_together(tmp_path):
+    suite = Choice()
+    rows = [{"options": ["x", "y"], "answer": "A", "group": 1}, {"options": ["y", "x"], "answer": "B", "group": 1}]
+    items = questions(suite, tmp_path, *rows, {"options": ["x", "y", "z", "w"], "answer": "D"})
+    assert items[0].prompt == "q?\nA. x\nB. y"
+    score = suite.score(items, replied(items, "A", "A", "w"), EXACT_MATCH)
+    assert score.overall == 0.5
+    assert score.details == {"plain": pytest.approx(2 / 3), "chance": pytest.approx(1.25 / 3), "n_unparsed": 0}
+    assert suite.score(items, replied(items, "A", "B", "w"), EXACT_MATCH).overall == 1.0
+    assert suite.score(items, replied(items, "A", "hm", "w"), EXACT_MATCH).details["n_unparsed"] == 1
+
+
+def test_a_choice_without_its_answer_is_refused(tmp_path):
+    with pytest.raises(DataError, match="expected an option's letter"):
+        questions(Choice(), tmp_path, {"options": ["x", "y"], "answer": "C"})
