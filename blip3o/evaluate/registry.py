@@ -5,14 +5,16 @@ from blip3o.evaluate.suite import Suite
 from blip3o.evaluate.suites.choice import Choice
 from blip3o.evaluate.suites.dpg import Dpg
 from blip3o.evaluate.suites.geneval import GenEval
+from blip3o.evaluate.suites.mjhq import Mjhq
 from blip3o.evaluate.suites.mme import Mme
+from blip3o.evaluate.suites.ocr import Ocr
 from blip3o.evaluate.suites.vqa import Vqa
 from blip3o.evaluate.suites.wise import WISE, WISE_VERIFIED
 
 
 def suites() -> dict[str, Suite]:
     """Every suite under the name by which it is asked for."""
-    known: tuple[Suite, ...] = (GenEval(), Dpg(), WISE, WISE_VERIFIED, Vqa(), Mme(), Choice())
+    known: tuple[Suite, ...] = (GenEval(), Dpg(), WISE, WISE_VERIFIED, Mjhq(), Ocr(), Vqa(), Mme(), Choice())
     return {suite.name: suite for suite in known}
 
 

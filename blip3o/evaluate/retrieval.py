@@ -32,10 +32,15 @@ def recall(cosines: np.ndarray, k: int) -> float:
     A row tied with others counts for the share of tie-breaks that would put it there, so features that are all equal
     score k / n and no more.
     """
+    return float(hits(cosines, k).mean())
+
+
+def hits(cosines: np.ndarray, k: int) -> np.ndarray:
+    """For each row of `cosines` [n, n] whether its own column is among the k highest [n]: 0 or 1, a share for ties."""
     own = np.diagonal(cosines)[:, None]
     higher = (cosines > own + TIE).sum(axis=1)
     tied = (np.abs(cosines - own) <= TIE).sum(axis=1)  # itself included
-    return float(np.clip((k - higher) / tied, 0, 1).mean())
+    return np.clip((k - higher) / tied, 0, 1)
 
 
 def derangement(n: int, generator: np.random.Generator) -> np.ndarray:

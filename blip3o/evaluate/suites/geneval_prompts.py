@@ -31,7 +31,7 @@ Record = dict[str, Any]
 def records() -> list[Record]:
     """The 553 records {tag, include, exclude (counting alone), prompt}, in the official order.
 
-    One generator serves all tags in turn. Source: the data set's own sampling, reference "GenEval".
+    One generator serves all tags in turn. Source: its authors' order of draws (https://arxiv.org/abs/2310.11513).
     """
     rng = np.random.default_rng(SEED)
     drawn = list(_single_objects(rng))

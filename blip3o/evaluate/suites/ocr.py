@@ -1,0 +1,141 @@
+"""Text rendering: a drawing of quoted words is read by a text recogniser and compared letter by letter.
+
+The prompts are this project's own, so the score compares runs and models under one recogniser and nothing published.
+"""
+
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from blip3o.data.storage import read_bytes
+from blip3o.errors import ConfigError
+from blip3o.evaluate.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, bootstrap, findings, mean, reasons
+from blip3o.evaluate.suites.files import json_lines, require
+
+_TEXTS = {
+    "word": ("OPEN", "HELLO", "Bakery", "COFFEE", "Library", "EXIT"),
+    "words": ("NO PARKING", "Happy Birthday", "FRESH FRUIT", "Mind the gap", "WET PAINT", "Welcome home"),
+    "number": ("2026", "No 7", "19:45", "42 km", "3.50", "Gate 12"),
+}
+_PLACES = (
+    "a wooden sign that says",
+    "a white mug with the print",
+    "a chalkboard with the words",
+    "a poster that reads",
+)
+
+
+def letters(text: str) -> str:
+    """What is compared: letters and digits alone, case and accents folded. Recognisers drop spaces at will."""
+    folded = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(letter for letter in folded if letter.isalnum())
+
+
+def edit_distance(a: str, b: str) -> int:
+    """The fewest insertions, deletions and replacements of single letters between two texts (Levenshtein 1966)."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, start=1):
+        above, row[0] = row[0], i
+        for j, right in enumerate(b, start=1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (left != right))
+    return row[-1]
+
+
+def similarity(wanted: str, lines: Sequence[str]) -> float:
+    """1 - edit distance over the longer text, of `letters`; 1 where all is as wanted, 0 where nothing is or was read.
+
+    The lines count in their order of reading, all of them: words that nobody asked for cost as much as missing ones.
+    """
+    expected, read = letters(wanted), letters("".join(lines))
+    return 1 - edit_distance(expected, read) / max(len(expected), len(read), 1)
+
+
+class Ocr(Suite):
+    """Quoted texts of one word, several, and digits; a finding is {"lines": [str]}, what was read top to bottom."""
+
+    name = "ocr"
+    protocol = "own: 1 - edit distance over the longer text, spaces and case aside"
+    samples = 2
+
+    def items(self, source: str | None) -> tuple[Item, ...]:
+        """The 18 built-in prompts, or those of a JSONL file {id, prompt, text, category (optional)}."""
+        rows = _read(source) if source else _built_in()
+        return tuple(Item(key=str(row["id"]), prompt=row["prompt"], record=row, samples=self.samples) for row in rows)
+
+    def image_path(self, item: Item, sample: int) -> str:
+        """`images/<id>/<sample>.png`."""
+        return f"images/{item.key}/{sample}.png"
+
+    def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
+        """The mean similarity of pictures; `details["exact"]` is the share that is read without a fault."""
+        values, coverage = findings(items, judgements)
+        by_key = {item.key: item for item in items}
+        of_item: dict[str, list[float]] = {}
+        by_category: dict[str, list[float]] = {}
+        for (key, _), value in values.items():
+            record = by_key[key].record
+            found = similarity(record["text"], value["lines"])
+            of_item.setdefault(key, []).append(found)
+            by_category.setdefault(str(record.get("category", "all")), []).append(found)
+        pictures = [found for group in by_category.values() for found in group]
+        means = [sum(group) / len(group) for group in of_item.values()]
+        whole = coverage.complete
+        return Score(
+            suite=self.name,
+            protocol=self.protocol,
+            judge=judge,
+            coverage=coverage,
+            overall=mean(pictures) if whole else None,
+            categories={name: mean(group) for name, group in by_category.items()},
+            comparable=False,
+            why_not=reasons({"prompts and score are this project's own": True, INCOMPLETE: not whole}),
+            interval=bootstrap([means], self.name) if whole else None,
+            details={"exact": mean(found == 1 for found in pictures)},
+        )
+
+
+def _built_in() -> list[dict[str, Any]]:
+    texts = [(category, text) for category, group in _TEXTS.items() for text in group]
+    return [
+        {
+            "id": f"{number:03d}",
+            "prompt": f'{_PLACES[number % len(_PLACES)]} "{text}"',
+            "text": text,
+            "category": category,
+        }
+        for number, (category, text) in enumerate(texts)
+    ]
+
+
+def _read(source: str) -> list[dict[str, Any]]:
+    rows = json_lines(read_bytes(source), source)
+    for number, row in enumerate(rows, start=1):
+        require(row, ("id", "prompt", "text"), f"{source}, record {number}")
+    return rows
+
+
+class RapidOcr:
+    """The recogniser of the package `rapidocr-onnxruntime` (the extra `ocr`), whose models come with it.
+
+    Raises `ConfigError` if the package is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import rapidocr_onnxruntime
+        except ImportError as error:
+            raise ConfigError("rapidocr-onnxruntime is not installed: pip install 'blip3o[ocr]'") from error
+        from importlib.metadata import version
+
+        self._read = rapidocr_onnxruntime.RapidOCR()
+        self.judge = Judge(id="rapidocr-onnxruntime", version=version("rapidocr-onnxruntime"))
+
+    def lines(self, png: bytes) -> list[str]:
+        """The lines of text in a picture, top to bottom as the recogniser orders them."""
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        found, _ = self._read(np.ascontiguousarray(pixels[:, :, ::-1]))  # it takes blue, green, red
+        return [line[1] for line in found or []]
