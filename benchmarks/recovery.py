@@ -5,12 +5,14 @@ Every kill is a SIGKILL of real processes: of one training worker, or, every fou
 workers, after which the run is submitted again. Moments are drawn after the first step of each start, up to two commits
 and some seconds later; every third kill waits from there for a checkpoint whose files are in the store while Ray has
 not committed it. Reported are the sha256 of both results, and the seconds from a kill to the next step that is done,
-split by phase. Needs the extra `demo` (a real S3 server).
+split by phase. With `--freeze`, a worker is stopped (SIGSTOP) instead: its process lives and does nothing, and only the
+watch of the others can tell; its reports are counted. Needs the extra `demo` (a real S3 server).
 """
 
 import argparse
 import json
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
-from blip3o.train.places import ATTEMPTS
+from blip3o.train.places import ATTEMPTS, EVENTS
 from cluster.local_s3 import LocalS3
 from jobs.attempts import run_uri
 from jobs.committed import committed_steps, present_steps
@@ -41,6 +43,7 @@ START = {"world-encoder": "encoder", "world-understand": "backbone"}
 PATIENCE_S, POLL_S = 300, 0.05  # for the next thing to happen
 RUN_S = 3600  # for a whole run, on a busy machine too
 DRIVER_EVERY, UPLOAD_EVERY = 4, 3
+HANG_S = 60  # at one thing, after which a worker is taken to hang; building is one, and takes half of it on two cores
 PHASES = ("noticed", "built", "restored", "first_batch", "first_step")
 
 
@@ -56,6 +59,7 @@ def tree(base: str, name: str, *, zero: int, steps: int, workers: int | dict[str
         parallel={"workers": workers, "zero_stage": zero, "cpus_per_data_task": 0.5},
         checkpoint={"every": 5, "max_failures": 1000, "keep": 3, "notice_every": 2},
         log={"every": 1},
+        guard={"hang_seconds": HANG_S},
     )
 
 
@@ -114,6 +118,12 @@ def attempts(recipe: Recipe) -> list[dict[str, Any]]:
     return [json.loads(storage.read_bytes(file.uri)) for file in files]
 
 
+def hangs(recipe: Recipe) -> list[dict[str, Any]]:
+    """What the watches of a run's workers reported."""
+    files = storage.list_files(storage.join(run_uri(recipe), EVENTS), suffix=".json")
+    return [json.loads(storage.read_bytes(file.uri)) for file in files if "-hang-" in file.uri]
+
+
 def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -131,8 +141,9 @@ def wait(check: Callable[[], bool], *, poll_s: float = POLL_S) -> None:
     raise TimeoutError(f"nothing in {PATIENCE_S} s")
 
 
-def kill_often(run: Submitted, kills: int, spread_s: float) -> list[dict[str, Any]]:
-    """Kills a run `kills` times, each at a random moment within `spread_s` of the first step after the kill before.
+def kill_often(run: Submitted, kills: int, spread_s: float, *, freeze: bool) -> list[dict[str, Any]]:
+    """Kills a run `kills` times, each at a random moment within `spread_s` of the first step after the kill before, or
+    stops its workers, one at a time.
 
     Returns each kill with its time; stops early if the run ends first, and says so.
     """
@@ -154,10 +165,10 @@ def kill_often(run: Submitted, kills: int, spread_s: float) -> list[dict[str, An
         if not victims:
             print(f"the run ended after {number} kills: give it more steps")
             break
-        whole = number % DRIVER_EVERY == DRIVER_EVERY - 1
+        whole = number % DRIVER_EVERY == DRIVER_EVERY - 1 and not freeze
         attempts = len(run.attempts())
         for process in [run.process, *victims] if whole else [draw.choice(victims)]:
-            process.kill()
+            process.send_signal(signal.SIGSTOP if freeze else signal.SIGKILL)
         done.append({"time": time.time(), "driver": whole, "uploading": uploading, "attempts": attempts})
         print(f"kill {number + 1}: {'driver and workers' if whole else 'a worker'}", flush=True)
         if whole:
@@ -220,7 +231,7 @@ def measure(base: str, folder: Path, chosen: argparse.Namespace) -> dict[str, An
     expected = quiet.finish()
     print(f"undisturbed: {expected}", flush=True)
     run = Submitted(tree(base, f"killed-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), folder)
-    kills = kill_often(run, chosen.kills, chosen.spread)
+    kills = kill_often(run, chosen.kills, chosen.spread, freeze=chosen.freeze)
     found = run.finish()
     return {
         "equal": found == expected,
@@ -228,6 +239,8 @@ def measure(base: str, folder: Path, chosen: argparse.Namespace) -> dict[str, An
         "kills": len(kills),
         "of the driver": sum(kill["driver"] for kill in kills),
         "during an upload": sum(kill["uploading"] for kill in kills),
+        "frozen": chosen.freeze,
+        "reported hanging": [event["message"].partition("\n")[0] for event in hangs(run.recipe)],
         "steps": chosen.steps,
         "store": chosen.store,
         "seconds": phases(kills, run.attempts()),
@@ -239,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--zero", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--freeze", action="store_true", help="stop workers instead of killing them")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--spread", type=float, default=4.0, help="seconds after a step within which a kill falls")
     parser.add_argument("--store", choices=("s3", "folder"), default="s3", help="where the runs are kept")
@@ -248,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.configure_ray()
     with tempfile.TemporaryDirectory() as folder, store(chosen.store, Path(folder)) as base:
         result = measure(base, Path(folder), chosen)
-    keep(f"recovery-zero{chosen.zero}", result, chosen.results)
+    keep(f"recovery-zero{chosen.zero}{'-freeze' * chosen.freeze}", result, chosen.results)
     return 0 if result["equal"] and result["kills"] == chosen.kills else 1
 
 
