@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--zero", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--freeze", action="store_true", help="stop workers instead of killing them")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--spread", type=float, default=4.0, help="seconds after a step within which a kill falls")
     parser.add_argument("--store", choices=("s3", "folder"), default="s3", help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
