@@ -21,19 +21,21 @@ from PIL import Image
 from blip3o import settings
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
-from blip3o.evaluate import exactness, retrieval, understanding
+from blip3o.evaluate import exactness, own, retrieval, understanding
 from blip3o.evaluate.grid import render_grid
 from blip3o.evaluate.heldout import Chosen, choose
 from blip3o.evaluate.measure import (
     Drawings,
     OnDone,
     Pictures,
+    Variants,
     ask,
     decode,
     draw,
     exchanged_images,
     first_rows,
     grid_sections,
+    vary,
 )
 from blip3o.evaluate.report import AnsweredPicture, ReportImages, render_report
 from blip3o.evaluate.understanding import MIN_CHOICES
@@ -83,13 +85,16 @@ def _measure(recipe: Recipe, pipeline: Pipeline, chosen: Chosen, provenance: dic
         drawings = draw(pipeline, chosen.items, seed=seed, on_done=on_done)
     scenes = [row for row, item in enumerate(drawings.items) if exactness.is_scene(item.record)]
     shown = first_rows(drawings.items, GRID_ROWS)
-    needed = sorted({*scenes, *itertools.chain(*shown.values())})
+    rows = list(itertools.chain(*shown.values()))
+    needed = sorted({*scenes, *rows})
     with _progress("pictures", len(needed)) as on_done:
         pictures = decode(pipeline, drawings, needed, on_done=on_done)
-    sections = grid_sections(pipeline, drawings, pictures, shown=shown, columns=GRID_COLUMNS, seed=seed)
+    variants = vary(pipeline, drawings, rows, columns=GRID_COLUMNS, seed=seed)
+    sections = grid_sections(pipeline, drawings, pictures, shown=shown, variants=variants)
     scores = {
         "understanding": understood,
         "generation": _retrieval(drawings, seed),
+        "own": _own(drawings, variants, seed),
         "scenes": _scenes(drawings, pictures, scenes, seed),
         "provenance": provenance | _provenance(recipe, pipeline, chosen),
     }
@@ -118,6 +123,15 @@ def _ask(pipeline: Pipeline, chosen: Chosen, seed: int) -> tuple[tuple[AnsweredP
 def _retrieval(drawings: Drawings, seed: int) -> dict[str, Any]:
     generated, truth = (features.float().cpu().numpy() for features in (drawings.generated, drawings.truth))
     return retrieval.score(generated, truth, [item.source for item in drawings.items], seed=seed)
+
+
+def _own(drawings: Drawings, variants: Variants, seed: int) -> dict[str, Any]:
+    """Figures in the model's own features; the diversity is that of the grid's drawings, None of a single prompt."""
+    generated, truth, several = (
+        features.float().cpu().numpy() for features in (drawings.generated, drawings.truth, variants.features)
+    )
+    differing = own.diversity(several) if len(several) > 1 else None
+    return own.alignment(generated, truth, seed=seed) | {"diversity": differing}
 
 
 def _scenes(drawings: Drawings, pictures: Pictures, rows: list[int], seed: int) -> dict[str, Any] | None:

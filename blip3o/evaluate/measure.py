@@ -119,23 +119,41 @@ def first_rows(items: Sequence[HeldOutItem], count: int) -> dict[str, list[int]]
     return {source: rows[:count] for source, rows in by_source.items()}
 
 
-def grid_sections(
-    pipeline: Pipeline,
-    drawings: Drawings,
-    pictures: Pictures,
-    *,
-    shown: Mapping[str, list[int]],
-    columns: int,
-    seed: int,
-) -> list[GridSection]:
-    """The `shown` rows of each source with `columns` drawings (at least 2) each; the first is the scored one."""
-    rows = [row for places in shown.values() for row in places]
-    numbers = range(1, columns)
-    further = pipeline.generate(
-        [drawings.items[row].caption for row in rows for _ in numbers],
-        seeds=[draw_seed(seed, drawings.items[row].uid, number) for row in rows for number in numbers],
+@dataclass(frozen=True, kw_only=True)
+class Variants:
+    """Several drawings of some rows of `Drawings`: `features` [rows, columns, L, F]; the first is the scored one."""
+
+    rows: tuple[int, ...]
+    seeds: tuple[tuple[int, ...], ...]
+    features: Tensor
+
+
+def vary(pipeline: Pipeline, drawings: Drawings, rows: Sequence[int], *, columns: int, seed: int) -> Variants:
+    """`columns` drawings (at least 2) of each row's caption, one of which is there already."""
+    seeds = tuple(tuple(draw_seed(seed, drawings.items[row].uid, n) for n in range(1, columns)) for row in rows)
+    further = pipeline.generate_features(
+        [drawings.items[row].caption for row in rows for _ in range(1, columns)],
+        seeds=[number for of_row in seeds for number in of_row],
     )
-    others = {row: further[place * len(numbers) : (place + 1) * len(numbers)] for place, row in enumerate(rows)}
+    first = drawings.generated[list(rows)].unsqueeze(1)
+    features = torch.cat([first, further.unflatten(0, (len(rows), columns - 1))], dim=1)
+    scored = [drawings.seeds[row] for row in rows]
+    return Variants(
+        rows=tuple(rows),
+        seeds=tuple((one, *others) for one, others in zip(scored, seeds, strict=True)),
+        features=features,
+    )
+
+
+def grid_sections(
+    pipeline: Pipeline, drawings: Drawings, pictures: Pictures, *, shown: Mapping[str, list[int]], variants: Variants
+) -> list[GridSection]:
+    """The `shown` rows of each source (those of `variants`) with all of their drawings; the first is the scored one."""
+    further = pipeline.decode(
+        variants.features[:, 1:].flatten(0, 1), seeds=[n for of_row in variants.seeds for n in of_row[1:]]
+    )
+    each = len(further) // len(variants.rows)
+    others = {row: further[place * each : (place + 1) * each] for place, row in enumerate(variants.rows)}
     return [
         GridSection(
             title=source, rows=tuple(_grid_row(drawings.items[row], pictures, row, others[row]) for row in places)

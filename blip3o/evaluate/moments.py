@@ -107,6 +107,18 @@ def mmd(a: Moments, b: Moments) -> float:
     return within - 2 * _kernel_sum(a, b, d) / (a.n * b.n)
 
 
+def mmd_of_pairs(x: np.ndarray, y: np.ndarray) -> float:
+    """`mmd` from features [n, d] and [m, d] themselves: for few pictures of more dimensions than moments hold."""
+    a, b = (np.asarray(z, dtype=np.float64) for z in (x, y))
+    if min(len(a), len(b)) < 2:
+        raise DataError(f"{len(a)} and {len(b)} pictures: a discrepancy takes at least 2 of each")
+    kernels = {
+        name: (one @ other.T / a.shape[1] + 1) ** 2 for name, one, other in (("a", a, a), ("b", b, b), ("ab", a, b))
+    }
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kernels["a"], kernels["b"])]
+    return float(sum(within) - 2 * kernels["ab"].mean())
+
+
 def frechet_name(features: str, weights_sha256: str) -> str:
     """What a Fréchet distance is called: `frechet_<features>`, and `fid` for the official Inception weights alone."""
     return "fid" if weights_sha256.startswith(INCEPTION_SHA256) else f"frechet_{features}"

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from blip3o.errors import DataError
-from blip3o.evaluate.moments import Moments, mmd
+from blip3o.evaluate.moments import mmd_of_pairs
 from blip3o.evaluate.retrieval import KS, derangement, hits, similarity
 from blip3o.evaluate.suite import RESAMPLES
 from blip3o.rng import numpy_generator
 
 MIN_SAMPLES = 2  # drawings of a prompt, to tell how much they differ
-_MAX_RETRIEVAL = 1000  # items: cosines of all with all are kept
 
 
-def diversity(features: np.ndarray) -> dict[str, float | int]:
+def diversity(features: np.ndarray) -> dict[str, float | int | None]:
     """How much drawings differ, from features [prompts, samples, …] (flattened).
 
     `own_within` is the mean distance between drawings of one prompt, `own_between` that between drawings of different
@@ -38,7 +37,7 @@ def diversity(features: np.ndarray) -> dict[str, float | int]:
     return {
         "own_within": within,
         "own_between": between,
-        "own_diversity": within / between if between > 0 else float("nan"),
+        "own_diversity": within / between if between > 0 else None,
         "own_vendi": float(np.mean([_vendi(of_prompt) for of_prompt in flat])),
         "n_prompts": prompts,
         "n_samples": samples,
@@ -65,19 +64,16 @@ def alignment(generated: np.ndarray, truth: np.ndarray, *, seed: int) -> dict[st
 
     Row i of `generated` and `truth` [n, …] are of one caption. Intervals are 95 %, bootstrapped over the drawings with
     the true pictures fixed; `shuffled` gives every drawing another's picture. `own_mmd` is the unbiased discrepancy
-    between both sets. Raises `DataError` for fewer than 2 or more than 1000 items.
+    between both sets. Raises `DataError` for fewer than 2 items.
     """
     n = len(generated)
-    if n > _MAX_RETRIEVAL:
-        raise DataError(f"{n} items: retrieval among more than {_MAX_RETRIEVAL} is not done, give a part of them")
     cosines = similarity(generated, truth)
     others = derangement(n, numpy_generator(seed, "own", "shuffled", n))
-    moments = [Moments.of(np.asarray(x).reshape(n, -1)) for x in (generated, truth)]
     figures: dict[str, Any] = {"own_cosine": _figure(cosines, others, _own_cosine, seed)}
     for k in KS:
         of_k = _figure(cosines, others, functools.partial(hits, k=k), seed)
         figures[f"own_r{k}"] = of_k | {"chance": min(k / n, 1.0)}
-    return figures | {"own_mmd": mmd(*moments), "n": n}
+    return figures | {"own_mmd": mmd_of_pairs(generated.reshape(n, -1), truth.reshape(n, -1)), "n": n}
 
 
 def _figure(

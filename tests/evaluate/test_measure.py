@@ -9,7 +9,16 @@ import torch
 from blip3o.convert.bundle import load_pipeline
 from blip3o.errors import DataError
 from blip3o.evaluate.heldout import choose
-from blip3o.evaluate.measure import ask, decode, draw, draw_seed, exchanged_images, first_rows, grid_sections
+from blip3o.evaluate.measure import (
+    ask,
+    decode,
+    draw,
+    draw_seed,
+    exchanged_images,
+    first_rows,
+    grid_sections,
+    vary,
+)
 from tests.evaluate.world import add_source, make_bundle, recipe, scenes
 
 
@@ -99,7 +108,10 @@ def test_the_grid_shows_the_first_rows_and_the_scored_drawing_first(world):
     shown = first_rows(chosen.items, 2)
     assert shown == {"first": [0, 2], "second": [1, 3]}
     pictures = decode(pipeline, drawings, [0, 1, 2, 3], on_done=Counted())
-    sections = grid_sections(pipeline, drawings, pictures, shown=shown, columns=3, seed=0)
+    variants = vary(pipeline, drawings, [0, 2, 1, 3], columns=3, seed=0)
+    assert variants.features.shape == (4, 3, *drawings.generated.shape[1:])
+    assert torch.equal(variants.features[3, 0], drawings.generated[3])
+    sections = grid_sections(pipeline, drawings, pictures, shown=shown, variants=variants)
     assert [section.title for section in sections] == ["first", "second"]
     row, item = sections[1].rows[1], chosen.items[3]
     assert (row.caption, row.truth) == (item.caption, item.image)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from blip3o.errors import DataError
-from blip3o.evaluate.moments import Moments, frechet, frechet_name, merged, mmd
+from blip3o.evaluate.moments import Moments, frechet, frechet_name, merged, mmd, mmd_of_pairs
 from blip3o.rng import numpy_generator
 
 
@@ -68,6 +68,7 @@ def pairwise_mmd(x, y):
 def test_the_discrepancy_is_that_of_all_pairs():
     x, y = features(40, name="x"), features(60, name="y", shift=0.3)
     assert mmd(Moments.of(x), Moments.of(y)) == pytest.approx(pairwise_mmd(x, y), rel=1e-9)
+    assert mmd_of_pairs(x, y) == pytest.approx(pairwise_mmd(x, y), rel=1e-9)
 
 
 def test_the_discrepancy_has_no_bias_and_sees_a_difference():

@@ -67,8 +67,3 @@ def test_the_same_seed_gives_the_same_figures():
     assert alignment(truth + 0.5 * noise(20, 16, name="e"), truth, seed=3) == alignment(
         truth + 0.5 * noise(20, 16, name="e"), truth, seed=3
     )
-
-
-def test_too_many_items_are_refused():
-    with pytest.raises(DataError, match="more than 1000"):
-        alignment(np.zeros((1001, 2)), np.zeros((1001, 2)), seed=0)

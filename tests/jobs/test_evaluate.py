@@ -40,6 +40,13 @@ def test_an_untrained_model_scores_no_better_than_chance_and_the_judge_is_exact(
     assert (scores["generation"]["n"], scores["generation"]["chance_r1"]) == (12, 1 / 12)
     assert set(scores["generation"]["by_source"]) == {"first", "second"}
     assert scores["generation"]["r1"] < 0.5
+    own = scores["own"]
+    assert own["own_r1"]["value"] == scores["generation"]["r1"]
+    low, high = own["own_cosine"]["interval"]
+    assert low <= own["own_cosine"]["value"] <= high
+    # A model that was never trained draws noise: the prompt makes little difference, the seed all of it.
+    assert own["diversity"]["own_diversity"] > 0.5
+    assert (own["diversity"]["n_prompts"], own["diversity"]["n_samples"]) == (8, 4)
     counted = scores["understanding"]
     assert counted["n"] + counted["two_way"]["n"] + counted["open"]["n"] == 12
     assert counted["n_unparsed"] == counted["n"]
