@@ -116,10 +116,12 @@ class Demo:
 
     def pipeline(self) -> Pipeline:
         """The shipped pipeline with this demo's overrides."""
-        overrides = list(self.scale.overrides)
-        if not self.emoji:
-            overrides += [f"{stage}:{item}" for stage in STAGES for item in _without_emoji(stage)]
-        return load_pipeline(find_recipe(self.scale.recipe), overrides)
+        path, overrides = find_recipe(self.scale.recipe), list(self.scale.overrides)
+        shipped = load_pipeline(path, overrides)
+        if self.emoji:
+            return shipped
+        without = [f"{recipe.stage.name}:{item}" for recipe in shipped.stages for item in _without_emoji(recipe)]
+        return load_pipeline(path, overrides + without)
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of one stage."""
@@ -223,12 +225,12 @@ class Demo:
         (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1))
 
 
-def _without_emoji(stage: str) -> list[str]:
-    """Overrides that leave the emoji sources out."""
-    heldout = "evaluate.sources=[{name: scenes-heldout, shards: 'scenes/heldout-*.tar'}]"
-    if stage == "instruct":
-        return [heldout]
-    return [heldout, "data.sources=[{name: scenes, shards: 'scenes/train-*.tar'}]"]
+def _without_emoji(recipe: Recipe) -> Iterator[str]:
+    """Overrides that leave a stage's emoji sources out, and nothing else."""
+    for key, sources in (("data.sources", recipe.data.sources), ("evaluate.sources", recipe.evaluate.sources)):
+        kept = [source.model_dump(mode="json") for source in sources if not source.shards.startswith("emoji/")]
+        if len(kept) < len(sources):
+            yield f"{key}={json.dumps(kept)}"
 
 
 def two_requests(client: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - an openai.OpenAI
