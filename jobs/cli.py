@@ -192,6 +192,15 @@ def side_by_side(images: "list[Image.Image]") -> "Image.Image":
     return row
 
 
+# Its options are those of the job, which parses them itself.
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(context: typer.Context) -> None:
+    """Score a model: --suite NAME --target URI|http://HOST:PORT for benchmarks, or RECIPE --bundle URI."""
+    from jobs.evaluate import main as run
+
+    sys.exit(run(context.args))
+
+
 @app.command()
 def demo(
     *,

@@ -46,7 +46,8 @@ QUESTION = "What color is the circle?"
 class Scale:
     """How large a demo is: the pipeline's recipe, scenes, side of the emoji in pixels, and overrides for every stage.
 
-    `described`: the scenes are described object by object (`blip3o.data.sets.scenes.sample`).
+    `described`: the scenes are described object by object (`blip3o.data.sets.scenes.sample`); `proved`: held-out scenes
+    that are drawn and judged (`jobs.proof`).
     """
 
     recipe: str = "tiny"
@@ -56,10 +57,11 @@ class Scale:
     emoji: bool
     emoji_size: int | None
     curated: int
+    proved: int
     overrides: tuple[str, ...] = ()
 
 
-USUAL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512)
+USUAL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512, proved=30)
 FULL = Scale(
     recipe="tiny-full",
     described=True,
@@ -68,6 +70,7 @@ FULL = Scale(
     emoji=False,
     emoji_size=None,
     curated=2000,
+    proved=240,
 )
 QUICK = Scale(
     scenes_train=200,
@@ -75,6 +78,7 @@ QUICK = Scale(
     emoji=False,
     emoji_size=None,
     curated=64,
+    proved=12,
     overrides=(
         "model.preset=nano",
         "optim.steps=6",
@@ -198,7 +202,20 @@ class Demo:
             evaluation = evaluate(self.recipe("decoder"), bundle, f"{BASE}/evaluation/demo")
         scores = evaluation.scores
         self.summary |= {key: scores[key] for key in EVALUATED if scores.get(key)}
+        with _step("proof", self.summary):
+            self._prove(bundle, evaluation)
         return evaluation
+
+    def _prove(self, bundle: str, evaluation: "Evaluation") -> None:
+        from jobs import proof
+
+        proved = proof.scenes(bundle, f"{BASE}/evaluation/demo-suites", items=self.scale.proved)
+        self.summary["scenes"] = proved | {"by_parts": evaluation.scores["scenes"]}
+        understand = self.recipe("understand").run.name
+        before = proof.understanding_before(
+            self.recipe("decoder"), [understand], f"{BASE}/bundles/demo-understand", evaluation
+        )
+        self.summary["understanding"] = evaluation.scores["understanding"] | {"before_generate": before}
 
     def _serve(self, evaluation: "Evaluation") -> None:
         from openai import OpenAI
@@ -286,9 +303,12 @@ def run_demo(out: Path, *, scale: Scale, fresh: bool) -> None:
 
 def verdict(summary: dict[str, Any]) -> str:
     """The demo in one line of figures beside chance."""
-    understanding, generation = summary["understanding"], summary["generation"]
+    understanding, generation, scenes = (summary[name] for name in ("understanding", "generation", "scenes"))
+    before = understanding["before_generate"]["accuracy"]
     return (
-        f"understanding {understanding['accuracy']:.2f} (chance {understanding['chance']:.2f}), "
+        f"understanding {understanding['accuracy']:.2f} (before generate {before:.2f}, "
+        f"chance {understanding['chance']:.2f}), scenes {scenes['overall']:.2f} "
+        f"(shuffled {scenes['shuffled']:.2f}, bound {scenes['upper_bound']:.2f}), "
         f"retrieval R@5 {generation['r5']:.2f} "
         f"(chance {generation['chance_r5']:.2f}, shuffled {generation['shuffled_r5']:.2f})"
     )

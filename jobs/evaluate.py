@@ -2,7 +2,8 @@
 
 Asks the questions and draws the prompts that the recipe's `evaluate` section chooses, and leaves `evaluation.json`
 (every figure beside chance and its control), `answers.jsonl` (every reply as it was given), `grid.png` and
-`report.html`.
+`report.html`. With `--suite NAME[,NAME] --target URI` in place of the recipe it runs benchmarks
+(`jobs.evaluation.command`).
 """
 
 import argparse
@@ -38,9 +39,10 @@ from blip3o.evaluate.measure import (
     vary,
 )
 from blip3o.evaluate.report import AnsweredPicture, ReportImages, render_report
-from blip3o.evaluate.understanding import MIN_CHOICES
+from blip3o.evaluate.understanding import MIN_CHOICES, AnswerRecord
 from blip3o.inference import Pipeline
 from jobs.common import run_job
+from jobs.evaluation import command
 
 WIDTH = 32  # rows of one batch
 GRID_ROWS, GRID_COLUMNS = 4, 4  # prompts of each source, drawings of each prompt
@@ -64,18 +66,30 @@ def evaluate(recipe: Recipe, bundle_uri: str, out_uri: str) -> Evaluation:
     where no held-out source is named, `DataError` where they give too few samples, `BundleError` for what is not a
     bundle.
     """
+    chosen = choose(recipe.data, recipe.evaluate)
+    evaluation = _measure(recipe, _pipeline(recipe, bundle_uri), chosen, _bundle_provenance(bundle_uri))
+    _write(evaluation, out_uri)
+    return evaluation
+
+
+def answers(recipe: Recipe, bundle_uri: str) -> list[AnswerRecord]:
+    """What the bundle replies to the questions that `evaluate` asks, in their order. Raises as `evaluate` does."""
+    questions = choose(recipe.data, recipe.evaluate).questions
+    images = [question.item.image for question in questions]
+    pipeline = _pipeline(recipe, bundle_uri)
+    with _progress("questions", len(images)) as on_done:
+        return ask(pipeline, questions, images=images, on_done=on_done)
+
+
+def _pipeline(recipe: Recipe, bundle_uri: str) -> Pipeline:
     import torch
 
     from blip3o.convert.bundle import load_pipeline
     from blip3o.device import select
 
-    chosen = choose(recipe.data, recipe.evaluate)
     # Training is over: the cores that its workers had are free.
     torch.set_num_threads(recipe.parallel.most * recipe.parallel.threads)
-    pipeline = load_pipeline(bundle_uri, device=select(recipe.parallel.device), width=WIDTH)
-    evaluation = _measure(recipe, pipeline, chosen, _bundle_provenance(bundle_uri))
-    _write(evaluation, out_uri)
-    return evaluation
+    return load_pipeline(bundle_uri, device=select(recipe.parallel.device), width=WIDTH)
 
 
 def _measure(recipe: Recipe, pipeline: Pipeline, chosen: Chosen, provenance: dict[str, Any]) -> Evaluation:
@@ -207,9 +221,15 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> None:
     print(f"written to {storage.normalize(out)}: evaluation.json, answers.jsonl, grid.png, report.html")
 
 
+_HELP = "Score a bundle on held-out data. For benchmarks give --suite NAME --target URI instead (--suite NAME --help)."
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    return run_job("evaluate", "Score a bundle on held-out data.", _run, argv, extend=_options)
+    arguments = sys.argv[1:] if argv is None else argv
+    if any(argument.partition("=")[0] == "--suite" for argument in arguments):
+        return command.main(arguments)
+    return run_job("evaluate", _HELP, _run, argv, extend=_options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from blip3o.config.recipe import Recipe
-from blip3o.convert.bundle import BundleConfig, write_bundle
+from blip3o.convert.bundle import PARTS, BundleConfig, write_bundle
 from blip3o.data import storage
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.tokenizer import ChatTokenizer
@@ -20,10 +20,10 @@ from blip3o.train.weights import final_uri, read_description, read_final
 from jobs.common import run_job
 
 
-def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True) -> str:
+def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True, parts: tuple[str, ...] = PARTS) -> str:
     """Writes the bundle of these runs and returns its URI; with `averages`, of moving averages where runs kept them.
 
-    Raises `CheckpointError` or `BundleError`.
+    With the `backbone` alone of the `parts` it chats and draws nothing. Raises `CheckpointError` or `BundleError`.
     """
     tensors: dict[str, Tensor] = {}
     provenance: dict[str, Any] = {"runs": {}}
@@ -33,7 +33,9 @@ def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True) 
         tensors |= trained
         provenance["runs"][run] = {key: description[key] for key in ("stage", "identity", "sha256", "recipe")}
         provenance["runs"][run]["averaged"] = run in averaged
-    config = BundleConfig(model=recipe.model, template=recipe.data.template, max_length=recipe.data.max_length)
+    config = BundleConfig(
+        model=recipe.model, template=recipe.data.template, max_length=recipe.data.max_length, parts=parts
+    )
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
     write_bundle(out, config=config, tensors=tensors, tokenizer=tokenizer, provenance=provenance)
     return out

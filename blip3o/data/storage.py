@@ -205,15 +205,19 @@ def open_write(uri: str) -> AbstractContextManager[NativeFile]:
 
 
 @contextmanager
-def _stream(uri: str, guard: Callable[[str], AbstractContextManager[None]]) -> Iterator[NativeFile]:
-    """What `open_write` says; the store's errors pass through `guard`."""
+def _stream(
+    uri: str, guard: Callable[[str], AbstractContextManager[None]], aside: str | None = None
+) -> Iterator[NativeFile]:
+    """What `open_write` says; the store's errors pass through `guard`. A local file grows in folder `aside`."""
     filesystem, path = resolve(uri)
     local = isinstance(filesystem, fs.LocalFileSystem)
     # A name of its own: several processes may write one file at a time, as they do with ledgers.
-    target = f"{path}.{uuid.uuid4().hex}.partial" if local else path
+    growing = path if aside is None else join(normalize(aside), posixpath.basename(path))
+    target = f"{growing}.{uuid.uuid4().hex}.partial" if local else path
     with guard(uri):
         if local:
-            filesystem.create_dir(posixpath.dirname(path), recursive=True)
+            for folder in {posixpath.dirname(path), posixpath.dirname(target)}:
+                filesystem.create_dir(folder, recursive=True)
         file = filesystem.open_output_stream(target)
     try:
         yield file
@@ -229,11 +233,15 @@ def _stream(uri: str, guard: Callable[[str], AbstractContextManager[None]]) -> I
             filesystem.move(target, path)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Writes a file whole or not at all. Parent folders of local paths are made. Raises `StorageError`."""
+def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:
+    """Writes a file whole or not at all. Parent folders of local paths are made. Raises `StorageError`.
+
+    A local file grows under another name in its own folder, or in the folder `aside` (of the same file system) where
+    a process that is killed must leave nothing beside it.
+    """
 
     def attempt() -> None:
-        with _stream(uri, lambda _: nullcontext()) as file:
+        with _stream(uri, lambda _: nullcontext(), aside) as file:
             file.write(data)
 
     _tried(uri, attempt)

@@ -49,6 +49,7 @@ class Panel:
     title: str
     unit: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
+    x: str = "step"
 
 
 def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -94,7 +95,7 @@ def _draw(place: "Axes", panel: Panel) -> None:
     if values.min() > 0 and values.max() / values.min() > _LOG_RANGE:
         _make_logarithmic(place)
     place.set_title(panel.title)
-    place.set_xlabel("step")
+    place.set_xlabel(panel.x)
     place.set_ylabel(panel.unit)
     place.margins(x=0.02)
 

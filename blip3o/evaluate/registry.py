@@ -8,14 +8,16 @@ from blip3o.evaluate.suites.geneval import GenEval
 from blip3o.evaluate.suites.mjhq import Mjhq
 from blip3o.evaluate.suites.mme import Mme
 from blip3o.evaluate.suites.ocr import Ocr
+from blip3o.evaluate.suites.scenes import Scenes
 from blip3o.evaluate.suites.vqa import Vqa
 from blip3o.evaluate.suites.wise import WISE, WISE_VERIFIED
 
 
 def suites() -> dict[str, Suite]:
     """Every suite under the name by which it is asked for."""
-    known: tuple[Suite, ...] = (GenEval(), Dpg(), WISE, WISE_VERIFIED, Mjhq(), Ocr(), Vqa(), Mme(), Choice())
-    return {suite.name: suite for suite in known}
+    drawn: tuple[Suite, ...] = (GenEval(), Dpg(), WISE, WISE_VERIFIED, Scenes(), Mjhq(), Ocr())
+    asked: tuple[Suite, ...] = (Vqa(), Mme(), Choice())
+    return {suite.name: suite for suite in (*drawn, *asked)}
 
 
 def suite(name: str) -> Suite:

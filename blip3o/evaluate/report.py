@@ -44,9 +44,9 @@ def write_report(path: Path, *, summary: Scores, metrics: Metrics, images: Repor
 def render_report(*, summary: Scores, metrics: Metrics, images: ReportImages) -> str:
     """The page as HTML.
 
-    `summary` is what evaluation.json holds (`understanding`, `generation`, `scenes`, `provenance`) and may add
-    `stages`: {name: the fields of a stage's summary}. `metrics` are each stage's rows with `step` and `loss`; without
-    rows there are no curves.
+    `summary` is what evaluation.json holds (`understanding`, `generation`, `scenes`, `provenance`); its `scenes` may be
+    a suite's figures (`jobs.proof`) that hold those as `by_parts`. It may add `stages`: {name: a stage's summary}.
+    `metrics` are each stage's rows with `step` and `loss`; without rows there are no curves.
     """
     stages = summary.get("stages", {})
     sections = [
@@ -131,6 +131,7 @@ def _retrieval_rows(scores: Scores) -> list[list[str]]:
 def _scene_rows(scores: Scores | None) -> list[list[str]]:
     if scores is None:
         return []
+    proved, scores = ([_proved_row(scores)], scores["by_parts"]) if "by_parts" in scores else ([], scores)
     whole = _row(
         f"Scenes exactly as asked<br><small>the judge accepts {percent(scores['judge'])} of the true pictures</small>",
         scores["all_correct"],
@@ -139,12 +140,24 @@ def _scene_rows(scores: Scores | None) -> list[list[str]]:
         n=scores["n"],
     )
     return [
+        *proved,
         whole,
         _row("Scenes: shapes", scores["shape"], n=scores["n"]),
         _row("Scenes: number of objects", scores["count"], n=scores["n"]),
         _row("Scenes: colors, where stated", scores["color"], n=scores["n_color"]),
         _row("Scenes: relation, where stated", scores["relation"], n=scores["n_relation"]),
     ]
+
+
+def _proved_row(scores: Scores) -> list[str]:
+    note = f"mean of six families; untrained {percent(scores['untrained'])}"
+    return _row(
+        f"Scenes by GenEval's rules<br><small>{note}</small>",
+        scores["overall"],
+        control=scores["shuffled"],
+        limit=scores["upper_bound"],
+        n=scores["n"],
+    )
 
 
 def _details(summary: Scores) -> str:
@@ -162,7 +175,7 @@ def _details(summary: Scores) -> str:
         found = {"chance": figures["chance_r1"], "control": figures["shuffled_r1"]}
         rows.append(_row(f"R@1 within {text(name)}", figures["r1"], n=figures["n"], **found))
     scenes = summary.get("scenes")
-    families = {} if scenes is None else scenes["families"]
+    families = {} if scenes is None else scenes.get("by_parts", scenes)["families"]
     rows += [_row(f"Scenes: {text(name)}", family["all_correct"], n=family["n"]) for name, family in families.items()]
     return table(_COLUMNS, rows)
 

@@ -2,6 +2,7 @@
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,16 @@ def environment(s3, monkeypatch):
 
     yield change
     storage.forget_clients()
+
+
+def test_a_file_may_grow_in_another_folder(tmp_path):
+    target, aside = tmp_path / "samples/0000.png", tmp_path / "partial"
+    storage.write_bytes(str(target), b"whole", aside=str(aside))
+    assert target.read_bytes() == b"whole" and not list(aside.iterdir())
+    with storage._stream(str(tmp_path / "samples/0001.png"), lambda _: nullcontext(), str(aside)) as file:
+        file.write(b"half")
+        assert [path.name.startswith("0001.png.") for path in aside.iterdir()] == [True]
+        assert [path.name for path in target.parent.iterdir()] == ["0000.png"]
 
 
 def test_what_is_written_is_read_listed_and_removed(base):

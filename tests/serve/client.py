@@ -1,14 +1,36 @@
-"""What the tests of the HTTP face share: an image as a data URL, and a request that the SDK would not send."""
+"""What tests of the HTTP face share: a server in a thread, an image as a data URL, a request that no SDK would send."""
 
 import base64
 import io
 import json
+import socket
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+import uvicorn
 from PIL import Image
+
+
+class Server:
+    """An app on a free port of the loopback interface, in a thread."""
+
+    def __init__(self, app):
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+
+    def __enter__(self):
+        self._thread.start()  # the socket listens already: a client that comes too early waits
+        return self
+
+    def __exit__(self, *_):
+        self._server.should_exit = True
+        self._thread.join()
 
 
 def data_url(image, file_format="png"):

@@ -2,12 +2,10 @@
 
 import http.client
 import json
-import socket
 import threading
 
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
 from blip3o.errors import RequestError
@@ -15,7 +13,7 @@ from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
 from serve.messages import BusyError, EngineError, UnavailableError
 from serve.replies import MAX_BODY
-from tests.serve.client import assert_refusal, data_url, opened, question, raw
+from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw
 
 NAME = "nano"
 IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
@@ -28,25 +26,6 @@ def engine(reference):
     engine.start()
     yield engine
     engine.close()
-
-
-class Server:
-    """An app on a free port of the loopback interface, in a thread."""
-
-    def __init__(self, app):
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-
-    def __enter__(self):
-        self._thread.start()  # the socket listens already: a client that comes too early waits
-        return self
-
-    def __exit__(self, *_):
-        self._server.should_exit = True
-        self._thread.join()
 
 
 @pytest.fixture(scope="module")

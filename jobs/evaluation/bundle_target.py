@@ -1,0 +1,189 @@
+"""A bundle as an evaluation's target: one pipeline in this process, or one in each actor of a Ray Data pool.
+
+Every batch is padded to the same width, so an image does not depend on which others are drawn beside it: any number of
+actors, and a server of the same width, give the same bytes.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from blip3o.data import storage
+from blip3o.data.decode import open_image
+from blip3o.data.templates import Turn
+from blip3o.errors import Blip3oError, ConfigError, RequestError
+from jobs.common import join_ray
+from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, batches, keep_image, keep_reply, without_faults
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from blip3o.inference import Pipeline
+
+UNTRAINED_SEED = 0  # of the fresh weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Overrides of the target's own sampler; None leaves its default."""
+
+    steps: int | None = None
+    guidance: float | None = None
+
+
+def digest(bundle: str) -> str:
+    """The sha256 of a bundle's seal, which has the sums of all its files. Raises `StorageError` if it has none."""
+    from blip3o.convert.bundle import SEAL
+
+    return hashlib.sha256(storage.read_bytes(storage.join(bundle, SEAL))).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleTarget:
+    """A bundle, drawn from by `actors` actors (0: in this process). `untrained` gives it fresh weights."""
+
+    bundle: str
+    width: int
+    actors: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    untrained: bool = False
+    sampler: Sampler = Sampler()
+
+    can_decode = True
+
+    @property
+    def what(self) -> str:
+        """The bundle in a line."""
+        return f"{storage.normalize(self.bundle)}{' with fresh weights' if self.untrained else ''}"
+
+    def identity(self) -> dict[str, Any]:
+        """The bundle by its seal, the sampler, and the width, which rounding depends on. Raises `BundleError`."""
+        from blip3o.convert.bundle import open_bundle
+
+        config = open_bundle(self.bundle).config.model.sampler
+        chosen = self.sampler
+        return {
+            "target": "bundle",
+            "sha256": digest(self.bundle),
+            "steps": config.steps if chosen.steps is None else chosen.steps,
+            "guidance": config.guidance if chosen.guidance is None else chosen.guidance,
+            "width": self.width,
+            "untrained": self.untrained,
+        }
+
+    def run(self, work: Sequence[Work]) -> Iterator[Done]:
+        """Makes the files; see `Target`. Raises the errors of the actors."""
+        groups = batches(work, self.width)
+        if self.actors == 0:
+            worker = Worker(self, groups)
+            for number in range(len(groups)):
+                yield from worker.make(number)
+        elif groups:
+            yield from _on_actors(self, groups)
+
+
+def _on_actors(target: BundleTarget, groups: Sequence[tuple[Work, ...]]) -> Iterator[Done]:
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    join_ray()
+    # A batch a block: no actor waits for another's row.
+    numbers = ray.data.from_items([{"batch": number} for number in range(len(groups))], override_num_blocks=len(groups))
+    numbers.context.enable_progress_bars = False
+    numbers.context.print_on_execution_start = False
+    numbers.context.execution_no_progress_timeout_s = -1  # a batch may take longer than Ray's patience
+    done = numbers.map(
+        Worker,
+        fn_constructor_args=(target, groups),
+        compute=ActorPoolStrategy(size=min(target.actors, len(groups)), max_tasks_in_flight_per_actor=2),
+        num_cpus=target.cpus,
+        num_gpus=target.gpus,
+    )
+    for row in done.iter_rows():
+        if row["error"]:
+            raise row["error"]
+        yield from row["done"]
+
+
+class Worker:
+    """Holds the pipeline, made when its first batch comes, and makes one batch of files at a time."""
+
+    def __init__(self, target: BundleTarget, groups: Sequence[tuple[Work, ...]]) -> None:
+        self._target, self._groups = target, groups
+        self._pipeline: Pipeline | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What became of a batch, or the user's error, which Ray would bury."""
+        try:
+            return {"done": self.make(int(row["batch"])), "error": None}
+        except Blip3oError as error:
+            return {"done": [], "error": error}
+
+    def make(self, number: int) -> list[Done]:
+        """Makes the files of batch `number`. A prompt that the model refuses is a fault, not an error."""
+        pipeline = self._loaded()
+        began = time.monotonic()
+        faults = {work.uri: _fault(pipeline, work) for work in self._groups[number]}
+        sound = [work for work in self._groups[number] if not faults[work.uri]]
+        if sound:
+            {"draw": self._draw, "decode": self._decode, "ask": _ask}[sound[0].kind](pipeline, sound)
+        done = [Done(uri=uri, seconds=0.0, fault=fault) for uri, fault in faults.items()]
+        return without_faults(done, time.monotonic() - began)
+
+    def _draw(self, pipeline: "Pipeline", work: Sequence[Work]) -> None:
+        prompts, seeds = [piece.prompt for piece in work], [piece.seed for piece in work]
+        sampler = self._target.sampler
+        images = pipeline.generate(prompts, seeds=seeds, steps=sampler.steps, guidance=sampler.guidance)
+        for piece, image in zip(work, images, strict=True):
+            keep_image(piece, image)
+
+    def _decode(self, pipeline: "Pipeline", work: Sequence[Work]) -> None:
+        features = pipeline.encode([_picture(piece) for piece in work])
+        images = pipeline.decode(features, seeds=[piece.seed for piece in work])
+        for piece, image in zip(work, images, strict=True):
+            keep_image(piece, image)
+
+    def _loaded(self) -> "Pipeline":
+        if self._pipeline is None:
+            from blip3o.convert.bundle import load_pipeline
+            from blip3o.device import select
+            from blip3o.model.unified import initialize
+
+            device = select("gpu" if self._target.gpus else "cpu")
+            self._pipeline = load_pipeline(self._target.bundle, device=device, width=self._target.width)
+            if self._target.untrained:
+                initialize(self._pipeline.model, UNTRAINED_SEED)
+        return self._pipeline
+
+
+def _fault(pipeline: "Pipeline", work: Work) -> str:
+    """Why the model cannot take this prompt; "" where it can."""
+    try:
+        if work.kind == "draw":
+            pipeline.draw_ids(work.prompt)
+        elif work.kind == "ask":
+            pipeline.chat_ids([_turn(work)], with_image=work.picture is not None)
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+def _ask(pipeline: "Pipeline", work: Sequence[Work]) -> None:
+    images = None if work[0].picture is None else [_picture(piece) for piece in work]
+    turns = [[_turn(piece)] for piece in work]
+    replies = pipeline.chat_batch(turns, images=images, max_new_tokens=MAX_NEW_TOKENS)
+    for piece, reply in zip(work, replies, strict=True):
+        keep_reply(piece, reply)
+
+
+def _turn(work: Work) -> Turn:
+    return Turn(role="user", text=work.prompt)
+
+
+def _picture(work: Work) -> "Image.Image":
+    if work.picture is None:
+        raise ConfigError(f"{work.uri}: there is no picture to work from")
+    return open_image(storage.read_bytes(work.picture))

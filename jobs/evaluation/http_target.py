@@ -1,0 +1,143 @@
+"""A server with OpenAI's images and chat routes as an evaluation's target, and as many requests at a time as wanted.
+
+Every image is asked for with its own seed, and the reply must name that seed: a server that draws from one of its own
+would give other images whenever it is asked. Overload, restarts and lost connections are waited out.
+"""
+
+import base64
+import binascii
+import io
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from blip3o.data import storage
+from blip3o.data.retry import patiently
+from blip3o.data.s3 import TransientError
+from blip3o.errors import ConfigError, RequestError, ServiceError
+from jobs.evaluation.bundle_target import Sampler
+from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply
+
+TIMEOUT_S = 600.0  # of one request; a large model on a busy server
+_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpTarget:
+    """The server at `url` (with `/v1` or without), asked by `requests` threads at a time."""
+
+    url: str
+    requests: int = 1
+    sampler: Sampler = Sampler()
+
+    can_decode = False
+
+    @property
+    def what(self) -> str:
+        """The server in a line."""
+        return self._base
+
+    @property
+    def _base(self) -> str:
+        return self.url.rstrip("/").removesuffix("/v1")
+
+    def identity(self) -> dict[str, Any]:
+        """The server's address, and what it says of its model. Raises `ServiceError` if it does not answer at once."""
+        listed = self._call("/v1/models", patient=False)
+        if not listed.get("data"):
+            raise ServiceError(f"{self._base}/v1/models names no model: is a model served there?")
+        model = listed["data"][0]
+        chosen = {"steps": self.sampler.steps, "guidance": self.sampler.guidance}
+        defaults = {"steps": model.get("num_inference_steps"), "guidance": model.get("guidance_scale")}
+        used = {name: defaults[name] if value is None else value for name, value in chosen.items()}
+        return {"target": "http", "url": self._base, "model": model["id"], "size": model.get("size"), **used}
+
+    def run(self, work: Sequence[Work]) -> Iterator[Done]:
+        """Makes the files; see `Target`. Raises `ServiceError` if the server stays away or answers otherwise."""
+        if not work:
+            return
+        model = self.identity()["model"]
+        pool = ThreadPoolExecutor(max(self.requests, 1))
+        try:
+            for future in as_completed([pool.submit(self._make, piece, model) for piece in work]):
+                yield future.result()
+        finally:  # after an error the rest need not be tried
+            pool.shutdown(cancel_futures=True)
+
+    def _make(self, work: Work, model: str) -> Done:
+        began = time.monotonic()
+        try:
+            (self._draw if work.kind == "draw" else self._ask)(work, model)
+        except RequestError as error:  # the server refuses this prompt; others may do
+            return Done(uri=work.uri, seconds=0.0, fault=str(error))
+        return Done(uri=work.uri, seconds=time.monotonic() - began)
+
+    def _draw(self, work: Work, model: str) -> None:
+        if work.kind != "draw":
+            raise ConfigError(f"{self._base} draws and chats, but decodes no features: use a bundle")
+        body = {"model": model, "prompt": work.prompt, "n": 1, "response_format": "b64_json", "seed": work.seed}
+        body |= {"num_inference_steps": self.sampler.steps} if self.sampler.steps is not None else {}
+        body |= {"guidance_scale": self.sampler.guidance} if self.sampler.guidance is not None else {}
+        reply = self._call("/v1/images/generations", body)
+        try:
+            [item] = reply["data"]
+            data, seed = base64.b64decode(item["b64_json"], validate=True), item.get("seed", reply.get("seed"))
+            image = Image.open(io.BytesIO(data))
+            image.load()
+        except (KeyError, ValueError, TypeError, binascii.Error, UnidentifiedImageError) as error:
+            raise ServiceError(f"{self._base} answered without one image as b64_json: {error!r}") from error
+        if seed != work.seed:
+            raise ServiceError(
+                f"{self._base} was asked to draw from seed {work.seed} and names seed {seed}: its images would be "
+                "others at every call; serve the model with blip3o, or evaluate the bundle"
+            )
+        keep_image(work, image)
+
+    def _ask(self, work: Work, model: str) -> None:
+        parts: list[dict[str, Any]] = [{"type": "text", "text": work.prompt}]
+        if work.picture is not None:
+            data = base64.b64encode(storage.read_bytes(work.picture)).decode()
+            parts.insert(0, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+        messages = [{"role": "user", "content": parts}]
+        body = {"model": model, "messages": messages, "max_tokens": MAX_NEW_TOKENS, "temperature": 0}
+        reply = self._call("/v1/chat/completions", body)
+        try:
+            text = str(reply["choices"][0]["message"]["content"] or "")
+        except (KeyError, IndexError, TypeError) as error:
+            raise ServiceError(f"{self._base} answered without a message: {error!r}") from error
+        keep_reply(work, text)
+
+    def _call(self, route: str, body: dict[str, Any] | None = None, *, patient: bool = True) -> dict[str, Any]:
+        """The JSON of a reply. Raises `RequestError` where the server refuses the request itself."""
+        url = f"{self._base}{route}"
+        try:
+            return patiently(url, lambda: _once(url, body)) if patient else _once(url, body)
+        except OSError as error:
+            raise ServiceError(f"{url} does not answer ({error}): is the server up?") from error
+
+
+def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            parsed = json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")[:300]
+        if error.code in _BUSY:
+            raise TransientError(f"status {error.code}: {said}") from error
+        if error.code in (400, 422):
+            raise RequestError(said) from error
+        raise ServiceError(f"{url} answered {error.code}: {said}") from error
+    except (OSError, json.JSONDecodeError) as error:  # refused, reset, cut off
+        raise TransientError(str(error)) from error
+    if not isinstance(parsed, dict):
+        raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
+    return parsed

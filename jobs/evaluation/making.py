@@ -1,0 +1,165 @@
+"""The stages that make files: prepare lays out items and true pictures, generate draws or asks what is lacking."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from blip3o.data import storage
+from blip3o.data.decode import open_image
+from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.suite import Item
+from blip3o.evaluate.suites.grids import join_tiles
+from jobs.evaluation.files import Place, write_json, write_rows
+from jobs.evaluation.plan import Plan
+from jobs.evaluation.registry import Entry
+from jobs.evaluation.work import Done, Kind, Target, Work, png
+
+logger = logging.getLogger(__name__)
+
+KINDS: Mapping[str, Kind] = {"": "draw", "untrained": "draw", "upper_bound": "decode"}
+COSTS = ("files", "seconds", "wall_seconds")
+
+
+def prepare(plan: Plan) -> None:
+    """Writes every suite's items, the small files of its layout, and its true pictures.
+
+    Raises `ConfigError` where other items are there already: their images would be taken for these items'.
+    """
+    for entry in plan.entries:
+        place = plan.place(entry)
+        items = _items(plan, entry)
+        rows = [asdict(item) for item in items]
+        if not storage.exists(place.items_uri):
+            _lay_out(entry, place, items)
+            write_rows(place.items_uri, rows)  # last: where it is, the rest is
+        elif [asdict(item) for item in place.read_items()] != json.loads(json.dumps(rows)):
+            raise ConfigError(
+                f"{place.items_uri} holds other items than are asked for now (suite, source, --limit or --samples "
+                "differ): give another --out"
+            )
+        logger.info("%s: %d items, %d files each", entry.suite.name, len(items), items[0].samples)
+
+
+def _items(plan: Plan, entry: Entry) -> list[Item]:
+    items = list(entry.suite.items(plan.sources.get(entry.suite.name)))[: plan.limit]
+    if not items:
+        raise DataError(f"suite {entry.suite.name} has no items: name a source that has, with --source")
+    return items if plan.samples is None else [replace(item, samples=plan.samples) for item in items]
+
+
+def _lay_out(entry: Entry, place: Place, items: Sequence[Item]) -> None:
+    for path, text in entry.suite.texts(items).items():
+        storage.write_bytes(place.file(path), text.encode(), aside=place.aside)
+    if entry.truth is not None:
+        for item in items:
+            storage.write_bytes(place.truth(item), png(entry.truth(item)), aside=place.aside)
+
+
+def generate(plan: Plan) -> None:
+    """Draws or asks what is lacking of every suite and its controls, and describes what is there.
+
+    Raises `ConfigError` if the folder holds another target's results, and the errors of the target.
+    """
+    target = plan.need_target()
+    _claim(plan, target)
+    places = [plan.place(entry, control) for entry in plan.entries for control in ("", *plan.controls(entry))]
+    _make([place for place in places if place.control != "untrained"], target)
+    if plan.untrained is not None:
+        _make([place for place in places if place.control == "untrained"], plan.untrained)
+
+
+def _claim(plan: Plan, target: Target) -> None:
+    """Writes down what is evaluated, or sees that it is what was."""
+    uri, identity = storage.join(plan.out, "target.json"), target.identity()
+    if storage.exists(uri):
+        there = json.loads(storage.read_bytes(uri))
+        changed = sorted(name for name in {*there, *identity} if there.get(name) != identity.get(name))
+        if changed:
+            first = changed[0]
+            raise ConfigError(
+                f"{uri} is of another target ({first} was {there.get(first)}, is {identity.get(first)}): give another "
+                "--out"
+            )
+    write_json(uri, identity)
+
+
+def _make(places: Sequence[Place], target: Target) -> None:
+    """Makes what all these places lack in one go, so that a pool of actors starts once."""
+    lacking = {place.uri: _lacking(place, place.read_items()) for place in places}
+    work = [piece for pieces in lacking.values() for piece in pieces]
+    began = time.monotonic()
+    done: dict[str, Done] = {}
+    with shown("evaluate: files", len(work)) as advance:
+        for one in target.run(work):
+            done[one.uri] = one
+            advance()
+    wall = (time.monotonic() - began) / max(len(work), 1)
+    for place in places:
+        of_place = [done[piece.uri] for piece in lacking[place.uri]]
+        _join(place, {one.uri for one in of_place})
+        _describe(place, of_place, wall * len(of_place))
+        logger.info("%s: %d files made by %s", place.uri, sum(not one.fault for one in of_place), target.what)
+
+
+def _join(place: Place, made: set[str]) -> None:
+    """Makes the grids whose four parts are there, and anew those of which a part was `made` now."""
+    items = place.read_items()
+    grids = place.suite.grids(items)
+    if not grids:
+        return
+    present = place.present(items)
+    finished = {file.uri for file in storage.list_files(place.file("images"))}
+    for path, parts in grids.items():
+        changed = storage.normalize(place.file(path)) not in finished or not made.isdisjoint(map(place.file, parts))
+        if changed and present.issuperset(parts):
+            tiles = [open_image(storage.read_bytes(place.file(part))) for part in parts]
+            storage.write_bytes(place.file(path), png(join_tiles(tiles)), aside=place.aside)
+
+
+def _describe(place: Place, done: Sequence[Done], wall: float) -> None:
+    """Writes files.jsonl, and adds to cost.json. What a killed run spent is not in that, nor are its files."""
+    faults = {one.uri: one.fault for one in done if one.fault}
+    place.write_made(place.describe(place.read_items(), faults))
+    uri = place.file("cost.json")
+    before: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else dict.fromkeys(COSTS, 0)
+    seconds = sum(one.seconds for one in done)
+    spent = {"files": len(done) - len(faults), "seconds": seconds, "wall_seconds": wall}
+    write_json(uri, {name: before[name] + spent[name] for name in COSTS})
+    if faults:
+        logger.warning(
+            "%s: %d prompts were refused, the first: %s", place.uri, len(faults), next(iter(faults.values()))
+        )
+
+
+def _lacking(place: Place, items: Sequence[Item]) -> list[Work]:
+    present = place.present(items)
+    kind: Kind = "ask" if place.asks else KINDS[place.control]
+    return [
+        Work(
+            kind=kind,
+            uri=place.file(path),
+            aside=place.aside,
+            prompt=item.prompt,
+            seed=place.seed(item, sample),
+            picture=item.record["image"] if place.asks else place.truth(item) if kind == "decode" else None,
+        )
+        for item in items
+        for sample in range(item.samples)
+        if (path := place.path(item, sample)) not in present
+    ]
+
+
+@contextmanager
+def shown(label: str, total: int) -> Iterator[Any]:
+    """A bar on stderr that the body advances by one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda: progress.advance(task, 1)

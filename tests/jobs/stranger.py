@@ -1,0 +1,37 @@
+"""A small HTTP server of another make than ours: a judge, or a model that does not keep to what is asked of it."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@contextmanager
+def stranger(answer):
+    """Its URL; `answer(path, body)` gives the JSON of a reply to the JSON of a request (None: a GET)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._reply(None)
+
+        def do_POST(self):
+            self._reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+        def _reply(self, asked):
+            body = json.dumps(answer(self.path, asked)).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
