@@ -84,6 +84,13 @@ def test_the_color_is_asked_of_as_many_as_are_wanted_of_the_best():
     assert check(RED_CAT, {"cat": [det(0.5, color="blue"), det(0.5, color="red")]}).correct
 
 
+def test_the_color_is_asked_of_each_that_is_wanted():
+    two_red = wanted("colors", clause("cat", 2, color="red"))
+    assert check(two_red, {"cat": [det(color="red"), det(color="red")]}).correct
+    verdict = check(two_red, {"cat": [det(0.6, color="blue"), det(0.5, color="red")]})
+    assert verdict.reason == "expected 2 red of cat, found blue, red"
+
+
 def test_the_classifier_sees_only_the_found_objects_of_its_class():
     seen = []
 
@@ -137,6 +144,10 @@ def test_without_its_target_a_relation_is_wrong():
     verdict = check(LEFT, {"cat": [det()]})
     assert not verdict.correct
     assert verdict.reason == "expected 1 of dog, found 0; nothing for cat to be left of"
+    # One of two is there, and is no target either: its clause does not hold.
+    two_dogs = wanted("position", clause("dog", 2), clause("cat", position=["left of", 0]))
+    verdict = check(two_dogs, {"cat": [det(box=(0, 0, 9, 9))], "dog": [det(box=(60, 0, 70, 9))]})
+    assert verdict.reason == "expected 2 of dog, found 1; nothing for cat to be left of"
 
 
 def test_only_the_best_of_each_stand_in_the_relation():
