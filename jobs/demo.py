@@ -306,9 +306,10 @@ def verdict(summary: dict[str, Any]) -> str:
     """The demo in one line of figures beside chance."""
     understanding, generation, scenes = (summary[name] for name in ("understanding", "generation", "scenes"))
     before = understanding["before_generate"]["accuracy"]
+    exact = scenes["overall" if "by_parts" in scenes else "all_correct"]
     return (
         f"understanding {understanding['accuracy']:.2f} (before generate {before:.2f}, "
-        f"chance {understanding['chance']:.2f}), scenes {scenes['overall']:.2f} "
+        f"chance {understanding['chance']:.2f}), scenes {exact:.2f} "
         f"(shuffled {scenes['shuffled']:.2f}, bound {scenes['upper_bound']:.2f}), "
         f"retrieval R@5 {generation['r5']:.2f} "
         f"(chance {generation['chance_r5']:.2f}, shuffled {generation['shuffled_r5']:.2f})"

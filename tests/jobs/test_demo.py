@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo
+from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, verdict
 
 
 @pytest.mark.parametrize("scale", [QUICK, USUAL, FULL], ids=["quick", "usual", "full"])
@@ -37,3 +37,18 @@ def test_two_sizes_at_once_are_refused(tmp_path):
     result = CliRunner().invoke(app, ["demo", "--quick", "--full", "--out", str(tmp_path / "demo")])
     assert result.exit_code == 2 and "give one of them" in result.output
     assert not (tmp_path / "demo").exists()
+
+
+CONTROLS = {"shuffled": 0.1, "upper_bound": 0.9}
+
+
+@pytest.mark.parametrize(
+    "scenes", [{"overall": 0.75, "by_parts": {"all_correct": 0.5}, **CONTROLS}, {"all_correct": 0.75, **CONTROLS}]
+)
+def test_the_verdict_tells_of_scenes_with_the_suite_and_without(scenes):
+    summary = {
+        "understanding": {"accuracy": 0.9, "chance": 0.2, "before_generate": {"accuracy": 0.9}},
+        "generation": {"r5": 0.5, "chance_r5": 0.04, "shuffled_r5": 0.05},
+        "scenes": scenes,
+    }
+    assert "scenes 0.75 (shuffled 0.10, bound 0.90)" in verdict(summary)
