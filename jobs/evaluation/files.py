@@ -22,6 +22,7 @@ from typing import Any
 from blip3o.data import storage
 from blip3o.errors import DataError
 from blip3o.evaluate.suite import Item, Judgement, Suite, item_seed
+from blip3o.evaluate.suites.files import json_lines
 
 READERS = 16  # threads that read images for their sums
 Rows = list[dict[str, Any]]
@@ -35,16 +36,7 @@ def write_rows(uri: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_rows(uri: str) -> Rows:
     """The rows of a file of JSON lines. Raises `DataError` where a line is no JSON object."""
-    rows: Rows = []
-    for number, line in enumerate(storage.read_bytes(uri).decode().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{uri}: line {number} is not JSON ({error.msg}): write the file anew") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{uri}: line {number} is no JSON object: write the file anew")
-        rows.append(row)
-    return rows
+    return json_lines(storage.read_bytes(uri), uri)
 
 
 def parse_reply(data: bytes) -> str:

@@ -22,6 +22,7 @@ from blip3o.data import storage
 from blip3o.data.retry import patiently
 from blip3o.data.s3 import TransientError
 from blip3o.errors import ConfigError, RequestError, ServiceError
+from blip3o.evaluate.judge import data_url
 from jobs.evaluation.bundle_target import Sampler
 from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply
 
@@ -73,6 +74,8 @@ class HttpTarget:
 
     def _make(self, work: Work, model: str) -> Done:
         began = time.monotonic()
+        if work.kind == "decode":
+            raise ConfigError(f"{self._base} draws and chats, but decodes no features: use a bundle")
         try:
             (self._draw if work.kind == "draw" else self._ask)(work, model)
         except RequestError as error:  # the server refuses this prompt; others may do
@@ -80,8 +83,6 @@ class HttpTarget:
         return Done(uri=work.uri, seconds=time.monotonic() - began)
 
     def _draw(self, work: Work, model: str) -> None:
-        if work.kind != "draw":
-            raise ConfigError(f"{self._base} draws and chats, but decodes no features: use a bundle")
         body = {"model": model, "prompt": work.prompt, "n": 1, "response_format": "b64_json", "seed": work.seed}
         body |= {"num_inference_steps": self.sampler.steps} if self.sampler.steps is not None else {}
         body |= {"guidance_scale": self.sampler.guidance} if self.sampler.guidance is not None else {}
@@ -103,8 +104,8 @@ class HttpTarget:
     def _ask(self, work: Work, model: str) -> None:
         parts: list[dict[str, Any]] = [{"type": "text", "text": work.prompt}]
         if work.picture is not None:
-            data = base64.b64encode(storage.read_bytes(work.picture)).decode()
-            parts.insert(0, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+            url = data_url(storage.read_bytes(work.picture))
+            parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
         messages = [{"role": "user", "content": parts}]
         body = {"model": model, "messages": messages, "max_tokens": MAX_NEW_TOKENS, "temperature": 0}
         reply = self._call("/v1/chat/completions", body)

@@ -198,7 +198,8 @@ def _parted(suite: str, spec: str | None, forms: str) -> tuple[str, str]:
 
 def _client(rest: str) -> JudgeClient:
     base_url, _, model = rest.rpartition(":")
-    if not (base_url.startswith(("http://", "https://")) and model and "/" not in model.partition("/")[0]):
+    # Without a model, what stands behind the last colon is the port.
+    if not (base_url.startswith(("http://", "https://")) and model) or model.partition("/")[0].isdecimal():
         raise ConfigError(f"--judge …=openai:{rest}: give openai:http://HOST:PORT/v1:MODEL")
     return JudgeClient(base_url=base_url, model=model, prompt_version=PROMPTS)
 

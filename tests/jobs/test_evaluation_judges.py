@@ -17,6 +17,7 @@ from tests.serve.client import Server
 
 HERE = "tests.jobs.test_evaluation_judges"
 GRADES = "Consistency: 2\nRealism: 1\nAesthetic Quality: 0"
+GARBAGE = "I would say\u2028it's lovely"  # with a line separator, which JSON leaves as it is
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def score_of(out, suite):
 
 
 def rows_of(out, suite, name="judgements"):
-    return [json.loads(line) for line in (out / suite / f"{name}.jsonl").read_text().splitlines()]
+    lines = (out / suite / f"{name}.jsonl").read_text().split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def see(image):
@@ -134,7 +136,7 @@ def test_a_judges_garbage_is_counted_kept_and_asked_again_but_never_scored(bundl
         text = body["messages"][0]["content"][-1]["text"]
         assert path == "/v1/chat/completions" and body["temperature"] == 0
         asked.append(next(row["prompt_id"] for row in rows if row["Prompt"] in text))
-        reply = "I would say it's lovely" if asked[-1] == 2 else GRADES
+        reply = GARBAGE if asked[-1] == 2 else GRADES
         return {"choices": [{"message": {"role": "assistant", "content": reply}}]}
 
     out = tmp_path / "out"
@@ -147,7 +149,7 @@ def test_a_judges_garbage_is_counted_kept_and_asked_again_but_never_scored(bundl
     score = score_of(out, "wise")
     coverage = {"n_expected": 3, "n_scored": 2, "n_missing": 0, "n_parse_failed": 1}
     assert (score["coverage"], score["overall"], score["judge"]["id"]) == (coverage, None, "grader")
-    assert [row["reply"] for row in rows_of(out, "wise")] == [GRADES, "I would say it's lovely", GRADES]
+    assert [row["reply"] for row in rows_of(out, "wise")] == [GRADES, GARBAGE, GRADES]
     assert "–" in (out / "report.html").read_text()
 
 
@@ -197,3 +199,12 @@ def test_a_suite_without_its_judge_says_which_it_takes(judge, fault, tmp_path, c
     assert fault in capsys.readouterr().err.splitlines()[-1]
     assert command.main([*options, *judge, "--target", str(tmp_path / "bundle")]) == 1
     assert fault in capsys.readouterr().err.splitlines()[-1], "it drew, or tried to, with no judge for its drawings"
+
+
+@pytest.mark.parametrize("spec", ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8000", "127.0.0.1/v1:model"])
+def test_an_endpoint_without_its_model_is_refused_before_anything_is_drawn(spec, tmp_path, capsys):
+    source = tmp_path / "wise.json"
+    source.write_text(json.dumps([{"Prompt": "a thing", "Explanation": "it is so", "prompt_id": 1}]))
+    options = ["--suite", "wise", "--source", f"wise={source}", "--judge", f"wise=openai:{spec}"]
+    assert command.main([*options, "--target", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")]) == 1
+    assert "give openai:http://HOST:PORT/v1:MODEL" in capsys.readouterr().err.splitlines()[-1]

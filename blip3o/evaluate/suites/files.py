@@ -15,7 +15,7 @@ def json_lines(data: bytes, where: str) -> list[Record]:
     return [_object(text, f"{where}, line {number}") for number, text in enumerate(lines, start=1) if text.strip()]
 
 
-def json_value(data: bytes, where: str) -> Any:  # noqa: ANN401 - whatever the file holds
+def json_value(data: bytes, where: str) -> object:
     """The value of a JSON file. Raises `DataError` if it is none."""
     try:
         return json.loads(_text(data, where))

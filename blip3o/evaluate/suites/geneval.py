@@ -134,7 +134,19 @@ def judgement(item: Item, sample: int, detections: Detections, colors: ColorClas
     return Judgement(key=item.key, sample=sample, value={"correct": verdict.correct, "reason": verdict.reason})
 
 
-class GenEval(Suite):
+class OfficialLayout(Suite):
+    """The files that GenEval's scorer reads, for any suite whose records are GenEval's."""
+
+    def image_path(self, item: Item, sample: int) -> str:
+        """`images/00000/samples/0000.png`."""
+        return f"images/{item.key}/samples/{sample:04d}.png"
+
+    def texts(self, items: Sequence[Item]) -> dict[str, str]:
+        """`images/00000/metadata.jsonl` of each item: its record as one JSON object."""
+        return {f"images/{item.key}/metadata.jsonl": json.dumps(item.record) for item in items}
+
+
+class GenEval(OfficialLayout):
     """The benchmark with its own prompts, or with a user's file of records (rewritten prompts, say)."""
 
     name = "geneval"
@@ -148,14 +160,6 @@ class GenEval(Suite):
             Item(key=f"{number:05d}", prompt=row["prompt"], record=row, samples=self.samples)
             for number, row in enumerate(rows)
         )
-
-    def image_path(self, item: Item, sample: int) -> str:
-        """`images/00000/samples/0000.png`."""
-        return f"images/{item.key}/samples/{sample:04d}.png"
-
-    def texts(self, items: Sequence[Item]) -> dict[str, str]:
-        """`images/00000/metadata.jsonl` of each item: its record as one JSON object."""
-        return {f"images/{item.key}/metadata.jsonl": json.dumps(item.record) for item in items}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The mean over tags of the share of correct pictures, from findings {"correct": bool}."""

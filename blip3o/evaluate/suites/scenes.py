@@ -6,7 +6,6 @@ records. A caption's clauses are written as GenEval's, with shapes for classes; 
 controls and between models of this world, and with nothing published. Pure, but for the reading of a named source.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,8 +20,9 @@ from blip3o.data.sets.scenes_world import FAMILIES, STATES_COLOR, Scene, SceneOb
 from blip3o.errors import DataError
 from blip3o.evaluate.retrieval import derangement
 from blip3o.evaluate.scenes import detect
-from blip3o.evaluate.suite import Item, Judge, Judgement, Score, Suite, items_digest, reasons
-from blip3o.evaluate.suites.geneval import Detected, judgement, score_by_tag
+from blip3o.evaluate.suite import Item, Judge, Judgement, Score, items_digest, reasons
+from blip3o.evaluate.suites.files import json_lines
+from blip3o.evaluate.suites.geneval import Detected, OfficialLayout, judgement, score_by_tag
 from blip3o.rng import numpy_generator
 
 NAME = "scenes"
@@ -35,7 +35,7 @@ JUDGE = Judge(id="exact detector of scenes", version="1")
 SURE = 0.9
 
 
-class Scenes(Suite):
+class Scenes(OfficialLayout):
     """The suite. One drawing of each item."""
 
     name = NAME
@@ -45,14 +45,6 @@ class Scenes(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """`ITEMS` held-out scenes, or those of a file. Raises `DataError` if that is of another format."""
         return read_items(source) if source else held_out_items()
-
-    def image_path(self, item: Item, sample: int) -> str:
-        """As GenEval's: `images/00000/samples/0000.png`."""
-        return f"images/{item.key}/samples/{sample:04d}.png"
-
-    def texts(self, items: Sequence[Item]) -> dict[str, str]:
-        """`images/00000/metadata.jsonl` of each item: its record as one JSON object."""
-        return {f"images/{item.key}/metadata.jsonl": json.dumps(item.record) for item in items}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The mean over the six families of the share of correct pictures."""
@@ -123,13 +115,12 @@ def read_items(uri: str) -> tuple[Item, ...]:
     Raises `DataError` for a line that is no such record.
     """
     items = []
-    for index, line in enumerate(storage.read_bytes(uri).decode().splitlines()):
+    for index, record in enumerate(json_lines(storage.read_bytes(uri), uri)):
         try:
-            record = json.loads(line)
             prompt = record["prompt"] if "prompt" in record else record["captions"][0]
             items.append(_item(index, str(prompt), record))
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise DataError(f"{uri}: line {index + 1} is no record of a scene ({error!r}): see docs/data.md") from error
+        except (KeyError, IndexError, TypeError) as error:
+            raise DataError(f"{uri}, record {index + 1} is no scene ({error!r}): see docs/data.md") from error
     return tuple(items)
 
 

@@ -70,7 +70,7 @@ def test_items_may_come_from_a_file_of_records(tmp_path):
     file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     assert SUITE.items(str(file)) == ITEMS[:6]
     file.write_text(json.dumps({"family": "colors"}))
-    with pytest.raises(DataError, match="line 1 is no record of a scene"):
+    with pytest.raises(DataError, match="record 1 is no scene"):
         SUITE.items(str(file))
 
 
