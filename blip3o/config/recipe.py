@@ -93,6 +93,11 @@ class DataConfig(Frozen):
     question_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}, description="how readily a kind of question is chosen, by kind; 1 where none is named"
     )
+    apart: bool = Field(
+        default=False,
+        description="ask the questions of a sample side by side: each sees the image and nothing of the others, so "
+        "that none gives another's answer away, at the price of one image",
+    )
     reading: float = Field(
         default=0.0,
         ge=0,

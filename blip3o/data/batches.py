@@ -8,6 +8,7 @@ not on the worker that makes it, the moment, or what was made before. Columns ar
 - `features` [B, N, F] in place of `encoder_pixels` where they come from the cache: float32, float16, or the bits of
   bfloat16 as uint16
 - `input_ids` int32 [B, L], padded on the right; `labels` int32 [B, L], −100 where nothing is supervised
+- `branches` int32 [B, L], where questions are asked apart: which of them a token belongs to, 0 for none
 - `draw_ids` int32 [B, L] and `draws` bool [B], where a sample may be for both tasks: the request to draw it, and
   whether it is for that; one that is not for questions has their text all the same, of which nothing is supervised
 """
@@ -43,6 +44,7 @@ from blip3o.rng import derive_seed, numpy_generator
 from blip3o.types import RawSample
 
 DESCRIBE = "Describe the image."
+_ROLES = ("user", "assistant")
 
 
 class Task(Enum):
@@ -71,10 +73,11 @@ _BOTH = (Task.JOINT, Task.JOINT_PIXELS)
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Ids and labels of one sample, not padded."""
+    """Ids, labels and branches of one sample, not padded."""
 
     ids: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
+    branches: tuple[int, ...] = ()
     grey: bool = False  # it speaks of the picture without its colours
 
 
@@ -92,6 +95,7 @@ class SampleEncoder:
     template: ChatTemplate
     max_length: int
     questions: int
+    apart: bool
     question_weights: Mapping[str, float]
     reading: float
     grey: float
@@ -159,28 +163,30 @@ class SampleEncoder:
                 return self.template.form(self.tokenizer, caption, pairs[:end])
 
             return _longest(fill, len(pairs), self.max_length)
-        told, grey = self._told(raw, caption, generator)
-        turns = [
-            Turn(role=role, text=text) for pair in told for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
+        told, grey, apart = self._told(raw, caption, generator)
 
         def talk(end: int) -> Encoded:
-            return self.template.conversation(self.tokenizer, turns[: 2 * end], with_image=True)
+            if apart:
+                return self.template.side_by_side(self.tokenizer, told[:end])
+            turns = [Turn(role=role, text=text) for pair in told[:end] for role, text in zip(_ROLES, pair, strict=True)]
+            return self.template.conversation(self.tokenizer, turns, with_image=True)
 
-        return replace(_longest(talk, len(turns) // 2, self.max_length), grey=grey)
+        return replace(_longest(talk, len(told), self.max_length), grey=grey)
 
-    def _told(self, raw: RawSample, caption: str, generator: np.random.Generator) -> tuple[list[tuple[str, str]], bool]:
-        """A conversation as it went, else some questions that are drawn, else a description; and whether the questions
-        are about the picture in grey.
+    def _told(
+        self, raw: RawSample, caption: str, generator: np.random.Generator
+    ) -> tuple[list[tuple[str, str]], bool, bool]:
+        """A conversation as it went, else some questions that are drawn, else a description; whether the questions are
+        about the picture in grey; and whether they are asked apart.
         """
         if raw.meta.get("conversations"):
-            return conversation_pairs(raw.meta["conversations"]), False
+            return conversation_pairs(raw.meta["conversations"]), False, False
         asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
         colorless = [pair for pair in asked if pair.get("grey")]
         grey = bool(self.grey and colorless) and generator.random() < self.grey
         asked = colorless if grey else asked
         chosen = self._chosen(asked, generator)[: self.questions]
-        return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen], grey
+        return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen], grey, self.apart
 
     def _chosen(self, asked: list[dict[str, Any]], generator: np.random.Generator) -> list[int]:
         """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:
@@ -199,7 +205,11 @@ class SampleEncoder:
             return {"input_ids": ids}
         labels = np.full(self.max_length, IGNORE, np.int32)
         labels[: len(text.labels)] = text.labels
-        return {"input_ids": ids, "labels": labels}
+        if not self.apart:
+            return {"input_ids": ids, "labels": labels}
+        branches = np.zeros(self.max_length, np.int32)
+        branches[: len(text.branches)] = text.branches
+        return {"input_ids": ids, "labels": labels, "branches": branches}
 
 
 def _longest(encode: Callable[[int], Encoded], count: int, max_length: int) -> Text:
@@ -208,7 +218,7 @@ def _longest(encode: Callable[[int], Encoded], count: int, max_length: int) -> T
         encoded = encode(end)
         if len(encoded.ids) <= max_length:
             break
-    return Text(ids=encoded.ids, labels=encoded.labels)
+    return Text(ids=encoded.ids, labels=encoded.labels, branches=encoded.branches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +277,7 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
             template=chat_template(recipe),
             max_length=recipe.data.max_length,
             questions=recipe.data.questions,
+            apart=recipe.data.apart,
             question_weights=recipe.data.question_weights,
             reading=recipe.data.reading,
             grey=recipe.data.grey,

@@ -27,10 +27,15 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Token ids and their labels (the id where it is supervised, `IGNORE` elsewhere), of equal length."""
+    """Token ids and their labels (the id where it is supervised, `IGNORE` elsewhere), of equal length.
+
+    `branches`, if not empty, is as long: 0 in a common beginning, and from 1 on in continuations of it that stand one
+    after another but see the beginning and themselves alone.
+    """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    branches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,22 @@ class ChatTemplate:
             labels += [expected, *[IGNORE] * (len(asked) - 1)]
             expected = tokenizer.encode(answer)[0]
         return Encoded(ids=(*ids, tokenizer.ids[TURN_END]), labels=(*labels, expected))
+
+    def side_by_side(self, tokenizer: ChatTokenizer, pairs: Sequence[tuple[str, str]]) -> Encoded:
+        """Questions and answers about one image, each a branch: with what is before it, a conversation by itself."""
+        talks = [
+            self.conversation(
+                tokenizer, [Turn(role="user", text=question), Turn(role="assistant", text=answer)], with_image=True
+            )
+            for question, answer in pairs
+        ]
+        stem = talks[0].ids.index(tokenizer.ids[VISION_END]) + 1
+        ids, labels, branches = list(talks[0].ids[:stem]), list(talks[0].labels[:stem]), [0] * stem
+        for number, talk in enumerate(talks, start=1):
+            ids += talk.ids[stem:]
+            labels += talk.labels[stem:]
+            branches += [number] * (len(talk.ids) - stem)
+        return Encoded(ids=tuple(ids), labels=tuple(labels), branches=tuple(branches))
 
     def conversation(self, tokenizer: ChatTokenizer, turns: list[Turn], *, with_image: bool) -> Encoded:
         """Ids and labels of whole turns: the assistant's text and its end are supervised, all else is not."""

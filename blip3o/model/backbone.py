@@ -19,7 +19,13 @@ from blip3o.config.backbone import BackboneConfig
 from blip3o.model.encoder import normalize_pixels
 from blip3o.model.language import build_language_model, inner
 from blip3o.model.layers import rows_at_once
-from blip3o.model.positions import multimodal_positions, next_position, sequential_positions
+from blip3o.model.positions import (
+    branched_mask,
+    branched_positions,
+    multimodal_positions,
+    next_position,
+    sequential_positions,
+)
 from blip3o.model.vision import SiglipVision, patchify
 
 Numbering = Literal["native", "upstream"]
@@ -29,12 +35,15 @@ Numbering = Literal["native", "upstream"]
 class Prompt:
     """Token ids [B, L], attention mask [B, L] (1 on real tokens, padding at either side), and images.
 
-    `pixels` holds one uint8 image [B, S, S, 3] per row; a row without image tokens does not look at its own.
+    `pixels` holds one uint8 image [B, S, S, 3] per row; a row without image tokens does not look at its own. With
+    `branches` [B, L] a row is several texts with a common beginning: tokens of branch 0, then those of 1, 2, …, each
+    branch blind to the others and at the positions that it would have alone. Only `Backbone.hidden` takes them.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     pixels: Tensor | None = None
+    branches: Tensor | None = None
 
     def split(self, rows: int) -> "Iterator[Prompt]":
         """The same in groups of so many rows, the last perhaps of fewer."""
@@ -105,13 +114,13 @@ class Backbone(nn.Module):
 
     def hidden(self, prompt: Prompt) -> Tensor:
         """Hidden states after the final norm, [B, L, H], at native positions."""
-        images = prompt.input_ids == self.image_token_id
-        output = self.text(
-            inputs_embeds=self.embed(prompt),
-            attention_mask=prompt.attention_mask,
-            position_ids=self.positions(images, prompt.attention_mask, "native"),
-            use_cache=False,
-        )
+        embeddings = self.embed(prompt)
+        mask = prompt.attention_mask
+        positions = self.positions(prompt.input_ids == self.image_token_id, mask, "native")
+        if prompt.branches is not None:
+            positions = branched_positions(positions, prompt.branches)
+            mask = branched_mask(mask, prompt.branches, embeddings.dtype)
+        output = self.text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state
 
     def logits(self, states: Tensor) -> Tensor:

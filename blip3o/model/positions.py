@@ -38,3 +38,25 @@ def sequential_positions(attention_mask_BL: Tensor) -> Tensor:
 def next_position(positions: Tensor) -> Tensor:
     """The position that follows each row's last real token, [B], from positions [3, B, L] or [B, L]."""
     return positions.amax(-1).view(-1, positions.shape[-2]).amax(0) + 1
+
+
+def branched_positions(positions: Tensor, branches_BL: Tensor) -> Tensor:
+    """Positions [3, B, L] or [B, L] of texts in a row, moved so that every branch begins where the first one does."""
+    time = positions.view(-1, *branches_BL.shape)[0]
+    begins = torch.diff(branches_BL, dim=1, prepend=torch.zeros_like(branches_BL[:, :1])) > 0
+    own = torch.where(begins, time, 0).cummax(dim=1).values
+    first = torch.where(begins & (branches_BL == 1), time, 0).sum(dim=1, keepdim=True)
+    return positions - torch.where(branches_BL > 0, own - first, 0)
+
+
+def branched_mask(attention_mask_BL: Tensor, branches_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's scores, [B, 1, L, L]: 0 where a token (row) sees another (column), else the lowest.
+
+    It sees real tokens up to itself that are of branch 0 or of its own.
+    """
+    order = torch.arange(branches_BL.shape[1], device=branches_BL.device)
+    asking, seen = branches_BL[:, :, None], branches_BL[:, None, :]
+    visible = (order[:, None] >= order) & ((seen == 0) | (seen == asking)) & attention_mask_BL[:, None, :].bool()
+    return torch.zeros(visible.shape, dtype=dtype, device=order.device).masked_fill(~visible, torch.finfo(dtype).min)[
+        :, None
+    ]

@@ -23,7 +23,7 @@ from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.objectives import Batch, StageModule
 from blip3o.train.schedule import learning_rate, set_rates
 
-TEXT_COLUMNS = {"input_ids": ("input_ids", "labels"), "draw_ids": ("draw_ids",)}
+TEXT_COLUMNS = {"input_ids": ("input_ids", "labels", "branches"), "draw_ids": ("draw_ids",)}
 WIDTH_STEP = 8
 
 

@@ -112,7 +112,12 @@ class StageModule(nn.Module):
         }
 
     def _understand(self, batch: Batch) -> dict[str, Tensor]:
-        prompt = Prompt(input_ids=batch["input_ids"], attention_mask=self._mask(batch), pixels=batch["prompt_pixels"])
+        prompt = Prompt(
+            input_ids=batch["input_ids"],
+            attention_mask=self._mask(batch),
+            pixels=batch["prompt_pixels"],
+            branches=batch.get("branches"),
+        )
         labels = batch["labels"][:, 1:]
         states = self.model.backbone.hidden(prompt)[:, :-1]
         supervised = labels != IGNORE  # logits are computed where there is something to judge, and nowhere else
@@ -217,7 +222,7 @@ def split_tasks(batch: Batch) -> tuple[Batch, Batch]:
     Neither is empty: every part of the model runs on every rank, on one sample if there is none for it, whose loss is
     zero, since other ranks wait in their collectives for its gradients, and under ZeRO-3 for its share of the weights.
     """
-    requests = {name: rows for name, rows in batch.items() if name not in ("labels", "prompt_pixels")}
+    requests = {name: rows for name, rows in batch.items() if name not in ("labels", "branches", "prompt_pixels")}
     requests["input_ids"] = requests.pop("draw_ids")
     return _chosen(batch, (batch["labels"] != IGNORE).any(1)), _chosen(requests, batch["draws"])
 

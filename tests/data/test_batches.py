@@ -13,7 +13,7 @@ from blip3o.data.decode import decode_image
 from blip3o.data.ledger import read_ledger
 from blip3o.data.sets.writer import Sample
 from blip3o.data.templates import IGNORE, Turn
-from blip3o.data.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, ChatTokenizer
+from blip3o.data.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, VISION_END, ChatTokenizer
 from blip3o.errors import DataError
 from blip3o.inference import Pipeline
 from blip3o.rng import derive_seed
@@ -164,6 +164,36 @@ def test_questions_are_answered_under_supervision_and_padding_is_not(root):
         assert (labels == tokenizer.ids[TURN_END]).sum() in (1, 2)
         assert set(labels[labels != ids].tolist()) <= {IGNORE}
         assert (labels[ids == tokenizer.ids[PAD]] == IGNORE).all()
+
+
+def test_questions_asked_apart_are_branches_each_a_conversation_by_itself(root):
+    build = builder(root, Task.CHAT, questions=2, apart=True, reading=0.5)
+    encoder, template, tokenizer = build.encoder, build.encoder.template, build.encoder.tokenizer
+    row = replace(encoder, reading=0.0)(raw(qa=QA))
+    ids, labels, branches = (row[name] for name in ("input_ids", "labels", "branches"))
+    assert branches.dtype == np.int32 and set(branches.tolist()) == {0, 1, 2}
+    stem = ids.tolist().index(tokenizer.ids[VISION_END]) + 1
+    assert not branches[:stem].any()
+    begun = np.arange(LENGTH) < stem
+    apart = {tuple(ids[begun | (branches == n)].tolist()) for n in (1, 2)}
+    alone = [
+        template.conversation(
+            tokenizer,
+            [Turn(role="user", text=one["question"]), Turn(role="assistant", text=one["answer"])],
+            with_image=True,
+        )
+        for one in QA
+    ]
+    assert apart == {talk.ids for talk in alone}
+    assert sorted(labels[labels != IGNORE].tolist()) == sorted(i for t in alone for i in t.labels if i != IGNORE)
+    # A form, and a conversation that was had, are one text.
+    form = replace(encoder, reading=1.0)(raw(caption_qa=QA))
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a circle"}]
+    had = replace(encoder, reading=0.0)(raw(conversations=turns))
+    assert not form["branches"].any() and not had["branches"].any()
+    # What does not fit loses whole questions.
+    short = replace(encoder, reading=0.0, max_length=len(text_of(build, row)) - 1)(raw(qa=QA))
+    assert set(short["branches"].tolist()) == {0, 1}
 
 
 QA = [{"question": "what color?", "answer": "red"}, {"question": "how many?", "answer": "one"}]

@@ -1,6 +1,7 @@
 """Every family of backbones against transformers itself, under padding at either side, and token by token."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,21 @@ def test_siglip_tokens_are_the_projected_last_states_of_the_tower():
     first = F.gelu(F.linear(states, projector[0].weight.double(), projector[0].bias.double()))
     expected = F.linear(first, projector[2].weight.double(), projector[2].bias.double()).float()
     assert torch.allclose(built.embed(batch)[batch.input_ids == IMAGE_TOKEN], expected.flatten(0, 1), **EXACT)
+
+
+def test_branches_are_what_each_would_be_alone(built):
+    batch = prompt(built.config, (40, 33), width=40)
+    stem, order = 3 + built.config.image_tokens, torch.arange(40)
+    second = stem + torch.tensor([[9], [4]])  # where each row's second branch begins
+    branches = ((order >= stem).long() + (order >= second)) * batch.attention_mask
+    together = built.hidden(replace(batch, branches=branches))
+    for row in range(2):
+        for number in (1, 2):
+            kept = (order < stem) | (branches[row] == number)
+            text = batch.input_ids[row : row + 1, kept]
+            pixels = None if batch.pixels is None else batch.pixels[row : row + 1]
+            alone = built.hidden(Prompt(input_ids=text, attention_mask=torch.ones_like(text), pixels=pixels))[0]
+            assert torch.allclose(together[row, kept], alone, **EXACT)
 
 
 def test_windows_narrow_what_a_patch_sees():

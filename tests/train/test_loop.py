@@ -221,6 +221,8 @@ def test_text_is_cut_to_the_longest_row_in_steps_of_eight():
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
     assert batch["input_ids"].tolist() == ids[:, :16].tolist()
     assert batch["labels"].tolist() == labels[:, :16].tolist()
+    branched = to_batch({**columns, "branches": ids}, pad_id=PAD, device=CPU)["branches"]
+    assert branched.dtype == torch.int64 and branched.tolist() == ids[:, :16].tolist()
     ids[0, :] = 7
     assert to_batch(columns, pad_id=PAD, device=CPU)["input_ids"].shape == (2, 40)
     narrow = {**columns, "input_ids": ids[:, :12], "labels": labels[:, :12]}

@@ -101,6 +101,19 @@ def test_text_is_judged_where_it_is_supervised_and_nowhere_else():
     assert not torch.equal(module(changed)["text"], before)
 
 
+def test_questions_asked_apart_lose_what_each_would_alone():
+    module, whole = stage_module("understand"), batch("understand", rows=2)
+    ids = whole["input_ids"][1:, :]
+    branches = (torch.arange(16) >= 6).long() + (torch.arange(16) >= 11)
+    labels = torch.where((torch.arange(16) >= 7) & (torch.arange(16) != 11), ids, IGNORE)
+    packed = rows_of(whole, slice(1, 2)) | {"labels": labels, "branches": branches[None]}
+    kept = [(branches == 0) | (branches == number) for number in (1, 2)]
+    alone = [rows_of(whole, slice(1, 2)) | {"input_ids": ids[:, k], "labels": labels[:, k]} for k in kept]
+    with torch.no_grad():
+        apart = sum(module(one)["text"] for one in alone)
+        assert torch.allclose(module(packed)["text"], apart, rtol=1e-5)
+
+
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_gradients_reach_what_the_stage_trains_and_nothing_else(stage):
     module = stage_module(stage)
