@@ -46,12 +46,11 @@ QUESTION = "What color is the circle?"
 class Scale:
     """How large a demo is: the pipeline's recipe, scenes, side of the emoji in pixels, and overrides for every stage.
 
-    `described`: the scenes are described object by object (`blip3o.data.sets.scenes.sample`); `proved`: held-out scenes
-    that are drawn and judged by GenEval's rules (`jobs.proof`), which takes half a minute for 30; 0 leaves that out.
+    `proved`: held-out scenes that are drawn and judged by GenEval's rules (`jobs.proof`), which takes half a minute
+    for 30; 0 leaves that out.
     """
 
     recipe: str = "tiny"
-    described: bool = False
     scenes_train: int
     scenes_heldout: int
     emoji: bool
@@ -64,7 +63,6 @@ class Scale:
 USUAL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512, proved=0)
 FULL = Scale(
     recipe="tiny-full",
-    described=True,
     scenes_train=12000,
     scenes_heldout=1000,
     emoji=False,
@@ -157,7 +155,6 @@ class Demo:
                 f"{BASE}/data/scenes",
                 train=self.scale.scenes_train,
                 heldout=self.scale.scenes_heldout,
-                described=self.scale.described,
             )
             emoji = self._make_emoji() if self.scale.emoji else None
             counts["scenes"] = scenes.result().counts

@@ -57,6 +57,5 @@ def branched_mask(attention_mask_BL: Tensor, branches_BL: Tensor, dtype: torch.d
     order = torch.arange(branches_BL.shape[1], device=branches_BL.device)
     asking, seen = branches_BL[:, :, None], branches_BL[:, None, :]
     visible = (order[:, None] >= order) & ((seen == 0) | (seen == asking)) & attention_mask_BL[:, None, :].bool()
-    return torch.zeros(visible.shape, dtype=dtype, device=order.device).masked_fill(~visible, torch.finfo(dtype).min)[
-        :, None
-    ]
+    scores = torch.zeros(visible.shape, dtype=dtype, device=order.device)
+    return scores.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

@@ -176,14 +176,8 @@ def test_questions_asked_apart_are_branches_each_a_conversation_by_itself(root):
     assert not branches[:stem].any()
     begun = np.arange(LENGTH) < stem
     apart = {tuple(ids[begun | (branches == n)].tolist()) for n in (1, 2)}
-    alone = [
-        template.conversation(
-            tokenizer,
-            [Turn(role="user", text=one["question"]), Turn(role="assistant", text=one["answer"])],
-            with_image=True,
-        )
-        for one in QA
-    ]
+    told = [[Turn(role="user", text=qa["question"]), Turn(role="assistant", text=qa["answer"])] for qa in QA]
+    alone = [template.conversation(tokenizer, turns, with_image=True) for turns in told]
     assert apart == {talk.ids for talk in alone}
     assert sorted(labels[labels != IGNORE].tolist()) == sorted(i for t in alone for i in t.labels if i != IGNORE)
     # A form, and a conversation that was had, are one text.

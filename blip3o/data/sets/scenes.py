@@ -12,7 +12,7 @@ import numpy as np
 
 from blip3o.data.sets import writer
 from blip3o.data.sets.scenes_draw import png
-from blip3o.data.sets.scenes_text import caption_questions, captions, full_caption, listings, questions, statements
+from blip3o.data.sets.scenes_text import caption_questions, captions, full_caption, questions
 from blip3o.data.sets.scenes_world import COLORS, FAMILIES, GROUNDS, SHAPES, Scene, SceneObject, is_heldout, relations
 from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
@@ -78,22 +78,18 @@ def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int)
     return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]
 
 
-def sample(index: int, *, split: str, seed: int = 0, size: int = 64, described: bool = False) -> writer.Sample:
-    """Scene number `index` with its picture (PNG), captions and questions.
-
-    `described`: every object is also asked about (`listings`), and all that captions state (`statements`), which then
-    name two objects in one order.
-    """
+def sample(index: int, *, split: str, seed: int = 0, size: int = 64) -> writer.Sample:
+    """Scene number `index` with its picture (PNG), captions and questions."""
     scene = compose(index, split=split, seed=seed, size=size)
     rng = numpy_generator(seed, "scenes", "qa", split, index)
     record: dict[str, Any] = {
         "source": "scenes",
         "concept": "+".join(sorted({f"{o.color} {o.shape}" for o in scene.objects})),
         "split": split,
-        "captions": captions(scene, turned=not described),
-        "qa": questions(scene, heldout=split == "heldout", rng=rng) + (listings(scene) if described else []),
+        "captions": captions(scene),
+        "qa": questions(scene, heldout=split == "heldout", rng=rng),
         "full_caption": full_caption(scene),
-        "caption_qa": statements(scene) if described else caption_questions(scene),
+        "caption_qa": caption_questions(scene),
         "family": scene.family,
         "ground": scene.ground,
         "objects": [{"shape": o.shape, "color": o.color, "box": list(o.box)} for o in scene.objects],
@@ -103,13 +99,11 @@ def sample(index: int, *, split: str, seed: int = 0, size: int = 64, described: 
     return writer.Sample(key=f"{split}-{index:07d}", image=png(scene), ext="png", record=record)
 
 
-def samples(
-    *, train: int, heldout: int, size: int = 64, seed: int = 0, described: bool = False
-) -> Iterator[writer.Sample]:
+def samples(*, train: int, heldout: int, size: int = 64, seed: int = 0) -> Iterator[writer.Sample]:
     """`train` training scenes, then `heldout` scenes of held-out compositions."""
     for split, number in (("train", train), ("heldout", heldout)):
         for index in range(number):
-            yield sample(index, split=split, seed=seed, size=size, described=described)
+            yield sample(index, split=split, seed=seed, size=size)
 
 
 def build_scenes(
@@ -120,12 +114,11 @@ def build_scenes(
     size: int = 64,
     seed: int = 0,
     samples_per_shard: int = 1000,
-    described: bool = False,
     on_progress: writer.Progress | None = None,
 ) -> writer.SetSummary:
     """Writes the set below the URI `out`, unless it is there already, whole and with the same settings.
 
-    `train` and `heldout` are numbers of scenes, `size` the side in pixels, `described` as for `sample`;
+    `train` and `heldout` are numbers of scenes, `size` the side in pixels;
     `on_progress(done, total)` after each sample. Raises `DataError` (impossible numbers, a set of other settings
     there) and `StorageError`.
     """
@@ -138,12 +131,11 @@ def build_scenes(
         "size": size,
         "seed": seed,
         "samples_per_shard": samples_per_shard,
-        **({"described": True} if described else {}),
     }
     there = writer.completed(out, settings)
     if there is not None:
         return there
-    stream = samples(train=train, heldout=heldout, size=size, seed=seed, described=described)
+    stream = samples(train=train, heldout=heldout, size=size, seed=seed)
     return writer.write_set(
         out,
         stream,

@@ -11,7 +11,6 @@ import numpy as np
 from blip3o.data.sets.scenes_world import (
     COLORS,
     HELDOUT_PAIRS,
-    INVERSE,
     PLURALS,
     SHAPES,
     STATES_COLOR,
@@ -33,75 +32,41 @@ def noun(shape: str, color: str | None = None, count: int = 1) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def captions(scene: Scene, *, turned: bool = True) -> list[str]:
-    """All phrasings of a scene, the plain one first; `turned`: of two objects also with the second one named first."""
-    first, *rest = _statements(scene, colors=STATES_COLOR[scene.family])
-    return [
-        first,
-        f"a photo of {first}",
-        f"a picture of {first}",
-        f"{first} on a {scene.ground} ground",
-        *(rest if turned else []),
-    ]
+def captions(scene: Scene) -> list[str]:
+    """All phrasings of a scene, the plain one first; all name its objects in the order of `caption_questions`."""
+    stated = _statement(scene, colors=STATES_COLOR[scene.family])
+    return [stated, f"a photo of {stated}", f"a picture of {stated}", f"{stated} on a {scene.ground} ground"]
 
 
 def full_caption(scene: Scene) -> str:
     """Everything that can be said of a scene, colours and ground too, whatever the captions of its family leave out."""
-    return f"{_statements(scene, colors=True)[0]} on a {scene.ground} ground"
+    return f"{_statement(scene, colors=True)} on a {scene.ground} ground"
 
 
-def _statements(scene: Scene, *, colors: bool) -> list[str]:
-    """The plain statement, and for two objects the same seen from the other one."""
-    stated = [noun(o.shape, o.color if colors else None) for o in scene.objects]
+def _statement(scene: Scene, *, colors: bool) -> str:
     if scene.family == "counting":
-        return [noun(scene.objects[0].shape, scene.objects[0].color, len(scene.objects))]
-    if len(stated) == 1:
-        return stated
-    there, back = (scene.relation, INVERSE[scene.relation]) if scene.relation else ("and", "and")
-    return [f"{stated[0]} {there} {stated[1]}", f"{stated[1]} {back} {stated[0]}"]
+        return noun(scene.objects[0].shape, scene.objects[0].color, len(scene.objects))
+    return f" {scene.relation or 'and'} ".join(noun(o.shape, o.color if colors else None) for o in scene.objects)
 
 
 def questions(scene: Scene, *, heldout: bool, rng: np.random.Generator) -> list[dict[str, Any]]:
     """The `qa` of a scene; `rng` draws what is asked about. Kinds, all with closed answers:
 
-    color, shape, count; position where exactly one relation holds; presence twice, once yes and once no. Those that
-    the same picture without colours answers are marked `grey`.
+    color, shape, count; position where exactly one relation holds; presence twice, once yes and once no; and two open
+    ones whose answers name every object from left to right, with colours and without: several times the supervision
+    for the same picture. Those that the same picture without colours answers are marked `grey`.
     """
     objects = scene.objects
     chosen = objects[int(rng.integers(len(objects)))]
     found = [_color(chosen, objects), _shape(chosen, objects), _count(chosen, objects, ask_all=bool(rng.integers(2)))]
     found += [_position(objects)] if len(objects) == 2 else []
     absent = _absent(objects, heldout=heldout, rng=rng)
-    found += [_presence(chosen.shape, chosen.color, "yes"), _presence(*absent, "no")]
+    found += [_presence(chosen.shape, chosen.color, "yes"), _presence(*absent, "no"), *_listings(objects)]
     return [question for question in found if question]
 
 
 def caption_questions(scene: Scene) -> list[dict[str, Any]]:
-    """The `caption_qa` of a scene: short questions that every one of its captions answers, without the picture."""
-    stated = STATES_COLOR[scene.family]
-    kinds = list(dict.fromkeys((o.shape, o.color) for o in scene.objects))
-    words = [f"{color} {shape}" if stated else shape for shape, color in kinds]
-    return [
-        {"question": "Shape?", "answer": kinds[0][0]},
-        {"question": "Color?", "answer": kinds[0][1] if stated else "any"},
-        {"question": "How many?", "answer": str(len(scene.objects))},
-        {"question": "Other?", "answer": words[1] if len(words) > 1 else "none"},
-    ]
-
-
-def listings(scene: Scene) -> list[dict[str, Any]]:
-    """More `qa`, open ones, whose answers name every object, from left to right: with colours, and (`grey`) without.
-
-    A reply tells the shape of each object and not of one: several times the supervision for the same picture.
-    """
-    objects = sorted(scene.objects, key=lambda o: (o.box[0], o.box[1]))
-    named = ", ".join(f"{o.color} {o.shape}" for o in objects)
-    shapes = ", ".join(o.shape for o in objects)
-    return [_qa("listing", "List the objects.", named, ()), _qa("shapes", "List the shapes.", shapes, (), grey=True)]
-
-
-def statements(scene: Scene) -> list[dict[str, Any]]:
-    """The `caption_qa` of a described scene: all that its captions state, in a form that is the same for each of them.
+    """The `caption_qa` of a scene: all that its captions state, as short questions that any of them answers.
 
     Shape and colour of the first and of the second kind of object ("any" for a colour that is not stated, "none" for a
     kind that is not there), the number of objects, and where the first stands. Asked by the place in the caption, not
@@ -181,3 +146,10 @@ def _absent(objects: tuple[SceneObject, ...], *, heldout: bool, rng: np.random.G
         if heldout or (shape, color) not in HELDOUT_PAIRS
     ]
     return near[int(rng.integers(len(near)))]
+
+
+def _listings(objects: tuple[SceneObject, ...]) -> list[dict[str, Any]]:
+    ordered = sorted(objects, key=lambda o: (o.box[0], o.box[1]))
+    named = ", ".join(f"{o.color} {o.shape}" for o in ordered)
+    shapes = ", ".join(o.shape for o in ordered)
+    return [_qa("listing", "List the objects.", named, ()), _qa("shapes", "List the shapes.", shapes, (), grey=True)]

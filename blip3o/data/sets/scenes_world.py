@@ -43,7 +43,6 @@ STATES_COLOR = {
     "color_attr": True,
 }
 FAMILIES = tuple(STATES_COLOR)
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 # One colour of each shape, no colour twice: every shape and every colour still occurs in training.
 HELDOUT_PAIRS = frozenset(zip(SHAPES, ("purple", "yellow", "pink", "blue", "orange", "green"), strict=True))

@@ -9,13 +9,14 @@ from blip3o.data.sets.scenes_world import (
     COLORS,
     GROUNDS,
     HELDOUT_PAIRS,
-    INVERSE,
     SHAPES,
     is_heldout,
     relations,
 )
 
 FREE = [pair for pair in product(SHAPES, COLORS) if pair not in HELDOUT_PAIRS]
+
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def test_held_out_pairs_leave_every_shape_and_colour_to_training():
