@@ -70,8 +70,8 @@ def caption_questions(scene: Scene) -> list[dict[str, Any]]:
 
     Shape and colour of the first and of the second kind of object ("any" for a colour that is not stated, "none" for a
     kind that is not there), the number of objects, and where the first stands. Asked by the place in the caption, not
-    by shape: "which colour has the circle?" taught which colours are never a circle's, and half of the held-out
-    captions were misread.
+    by shape: "which colour has the circle?" teaches which colours are never a circle's, and held-out captions are then
+    misread.
     """
     stated = STATES_COLOR[scene.family]
     kinds = list(dict.fromkeys((o.shape, o.color if stated else "any") for o in scene.objects))
