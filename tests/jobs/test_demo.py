@@ -30,7 +30,7 @@ def test_without_emoji_every_other_source_stays(tmp_path):
         assert names(other.data.sources) == [name for name in names(one.data.sources) if name != "emoji"]
         assert names(other.evaluate.sources) == ["scenes-heldout"]
     full = {stage.stage.name: stage for stage in Demo(out=tmp_path, scale=FULL, emoji=False).pipeline().stages}
-    assert names(full["understand"].data.sources) == ["scenes", "singles"]
+    assert names(full["understand"].data.sources) == ["scenes"]
 
 
 def test_two_sizes_at_once_are_refused(tmp_path):
