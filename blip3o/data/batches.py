@@ -163,7 +163,8 @@ class SampleEncoder:
                 return self.template.form(self.tokenizer, caption, pairs[:end])
 
             return _longest(fill, len(pairs), self.max_length)
-        told, grey, apart = self._told(raw, caption, generator)
+        told, grey = self._told(raw, caption, generator)
+        apart = self.apart and not raw.meta.get("conversations")  # whose turns follow from one another
 
         def talk(end: int) -> Encoded:
             if apart:
@@ -173,20 +174,18 @@ class SampleEncoder:
 
         return replace(_longest(talk, len(told), self.max_length), grey=grey)
 
-    def _told(
-        self, raw: RawSample, caption: str, generator: np.random.Generator
-    ) -> tuple[list[tuple[str, str]], bool, bool]:
-        """A conversation as it went, else some questions that are drawn, else a description; whether the questions are
-        about the picture in grey; and whether they are asked apart.
+    def _told(self, raw: RawSample, caption: str, generator: np.random.Generator) -> tuple[list[tuple[str, str]], bool]:
+        """A conversation as it went, else some questions that are drawn, else a description; and whether the questions
+        are about the picture in grey.
         """
         if raw.meta.get("conversations"):
-            return conversation_pairs(raw.meta["conversations"]), False, False
+            return conversation_pairs(raw.meta["conversations"]), False
         asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
         colorless = [pair for pair in asked if pair.get("grey")]
         grey = bool(self.grey and colorless) and generator.random() < self.grey
         asked = colorless if grey else asked
         chosen = self._chosen(asked, generator)[: self.questions]
-        return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen], grey, self.apart
+        return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen], grey
 
     def _chosen(self, asked: list[dict[str, Any]], generator: np.random.Generator) -> list[int]:
         """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:

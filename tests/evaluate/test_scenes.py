@@ -1,5 +1,7 @@
 """The judge sees what is drawn, also blurred, noisy or at other sizes, sees nothing where nothing is, and is strict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -13,8 +15,19 @@ from blip3o.rng import numpy_generator
 
 
 def composed(number: int, *, size: int = 64) -> list[Scene]:
-    """Scenes of both splits and all families."""
-    return [scenes.compose(i, split=("train", "heldout")[i // 6 % 2], seed=11, size=size) for i in range(number)]
+    """Scenes of both splits and all families, moved off their cells and with smaller objects: a model may draw any."""
+    return [
+        moved(scenes.compose(i, split=("train", "heldout")[i // 6 % 2], seed=11, size=size), i) for i in range(number)
+    ]
+
+
+def moved(scene: Scene, index: int) -> Scene:
+    """The scene with all its objects moved alike, up to 2 pixels of 64, and all smaller by up to as many."""
+    most, rng = scene.size // 32, numpy_generator("moved", index)
+    x, y = (int(v) for v in rng.integers(-most, most, size=2, endpoint=True))
+    less = int(rng.integers(most, endpoint=True))
+    boxes = [(o.box[0] + x, o.box[1] + y, o.box[2] + x - less, o.box[3] + y - less) for o in scene.objects]
+    return replace(scene, objects=tuple(replace(o, box=box) for o, box in zip(scene.objects, boxes, strict=True)))
 
 
 def record_of(scene: Scene) -> dict:

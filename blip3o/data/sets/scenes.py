@@ -20,8 +20,8 @@ from blip3o.rng import numpy_generator
 MIN_SIZE = 48  # below it the smallest shapes are no longer told apart
 # Lengths in pixels of a picture of 64; other sizes are scaled from it.
 _REFERENCE_SIZE = 64
-# Corners and sides of objects are whole cells: of a shape there are then so few views that a model of two million
-# weights learns it in minutes on two cores; at free positions it had not begun to after as many.
+# Corners and sides of objects are whole cells: a shape then looks one of a few ways, which a small model can learn in
+# minutes on two cores.
 _CELL = 8
 _SIDES = {1: (4, 6), 2: (3, 3), 3: (2, 2), 4: (2, 2)}  # of an object in cells, by their number
 _MARGIN = 4  # to the picture's edge
@@ -57,7 +57,8 @@ def _layout(rng: np.random.Generator, number: int, size: int, *, related: bool) 
     """Square boxes that keep their distance; if `related`, exactly one relation holds between the first two."""
     while True:
         boxes = [_box(rng, _SIDES[number], size) for _ in range(number)]
-        apart = all(_apart(a, b, _scaled(_CELL, size) - 1) for i, a in enumerate(boxes) for b in boxes[:i])
+        gap = _scaled(_CELL, size) - 1  # a cell, of which rounding at other sizes may take a pixel
+        apart = all(_apart(a, b, gap) for i, a in enumerate(boxes) for b in boxes[:i])
         if apart and (not related or len(relations(boxes[0], boxes[1])) == 1):
             return boxes
 
