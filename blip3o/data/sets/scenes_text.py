@@ -4,6 +4,7 @@ All captions of a scene state the same facts: shapes and numbers always, colours
 text of a training scene names a held-out pair, not even to deny it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,13 @@ def noun(shape: str, color: str | None = None, count: int = 1) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
+def left_to_right(objects: Sequence[SceneObject]) -> list[SceneObject]:
+    """Objects by their left edges, those of one column from top to bottom."""
+    return sorted(objects, key=lambda o: o.box[:2])
+
+
 def captions(scene: Scene) -> list[str]:
-    """All phrasings of a scene, the plain one first; all name its objects in the order of `caption_questions`."""
+    """All phrasings of a scene, the plain one first; all name its objects in the same order."""
     stated = _statement(scene, colors=STATES_COLOR[scene.family])
     return [stated, f"a photo of {stated}", f"a picture of {stated}", f"{stated} on a {scene.ground} ground"]
 
@@ -59,7 +65,7 @@ def questions(scene: Scene, *, heldout: bool, rng: np.random.Generator) -> list[
     objects = scene.objects
     chosen = objects[int(rng.integers(len(objects)))]
     found = [_color(chosen, objects), _shape(chosen, objects), _count(chosen, objects, ask_all=bool(rng.integers(2)))]
-    found += [_position(objects)] if len(objects) == 2 else []
+    found += [_position(*rng.permutation(len(objects)), objects)] if len(objects) == 2 else []
     absent = _absent(objects, heldout=heldout, rng=rng)
     found += [_presence(chosen.shape, chosen.color, "yes"), _presence(*absent, "no"), *_listings(objects)]
     return [question for question in found if question]
@@ -69,20 +75,22 @@ def caption_questions(scene: Scene) -> list[dict[str, Any]]:
     """The `caption_qa` of a scene: all that its captions state, as short questions that any of them answers.
 
     Shape and colour of the first and of the second kind of object ("any" for a colour that is not stated, "none" for a
-    kind that is not there), the number of objects, and where the first stands. Asked by the place in the caption, not
-    by shape: "which colour has the circle?" teaches which colours are never a circle's, and held-out captions are then
-    misread.
+    kind that is not there), the number of objects, and where the first stands. First is what is first in the picture
+    from left to right and from top to bottom, whichever the caption names first: what a generator is told stands in
+    the order in which it draws. Asked by place, not by shape: "which colour has the circle?" teaches which colours are
+    never a circle's, and held-out captions are then misread.
     """
     stated = STATES_COLOR[scene.family]
-    kinds = list(dict.fromkeys((o.shape, o.color if stated else "any") for o in scene.objects))
+    objects = left_to_right(scene.objects)
+    kinds = list(dict.fromkeys((o.shape, o.color if stated else "any") for o in objects))
     (shape, color), (other_shape, other_color) = [*kinds, ("none", "none")][:2]
     answers = {
         "first shape?": shape,
         "first color?": color,
         "second shape?": other_shape,
         "second color?": other_color,
-        "number?": str(len(scene.objects)),
-        "place?": _place(scene.relation) if scene.relation else "none",
+        "number?": str(len(objects)),
+        "place?": _place(min(relations(objects[0].box, objects[1].box))) if scene.relation else "none",
     }
     return [{"question": question, "answer": answer} for question, answer in answers.items()]
 
@@ -120,8 +128,8 @@ def _count(chosen: SceneObject, objects: tuple[SceneObject, ...], *, ask_all: bo
     return _qa("count", f"How many {things} are there?", str(number), COUNT_CHOICES, grey=True)
 
 
-def _position(objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
-    a, b = objects
+def _position(one: int, other: int, objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
+    a, b = objects[one], objects[other]
     holding = relations(a.box, b.box)
     if len(holding) != 1 or a.shape == b.shape:
         return None
@@ -149,7 +157,7 @@ def _absent(objects: tuple[SceneObject, ...], *, heldout: bool, rng: np.random.G
 
 
 def _listings(objects: tuple[SceneObject, ...]) -> list[dict[str, Any]]:
-    ordered = sorted(objects, key=lambda o: (o.box[0], o.box[1]))
+    ordered = left_to_right(objects)
     named = ", ".join(f"{o.color} {o.shape}" for o in ordered)
     shapes = ", ".join(o.shape for o in ordered)
     return [_qa("listing", "List the objects.", named, ()), _qa("shapes", "List the shapes.", shapes, (), grey=True)]

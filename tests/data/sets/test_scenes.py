@@ -257,11 +257,17 @@ def test_the_full_caption_leaves_nothing_out(records):
         assert found == Counter(things(record))
 
 
+# What is right of or below something comes after it from left to right and from top to bottom.
+LATER = {"right of": "left of", "below": "above"}
+
+
 def filled(caption):
     """The form of a scene as a caption of it alone answers it."""
     words = re.sub(r"^a (?:photo|picture) of | on a [a-z ]+ ground$", "", caption)
     first, *rest = re.split(r" (left of|right of|above|below|and) ", words)
     relation, second = rest or ("and", None)
+    if relation in LATER:
+        first, relation, second = second, LATER[relation], first
     named = [parsed(part) for part in (first, second) if part]
     form = {"number?": str(sum(number for number, _, _ in named)), "second shape?": "none", "second color?": "none"}
     for place, (_, color, shape) in zip(("first", "second"), named, strict=False):
@@ -275,3 +281,18 @@ def test_every_caption_fills_the_form_of_its_scene_alike(records):
         assert len(record["captions"]) == 4
         for caption in record["captions"]:
             assert filled(caption) == form
+
+
+def test_without_a_relation_captions_name_objects_from_left_to_right(records):
+    for record in records:
+        corners = [item["box"][:2] for item in record["objects"]]
+        if "relation" not in record:
+            assert corners == sorted(corners)
+    said = Counter(record["relation"]["relation"] for record in records if "relation" in record)
+    assert min(said[name] for name in ("left of", "right of", "above", "below")) > 0.15 * said.total()
+
+
+def test_where_the_first_object_asked_about_stands_is_evenly_drawn(records):
+    """Else a reply by the order of the question would be right more often than by chance."""
+    told = Counter(pair["answer"] for record in records for pair in record["qa"] if pair["kind"] == "position")
+    assert set(told) == {"left", "right", "above", "below"} and min(told.values()) > 0.15 * told.total()
