@@ -30,13 +30,27 @@ AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
 LATENT_IMAGES = 512  # whose latents are measured
 KL_WEIGHT = 1e-4  # of the autoencoder's divergence beside its squared error
 
+# The table's columns of shares, by the fields of `Row`.
+SHARES = {
+    "exact": "exact",
+    "shape": "shape",
+    "color": "color",
+    "bound": "decoder's bound",
+    "luck": "luck",
+    "cosine": "cosine",
+    "diversity": "diversity",
+    "understanding": "answers",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One compared run: its training, and shares of held-out scenes drawn right (`exact`: in everything stated).
 
     `shape` and `color` are shares too, `bound` what the decoder makes of true targets, `luck` the drawings against
-    other captions; `understanding` is the share of questions answered right.
+    other captions; `understanding` is the share of questions answered right. `cosine` is that of what is drawn to what
+    is true, in the run's own target space, and `diversity` the distance of drawings of one prompt over that of drawings
+    of different ones (blip3o.evaluate.own).
     """
 
     run: str
@@ -48,6 +62,8 @@ class Row:
     color: float
     bound: float
     luck: float
+    cosine: float
+    diversity: float
     understanding: float
 
 
@@ -172,7 +188,7 @@ def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
     decoding = [] if recipe.model.objective == "vae_flow" else ["ablation-decoder"]
     bundle = export(recipe, [*recipe.stage.start_from, *decoding, name], f"{root}/ablation/{name}/bundle")
     scores = evaluate(recipe, bundle, f"{root}/ablation/{name}").scores
-    drawn, steps = scores["scenes"], recipe.optim.steps
+    drawn, own, steps = scores["scenes"], scores["own"], recipe.optim.steps
     tail = [row["loss"] for row in read_metrics(recipe)[-max(steps // 10, 1) :]]
     return Row(
         run=name,
@@ -184,6 +200,8 @@ def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
         color=drawn["color"],
         bound=drawn["upper_bound"],
         luck=drawn["shuffled"],
+        cosine=own["own_cosine"]["value"],
+        diversity=own["diversity"]["own_diversity"],
         understanding=scores["understanding"]["accuracy"],
     )
 
@@ -204,12 +222,11 @@ def _write(uri: str, stages: Mapping[str, Recipe], rows: Sequence[Row], size: di
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """The lines of a Markdown table."""
-    yield "| run | steps | loss, last tenth | exact | shape | color | decoder's bound | luck | answers |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield f"| run | steps | loss, last tenth | {' | '.join(SHARES.values())} |"
+    yield "|---" * (3 + len(SHARES)) + "|"
     for row in rows:
-        shares = (row.exact, row.shape, row.color, row.bound, row.luck, row.understanding)
-        cells = [row.run, row.steps, f"{row.loss:.4f}", *(f"{share:.3f}" for share in shares)]
-        yield f"| {' | '.join(str(cell) for cell in cells)} |"
+        shares = " | ".join(f"{getattr(row, name):.3f}" for name in SHARES)
+        yield f"| {row.run} | {row.steps} | {row.loss:.4f} | {shares} |"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -61,8 +61,9 @@ def test_every_compared_run_differs_in_what_is_compared_alone():
 def test_the_table_has_a_line_for_each_run():
     row = Row(
         run="ablation-clip-flow", stage="generate", steps=200, loss=0.25, exact=0.5, shape=0.75,
-        color=0.625, bound=0.9, luck=0.1, understanding=0.8,
+        color=0.625, bound=0.9, luck=0.1, cosine=0.4, diversity=0.3, understanding=0.8,
     )  # fmt: skip
     lines = list(table([row]))
-    assert lines[-1] == "| ablation-clip-flow | 200 | 0.2500 | 0.500 | 0.750 | 0.625 | 0.900 | 0.100 | 0.800 |"
-    assert {line.count("|") for line in lines} == {10}
+    shares = "0.500 | 0.750 | 0.625 | 0.900 | 0.100 | 0.400 | 0.300 | 0.800"
+    assert lines[-1] == f"| ablation-clip-flow | 200 | 0.2500 | {shares} |"
+    assert {line.count("|") for line in lines} == {12}
