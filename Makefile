@@ -8,7 +8,7 @@ BENCHMARKS := $(filter-out __init__ recovery elastic,$(basename $(notdir $(wildc
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full test lint bench bench-data clean
+.PHONY: help demo demo-full test lint bench bench-data lmms clean
 .DELETE_ON_ERROR:
 
 help:  ## what can be made
@@ -35,8 +35,10 @@ bench: $(STAMP)  ## every benchmark; results in benchmarks/results
 bench-data: $(BENCH_STAMP)  ## the data engine against other loaders; tables in docs/data.md
 	@for name in $(DATA_BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
+lmms: .venv-lmms/.installed  ## an environment of lmms-eval, for `.venv-lmms/bin/python -m jobs.lmms`
+
 clean:  ## removes the environment, caches and runs
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build runs
+	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first: without it, what is in .venv may be half made and is made anew; with it, a
@@ -53,4 +55,10 @@ $(STAMP): pyproject.toml constraints.txt
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps mosaicml-streaming
+	@touch $@
+
+.venv-lmms/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-lmms
+	.venv-lmms/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lmms]'
+	.venv-lmms/bin/pip install -q --disable-pip-version-check --no-deps lmms-eval==0.7.3
 	@touch $@

@@ -1,0 +1,23 @@
+"""What lmms-eval calls for the task `blip3o_scenes`. `jobs.lmms` puts a copy where it is looked for: beside the task."""
+
+import io
+from typing import Any
+
+from PIL import Image
+
+from blip3o.evaluate.understanding import normalise
+
+
+def pictures(row: dict[str, Any]) -> list[Image.Image]:
+    """The picture of a question."""
+    return [Image.open(io.BytesIO(row["image"])).convert("RGB")]
+
+
+def question(row: dict[str, Any]) -> str:
+    """Its words."""
+    return row["question"]
+
+
+def judged(row: dict[str, Any], replies: list[str]) -> dict[str, float]:
+    """Whether the reply is the answer, as `blip3o evaluate` compares them."""
+    return {"accuracy": float(normalise(replies[0]) == normalise(row["answer"]))}
