@@ -1,7 +1,7 @@
 """Scores a server or a bundle with lmms-eval: `.venv-lmms/bin/python -m jobs.lmms --target http://… [--tasks mme,…]`.
 
 `make lmms` builds that environment. A server is asked over its OpenAI-compatible API, a bundle in lmms-eval's process
-(blip3o.evaluate.lmms). `blip3o_scenes`, the task that comes with the project, asks about held-out scenes: questions
+(jobs.lmms_model). `blip3o_scenes`, the task that comes with the project, asks about held-out scenes: questions
 with three or more answers, judged as `blip3o evaluate` judges them. All other tasks are lmms-eval's.
 """
 

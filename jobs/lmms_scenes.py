@@ -1,4 +1,4 @@
-"""What lmms-eval calls for the task `blip3o_scenes`. `jobs.lmms` puts a copy where it is looked for: beside the task."""
+"""What lmms-eval calls for the task `blip3o_scenes`: `jobs.lmms` puts a copy beside the task, where it is sought."""
 
 import io
 from typing import Any

@@ -65,7 +65,7 @@ def questions(scene: Scene, *, heldout: bool, rng: np.random.Generator) -> list[
     objects = scene.objects
     chosen = objects[int(rng.integers(len(objects)))]
     found = [_color(chosen, objects), _shape(chosen, objects), _count(chosen, objects, ask_all=bool(rng.integers(2)))]
-    found += [_position(*rng.permutation(len(objects)), objects)] if len(objects) == 2 else []
+    found += [_position(objects, first=int(rng.permutation(2)[0]))] if len(objects) == 2 else []
     absent = _absent(objects, heldout=heldout, rng=rng)
     found += [_presence(chosen.shape, chosen.color, "yes"), _presence(*absent, "no"), *_listings(objects)]
     return [question for question in found if question]
@@ -128,8 +128,8 @@ def _count(chosen: SceneObject, objects: tuple[SceneObject, ...], *, ask_all: bo
     return _qa("count", f"How many {things} are there?", str(number), COUNT_CHOICES, grey=True)
 
 
-def _position(one: int, other: int, objects: tuple[SceneObject, ...]) -> dict[str, Any] | None:
-    a, b = objects[one], objects[other]
+def _position(objects: tuple[SceneObject, ...], *, first: int) -> dict[str, Any] | None:
+    a, b = objects[first], objects[1 - first]
     holding = relations(a.box, b.box)
     if len(holding) != 1 or a.shape == b.shape:
         return None
