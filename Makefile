@@ -57,8 +57,9 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps mosaicml-streaming
 	@touch $@
 
+# lmms-eval comes without its dependencies (see the extra) and reaches into filelock 3.
 .venv-lmms/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-lmms
 	.venv-lmms/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[lmms]'
-	.venv-lmms/bin/pip install -q --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	.venv-lmms/bin/pip install -q --disable-pip-version-check --no-deps lmms-eval==0.7.3 'filelock<4'
 	@touch $@

@@ -84,8 +84,14 @@ def evaluate(target: str, *, model: str, tasks: Sequence[str], scenes: int, out:
     settings.export({"OPENAI_API_KEY": "none"})  # the client refuses to start without one, whoever is asked
     folder.mkdir(parents=True, exist_ok=True)
     line = command(target, model=model, tasks=tasks, folder=folder, out=out, limit=limit)
-    if (code := subprocess.run(line).returncode) != 0:
-        raise ServiceError(f"lmms-eval ended with exit code {code}: {' '.join(line)}")
+    before = _results(out)
+    code = subprocess.run(line).returncode
+    if code != 0 or _results(out) == before:  # it ends with 0 after errors, too
+        raise ServiceError(f"lmms-eval ended with exit code {code} and left no results: {' '.join(line)}")
+
+
+def _results(out: Path) -> set[Path]:
+    return set(out.rglob("*_results.json"))
 
 
 def main(argv: list[str] | None = None) -> int:
