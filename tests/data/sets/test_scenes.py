@@ -223,7 +223,7 @@ def test_yes_and_no_are_balanced_and_training_text_names_no_held_out_pair(record
             assert HELDOUT_PAIRS.isdisjoint((SINGULAR.get(shape, shape), color) for color, shape in named)
 
 
-def test_built_twice_the_bytes_are_equal_and_a_whole_set_is_left_alone(tmp_path):
+def test_built_twice_the_bytes_are_equal_and_a_whole_set_is_left_alone(tmp_path, monkeypatch):
     numbers = {"train": 12, "heldout": 5, "samples_per_shard": 10}
     summary = scenes.build_scenes(str(tmp_path / "a"), **numbers)
     scenes.build_scenes(str(tmp_path / "b"), **numbers)
@@ -232,6 +232,9 @@ def test_built_twice_the_bytes_are_equal_and_a_whole_set_is_left_alone(tmp_path)
     assert not scenes.build_scenes(str(tmp_path / "a"), **numbers).built
     with pytest.raises(DataError, match="another folder"):
         scenes.build_scenes(str(tmp_path / "a"), **numbers, seed=1)
+    monkeypatch.setattr(scenes, "EDITION", scenes.EDITION + 1)
+    with pytest.raises(DataError, match="another folder"):
+        scenes.build_scenes(str(tmp_path / "a"), **numbers)
 
 
 @pytest.mark.parametrize(
