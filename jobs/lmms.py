@@ -80,7 +80,8 @@ def evaluate(target: str, *, model: str, tasks: Sequence[str], scenes: int, out:
     folder = out / "tasks"
     if SCENES_TASK in tasks:
         print(f"{SCENES_TASK}: {write_scenes_task(folder, scenes=scenes)} questions about {scenes} held-out scenes")
-        settings.export({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if tasks == [SCENES_TASK] else {})
+    if tasks == [SCENES_TASK]:  # it needs no network, and must not wait for one
+        settings.export({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     settings.export({"OPENAI_API_KEY": "none"})  # the client refuses to start without one, whoever is asked
     folder.mkdir(parents=True, exist_ok=True)
     line = command(target, model=model, tasks=tasks, folder=folder, out=out, limit=limit)

@@ -15,7 +15,7 @@ from blip3o.rng import numpy_generator
 
 
 def composed(number: int, *, size: int = 64) -> list[Scene]:
-    """Scenes of both splits and all families, moved off their cells and with smaller objects: a model may draw any."""
+    """Scenes of both splits and all families, moved off their places and with smaller objects: a model may draw any."""
     return [
         moved(scenes.compose(i, split=("train", "heldout")[i // 6 % 2], seed=11, size=size), i) for i in range(number)
     ]
