@@ -5,7 +5,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def base(s3, ray_cluster):
-    """The URI below which the recipes of `tests.jobs.world` find their data and start weights."""
+    """The URI below which the recipes of `tests.jobs.world` find their data and start weights.
+
+    The last scene is cut short, so whoever trains on them trains beside damage.
+    """
     from blip3o.data.sets.scenes import build_scenes
     from jobs.index import index
     from jobs.tokenizer import train_tokenizer
@@ -14,6 +17,7 @@ def base(s3, ray_cluster):
     uri = f"{s3}/jobs"
     made = world.recipe(uri, evaluate=world.VALIDATED)
     build_scenes(f"{uri}/data/scenes", train=world.SCENES, heldout=8, samples_per_shard=40)
+    world.damage_last(f"{uri}/data/scenes")
     index(made)
     train_tokenizer(made)
     world.write_finals(made)

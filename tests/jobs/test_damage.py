@@ -3,13 +3,13 @@
 import pytest
 
 from blip3o.data import storage
+from blip3o.data.batches import Task, build_micro_batches
 from blip3o.data.ledger import read_ledger
 from blip3o.data.manifest import ledger_file, manifest_file, read_manifest
 from blip3o.errors import DataError
 from jobs.index import index
 from jobs.tokenizer import train_tokenizer
-from jobs.train import check_data, train
-from jobs.train_worker import read_metrics
+from jobs.train import check_data
 from tests.data.shards import header_of, png, put, sample, samples, tar
 from tests.jobs import world
 
@@ -28,13 +28,7 @@ def shards():
 @pytest.fixture(scope="module")
 def damaged(base):
     """A recipe over two damaged shards."""
-    made = world.recipe(
-        base,
-        run={"name": "damaged"},
-        data={"root": f"{base}/damaged", "max_bad_share": 0.2},
-        optim={"steps": 2, "warmup": 0},
-        parallel={"workers": 1},
-    )
+    made = world.recipe(base, run={"name": "damaged"}, data={"root": f"{base}/damaged", "max_bad_share": 0.2})
     for number, data in enumerate(shards()):
         put(f"{made.data.root}/scenes", f"train-{number:05d}.tar", data)
     return made
@@ -48,7 +42,7 @@ def manifest_of(made):
     return f"{made.data.root}/manifests/scenes"
 
 
-def test_damage_is_named_and_training_goes_on_without_it(damaged):
+def test_damage_is_named_and_left_out_of_the_micro_batches(damaged):
     [summary] = index(damaged)
     assert (summary.bad_rows, summary.manifest.rows, summary.manifest.good_rows) == (3, 22, 19)
     entries = {entry.uid: entry for entry in read_ledger(ledger_file(manifest_of(damaged)))}
@@ -58,10 +52,11 @@ def test_damage_is_named_and_training_goes_on_without_it(damaged):
         assert entries[uid].uri.endswith(f"train-0000{uid.split('/')[1]}.tar")
         assert entries[uid].stage == "index"
     train_tokenizer(damaged)
-    assert train(damaged)["summary"]["steps"] == 2
-    assert len(read_metrics(damaged)) == 2
-    # What indexing left out, training never met.
-    assert read_ledger(storage.join(damaged.run.storage, "damaged", "ledger")) == []
+    build = build_micro_batches(damaged, Task.DRAW)
+    batches = range(-(-summary.manifest.good_rows // damaged.optim.micro_batch))
+    assert [len(build(number)["input_ids"]) for number in batches] == [damaged.optim.micro_batch] * len(batches)
+    drawn = {uid for number in batches for uid in build.uids(number)}
+    assert drawn == {f"scenes/{shard}/{row}" for shard, rows in enumerate((12, 10)) for row in range(rows)} - set(DAMAGED)
 
 
 def test_damage_beyond_the_budget_leaves_no_manifest(damaged):

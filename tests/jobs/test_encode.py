@@ -2,6 +2,7 @@
 
 import threading
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -49,25 +50,6 @@ def files(recipe):
     return {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(folder.uri, suffix=".bin")}
 
 
-def test_training_on_stored_and_on_streamed_features_is_training_online(base, ray_cluster):
-    """Three stages of one fit that differ in nothing else; none starts from another."""
-    cached = made(base, "from-cache")
-    with pytest.raises(DataError, match="source 'scenes' has no features for 3 of 3 shards: .* jobs.encode RECIPE"):
-        train(cached)
-    (done,) = encode(cached, SMALL)
-    assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, 96, 0, 0)
-    assert done.stored_bytes == 96 * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
-    stages = tuple(made(base, f"from-{kind}", features=kind) for kind in ("online", "cache", "stream"))
-    results = train_pipeline(Pipeline(name="features", stages=stages))
-    online, *others = [figures(stage) for stage in stages]
-    assert len(online) == STEPS
-    for rows, result in zip(others, results[1:], strict=True):
-        assert rows == online
-        assert result["sha256"] == results[0]["sha256"]
-        assert result["identity"] != results[0]["identity"]
-    assert {name.split(".")[0] for name in results[1]["tensors"]} == {"queries", "dit"}
-
-
 @pytest.fixture(scope="module")
 def many(base, ray_cluster):
     """For a source of thirty shards, whose features are stored."""
@@ -76,6 +58,84 @@ def many(base, ray_cluster):
     index(recipe)
     encode(recipe, SMALL)
     return recipe
+
+
+def poison(recipe, uid):
+    """Writes NaN over the stored features of one sample, with a checksum that fits: no encoder's, but a cache's."""
+    ((manifest, folder),) = FeatureCache.of(recipe).sources()
+    _, shard, row = uid.rsplit("/", 2)
+    header = folder.header(manifest.shards[int(shard)])
+    data = bytearray(storage.read_bytes(folder.file(int(shard))))
+    record = header.record
+    offset, size = record_range(record, int(row))
+    payload = np.full((record.tokens, record.channels), np.nan, "<f4").tobytes()
+    data[offset : offset + size] = payload + zlib.crc32(payload).to_bytes(CRC_BYTES, "little")
+    storage.write_bytes(folder.file(int(shard)), bytes(data))
+
+
+@contextmanager
+def poisoned(recipe, uid):
+    """The same for a while."""
+    before = files(recipe)
+    poison(recipe, uid)
+    yield
+    for uri, data in before.items():
+        storage.write_bytes(uri, data)
+
+
+KINDS = ("online", "cache", "stream")
+BLAMED = 5  # of the micro-batches: in step 2
+
+
+@pytest.fixture(scope="module")
+def trained(base, many):
+    """Four stages of one fit, of which none starts from another, and their results.
+
+    The first three differ in where their features come from, and in nothing else; the last one meets features that are
+    no numbers. With them the samples of the micro-batch that holds these.
+    """
+    stages = [made(base, f"from-{kind}", features=kind) for kind in KINDS]
+    (done,) = encode(stages[1], SMALL)
+    good = world.SCENES - 1
+    assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, good, 1, 0)
+    assert done.stored_bytes == world.SCENES * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
+    last = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"rewinds": 1})
+    uids = build_micro_batches(last, Task.DRAW, FeatureCache.of(last).sha256).uids(BLAMED)
+    stages.append(last)
+    with poisoned(last, uids[3]):
+        results = train_pipeline(Pipeline(name="features", stages=tuple(stages)))
+    return dict(zip((*KINDS, "poisoned"), zip(stages, results, strict=True), strict=True)), uids
+
+
+def test_training_on_stored_and_on_streamed_features_is_training_online(trained):
+    runs, _ = trained
+    (_, expected), *others = (runs[kind] for kind in KINDS)
+    online = figures(runs["online"][0])
+    assert len(online) == STEPS
+    for recipe, result in others:
+        assert figures(recipe) == online
+        assert result["sha256"] == expected["sha256"]
+        assert result["identity"] != expected["identity"]
+    assert {name.split(".")[0] for name in expected["tensors"]} == {"queries", "dit"}
+
+
+def test_a_sample_whose_features_are_no_numbers_is_put_in_quarantine_and_the_run_ends(trained):
+    runs, blamed = trained
+    recipe, result = runs["poisoned"]
+    assert [row["step"] for row in figures(recipe)] == list(range(STEPS))
+    assert all(np.isfinite(row["loss"]) for row in figures(recipe))
+    run = f"{recipe.run.storage}/poisoned"
+    [entry] = read_quarantine(run).entries
+    assert (entry.step, entry.since, list(entry.uids)) == (2, 2 * recipe.optim.micro_batches, blamed)
+    noted = {it.uid: it.reason for it in read_ledger(f"{run}/ledger")}
+    assert set(noted) == set(blamed)
+    assert all(reason.startswith("quarantined: the loss is nan at step 2") for reason in noted.values())
+    assert result["summary"]["steps"] == STEPS
+
+
+def test_training_on_features_that_are_not_stored_is_refused(base):
+    with pytest.raises(DataError, match="source 'scenes' has no features for 3 of 3 shards: .* jobs.encode RECIPE"):
+        train(made(base, "lacking", dtype="int8"))
 
 
 def test_the_job_goes_on_where_it_stopped_also_when_its_actor_is_killed(base, many):
@@ -126,42 +186,6 @@ def test_verifying_passes_whole_files_and_names_damaged_ones(base, many, tmp_pat
     storage.write_bytes(uri, bytes(whole))
     assert main([*options, "--verify"]) == 1
     assert f"error: {uri}: the features of row " in capsys.readouterr().err
-
-
-def poison(recipe, uid):
-    """Writes NaN over the stored features of one sample, with a checksum that fits: no encoder's, but a cache's."""
-    ((manifest, folder),) = FeatureCache.of(recipe).sources()
-    _, shard, row = uid.rsplit("/", 2)
-    header = folder.header(manifest.shards[int(shard)])
-    data = bytearray(storage.read_bytes(folder.file(int(shard))))
-    record = header.record
-    offset, size = record_range(record, int(row))
-    payload = np.full((record.tokens, record.channels), np.nan, "<f4").tobytes()
-    data[offset : offset + size] = payload + zlib.crc32(payload).to_bytes(CRC_BYTES, "little")
-    storage.write_bytes(folder.file(int(shard)), bytes(data))
-
-
-def test_a_sample_whose_features_are_no_numbers_is_put_in_quarantine_and_the_run_ends(base, many):
-    recipe = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"rewinds": 1})
-    before = files(recipe)
-    number = 5  # of micro-batches; of step 2
-    batches = build_micro_batches(recipe, Task.DRAW, FeatureCache.of(recipe).sha256)
-    blamed = batches.uids(number)
-    poison(recipe, blamed[3])
-    try:
-        result = train(recipe)
-    finally:
-        for uri, data in before.items():
-            storage.write_bytes(uri, data)
-    assert [row["step"] for row in figures(recipe)] == list(range(STEPS))
-    assert all(np.isfinite(row["loss"]) for row in figures(recipe))
-    run = f"{recipe.run.storage}/poisoned"
-    [entry] = read_quarantine(run).entries
-    assert (entry.step, entry.since, list(entry.uids)) == (2, 2 * recipe.optim.micro_batches, blamed)
-    noted = {it.uid: it.reason for it in read_ledger(f"{run}/ledger")}
-    assert set(noted) == set(blamed)
-    assert all(reason.startswith("quarantined: the loss is nan at step 2") for reason in noted.values())
-    assert result["summary"]["steps"] == STEPS
 
 
 def test_a_new_shard_is_encoded_alone(base, many):

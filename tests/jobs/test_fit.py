@@ -1,5 +1,10 @@
 """What a fit asks of Ray, and what it says of itself afterwards, as plain values."""
 
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
 import pytest
 
 from blip3o.config.pipeline import Pipeline
@@ -8,6 +13,7 @@ from blip3o.errors import ConfigError
 from jobs.fit import FitPlan, scaling, sharing, stream_encoders
 from jobs.train_worker import summarize
 from tests import recipes
+from tests.jobs import world
 
 
 def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
@@ -46,6 +52,24 @@ def test_encoders_of_the_stream_have_labels_of_their_own(encoding, both):
     encoders = stream_encoders(plan(data_labels=DECODE, encoder_labels=encoding))
     assert encoders.labels == encoding
     assert data_config(DECODE, encoders)._user_execution_options.label_selector == both
+
+
+MAKES_A_MICRO_BATCH = """
+import json, sys
+from jobs.fit import FitPlan, staged_micro_batches
+plan = FitPlan(**json.load(sys.stdin))
+made = staged_micro_batches(plan.pipeline(), plan.features)(0)
+print(len(made["input_ids"]), "torch" in sys.modules)
+"""
+
+
+def test_who_makes_micro_batches_does_not_load_pytorch(base):
+    """Which would be a second of each start, and memory in every process that decodes."""
+    made = world.recipe(base)
+    told = FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
+    command = [sys.executable, "-c", MAKES_A_MICRO_BATCH]
+    done = subprocess.run(command, input=json.dumps(asdict(told)), capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(made.optim.micro_batch), "False"], done.stderr
 
 
 def test_without_encoders_the_whole_stream_has_the_labels_of_decoding():

@@ -14,6 +14,8 @@ from blip3o import settings
 from blip3o.config.pipeline import load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.data.ledger import read_ledger
+from blip3o.data.manifest import ledger_file
 from blip3o.errors import ConfigError
 from blip3o.evaluate.run_report import render_run
 from blip3o.train.checkpoint import name_of
@@ -84,6 +86,13 @@ def test_figures_are_whole_and_plausible(quiet):
     assert (summary["steps"], summary["workers"], summary["zero_stage"]) == (24, 2, 1)
     assert 0 <= summary["data_wait_fraction"] < 1
     assert {name.split(".")[0] for name in result["tensors"]} == {"queries", "dit"}
+
+
+def test_what_indexing_found_damaged_no_step_met(quiet):
+    made, _ = quiet
+    [entry] = read_ledger(ledger_file(f"{made.data.root}/manifests/scenes"))
+    assert (entry.uid, entry.stage, entry.reason.split()[0]) == ("scenes/2/15", "index", "truncated")
+    assert read_ledger(storage.join(made.run.storage, made.run.name, "ledger")) == []
 
 
 def test_checkpoints_are_validated_and_drawn_beside_the_training(quiet):

