@@ -259,7 +259,7 @@ def test_a_dry_run_prints_the_recipe_and_stops(recipe, capsys):
     out = capsys.readouterr().out
     printed = build_recipe(yaml.safe_load(out))
     assert printed.optim.lr == 0.5
-    assert out.splitlines()[-1].startswith("# cli: scenes: 96 samples in 3 shards; ")
+    assert out.splitlines()[-1].startswith(f"# cli: scenes: {world.SCENES - 1} samples in 3 shards; ")
     assert json.loads(printed.model_dump_json())["run"]["name"] == "cli"
 
 
