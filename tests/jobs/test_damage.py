@@ -56,7 +56,8 @@ def test_damage_is_named_and_left_out_of_the_micro_batches(damaged):
     batches = range(-(-summary.manifest.good_rows // damaged.optim.micro_batch))
     assert [len(build(number)["input_ids"]) for number in batches] == [damaged.optim.micro_batch] * len(batches)
     drawn = {uid for number in batches for uid in build.uids(number)}
-    assert drawn == {f"scenes/{shard}/{row}" for shard, rows in enumerate((12, 10)) for row in range(rows)} - set(DAMAGED)
+    every = {f"scenes/{shard}/{row}" for shard, rows in enumerate((12, 10)) for row in range(rows)}
+    assert drawn == every - set(DAMAGED)
 
 
 def test_damage_beyond_the_budget_leaves_no_manifest(damaged):
