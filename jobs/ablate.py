@@ -28,7 +28,10 @@ logger = logging.getLogger(__name__)
 COMPARED = ("generate", "joint")  # stages of the runs that are compared
 AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
 LATENT_IMAGES = 512  # whose latents are measured
-KL_WEIGHT = 1e-4  # of the autoencoder's divergence beside its squared error
+# What is compared is what to generate, with autoencoder and encoder trained before, as in the paper: after so many steps
+# the judge takes about as much of what it restores as of what the decoder makes of features. They count for no run.
+AUTOENCODER_STEPS = 400
+KL_WEIGHT = 1e-6  # of its divergence beside its squared error
 
 # The table's columns of shares, by the fields of `Row`.
 SHARES = {
@@ -103,7 +106,7 @@ def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
     if not storage.exists(tokenizer_uri(first.data)):
         train_tokenizer(first)
     if not _finished(vae, AUTOENCODER):
-        train_autoencoder(vae, steps=stages["ablation-encoder"].optim.steps)
+        train_autoencoder(vae, steps=AUTOENCODER_STEPS)
     if not _finished(vae, LATENTS):
         measure_latents(vae)
 
@@ -118,7 +121,8 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     """Trains the recipe's autoencoder on its pictures, and leaves it as the finished run `AUTOENCODER`.
 
     The loss is the squared error of a sample's picture with `KL_WEIGHT` times the divergence from a standard normal
-    (Kingma and Welling, arXiv 1312.6114). Returns the mean squared error of the last step.
+    (Kingma and Welling, arXiv 1312.6114); the learning rate is the recipe's, stretched over the steps. Returns the mean
+    squared error of the last step.
     """
     import torch
 
@@ -126,6 +130,7 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     from blip3o.model.decoder import to_unit
     from blip3o.model.unified import UnifiedModel, initialize
     from blip3o.rng import torch_generator
+    from blip3o.train.schedule import learning_rate
     from blip3o.train.weights import final_uri, write_final
 
     torch.set_num_threads(recipe.parallel.threads)
@@ -133,9 +138,11 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     initialize(model, recipe.run.seed)
     vae: Any = model.get_submodule("decoder.vae")  # a module of diffusers
     draws = torch_generator(recipe.run.seed, "autoencoder")
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.optim.lr)
+    optim = recipe.optim.model_copy(update={"steps": steps})
+    optimizer = torch.optim.AdamW(vae.parameters())
     build = build_micro_batches(recipe, Task.PIXELS)
     for number in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(optim, number)
         images = to_unit(torch.tensor(build(number)["decoder_pixels"]))
         posterior = vae.encode(images).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=draws)

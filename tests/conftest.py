@@ -47,6 +47,11 @@ def pytest_configure(config):
     config.stash[STRAYS] = []
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of jobs come first: they are the longest, and what the last of several processes does should be short."""
+    items.sort(key=lambda item: "jobs" not in item.path.parts)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """One of several processes that share the tests (pytest-xdist) has ended, and says what it has left behind."""
