@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 COMPARED = ("generate", "joint")  # stages of the runs that are compared
 AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
 LATENT_IMAGES = 512  # whose latents are measured
-# What is compared is what to generate, with autoencoder and encoder trained before, as in the paper: after so many steps
-# the judge takes about as much of what it restores as of what the decoder makes of features. They count for no run.
+# What is compared is what to generate, with encoder and autoencoder trained before, as in the paper: after so many
+# steps the judge takes about as much of what it restores as of what the decoder makes of features. No run counts them.
 AUTOENCODER_STEPS = 400
 KL_WEIGHT = 1e-6  # of its divergence beside its squared error
 
