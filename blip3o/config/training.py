@@ -160,7 +160,7 @@ class ParallelConfig(Frozen):
         description="labels of the nodes that read and decode, as {ray-subcluster: preprocess}; any node if left out",
     )
     worker_labels: dict[str, str] = Field(
-        default={}, description="labels of the nodes that train, as {ray-subcluster: training}; any node if left out"
+        default={}, description="labels of the nodes that train, as {ray-subcluster: train}; any node if left out"
     )
     encoder_labels: dict[str, str] = Field(
         default={},

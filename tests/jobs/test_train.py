@@ -22,6 +22,7 @@ from blip3o.train.checkpoint import name_of
 from blip3o.train.places import tensorboard_folder
 from blip3o.train.rows import reproducible
 from blip3o.train.weights import final_uri, read_description, read_final, write_final
+from cluster.ports import LOOPBACK, free_ports
 from jobs.committed import SNAPSHOT, committed_step, committed_steps, lists_uri, shards_uri
 from jobs.runs import read_run
 from jobs.train import train, train_pipeline
@@ -33,6 +34,7 @@ from tests.train.events import read_scalars
 PATIENCE_S = 240
 POLL_S = 0.02
 WORKER = "RayTrainWorker"
+LABEL = "ray-subcluster"
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,39 @@ def test_one_worker_goes_on_from_two_and_learns_as_they_do(base, quiet):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
         assert one["lr"] == two["lr"]
+
+
+@pytest.fixture
+def nodes():
+    """A cluster of a head and two labelled nodes: its address, its dashboard, and the label of each node by its id."""
+    from ray.cluster_utils import Cluster
+
+    [port] = free_ports(1)
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_host": LOOPBACK, "dashboard_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    kinds = {cluster.add_node(num_cpus=2, labels={LABEL: kind}).node_id: kind for kind in ("preprocess", "train")}
+    yield cluster.address, f"http://{LOOPBACK}:{port}", kinds
+    cluster.shutdown()
+
+
+def test_a_run_spread_over_nodes_by_their_labels_is_the_run_on_one(nodes, base, tmp_path, quiet):
+    from ray.util.state import list_actors
+
+    undisturbed, expected = quiet
+    address, dashboard, kinds = nodes
+    places = {"data_labels": {LABEL: "preprocess"}, "worker_labels": {LABEL: "train"}}
+    options = {"run": {"name": "spread"}, "parallel": places}
+    file = world.write_recipe(tmp_path / "recipe.yaml", base, **options)
+    environment = settings.child_environment({"RAY_ADDRESS": address})
+    done = subprocess.run([sys.executable, "-m", "jobs.train", file], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    spread = world.recipe(base, **options)
+    assert figures(spread) == figures(undisturbed)
+    assert train(spread)["sha256"] == expected["sha256"]
+    actors = list_actors(address=dashboard, limit=1000, detail=True)
+    found = {(actor.class_name, kinds.get(actor.node_id)) for actor in actors}
+    assert {kind for name, kind in found if name == WORKER} == {"train"}
+    assert {kind for name, kind in found if "_Maker" in name} == {"preprocess"}
 
 
 def second(name, *, after):
