@@ -220,8 +220,10 @@ def _sample(number: int, item: Item, heldout: float, limits: LimitsConfig) -> wr
         "captions": words.record.get("captions") or [words.caption],
         "file": item.name,
     }
+    theirs = {key: words.record[key] for key in ours if key != "captions" and key in words.record}
+    record = {**words.record, **ours, **({"original": theirs} if theirs else {})}
     kind = Image.open(io.BytesIO(image), formats=FORMATS).format or ""
-    return writer.Sample(key=f"{number:07d}", image=image, ext=_EXTENSIONS[kind], record={**words.record, **ours})
+    return writer.Sample(key=f"{number:07d}", image=image, ext=_EXTENSIONS[kind], record=record)
 
 
 def _image_bytes(item: Item) -> bytes:

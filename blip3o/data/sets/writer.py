@@ -111,8 +111,10 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
         found, splits = document["settings"], document["splits"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{uri} is not a record of ours: take another folder or delete this one") from error
-    if found != dict(settings):
-        raise DataError(f"{out} holds a set made with {found}, not {dict(settings)}: take another folder or delete it")
+    differing = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
+    if differing:
+        changes = ", ".join(f"{key} {found.get(key)} and not {settings.get(key)}" for key in differing)
+        raise DataError(f"{out} holds a set made with {changes}: take another folder or delete it")
     sizes = {file.uri.rsplit("/", 1)[-1]: file.size for file in storage.list_files(out, suffix=".tar")}
     whole = all(sizes.get(shard["name"]) == shard["size"] for shards in splits.values() for shard in shards)
     return _summary(out, splits, built=False) if whole else None

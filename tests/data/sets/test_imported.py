@@ -28,7 +28,7 @@ def folder(tmp_path):
         "deep/b.json": json.dumps({"captions": ["two dots", "dots"], "score": 5}).encode(),
         "c.x.png": png(3),
         "c.x.txt": b"three dots",
-        "c.x.json": b'{"lang": "en"}',
+        "c.x.json": b'{"lang": "en", "source": "phone", "file": 7}',
         "readme.md": b"no image",
     }.items():
         storage.write_bytes(f"{tmp_path}/in/{name}", data)
@@ -64,6 +64,9 @@ def test_a_folder_becomes_shards(folder, tmp_path):
     ]
     assert [s.image for s in found] == [png(1), png(3), png(2)]
     assert (found[1].meta["lang"], found[2].meta["score"], found[2].meta["captions"]) == ("en", 5, ["two dots", "dots"])
+    # What it says of a picture under names of ours is kept aside.
+    assert [s.meta.get("original") for s in found] == [None, {"source": "phone", "file": 7}, None]
+    assert {s.meta["source"] for s in found} == {"import"}
 
 
 def test_an_import_again_changes_nothing_and_of_another_listing_is_refused(folder, tmp_path):
@@ -75,7 +78,7 @@ def test_an_import_again_changes_nothing_and_of_another_listing_is_refused(folde
     storage.delete(f"{out}/dataset.json")
     assert import_set(folder, out).summary.built
     storage.write_bytes(f"{folder}/d.png", png(4))
-    with pytest.raises(DataError, match="take another folder or delete it"):
+    with pytest.raises(DataError, match="holds a set made with digest [0-9a-f]+ and not [0-9a-f]+: take another folder"):
         import_set(folder, out)
 
 
