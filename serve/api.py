@@ -113,8 +113,8 @@ class _Face:
     async def complete_chat(self, body: ChatBody, request: Request) -> Response:
         """Answers a conversation."""
         self._check_model(body.model)
-        size = (await self._describe()).vision_size
-        image = None if body.image_url is None else await asyncio.to_thread(_read_image, body.image_url, size)
+        info = await self._describe()
+        image = None if body.image_url is None else await asyncio.to_thread(_read_image, body.image_url, info)
         asked = ChatRequest(
             turns=tuple(message.turn for message in body.messages), image=image, max_tokens=body.token_limit
         )
@@ -174,19 +174,22 @@ def _image_usage(reply: DrawReply, info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _read_image(url: str, size: int) -> Image.Image:
+def _read_image(url: str, info: ModelInfo) -> Image.Image:
     """The image of a `data:` URL as the model will see it, so that no more than that travels. Raises `ApiError`."""
 
     def refuse(message: str) -> ApiError:
         return ApiError(400, message, param="messages", code="invalid_image")
 
+    if info.vision_size == 0:
+        raise refuse("this model reads text alone: send no image_url")
     head, comma, payload = url.partition(",")
     if not (head.startswith("data:") and head.endswith(";base64") and comma):
         raise refuse("image_url must be 'data:image/...;base64,...': this server fetches nothing from elsewhere")
     if len(payload) > MAX_IMAGE * 4 // 3 + 4:
         raise refuse(f"the image is larger than {MAX_IMAGE} bytes: send a smaller one")
     try:
-        return Image.fromarray(decode_image(base64.b64decode(payload, validate=True), size))
+        data = base64.b64decode(payload, validate=True)
+        return Image.fromarray(decode_image(data, info.vision_size, info.vision_fit))
     except binascii.Error:
         raise refuse("image_url is not valid base64") from None
     except DataError:

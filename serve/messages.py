@@ -8,6 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from blip3o.config.fit import FitConfig
 from blip3o.data.templates import Turn
 from blip3o.errors import Blip3oError
 
@@ -60,12 +61,13 @@ class ChatReply:
 class ModelInfo:
     """What the HTTP face has to know of the model.
 
-    Sides in pixels of an image that it draws and of one that it looks at, feature tokens of a drawn image, and the
-    sampler's defaults.
+    Sides in pixels of an image that it draws and of one that it looks at (0 if it sees none), how a picture comes to the
+    latter, feature tokens of a drawn image, and the sampler's defaults.
     """
 
     image_size: int
     vision_size: int
+    vision_fit: FitConfig
     image_tokens: int
     steps: int
     guidance: float

@@ -8,6 +8,8 @@ import openai
 import pytest
 from PIL import Image
 
+from blip3o.config.fit import FitConfig
+from blip3o.data.decode import to_square
 from blip3o.errors import RequestError
 from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
@@ -104,6 +106,52 @@ def test_a_question_is_answered_as_by_the_pipeline(client, reference):
         assert reply.usage.total_tokens == prompt_tokens + reply.usage.completion_tokens
         assert choice.finish_reason == ("length" if reply.usage.completion_tokens == 5 else "stop")
         assert (reply.object, reply.model) == ("chat.completion", NAME)
+
+
+class Watched(LocalBackend):
+    """Notes the pictures that reach the engine."""
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.seen = []
+
+    async def chat(self, request):
+        self.seen.append(request.image)
+        return await super().chat(request)
+
+
+@pytest.fixture
+def ask_about(pipeline):
+    """Asks about a picture a server whose model has another vision; its answer, and the pictures that it was shown."""
+
+    def ask(vision, picture):
+        config = pipeline.model.config
+        changed = config.backbone.model_copy(update={"vision": vision})
+        pipeline.model.config = config.model_copy(update={"backbone": changed})
+        engine = Engine(pipeline)
+        engine.start()
+        backend = Watched(engine)
+        with Server(build_api(backend, NAME)) as server:
+            answer = raw("POST", server.url + CHAT, {"messages": question("What is it?", data_url(picture))})
+        engine.close()
+        return answer, backend.seen
+
+    return ask
+
+
+@pytest.mark.parametrize("mode", ["crop", "stretch"])
+def test_a_picture_is_cut_or_stretched_as_the_model_wants_it(ask_about, reference, mode):
+    wide = PICTURE.resize((90, 40))
+    vision = reference.model.config.backbone.vision.model_copy(update={"fit": FitConfig(mode=mode)})
+    answer, [shown] = ask_about(vision, wide)
+    assert answer.status == 200
+    assert shown.tobytes() == to_square(wide, vision.image_size, vision.fit).tobytes()
+
+
+def test_a_picture_is_refused_by_a_model_that_sees_none(ask_about):
+    answer, seen = ask_about(None, PICTURE)
+    assert_refusal(answer, 400, code="invalid_image", param="messages")
+    assert not seen
 
 
 def test_earlier_turns_count(client, reference):
