@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blip3o import log, settings
 from blip3o.config.load import dump, load_recipe
+from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import Blip3oError, ConfigError
 
@@ -51,6 +52,7 @@ def recipe_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 
 Action = Callable[[Recipe, argparse.Namespace], object]
+PipelineAction = Callable[[Pipeline, argparse.Namespace], object]
 
 
 def run_job(
@@ -67,6 +69,31 @@ def run_job(
             action(recipe, options)
 
     return guarded(run)
+
+
+def run_pipeline_job(
+    verb: str, description: str, action: PipelineAction, argv: list[str] | None = None, *, extend: Extend | None = None
+) -> int:
+    """The same for a job that takes a pipeline too, with `--set STAGE:key=value`; a recipe is one of a single stage."""
+    log.configure()
+    settings.configure_ray()
+
+    def run() -> None:
+        parser = recipe_parser(verb, description)
+        if extend is not None:
+            extend(parser)
+        options = parser.parse_args(argv)
+        pipeline = load_pipeline(find_recipe(options.recipe), options.set)
+        print(dump_pipeline(pipeline))
+        if not options.dry_run:
+            action(pipeline, options)
+
+    return guarded(run)
+
+
+def dump_pipeline(pipeline: Pipeline) -> str:
+    """The resolved recipes of all stages, as documents of one YAML stream."""
+    return "---\n".join(dump(recipe) for recipe in pipeline.stages)
 
 
 def guarded(action: Callable[[], object]) -> int:

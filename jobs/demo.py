@@ -129,17 +129,6 @@ class Demo:
         """The recipe of one stage."""
         return next(recipe for recipe in self.pipeline().stages if recipe.stage.name == stage)
 
-    def first_of_each_source(self) -> list[Recipe]:
-        """The recipes of the stages that read a source which none before reads: indexed, they leave nothing out."""
-        found: list[Recipe] = []
-        seen: set[tuple[str, str]] = set()
-        for recipe in self.pipeline().stages:
-            sources = {(source.name, source.shards) for source in recipe.data.sources}
-            if not sources <= seen:
-                found.append(recipe)
-            seen |= sources
-        return found
-
     def _make_sets(self) -> None:
         from blip3o.data.sets.curated import build_curated
         from blip3o.data.sets.scenes import build_scenes
@@ -180,12 +169,12 @@ class Demo:
     def _train_and_evaluate(self) -> "Evaluation":
         from jobs.evaluate import evaluate
         from jobs.export import export
-        from jobs.index import index
+        from jobs.index import index, with_own_sources
         from jobs.tokenizer import train_tokenizer
         from jobs.train import train_pipeline
 
         with _step("index", self.summary):
-            for recipe in self.first_of_each_source():
+            for recipe in with_own_sources(self.pipeline()):
                 index(recipe)
         with _step("tokenizer", self.summary):
             train_tokenizer(self.recipe("encoder"))

@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o.config.load import build_recipe
+from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.feature_files import FeatureFooter, lacking, read_footer, read_header, write_provenance
 from blip3o.device import gpus_per_worker, select
 from blip3o.errors import Blip3oError, ConfigError, DataError
 from blip3o.train.encoding import ShardEncoder
 from blip3o.train.targets import FeatureCache, FeatureMaker
-from jobs.common import join_ray, run_job
+from jobs.common import join_ray, run_pipeline_job
 
 logger = logging.getLogger(__name__)
 
@@ -224,13 +225,25 @@ def _pool(options: argparse.Namespace) -> Pool:
     )
 
 
-def _run(recipe: Recipe, options: argparse.Namespace) -> None:
-    for summary in encode(recipe, _pool(options), verify=options.verify):
+def _run(pipeline: Pipeline, options: argparse.Namespace) -> None:
+    """Every stage that takes stored features; what two stages share is there when the second one looks."""
+    pool = _pool(options)
+    taking = [recipe for recipe in pipeline.stages if recipe.data.features == "cache"]
+    if not taking and len(pipeline.stages) > 1:
+        raise ConfigError(
+            f"no stage of pipeline '{pipeline.name}' has data.features=cache: --set generate:data.features=cache"
+        )
+    for recipe in taking or pipeline.stages:
+        _tell(encode(recipe, pool, verify=options.verify), verified=options.verify)
+
+
+def _tell(summaries: Iterable[EncodeSummary], *, verified: bool) -> None:
+    for summary in summaries:
         logger.info(
             "%s: %d shards %s, %d images (%d absent), %.1f MB, relative error %.2e, in %s",
             summary.source,
             summary.shards,
-            "verified" if options.verify else "encoded",
+            "verified" if verified else "encoded",
             summary.encoded,
             summary.absent,
             summary.stored_bytes / 1e6,
@@ -241,7 +254,8 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    return run_job("encode", "Store the frozen encoder's features of a recipe's images.", _run, argv, extend=_options)
+    description = "Store the frozen encoder's features of the images of a recipe, or of a pipeline's stages."
+    return run_pipeline_job("encode", description, _run, argv, extend=_options)
 
 
 if __name__ == "__main__":

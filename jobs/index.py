@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data import storage
 from blip3o.data.ledger import write_ledger
@@ -37,7 +38,7 @@ from blip3o.data.manifest import (
 from blip3o.data.scan import ScanOptions, ShardScan, scan_shard
 from blip3o.data.selection import is_selected, judge_shards, write_selection
 from blip3o.errors import DataError, StorageError
-from jobs.common import join_ray, run_job
+from jobs.common import join_ray, run_pipeline_job
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +214,18 @@ def index(recipe: Recipe) -> list[IndexSummary]:
     return summaries
 
 
+def with_own_sources(pipeline: Pipeline) -> list[Recipe]:
+    """The recipes of the stages that name a source which none before names: indexed, they leave nothing out."""
+    found: list[Recipe] = []
+    seen: list[SourceConfig] = []
+    for recipe in pipeline.stages:
+        sources = [source.model_copy(update={"weight": 1.0}) for source in _sources(recipe)]
+        if any(source not in seen for source in sources):
+            found.append(recipe)
+            seen += sources
+    return found
+
+
 def verify(recipe: Recipe) -> None:
     """Verifies every source that a recipe names. Raises as `verify_source`."""
     join_ray()
@@ -220,6 +233,14 @@ def verify(recipe: Recipe) -> None:
         options = ScanOptions(limits=recipe.data.limits, columns=location.columns)
         rows = verify_source(name=location.name, manifest_uri=location.manifest, options=options)
         logger.info("%s: %d samples are as they were indexed", location.name, rows)
+
+
+def _run(pipeline: Pipeline, options: argparse.Namespace) -> None:
+    for recipe in with_own_sources(pipeline):
+        if options.verify:
+            verify(recipe)
+        else:
+            index(recipe)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -230,13 +251,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    return run_job(
-        "index",
-        "Index the shards of the recipe's sources.",
-        lambda recipe, options: verify(recipe) if options.verify else index(recipe),
-        argv,
-        extend=_options,
-    )
+    return run_pipeline_job("index", "Index the sources of a recipe or a pipeline.", _run, argv, extend=_options)
 
 
 if __name__ == "__main__":

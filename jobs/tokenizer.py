@@ -20,7 +20,7 @@ from blip3o.data.order import SourceRows
 from blip3o.data.selection import source_rows
 from blip3o.data.tokenizer import ChatTokenizer
 from blip3o.types import RawSample, SampleRef
-from jobs.common import run_job
+from jobs.common import run_pipeline_job
 
 # Enough captions for stable merges, few enough to read in seconds from any set.
 SAMPLES_PER_SOURCE = 4000
@@ -63,9 +63,8 @@ def _sample_texts(sample: RawSample) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    return run_job(
-        "tokenizer", "Train the tokenizer of a small model.", lambda recipe, _: train_tokenizer(recipe), argv
-    )
+    description = "Train the tokenizer of a small model on the sources of a recipe, or of a pipeline's first stage."
+    return run_pipeline_job("tokenizer", description, lambda pipeline, _: train_tokenizer(pipeline.stages[0]), argv)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from blip3o import log, settings
 from blip3o.config.cluster import parse_cluster
-from blip3o.config.load import dump
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
 from blip3o.train.preflight import require
-from jobs.common import find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
+from jobs.common import dump_pipeline, find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
 from jobs.fit import fit
 from jobs.preflight import asked, cluster_option, planned, require_planned, tell
 
@@ -224,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     pipeline = load_pipeline(find_recipe(options.recipe), options.set)
-    print("---\n".join(dump(recipe) for recipe in pipeline.stages))
+    print(dump_pipeline(pipeline))
     if options.dry_run:
         require(tell(planned(pipeline, parse_cluster(options.cluster) if options.cluster else None), mark="# "))
         # Who pretends a cluster may have no way to the store either: there, asking it takes minutes of retries.

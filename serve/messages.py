@@ -61,8 +61,8 @@ class ChatReply:
 class ModelInfo:
     """What the HTTP face has to know of the model.
 
-    Sides in pixels of an image that it draws and of one that it looks at (0 if it sees none), how a picture comes to the
-    latter, feature tokens of a drawn image, and the sampler's defaults.
+    Sides in pixels of an image that it draws and of one that it looks at (0 if it sees none), how a picture comes to
+    the latter, feature tokens of a drawn image, and the sampler's defaults.
     """
 
     image_size: int

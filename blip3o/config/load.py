@@ -23,13 +23,21 @@ Tree = dict[str, Any]
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Reads a recipe file and applies `key=value` overrides.
 
-    Raises `ConfigError` for a missing or malformed file, an unknown key (with the nearest known one), or values
-    that do not fit together.
+    Raises `ConfigError` for a missing or malformed file, a pipeline, an unknown key (with the nearest known one), or
+    values that do not fit together.
     """
     tree = read_tree(path)
+    if "pipeline" in tree:
+        raise ConfigError(f"{path} is a pipeline: name the recipe of one of its stages ({_stage_names(tree)})")
     for item in overrides:
         _apply(tree, item)
     return build_recipe(tree)
+
+
+def _stage_names(tree: Tree) -> str:
+    pipeline = tree["pipeline"]
+    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
+    return ", ".join(str(name).removesuffix(".yaml") for name in stages) if isinstance(stages, list) else "none named"
 
 
 def build_recipe(tree: Tree) -> Recipe:

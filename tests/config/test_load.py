@@ -23,6 +23,13 @@ def test_a_dumped_recipe_reads_back_equal():
     assert build_recipe(yaml.safe_load(dump(original))) == original
 
 
+def test_a_pipeline_where_one_stage_is_wanted_is_refused_by_naming_its_stages():
+    with pytest.raises(
+        ConfigError, match=r"debug.yaml is a pipeline: name .* \(debug-encoder, debug-understand, debug-g"
+    ):
+        load_recipe(find_recipe("debug"), [])
+
+
 def test_overrides_win_and_are_typed(tmp_path):
     path = write(tmp_path, tree())
     loaded = load_recipe(

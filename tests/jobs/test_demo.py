@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, verdict
+from jobs.index import with_own_sources
 
 
 @pytest.mark.parametrize("scale", [QUICK, USUAL, FULL], ids=["quick", "usual", "full"])
@@ -16,7 +17,7 @@ def test_every_size_reads_only_sets_that_it_makes(tmp_path, scale):
     for stage in stages:
         sources = [*stage.data.sources, *stage.evaluate.sources]
         assert {source.shards.partition("/")[0] for source in sources} <= made
-    indexed = {source.name for recipe in demo.first_of_each_source() for source in recipe.data.sources}
+    indexed = {source.name for recipe in with_own_sources(demo.pipeline()) for source in recipe.data.sources}
     assert indexed == {source.name for stage in stages for source in stage.data.sources}
 
 

@@ -207,6 +207,8 @@ def test_what_cannot_be_done_is_refused_in_a_line(base, tmp_path, capsys):
     with pytest.raises(ConfigError, match="data.features is 'online', and this job stores them"):
         encode(made(base, features="online"))
     file = world.write_recipe(tmp_path / "recipe.yaml", base)
+    assert main(["debug"]) == 1
+    assert "error: no stage of pipeline 'debug' has data.features=cache: --set gen" in capsys.readouterr().err
     for actors in ("2,1", "0,1", "3"):
         assert main([file, "--set", "data.features=cache", "--actors", actors]) == 1
         assert f"error: --actors {actors} is no pair MIN,MAX" in capsys.readouterr().err

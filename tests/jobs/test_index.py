@@ -97,6 +97,18 @@ def test_columns_of_parquet_are_told_by_name(ray_cluster, s3):
     assert (found.image, found.caption, found.meta) == (png(zlib.crc32(b"s004")), "caption of s004", {"n": 7})
 
 
+def test_every_source_of_a_pipeline_is_indexed(base, tmp_path, capsys):
+    sources = [{"name": name, "shards": f"{name}/*.tar"} for name in ("left", "right")]
+    for number, source in enumerate(sources):
+        put(f"{base}/pipeline/{source['name']}", "0.tar", tar(samples(number + 2)))
+        data = {"root": f"{base}/pipeline", "sources": sources[: number + 1]}
+        world.write_recipe(tmp_path / f"{number}.yaml", base, run={"name": f"stage-{number}"}, data=data)
+    (tmp_path / "both.yaml").write_text("pipeline: {name: both, stages: [0.yaml, 1.yaml]}")
+    assert main([str(tmp_path / "both.yaml")]) == 0
+    rows = [read_manifest(f"{base}/pipeline/manifests/{source['name']}").rows for source in sources]
+    assert rows == [2, 3]
+
+
 def test_a_recipe_is_verified_from_the_command_line(base, tmp_path, capsys):
     recipe = world.write_recipe(tmp_path / "recipe.yaml", base)
     assert main([recipe, "--verify"]) == 0

@@ -78,7 +78,7 @@ def test_an_import_again_changes_nothing_and_of_another_listing_is_refused(folde
     storage.delete(f"{out}/dataset.json")
     assert import_set(folder, out).summary.built
     storage.write_bytes(f"{folder}/d.png", png(4))
-    with pytest.raises(DataError, match="holds a set made with digest [0-9a-f]+ and not [0-9a-f]+: take another folder"):
+    with pytest.raises(DataError, match="holds a set made with digest [0-9a-f]+ and not [0-9a-f]+: take"):
         import_set(folder, out)
 
 
