@@ -1,8 +1,9 @@
 """Takes published weights into a run: `python -m jobs.adopt RECIPE --name RUN --part PREFIX=URI [--part …]`.
 
 A part is a prefix of the model's parameter names, and a file or folder of safetensors with what follows it, e.g.
-`decoder.vae.=s3://models/sdxl-vae` for an autoencoder of diffusers or `decoder.unet.=…/unet`. The result is a finished
-run, for `stage.start_from` and for export. Nothing is renamed: names must be the model's own behind the prefix.
+`decoder.vae.=s3://models/sdxl-vae` for an autoencoder of diffusers or `decoder.unet.=…/unet`; or a bundle, whose names
+are whole: `backbone.=s3://models/blip3o-8b`. The result is a finished run, for `stage.start_from` and for export.
+Nothing is renamed: names must be the model's own, whole or behind the prefix.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def _part(model: UnifiedModel, prefix: str, uri: str) -> dict[str, Tensor]:
     wanted = {key for key, _ in model.named_parameters() if key.startswith(prefix)}
     if not wanted:
         raise ConfigError(f"the model has no parameter '{prefix}*': name a part as the model does, e.g. decoder.vae.")
-    found = {f"{prefix}{key}": tensor for key, tensor in _read(uri).items()}
+    found = {key if key.startswith(prefix) else f"{prefix}{key}": tensor for key, tensor in _read(uri).items()}
     missing = sorted(wanted - found.keys())
     if missing:
         raise CheckpointError(f"{uri} lacks {len(missing)} of {len(wanted)} tensors of {prefix}*, e.g. {missing[0]}")

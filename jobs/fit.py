@@ -72,6 +72,7 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | N
         setback = Setback(**told)
         if setback.kind == "workers":
             most = sharing(pipeline, setback.workers)
+            logger.warning("%s: goes on with %d", setback.message, most)
         else:
             answer(pipeline, features, setback)
 

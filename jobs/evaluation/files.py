@@ -6,6 +6,8 @@
 <out>/<suite>/truth/KEY.png       the true pictures, where the suite has them
 <out>/<suite>/images/…            the official layout and nothing else; asking suites have replies/KEY.json instead
 <out>/<suite>/files.jsonl         key, sample, seed, path, sha256 and fault of each
+<out>/<suite>/cost.json           how many files were made, and in what time
+<out>/<suite>/judge.json          who judged
 <out>/<suite>/judgements.jsonl    one row for each finding, with the judge's own words
 <out>/<suite>/score.json
 <out>/<suite>/controls/NAME/…     images, files and judgements of a control

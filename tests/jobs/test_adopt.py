@@ -4,12 +4,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from blip3o.convert.bundle import load_pipeline
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.autoencoder import build_autoencoder
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.weights import final_uri, load_into, read_final, require_covered
 from jobs.adopt import adopt, main
+from tests.bundles import MAX_LENGTH, write_nano_bundle
 from tests.jobs import world
 from tests.model.variants import variant
 
@@ -45,6 +47,16 @@ def test_tensors_beside_the_parts_are_ignored_and_files_are_joined(recipe, folde
     save_file({"unused": torch.zeros(2)}, folder / "more.safetensors")
     tensors = adopt(recipe, {"decoder.vae.": str(folder)}, name="vae")
     assert "decoder.vae.unused" not in tensors
+
+
+def test_parts_of_a_bundle_become_a_run(tmp_path):
+    write_nano_bundle(str(tmp_path / "bundle"))
+    whole = dict(load_pipeline(str(tmp_path / "bundle")).model.named_parameters())
+    recipe = world.recipe(str(tmp_path), data={"max_length": MAX_LENGTH})
+    tensors = adopt(recipe, {part: str(tmp_path / "bundle") for part in ("backbone.", "encoder.")}, name="published")
+    assert {name.split(".")[0] for name in tensors} == {"backbone", "encoder"}
+    assert tensors.keys() == {name for name in whole if name.startswith(("backbone.", "encoder."))}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors.items())
 
 
 def test_what_does_not_fit_is_refused(recipe, folder, tmp_path):
