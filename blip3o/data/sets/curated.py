@@ -6,6 +6,7 @@ Balanced over (source, kind of content): scenes by family, emoji by group. One c
 
 import io
 import json
+import posixpath
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from blip3o.data.sets import writer
 from blip3o.errors import DataError
 from blip3o.rng import derive_seed
 
+EDITION = 2  # of what is written for the same settings: 2 numbers the samples anew
+
 
 def build_curated(
     out: str, *, sets: Sequence[str], samples: int, seed: int = 0, samples_per_shard: int = 1000
@@ -24,7 +27,15 @@ def build_curated(
 
     Raises `DataError` if a set has no training shards, or if `out` holds a set of other settings.
     """
-    settings: writer.Settings = {"set": "curated", "sets": " ".join(sets), "samples": samples, "seed": seed}
+    if samples < 1:
+        raise DataError(f"samples={samples}: choose at least 1")
+    settings: writer.Settings = {
+        "set": "curated",
+        "edition": EDITION,
+        "sets": " ".join(sets),
+        "samples": samples,
+        "seed": seed,
+    }
     there = writer.completed(out, settings)
     if there is not None:
         return there
@@ -42,20 +53,23 @@ def choose(pool: Sequence[writer.Sample], *, samples: int, seed: int) -> list[wr
     for kind in sorted(kinds):
         kept += sorted(kinds[kind], key=lambda sample: derive_seed(seed, "curated", sample.key))[:quota]
     kept.sort(key=lambda sample: derive_seed(seed, "curated-order", sample.key))
-    return [_with_full_caption(sample) for sample in kept[:samples]]
+    return [_curated(number, sample) for number, sample in enumerate(kept[:samples])]
 
 
 def _kind(record: dict[str, Any]) -> str:
     return str(record.get("family") or record.get("group") or "")
 
 
-def _with_full_caption(sample: writer.Sample) -> writer.Sample:
+def _curated(number: int, sample: writer.Sample) -> writer.Sample:
+    """With one caption, and a key of its own: two sets may name their samples alike."""
     record = {**sample.record, "captions": [sample.record.get("full_caption") or sample.record["captions"][0]]}
-    return writer.Sample(key=sample.key, image=sample.image, ext=sample.ext, record=record)
+    return writer.Sample(key=f"{number:07d}", image=sample.image, ext=sample.ext, record=record)
 
 
 def _training_samples(uri: str) -> Iterator[writer.Sample]:
-    shards = [file for file in storage.list_files(uri, suffix=".tar") if "/train-" in file.uri]
+    shards = [
+        file for file in storage.list_files(uri, suffix=".tar") if posixpath.basename(file.uri).startswith("train-")
+    ]
     if not shards:
         raise DataError(f"{uri} holds no training shards (train-*.tar): build that set first")
     for shard in shards:

@@ -1,13 +1,15 @@
 """Writes a stream of samples as WebDataset tar shards, one series a split: `train-00000.tar`, `heldout-00000.tar`, ….
 
-The bytes of a shard depend on its samples alone (no times, no owners). `dataset.json` is written last and names every
-shard with its size and sha256, so a set that was broken off half-way is not taken for a whole one: it is built again. A
-folder that holds a whole set of other settings is refused, never overwritten.
+The bytes of a shard depend on its samples alone (no times, no owners). `dataset.json` says before the first shard that a
+set is begun, and at last names every shard with its size and sha256, so a set that was broken off half-way is not taken
+for a whole one: it is built again. A folder that holds a whole set of other settings, or shards that are not of a set
+of ours, is refused, never overwritten.
 """
 
 import hashlib
 import io
 import json
+import posixpath
 import re
 import tarfile
 from collections import defaultdict
@@ -57,6 +59,7 @@ class _Writer:
     """Collects samples by split and writes a shard each time one is full; `index` is what dataset.json will say."""
 
     out: str
+    settings: Settings
     samples_per_shard: int
     open_shards: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     index: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -68,6 +71,8 @@ class _Writer:
             self.flush(split)
 
     def flush(self, split: str) -> None:
+        if not self.index:
+            self.tell(whole=False)
         samples = self.open_shards.pop(split)
         data = shard_bytes(samples)
         name = f"{split}-{len(self.index[split]):05d}.tar"
@@ -78,6 +83,12 @@ class _Writer:
     def close(self) -> None:
         for split in list(self.open_shards):
             self.flush(split)
+        self.tell(whole=True)
+
+    def tell(self, *, whole: bool) -> None:
+        """Writes dataset.json: of a set, or of one that is begun."""
+        document = {"settings": dict(self.settings), "splits": self.index if whole else None}
+        storage.write_bytes(storage.join(self.out, _SUMMARY), json.dumps(document, indent=1).encode())
 
 
 def shard_bytes(samples: Iterable[Sample]) -> bytes:
@@ -111,11 +122,13 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
         found, splits = document["settings"], document["splits"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{uri} is not a record of ours: take another folder or delete this one") from error
+    if splits is None:
+        return None
     differing = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
     if differing:
         changes = ", ".join(f"{key} {found.get(key)} and not {settings.get(key)}" for key in differing)
         raise DataError(f"{out} holds a set made with {changes}: take another folder or delete it")
-    sizes = {file.uri.rsplit("/", 1)[-1]: file.size for file in storage.list_files(out, suffix=".tar")}
+    sizes = {posixpath.basename(file.uri): file.size for file in _shards(out)}
     whole = all(sizes.get(shard["name"]) == shard["size"] for shards in splits.values() for shard in shards)
     return _summary(out, splits, built=False) if whole else None
 
@@ -132,27 +145,37 @@ def write_set(
     """Writes all samples below the URI `out`, in the order given, and `dataset.json` last.
 
     `settings` are what made the samples; `total` is how many there are, for `on_progress(done, total)`.
-    Leftovers of a set that was broken off are removed first, since an index of the folder would find them.
+    Leftovers of a set that was broken off are removed first, since an index of the folder would find them. Raises
+    `DataError` if there are shards of the same names that no set of ours has left.
     """
     if samples_per_shard < 1:
         raise DataError(f"samples_per_shard={samples_per_shard}: a shard needs at least 1 sample")
     _remove_leftovers(out)
-    writer = _Writer(out=out, samples_per_shard=samples_per_shard)
+    writer = _Writer(out=out, settings=settings, samples_per_shard=samples_per_shard)
     for done, sample in enumerate(samples, start=1):
         writer.add(sample)
         if on_progress:
             on_progress(done, total)
     writer.close()
-    document = {"settings": dict(settings), "splits": writer.index}
-    storage.write_bytes(storage.join(out, _SUMMARY), json.dumps(document, indent=1).encode())
     return _summary(out, writer.index, built=True)
 
 
 def _remove_leftovers(out: str) -> None:
-    storage.delete(storage.join(out, _SUMMARY))
-    for file in storage.list_files(out, suffix=".tar"):
-        if _SHARD_NAME.fullmatch(file.uri.rsplit("/", 1)[-1]):
-            storage.delete(file.uri)
+    left, summary = _shards(out), storage.join(out, _SUMMARY)
+    if left and not storage.exists(summary):
+        raise DataError(
+            f"{left[0].uri} is of no set of ours ({summary} does not exist), and a set here would overwrite it: "
+            "take another folder or delete it"
+        )
+    for uri in (*(file.uri for file in left), summary):
+        storage.delete(uri)
+
+
+def _shards(out: str) -> list[storage.FileInfo]:
+    """Files right in the folder that are named as shards of a set; what lies deeper is somebody else's."""
+    folder = storage.normalize(out)
+    files = [file for file in storage.list_files(out, suffix=".tar") if posixpath.dirname(file.uri) == folder]
+    return [file for file in files if _SHARD_NAME.fullmatch(posixpath.basename(file.uri))]
 
 
 def _summary(out: str, splits: Mapping[str, list[dict[str, Any]]], *, built: bool) -> SetSummary:

@@ -1,11 +1,18 @@
 """The curated set: as many of each kind, one full caption each, the same choice every time."""
 
+import io
 from collections import Counter
 
-from blip3o.data.sets import scenes
-from blip3o.data.sets.curated import choose
+import pytest
+from PIL import Image
+
+from blip3o.data.sets import scenes, writer
+from blip3o.data.sets.curated import build_curated, choose
 from blip3o.data.sets.scenes_world import FAMILIES
 from blip3o.data.sets.writer import Sample
+from blip3o.errors import DataError
+from tests.data.sets.test_imported import samples_of
+from tests.data.shards import encode, png
 
 
 def emoji(key):
@@ -22,3 +29,24 @@ def test_kinds_are_balanced_and_captions_say_most():
         assert sample.record["captions"] == [full]
     assert choose(pool[::-1], samples=35, seed=0) == chosen
     assert choose(pool, samples=35, seed=1) != chosen
+
+
+def test_samples_of_sets_that_name_theirs_alike_keep_their_own_words(tmp_path):
+    sets, said = [], {}
+    for seed, (color, ext, kind) in enumerate((("red", "png", "PNG"), ("blue", "jpg", "JPEG"))):
+        content = []
+        for number in range(5):
+            image = encode(Image.open(io.BytesIO(png(10 * seed + number))), kind)
+            record = {"source": color, "split": "train" if number else "heldout", "captions": [f"{color} {number}"]}
+            content.append(Sample(key=f"{number}", image=image, ext=ext, record=record))
+            said[f"{color} {number}"] = image
+        sets.append(f"{tmp_path}/train-sets/{color}")  # a folder's name says nothing of what is held out
+        writer.write_set(sets[-1], content, settings={"set": color}, total=5, samples_per_shard=9)
+    made = build_curated(f"{tmp_path}/curated", sets=sets, samples=8)
+    found = {sample.caption: sample.image for sample in samples_of(made.shards["train"])}
+    assert found == {caption: image for caption, image in said.items() if not caption.endswith("0")}
+
+
+def test_no_samples_are_refused(tmp_path):
+    with pytest.raises(DataError, match="samples=0: choose at least 1"):
+        build_curated(f"{tmp_path}/out", sets=[], samples=0)

@@ -78,6 +78,21 @@ def test_a_set_broken_off_is_not_whole_and_is_built_again_without_its_leftovers(
     assert contents(tmp_path) == contents(tmp_path / "clean") | {"mine.tar": b"not of the set"}
 
 
+def test_shards_of_others_are_neither_removed_nor_taken_for_the_sets_own(tmp_path):
+    theirs = {"own/train-00000.tar": b"theirs", "train-00000.tar": b"theirs too"}
+    for name, data in theirs.items():
+        storage.write_bytes(f"{tmp_path}/{name}", data)
+    with pytest.raises(DataError, match=r"train-00000.tar is of no set of ours .* take another folder"):
+        write(tmp_path, SAMPLES)
+    assert {name: storage.read_bytes(f"{tmp_path}/{name}") for name in theirs} == theirs
+    storage.delete(f"{tmp_path}/train-00000.tar")
+    write(tmp_path, SAMPLES)
+    assert writer.completed(str(tmp_path), SETTINGS) is not None  # though a shard of its names lies deeper
+    (tmp_path / "train-00001.tar").unlink()
+    write(tmp_path, SAMPLES)
+    assert (tmp_path / "own/train-00000.tar").read_bytes() == b"theirs"
+
+
 def test_progress_counts_samples(tmp_path):
     seen = []
     write(tmp_path, SAMPLES, on_progress=lambda done, total: seen.append((done, total)))
