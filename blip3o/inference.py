@@ -47,7 +47,7 @@ class Pipeline:
 
         Raises `RequestError` for a prompt that is empty or too long, and unless there is one seed for each prompt.
         """
-        self._need("decoder", "draws features, but no images")
+        self.require_drawing()
         features = self.generate_features(prompts, seeds=seeds, steps=steps, guidance=guidance)
         return self.decode(features, seeds=seeds)
 
@@ -192,6 +192,11 @@ class Pipeline:
         if with_image and not self.template.image_tokens:
             raise RequestError("this model reads text alone: ask without the image")
         return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
+
+    def require_drawing(self) -> None:
+        """Raises `RequestError` if the bundle lacks a part that images are drawn with."""
+        self._need("queries", "chats, but draws nothing")
+        self._need("decoder", "draws features, but no images")
 
     def _need(self, part: str, ability: str) -> None:
         if not hasattr(self.model, part):

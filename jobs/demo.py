@@ -24,7 +24,7 @@ from rich.console import Console
 from blip3o import settings
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.errors import ServiceError
+from blip3o.errors import ConfigError, ServiceError
 from cluster.local_s3 import LocalS3
 from jobs.common import find_recipe, join_ray, leave_ray
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
 
 BUCKET = "blip3o"
+STORE = "store"  # the folder of the object store, in that of the demo
 BASE = f"s3://{BUCKET}"
 STAGES = ("encoder", "understand", "generate", "instruct", "decoder")  # of the shipped pipelines, in their order
 EVALUATED = ("understanding", "generation", "scenes", "provenance")
@@ -102,7 +103,7 @@ class Demo:
         """All steps, in order; writes summary.json, report.html and grid.png into the folder."""
         began = time.monotonic()
         self.out.mkdir(parents=True, exist_ok=True)
-        with LocalS3(data_dir=self.out / "store") as store:
+        with LocalS3(data_dir=self.out / STORE) as store:
             settings.override(store.environment)
             store.create_bucket(BUCKET)
             self.summary["store"] = BASE
@@ -279,9 +280,14 @@ def _step(name: str, summary: dict[str, Any]) -> Iterator[None]:
 
 
 def run_demo(out: Path, *, scale: Scale, fresh: bool) -> None:
-    """Runs a demo into a folder and says where to look. `fresh` forgets what an earlier one left there."""
-    if fresh:
-        shutil.rmtree(out, ignore_errors=True)
+    """Runs a demo into a folder and says where to look. `fresh` forgets what an earlier one left there.
+
+    Raises `ConfigError` if `fresh` would delete a folder that is not a demo's.
+    """
+    if fresh and out.is_dir() and any(out.iterdir()):
+        if not (out / STORE).is_dir():
+            raise ConfigError(f"--fresh deletes {out}, which holds no demo ({STORE}/ is not there): give another --out")
+        shutil.rmtree(out)
     demo = Demo(out=out, scale=scale)
     demo.run()
     console.print(f"[bold green]done in {demo.summary['seconds_total']} s[/]  {verdict(demo.summary)}")

@@ -42,7 +42,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     """Starts the server on this machine and returns when it answers. `options` are further fields of `ServeConfig`.
 
     Raises `BundleError` if there is no bundle, `ConfigError` for an unknown option or a bad value, `ServiceError` if
-    the port is taken or the model does not come up.
+    the port is taken, the cluster serves something already, or the model does not come up.
     """
     config = _config({"bundle": bundle, "num_cpus": 0.5, **(options or {})})
     _check(config, port)
@@ -51,6 +51,12 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
 
     from serve.deployments import build_app
 
+    if others := ray_serve.status().applications:
+        # Port and proxy would stay theirs, and to stop this server would be to stop them.
+        raise ServiceError(
+            f"this Ray serves {', '.join(others)} already: deploy beside it with `serve run serve.app:app bundle=URI`, "
+            "or start without RAY_ADDRESS"
+        )
     http = {"host": HOST, "port": port}
     ray_serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": _CONTROLLER})
     try:

@@ -6,7 +6,6 @@ described in `serve.schema`. A client that disconnects cancels its work.
 
 import asyncio
 import base64
-import binascii
 import io
 import json
 import secrets
@@ -189,9 +188,10 @@ def _read_image(url: str, info: ModelInfo) -> Image.Image:
         raise refuse(f"the image is larger than {MAX_IMAGE} bytes: send a smaller one")
     try:
         data = base64.b64decode(payload, validate=True)
-        return Image.fromarray(decode_image(data, info.vision_size, info.vision_fit))
-    except binascii.Error:
+    except ValueError:
         raise refuse("image_url is not valid base64") from None
+    try:
+        return Image.fromarray(decode_image(data, info.vision_size, info.vision_fit))
     except DataError:
         raise refuse("image_url holds no image that can be read: send PNG, JPEG or WebP") from None
 

@@ -8,6 +8,7 @@ A failure ends the request that caused it; one in a denoising step, which has no
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import math
@@ -156,9 +157,10 @@ class Engine:
     def draw(self, request: DrawRequest) -> "Future[DrawReply]":
         """Queues a request for images.
 
-        Raises `RequestError` if the prompt does not fit, `BusyError` if the queue is full, `UnavailableError` after
+        Raises `RequestError` if the prompt does not fit or the bundle draws no images, `BusyError` if the queue is full, `UnavailableError` after
         the end.
         """
+        self._pipeline.require_drawing()
         prompt_tokens = len(self._pipeline.draw_ids(request.prompt))
         images = len(request.seeds)
         with self._changed:
@@ -192,9 +194,8 @@ class Engine:
     def _run(self) -> None:
         try:
             with torch.inference_mode():
-                batch = DenoiseBatch(self._pipeline)
                 while self._wait_for_work():
-                    self._turn(batch)
+                    self._turn()
         finally:
             with self._changed:
                 self._open = False
@@ -205,12 +206,17 @@ class Engine:
             self._changed.wait_for(lambda: not self._open or self._chats or not self._schedule.idle)
             return self._open
 
-    def _turn(self, batch: DenoiseBatch) -> None:
+    @functools.cached_property
+    def _batch(self) -> DenoiseBatch:
+        """What the slots hold; made for the first image, as a bundle may only chat."""
+        return DenoiseBatch(self._pipeline)
+
+    def _turn(self) -> None:
         self._drop_cancelled()
         self._answer_chats()
-        self._admit(batch)
-        self._step(batch)
-        self._draw_finished(batch)
+        self._admit()
+        self._step()
+        self._draw_finished()
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -245,7 +251,7 @@ class Engine:
             self._count("chats")
             self._resolve(chat.number, reply)
 
-    def _admit(self, batch: DenoiseBatch) -> None:
+    def _admit(self) -> None:
         with self._changed:
             self._schedule = self._schedule.admit()
         requests = dict.fromkeys(row.request for row in self._schedule.fresh.values())
@@ -256,7 +262,7 @@ class Engine:
             assert drawing.condition is not None  # else its request has failed, and holds no slot
             noise = self._pipeline.feature_noise(self._seed(row))
             guidance = drawing.request.guidance
-            batch.put(slot, noise, condition=drawing.condition, steps=row.steps, guidance=guidance)
+            self._batch.put(slot, noise, condition=drawing.condition, steps=row.steps, guidance=guidance)
 
     def _seed(self, row: Row) -> int:
         return self._drawings[row.request].request.seeds[row.image]
@@ -266,12 +272,12 @@ class Engine:
         for drawing, condition in zip(drawings, conditions, strict=True):
             drawing.condition = condition
 
-    def _step(self, batch: DenoiseBatch) -> None:
+    def _step(self) -> None:
         running = self._schedule.running
         if not running:
             return
         began = time.perf_counter()
-        error = _attempt(lambda: batch.step([None if row is None else row.done for row in self._schedule.slots]))
+        error = _attempt(lambda: self._batch.step([None if row is None else row.done for row in self._schedule.slots]))
         if error is not None:
             for number in {row.request for row in running}:
                 self._fail(number, error)
@@ -281,9 +287,9 @@ class Engine:
             self._step_seconds = time.perf_counter() - began
             self._totals["steps"] += 1
 
-    def _draw_finished(self, batch: DenoiseBatch) -> None:
+    def _draw_finished(self) -> None:
         finished = [
-            _Finished(number=row.request, seed=self._seed(row), features=batch.features(slot))
+            _Finished(number=row.request, seed=self._seed(row), features=self._batch.features(slot))
             for slot, row in self._schedule.finished.items()
         ]
         with self._changed:

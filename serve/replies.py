@@ -3,6 +3,7 @@
 Nothing of the server's inside (paths, tracebacks) reaches a client; defects are logged under the id that it sees.
 """
 
+import json
 import logging
 import secrets
 from collections.abc import Mapping
@@ -37,6 +38,13 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+class _Refusal(JSONResponse):
+    """In ASCII, with escapes: a message may quote what no encoding takes, as half a surrogate pair."""
+
+    def render(self, content: Any) -> bytes:  # noqa: ANN401 - whatever is JSON
+        return json.dumps(content).encode()
+
+
 def _refuse(
     status: int,
     message: str,
@@ -45,7 +53,7 @@ def _refuse(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    return JSONResponse(error_body(status, message, param=param, code=code), status, headers)
+    return _Refusal(error_body(status, message, param=param, code=code), status, headers)
 
 
 def add_error_handlers(api: FastAPI) -> None:

@@ -55,7 +55,9 @@ class Pipeline:
     stages: tuple[Recipe, ...]
 
     def __post_init__(self) -> None:
-        """Raises `ConfigError` if two stages have the same run.name, or differ in what one group of workers shares."""
+        """Raises `ConfigError` if two stages have the same run.name, differ in what one group of workers shares, or
+        call other shards by the same name.
+        """
         names = [recipe.run.name for recipe in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"pipeline '{self.name}': run.name repeats among its stages: {', '.join(names)}")
@@ -64,6 +66,18 @@ class Pipeline:
             if any(value != values[names[0]] for value in values.values()):
                 found = ", ".join(f"{run}: {value}" for run, value in values.items())
                 raise ConfigError(f"pipeline '{self.name}': the stages differ in {key} ({found}): give all the same")
+        self._require_one_index_a_name()
+
+    def _require_one_index_a_name(self) -> None:
+        shards: dict[tuple[str, str], str] = {}
+        for recipe in self.stages:
+            for source in (*recipe.data.sources, *recipe.evaluate.sources):
+                known = shards.setdefault((recipe.data.root, source.name), source.shards)
+                if known != source.shards:
+                    raise ConfigError(
+                        f"pipeline '{self.name}': source '{source.name}' is {known} and {source.shards}, and a name "
+                        "has one index: give them two names"
+                    )
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Pipeline":

@@ -298,6 +298,17 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _held_out_is_apart(self) -> Self:
+        trained = {source.name for source in self.data.sources}
+        both = [source.name for source in self.evaluate.sources if source.name in trained]
+        _require(
+            not both,
+            f"{', '.join(both)} is a name in data.sources and in evaluate.sources, and a name has one index: name the "
+            "held-out one otherwise",
+        )
+        return self
+
+    @model_validator(mode="after")
     def _validation_has_data(self) -> Self:
         every, saved = self.evaluate.every, self.checkpoint.every
         _require(

@@ -30,6 +30,12 @@ def test_a_pipeline_where_one_stage_is_wanted_is_refused_by_naming_its_stages():
         load_recipe(find_recipe("debug"), [])
 
 
+def test_a_held_out_source_is_not_called_as_one_that_is_trained_on():
+    held = [{"name": "scenes", "shards": "scenes/heldout-*.tar"}]
+    with pytest.raises(ConfigError, match="scenes is a name in data.sources and in evaluate.sources"):
+        recipe(evaluate={"sources": held})
+
+
 def test_overrides_win_and_are_typed(tmp_path):
     path = write(tmp_path, tree())
     loaded = load_recipe(

@@ -58,6 +58,15 @@ def test_stages_that_one_group_of_workers_cannot_train_are_refused(changes, name
         Pipeline(name="p", stages=(recipe(run={"name": "one"}), recipe(**changes)))
 
 
+def test_two_sets_of_shards_under_one_name_are_refused():
+    stages = [
+        recipe(run={"name": shards}, data={"sources": [{"name": "photos", "shards": f"{shards}/*.tar"}]})
+        for shards in ("old", "new")
+    ]
+    with pytest.raises(ConfigError, match=r"source 'photos' is old/\*.tar and new/\*.tar, .* give them two names"):
+        Pipeline(name="p", stages=tuple(stages))
+
+
 def test_a_section_that_is_no_pipeline_is_named(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("pipeline: {name: p, stages: []}")

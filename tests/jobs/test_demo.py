@@ -3,8 +3,9 @@
 import pytest
 from typer.testing import CliRunner
 
+from blip3o.errors import ConfigError
 from jobs.cli import app
-from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, verdict
+from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, run_demo, verdict
 from jobs.index import with_own_sources
 
 
@@ -38,6 +39,14 @@ def test_two_sizes_at_once_are_refused(tmp_path):
     result = CliRunner().invoke(app, ["demo", "--quick", "--full", "--out", str(tmp_path / "demo")])
     assert result.exit_code == 2 and "give one of them" in result.output
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_fresh_demo_deletes_no_folder_that_is_not_a_demos(tmp_path, monkeypatch):
+    monkeypatch.setattr(Demo, "run", lambda _: pytest.fail("it began"))
+    (tmp_path / "mine").write_text("of a year")
+    with pytest.raises(ConfigError, match="--fresh deletes .*, which holds no demo"):
+        run_demo(tmp_path, scale=QUICK, fresh=True)
+    assert (tmp_path / "mine").read_text() == "of a year"
 
 
 CONTROLS = {"shuffled": 0.1, "upper_bound": 0.9}

@@ -248,6 +248,12 @@ def test_null_means_not_given(server):
     assert answer.status == 200 and len(answer.json["data"]) == 1
 
 
+def test_half_a_surrogate_pair_is_quoted_in_a_refusal(server):
+    answer = raw("POST", server.url + IMAGES, {"prompt": "x", "model": "\ud800"})
+    assert_refusal(answer, 404, code="model_not_found", param="model")
+    assert "\ud800" in answer.json["error"]["message"]
+
+
 def _about(url):
     return {"messages": question("what?", url)}
 
@@ -268,6 +274,7 @@ CHAT_FAULTS = [
     (_about("file:///etc/passwd"), "invalid_image", "messages"),
     (_about("data:image/png;base64,"), "invalid_image", "messages"),
     (_about("data:image/png;base64,@@@@"), "invalid_image", "messages"),
+    (_about("data:image/png;base64,é"), "invalid_image", "messages"),
     (_about("data:image/png;base64,aGVsbG8="), "invalid_image", "messages"),
     (_about(data_url(PICTURE)[:-400]), "invalid_image", "messages"),
     (_about("data:image/png;base64," + "A" * (MAX_IMAGE * 4 // 3 + 8)), "invalid_image", "messages"),

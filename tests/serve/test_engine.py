@@ -313,3 +313,14 @@ def test_what_is_refused_or_fails_crosses_processes():
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))
     assert pickle.loads(pickle.dumps(BusyError(7))).retry_after_s == 7
+
+
+def test_a_model_that_only_chats_answers_and_refuses_to_draw_at_once(pipeline, reference):
+    for part in ("queries", "dit", "decoder"):
+        delattr(pipeline.model, part)
+    expected = reference.chat(_ask().turns, max_new_tokens=4)
+    [future] = _run(pipeline, [_ask()])
+    assert future.result().text == expected
+    engine = Engine(pipeline)
+    with pytest.raises(RequestError, match="this bundle has no queries and chats, but draws nothing"):
+        engine.draw(_draw())

@@ -1,9 +1,9 @@
 """Writes a stream of samples as WebDataset tar shards, one series a split: `train-00000.tar`, `heldout-00000.tar`, ….
 
-The bytes of a shard depend on its samples alone (no times, no owners). `dataset.json` says before the first shard that a
-set is begun, and at last names every shard with its size and sha256, so a set that was broken off half-way is not taken
-for a whole one: it is built again. A folder that holds a whole set of other settings, or shards that are not of a set
-of ours, is refused, never overwritten.
+The bytes of a shard depend on its samples alone (no times, no owners). `dataset.json` says before the first shard that
+a set is begun, and at last names every shard with its size and sha256, so a set that was broken off half-way is not
+taken for a whole one: it is built again. A folder that holds a whole set of other settings, or shards that are not of a
+set of ours, is refused, never overwritten.
 """
 
 import hashlib
