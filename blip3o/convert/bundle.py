@@ -59,7 +59,7 @@ def write_bundle(
 ) -> None:
     """Writes a bundle, seals it, loads it back and compares every tensor.
 
-    Raises `BundleError` if a part lacks weights, or if what was read back differs.
+    Raises `BundleError` if a part lacks weights or has other sizes, or if what was read back differs.
     """
     with unfilled():
         model = build_model(config, tokenizer)
@@ -69,6 +69,12 @@ def write_bundle(
         raise BundleError(
             f"{uri}: {len(missing)} tensors have no weights, e.g. {missing[0]}: export all trained stages"
         )
+    for name, parameter in needed.items():
+        if tensors[name].shape != parameter.shape:
+            raise BundleError(
+                f"{uri}: {name} is {list(tensors[name].shape)}, and a model of these sizes has {list(parameter.shape)}: "
+                "export with the recipe that it was trained with"
+            )
     weights = {name: tensors[name].detach().cpu().contiguous() for name in needed}
     files = {
         "config.json": config.model_dump_json(indent=1).encode(),
