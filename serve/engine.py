@@ -157,8 +157,8 @@ class Engine:
     def draw(self, request: DrawRequest) -> "Future[DrawReply]":
         """Queues a request for images.
 
-        Raises `RequestError` if the prompt does not fit or the bundle draws no images, `BusyError` if the queue is full, `UnavailableError` after
-        the end.
+        Raises `RequestError` if the prompt does not fit or the bundle draws no images, `BusyError` if the queue is
+        full, `UnavailableError` after the end.
         """
         self._pipeline.require_drawing()
         prompt_tokens = len(self._pipeline.draw_ids(request.prompt))

@@ -72,8 +72,8 @@ def write_bundle(
     for name, parameter in needed.items():
         if tensors[name].shape != parameter.shape:
             raise BundleError(
-                f"{uri}: {name} is {list(tensors[name].shape)}, and a model of these sizes has {list(parameter.shape)}: "
-                "export with the recipe that it was trained with"
+                f"{uri}: {name} is {list(tensors[name].shape)}, and a model of these sizes has "
+                f"{list(parameter.shape)}: export with the recipe that it was trained with"
             )
     weights = {name: tensors[name].detach().cpu().contiguous() for name in needed}
     files = {
