@@ -153,6 +153,7 @@ def findings(items: Sequence[Item], judgements: Iterable[Judgement]) -> tuple[di
 
     Raises `DataError` for two items of one key, two findings on one sample, and findings on what is not there.
     """
+    check_keys(items, "the items")
     expected = [(item.key, sample) for item in items for sample in range(item.samples)]
     found: dict[tuple[str, int], Judgement] = {}
     for judgement in judgements:
@@ -171,12 +172,16 @@ def findings(items: Sequence[Item], judgements: Iterable[Judgement]) -> tuple[di
     )
 
 
-def _check_places(expected: Sequence[tuple[str, int]], found: Iterable[tuple[str, int]]) -> None:
-    doubled = [key for (key, sample), times in Counter(expected).items() if times > 1]
+def check_keys(items: Iterable[Item], where: str) -> None:
+    """Raises `DataError` for two items of one key: they would share their files."""
+    doubled = [key for key, times in Counter(item.key for item in items).items() if times > 1]
     if doubled:
         raise DataError(
-            f"{len(doubled)} items share their key with another, the first is '{doubled[0]}': keys are unique"
+            f"{where}: {len(doubled)} items share their key with another, the first is '{doubled[0]}': keys are unique"
         )
+
+
+def _check_places(expected: Sequence[tuple[str, int]], found: Iterable[tuple[str, int]]) -> None:
     strange = sorted(set(found) - set(expected))
     if strange:
         key, sample = strange[0]

@@ -7,8 +7,8 @@
 <out>/<suite>/images/…            the official layout and nothing else; asking suites have replies/KEY.json instead
 <out>/<suite>/files.jsonl         key, sample, seed, path, sha256 and fault of each
 <out>/<suite>/cost.json           how many files were made, and in what time
-<out>/<suite>/judge.json          who judged
-<out>/<suite>/judgements.jsonl    one row for each finding, with the judge's own words
+<out>/<suite>/judge.json          who judged last: the score counts this judge's findings alone
+<out>/<suite>/judgements.jsonl    one row for each finding of every judge, with the judge's own words
 <out>/<suite>/score.json
 <out>/<suite>/controls/NAME/…     images, files and judgements of a control
 <out>/partial/                    files that are being written
@@ -23,7 +23,7 @@ from typing import Any
 
 from blip3o.data import storage
 from blip3o.errors import DataError
-from blip3o.evaluate.suite import Item, Judgement, Suite, item_seed
+from blip3o.evaluate.suite import Item, Judge, Judgement, Suite, item_seed
 from blip3o.evaluate.suites.files import json_lines
 
 READERS = 16  # threads that read images for their sums
@@ -151,10 +151,19 @@ class Place:
             raise DataError(f"{uri} does not exist: run --stage generate first")
         return [Made(**row) for row in read_rows(uri)]
 
+    def read_judge(self) -> Judge:
+        """Who judged last. Raises `DataError` if judge did not run."""
+        uri = self.file("judge.json")
+        if not storage.exists(uri):
+            raise DataError(f"{uri} does not exist: run --stage judge first")
+        return Judge(**json.loads(storage.read_bytes(uri)))
+
     def read_judgements(self) -> list[Judgement]:
-        """The findings. Raises `DataError` if judge did not run."""
+        """The findings of the judge that judged last. Raises `DataError` if judge did not run."""
+        by = asdict(self.read_judge())
         uri = self.file("judgements.jsonl")
         if not storage.exists(uri):
             raise DataError(f"{uri} does not exist: run --stage judge first")
         names = [field.name for field in fields(Judgement)]
-        return [Judgement(**{name: row[name] for name in names}) for row in read_rows(uri)]
+        rows = [row for row in read_rows(uri) if row["judge"] == by]
+        return [Judgement(**{name: row[name] for name in names}) for row in rows]

@@ -5,7 +5,7 @@ would give other images whenever it is asked. Overload, restarts and lost connec
 """
 
 import base64
-import binascii
+import http.client
 import io
 import json
 import time
@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from blip3o.data import storage
+from blip3o.data.decode import DAMAGE
 from blip3o.data.retry import patiently
 from blip3o.data.s3 import TransientError
 from blip3o.errors import ConfigError, RequestError, ServiceError
@@ -92,7 +93,7 @@ class HttpTarget:
             data, seed = base64.b64decode(item["b64_json"], validate=True), item.get("seed", reply.get("seed"))
             image = Image.open(io.BytesIO(data))
             image.load()
-        except (KeyError, ValueError, TypeError, binascii.Error, UnidentifiedImageError) as error:
+        except (*DAMAGE, Image.DecompressionBombError) as error:  # other JSON, or no image or part of one
             raise ServiceError(f"{self._base} answered without one image as b64_json: {error!r}") from error
         if seed != work.seed:
             raise ServiceError(
@@ -131,14 +132,24 @@ def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
             parsed = json.loads(reply.read())
     except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace")[:300]
+        said = _said(error)
         if error.code in _BUSY:
             raise TransientError(f"status {error.code}: {said}") from error
         if error.code in (400, 422):
             raise RequestError(said) from error
         raise ServiceError(f"{url} answered {error.code}: {said}") from error
-    except (OSError, json.JSONDecodeError) as error:  # refused, reset, cut off
-        raise TransientError(str(error)) from error
+    except (OSError, http.client.HTTPException) as error:  # refused, reset, cut off
+        raise TransientError(str(error) or type(error).__name__) from error
+    except ValueError as error:  # no JSON or no UTF-8: of a reply without its length, this is how a cut looks
+        raise TransientError(f"its reply is no JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
     return parsed
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """What the server says of an error, in a line; its status in words where that is cut off."""
+    try:
+        return " ".join(error.read().decode(errors="replace").split())[:300]
+    except (OSError, http.client.HTTPException):
+        return str(error.reason)

@@ -11,7 +11,7 @@ from typing import Any
 from blip3o.data import storage
 from blip3o.data.decode import open_image
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.suite import Item
+from blip3o.evaluate.suite import Item, check_keys
 from blip3o.evaluate.suites.grids import join_tiles
 from jobs.evaluation.files import Place, write_json, write_rows
 from jobs.evaluation.plan import Plan
@@ -27,7 +27,8 @@ COSTS = ("files", "seconds", "wall_seconds")
 def prepare(plan: Plan) -> None:
     """Writes every suite's items, the small files of its layout, and its true pictures.
 
-    Raises `ConfigError` where other items are there already: their images would be taken for these items'.
+    Raises `ConfigError` where other items are there already: their images would be taken for these items'; `DataError`
+    for a source that is not in the suite's format or has two items of one key.
     """
     for entry in plan.entries:
         place = plan.place(entry)
@@ -45,7 +46,10 @@ def prepare(plan: Plan) -> None:
 
 
 def _items(plan: Plan, entry: Entry) -> list[Item]:
-    items = list(entry.suite.items(plan.sources.get(entry.suite.name)))[: plan.limit]
+    source = plan.sources.get(entry.suite.name)
+    read = entry.suite.items(source)
+    check_keys(read, source or f"suite {entry.suite.name}")
+    items = list(read)[: plan.limit]
     if not items:
         raise DataError(f"suite {entry.suite.name} has no items: name a source that has, with --source")
     return items if plan.samples is None else [replace(item, samples=plan.samples) for item in items]

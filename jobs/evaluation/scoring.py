@@ -1,7 +1,8 @@
 """The stages that judge: judge asks a judge about every file, score counts the findings, report shows them.
 
 A finding is kept with the sum of the file that it is about and with the judge's own words. It is not asked for again
-while file and judge stay the same; a finding that could not be read is.
+while file and judge stay the same; a finding that could not be read is. Another judge's findings stay beside it, and
+the score counts those of the judge that judged last alone.
 """
 
 import json
@@ -15,7 +16,7 @@ from blip3o.data import storage
 from blip3o.data.decode import open_image
 from blip3o.errors import DataError
 from blip3o.evaluate.peers import PROTOCOLS, Peer, peers_of
-from blip3o.evaluate.suite import Coverage, Item, Judge, Judgement
+from blip3o.evaluate.suite import Coverage, Item, Judgement
 from blip3o.evaluate.suite_report import Example, Published, SuiteResult, number, render_suites
 from jobs.evaluation.files import Made, Place, Rows, read_rows, write_json, write_rows
 from jobs.evaluation.judges import Finder, Wanted
@@ -58,7 +59,7 @@ def _judge(place: Place, finder: Finder) -> None:
     items = {item.key: item for item in place.read_items()}
     made = [one for one in place.read_made() if one.sha256]
     identity = asdict(finder.judge)
-    kept = _kept(place, identity)
+    others, kept = _earlier(place, identity)
     rows = [kept[place_of] for one in made if (place_of := (one.key, one.sample, one.sha256)) in kept]
     todo = [one for one in made if (one.key, one.sample, one.sha256) not in kept]
     write_json(place.file("judge.json"), identity)
@@ -71,17 +72,21 @@ def _judge(place: Place, finder: Finder) -> None:
                     continue
                 rows.append({**asdict(finding), "sha256": one.sha256, "judge": identity})
                 if len(rows) % TOGETHER == 0:
-                    write_rows(uri, rows)
+                    write_rows(uri, [*others, *rows])
     finally:  # what a judge has found before it failed is kept
-        write_rows(uri, sorted(rows, key=lambda row: (row["key"], row["sample"])))
+        write_rows(uri, [*others, *sorted(rows, key=lambda row: (row["key"], row["sample"]))])
 
 
-def _kept(place: Place, identity: dict[str, Any]) -> dict[tuple[str, int, str], dict[str, Any]]:
-    """The readable findings of this very judge, by key, sample and sum of the file."""
+def _earlier(place: Place, identity: dict[str, Any]) -> tuple[Rows, dict[tuple[str, int, str], dict[str, Any]]]:
+    """All rows of other judges, and the readable ones of this very judge by key, sample and sum of the file.
+
+    The others stay as they are: they may have cost hours, and their judge may be asked for again.
+    """
     uri = place.file("judgements.jsonl")
     rows: Rows = read_rows(uri) if storage.exists(uri) else []
-    good = [row for row in rows if row["value"] is not None and row["judge"] == identity]
-    return {(row["key"], row["sample"], row["sha256"]): row for row in good}
+    others = [row for row in rows if row["judge"] != identity]
+    good = [row for row in rows if row["judge"] == identity and row["value"] is not None]
+    return others, {(row["key"], row["sample"], row["sha256"]): row for row in good}
 
 
 def _found(
@@ -106,7 +111,7 @@ def score(plan: Plan) -> None:
     for entry in plan.entries:
         place = plan.place(entry)
         items = place.read_items()
-        judgements, by = place.read_judgements(), _judge_of(place)
+        judgements, by = place.read_judgements(), place.read_judge()
         scored = entry.suite.score(items, judgements, by)
         controls = {name: _overall(plan.place(entry, name), entry) for name in _controls(plan, entry)}
         if entry.shuffled is not None and len(items) > 1:
@@ -117,11 +122,7 @@ def score(plan: Plan) -> None:
 
 
 def _overall(place: Place, entry: Entry) -> float | None:
-    return entry.suite.score(place.read_items(), place.read_judgements(), _judge_of(place)).overall
-
-
-def _judge_of(place: Place) -> Judge:
-    return Judge(**json.loads(storage.read_bytes(place.file("judge.json"))))
+    return entry.suite.score(place.read_items(), place.read_judgements(), place.read_judge()).overall
 
 
 def _coverage(coverage: Coverage) -> str:

@@ -19,15 +19,16 @@ UNCHECKED = "the official questions' digest is not on record, so they cannot be 
 def read_questions(suite: str, source: str | None, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     """The records of a question file, with `image` as a URI.
 
-    Raises `ConfigError` without a source, `DataError` for records that lack id, image, question or one of `fields`, or
-    share an id.
+    Raises `ConfigError` without a source, `DataError` for records that lack id, image, question or one of `fields`,
+    whose image or question is no text, or that share an id.
     """
     if source is None:
         raise ConfigError(f"{suite} needs a local file of questions: name a .jsonl of {{id, image, question, …}}")
     rows = json_lines(read_bytes(source), source)
     folder = source.rpartition("/")[0] or "."
     for number, row in enumerate(rows, start=1):
-        require(row, ("id", "image", "question", *fields), f"{source}, record {number}")
+        where = f"{source}, record {number}"
+        require(row, ("id", "image", "question", *fields), where, texts=("image", "question"))
         row["id"] = str(row["id"])
         row["image"] = _resolved(folder, row["image"])
     if len({row["id"] for row in rows}) < len(rows):

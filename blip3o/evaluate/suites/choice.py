@@ -8,6 +8,7 @@ from typing import Any, Literal
 from blip3o.errors import DataError
 from blip3o.evaluate.suite import Item, Judge, Judgement, Score, Suite, mean
 from blip3o.evaluate.suites.asked import accuracy_score, read_questions, replies
+from blip3o.evaluate.suites.files import text_list
 from blip3o.evaluate.understanding import normalise
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -41,12 +42,14 @@ class Choice(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The questions of a local file; options are listed below the question unless the record has a `prompt`.
 
-        Raises `ConfigError`, and `DataError` for an answer that is no letter of an option.
+        Raises `ConfigError`, and `DataError` for options that are no texts, or an answer that is no letter of one.
         """
         rows = read_questions(self.name, source, ("options", "answer"))
-        for row in rows:
-            if str(row["answer"]) not in tuple(LETTERS[: len(row["options"])]):
-                raise DataError(f"question '{row['id']}' has the answer '{row['answer']}': expected an option's letter")
+        for number, row in enumerate(rows, start=1):
+            where = f"{source}, record {number}"
+            options = text_list(row["options"], f"{where}: options")
+            if row["answer"] not in tuple(LETTERS[: len(options)]):
+                raise DataError(f"{where}: the answer is '{row['answer']}', expected an option's letter")
         return tuple(Item(key=row["id"], prompt=_prompt(row), record=row, samples=1) for row in rows)
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:

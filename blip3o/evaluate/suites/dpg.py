@@ -27,7 +27,7 @@ from blip3o.evaluate.suite import (
     mean,
     reasons,
 )
-from blip3o.evaluate.suites.files import json_value, require
+from blip3o.evaluate.suites.files import json_value, read_text, require
 from blip3o.evaluate.understanding import normalise
 
 TILES = 4
@@ -47,19 +47,29 @@ def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
     """The questions by item, from the benchmark's CSV.
 
     Each is {number, text, parents (0: none), category, broad, row (from 0, of the whole file), prompt}. Raises
-    `DataError` for missing columns, numbers that are none or twice there, and parents that the item lacks.
+    `DataError` for what is no CSV in UTF-8, missing columns, rows that end early, numbers that are none or twice there,
+    and parents that the item lacks.
     """
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-    require(dict.fromkeys(reader.fieldnames or ()), _COLUMNS, where)
-    for row, line in enumerate(reader):
-        found[line["item_id"]].append(_question(row, line, f"{where}, row {row + 1}"))
+    reader = csv.DictReader(io.StringIO(read_text(data, where).removeprefix("\ufeff")))
+    try:
+        require(dict.fromkeys(reader.fieldnames or ()), _COLUMNS, where)
+        for row, line in enumerate(reader):
+            found[line["item_id"]].append(_question(row, line, f"{where}, row {row + 1}"))
+    except csv.Error as error:  # a quote that is never closed, say
+        raise DataError(f"{where} is no CSV after line {reader.line_num}: {error}") from error
     for key, questions in found.items():
         _check_graph(key, questions)
     return dict(found)
 
 
-def _question(row: int, line: Mapping[str, str], where: str) -> dict[str, Any]:
+def _question(row: int, line: Mapping[str, str | None], where: str) -> dict[str, Any]:
+    there = {name: value for name, value in line.items() if value is not None}  # None: the row ended before it
+    require(there, _COLUMNS, where)
+    return _parsed(row, there, where)
+
+
+def _parsed(row: int, line: Mapping[str, str], where: str) -> dict[str, Any]:
     category = line["tuple"].split("(")[0].strip()
     try:
         number = int(line["proposition_id"])
@@ -145,14 +155,14 @@ class Dpg(Suite):
             raise ConfigError("dpg needs its prompts: name the questions CSV, or a JSON file or folder of prompts")
         if source.endswith(".csv"):
             questions = read_questions(read_bytes(source), source)
-            prompts = {key: of_item[0]["prompt"] for key, of_item in questions.items()}
+            prompts = [(key, of_item[0]["prompt"]) for key, of_item in questions.items()]
         elif source.endswith(".json"):
             prompts, questions = _json_prompts(json_value(read_bytes(source), source), source), {}
         else:
             prompts, questions = _folder(source)
         return tuple(
             Item(key=key, prompt=prompt, record={"questions": questions.get(key, [])}, samples=self.samples)
-            for key, prompt in prompts.items()
+            for key, prompt in prompts
         )
 
     def image_path(self, item: Item, sample: int) -> str:
@@ -242,17 +252,17 @@ def _tiles(item: Item, values: Mapping[tuple[str, int], Any], *, faults: bool) -
         return None
 
 
-def _json_prompts(value: object, where: str) -> dict[str, str]:
+def _json_prompts(value: object, where: str) -> list[tuple[str, str]]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise DataError(f"{where} is no object of prompts: expected {{name: prompt}}")
-    return {name.removesuffix(".txt"): text for name, text in value.items()}
+    return [(name.removesuffix(".txt"), text) for name, text in value.items()]
 
 
-def _folder(uri: str) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
+def _folder(uri: str) -> tuple[list[tuple[str, str]], dict[str, list[dict[str, Any]]]]:
     texts = list_files(uri, suffix=".txt")
     if not texts:
         raise DataError(f"no prompts below {uri}: expected one <name>.txt each")
-    prompts = {PurePosixPath(file.uri).stem: read_bytes(file.uri).decode().strip() for file in texts}
+    prompts = [(PurePosixPath(file.uri).stem, read_text(read_bytes(file.uri), file.uri).strip()) for file in texts]
     tables = list_files(uri, suffix=".csv")
     if len(tables) > 1:
         raise DataError(f"{len(tables)} CSV files below {uri}: leave one, that of the questions")

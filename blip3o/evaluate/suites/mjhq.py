@@ -15,6 +15,7 @@ from blip3o.evaluate.suite import INCOMPLETE, Coverage, Item, Judge, Judgement, 
 from blip3o.evaluate.suites.files import json_value, require
 
 OFFICIAL_ITEMS = 30_000
+FIELDS = ("category", "prompt")
 
 
 class Mjhq(Suite):
@@ -32,7 +33,7 @@ class Mjhq(Suite):
         if not isinstance(rows, dict):
             raise DataError(f"{source} is a {type(rows).__name__}: expected {{key: {{category, prompt}}}}")
         for key, row in rows.items():
-            require(row, ("category", "prompt"), f"{source}, '{key}'")
+            require(row, FIELDS, f"{source}, '{key}'", texts=FIELDS)
         return tuple(Item(key=key, prompt=row["prompt"], record=row, samples=1) for key, row in rows.items())
 
     def image_path(self, item: Item, sample: int) -> str:

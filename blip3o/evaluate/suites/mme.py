@@ -10,6 +10,7 @@ from typing import Any, Literal
 from blip3o.errors import DataError
 from blip3o.evaluate.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, reasons
 from blip3o.evaluate.suites.asked import EXACT_MATCH, UNCHECKED, read_questions, replies
+from blip3o.evaluate.suites.files import require
 
 PERCEPTION = (
     "existence",
@@ -49,9 +50,11 @@ class Mme(Suite):
         hasn't two questions.
         """
         rows = read_questions(self.name, source, ("answer", "category"))
-        for row in rows:
+        for number, row in enumerate(rows, start=1):
+            where = f"{source}, record {number}"
+            require(row, ("answer", "category"), where, texts=("answer", "category"))
             if row["answer"].lower() not in ("yes", "no"):
-                raise DataError(f"question '{row['id']}' has the answer '{row['answer']}': expected Yes or No")
+                raise DataError(f"{where}: the answer is '{row['answer']}', expected Yes or No")
         items = tuple(Item(key=row["id"], prompt=row["question"], record=row, samples=1) for row in rows)
         for (category, image), pair in _pairs(items).items():
             if len(pair) != 2:

@@ -111,7 +111,7 @@ def _built_in() -> list[dict[str, Any]]:
 def _read(source: str) -> list[dict[str, Any]]:
     rows = json_lines(read_bytes(source), source)
     for number, row in enumerate(rows, start=1):
-        require(row, ("id", "prompt", "text"), f"{source}, record {number}")
+        require(row, ("id", "prompt", "text"), f"{source}, record {number}", texts=("prompt", "text"))
     return rows
 
 

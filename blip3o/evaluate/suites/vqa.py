@@ -6,6 +6,7 @@ from typing import Literal
 from blip3o.errors import DataError
 from blip3o.evaluate.suite import Item, Judge, Judgement, Score, Suite
 from blip3o.evaluate.suites.asked import accuracy_score, read_questions, replies
+from blip3o.evaluate.suites.files import text_list
 from blip3o.evaluate.suites.vqa_words import normalise_reply, normalise_words
 
 AGREEING = 3  # annotators that make a reply fully right
@@ -26,7 +27,10 @@ def accuracy(reply: str, answers: Sequence[str]) -> float:
 
 
 class Vqa(Suite):
-    """Questions with several annotators' answers: {id, image, question, answers, category (optional)}."""
+    """Questions with several annotators' answers: {id, image, question, answers, category (optional)}.
+
+    Answers are texts, or VQAv2's own {"answer": text, …}, of which the texts are taken.
+    """
 
     name = "vqa"
     protocol = "VQA accuracy after EvalAI normalisation, one annotator left out"
@@ -36,9 +40,8 @@ class Vqa(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The questions of a local file, asked as they stand there. Raises `ConfigError`, `DataError`."""
         rows = read_questions(self.name, source, ("answers",))
-        few = [row["id"] for row in rows if len(row["answers"]) < MIN_ANSWERS]
-        if few:
-            raise DataError(f"question '{few[0]}' has fewer than {MIN_ANSWERS} answers: none could ever be fully right")
+        for number, row in enumerate(rows, start=1):
+            row["answers"] = _texts(row["answers"], f"{source}, record {number}: answers")
         return tuple(Item(key=row["id"], prompt=row["question"], record=row, samples=1) for row in rows)
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
@@ -46,3 +49,12 @@ class Vqa(Suite):
         answered, coverage = replies(items, judgements)
         scored = [(item, accuracy(reply, item.record["answers"])) for item, reply in answered]
         return accuracy_score(self, scored, coverage, units=[value for _, value in scored], details={})
+
+
+def _texts(answers: object, where: str) -> list[str]:
+    if isinstance(answers, list):
+        answers = [one.get("answer") if isinstance(one, dict) else one for one in answers]
+    found = text_list(answers, where)
+    if len(found) < MIN_ANSWERS:
+        raise DataError(f"{where} are fewer than {MIN_ANSWERS} answers ({len(found)}): none could ever be fully right")
+    return found

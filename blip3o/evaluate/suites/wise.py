@@ -71,7 +71,7 @@ class Wise(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The items of the user's copy: one JSON list, or a folder with the three official files.
 
-        Raises `ConfigError` without a source, `DataError` for another format or ids that are double or not 1 to 1000.
+        Raises `ConfigError` without a source, `DataError` for another format or ids that are not 1 to 1000.
         """
         if source is None:
             raise ConfigError(
@@ -217,7 +217,7 @@ def _read(uri: str) -> list[dict[str, Any]]:
         raise DataError(f"{uri} is a {type(rows).__name__}: expected a list of prompts")
     for number, row in enumerate(rows, start=1):
         where = f"{uri}, record {number}"
-        require(row, ("Prompt", "Explanation", "prompt_id"), where)
+        require(row, ("Prompt", "Explanation", "prompt_id"), where, texts=("Prompt",))
         if not (type(row["prompt_id"]) is int and 1 <= row["prompt_id"] <= OFFICIAL_ITEMS):
             raise DataError(f"{where}: prompt_id {row['prompt_id']!r}, expected a number from 1 to {OFFICIAL_ITEMS}")
     return rows
