@@ -75,7 +75,7 @@ class JudgeClient:
                 with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                     return response.read()
             except urllib.error.HTTPError as error:
-                cause = f"HTTP {error.code}: {_line(error.read())}"
+                cause = f"HTTP {error.code}: {error_text(error)}"
                 if error.code not in _PASSING:
                     raise ConfigError(f"the judge at {url} refused the request ({cause})") from error
             except (OSError, http.client.HTTPException) as error:
@@ -102,6 +102,14 @@ class JudgeClient:
 def data_url(png: bytes) -> str:
     """A PNG image as the URL that chat endpoints take."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def error_text(error: urllib.error.HTTPError) -> str:
+    """What the server says of an error, in a line; its status in words where that is cut off."""
+    try:
+        return _line(error.read())
+    except (OSError, http.client.HTTPException):
+        return str(error.reason)
 
 
 def _line(data: bytes) -> str:

@@ -172,8 +172,13 @@ def findings(items: Sequence[Item], judgements: Iterable[Judgement]) -> tuple[di
     )
 
 
-def check_keys(items: Iterable[Item], where: str) -> None:
-    """Raises `DataError` for two items of one key: they would share their files."""
+def check_keys(items: Sequence[Item], where: str) -> None:
+    """Raises `DataError` for two items of one key, which would share their files, and for keys that leave the folder."""
+    for item in items:
+        if any(part in ("", ".", "..") for part in item.key.split("/")):
+            raise DataError(
+                f"{where}: '{item.key}' is no key, since files are named by it: leave out empty parts and '..'"
+            )
     doubled = [key for key, times in Counter(item.key for item in items).items() if times > 1]
     if doubled:
         raise DataError(

@@ -23,7 +23,7 @@ from blip3o.data.decode import DAMAGE
 from blip3o.data.retry import patiently
 from blip3o.data.s3 import TransientError
 from blip3o.errors import ConfigError, RequestError, ServiceError
-from blip3o.evaluate.judge import data_url
+from blip3o.evaluate.judge import data_url, error_text
 from jobs.evaluation.bundle_target import Sampler
 from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply
 
@@ -132,7 +132,7 @@ def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
             parsed = json.loads(reply.read())
     except urllib.error.HTTPError as error:
-        said = _said(error)
+        said = error_text(error)
         if error.code in _BUSY:
             raise TransientError(f"status {error.code}: {said}") from error
         if error.code in (400, 422):
@@ -145,11 +145,3 @@ def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
     return parsed
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """What the server says of an error, in a line; its status in words where that is cut off."""
-    try:
-        return " ".join(error.read().decode(errors="replace").split())[:300]
-    except (OSError, http.client.HTTPException):
-        return str(error.reason)

@@ -47,6 +47,8 @@ def test_no_items_are_not_complete():
         (["a"], [judged("c", 0)], "of no item"),
         (["a"], [judged("a", 2)], "sample 2 of 'a'"),
         (["a", "a"], [], "share their key"),
+        (["../a"], [], "'../a' is no key, since files are named by it"),
+        (["/a"], [], "'/a' is no key"),
     ],
 )
 def test_findings_that_do_not_fit_the_items_are_refused(keys, judgements, message):
