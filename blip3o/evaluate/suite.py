@@ -173,7 +173,7 @@ def findings(items: Sequence[Item], judgements: Iterable[Judgement]) -> tuple[di
 
 
 def check_keys(items: Sequence[Item], where: str) -> None:
-    """Raises `DataError` for two items of one key, which would share their files, and for keys that leave the folder."""
+    """Raises `DataError` for two items of one key, which would share their files, and keys that leave the folder."""
     for item in items:
         if any(part in ("", ".", "..") for part in item.key.split("/")):
             raise DataError(
