@@ -4,7 +4,6 @@ import io
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,15 +60,15 @@ def runs(
 def report(
     run: Annotated[str, typer.Argument(help="name of the run")],
     storage: Storage = STORAGE,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="file to write; RUN.html if left out")] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="URI of the page; RUN.html if left out")] = None,
 ) -> None:
     """Write a run's page: curves, speed, validations by noise level, drawings, events, recipe."""
+    from blip3o.data.storage import write_bytes
     from blip3o.evaluate.run_report import render_run
 
-    path = out or Path(f"{run}.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_run(read_run(storage, run)), encoding="utf-8")
-    print(f"wrote {path}")
+    uri = f"{run}.html" if out is None else out
+    write_bytes(uri, render_run(read_run(storage, run)).encode())
+    print(f"wrote {uri}")
 
 
 def list_runs(storage_uri: str) -> list[RunState]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +37,9 @@ class LedgerEntry:
     stage: str
 
 
-_SCHEMA = pa.schema([(f.name, pa.int64() if f.type is int else pa.string()) for f in fields(LedgerEntry)])
+_FIX = "name a ledger, or delete the file where it was one"
+_KINDS = {f.name: int if f.type is int else str for f in fields(LedgerEntry)}
+_SCHEMA = pa.schema([(name, pa.int64() if kind is int else pa.string()) for name, kind in _KINDS.items()])
 
 
 def write_ledger(uri: str, entries: Sequence[LedgerEntry]) -> None:
@@ -49,18 +52,46 @@ def write_ledger(uri: str, entries: Sequence[LedgerEntry]) -> None:
 def read_ledger(uri: str) -> list[LedgerEntry]:
     """Entries of a Parquet file (`….parquet`) or of a run's folder, sorted by stage and uid; empty where nothing is.
 
-    Raises `DataError` if an object is not a ledger entry.
+    Raises `DataError` if a file is not a ledger's, or an object in it not an entry.
     """
     if uri.endswith(".parquet"):
-        rows = pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist() if storage.exists(uri) else []
+        rows = _table_rows(uri, storage.read_bytes(uri)) if storage.exists(uri) else []
+        entries = [_entry(uri, row) for row in rows]
     else:
         files = [file.uri for file in storage.list_files(uri, suffix=".json")]
         with ThreadPoolExecutor(16) as pool:
-            rows = [json.loads(data) for data in pool.map(storage.read_bytes, files)]
+            datas = pool.map(storage.read_bytes, files)
+            entries = [_entry(file, _object(file, data)) for file, data in zip(files, datas, strict=True)]
+    return sorted(entries, key=lambda entry: (entry.stage, entry.uid, entry.offset))
+
+
+def _table_rows(uri: str, data: bytes) -> list[dict[str, Any]]:
     try:
-        return sorted((LedgerEntry(**row) for row in rows), key=lambda entry: (entry.stage, entry.uid, entry.offset))
+        return pq.read_table(pa.BufferReader(data)).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # what pyarrow raises for damage
+        raise DataError(f"{uri} cannot be read as a Parquet file: {_line(error)}: {_FIX}") from error
+
+
+def _object(uri: str, data: bytes) -> Any:  # noqa: ANN401 - a JSON value
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{uri} cannot be read as JSON: {_line(error)}: {_FIX}") from error
+
+
+def _entry(uri: str, row: Any) -> LedgerEntry:  # noqa: ANN401 - whatever lay there
+    try:
+        entry = LedgerEntry(**row)
     except TypeError as error:
-        raise DataError(f"{uri} holds an object that is not a ledger entry: {error}") from error
+        raise DataError(f"{uri} holds an object that is not a ledger entry: {_line(error)}: {_FIX}") from error
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(getattr(entry, key), kind)]
+    if wrong:
+        raise DataError(f"{uri} holds an object that is not a ledger entry: {wrong[0]} is of another kind: {_FIX}")
+    return entry
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def find_ledger(uri: str) -> str:

@@ -7,7 +7,9 @@ visible whole or not at all: S3 objects are atomic by themselves, local files ar
 URI and what to do about it.
 """
 
+import errno
 import functools
+import os
 import posixpath
 import re
 import shutil
@@ -40,14 +42,46 @@ class FileInfo:
     version: str
 
 
+class MissingFileError(StorageError):
+    """The store answers, and there is no such file."""
+
+
+class BadUriError(StorageError):
+    """A URI that no file can have, whatever the state of the store."""
+
+
+_FORMS = "use s3://bucket/key, file:///path or a plain path"
+_OBJECT = re.compile(r"s3://[A-Za-z0-9._:-]+(/(?!\.{1,2}(/|$))[^/]*)*")  # a key is not resolved as a path is
+_FAULTS_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def shown(uri: str) -> str:
+    """A URI as one line that can be encoded: control characters and halves of surrogate pairs are escaped."""
+    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), uri)
+
+
 def normalize(uri: str) -> str:
-    """The canonical form of a URI: `s3://…` as it is, local paths absolute and without `file://`; no trailing slash."""
-    scheme = urlsplit(uri).scheme
+    """The canonical form of a URI: `s3://…` as it is, local paths absolute and without `file://`; no trailing slash.
+
+    Raises `BadUriError` for what no file can be called.
+    """
+    if re.search("[\x00\ud800-\udfff]", uri):
+        raise BadUriError(f"{shown(uri)} holds a NUL or is not UTF-8: correct the name, or rename the file")
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:  # of brackets that hold no IPv6 address
+        raise BadUriError(f"{shown(uri)} is no URI: {error}: {_FORMS}") from error
     if scheme == "s3":
+        if not _OBJECT.fullmatch(uri):
+            raise BadUriError(f"{shown(uri)} names no object: use s3://bucket/key, without a folder '.' or '..'")
         return uri.rstrip("/")
-    if scheme in ("", "file"):
+    if scheme not in ("", "file"):
+        raise BadUriError(f"unknown scheme '{scheme}' in {shown(uri)}: {_FORMS}")
+    try:
         return str(Path(uri.removeprefix("file://")).expanduser().absolute())
-    raise StorageError(f"unknown scheme '{scheme}' in {uri}: use s3://bucket/key, file:///path or a plain path")
+    except RuntimeError as error:
+        raise BadUriError(f"{shown(uri)}: no user of that name has a home here: write the path in full") from error
 
 
 def join(uri: str, *parts: str) -> str:
@@ -72,10 +106,7 @@ def _s3(endpoint: str | None, region: str | None, timeout_s: float) -> fs.S3File
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI and the path inside it.
-
-    Raises `StorageError` for an unknown scheme.
-    """
+    """The file system of a URI and the path inside it. Raises `BadUriError` for what no file can be called."""
     uri = normalize(uri)
     if not uri.startswith("s3://"):
         return fs.LocalFileSystem(), uri
@@ -94,9 +125,17 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"{uri} does not exist: check the spelling, or create it first") from error
+        raise _missing(uri) from error
+    except UnicodeDecodeError as error:  # pyarrow decodes the name of a local file when it is asked for it
+        raise StorageError(f"{shown(uri)}: a name in it is not UTF-8: rename {error.object!r}") from error
     except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: {_cause(str(error))}") from error
+        if isinstance(error, OSError) and error.errno in _FAULTS_OF_PATHS:
+            raise BadUriError(f"{shown(uri)[:300]}: {os.strerror(error.errno)}: correct the path") from error
+        raise StorageError(f"{shown(uri)}: {_cause(str(error))}") from error
+
+
+def _missing(uri: str) -> MissingFileError:
+    return MissingFileError(f"{shown(uri)} does not exist: check the spelling, or create it first")
 
 
 def _tried(uri: str, attempt: Callable[[], T]) -> T:
@@ -137,12 +176,17 @@ def _cause(message: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file. Raises `StorageError` if it is missing or cannot be read."""
+    """The whole content of a file. Raises `MissingFileError`, `BadUriError`, or `StorageError` if it cannot be read."""
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.S3FileSystem):
+        if "/" not in path:
+            raise BadUriError(f"{uri} is a bucket: name a file in it")
         return _tried(uri, lambda: s3.read(path))
-    with _explained(uri), filesystem.open_input_file(path) as file:
-        return file.read()
+    with _explained(uri):
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, path)
+        with filesystem.open_input_file(path) as file:
+            return file.read()
 
 
 class RangeReader:
@@ -217,7 +261,7 @@ def _stream(
     with guard(uri):
         if local:
             for folder in {posixpath.dirname(path), posixpath.dirname(target)}:
-                filesystem.create_dir(folder, recursive=True)
+                _make_folder(filesystem, folder)
         file = filesystem.open_output_stream(target)
     try:
         yield file
@@ -230,7 +274,23 @@ def _stream(
     with guard(uri):
         file.close()
         if local:
-            filesystem.move(target, path)
+            _put_in_place(filesystem, target, path)
+
+
+def _make_folder(filesystem: fs.FileSystem, folder: str) -> None:
+    try:
+        filesystem.create_dir(folder, recursive=True)
+    except FileNotFoundError as error:  # as below /proc; the file itself need not exist
+        raise OSError(f"the folder {folder} cannot be made: write to another place") from error
+
+
+def _put_in_place(filesystem: fs.FileSystem, target: str, path: str) -> None:
+    try:
+        filesystem.move(target, path)
+    except OSError:  # as where `path` is a folder
+        with suppress(OSError):
+            filesystem.delete_file(target)
+        raise
 
 
 def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:
@@ -281,7 +341,7 @@ def _existing(uri: str) -> fs.FileInfo:
     filesystem, path = resolve(uri)
     info = _tried(uri, lambda: filesystem.get_file_info(path))
     if info.type != fs.FileType.File:
-        raise StorageError(f"{uri} does not exist: check the spelling, or create it first")
+        raise _missing(uri)
     return info
 
 
@@ -293,7 +353,7 @@ def _file_info(found: s3.ObjectInfo) -> FileInfo:
 def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
     """All files below a folder whose names end in `suffix`, sorted by URI; empty where the folder does not exist.
 
-    Raises `StorageError` if the bucket is missing or the store refuses.
+    Raises `StorageError` if the bucket is missing, the store refuses, or a local name is not UTF-8.
     """
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.S3FileSystem):
@@ -301,11 +361,10 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
         found = [_file_info(item) for item in _tried(uri, lambda: s3.objects_below(path))]
     else:
         everything = fs.FileSelector(path, recursive=True, allow_not_found=True)
-        found = [
-            FileInfo(uri=info.path, size=info.size, version=str(info.mtime_ns))
-            for info in _tried(uri, lambda: filesystem.get_file_info(everything))
-            if info.type == fs.FileType.File
-        ]
+        infos = _tried(uri, lambda: filesystem.get_file_info(everything))
+        with _explained(uri):
+            files = [it for it in infos if it.type == fs.FileType.File]
+            found = [FileInfo(uri=it.path, size=it.size, version=str(it.mtime_ns)) for it in files]
     return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
 
 
@@ -315,7 +374,8 @@ def list_folders(uri: str) -> list[str]:
     if isinstance(filesystem, fs.S3FileSystem):
         _require_bucket(uri, filesystem, path)
     found = _tried(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
-    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+    with _explained(uri):
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
 def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:

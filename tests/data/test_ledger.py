@@ -1,5 +1,7 @@
 """What is written to the ledger is read back, once per sample and stage, however often and wherever it was met."""
 
+import json
+
 import pytest
 
 from blip3o.data import storage
@@ -43,7 +45,37 @@ def test_a_repeated_note_is_written_once(tmp_path, monkeypatch):
     assert len(written) == 1
 
 
-def test_a_foreign_object_is_named(tmp_path):
-    storage.write_bytes(f"{tmp_path}/train/x.json", b'{"a": 1}')
-    with pytest.raises(DataError, match=f"{tmp_path} holds an object that is not a ledger entry"):
-        read_ledger(str(tmp_path))
+WHOLE = json.dumps({**NOTE, "stage": "a"}).encode()
+OTHER_KIND = json.dumps({**NOTE, "stage": None}).encode()
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", b'{"a": 1}', "holds an object that is not a ledger entry: .*'a'.*: name a ledger"),
+        ("x.json", b"[1]", "holds an object that is not a ledger entry"),
+        ("x.json", OTHER_KIND, "holds an object that is not a ledger entry: stage is of another kind"),
+        ("x.json", WHOLE[:-1], "cannot be read as JSON: .*: name a ledger"),
+        ("x.json", b"\xff", "cannot be read as JSON"),
+        ("x.json", DEEP, "cannot be read as JSON"),
+        ("x.parquet", b"PAR1 no footer PAR1", "cannot be read as a Parquet file: .*: name a ledger"),
+        ("x.parquet", b"", "cannot be read as a Parquet file"),
+    ],
+)
+def test_what_is_no_ledger_is_named_by_its_file(tmp_path, name, content, message):
+    uri = f"{tmp_path}/train/{name}"
+    storage.write_bytes(uri, content)
+    storage.write_bytes(f"{tmp_path}/train/whole.json", WHOLE)
+    with pytest.raises(DataError, match=f"^{uri} {message}") as caught:
+        read_ledger(uri if name.endswith(".parquet") else str(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("end", [0, 4, -300, -8, -1])
+def test_a_cut_file_of_entries_is_named(tmp_path, end):
+    uri = f"{tmp_path}/ledger.parquet"
+    write_ledger(uri, [LedgerEntry(**NOTE, stage="a")])
+    storage.write_bytes(uri, storage.read_bytes(uri)[:end])
+    with pytest.raises(DataError, match=f"^{uri} "):
+        read_ledger(uri)

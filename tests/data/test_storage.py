@@ -1,5 +1,6 @@
 """One behaviour on a real S3 store and on local files: reads, ranges, listings, and errors that name URI and fix."""
 
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -132,7 +133,7 @@ def test_a_local_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypat
         with pytest.raises(StorageError, match=f"{uri}: the disk went away"):
             storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
-    assert storage.list_files(str(tmp_path), suffix="a") == [storage.stat(uri)]
+    assert storage.list_files(str(tmp_path)) == [storage.stat(uri)]
 
 
 def test_a_missing_bucket_is_named(s3):
@@ -166,6 +167,60 @@ def test_a_store_that_does_not_answer_is_named(s3, environment):
         environment(AWS_ENDPOINT_URL=nobody, AWS_ENDPOINT_URL_S3=nobody, BLIP3O_STORE_PATIENCE_S="0.1")
         with pytest.raises(StorageError, match=f"^{s3}/a: the store does not answer: check AWS_ENDPOINT_URL"):
             storage.exists(f"{s3}/a")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://[x/a.png", r"^http://\[x/a.png is no URI: Invalid IPv6 URL: use s3://"),
+        ("~nobody-of-that-name/x", "^~nobody-of-that-name/x: no user of that name has a home here: write the path"),
+        ("/a\0.png", r"^/a\\x00.png holds a NUL"),
+        ("/\ud800\n.png", r"^/\\ud800\\n.png .*is not UTF-8: correct the name"),
+        ("s3:///a.png", "^s3:///a.png names no object: use s3://bucket/key"),
+        ("s3:/bucket/a.png", "names no object"),
+        ("S3://bucket/a.png", "names no object"),
+        ("s3://my bucket/a.png", "names no object"),
+        ("s3://bucket/a/../b.png", "names no object"),
+    ],
+)
+def test_what_no_file_can_be_called_is_told_in_one_line(uri, message):
+    for call in (storage.normalize, storage.read_bytes, storage.exists, lambda uri: storage.write_bytes(uri, b"x")):
+        with pytest.raises(storage.BadUriError, match=message) as caught:
+            call(uri)
+        assert len(str(caught.value).encode().splitlines()) == 1
+
+
+def test_what_is_no_file_is_told_apart_from_a_store_that_fails(base, tmp_path):
+    storage.write_bytes(f"{tmp_path}/a", b"x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    names = ("é" * 128, "loop", "a/b", "")
+    for uri in [*(f"{tmp_path}/{name}" for name in names), "s3://blip3o-test"]:
+        with pytest.raises(storage.BadUriError):
+            storage.read_bytes(uri)
+    with pytest.raises(storage.MissingFileError):
+        storage.read_bytes(f"{base}/none")
+    with pytest.raises(StorageError) as caught:
+        storage.list_files(f"{tmp_path}/a")
+    assert str(caught.value) == f"{tmp_path}/a: Not a directory: correct the path"
+
+
+def test_a_write_to_what_can_be_no_file_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=f"^{tmp_path}/folder: Is a directory"):
+        storage.write_bytes(f"{tmp_path}/folder", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    with pytest.raises(StorageError, match="^/proc/x/y.html: the folder /proc/x cannot be made: write to another"):
+        storage.write_bytes("/proc/x/y.html", b"x")
+
+
+@pytest.mark.parametrize("call", [storage.list_files, storage.list_folders])
+def test_a_local_name_that_is_not_utf8_is_named_with_its_folder(tmp_path, call):
+    odd = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(odd)
+    with open(odd + b"/1.png", "wb"):
+        pass
+    with pytest.raises(StorageError, match=rf"^{tmp_path}: a name in it is not UTF-8: rename b'.*caf\\xe9"):
+        call(str(tmp_path))
 
 
 def test_uris_have_one_form(tmp_path, monkeypatch):

@@ -69,6 +69,22 @@ def test_the_ledger_of_a_run_is_found_below_it_and_none_is_an_error(blip3o, tmp_
             blip3o("data", "ledger", uri)
 
 
+@pytest.mark.parametrize(("name", "content"), [("bad.parquet", b"no table"), ("photos/notes.json", b'{"a": ')])
+def test_a_ledger_that_is_none_is_an_error_that_names_the_file(blip3o, tmp_path, name, content):
+    storage.write_bytes(f"{tmp_path}/{name}", content)
+    with pytest.raises(Blip3oError, match=f"^{tmp_path}/{name} cannot be read as "):
+        blip3o("data", "ledger", f"{tmp_path}/{name}" if name.endswith(".parquet") else f"{tmp_path}/photos")
+
+
+def test_a_page_of_a_set_goes_to_a_uri_and_what_can_be_none_is_an_error(blip3o, manifest, tmp_path, s3):
+    said = blip3o("data", "inspect", manifest.uri, "--out", f"{s3}/pages/set.html")
+    assert said.splitlines()[-1] == f"wrote {s3}/pages/set.html"
+    assert storage.read_bytes(f"{s3}/pages/set.html").startswith(b"<!doctype html>")
+    for out in (str(tmp_path), "/proc/x/y.html"):
+        with pytest.raises(Blip3oError, match=f"^{out}: .*(Is a directory|cannot be made)"):
+            blip3o("data", "inspect", manifest.uri, "--out", out)
+
+
 def test_kinds_leave_out_particulars():
     assert kind_of("members of key 'a: 7' lie apart in the tar: x") == kind_of(
         "members of key 'b' lie apart in the tar: x"

@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from blip3o.data import storage
+from blip3o.errors import StorageError
 from blip3o.train.places import ATTEMPTS, EVENTS, recipe_uri, validation_uri
 from blip3o.train.rows import with_rates
 from blip3o.train.sinks import open_sinks
@@ -121,6 +122,22 @@ def test_a_run_that_has_just_begun_has_a_page_too(base, tmp_path):
     out = tmp_path / "begun.html"
     run_cli("report", "begun", "--storage", base, "-o", str(out))
     assert re.findall(r"<h2>(.*?)</h2>", out.read_text()) == ["Recipe"]
+
+
+def test_a_page_goes_to_a_uri_and_is_named_as_given(base, s3):
+    assert run_cli("report", "begun", "--storage", base, "--out", f"{s3}/pages/begun.html") == (
+        f"wrote {s3}/pages/begun.html\n"
+    )
+    assert b"<h2>Recipe</h2>" in storage.read_bytes(f"{s3}/pages/begun.html")
+
+
+@pytest.mark.parametrize("out", ["{folder}", "/proc/x/y.html", "{folder}/file/y.html"])
+def test_a_page_that_cannot_be_written_is_an_error_of_one_line(base, tmp_path, out):
+    storage.write_bytes(f"{tmp_path}/folder/file", b"")
+    uri = out.format(folder=tmp_path / "folder")
+    result = CliRunner().invoke(app, ["report", "begun", "--storage", base, "--out", uri])
+    assert isinstance(result.exception, StorageError)
+    assert re.fullmatch(f"{uri}: .+", str(result.exception))
 
 
 def test_a_run_that_is_not_there_is_named(base):

@@ -26,7 +26,7 @@ from blip3o.data.decode import FORMATS, open_image
 from blip3o.data.ledger import LedgerEntry, read_ledger, write_ledger
 from blip3o.data.sample import IMAGE_EXTENSIONS, Stored, decode_words
 from blip3o.data.sets import writer
-from blip3o.errors import DataError, StorageError
+from blip3o.errors import DataError
 from blip3o.rng import derive_seed
 
 IMAGE_COLUMNS = ("image", "img_path", "image_path", "file_name", "filename", "file", "path")
@@ -133,7 +133,7 @@ def _list_table(uri: str) -> _Listing:
     folder = posixpath.dirname(storage.normalize(uri))
     try:
         rows = list(_rows(uri, data.decode("utf-8-sig")))
-    except (ValueError, csv.Error, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{uri} cannot be read as {uri.rsplit('.', 1)[1]}: {error}") from error
     items = tuple(_item(uri, number, row, folder) for number, row in enumerate(rows, start=1))
     return _Listing(items=items, digest=hashlib.sha256(data).hexdigest())
@@ -141,7 +141,7 @@ def _list_table(uri: str) -> _Listing:
 
 def _rows(uri: str, text: str) -> Iterator[Any]:
     if uri.endswith(".csv"):
-        for row in csv.DictReader(io.StringIO(text, newline="")):
+        for row in _csv_rows(text):
             yield {column: value if column in _WORDS else _number(value) for column, value in row.items()}
     elif uri.endswith(".jsonl"):
         # Not by `splitlines`: texts may hold other line separators than the one that ends a row.
@@ -153,6 +153,18 @@ def _rows(uri: str, text: str) -> Iterator[Any]:
         if not isinstance(rows, list):
             raise ValueError(f"it holds a {type(rows).__name__}, not a list of samples")
         yield from rows
+
+
+def _csv_rows(text: str) -> Iterator[dict[Any, Any]]:
+    """Raises `ValueError` for quotes that do not match: an open one would make all rows after it a part of one text."""
+    number = 0
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+            yield row
+            number += 1
+    except csv.Error as error:
+        fix = 'close each quote, and write a quote within a text as ""'
+        raise ValueError(f"row {number + 1}: {error}: {fix}") from error
 
 
 def _number(value: object) -> object:
@@ -194,8 +206,8 @@ def _checked(
         try:
             yield _sample(number, item, heldout, limits)
         except DamagedSampleError as found:
-            uid = f"import/{number}"
-            damage.append(LedgerEntry(uid=uid, uri=item.image, offset=0, size=0, reason=found.reason, stage=STAGE))
+            uid, image = f"import/{number}", storage.shown(item.image)
+            damage.append(LedgerEntry(uid=uid, uri=image, offset=0, size=0, reason=found.reason, stage=STAGE))
         if on_progress:
             on_progress(number + 1, len(items))
     write_ledger(ledger, damage)
@@ -227,13 +239,13 @@ def _sample(number: int, item: Item, heldout: float, limits: LimitsConfig) -> wr
 
 
 def _image_bytes(item: Item) -> bytes:
-    """Raises `DamagedSampleError` if the image is not there, `StorageError` if the store cannot say."""
+    """Raises `DamagedSampleError` if the image is not there or cannot be, `StorageError` if the store cannot say."""
     try:
         return storage.read_bytes(item.image)
-    except StorageError as error:
-        if storage.exists(item.image):
-            raise
+    except storage.MissingFileError as error:
         raise DamagedSampleError("missing image") from error
+    except storage.BadUriError as error:
+        raise DamagedSampleError(f"unusable image path: {error}") from error
 
 
 def _caption_bytes(item: Item) -> bytes | None:

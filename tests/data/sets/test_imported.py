@@ -13,7 +13,7 @@ from blip3o.data.ledger import read_ledger
 from blip3o.data.manifest import Manifest, write_manifest, write_shard_index
 from blip3o.data.scan import scan_shard
 from blip3o.data.sets.imported import import_set
-from blip3o.errors import DataError
+from blip3o.errors import DataError, StorageError
 from blip3o.types import RawSample, SampleRef
 from tests.data.shards import encode, png, png_bomb
 
@@ -75,7 +75,7 @@ def test_an_import_again_changes_nothing_and_of_another_listing_is_refused(folde
     before = {file.uri: file.version for file in storage.list_files(out)}
     assert not import_set(folder, out).summary.built
     assert {file.uri: file.version for file in storage.list_files(out)} == before
-    storage.delete(f"{out}/dataset.json")
+    storage.delete(f"{out}/train-00000.tar")
     assert import_set(folder, out).summary.built
     storage.write_bytes(f"{folder}/d.png", png(4))
     with pytest.raises(DataError, match="holds a set made with digest [0-9a-f]+ and not [0-9a-f]+: take"):
@@ -157,6 +157,60 @@ def test_what_cannot_be_used_is_listed(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "https://h/x.png",
+        "http://[x/a.png",
+        "b\0.png",
+        "half \ud800.png",
+        "b" * 300 + ".png",
+        "é" * 128,
+        ".",
+        "a.png/b.png",
+        "file://~nobody-of-that-name/a.png",
+        "s3:///a.png",
+        "s3://my bucket/a.png",
+        "s3://bucket",
+        "s3://bucket/../a.png",
+    ],
+)
+def test_a_path_that_no_file_can_have_costs_its_row_alone(folder, tmp_path, path):
+    rows = [{"image": "a.png", "caption": "x"}, {"image": path, "caption": "y"}, {"image": "c.x.png", "caption": "z"}]
+    storage.write_bytes(f"{folder}/t.jsonl", written("t.jsonl", rows))
+    done = import_set(f"{folder}/t.jsonl", f"{tmp_path}/out")
+    assert [s.caption for s in samples_of(done.summary.shards["train"])] == ["x", "z"]
+    (entry,) = read_ledger(done.ledger)
+    assert (entry.uid, entry.reason.split(":")[0]) == ("import/1", "unusable image path")
+    assert len(entry.reason.splitlines()) == len(entry.uri.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "environment", "message"),
+    [
+        ("s3://blip3o-no-such-bucket/a.png", {}, "the bucket does not exist"),
+        ("s3://blip3o-test/a.png", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "the store rejects the signature"),
+        ("s3://blip3o-test/a.png", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "the store does not answer"),
+    ],
+)
+def test_a_store_that_fails_ends_the_import(s3, folder, tmp_path, monkeypatch, path, environment, message):
+    rows = [{"image": "a.png", "caption": "x"}, {"image": path, "caption": "y"}]
+    storage.write_bytes(f"{folder}/t.jsonl", written("t.jsonl", rows))
+    for name, value in {"BLIP3O_STORE_PATIENCE_S": "0.1", **environment}.items():
+        monkeypatch.setenv(name, value)
+    if "AWS_ENDPOINT_URL" in environment:
+        monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    storage.forget_clients()
+    try:
+        with pytest.raises(StorageError, match=f"^{path}: {message}"):
+            import_set(f"{folder}/t.jsonl", f"{tmp_path}/out")
+    finally:
+        monkeypatch.undo()
+        storage.forget_clients()
+    done = import_set(f"{folder}/t.jsonl", f"{tmp_path}/out") if path.startswith(s3) else None
+    assert done is None or [entry.reason for entry in done.damage] == ["missing image"]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("t.jsonl", b'{"image": "a.png"}\n{', "cannot be read as jsonl: row 2: "),
@@ -166,6 +220,12 @@ def test_what_cannot_be_used_is_listed(folder, tmp_path):
             "t.csv",
             b"a,b\n1,2\n",
             "none of 1 samples can be used, the first: row names no image: row 1 has",
+        ),
+        ("t.csv", b'image,caption\na.png,"one\na.png,two\n', "as csv: row 1: unexpected end of data: close each quote"),
+        (
+            "t.csv",
+            b'image,caption\na.png,one\na.png,"two\na.png,"three"\n',
+            "cannot be read as csv: row 2: .*close each",
         ),
         ("t.json", b"[3]", "row 1 is a int, not an object"),
         ("t.jsonl", b"", "names no image"),
