@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from blip3o import log, settings
 from blip3o.config.load import dump, load_recipe
@@ -29,17 +30,6 @@ def find_recipe(name: str) -> Path:
 Extend = Callable[[argparse.ArgumentParser], None]
 
 
-def parse(
-    verb: str, description: str, argv: list[str] | None, extend: Extend | None = None
-) -> tuple[Recipe, argparse.Namespace]:
-    """Reads the command line of a job that takes a recipe; `extend` adds the job's own options."""
-    parser = recipe_parser(verb, description)
-    if extend is not None:
-        extend(parser)
-    options = parser.parse_args(argv)
-    return load_recipe(find_recipe(options.recipe), options.set), options
-
-
 def recipe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """The options of every job that takes a recipe."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{verb}", description=description)
@@ -51,6 +41,7 @@ def recipe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+T = TypeVar("T")
 Action = Callable[[Recipe, argparse.Namespace], object]
 PipelineAction = Callable[[Pipeline, argparse.Namespace], object]
 
@@ -58,35 +49,43 @@ PipelineAction = Callable[[Pipeline, argparse.Namespace], object]
 def run_job(
     verb: str, description: str, action: Action, argv: list[str] | None = None, *, extend: Extend | None = None
 ) -> int:
-    """Runs one job from its command line; returns the exit code. User errors become one line on stderr."""
-    log.configure()
-    settings.configure_ray()
+    """Runs one job from its command line; returns the exit code. User errors become one line on stderr.
 
-    def run() -> None:
-        recipe, options = parse(verb, description, argv, extend)
-        print(dump(recipe))
-        if not options.dry_run:
-            action(recipe, options)
-
-    return guarded(run)
+    `extend` adds the job's own options.
+    """
+    return _run(_parser(verb, description, extend), argv, load_recipe, dump, action)
 
 
 def run_pipeline_job(
     verb: str, description: str, action: PipelineAction, argv: list[str] | None = None, *, extend: Extend | None = None
 ) -> int:
     """The same for a job that takes a pipeline too, with `--set STAGE:key=value`; a recipe is one of a single stage."""
+    return _run(_parser(verb, description, extend), argv, load_pipeline, dump_pipeline, action)
+
+
+def _parser(verb: str, description: str, extend: Extend | None) -> argparse.ArgumentParser:
+    parser = recipe_parser(verb, description)
+    if extend is not None:
+        extend(parser)
+    return parser
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    load: Callable[[Path, list[str]], T],
+    show: Callable[[T], str],
+    action: Callable[[T, argparse.Namespace], object],
+) -> int:
     log.configure()
     settings.configure_ray()
 
     def run() -> None:
-        parser = recipe_parser(verb, description)
-        if extend is not None:
-            extend(parser)
         options = parser.parse_args(argv)
-        pipeline = load_pipeline(find_recipe(options.recipe), options.set)
-        print(dump_pipeline(pipeline))
+        asked = load(find_recipe(options.recipe), options.set)
+        print(show(asked))
         if not options.dry_run:
-            action(pipeline, options)
+            action(asked, options)
 
     return guarded(run)
 

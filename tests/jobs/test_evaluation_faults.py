@@ -2,10 +2,9 @@
 
 import base64
 import json
-import threading
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from PIL import Image
@@ -20,6 +19,7 @@ from jobs.evaluation.judges import Finder
 from jobs.evaluation.plan import Plan
 from jobs.evaluation.registry import entry
 from jobs.evaluation.work import Work, png
+from tests.jobs.stranger import serving
 
 GRAY = png(Image.effect_noise((64, 64), 50))
 ITEMS = 3
@@ -53,14 +53,8 @@ def server_of(*replies):
         def log_message(self, *_):
             """Says nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 def draw(url, folder):
