@@ -5,6 +5,11 @@ stderr with exit code 1, or into an HTTP error body. Everything else is a defect
 """
 
 
+def one_line(text: object, *, limit: int = 200) -> str:
+    """What is said, e.g. by another library's error, as one line of at most so many characters."""
+    return " ".join(str(text).split())[:limit]
+
+
 class Blip3oError(Exception):
     """Base of every error that a user can cause and mend."""
 

@@ -29,7 +29,7 @@ COMPARED = ("generate", "joint")  # stages of the runs that are compared
 AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
 LATENT_IMAGES = 512  # whose latents are measured
 # What is compared is what to generate, with encoder and autoencoder trained before, as in the paper: after so many
-# steps the judge takes about as much of what it restores as of what the decoder makes of features. No run counts them.
+# steps the judge takes half of the scenes that it restores (docs/ablation.md). They count for no run.
 AUTOENCODER_STEPS = 400
 KL_WEIGHT = 1e-6  # of its divergence beside its squared error
 

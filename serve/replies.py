@@ -41,7 +41,7 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
 class _Refusal(JSONResponse):
     """In ASCII, with escapes: a message may quote what no encoding takes, as half a surrogate pair."""
 
-    def render(self, content: Any) -> bytes:  # noqa: ANN401 - whatever is JSON
+    def render(self, content: object) -> bytes:
         return json.dumps(content).encode()
 
 

@@ -18,7 +18,7 @@ from blip3o.config.fit import FitConfig
 from blip3o.config.model import DiTConfig, EncoderConfig, ModelConfig
 from blip3o.config.released import EVA_448
 from blip3o.config.sampler import SamplerConfig
-from blip3o.errors import BundleError
+from blip3o.errors import BundleError, one_line
 
 Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -171,8 +171,7 @@ def decoder_config(unet: Json, vae: Json) -> SdxlDecoderConfig:
             size_width=unet["addition_time_embed_dim"],
         )
     except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
-        cause = " ".join(str(error).split())[:200]
-        raise BundleError(f"diffusion-decoder is no SDXL-type U-Net with its VAE ({cause})") from error
+        raise BundleError(f"diffusion-decoder is no SDXL-type U-Net with its VAE ({one_line(error)})") from error
 
 
 def config_json(model: ModelConfig, *, max_length: int) -> Json:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip3o.data import storage
-from blip3o.errors import DataError
+from blip3o.errors import DataError, one_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ def read_ledger(uri: str) -> list[LedgerEntry]:
         files = [file.uri for file in storage.list_files(uri, suffix=".json")]
         with ThreadPoolExecutor(16) as pool:
             datas = pool.map(storage.read_bytes, files)
-            entries = [_entry(file, _object(file, data)) for file, data in zip(files, datas, strict=True)]
+            entries = [_entry(file, _json(file, data)) for file, data in zip(files, datas, strict=True)]
     return sorted(entries, key=lambda entry: (entry.stage, entry.uid, entry.offset))
 
 
@@ -69,29 +69,26 @@ def _table_rows(uri: str, data: bytes) -> list[dict[str, Any]]:
     try:
         return pq.read_table(pa.BufferReader(data)).to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # what pyarrow raises for damage
-        raise DataError(f"{uri} cannot be read as a Parquet file: {_line(error)}: {_FIX}") from error
+        raise DataError(f"{uri} cannot be read as a Parquet file: {one_line(error)}: {_FIX}") from error
 
 
-def _object(uri: str, data: bytes) -> Any:  # noqa: ANN401 - a JSON value
+def _json(uri: str, data: bytes) -> object:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{uri} cannot be read as JSON: {_line(error)}: {_FIX}") from error
+        raise DataError(f"{uri} cannot be read as JSON: {one_line(error)}: {_FIX}") from error
 
 
-def _entry(uri: str, row: Any) -> LedgerEntry:  # noqa: ANN401 - whatever lay there
-    try:
-        entry = LedgerEntry(**row)
-    except TypeError as error:
-        raise DataError(f"{uri} holds an object that is not a ledger entry: {_line(error)}: {_FIX}") from error
-    wrong = [key for key, kind in _KINDS.items() if not isinstance(getattr(entry, key), kind)]
+def _entry(uri: str, row: object) -> LedgerEntry:
+    found = row if isinstance(row, dict) else {}
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(found.get(key), kind)]
+    wrong += [key for key in found if key not in _KINDS]
     if wrong:
-        raise DataError(f"{uri} holds an object that is not a ledger entry: {wrong[0]} is of another kind: {_FIX}")
-    return entry
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{uri} holds an object that is not a ledger entry: '{wrong[0]}' is missing, foreign or of another kind: "
+            f"{_FIX}"
+        )
+    return LedgerEntry(**found)
 
 
 def find_ledger(uri: str) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from blip3o import settings
 from blip3o.data.s3 import TransientError
+from blip3o.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +56,9 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
             if not is_transient(error):
                 raise
             if waited + pause > limit:
-                raise TransientError(f"{_line(error)} (tried {tries} times in {waited:.0f} s)") from error
+                raise TransientError(f"{one_line(error)} (tried {tries} times in {waited:.0f} s)") from error
             if tries == 1:
-                logger.warning("%s: %s: trying again for up to %.0f s", what, _line(error), limit)
+                logger.warning("%s: %s: trying again for up to %.0f s", what, one_line(error), limit)
         # Jitter, or many readers of one store would all come back in the same moment. Not the run's randomness.
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE_S)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

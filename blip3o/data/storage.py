@@ -15,7 +15,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -263,18 +263,14 @@ def _stream(
             for folder in {posixpath.dirname(path), posixpath.dirname(target)}:
                 _make_folder(filesystem, folder)
         file = filesystem.open_output_stream(target)
-    try:
+    with ExitStack() as on_failure:  # an interrupt too: whatever ended the block, its half-written file must not stay
+        on_failure.callback(_discard, file, filesystem, target if local else None)
         yield file
-    except BaseException:  # an interrupt too: whatever ended the block, its half-written file must not stay
-        with suppress(OSError):  # what went wrong first is what is told
+        with guard(uri):
             file.close()
             if local:
-                filesystem.delete_file(target)
-        raise
-    with guard(uri):
-        file.close()
-        if local:
-            _put_in_place(filesystem, target, path)
+                filesystem.move(target, path)
+        on_failure.pop_all()
 
 
 def _make_folder(filesystem: fs.FileSystem, folder: str) -> None:
@@ -284,13 +280,12 @@ def _make_folder(filesystem: fs.FileSystem, folder: str) -> None:
         raise OSError(f"the folder {folder} cannot be made: write to another place") from error
 
 
-def _put_in_place(filesystem: fs.FileSystem, target: str, path: str) -> None:
-    try:
-        filesystem.move(target, path)
-    except OSError:  # as where `path` is a folder
+def _discard(file: NativeFile, filesystem: fs.FileSystem, target: str | None) -> None:
+    with suppress(OSError):  # what went wrong first is what is told
+        file.close()
+    if target is not None:
         with suppress(OSError):
             filesystem.delete_file(target)
-        raise
 
 
 def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o import settings
-from blip3o.errors import ConfigError, ServiceError
+from blip3o.errors import ConfigError, ServiceError, one_line
 from blip3o.evaluate.suite import Judge
 
 TRIES = 3
@@ -113,4 +113,4 @@ def error_text(error: urllib.error.HTTPError) -> str:
 
 
 def _line(data: bytes) -> str:
-    return " ".join(data.decode(errors="replace").split())[:200]
+    return one_line(data.decode(errors="replace"), limit=300)

@@ -62,7 +62,7 @@ def test_a_square_is_the_centre_of_the_scaled_image(width, height, size, seed):
     ours = to_square(Image.fromarray(pixels), size)
     # Pillow sums in 22-bit fixed point; a rounding between the passes may flip, and a second one after it.
     assert np.abs(ours.astype(int) - expected).max() <= 2
-    assert (ours != expected).sum() <= 4 + 0.02 * ours.size
+    assert (ours != expected).sum() <= max(4, 0.02 * ours.size)  # 4: of a picture of a few pixels
 
 
 def test_448_pixels_of_a_portrait_are_those_of_two_whole_passes():

@@ -53,9 +53,13 @@ DEEP = b"[" * 100_000
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", b'{"a": 1}', "holds an object that is not a ledger entry: .*'a'.*: name a ledger"),
+        ("x.json", b'{"a": 1}', "holds an object that is not a ledger entry: 'uid' is missing, .*: name a ledger"),
         ("x.json", b"[1]", "holds an object that is not a ledger entry"),
-        ("x.json", OTHER_KIND, "holds an object that is not a ledger entry: stage is of another kind"),
+        (
+            "x.json",
+            OTHER_KIND,
+            "holds an object that is not a ledger entry: 'stage' is missing, foreign or of another kind",
+        ),
         ("x.json", WHOLE[:-1], "cannot be read as JSON: .*: name a ledger"),
         ("x.json", b"\xff", "cannot be read as JSON"),
         ("x.json", DEEP, "cannot be read as JSON"),

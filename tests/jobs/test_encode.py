@@ -78,9 +78,11 @@ def poisoned(recipe, uid):
     """The same for a while."""
     before = files(recipe)
     poison(recipe, uid)
-    yield
-    for uri, data in before.items():
-        storage.write_bytes(uri, data)
+    try:
+        yield
+    finally:
+        for uri, data in before.items():
+            storage.write_bytes(uri, data)
 
 
 KINDS = ("online", "cache", "stream")

@@ -79,7 +79,7 @@ def agree(run, way):
     for one, other in zip(run["rows"], expected["rows"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
         # Measured: up to 1.1e-6, by the machine: squares in fp32, summed part by part or at once.
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=3e-6)
     for kind in ("weights", "averaged"):
         assert run[kind].keys() == expected[kind].keys()
         for name, value in expected[kind].items():
