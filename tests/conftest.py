@@ -40,6 +40,12 @@ def ray_cluster(s3):
     ray.shutdown()
 
 
+def pytest_addoption(parser):
+    fuzzing = parser.getgroup("fuzz")
+    fuzzing.addoption("--minutes", type=float, default=0, help="time for tests/field/test_fuzz.py; 0: a few rounds")
+    fuzzing.addoption("--fuzz-seed", type=int, default=0, help="seed of its first round")
+
+
 STRAYS = pytest.StashKey[list[str]]()
 
 
