@@ -26,8 +26,11 @@ from blip3o.data.damage import DamagedSampleError
 FORMATS = ("JPEG", "PNG", "WEBP")
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times larger than what is wanted.
 DRAFT_MARGIN = 2
-# What Pillow raises for damaged files (found by flipping and cutting bytes; tests/data/test_decode.py goes on looking).
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error, zlib.error)
+# What decoders raise for damaged files (found by flipping, cutting and inserting bytes; the tests go on looking).
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError, Warning, struct.error, zlib.error),
+)
 # What undoes each orientation but 1, upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,7 +79,7 @@ def decodable(kind: str) -> bool:
     if kind == "HEIC":
         return _register_heif()
     Image.init()
-    return kind in Image.OPEN and (kind not in ("AVIF", "WEBP") or features.check(kind.lower()))
+    return kind in Image.OPEN and (kind not in ("AVIF", "WEBP") or bool(features.check(kind.lower())))
 
 
 def _register_heif() -> bool:

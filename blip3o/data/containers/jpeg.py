@@ -7,7 +7,7 @@ from blip3o.data.containers.parts import Span, Stripped, without
 
 _SCAN, _COMMENT = 0xDA, 0xFE
 _SEGMENTS = {*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xF0), _COMMENT}
-_BARE = {0x00, *range(0xD0, 0xD9)}  # a stuffed byte, and markers without a length
+_BARE = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # a stuffed byte, and markers without a length
 # What libjpeg takes the colour space from, at the lengths from which on it looks at them.
 _KEPT = ((0xE0, b"JFIF\0", 14), (0xEE, b"Adobe", 12))
 _XMP = re.compile(rb"[!-~]{1,60}/xap/1\.0/\0")

@@ -34,7 +34,7 @@ def exif_orientation(block: bytes) -> int | None:
     if directory is None:
         return None
     found = (directory.number_at(entry) for entry in directory.entries if directory.tag_at(entry) == TAG)
-    return next((int(value) for value in found if value in range(1, 9)), None)
+    return next((int(value) for value in found if value is not None and value in range(1, 9)), None)
 
 
 def xmp_orientation(packet: bytes) -> int | None:
@@ -64,8 +64,9 @@ class Directory:
     def of(cls, block: bytes) -> "Directory | None":
         """The directory of a block, which may begin as the segment of a JPEG does; None if it is no TIFF structure."""
         tiff = block.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
-        order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
-        return cls(tiff, order) if order == "little" or order == "big" else None
+        if tiff[:2] == b"II":
+            return cls(tiff, "little")
+        return cls(tiff, "big") if tiff[:2] == b"MM" else None
 
     @property
     def entries(self) -> range:
