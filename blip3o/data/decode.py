@@ -28,8 +28,8 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 DRAFT_MARGIN = 2
 # What decoders raise for damaged files (found by flipping, cutting and inserting bytes; the tests go on looking).
 DAMAGE = (
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
-    *(TypeError, ValueError, Warning, struct.error, zlib.error),
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError, Warning, struct.error, zlib.error),
 )
 # What undoes each orientation but 1, upright.
 TURNS = {
