@@ -194,7 +194,8 @@ def _explained() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise DamagedSampleError(f"image too large: over {MAX_PIXELS} pixels") from error
     except DAMAGE as error:
-        cut = isinstance(error.__cause__, (IndexError, EOFError, struct.error))
+        # Pillow wraps what reading past the end of a header raises in a SyntaxError.
+        cut = isinstance(error, SyntaxError) and isinstance(error.__cause__, (IndexError, EOFError, struct.error))
         reason = "its header is cut off" if cut else " ".join(str(error).split())[:200]
         raise DamagedSampleError(f"undecodable image: {reason}") from error
 
