@@ -135,7 +135,10 @@ def _describe(place: Place, done: Sequence[Done], wall: float) -> None:
     write_json(uri, {name: before[name] + spent[name] for name in COSTS})
     if faults:
         logger.warning(
-            "%s: %d prompts were refused, the first: %s", place.uri, len(faults), next(iter(faults.values()))
+            "%s: %d prompts or pictures were refused, the first: %s",
+            place.uri,
+            len(faults),
+            next(iter(faults.values())),
         )
 
 
