@@ -151,7 +151,7 @@ def _pixels(image: ImageFile.ImageFile, source: _Source) -> Image.Image:
     """The pixels behind a header: RGB, upright, on white."""
     image.load()
     if image.mode in ("I", "F"):
-        raise DamagedSampleError("undecodable image: samples of 32 bits, 8 and 16 are read")
+        raise DamagedSampleError(f"format not read: {source.kind} of 32 bits a channel (save it with 8 or 16)")
     found = source.stripped.orientation
     if source.kind == "AVIF":  # its decoder puts the turn that the format prescribes into a block of its own
         found = exif_orientation(image.info.get("exif", b"")) or found
