@@ -165,7 +165,7 @@ def _without_transparent_color(image: Image.Image, source: _Source) -> Image.Ima
     Pillow compares the upper halves of samples of 16 bits, and samples of 2 and 4 bits at the wrong scale.
     """
     color = np.array(source.stripped.transparent, np.uint16)
-    image = image.convert("L") if image.mode == "1" else image
+    # Samples of 1 bit are booleans here. A transparent 1 is not found, and is white already.
     samples = np.asarray(image).reshape(image.height, image.width, -1)
     clear = (samples == (color >> 8 if source.stripped.wide and image.mode == "RGB" else color)).all(-1)
     if source.stripped.wide and image.mode == "RGB":

@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -308,6 +309,22 @@ def test_text_and_profiles_of_any_size_cost_nothing(name):
     assert_pixels(png_with(PLAIN["PNG"], plain, after=[chunk(b"eXIf", turned(6))]), "PNG", 6)
 
 
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt"])
+def test_a_text_that_unpacks_to_much_takes_little_memory(name):
+    head = b"Raw profile type exif\0" + {b"zTXt": b"\0", b"iTXt": b"\1\0\0\0"}[name]
+    data = png_with(PLAIN["PNG"], chunk(name, head + zlib.compress(bytes(64 << 20))))
+    tracemalloc.start()
+    strip(data, "PNG")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8 << 20
+
+
+def test_exif_behind_a_simple_webp_is_read():
+    data = PLAIN["WEBP"] + riff(b"EXIF", turned(6))
+    assert_pixels(data[:4] + struct.pack("<I", len(data) - 8) + data[8:], "WEBP", 6)
+
+
 @pytest.mark.filterwarnings("error")
 def test_no_chunk_of_a_webp_beside_its_pixels_costs_it():
     chance = random.Random(9)
@@ -435,13 +452,13 @@ def test_a_tiff_of_any_compression_is_turned(compression, orientation):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_avif_is_turned_by_its_own_boxes_whatever_its_exif(orientation):
     exif = Image.Exif()
-    exif.update({ORIENTATION: orientation, 0x10E: "a text"})
+    exif.update({ORIENTATION: orientation, 0x10E: "AAAABBBB"})
     data = encode(halves(), "AVIF", exif=exif, quality=100, subsampling="4:4:4")
-    assert np.array_equal(np.asarray(open_image(data, formats=["AVIF"])), by_pillow(data))
-    # The text as a rational of nothing, which Pillow cannot write again.
-    at = data.index(b"\x01\x0e\0\x02") if b"\x01\x0e\0\x02" in data else data.index(b"\x0e\x01\x02\0")
-    broken = data[:at] + (b"\x01\x0e\0\x05" if data[at] == 1 else b"\x0e\x01\x05\0") + data[at + 4 :]
-    assert np.array_equal(np.asarray(open_image(broken, formats=["AVIF"])), by_pillow(data))
+    # The text becomes a rational, which Pillow cannot write again.
+    text, rational = b"\x01\x0e\0\2\0\0\0\x09", b"\x01\x0e\0\5\0\0\0\1"
+    assert data.count(text) == 1
+    for written in (data, data.replace(text, rational)):
+        assert np.array_equal(np.asarray(open_image(written, formats=["AVIF"])), by_pillow(data))
 
 
 @pytest.mark.parametrize(

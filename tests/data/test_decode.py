@@ -139,19 +139,20 @@ def opaque(samples: np.ndarray, depth: int) -> np.ndarray:
 def test_the_transparent_colour_of_a_png_becomes_white(color, depth, interlaced):
     generator = np.random.default_rng(depth)
     samples = generator.integers(0, 2**depth, (9, 13, 1 if color == GREY else 3), np.int64)
-    key = samples[4, 5].copy()
-    samples[:2, 3:6] = key
-    # Neighbours of the key, which differ from it in one bit of one sample, stay as they are.
-    for bit in range(depth):
-        samples[8, bit % 13] = key
-        samples[8, bit % 13, -1] ^= 1 << bit
-    # Bits beyond the depth do not count.
-    for noise in {0, 2**16 - 2**depth} if depth < 16 else {0}:
-        clear = chunk(b"tRNS", np.array(key + noise, ">u2").tobytes())
-        found = np.asarray(open_image(png_of(samples, depth, color, clear, interlaced=interlaced)))
-        assert np.array_equal(found, np.where((samples == key).all(-1, keepdims=True), 255, opaque(samples, depth)))
-    turned = png_of(samples, depth, color, clear, chunk(b"eXIf", tiff([entry(0x112, 3, 8)])), interlaced=interlaced)
-    assert np.array_equal(np.asarray(open_image(turned)), np.rot90(found))
+    for key in (samples[4, 5].copy(), 2**depth - 1 - samples[4, 5]):
+        samples[:2, 3:6] = key
+        # Neighbours of the key, which differ from it in one bit of one sample, stay as they are.
+        for bit in range(depth):
+            samples[8, bit % 13] = key
+            samples[8, bit % 13, -1] ^= 1 << bit
+        expected = np.where((samples == key).all(-1, keepdims=True), 255, opaque(samples, depth))
+        # Bits beyond the depth do not count.
+        for noise in {0, 2**16 - 2**depth} if depth < 16 else {0}:
+            clear = chunk(b"tRNS", np.array(key + noise, ">u2").tobytes())
+            found = np.asarray(open_image(png_of(samples, depth, color, clear, interlaced=interlaced)))
+            assert np.array_equal(found, expected)
+        turned = png_of(samples, depth, color, clear, chunk(b"eXIf", tiff([entry(0x112, 3, 8)])), interlaced=interlaced)
+        assert np.array_equal(np.asarray(open_image(turned)), np.rot90(expected))
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -291,7 +292,7 @@ def test_damage_is_found_alike_whole_and_small(progressive, data):
     assert found[0] == found[1]
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("width", "height"), [(10_100, 10_000), (30_000, 30_000)])
 def test_bombs_are_refused_by_their_size(width, height):
     assert width * height > MAX_PIXELS
@@ -324,6 +325,12 @@ def test_further_formats_are_read_where_they_are_asked_for(kind):
     assert np.abs(found - np.asarray(image)).mean() < 8
     with pytest.raises(DamagedSampleError, match=f"format {kind}"):
         open_image(data)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_samples_whose_range_nobody_states_are_not_guessed(mode):
+    with pytest.raises(DamagedSampleError, match="TIFF of 32 bits a channel"):
+        open_image(encode(Image.new(mode, (8, 8), 7), "TIFF"), formats=["TIFF"])
 
 
 GREY_PNG = png_of(np.zeros((4, 4, 1)), 8, GREY)
