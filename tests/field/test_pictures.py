@@ -18,7 +18,10 @@ from blip3o.data import storage
 from blip3o.data.decode import open_image
 from blip3o.data.scan import scan_shard
 from jobs import cli
-from jobs.evaluation import command
+from jobs.evaluation import command, making, scoring
+from jobs.evaluation.files import read_rows
+from jobs.evaluation.plan import Plan
+from jobs.evaluation.registry import entry as entry_of
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
 from tests.bundles import write_nano_bundle
@@ -246,3 +249,19 @@ def test_an_evaluation_asks_about_all_and_counts_the_damaged_one(folder, bundle,
     ]
     [fault] = faults
     assert "cut.jpg: undecodable image: image file is truncated" in fault
+
+
+def test_a_drawing_that_is_damaged_is_an_unread_finding(tmp_path):
+    plan = Plan(out=str(tmp_path), entries=(entry_of("scenes"),), limit=3, samples=1)
+    making.prepare(plan)
+    place = plan.place(plan.entries[0])
+    drawings = [PNG, PNG[:60], CUT]
+    for item, data in zip(place.read_items(), drawings, strict=True):
+        storage.write_bytes(place.file(place.path(item, 0)), data)
+    place.write_made(place.describe(place.read_items(), {}))
+    scoring.judge(plan)
+    scoring.score(plan)
+    coverage = json.loads((tmp_path / "scenes/score.json").read_text())["coverage"]
+    assert (coverage["n_scored"], coverage["n_parse_failed"]) == (1, 2)
+    faults = [row["fault"] for row in read_rows(place.file("judgements.jsonl")) if row["value"] is None]
+    assert len(faults) == 2 and all(fault.startswith("undecodable image: ") for fault in faults)
