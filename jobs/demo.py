@@ -240,15 +240,14 @@ def _without_emoji(recipe: Recipe) -> Iterator[str]:
 
 def two_requests(client: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - an openai.OpenAI
     """Draws an image over HTTP and asks about a picture whose answer is known; both by the real OpenAI client."""
-    from PIL import Image
-
+    from blip3o.data.decode import open_image
     from blip3o.data.sets.scenes_draw import render
     from blip3o.data.sets.scenes_world import Scene, SceneObject
 
     model = client.models.list().data[0].id
     drawn = client.images.generate(model=model, prompt=PROMPT, response_format="b64_json", extra_body={"seed": 1})
     data = base64.b64decode(drawn.data[0].b64_json)
-    image = Image.open(io.BytesIO(data))
+    image = open_image(data)
     image.save(out / "served.png")
     circle = SceneObject(shape="circle", color="red", box=(14, 14, 50, 50))
     scene = Scene(size=64, ground="light grey", family="single_object", relation=None, objects=(circle,))

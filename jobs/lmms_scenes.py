@@ -1,16 +1,16 @@
 """What lmms-eval calls for the task `blip3o_scenes`: `jobs.lmms` puts a copy beside the task, where it is sought."""
 
-import io
 from typing import Any
 
 from PIL import Image
 
+from blip3o.data.decode import open_image
 from blip3o.evaluate.understanding import normalise
 
 
 def pictures(row: dict[str, Any]) -> list[Image.Image]:
     """The picture of a question."""
-    return [Image.open(io.BytesIO(row["image"])).convert("RGB")]
+    return [open_image(row["image"])]
 
 
 def question(row: dict[str, Any]) -> str:

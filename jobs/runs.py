@@ -1,6 +1,5 @@
 """`blip3o runs` and `blip3o report`: the runs under a storage, what two of them differ in, and one run's page."""
 
-import io
 import json
 import time
 from dataclasses import dataclass
@@ -124,9 +123,8 @@ def compare(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any, Any]
 
 def read_run(storage_uri: str, run: str) -> "RunRecord":
     """All that a run has left. Raises `DataError` if there is no such run."""
-    from PIL import Image
-
     from blip3o.data import storage
+    from blip3o.data.decode import open_image
     from blip3o.evaluate.run_report import RunRecord
     from blip3o.train.places import ATTEMPTS, EVENTS, validation_folder
     from blip3o.train.weights import final_uri, read_description
@@ -134,7 +132,7 @@ def read_run(storage_uri: str, run: str) -> "RunRecord":
     recipe = read_recipe(storage_uri, run)
     folder = validation_folder(storage_uri, run)
     pictures = storage.list_files(folder, suffix=".png")
-    drawings = {_step_of(it.uri): Image.open(io.BytesIO(storage.read_bytes(it.uri))) for it in pictures}
+    drawings = {_step_of(it.uri): open_image(storage.read_bytes(it.uri)) for it in pictures}
     return RunRecord(
         name=run,
         recipe=recipe,

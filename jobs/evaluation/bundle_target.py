@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip3o.data import storage
+from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import open_image
 from blip3o.data.templates import Turn
 from blip3o.errors import Blip3oError, ConfigError, RequestError
@@ -123,25 +124,36 @@ class Worker:
             return {"done": [], "error": error}
 
     def make(self, number: int) -> list[Done]:
-        """Makes the files of batch `number`. A prompt that the model refuses is a fault, not an error."""
+        """Makes the files of batch `number`. A prompt that the model refuses is a fault and no error.
+
+        So is a picture that cannot be decoded.
+        """
         pipeline = self._loaded()
         began = time.monotonic()
-        faults = {work.uri: _fault(pipeline, work) for work in self._groups[number]}
-        sound = [work for work in self._groups[number] if not faults[work.uri]]
+        done: list[Done] = []
+        sound: list[Work] = []
+        pictures: list[Image.Image] = []
+        for work in self._groups[number]:
+            try:
+                _check(pipeline, work)
+                pictures += _pictures(work)
+                sound.append(work)
+            except (RequestError, DamagedSampleError) as error:
+                done.append(Done(uri=work.uri, seconds=0.0, fault=str(error)))
         if sound:
-            {"draw": self._draw, "decode": self._decode, "ask": _ask}[sound[0].kind](pipeline, sound)
-        done = [Done(uri=uri, seconds=0.0, fault=fault) for uri, fault in faults.items()]
+            {"draw": self._draw, "decode": self._decode, "ask": _ask}[sound[0].kind](pipeline, sound, pictures)
+        done += [Done(uri=work.uri, seconds=0.0) for work in sound]
         return without_faults(done, time.monotonic() - began)
 
-    def _draw(self, pipeline: "Pipeline", work: Sequence[Work]) -> None:
+    def _draw(self, pipeline: "Pipeline", work: Sequence[Work], _: "Sequence[Image.Image]") -> None:
         prompts, seeds = [piece.prompt for piece in work], [piece.seed for piece in work]
         sampler = self._target.sampler
         images = pipeline.generate(prompts, seeds=seeds, steps=sampler.steps, guidance=sampler.guidance)
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
 
-    def _decode(self, pipeline: "Pipeline", work: Sequence[Work]) -> None:
-        features = pipeline.encode([_picture(piece) for piece in work])
+    def _decode(self, pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> None:
+        features = pipeline.encode(pictures)
         images = pipeline.decode(features, seeds=[piece.seed for piece in work])
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
@@ -159,20 +171,16 @@ class Worker:
         return self._pipeline
 
 
-def _fault(pipeline: "Pipeline", work: Work) -> str:
-    """Why the model cannot take this prompt; "" where it can."""
-    try:
-        if work.kind == "draw":
-            pipeline.draw_ids(work.prompt)
-        elif work.kind == "ask":
-            pipeline.chat_ids([_turn(work)], with_image=work.picture is not None)
-    except RequestError as error:
-        return str(error)
-    return ""
+def _check(pipeline: "Pipeline", work: Work) -> None:
+    """Raises `RequestError` if the model cannot take this prompt."""
+    if work.kind == "draw":
+        pipeline.draw_ids(work.prompt)
+    elif work.kind == "ask":
+        pipeline.chat_ids([_turn(work)], with_image=work.picture is not None)
 
 
-def _ask(pipeline: "Pipeline", work: Sequence[Work]) -> None:
-    images = None if work[0].picture is None else [_picture(piece) for piece in work]
+def _ask(pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> None:
+    images = pictures or None  # a batch has them all or none
     turns = [[_turn(piece)] for piece in work]
     replies = pipeline.chat_batch(turns, images=images, max_new_tokens=MAX_NEW_TOKENS)
     for piece, reply in zip(work, replies, strict=True):
@@ -183,7 +191,13 @@ def _turn(work: Work) -> Turn:
     return Turn(role="user", text=work.prompt)
 
 
-def _picture(work: Work) -> "Image.Image":
+def _pictures(work: Work) -> "list[Image.Image]":
+    """The picture that a piece of work is about, or none. Raises `DamagedSampleError` if it cannot be decoded."""
     if work.picture is None:
-        raise ConfigError(f"{work.uri}: there is no picture to work from")
-    return open_image(storage.read_bytes(work.picture))
+        if work.kind == "decode":
+            raise ConfigError(f"{work.uri}: there is no picture to work from")
+        return []
+    try:
+        return [open_image(storage.read_bytes(work.picture))]
+    except DamagedSampleError as damage:
+        raise DamagedSampleError(f"{work.picture}: {damage.reason}") from damage

@@ -6,7 +6,6 @@ would give other images whenever it is asked. Overload, restarts and lost connec
 
 import base64
 import http.client
-import io
 import json
 import time
 import urllib.error
@@ -16,13 +15,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from blip3o.data import storage
-from blip3o.data.decode import DAMAGE
+from blip3o.data.decode import open_image
 from blip3o.data.retry import patiently
 from blip3o.data.s3 import TransientError
-from blip3o.errors import ConfigError, RequestError, ServiceError
+from blip3o.errors import ConfigError, DataError, RequestError, ServiceError
 from blip3o.evaluate.judge import data_url, error_text
 from jobs.evaluation.bundle_target import Sampler
 from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply
@@ -91,9 +88,8 @@ class HttpTarget:
         try:
             [item] = reply["data"]
             data, seed = base64.b64decode(item["b64_json"], validate=True), item.get("seed", reply.get("seed"))
-            image = Image.open(io.BytesIO(data))
-            image.load()
-        except (*DAMAGE, Image.DecompressionBombError) as error:  # other JSON, or no image or part of one
+            image = open_image(data)
+        except (DataError, LookupError, TypeError, ValueError) as error:  # other JSON, or no image or part of one
             raise ServiceError(f"{self._base} answered without one image as b64_json: {error!r}") from error
         if seed != work.seed:
             raise ServiceError(

@@ -134,9 +134,8 @@ def _describe(place: Place, done: Sequence[Done], wall: float) -> None:
     spent = {"files": len(done) - len(faults), "seconds": seconds, "wall_seconds": wall}
     write_json(uri, {name: before[name] + spent[name] for name in COSTS})
     if faults:
-        logger.warning(
-            "%s: %d prompts were refused, the first: %s", place.uri, len(faults), next(iter(faults.values()))
-        )
+        first = next(iter(faults.values()))
+        logger.warning("%s: %d prompts or pictures were refused, the first: %s", place.uri, len(faults), first)
 
 
 def _lacking(place: Place, items: Sequence[Item]) -> list[Work]:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from blip3o.data import storage
+from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import open_image
 from blip3o.errors import DataError
 from blip3o.evaluate.peers import PROTOCOLS, Peer, peers_of
@@ -94,7 +95,10 @@ def _found(
 ) -> Iterator[tuple[Made, Judgement | None]]:
     def one(made: Made) -> Judgement | None:
         data = storage.read_bytes(place.file(made.path))
-        return finder.find(items[made.key], made.sample, data)
+        try:
+            return finder.find(items[made.key], made.sample, data)
+        except DamagedSampleError as damage:  # of this picture: the others can still be judged
+            return Judgement(key=made.key, sample=made.sample, value=None, fault=damage.reason)
 
     pool = ThreadPoolExecutor(finder.threads)
     try:

@@ -1,5 +1,9 @@
 """Images come out upright, on white, and as resizing and cropping would give them; damaged ones raise one error."""
 
+import re
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip3o.config.model import FitConfig
+from blip3o.data.containers import image_format
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import MAX_PIXELS, decode_image, decode_views, open_image, to_square
+from blip3o.data.decode import MAX_PIXELS, decodable, decode_image, decode_views, open_image, to_square
+from tests.data.pictures import chunk, entry, png_of, tiff
 from tests.data.shards import UNHURRIED, encode, png_bomb
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
@@ -118,6 +124,92 @@ def test_a_transparent_palette_becomes_white():
     assert (pixels[:, 4:] == [40, 50, 60]).all()
 
 
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
+
+
+def opaque(samples: np.ndarray, depth: int) -> np.ndarray:
+    """Samples [H, W, 1 or 3] of a PNG as its RGB pixels: their upper 8 bits, or scaled up to 8."""
+    pixels = samples >> 8 if depth == 16 else samples * (255 // (2**depth - 1))
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.uint8)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("color", "depth"), [*((GREY, depth) for depth in (1, 2, 4, 8, 16)), (RGB, 8), (RGB, 16)])
+def test_the_transparent_colour_of_a_png_becomes_white(color, depth, interlaced):
+    generator = np.random.default_rng(depth)
+    samples = generator.integers(0, 2**depth, (9, 13, 1 if color == GREY else 3), np.int64)
+    for key in (samples[4, 5].copy(), 2**depth - 1 - samples[4, 5]):
+        samples[:2, 3:6] = key
+        # Neighbours of the key, which differ from it in one bit of one sample, stay as they are.
+        for bit in range(depth):
+            samples[8, bit % 13] = key
+            samples[8, bit % 13, -1] ^= 1 << bit
+        expected = np.where((samples == key).all(-1, keepdims=True), 255, opaque(samples, depth))
+        # Bits beyond the depth do not count.
+        for noise in {0, 2**16 - 2**depth} if depth < 16 else {0}:
+            clear = chunk(b"tRNS", np.array(key + noise, ">u2").tobytes())
+            found = np.asarray(open_image(png_of(samples, depth, color, clear, interlaced=interlaced)))
+            assert np.array_equal(found, expected)
+        turned = png_of(samples, depth, color, clear, chunk(b"eXIf", tiff([entry(0x112, 3, 8)])), interlaced=interlaced)
+        assert np.array_equal(np.asarray(open_image(turned)), np.rot90(expected))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("color", [GREY_ALPHA, RGB_ALPHA])
+def test_the_alpha_of_a_png_lies_on_white(color, depth):
+    samples = np.random.default_rng(3).integers(0, 2**depth, (9, 13, 2 if color == GREY_ALPHA else 4), np.int64)
+    samples[:3, :, -1], samples[3:6, :, -1] = 0, 2**depth - 1
+    colors, alpha = opaque(samples[..., :-1], depth).astype(float), opaque(samples[..., -1:], depth) / 255
+    found = np.asarray(open_image(png_of(samples, depth, color)))
+    assert np.abs(found - (colors * alpha + 255 * (1 - alpha))).max() <= 1
+    assert np.array_equal(found[3:6], colors[3:6]) and (found[:3] == 255).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_every_entry_of_a_palette_has_its_own_alpha(depth):
+    generator = np.random.default_rng(4)
+    samples = generator.integers(0, 2**depth, (9, 13, 1), np.int64)
+    colors = generator.integers(0, 256, (2**depth, 3), np.int64)
+    palette = chunk(b"PLTE", colors.astype(np.uint8).tobytes())
+    for alphas in ([0], [255, 0], [128, 7], [255] * 2**depth):
+        full = np.full((2**depth, 1), 255)
+        full[: len(alphas), 0] = alphas
+        expected = (colors * full / 255 + 255 - full)[samples[..., 0]]
+        found = np.asarray(open_image(png_of(samples, depth, PALETTE, palette, chunk(b"tRNS", bytes(alphas)))))
+        assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("color", "piece"),
+    [
+        (RGB, chunk(b"tRNS", b"\0\1\0")),
+        (GREY, chunk(b"tRNS", b"\0")),
+        (GREY, chunk(b"tRNS", b"")),
+        (RGB, chunk(b"tRNS", bytes(6), off=1)),
+        (GREY_ALPHA, chunk(b"tRNS", bytes(6))),
+        (PALETTE, chunk(b"tRNS", bytes(300))),
+        (PALETTE, chunk(b"tRNS", b"")),
+        (PALETTE, chunk(b"tRNS", b"\0", off=1)),
+    ],
+)
+def test_a_transparency_that_cannot_be_read_is_none(color, piece):
+    samples = np.zeros((4, 4, {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2}[color]), np.int64)
+    samples[..., -1] = 255 if color == GREY_ALPHA else 0
+    palette = [chunk(b"PLTE", bytes(3))] if color == PALETTE else []
+    assert not np.asarray(open_image(png_of(samples, 8, color, *palette, piece))).any()
+
+
+def test_a_picture_in_memory_keeps_its_transparent_colour_on_white():
+    image = Image.new("RGB", (8, 8), (10, 20, 30))
+    image.paste((40, 50, 60), (0, 0, 4, 8))
+    image.info["transparency"] = (40, 50, 60)
+    pixels = to_square(image, 8)
+    assert (pixels[:, :4] == 255).all() and (pixels[:, 4:] == (10, 20, 30)).all()
+
+
 def test_sixteen_bits_are_scaled_not_clipped():
     image = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
     assert (decode_image(encode(image), 8) == 0x80).all()
@@ -200,7 +292,7 @@ def test_damage_is_found_alike_whole_and_small(progressive, data):
     assert found[0] == found[1]
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("width", "height"), [(10_100, 10_000), (30_000, 30_000)])
 def test_bombs_are_refused_by_their_size(width, height):
     assert width * height > MAX_PIXELS
@@ -208,10 +300,82 @@ def test_bombs_are_refused_by_their_size(width, height):
         decode_image(png_bomb(width, height), 8)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(40)])
-def test_what_is_no_image_is_refused(data):
-    with pytest.raises(DamagedSampleError, match="undecodable image: no JPEG, PNG, WEBP$"):
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no JPEG, PNG, WEBP"),
+        (b"no image", "no JPEG, PNG, WEBP"),
+        (b"BM, a text", "no JPEG, PNG, WEBP"),
+        (b"GIF89a" + bytes(40), "format GIF, only JPEG, PNG, WEBP are read"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "format HEIC, only JPEG, PNG, WEBP are read"),
+        (b"\x89PNG\r\n\x1a\n", "its header is cut off"),
+    ],
+)
+def test_what_is_no_image_is_refused(data, reason):
+    with pytest.raises(DamagedSampleError, match=f"^undecodable image: {reason}$"):
         decode_image(data, 8)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "GIF", "AVIF"])
+def test_further_formats_are_read_where_they_are_asked_for(kind):
+    image = smooth(24, 16)
+    data = encode(image, kind)
+    assert image_format(data) == kind and decodable(kind)
+    found = np.asarray(open_image(data, formats=(*FORMATS, kind)), int)
+    assert np.abs(found - np.asarray(image)).mean() < 8
+    with pytest.raises(DamagedSampleError, match=f"format {kind}"):
+        open_image(data)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_samples_whose_range_nobody_states_are_not_guessed(mode):
+    with pytest.raises(DamagedSampleError, match="TIFF of 32 bits a channel"):
+        open_image(encode(Image.new(mode, (8, 8), 7), "TIFF"), formats=["TIFF"])
+
+
+GREY_PNG = png_of(np.zeros((4, 4, 1)), 8, GREY)
+DAMAGED = {
+    "size changed": (GREY_PNG.replace(b"\0\0\0\4\x08\0", b"\0\0\0\5\x08\0"), "bad header checksum in b'IHDR'"),
+    "palette": (
+        png_of(np.zeros((4, 4, 1)), 8, PALETTE, chunk(b"PLTE", bytes(3), off=1)),
+        "bad header checksum in b'PLTE'",
+    ),
+    "depth": (png_of(np.zeros((4, 4, 1)), 9, GREY), "not identified by this driver"),
+    "header cut": (GREY_PNG[:30], "its header is cut off"),
+    "header of a JPEG cut": (encode(smooth(8, 8), "JPEG")[:300], "Truncated File Read"),
+    "pixels cut": (encode(smooth(24, 24))[:-40], "image file is truncated"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), DAMAGED.values(), ids=DAMAGED)
+def test_damage_of_what_pixels_depend_on_is_named(data, reason):
+    with pytest.raises(DamagedSampleError, match=f"^undecodable image: .*{re.escape(reason)}") as damage:
+        open_image(data)
+    assert len(damage.value.reason.splitlines()) == 1
+
+
+ERRORS = [AssertionError, AttributeError, BufferError, EOFError, ImportError, KeyError, IndexError, NotImplementedError]
+ERRORS += [OSError, OverflowError, RecursionError, RuntimeError, SyntaxError, TypeError, UnicodeError, UserWarning]
+ERRORS += [ValueError, ZeroDivisionError, struct.error, zlib.error]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("step", ["open", "load"])
+def test_whatever_a_decoder_raises_is_damage(error, step, monkeypatch):
+    opener, accept = Image.OPEN["PNG"]
+
+    def fail(*_):
+        raise error("no good")
+
+    def open_it(*given):
+        image = fail() if step == "open" else opener(*given)
+        image.load = fail
+        return image
+
+    monkeypatch.setitem(Image.OPEN, "PNG", (open_it, accept))
+    for decode in (open_image, lambda data: decode_image(data, 8), lambda data: decode_views(data, [(8, FitConfig())])):
+        with pytest.raises(DamagedSampleError, match="undecodable image: .*no good"):
+            decode(encode(smooth(16, 16)))
 
 
 JPEGS = [encode(photo(200, 160), "JPEG", progressive=progressive) for progressive in (False, True)]

@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from blip3o.config.shards import LimitsConfig
 from blip3o.data import storage
+from blip3o.data.containers import image_format
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import FORMATS, open_image
+from blip3o.data.decode import open_image
 from blip3o.data.ledger import LedgerEntry, read_ledger, write_ledger
 from blip3o.data.sample import IMAGE_EXTENSIONS, Stored, decode_words
 from blip3o.data.sets import writer
@@ -36,7 +35,7 @@ _WORDS = (*IMAGE_COLUMNS, *CAPTION_COLUMNS)
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 STAGE = "import"
 # Many phones write MPO: a JPEG with further pictures after it.
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +233,7 @@ def _sample(number: int, item: Item, heldout: float, limits: LimitsConfig) -> wr
     }
     theirs = {key: words.record[key] for key in ours if key != "captions" and key in words.record}
     record = {**words.record, **ours, **({"original": theirs} if theirs else {})}
-    kind = Image.open(io.BytesIO(image), formats=FORMATS).format or ""
+    kind = image_format(image) or ""
     return writer.Sample(key=f"{number:07d}", image=image, ext=_EXTENSIONS[kind], record=record)
 
 

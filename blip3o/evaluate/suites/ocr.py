@@ -3,7 +3,6 @@
 The prompts are this project's own, so the score compares runs and models under one recogniser and nothing published.
 """
 
-import io
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -134,8 +133,9 @@ class RapidOcr:
     def lines(self, png: bytes) -> list[str]:
         """The lines of text in a picture, top to bottom as the recogniser orders them."""
         import numpy as np
-        from PIL import Image
 
-        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        from blip3o.data.decode import open_image
+
+        pixels = np.asarray(open_image(png))
         found, _ = self._read(np.ascontiguousarray(pixels[:, :, ::-1]))  # it takes blue, green, red
         return [line[1] for line in found or []]
