@@ -1,10 +1,10 @@
-"""Every path is a URI: `s3://bucket/key`, `file:///path` or a plain path, opened through `pyarrow.fs`.
+"""Every path is a URI: `s3://bucket/key`, `file:///path` or a plain path.
 
 Endpoint, region and credentials of S3 come from the standard AWS chain (environment, config files, instance profile),
-so any S3-compatible store works. Objects are read by `blip3o.data.s3`, which checks their length. What fails for a
-moment (5xx, throttling, lost connections, stalls) is tried again with patience: `blip3o.data.retry`. Writes become
-visible whole or not at all: S3 objects are atomic by themselves, local files are renamed into place. Errors name the
-URI and what to do about it.
+so any S3-compatible store works: `blip3o.data.s3_connection`. Objects are read by `blip3o.data.s3`, which checks their
+length; pyarrow's S3 is used for streams to large objects only. What fails for a moment (5xx, throttling, lost
+connections, stalls) is tried again: `blip3o.data.retry`. Writes become visible whole or not at all: S3 objects are
+atomic, local files are renamed into place. Errors name the URI and what to do about it.
 """
 
 import errno
@@ -23,7 +23,8 @@ from typing import TypeVar
 
 from pyarrow import NativeFile, fs
 
-from blip3o.data import s3
+from blip3o.data import s3, s3_connection
+from blip3o.data.renewed import s3_filesystem
 from blip3o.data.retry import patiently
 from blip3o.data.uris import BadUriError, is_canonical, join, normalize, shown
 from blip3o.data.uris import within as within
@@ -53,34 +54,27 @@ class MissingFileError(StorageError):
 _FAULTS_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 
-@functools.lru_cache(maxsize=4)
-def _s3(endpoint: str | None, region: str | None, timeout_s: float) -> fs.S3FileSystem:
-    # On Linux the request timeout is that of a transfer of under a byte a second, whatever pyarrow's page says.
-    options: dict[str, object] = {
-        "connect_timeout": s3.CONNECT_TIMEOUT_S,
-        "request_timeout": timeout_s,
-        "allow_bucket_creation": False,
-    }
-    if region:
-        options["region"] = region
-    if endpoint:
-        scheme, _, host = endpoint.partition("://")
-        options |= {"scheme": scheme, "endpoint_override": host}
-    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3))
+_LOCAL = fs.LocalFileSystem()
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI and the path inside it. Raises `BadUriError` for what no file can be called."""
+    """pyarrow's file system of a URI, to be kept as long as one likes, and the path inside it.
+
+    Raises `BadUriError` for what no file can be called, `ConfigError` if S3 is not configured.
+    """
+    path, on_s3 = _place(uri)
+    return (s3_filesystem() if on_s3 else _LOCAL), path
+
+
+def _place(uri: str) -> tuple[str, bool]:
+    """The path of a URI as its store has it, and whether that is S3."""
     uri = normalize(uri)
-    if not uri.startswith("s3://"):
-        return fs.LocalFileSystem(), uri
-    return _s3(s3.endpoint(), s3.region(), s3.stall_timeout()), uri.removeprefix("s3://")
+    return uri.removeprefix("s3://"), uri.startswith("s3://")
 
 
 def forget_clients() -> None:
-    """Drops what holds connections and credentials: the environment is read anew."""
-    _s3.cache_clear()
-    s3.forget()
+    """Drops what holds connections and credentials: environment and config files are read again."""
+    s3_connection.forget()
 
 
 @contextmanager
@@ -141,16 +135,20 @@ def _cause(message: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file. Raises `MissingFileError`, `BadUriError`, or `StorageError` if it cannot be read."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        if "/" not in path:
-            raise BadUriError(f"{uri} is a bucket: name a file in it")
-        return _tried(uri, lambda: s3.read(path))
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.read(_object(uri, path)))
     with _explained(uri):
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, path)
-        with filesystem.open_input_file(path) as file:
+        with _LOCAL.open_input_file(path) as file:
             return file.read()
+
+
+def _object(uri: str, path: str) -> str:
+    if "/" not in path:
+        raise BadUriError(f"{uri} is a bucket: name a file in it")
+    return path
 
 
 class RangeReader:
@@ -171,7 +169,7 @@ class RangeReader:
         Raises `CutFileError` (a `StorageError`) if the file is shorter, `StorageError` if it cannot be read.
         """
         if self._file is None:
-            path = normalize(self._uri).removeprefix("s3://")
+            path, _ = _place(self._uri)
             return _tried(self._uri, lambda: s3.read(path, (offset, size)))
         with _explained(self._uri):
             part = self._file.read_at(size, min(offset, self.size))
@@ -183,12 +181,12 @@ class RangeReader:
 @contextmanager
 def open_ranges(uri: str) -> Iterator[RangeReader]:
     """A file open for reading ranges. Raises `StorageError` if it is missing: for an object, at the first read."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
+    path, on_s3 = _place(uri)
+    if on_s3:
         yield RangeReader(uri, None)
         return
     with _explained(uri):
-        file = filesystem.open_input_file(path)
+        file = _LOCAL.open_input_file(path)
     with file:
         yield RangeReader(uri, file)
 
@@ -217,8 +215,9 @@ def _stream(
     uri: str, guard: Callable[[str], AbstractContextManager[None]], aside: str | None = None
 ) -> Iterator[NativeFile]:
     """What `open_write` says; the store's errors pass through `guard`. A local file grows in folder `aside`."""
-    filesystem, path = resolve(uri)
-    local = isinstance(filesystem, fs.LocalFileSystem)
+    path, on_s3 = _place(uri)
+    local = not on_s3
+    filesystem = s3_connection.connection().filesystem() if on_s3 else _LOCAL
     # A name of its own: several processes may write one file at a time, as they do with ledgers.
     growing = path if aside is None else join(normalize(aside), posixpath.basename(path))
     target = f"{growing}.{uuid.uuid4().hex}.partial" if local else path
@@ -259,7 +258,11 @@ def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:
     a process that is killed must leave nothing beside it.
     """
 
+    path, on_s3 = _place(uri)
+
     def attempt() -> None:
+        if on_s3:
+            return s3.write(_object(uri, path), data)
         with _stream(uri, lambda _: nullcontext(), aside) as file:
             file.write(data)
 
@@ -278,30 +281,35 @@ def upload(source: Path, uri: str) -> None:
 
 def exists(uri: str) -> bool:
     """Whether a file (not a folder) is there. Raises `StorageError` if the store cannot say."""
-    filesystem, path = resolve(uri)
-    return _tried(uri, lambda: filesystem.get_file_info(path)).type == fs.FileType.File
+    try:
+        _stat(uri)
+    except MissingFileError:
+        return False
+    return True
 
 
 def stat(uri: str) -> FileInfo:
     """Size and version of a file. Raises `StorageError` if it is missing."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        return _file_info(_tried(uri, lambda: s3.head(path)))
-    info = _existing(uri)
-    return FileInfo(uri=normalize(uri), size=info.size, version=str(info.mtime_ns))
+    return _stat(uri)[0]
 
 
 def modified(uri: str) -> float:
     """When a file was last written by the store's clock, seconds since 1970. Raises `StorageError` if it is missing."""
-    return _existing(uri).mtime_ns / 1e9
+    return _stat(uri)[1]
 
 
-def _existing(uri: str) -> fs.FileInfo:
-    filesystem, path = resolve(uri)
-    info = _tried(uri, lambda: filesystem.get_file_info(path))
+def _stat(uri: str) -> tuple[FileInfo, float]:
+    path, on_s3 = _place(uri)
+    if on_s3:
+        if "/" not in path:
+            raise _missing(uri)
+        found = _tried(uri, lambda: s3.head(path))
+        return _file_info(found), found.modified.timestamp()
+    with _explained(uri):
+        info = _LOCAL.get_file_info(path)
     if info.type != fs.FileType.File:
         raise _missing(uri)
-    return info
+    return FileInfo(uri=path, size=info.size, version=str(info.mtime_ns)), info.mtime_ns / 1e9
 
 
 def _file_info(found: s3.ObjectInfo) -> FileInfo:
@@ -314,14 +322,12 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
 
     Raises `StorageError` if the bucket is missing, the store refuses, or a local name is not UTF-8.
     """
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        _require_bucket(uri, filesystem, path)
+    path, on_s3 = _place(uri)
+    if on_s3:
         found = _addressable(_file_info(item) for item in _tried(uri, lambda: s3.objects_below(path)))
     else:
-        everything = fs.FileSelector(path, recursive=True, allow_not_found=True)
-        infos = _tried(uri, lambda: filesystem.get_file_info(everything))
         with _explained(uri):
+            infos = _LOCAL.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
             files = [it for it in infos if it.type == fs.FileType.File]
             found = [FileInfo(uri=it.path, size=it.size, version=str(it.mtime_ns)) for it in files]
     return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
@@ -340,30 +346,22 @@ def _addressable(files: Iterable[FileInfo]) -> list[FileInfo]:
 
 def list_folders(uri: str) -> list[str]:
     """The names of the folders right below a folder, sorted; empty where it does not exist. Raises `StorageError`."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        _require_bucket(uri, filesystem, path)
-    found = _tried(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.folders_below(path))
     with _explained(uri):
+        found = _LOCAL.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
-
-
-def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
-    bucket = path.split("/", 1)[0]
-    found = _tried(uri, lambda: filesystem.get_file_info(bucket)).type
-    if found == fs.FileType.NotFound:
-        raise StorageError(f"{uri}: the bucket '{bucket}' does not exist: create it, or correct its name")
 
 
 def delete(uri: str) -> None:
     """Removes a file, or a folder with all that is below it; a missing one is no error."""
-    filesystem, path = resolve(uri)
-
-    def attempt() -> None:
-        kind = filesystem.get_file_info(path).type
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.delete(_object(uri, path)))
+    with _explained(uri):
+        kind = _LOCAL.get_file_info(path).type
         if kind == fs.FileType.File:
-            filesystem.delete_file(path)
+            _LOCAL.delete_file(path)
         elif kind == fs.FileType.Directory:
-            filesystem.delete_dir(path)
-
-    _tried(uri, attempt)
+            _LOCAL.delete_dir(path)

@@ -4,6 +4,7 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -129,7 +130,7 @@ def test_a_local_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypat
     uri = f"{tmp_path}/a"
     storage.write_bytes(uri, b"old")
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "resolve", lambda uri: (Breaking(), uri))
+        patch.setattr(storage, "_LOCAL", Breaking())
         with pytest.raises(StorageError, match=f"{uri}: the disk went away"):
             storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
@@ -194,7 +195,9 @@ def test_a_write_to_what_can_be_no_file_leaves_nothing(tmp_path):
 
 def test_keys_that_no_uri_stands_for_are_left_out_with_a_warning(s3, monkeypatch, caplog):
     keys = ["a//b.tar", "a/b.tar", "a/./c.tar", "a/../../d.tar", "a/two\n//lines.tar"]
-    objects = [storage.s3.ObjectInfo(path=f"blip3o-test/{key}", size=1, etag="e") for key in keys]
+    objects = [
+        storage.s3.ObjectInfo(path=f"blip3o-test/{key}", size=1, etag="e", modified=datetime.now()) for key in keys
+    ]
     monkeypatch.setattr(storage.s3, "objects_below", lambda _: objects)
     assert [file.uri for file in storage.list_files(f"{s3}/a")] == [f"{s3}/a/b.tar"]
     assert [record.getMessage().splitlines() for record in caplog.records] == [
