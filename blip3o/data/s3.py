@@ -100,10 +100,11 @@ def head(path: str) -> ObjectInfo:
     return ObjectInfo(path=path, size=answer["ContentLength"], etag=etag, modified=modified)
 
 
-def objects_below(path: str) -> list[ObjectInfo]:
-    """All objects below `bucket/folder`, or in a whole bucket, by name. Raises as `read` does."""
+def objects_below(path: str, *, recursive: bool = True) -> list[ObjectInfo]:
+    """The objects below `bucket/folder` or in a whole bucket, or only those right in it, by name. Raises as `read`."""
     bucket, _, _ = path.partition("/")
-    entries = sorted(_listed(path, "Contents"), key=lambda entry: entry["Key"])
+    found = _listed(path, "Contents") if recursive else _listed(path, "Contents", Delimiter="/")
+    entries = sorted(found, key=lambda entry: entry["Key"])
     # A key that ends with a slash stands for a folder.
     return [_object_info(f"{bucket}/{entry['Key']}", entry) for entry in entries if not entry["Key"].endswith("/")]
 

@@ -317,17 +317,20 @@ def _file_info(found: s3.ObjectInfo) -> FileInfo:
     return FileInfo(uri=f"s3://{found.path}", size=found.size, version=found.etag)
 
 
-def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
-    """All files below a folder whose names end in `suffix`, sorted by URI; empty where the folder does not exist.
+def list_files(uri: str, *, suffix: str = "", recursive: bool = True) -> list[FileInfo]:
+    """The files below a folder, or only those right in it, whose names end in `suffix`, sorted by URI; empty where the
+    folder does not exist.
 
     Raises `StorageError` if the bucket is missing, the store refuses, or a local name is not UTF-8.
     """
     path, on_s3 = _place(uri)
     if on_s3:
-        found = _addressable(_file_info(item) for item in _tried(uri, lambda: s3.objects_below(path)))
+        found = _addressable(
+            _file_info(item) for item in _tried(uri, lambda: s3.objects_below(path, recursive=recursive))
+        )
     else:
         with _explained(uri):
-            infos = _LOCAL.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+            infos = _LOCAL.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
             files = [it for it in infos if it.type == fs.FileType.File]
             found = [FileInfo(uri=it.path, size=it.size, version=str(it.mtime_ns)) for it in files]
     return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
