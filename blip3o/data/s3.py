@@ -19,7 +19,7 @@ from blip3o.errors import StorageError, one_line
 
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 _GONE_CODES = {"NoSuchKey", "404"}
-_REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}
+_REGION_CODES = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "302", "307"}
 DELETED_AT_ONCE = 1000  # the most that S3 takes in a request
 
 

@@ -192,7 +192,7 @@ def _client(session: "Session", endpoint: str | None, options: dict[str, Any], t
     import boto3.session
     from botocore.config import Config
 
-    return boto3.session.Session(botocore_session=session).client(
+    client = boto3.session.Session(botocore_session=session).client(
         "s3",
         endpoint_url=endpoint,
         region_name=_region(session),
@@ -207,6 +207,16 @@ def _client(session: "Session", endpoint: str | None, options: dict[str, Any], t
             response_checksum_validation="when_required",
         ),
     )
+    client.meta.events.register_first("needs-retry.s3.HeadBucket", _end_redirects)
+    return client
+
+
+def _end_redirects(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: Any) -> None:  # noqa: ANN401
+    """A redirected botocore asks for the region of the bucket: without end where that is answered the same way."""
+    from botocore.exceptions import ClientError
+
+    if response and response[0].status_code in (301, 302, 307) and "x-amz-bucket-region" not in response[0].headers:
+        raise ClientError(response[1], operation.name)
 
 
 def _address(session: "Session", endpoint: str | None, options: dict[str, Any]) -> Address:

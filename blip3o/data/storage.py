@@ -107,6 +107,8 @@ _NO_BUCKET = "the bucket does not exist: create it, or correct its name"
 _ACCESS_KEY = "the store does not know this access key: check AWS_ACCESS_KEY_ID"
 _SECRET_KEY = "the store rejects the signature: check AWS_SECRET_ACCESS_KEY"
 _DENIED = "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+_EXPIRED = "the credentials have expired: renew them, in AWS_SESSION_TOKEN or by logging in again"
+_CLOCK = "the clock of this machine differs from the store's: set it"
 _CAUSES = {
     "NO_SUCH_BUCKET": _NO_BUCKET,
     "NoSuchBucket": _NO_BUCKET,
@@ -114,9 +116,13 @@ _CAUSES = {
     "InvalidAccessKeyId": _ACCESS_KEY,
     "SIGNATURE_DOES_NOT_MATCH": _SECRET_KEY,
     "SignatureDoesNotMatch": _SECRET_KEY,
+    "ExpiredToken": _EXPIRED,
+    "EXPIRED_TOKEN": _EXPIRED,
+    "RequestTimeTooSkewed": _CLOCK,
+    "REQUEST_TIME_TOO_SKEWED": _CLOCK,
     "ACCESS_DENIED": _DENIED,
     "AccessDenied": _DENIED,
-    "(403)": _DENIED,  # all that the answer to a HEAD says
+    "(403)": f"{_DENIED}; a missing file is answered so too where the bucket may not be listed",  # of a HEAD
     "NETWORK_CONNECTION": _SILENCE,
     "curlCode: 7": _SILENCE,
     "Could not connect": _SILENCE,
