@@ -277,3 +277,21 @@ def test_an_address_is_the_same_for_both_libraries(aws):
     assert connection() is found
     s3_connection.forget()
     assert connection() is not found
+
+
+def test_only_streams_and_what_ray_train_keeps_load_the_sdk_of_pyarrow(s3, monkeypatch, tmp_path):
+    """Its threads and clients have to be torn down in order when a process ends: most commands have none of them."""
+
+    def loaded(*_):
+        raise AssertionError("pyarrow's S3 was made")
+
+    monkeypatch.setattr(s3_connection, "_filesystem", loaded)
+    folder = f"{s3}/light"
+    storage.write_bytes(f"{folder}/a/b", b"x" * 10_000_000)
+    assert storage.read_ranges(f"{folder}/a/b", [(0, 2)]) == [b"xx"] and storage.exists(f"{folder}/a/b")
+    assert storage.list_folders(folder) == ["a"] and len(storage.list_files(folder)) == 1
+    assert storage.modified(f"{folder}/a/b") > 1e9 and storage.stat(f"{folder}/a/b").size == 10_000_000
+    storage.delete(folder)
+    assert not storage.exists(f"{folder}/a/b")
+    with pytest.raises(AssertionError, match="pyarrow's S3"), storage.open_write(f"{folder}/c"):
+        pass
