@@ -5,12 +5,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from botocore.loaders import create_loader
 
 from blip3o import settings
 from blip3o.data import storage
 from blip3o.data.s3_connection import connection
 from blip3o.errors import StorageError
 
+LOADER = create_loader()  # of the models of services: each connection would read them again
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
 OF_A_FILE = {"Last-Modified": DATE, "ETag": '"e1"', "Content-Length": "3"}
 
@@ -22,6 +24,7 @@ def answers(monkeypatch):
     class Answers(list):
         asked: list[str] = []
 
+    monkeypatch.setattr("botocore.session.create_loader", lambda *_: LOADER)
     given = Answers()
     given.asked = []
 
@@ -204,3 +207,13 @@ def test_a_name_of_aws_that_was_known_is_tried_again(answers, monkeypatch):
     connection().answered.set()
     with pytest.raises(StorageError, match=r"the store does not answer.*tried \d+ times"):
         storage.list_files("s3://b")
+
+
+@pytest.mark.parametrize(("style", "asked"), [("path", "HEAD /bucket/x"), ("virtual", "HEAD /x")])
+def test_pyarrow_puts_the_bucket_where_the_config_file_says(answers, monkeypatch, tmp_path, style, asked):
+    (tmp_path / "config").write_text(f"[default]\ns3 =\n  addressing_style = {style}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://localhost:{answers.endpoint.rpartition(':')[2]}")
+    answers[:] = [(200, OF_A_FILE, b"")]
+    filesystem, path = storage.resolve("s3://bucket/x")
+    assert filesystem.get_file_info(path).size == 3 and answers.asked == [asked]

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from botocore.loaders import create_loader
 from pyarrow import fs
 
 from blip3o import settings
@@ -15,6 +16,7 @@ from blip3o.data.s3_connection import Address, connection
 from blip3o.errors import ConfigError
 from tests.faults import FaultProxy
 
+LOADER = create_loader()  # of the models of services: each connection would read them again
 CONFIG = """
 [default]
 region = eu-west-1
@@ -81,6 +83,7 @@ def aws(tmp_path, monkeypatch):
         def write(self, endpoint="http://127.0.0.1:9", command="false"):
             self.config.write_text(CONFIG.format(endpoint=endpoint, command=command))
 
+    monkeypatch.setattr("botocore.session.create_loader", lambda *_: LOADER)
     made = Aws()
     made.write()
     yield made

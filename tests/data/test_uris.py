@@ -80,6 +80,22 @@ def test_a_file_uri_is_the_path_that_it_encodes(names):
 
 
 @pytest.mark.parametrize(
+    ("folder", "parts", "form"),
+    [
+        ("file:///data/my%20photos/", ["100%25.jpg"], "/data/my photos/100%25.jpg"),
+        ("file://localhost/data", ["a b", "c%20d"], "/data/a b/c%20d"),
+        ("/data", ["100%25.jpg"], "/data/100%25.jpg"),
+        ("s3://bucket/", ["a", "b%20.tar"], "s3://bucket/a/b%20.tar"),
+        ("/", ["a"], "/a"),
+        ("", ["a"], "a"),
+        ("s3://bucket/data", ["../a"], "s3://bucket/data/../a"),
+    ],
+)
+def test_names_are_joined_literally(folder, parts, form):
+    assert storage.join(folder, *parts) == form
+
+
+@pytest.mark.parametrize(
     ("uri", "form"),
     [
         ("s3://bucket/a/", "s3://bucket/a"),
