@@ -4,14 +4,40 @@ Nothing else in the project touches `os.environ` (a lint rule holds it there), s
 recipe can be read off this page. Child processes get their environment from `child_environment`.
 """
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from blip3o.errors import ConfigError
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def get(name: str, default: str | None = None) -> str | None:
     """The value of an environment variable, or `default`; an empty value counts as unset."""
     return os.environ.get(name) or default
+
+
+def number(name: str, default: float, *, minimum: float = 0.0, above: float | None = None) -> float:
+    """The value of an environment variable that is a number, or `default`.
+
+    Raises `ConfigError` for what is no finite decimal number, below `minimum`, or not `above` a bound.
+    """
+    text = (get(name) or "").strip()
+    if not text:
+        return default
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    if math.isfinite(value) and value >= minimum and (above is None or value > above):
+        return value
+    bound = f"of at least {minimum:g}" if above is None else f"above {above:g}"
+    raise ConfigError(f"{name}={text} is no number {bound}: write digits without a unit, as in {name}={default:g}")
+
+
+def starting_with(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Names and values of the environment variables whose names start with `prefix`, sorted by name."""
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(prefix)))
 
 
 def export(values: Mapping[str, str]) -> None:
@@ -34,7 +60,7 @@ def cache_dir() -> Path:
     """Where downloads are kept between runs: `$BLIP3O_CACHE`, else `$XDG_CACHE_HOME/blip3o`, else `~/.cache/blip3o`."""
     explicit = get("BLIP3O_CACHE")
     if explicit:
-        return Path(explicit)
+        return Path(explicit).expanduser()
     return Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blip3o"
 
 

@@ -7,9 +7,7 @@ an earlier run stopped, and the budget for damage. The manifest is written last.
 """
 
 import argparse
-import fnmatch
 import logging
-import posixpath
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +33,7 @@ from blip3o.data.manifest import (
     write_manifest,
     write_shard_index,
 )
+from blip3o.data.patterns import find_shards
 from blip3o.data.scan import ScanOptions, ShardScan, scan_shard
 from blip3o.data.selection import is_selected, judge_shards, write_selection
 from blip3o.errors import DataError, StorageError
@@ -53,16 +52,6 @@ class IndexSummary:
     scanned: int
     bad_rows: int
     bad_share: float
-
-
-def find_shards(shards_uri: str) -> list[storage.FileInfo]:
-    """The files that match a URI whose last part may hold `*`, sorted by URI. Raises `DataError` if there is none."""
-    folder, pattern = posixpath.split(storage.normalize(shards_uri))
-    names = [file for file in storage.list_files(folder) if posixpath.dirname(file.uri) == folder]
-    found = [file for file in names if fnmatch.fnmatchcase(posixpath.basename(file.uri), pattern)]
-    if not found:
-        raise DataError(f"no file matches {shards_uri} ({len(names)} files lie in {folder}): check the pattern")
-    return found
 
 
 def index_source(

@@ -24,12 +24,12 @@ from blip3o.data.manifest import (
 )
 from blip3o.data.overview import Bin, GoodSamples
 from blip3o.data.parquet import SUFFIX
+from blip3o.data.patterns import find_shards
 from blip3o.data.scan import scan_shard
 from blip3o.errors import DataError
 from blip3o.evaluate import markup
 from blip3o.rng import numpy_generator
 from blip3o.types import RawSample
-from jobs.index import find_shards
 
 THUMB = 144  # pixels, the longer side
 GROUPS, MEMBERS = 12, 6  # of look-alikes, as many as are shown

@@ -30,7 +30,7 @@ _TRANSIENT = re.compile(
 
 def patience() -> float:
     """Seconds for which a failing request is tried again: `BLIP3O_STORE_PATIENCE_S`, else 60."""
-    return float(settings.get("BLIP3O_STORE_PATIENCE_S") or PATIENCE_S)
+    return settings.number("BLIP3O_STORE_PATIENCE_S", PATIENCE_S)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -1,29 +1,26 @@
-"""Reads of S3 objects: what comes back is what was asked, or it is an error.
+"""Requests for S3 objects by boto3: what comes back is what was asked, or it is an error.
 
 pyarrow's own ranged read cannot promise that. If a store answers a range with fewer bytes than were asked, as it does
 for an object that was replaced by a shorter one, it returns the full length all the same, the rest being memory that
 nobody wrote (seen with pyarrow 26). Here the length is checked against what was asked and what the store says it has.
-One attempt a call: trying again is `blip3o.data.retry`'s business.
+One attempt a call: `blip3o.data.retry` tries again. Where the requests go is `blip3o.data.s3_connection`'s business.
 """
 
-import functools
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
-from blip3o import settings
-from blip3o.errors import StorageError
+from blip3o.data.s3_connection import Connection, connection
+from blip3o.errors import StorageError, one_line
 
-if TYPE_CHECKING:
-    from botocore.client import BaseClient
-
-CONNECT_TIMEOUT_S = 10
-# Seconds without a byte after which a request is given up.
-STALL_TIMEOUT_S = 30.0
-MAX_CONNECTIONS = 32  # of one process; readers ask for a few at a time
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 _GONE_CODES = {"NoSuchKey", "404"}
+_REGION_CODES = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "302", "307"}
+DELETED_AT_ONCE = 1000  # the most that S3 takes in a request
 
 
 class TransientError(OSError):
@@ -36,53 +33,6 @@ class _NoRangeError(OSError):
 
 class CutFileError(StorageError):
     """A file is shorter than what was asked of it: it was cut, or replaced by another."""
-
-
-def endpoint() -> str | None:
-    """The store's address in the environment; None for AWS itself."""
-    return settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL")
-
-
-def region() -> str | None:
-    """The region in the environment."""
-    return settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION")
-
-
-def stall_timeout() -> float:
-    """Seconds without a byte after which a request is given up: `BLIP3O_STORE_TIMEOUT_S`, else 30."""
-    return float(settings.get("BLIP3O_STORE_TIMEOUT_S") or STALL_TIMEOUT_S)
-
-
-def _client() -> "BaseClient":
-    return _made(endpoint(), region(), stall_timeout())
-
-
-@functools.lru_cache(maxsize=4)
-def _made(address: str | None, where: str | None, timeout_s: float) -> "BaseClient":
-    import boto3
-    from botocore.config import Config
-
-    # A session of its own: the default one must not be used from two threads while it makes a client.
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=address,
-        region_name=where,
-        config=Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=timeout_s,
-            max_pool_connections=MAX_CONNECTIONS,
-            retries={"total_max_attempts": 1},
-            proxies={},
-            s3={"addressing_style": "path" if address else "auto"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
-
-
-def forget() -> None:
-    """Drops the clients: the next read takes credentials from the environment anew."""
-    _made.cache_clear()
 
 
 def read(path: str, extent: tuple[int, int] | None = None) -> bytes:
@@ -121,8 +71,8 @@ def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], byt
     # The whole is asked for as a range too: only then does the answer say how much the store holds.
     wanted = "bytes=0-" if extent is None else f"bytes={extent[0]}-{sum(extent) - 1}"
     try:
-        with _refusals(path, extent):
-            answer = _client().get_object(Bucket=bucket, Key=key, Range=wanted)
+        with _refusals(path, extent) as store:
+            answer = store.client.get_object(Bucket=bucket, Key=key, Range=wanted)
             return answer, answer["Body"].read()
     except _NoRangeError:
         return {}, b""  # an empty object has no range
@@ -130,48 +80,119 @@ def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], byt
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """An object `bucket/key`, its `size` in bytes, and its `etag`, which is another one when the bytes are."""
+    """An object `bucket/key`, its `size` in bytes, when it was `modified`, and its `etag`, which is another one when
+    the bytes are."""
 
     path: str
     size: int
     etag: str
+    modified: datetime
 
 
 def head(path: str) -> ObjectInfo:
     """What the store says of the object `bucket/key`. Raises as `read` does."""
     bucket, _, key = path.partition("/")
-    with _refusals(path):
-        answer = _client().head_object(Bucket=bucket, Key=key)
-    return ObjectInfo(path=path, size=answer["ContentLength"], etag=answer["ETag"].strip('"'))
+    with _refusals(path) as store:
+        answer = store.client.head_object(Bucket=bucket, Key=key)
+    modified = answer["LastModified"]
+    # Few stores have no tags: the time, of whole seconds, must do.
+    etag = answer["ETag"].strip('"') if "ETag" in answer else modified.isoformat()
+    return ObjectInfo(path=path, size=answer["ContentLength"], etag=etag, modified=modified)
 
 
-def objects_below(path: str) -> list[ObjectInfo]:
-    """All objects below `bucket/folder`, or in a whole bucket, by name. Raises as `read` does."""
-    bucket, _, folder = path.partition("/")
-    with _refusals(path):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder and f"{folder}/")
-        found = [entry for page in pages for entry in page.get("Contents", ())]
+def objects_below(path: str, *, recursive: bool = True) -> list[ObjectInfo]:
+    """The objects below `bucket/folder` or in a whole bucket, or only those right in it, by name. Raises as `read`."""
+    bucket, _, _ = path.partition("/")
+    found = _listed(path, "Contents") if recursive else _listed(path, "Contents", Delimiter="/")
+    entries = sorted(found, key=lambda entry: entry["Key"])
     # A key that ends with a slash stands for a folder.
-    return [
-        ObjectInfo(path=f"{bucket}/{entry['Key']}", size=entry["Size"], etag=entry["ETag"].strip('"'))
-        for entry in sorted(found, key=lambda entry: entry["Key"])
-        if not entry["Key"].endswith("/")
-    ]
+    return [_object_info(f"{bucket}/{entry['Key']}", entry) for entry in entries if not entry["Key"].endswith("/")]
+
+
+def folders_below(path: str) -> list[str]:
+    """The names of the folders right below `bucket/folder`, sorted. Raises as `read` does."""
+    return sorted(entry["Prefix"].split("/")[-2] for entry in _listed(path, "CommonPrefixes", Delimiter="/"))
+
+
+def _object_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
+    if "ETag" not in entry:
+        return head(path)
+    return ObjectInfo(path=path, size=entry["Size"], etag=entry["ETag"].strip('"'), modified=entry["LastModified"])
+
+
+def _listed(path: str, kind: str, **options: str) -> list[dict[str, Any]]:
+    """The entries of one kind of all pages of a listing."""
+    bucket, _, folder = path.partition("/")
+    found: list[dict[str, Any]] = []
+    with _refusals(path) as store:
+        pages = store.client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=folder and f"{folder}/", **options):
+            if "IsTruncated" not in page:  # HTML, say, is read as a listing of nothing
+                raise OSError("the answer is no listing of an S3 store: check AWS_ENDPOINT_URL and its port")
+            found += page.get(kind, ())
+    return found
+
+
+def write(path: str, data: bytes) -> None:
+    """Makes or replaces the object `bucket/key`, whole or not at all. Raises as `read` does."""
+    bucket, _, key = path.partition("/")
+    with _refusals(path) as store:
+        store.client.put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def delete(path: str) -> None:
+    """Removes the object `bucket/key`, or, where there is none, all that is below it. Raises as `read` does."""
+    bucket, _, key = path.partition("/")
+    try:
+        head(path)
+        keys = [key]
+    except FileNotFoundError:
+        keys = [entry["Key"] for entry in _listed(path, "Contents")]
+    for start in range(0, len(keys), DELETED_AT_ONCE):
+        some = [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]]
+        with _refusals(path) as store:
+            wanted = {"Objects": some, "Quiet": True}
+            answer = store.client.delete_objects(Bucket=bucket, Delete=wanted)
+        for failure in answer.get("Errors", ()):
+            raise OSError(f"{failure['Key']} cannot be deleted: {failure.get('Code')} {failure.get('Message')}")
 
 
 @contextmanager
-def _refusals(path: str, extent: tuple[int, int] | None = None) -> Iterator[None]:
-    """Turns boto3's errors into what `read` raises."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+def _refusals(path: str, extent: tuple[int, int] | None = None) -> Iterator[Connection]:
+    """The connection for one request; boto3's errors become what `read` raises."""
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
+    store = connection()
     try:
-        yield
-    except NoCredentialsError as error:
-        raise OSError("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile") from error
-    except BotoCoreError as error:  # all others that a request can meet are of the connection
-        raise TransientError(str(error)) from error
+        yield store
+    except ParamValidationError as error:
+        raise OSError(one_line(error)) from error
+    except BotoCoreError as error:
+        raise _failure(error, store) from error
     except ClientError as error:
+        store.answered.set()
         raise _refusal(error, path, extent) from error
+    store.answered.set()
+
+
+def _failure(error: Exception, store: Connection) -> OSError:
+    """What it means that a request got no answer: most often, that another attempt may get one."""
+    where = f"{store.address.scheme}://{store.address.host}"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return OSError(f"the certificate of {where} is not trusted here: set AWS_CA_BUNDLE to that of its authority")
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return OSError(f"{where} does not speak TLS: write http:// in AWS_ENDPOINT_URL")
+    # AWS itself is asked for want of another endpoint: a name that was known a while ago may be so again.
+    if store.endpoint is None and not store.answered.is_set() and _is_of_a_name(error):
+        return OSError(f"no endpoint is set, and {where} is not known here: set AWS_ENDPOINT_URL, or check the network")
+    return TransientError(str(error))
+
+
+def _is_of_a_name(error: BaseException | None) -> bool:
+    """Whether an error goes back to a host's name that could not be resolved."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception:  # noqa: ANN401 - a ClientError
@@ -183,5 +204,16 @@ def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception
         return _NoRangeError(str(error))
     if code in _GONE_CODES:
         return FileNotFoundError(path)
+    if code in _REGION_CODES:
+        return OSError(_elsewhere(error, path.partition("/")[0]))
     kind = TransientError if status >= 500 or status == 429 or code in _TRANSIENT_CODES else OSError
     return kind(str(error))
+
+
+def _elsewhere(error: Any, bucket: str) -> str:  # noqa: ANN401 - a ClientError
+    details, headers = error.response["Error"], error.response["ResponseMetadata"].get("HTTPHeaders", {})
+    told = re.search("expecting '([^']+)'", details.get("Message", ""))
+    region = details.get("Region") or headers.get("x-amz-bucket-region") or (told and told[1])
+    if region:
+        return f"the bucket '{bucket}' is in region '{region}': set AWS_REGION={region}"
+    return f"the bucket '{bucket}' is in another region or at another endpoint: set AWS_REGION or AWS_ENDPOINT_URL"

@@ -1,31 +1,36 @@
-"""Every path is a URI: `s3://bucket/key`, `file:///path` or a plain path, opened through `pyarrow.fs`.
+"""Every path is a URI: `s3://bucket/key`, `file:///path` or a plain path.
 
 Endpoint, region and credentials of S3 come from the standard AWS chain (environment, config files, instance profile),
-so any S3-compatible store works. Objects are read by `blip3o.data.s3`, which checks their length. What fails for a
-moment (5xx, throttling, lost connections, stalls) is tried again with patience: `blip3o.data.retry`. Writes become
-visible whole or not at all: S3 objects are atomic by themselves, local files are renamed into place. Errors name the
-URI and what to do about it.
+so any S3-compatible store works: `blip3o.data.s3_connection`. Objects are read by `blip3o.data.s3`, which checks their
+length; pyarrow's S3 is used for streams to large objects only. What fails for a moment (5xx, throttling, lost
+connections, stalls) is tried again: `blip3o.data.retry`. Writes become visible whole or not at all: S3 objects are
+atomic, local files are renamed into place. Errors name the URI and what to do about it.
 """
 
 import errno
 import functools
+import logging
 import os
 import posixpath
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from pyarrow import NativeFile, fs
 
-from blip3o.data import s3
+from blip3o.data import s3, s3_connection
+from blip3o.data.renewed import s3_filesystem
 from blip3o.data.retry import patiently
+from blip3o.data.uris import BadUriError, is_canonical, join, normalize, shown
+from blip3o.data.uris import within as within
 from blip3o.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,77 +51,30 @@ class MissingFileError(StorageError):
     """The store answers, and there is no such file."""
 
 
-class BadUriError(StorageError):
-    """A URI that no file can have, whatever the state of the store."""
-
-
-_FORMS = "use s3://bucket/key, file:///path or a plain path"
-_OBJECT = re.compile(r"s3://[A-Za-z0-9._:-]+(/(?!\.{1,2}(/|$))[^/]*)*")  # a key is not resolved as a path is
 _FAULTS_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def shown(uri: str) -> str:
-    """A URI as one line that can be encoded: control characters and halves of surrogate pairs are escaped."""
-    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), uri)
-
-
-def normalize(uri: str) -> str:
-    """The canonical form of a URI: `s3://…` as it is, local paths absolute and without `file://`; no trailing slash.
-
-    Raises `BadUriError` for what no file can be called.
-    """
-    if re.search("[\x00\ud800-\udfff]", uri):
-        raise BadUriError(f"{shown(uri)} holds a NUL or is not UTF-8: correct the name, or rename the file")
-    try:
-        scheme = urlsplit(uri).scheme
-    except ValueError as error:  # of brackets that hold no IPv6 address
-        raise BadUriError(f"{shown(uri)} is no URI: {error}: {_FORMS}") from error
-    if scheme == "s3":
-        if not _OBJECT.fullmatch(uri):
-            raise BadUriError(f"{shown(uri)} names no object: use s3://bucket/key, without a folder '.' or '..'")
-        return uri.rstrip("/")
-    if scheme not in ("", "file"):
-        raise BadUriError(f"unknown scheme '{scheme}' in {shown(uri)}: {_FORMS}")
-    try:
-        return str(Path(uri.removeprefix("file://")).expanduser().absolute())
-    except RuntimeError as error:
-        raise BadUriError(f"{shown(uri)}: no user of that name has a home here: write the path in full") from error
-
-
-def join(uri: str, *parts: str) -> str:
-    """`uri` and `parts` joined by single slashes."""
-    return posixpath.join(uri.rstrip("/"), *parts)
-
-
-@functools.lru_cache(maxsize=4)
-def _s3(endpoint: str | None, region: str | None, timeout_s: float) -> fs.S3FileSystem:
-    # On Linux the request timeout is that of a transfer of under a byte a second, whatever pyarrow's page says.
-    options: dict[str, object] = {
-        "connect_timeout": s3.CONNECT_TIMEOUT_S,
-        "request_timeout": timeout_s,
-        "allow_bucket_creation": False,
-    }
-    if region:
-        options["region"] = region
-    if endpoint:
-        scheme, _, host = endpoint.partition("://")
-        options |= {"scheme": scheme, "endpoint_override": host}
-    return fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3))
+_LOCAL = fs.LocalFileSystem()
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI and the path inside it. Raises `BadUriError` for what no file can be called."""
+    """pyarrow's file system of a URI, to be kept as long as one likes, and the path inside it.
+
+    Raises `BadUriError` for what no file can be called, `ConfigError` if S3 is not configured.
+    """
+    path, on_s3 = _place(uri)
+    return (s3_filesystem() if on_s3 else _LOCAL), path
+
+
+def _place(uri: str) -> tuple[str, bool]:
+    """The path of a URI as its store has it, and whether that is S3."""
     uri = normalize(uri)
-    if not uri.startswith("s3://"):
-        return fs.LocalFileSystem(), uri
-    return _s3(s3.endpoint(), s3.region(), s3.stall_timeout()), uri.removeprefix("s3://")
+    return uri.removeprefix("s3://"), uri.startswith("s3://")
 
 
 def forget_clients() -> None:
-    """Drops what holds connections and credentials: the environment is read anew."""
-    _s3.cache_clear()
-    s3.forget()
+    """Drops what holds connections and credentials: environment and config files are read again."""
+    s3_connection.forget()
 
 
 @contextmanager
@@ -149,6 +107,8 @@ _NO_BUCKET = "the bucket does not exist: create it, or correct its name"
 _ACCESS_KEY = "the store does not know this access key: check AWS_ACCESS_KEY_ID"
 _SECRET_KEY = "the store rejects the signature: check AWS_SECRET_ACCESS_KEY"
 _DENIED = "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+_EXPIRED = "the credentials have expired: renew them, in AWS_SESSION_TOKEN or by logging in again"
+_CLOCK = "the clock of this machine differs from the store's: set it"
 _CAUSES = {
     "NO_SUCH_BUCKET": _NO_BUCKET,
     "NoSuchBucket": _NO_BUCKET,
@@ -156,9 +116,13 @@ _CAUSES = {
     "InvalidAccessKeyId": _ACCESS_KEY,
     "SIGNATURE_DOES_NOT_MATCH": _SECRET_KEY,
     "SignatureDoesNotMatch": _SECRET_KEY,
+    "ExpiredToken": _EXPIRED,
+    "EXPIRED_TOKEN": _EXPIRED,
+    "RequestTimeTooSkewed": _CLOCK,
+    "REQUEST_TIME_TOO_SKEWED": _CLOCK,
     "ACCESS_DENIED": _DENIED,
     "AccessDenied": _DENIED,
-    "(403)": _DENIED,  # all that the answer to a HEAD says
+    "(403)": f"{_DENIED}; a missing file is answered so too where the bucket may not be listed",  # of a HEAD
     "NETWORK_CONNECTION": _SILENCE,
     "curlCode: 7": _SILENCE,
     "Could not connect": _SILENCE,
@@ -177,16 +141,20 @@ def _cause(message: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file. Raises `MissingFileError`, `BadUriError`, or `StorageError` if it cannot be read."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        if "/" not in path:
-            raise BadUriError(f"{uri} is a bucket: name a file in it")
-        return _tried(uri, lambda: s3.read(path))
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.read(_object(uri, path)))
     with _explained(uri):
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, path)
-        with filesystem.open_input_file(path) as file:
+        with _LOCAL.open_input_file(path) as file:
             return file.read()
+
+
+def _object(uri: str, path: str) -> str:
+    if "/" not in path:
+        raise BadUriError(f"{uri} is a bucket: name a file in it")
+    return path
 
 
 class RangeReader:
@@ -207,7 +175,7 @@ class RangeReader:
         Raises `CutFileError` (a `StorageError`) if the file is shorter, `StorageError` if it cannot be read.
         """
         if self._file is None:
-            path = normalize(self._uri).removeprefix("s3://")
+            path, _ = _place(self._uri)
             return _tried(self._uri, lambda: s3.read(path, (offset, size)))
         with _explained(self._uri):
             part = self._file.read_at(size, min(offset, self.size))
@@ -219,12 +187,12 @@ class RangeReader:
 @contextmanager
 def open_ranges(uri: str) -> Iterator[RangeReader]:
     """A file open for reading ranges. Raises `StorageError` if it is missing: for an object, at the first read."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
+    path, on_s3 = _place(uri)
+    if on_s3:
         yield RangeReader(uri, None)
         return
     with _explained(uri):
-        file = filesystem.open_input_file(path)
+        file = _LOCAL.open_input_file(path)
     with file:
         yield RangeReader(uri, file)
 
@@ -253,8 +221,9 @@ def _stream(
     uri: str, guard: Callable[[str], AbstractContextManager[None]], aside: str | None = None
 ) -> Iterator[NativeFile]:
     """What `open_write` says; the store's errors pass through `guard`. A local file grows in folder `aside`."""
-    filesystem, path = resolve(uri)
-    local = isinstance(filesystem, fs.LocalFileSystem)
+    path, on_s3 = _place(uri)
+    local = not on_s3
+    filesystem = s3_connection.connection().filesystem() if on_s3 else _LOCAL
     # A name of its own: several processes may write one file at a time, as they do with ledgers.
     growing = path if aside is None else join(normalize(aside), posixpath.basename(path))
     target = f"{growing}.{uuid.uuid4().hex}.partial" if local else path
@@ -295,7 +264,11 @@ def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:
     a process that is killed must leave nothing beside it.
     """
 
+    path, on_s3 = _place(uri)
+
     def attempt() -> None:
+        if on_s3:
+            return s3.write(_object(uri, path), data)
         with _stream(uri, lambda _: nullcontext(), aside) as file:
             file.write(data)
 
@@ -314,30 +287,35 @@ def upload(source: Path, uri: str) -> None:
 
 def exists(uri: str) -> bool:
     """Whether a file (not a folder) is there. Raises `StorageError` if the store cannot say."""
-    filesystem, path = resolve(uri)
-    return _tried(uri, lambda: filesystem.get_file_info(path)).type == fs.FileType.File
+    try:
+        _stat(uri)
+    except MissingFileError:
+        return False
+    return True
 
 
 def stat(uri: str) -> FileInfo:
     """Size and version of a file. Raises `StorageError` if it is missing."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        return _file_info(_tried(uri, lambda: s3.head(path)))
-    info = _existing(uri)
-    return FileInfo(uri=normalize(uri), size=info.size, version=str(info.mtime_ns))
+    return _stat(uri)[0]
 
 
 def modified(uri: str) -> float:
     """When a file was last written by the store's clock, seconds since 1970. Raises `StorageError` if it is missing."""
-    return _existing(uri).mtime_ns / 1e9
+    return _stat(uri)[1]
 
 
-def _existing(uri: str) -> fs.FileInfo:
-    filesystem, path = resolve(uri)
-    info = _tried(uri, lambda: filesystem.get_file_info(path))
+def _stat(uri: str) -> tuple[FileInfo, float]:
+    path, on_s3 = _place(uri)
+    if on_s3:
+        if "/" not in path:
+            raise _missing(uri)
+        found = _tried(uri, lambda: s3.head(path))
+        return _file_info(found), found.modified.timestamp()
+    with _explained(uri):
+        info = _LOCAL.get_file_info(path)
     if info.type != fs.FileType.File:
         raise _missing(uri)
-    return info
+    return FileInfo(uri=path, size=info.size, version=str(info.mtime_ns)), info.mtime_ns / 1e9
 
 
 def _file_info(found: s3.ObjectInfo) -> FileInfo:
@@ -345,50 +323,54 @@ def _file_info(found: s3.ObjectInfo) -> FileInfo:
     return FileInfo(uri=f"s3://{found.path}", size=found.size, version=found.etag)
 
 
-def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
-    """All files below a folder whose names end in `suffix`, sorted by URI; empty where the folder does not exist.
+def list_files(uri: str, *, suffix: str = "", recursive: bool = True) -> list[FileInfo]:
+    """The files below a folder, or only those right in it, whose names end in `suffix`, sorted by URI; empty where the
+    folder does not exist.
 
     Raises `StorageError` if the bucket is missing, the store refuses, or a local name is not UTF-8.
     """
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        _require_bucket(uri, filesystem, path)
-        found = [_file_info(item) for item in _tried(uri, lambda: s3.objects_below(path))]
+    path, on_s3 = _place(uri)
+    if on_s3:
+        found = _addressable(
+            _file_info(item) for item in _tried(uri, lambda: s3.objects_below(path, recursive=recursive))
+        )
     else:
-        everything = fs.FileSelector(path, recursive=True, allow_not_found=True)
-        infos = _tried(uri, lambda: filesystem.get_file_info(everything))
         with _explained(uri):
+            infos = _LOCAL.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
             files = [it for it in infos if it.type == fs.FileType.File]
             found = [FileInfo(uri=it.path, size=it.size, version=str(it.mtime_ns)) for it in files]
     return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
 
 
+def _addressable(files: Iterable[FileInfo]) -> list[FileInfo]:
+    """Leaves out, with a warning, the objects whose keys no URI of ours stands for: those with `//`, `.` or `..`."""
+    kept = []
+    for file in files:
+        if is_canonical(file.uri):
+            kept.append(file)
+        else:
+            logger.warning("%s is left out: its key has '//', '.' or '..': rename it", shown(file.uri))
+    return kept
+
+
 def list_folders(uri: str) -> list[str]:
     """The names of the folders right below a folder, sorted; empty where it does not exist. Raises `StorageError`."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.S3FileSystem):
-        _require_bucket(uri, filesystem, path)
-    found = _tried(uri, lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.folders_below(path))
     with _explained(uri):
+        found = _LOCAL.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
-
-
-def _require_bucket(uri: str, filesystem: fs.FileSystem, path: str) -> None:
-    bucket = path.split("/", 1)[0]
-    found = _tried(uri, lambda: filesystem.get_file_info(bucket)).type
-    if found == fs.FileType.NotFound:
-        raise StorageError(f"{uri}: the bucket '{bucket}' does not exist: create it, or correct its name")
 
 
 def delete(uri: str) -> None:
     """Removes a file, or a folder with all that is below it; a missing one is no error."""
-    filesystem, path = resolve(uri)
-
-    def attempt() -> None:
-        kind = filesystem.get_file_info(path).type
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.delete(_object(uri, path)))
+    with _explained(uri):
+        kind = _LOCAL.get_file_info(path).type
         if kind == fs.FileType.File:
-            filesystem.delete_file(path)
+            _LOCAL.delete_file(path)
         elif kind == fs.FileType.Directory:
-            filesystem.delete_dir(path)
-
-    _tried(uri, attempt)
+            _LOCAL.delete_dir(path)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from blip3o.data import s3 as objects
-from blip3o.data import storage
+from blip3o.data import s3_connection, storage
 from blip3o.errors import StorageError
 from tests.faults import KINDS, FaultProxy, Plan
 
@@ -25,7 +25,7 @@ def stored(s3):
 @pytest.fixture
 def proxy(s3, monkeypatch):
     """A proxy before the store, which this process reads through."""
-    with FaultProxy(objects.endpoint()) as made:
+    with FaultProxy(s3_connection.connection().endpoint) as made:
         for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
         yield made
@@ -60,15 +60,17 @@ def test_a_whole_file_outlives_a_fault(stored, proxy, kind):
 
 
 @pytest.mark.parametrize("kind", ["503", "reset"])
-def test_writing_listing_and_asking_outlive_a_fault(s3, proxy, kind):
+def test_writing_listing_and_asking_outlive_a_fault(s3, proxy, kind, tmp_path):
     proxy.follow(Plan(kinds=(kind,), methods=("GET", "HEAD", "PUT", "POST")))
     folder = f"{s3}/faults/{kind}"
     storage.write_bytes(f"{folder}/a", DATA)
     assert storage.stat(f"{folder}/a").size == len(DATA)
     assert [file.uri for file in storage.list_files(folder)] == [f"{folder}/a"]
+    (tmp_path / "large").write_bytes(DATA)
+    storage.upload(tmp_path / "large", f"{folder}/b")
     assert proxy.done.faults[kind] >= 4
     proxy.follow(Plan(share=0))
-    assert storage.read_bytes(f"{folder}/a") == DATA
+    assert storage.read_bytes(f"{folder}/a") == DATA == storage.read_bytes(f"{folder}/b")
 
 
 def test_many_readers_in_a_storm_get_their_own_bytes(stored, proxy):

@@ -1,0 +1,75 @@
+"""Variables of the environment: numbers are checked, and what is read is documented."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blip3o import settings
+from blip3o.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [path for name in ("blip3o", "jobs", "serve", "cluster") for path in (ROOT / name).rglob("*.py")]
+NUMBERS = sorted({name for path in SOURCES for name in re.findall(r'settings\.number\(\s*"(\w+)"', path.read_text())})
+READERS = {
+    "BLIP3O_STORE_TIMEOUT_S": "blip3o.data.s3_connection:stall_timeout",
+    "BLIP3O_STORE_PATIENCE_S": "blip3o.data.retry:patience",
+}
+
+
+def test_every_number_is_read_in_one_way():
+    assert NUMBERS == sorted(READERS)
+    by_hand = re.compile(r"(?:float|int)\(\s*settings\.get")
+    assert not [path for path in SOURCES if by_hand.search(path.read_text())]
+
+
+def test_every_variable_of_ours_is_documented():
+    ours = {name for path in SOURCES for name in re.findall(r'"(BLIP3O_\w+)"', path.read_text())}
+    documented = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    assert {*NUMBERS, "BLIP3O_CACHE"} <= ours and not {name for name in ours if f"`{name}`" not in documented}
+
+
+@pytest.mark.parametrize(
+    "value", ["30s", "1m", "nan", "inf", "-inf", "1e999", "-1", "1_0", "0x10", "1,5", "a", "٣", "--"]
+)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_number_is_told_with_its_variable(monkeypatch, name, value):
+    module, function = READERS[name].split(":")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{name}={value} is no number .*without a unit, as in {name}=[0-9]+$"):
+        getattr(importlib.import_module(module), function)()
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("", 7), (" ", 7), ("2.5", 2.5), (" 30 ", 30), ("1e2", 100), ("+.5", 0.5)]
+)
+def test_a_number_is_read_or_its_default_taken(monkeypatch, value, number):
+    monkeypatch.setenv("BLIP3O_TEST", value)
+    assert settings.number("BLIP3O_TEST", 7) == number
+    monkeypatch.delenv("BLIP3O_TEST")
+    assert settings.number("BLIP3O_TEST", 7) == 7
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.floats(0, 10))
+def test_bounds_are_kept(value, bound):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLIP3O_TEST", repr(value))
+        if value < bound:
+            with pytest.raises(ConfigError, match="of at least"):
+                settings.number("BLIP3O_TEST", 7, minimum=bound)
+        else:
+            assert settings.number("BLIP3O_TEST", 7, minimum=bound) == value
+        if value <= bound:
+            with pytest.raises(ConfigError, match=f"above {bound:g}"):
+                settings.number("BLIP3O_TEST", 7, above=bound, minimum=-1e308)
+        else:
+            assert settings.number("BLIP3O_TEST", 7, above=bound) == value
+
+
+def test_a_cache_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BLIP3O_CACHE", "~/kept")
+    assert settings.cache_dir() == tmp_path / "kept"
