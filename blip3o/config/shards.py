@@ -38,7 +38,7 @@ class ColumnsConfig(Frozen):
 
 
 KeyRule = Literal["first_dot", "last_dot"]
-Extension = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[^./\s]+(\.[^./\s]+)*$")]
+Extension = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[^./]([^/]*[^./])?$")]
 
 
 class MembersConfig(Frozen):

@@ -44,17 +44,18 @@ class ScanOptions:
 class Tally:
     """What became of a shard's `inputs`: `used` by good samples, `skipped` as system files, the rest is in the ledger.
 
-    `pictures` is what the budget for damage is a share of: a sample is one, and so is each further picture of its key.
+    The budget for damage is a share of pictures: of `samples`, good and bad, and of `further` pictures of their keys.
     Of `captions`, `spare_captions` are beside the one that a good sample uses.
     """
 
     unit: Unit
     inputs: int
     used: int
-    skipped: int = 0
-    pictures: int
-    captions: int = 0
-    spare_captions: int = 0
+    skipped: int
+    samples: int
+    further: int
+    captions: int
+    spare_captions: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,8 @@ class Found:
     inputs: int = 0
     used: int = 0
     skipped: int = 0
-    pictures: int = 0
+    samples: int = 0
+    further: int = 0
     captions: int = 0
     spare_captions: int = 0
 
@@ -97,7 +99,8 @@ class Found:
             inputs=self.inputs,
             used=self.used,
             skipped=self.skipped,
-            pictures=self.pictures,
+            samples=self.samples,
+            further=self.further,
             captions=self.captions,
             spare_captions=self.spare_captions,
         )

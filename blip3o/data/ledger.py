@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -115,6 +115,34 @@ def find_ledger(uri: str) -> str:
 def kind_of(reason: str) -> str:
     """What a reason says beside its particulars: up to the first colon, numbers as N and quoted words left out."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'…'", reason).split(": ")[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Entries of one kind: how many `entries`, how many `inputs` they cover, and the reason of the first."""
+
+    kind: str
+    entries: int
+    inputs: int
+    first: str
+
+    def __str__(self) -> str:
+        said = self.first if self.entries == 1 else self.kind
+        covers = f" ({self.inputs} inputs)" if self.inputs != self.entries else ""
+        example = self.first.removeprefix(f"{self.kind}: ") if self.first not in (said, self.kind) else ""
+        return f"{self.entries} x {said}{covers}{f', e.g. {example}' if example else ''}"
+
+
+def by_kind(entries: Iterable[LedgerEntry]) -> list[Kind]:
+    """Entries by the kind of their reason, the most frequent first."""
+    groups: dict[str, list[LedgerEntry]] = {}
+    for entry in entries:
+        groups.setdefault(kind_of(entry.reason), []).append(entry)
+    kinds = [
+        Kind(kind=kind, entries=len(group), inputs=sum(entry.count for entry in group), first=group[0].reason)
+        for kind, group in groups.items()
+    ]
+    return sorted(kinds, key=lambda kind: -kind.entries)
 
 
 class Ledger:

@@ -6,7 +6,7 @@ shards are indexed and checked again, by the same functions, when they are read.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jpe", "jfif")
 CAPTION_EXTENSION = "txt"
 RECORD_EXTENSION = "json"
 # Last parts of extensions under which a user would look for pictures and captions, whether they are read or not.
-_LIKE_PICTURES = {*IMAGE_EXTENSIONS, "avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "tif", "tiff"}
+_UNREAD_PICTURES = {"avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "tif", "tiff"}
+_LIKE_PICTURES = {*IMAGE_EXTENSIONS, *_UNREAD_PICTURES}
 _LIKE_CAPTIONS = {CAPTION_EXTENSION, "cap", "caption", "text"}
 USUAL_MEMBERS = MembersConfig()
 SHOWN = 6  # members of a key that a reason names
@@ -76,10 +77,10 @@ def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBE
     caption = by_ext.get(names.caption or CAPTION_EXTENSION)
     record = by_ext.get(names.record or RECORD_EXTENSION)
     if image is None:
-        raise DamagedSampleError(f"missing image{_found_instead(by_ext, images, 'image')}")
+        raise DamagedSampleError(f"missing image{_found_instead(list(by_ext), images)}")
     if caption is None and record is None:
         wanted = (names.caption or CAPTION_EXTENSION, names.record or RECORD_EXTENSION)
-        raise DamagedSampleError(f"missing caption{_found_instead(by_ext, wanted, 'caption')}")
+        raise DamagedSampleError(f"missing caption{_found_instead(list(by_ext), wanted)}")
     chosen = SampleMembers(image=image, caption=caption, record=record)
     for member in chosen.all():
         if member.size > MAX_MEMBER_BYTES:
@@ -87,15 +88,25 @@ def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBE
     return chosen
 
 
-def _found_instead(found: Collection[str], wanted: Sequence[str], role: str) -> str:
+def _found_instead(found: Sequence[str], wanted: Sequence[str]) -> str:
     """What a key has in place of what is wanted of it, and the switch that reads it; nothing if it has nothing odd."""
     usual = {*IMAGE_EXTENSIONS, CAPTION_EXTENSION, RECORD_EXTENSION}
     if usual.issuperset(found) and usual.issuperset(wanted):
         return ""
-    listed = ", ".join(quoted(ext)[1:-1] for ext in list(found)[:SHOWN]) + (", …" if len(found) > SHOWN else "")
-    switch = f"set members.{role} of the source"
-    dotted = any("." in ext for ext in found)
-    return f": the key has {listed}, not {' or '.join(wanted)}: {switch}{', or key: last_dot,' * dotted} to read it"
+    listed = ", ".join(quoted(ext)[1:-1] for ext in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
+    return f": the key has {listed}, not {' or '.join(wanted)}: {_switch(found)}"
+
+
+def _switch(found: Sequence[str]) -> str:
+    """How the members of a key could be read."""
+    pictures, captions = ([ext for ext in found if is_like(ext)] for is_like in (is_like_picture, is_like_caption))
+    if pictures and not any(ext.rpartition(".")[2] in IMAGE_EXTENSIONS for ext in pictures):
+        return "convert the picture"
+    stems = {ext.rpartition(".")[0] for ext in pictures} & {ext.rpartition(".")[0] for ext in captions}
+    if stems - {""}:
+        return "set key: last_dot for the source to read each"
+    named = [f"{role}: {exts[0]}" for role, exts in (("image", pictures), ("caption", captions)) if exts]
+    return f"set members: {{{', '.join(named) or 'image: …, caption: …'}}} for the source to read it"
 
 
 def is_like_picture(ext: str) -> bool:

@@ -83,12 +83,12 @@ def _scan_parquet(read: Read, size: int, options: ScanOptions) -> Found:
     found = Found(unit="rows")
     try:
         shard = ParquetShard(read, size)
-        found.inputs = found.pictures = shard.rows
+        found.inputs = found.samples = shard.rows
         if shard.rows:  # writers leave parts of none; they lose nothing, whatever their columns are
             found.columns = shard.columns(options.columns)
     except DamagedSampleError as damage:
         # Without a footer it is not known how many rows are lost: the file counts as one.
-        found.inputs = found.pictures = found.inputs or 1
+        found.inputs = found.samples = found.inputs or 1
         found.strays.append(Stray(offset=0, size=size, reason=damage.reason, count=found.inputs))
         return found
     for group in (group for group in shard.groups if group.rows):

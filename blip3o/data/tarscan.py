@@ -73,7 +73,8 @@ def _account(row: int, sample: TarSample, options: ScanOptions, found: Found) ->
     """Counts the members of a sample as used, bad with it, or unused beside it."""
     pictures = 0 if options.members.image else sum(is_like_picture(member.ext) for member in sample.members)
     captions = 0 if options.members.caption else sum(is_like_caption(member.ext) for member in sample.members)
-    found.pictures += max(pictures, 1)
+    found.samples += 1
+    found.further += max(pictures - 1, 0)
     found.captions += captions
     if row in found.reasons:
         found.weights[row] = len(sample.members)

@@ -87,7 +87,7 @@ def test_columns_are_found_by_their_usual_names_or_as_told():
     for asked, message in [
         (
             {"image": "words"},
-            r"no column 'words' of bytes among blob \(binary\), words \(string\), note \(string\): set ",
+            r"no column 'words' of bytes among blob \(binary\), words \(string\), note",
         ),
         ({"caption": "blob"}, "no column 'blob' of text"),
         ({"record": ["x"]}, "no column 'x' among"),

@@ -78,7 +78,7 @@ def test_what_is_not_as_it_was_indexed_is_named(ray_cluster, s3):
     with pytest.raises(DataError, match=r"differs from its index in 1 places: src/1/3 of .*/1\.tar has crc32"):
         verify_source(**shown)
     other = ScanOptions(limits=LimitsConfig(max_pixels=9))
-    with pytest.raises(DataError, match="was indexed with other limits or columns: index the source again"):
+    with pytest.raises(DataError, match="was indexed with other limits, columns or members: index the source again"):
         verify_source(**shown, options=other)
     with pytest.raises(DataError, match="9 of 9 samples are damaged"):
         index_source(**source, options=other)
@@ -113,7 +113,7 @@ def test_a_recipe_is_verified_from_the_command_line(base, tmp_path, capsys):
     recipe = world.write_recipe(tmp_path / "recipe.yaml", base)
     assert main([recipe, "--verify"]) == 0
     assert main([recipe, "--verify", "--set", "data.limits.max_pixels=5"]) == 1
-    assert "was indexed with other limits or columns: index the source again" in capsys.readouterr().err
+    assert "was indexed with other limits, columns or members: index the source again" in capsys.readouterr().err
 
 
 def pretend_indexed(manifest, row):
