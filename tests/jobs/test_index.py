@@ -52,7 +52,7 @@ def test_a_source_in_a_store_is_indexed_resumed_and_kept_within_its_budget(ray_c
     assert [item.key for item in ShardReader([done.manifest]).fetch(refs)] == ["s004", "t004"]
 
     # A shard that was replaced is scanned again, and alone; one without a good sample counts as a whole shard.
-    put(folder, "train-00001.tar", b"\0" * 2048)
+    put(folder, "train-00001.tar", tar([("README", b"?")]))
     with pytest.raises(DataError, match="0 of 6 samples are damaged, 1 of 2 shards have no good one"):
         index_source(**source, max_bad_share=0.1)
     put(folder, "train-00001.tar", tar(samples(7, "u")))
@@ -88,10 +88,12 @@ def test_columns_of_parquet_are_told_by_name(ray_cluster, s3):
     named = [{"blob": row["image"], "caption": row["caption"], "n": 7} for row in rows(5)]
     put(f"{s3}/index-columns", "a.parquet", parquet(named))
     source = {"name": "table", "shards_uri": f"{s3}/index-columns/*.parquet", "manifest_uri": f"{s3}/index-columns/m"}
-    with pytest.raises(DataError, match="0 of 0 samples are damaged, 1 of 1 shards have no good one"):
+    with pytest.raises(DataError, match="5 of 5 samples are damaged, 1 of 1 shards have no good one"):
         index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="picture")))
     (entry,) = read_ledger(ledger_file(source["manifest_uri"]))
-    assert entry.reason == "no column 'picture' of bytes among blob, caption, n: set columns.image"
+    found = "blob (binary), caption (string), n (int64)"
+    assert entry.reason == f"no column 'picture' of bytes among {found}: set columns.image"
+    assert entry.count == 5
     table = index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="blob")))
     (found,) = ShardReader([table.manifest]).fetch([SampleRef(source=0, shard=0, row=4, pass_index=0)])
     assert (found.image, found.caption, found.meta) == (png(zlib.crc32(b"s004")), "caption of s004", {"n": 7})
