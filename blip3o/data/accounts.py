@@ -80,7 +80,7 @@ def refusal(sums: Account, entries: Iterable[LedgerEntry], options: ScanOptions,
         return "", ""
     if len(sums.empty) == sums.shards:
         return f"none of its {sums.shards} shards holds anything", "check the pattern, or write the shards again"
-    parts = [f"{sums.samples - sums.good} of {sums.samples} samples are damaged"]
+    parts = [f"{sums.samples - sums.good} of {sums.samples} samples are damaged"] if sums.samples else []
     if sums.further:
         parts.append(f"{sums.further} of {sums.samples + sums.further} pictures are further ones of a key")
     if sums.spare_captions:

@@ -73,7 +73,9 @@ class ParquetShard:
             self._metadata = _guarded(lambda file: pq.read_metadata(file), _Ranges(read, size), "not a Parquet file")
         except DamagedSampleError as damage:
             what = foreign(read(0, min(size, HEAD_BYTES)))
-            raise DamagedSampleError(f"not a Parquet file: it {what}") from damage if what else damage
+            if not what:
+                raise
+            raise DamagedSampleError(f"not a Parquet file: it {what}") from damage
         self.schema = _guarded(lambda _: self._metadata.schema.to_arrow_schema(), _Ranges(read, size), "bad footer")
         self._require_agreement()
         self.groups = self._checked_groups()
