@@ -143,13 +143,11 @@ LISTS = {
 
 @pytest.mark.parametrize(("values", "reason"), LISTS.values(), ids=LISTS)
 def test_a_list_of_one_image_is_that_image(scan, values, reason):
-    kind = (
-        pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-        if "{" in str(values)
-        else pa.list_(pa.binary())
-    )
-    first = [[{"bytes": png(), "path": ""}]] if "{" in str(values) else [[png()]]
-    found = scan(stored(pa.table({"images": pa.array(first + values, kind), "caption": ["a", "b"]})))
+    structs = any(isinstance(value, dict) for value in values[0] or ())
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if structs else pa.binary()
+    first = {"bytes": png(), "path": ""} if structs else png()
+    images = pa.array([[first], *values], pa.list_(kind))
+    found = scan(stored(pa.table({"images": images, "caption": ["a", "b"]})))
     assert [entry.reason for entry in found.damage] == ([reason] if reason else [])
     assert (found.tally.inputs, found.tally.used) == (2, 1 if reason else 2)
 
@@ -167,9 +165,7 @@ def test_the_same_pictures_are_the_same_samples_in_every_type(tmp_path):
     manifest = index(tmp_path, [stored(table, row_group_size=2) for table in made])
     for shard in range(len(made)):
         found = ShardReader([manifest]).fetch(refs(3, shard))
-        assert [(s.image, s.caption, s.meta) for s in found] == [
-            (p, w, {}) for p, w in zip(pictures, words, strict=True)
-        ]
+        assert [(it.image, it.caption, it.meta) for it in found] == list(zip(pictures, words, [{}] * 3, strict=True))
     facts = [read_shard_facts(manifest, shard) for shard in range(len(made))]
     assert all(table.equals(facts[0]) for table in facts)
 
@@ -192,10 +188,8 @@ def test_messages_of_a_chat_are_a_conversation_where_there_is_no_caption(tmp_pat
     rows_of = pa.table({"images": [[png()]], "json": [json.dumps({"messages": CHAT})]})
     (found,) = ShardReader([index(tmp_path, [stored(rows_of)])]).fetch(refs(1))
     assert found.caption == "a dot"
-    assert found.meta["conversations"] == [
-        {"from": "user", "value": "<image> what?"},
-        {"from": "assistant", "value": "a dot"},
-    ]
+    turns = [("user", "<image> what?"), ("assistant", "a dot")]
+    assert found.meta["conversations"] == [{"from": role, "value": said} for role, said in turns]
     kept = pa.table({"images": [[png()]], "caption": ["c"], "json": [json.dumps({"messages": CHAT})]})
     (found,) = ShardReader([index(tmp_path, [stored(kept)])]).fetch(refs(1))
     assert (found.caption, "conversations" in found.meta) == ("c", False)
