@@ -23,7 +23,7 @@ from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data import storage
 from blip3o.data.accounts import Account, account, refusal
 from blip3o.data.found import STAGE, ScanOptions
-from blip3o.data.ledger import LedgerEntry, write_ledger
+from blip3o.data.ledger import LedgerEntry, by_kind, write_ledger
 from blip3o.data.locations import SourceLocation, source_locations
 from blip3o.data.manifest import (
     Manifest,
@@ -44,7 +44,7 @@ from jobs.common import join_ray, run_pipeline_job
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 5  # differences that the error of `--verify` names
+SHOWN = 5  # differences that the error of `--verify` names, and kinds of damage that indexing prints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,8 @@ def _settled(
         entries = [_nothing(name, summary) for summary in summaries]
     write_ledger(ledger, entries)
     print(f"{name}: {sums.line(ledger)}")
+    for kind in by_kind(entries)[:SHOWN]:
+        print(f"  {kind}")
     if lost:
         storage.delete(manifest_file(manifest_uri))
         raise DataError(f"source '{name}': {lost}, and the budget is {max_bad_share:.2%}: see {ledger}; {fix}")

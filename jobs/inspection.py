@@ -143,6 +143,10 @@ def _names_shards(uri: str) -> bool:
 
 def _indexed(uri: str) -> Manifest:
     if not storage.exists(manifest_file(uri)):
+        if storage.exists(ledger_file(uri)):
+            raise DataError(
+                f"{uri} holds no manifest but the ledger of a refused source: see `blip3o data ledger {uri}`"
+            )
         raise DataError(f"{uri} holds no manifest: name the folder of one, or shards, as {uri}/*.tar")
     return read_manifest(uri)
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from blip3o.config.shards import MAX_CAPTION_CHARS, ColumnsConfig
 from blip3o.data.columns import Columns, find_columns, is_list
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.foreign import HEAD_BYTES, foreign
+from blip3o.data.not_shards import HEAD_BYTES, not_a_shard
 from blip3o.data.sample import MAX_MEMBER_BYTES, Stored
 from blip3o.errors import StorageError, one_line
 from blip3o.types import Member
@@ -72,7 +72,7 @@ class ParquetShard:
         try:
             self._metadata = _guarded(lambda file: pq.read_metadata(file), _Ranges(read, size), "not a Parquet file")
         except DamagedSampleError as damage:
-            what = foreign(read(0, min(size, HEAD_BYTES)))
+            what = not_a_shard(read(0, min(size, HEAD_BYTES)), size=size)
             if not what:
                 raise
             raise DamagedSampleError(f"not a Parquet file: it {what}") from damage

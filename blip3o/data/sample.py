@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o.config.shards import MAX_CAPTION_CHARS, MembersConfig
-from blip3o.data.conversations import IMAGE_MARK, conversation_pairs
+from blip3o.data.conversations import conversation_pairs
 from blip3o.data.damage import DamagedSampleError
 from blip3o.errors import quoted
 from blip3o.types import Member
@@ -169,23 +169,8 @@ def _under_our_names(record: dict[str, Any]) -> dict[str, Any]:
                 return record | {"captions": told}
     messages = record.get("messages")
     if isinstance(messages, list) and messages:
-        return record | {"conversations": [_turn(message) for message in messages]}
+        return record | {"conversations": messages}
     return record
-
-
-def _turn(message: object) -> dict[str, object]:
-    """A message of a chat API (`role`, and `content` as text or as a list of parts) as a turn of a conversation."""
-    said = message if isinstance(message, dict) else {}
-    content = said.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part) for part in content)
-    return {"from": said.get("role"), "value": content}
-
-
-def _part(part: object) -> str:
-    if not isinstance(part, dict):
-        return str(part)
-    return IMAGE_MARK if str(part.get("type")).startswith("image") else str(part.get("text") or "")
 
 
 def decode_caption(data: bytes, *, max_chars: int = MAX_CAPTION_CHARS) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from blip3o.config.shards import MembersConfig
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.facts import SampleFacts
-from blip3o.data.foreign import PARQUET
 from blip3o.data.found import Found, ScanOptions, Stray, Tally, ledger_entries, sample_facts
 from blip3o.data.ledger import LedgerEntry
+from blip3o.data.not_shards import PARQUET
 from blip3o.data.parquet import SUFFIX, Columns, ParquetShard, RowGroup, Spanned
 from blip3o.data.storage import FileInfo
 from blip3o.data.tarindex import BLOCK, Read, ShardFile

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from blip3o.config.shards import KeyRule
 from blip3o.data import storage
-from blip3o.data.foreign import foreign
+from blip3o.data.not_shards import not_a_shard
 from blip3o.data.tarlinks import LinkTable
 from blip3o.errors import quoted
 from blip3o.types import Member
@@ -107,7 +107,7 @@ def scan_tar(read: Read, size: int) -> Iterator[TarItem]:
             break
         entry = _entry_at(read, offset)
         if entry is None:
-            if offset == 0 and not _has_magic(block) and (what := foreign(block)):
+            if offset == 0 and not _has_magic(block) and (what := not_a_shard(block, size=size)):
                 yield TarItem(name="", offset=0, size=size, damage=what, torn=True)
                 return
             end = _next_header(read, offset + BLOCK, size)
@@ -120,7 +120,7 @@ def scan_tar(read: Read, size: int) -> Iterator[TarItem]:
             return
         if entry.type not in _FOLDERS:
             yield _item(entry, links)
-    if damage := _ending(size, zeros, foreign(read(0, BLOCK)) if size < BLOCK else ""):
+    if damage := _ending(size, zeros, not_a_shard(read(0, BLOCK), size=size) if size < BLOCK else ""):
         yield TarItem(name="", offset=size - zeros, size=zeros, damage=damage, torn=True)
 
 

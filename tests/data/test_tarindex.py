@@ -25,7 +25,7 @@ from blip3o.data.tarindex import (
     scan_tar,
     split_name,
 )
-from tests.data.shards import UNHURRIED, header_of, png, put, samples, tar
+from tests.data.shards import LFS_POINTER, UNHURRIED, header_of, png, put, samples, tar
 
 LONG = "folder-" + "x" * 120 + "/" + "y" * 150
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -152,7 +152,8 @@ def test_a_cut_shard_keeps_what_is_whole_and_says_that_it_was_cut(cut):
     items = scan(INTACT[:cut])
     assert files_of(items) == [item for item in whole if item.offset + item.size <= cut]
     end = whole[-1].offset + -(-whole[-1].size // BLOCK) * BLOCK
-    assert damage_of(items) in ([], [TRUNCATED], [NO_END], ["is empty: it has 0 bytes, fetch it again"])
+    no_tar = [[item.damage] for item in items if item.damage.startswith(("is empty: ", "is text ")) and cut < 10]
+    assert damage_of(items) in ([], [TRUNCATED], [NO_END], *no_tar)
     assert bool(damage_of(items)) == (cut <= end)
 
 
@@ -201,12 +202,16 @@ PACKED = {
 OTHERS = {
     "zip": (b"PK\x03\x04" + bytes(2000), "is a zip archive: write its files to a plain tar"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), "is a 7z archive"),
-    "page": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is an HTML or XML page"),
-    "store's error": (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>" + b" " * 999, "is an HTML or XML"),
-    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a Git LFS pointer: run"),
+    "page": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is an HTML page"),
+    "store's error": (
+        b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>",
+        "is an XML reply (NoSuchKey)",
+    ),
+    "pointer": (LFS_POINTER, "is a Git LFS pointer to 9 bytes: run `git lfs pull`"),
     "picture": (png(), "is a PNG: shards are tars or Parquet files"),
     "json": (b'{"message": "Forbidden"}', "is JSON text"),
-    "nothing": (b"", "is empty: it has 0 bytes"),
+    "text": (b"Entry not found", "is text ('Entry not found')"),
+    "nothing": (b"", "is empty: "),
 }
 
 
@@ -238,9 +243,7 @@ def test_more_zeros_than_a_writer_appends_are_damage():
         assert item.offset + item.size == len(data)
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"), [(b"\1", [NO_END]), (b"no tar at all", [NO_END]), (b"x" * 2000, [BAD_HEADER])]
-)
+@pytest.mark.parametrize(("data", "expected"), [(b"\1", [NO_END]), (b"\2" * 2000, [BAD_HEADER])])
 def test_what_is_no_tar_has_no_files(data, expected):
     items = scan(data)
     assert not files_of(items)

@@ -20,7 +20,7 @@ from blip3o.errors import Blip3oError
 from blip3o.types import SampleRef
 from jobs.cli import app
 from jobs.index import main
-from tests.data.shards import Files, png, put, stored, tar
+from tests.data.shards import LFS_POINTER, Files, png, put, stored, tar
 from tests.jobs import world
 
 COPIES = [f"{name}{n}.{ext}" for name in ("cat", "dog", "owl") for n in (".1", ".2", "") for ext in ("jpg", "txt")]
@@ -162,9 +162,9 @@ REFUSED = {
     "dead link": of(DEAD_LINK, 0, "hard link: 'a.jpg' leads to 'b.jpg'"),
     "packed": of(gzip.compress(tar(numbered(2))), 0, "is compressed with gzip: unpack it", name="packed.tar.gz"),
     "packed inside": of(gzip.compress(tar(numbered(2))), 0, "is compressed with gzip: unpack it"),
-    "page": of(b"<!DOCTYPE html><html>" + b" " * 999, 0, "is an HTML or XML page"),
-    "pointer": of(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", 0, "is a Git LFS pointer: run `git"),
-    "nothing": of(b"", 0, "is empty: it has 0 bytes"),
+    "page": of(b"<!DOCTYPE html><html>" + b" " * 999, 0, "is an HTML page"),
+    "pointer": of(LFS_POINTER, 0, "is a Git LFS pointer to 9 bytes: run `git lfs pull`"),
+    "nothing": of(b"", 0, "is empty: "),
     "only empty shards": Case({"a.tar": EMPTY_TAR, "b.tar": EMPTY_TAR}, 0, ("none of its 2 shards holds anything",)),
     "only empty parts": rows(EMPTY_PARQUET, 0, "none of its 1 shards holds anything"),
     "two images": rows(parquet(2, lambda v: pa.array([v, v])), 0, "2 images, a sample has one"),
@@ -240,6 +240,7 @@ def test_what_cannot_be_read_is_refused_with_the_reason_and_listed(source, case)
     entries = read_ledger(ledger_file(manifest_uri))
     assert entries
     assert not storage.exists(manifest_file(manifest_uri))
+    assert f"see `blip3o data ledger {manifest_uri}`" in inspect(manifest_uri)
     used, inputs, _, listed, skipped = account_of(said)
     assert used + listed + skipped == inputs
     assert listed == sum(entry.count for entry in entries)
