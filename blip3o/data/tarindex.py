@@ -107,7 +107,7 @@ def scan_tar(read: Read, size: int) -> Iterator[TarItem]:
             break
         entry = _entry_at(read, offset)
         if entry is None:
-            if offset == 0 and not _has_magic(block) and (what := not_a_shard(block, size=size)):
+            if offset == 0 and (what := _stand_in(block, size)):
                 yield TarItem(name="", offset=0, size=size, damage=what, torn=True)
                 return
             end = _next_header(read, offset + BLOCK, size)
@@ -120,8 +120,13 @@ def scan_tar(read: Read, size: int) -> Iterator[TarItem]:
             return
         if entry.type not in _FOLDERS:
             yield _item(entry, links)
-    if damage := _ending(size, zeros, not_a_shard(read(0, BLOCK), size=size) if size < BLOCK else ""):
+    if damage := _ending(size, zeros, _stand_in(read(0, BLOCK), size) if size < BLOCK else ""):
         yield TarItem(name="", offset=size - zeros, size=zeros, damage=damage, torn=True)
+
+
+def _stand_in(block: bytes, size: int) -> str:
+    """What stands in place of a tar, by its first block; "" if it is one, however damaged, or not known."""
+    return "" if _has_magic(block) else not_a_shard(block, size=size)
 
 
 def _ending(size: int, zeros: int, what: str) -> str:
