@@ -39,6 +39,7 @@ from blip3o.data.manifest import (
 )
 from blip3o.data.scan import ShardScan, scan_shard
 from blip3o.data.selection import is_selected, judge_shards, write_selection
+from blip3o.data.system_files import is_system_file
 from blip3o.errors import DataError, StorageError
 from jobs.common import join_ray, run_pipeline_job
 
@@ -67,6 +68,21 @@ def find_shards(shards_uri: str) -> list[storage.FileInfo]:
     return found
 
 
+def data_shards(shards_uri: str) -> list[storage.FileInfo]:
+    """What `find_shards` finds, without files that a system left there (`._train-0.tar`), which the log names.
+
+    Raises `DataError` if nothing is left.
+    """
+    found = find_shards(shards_uri)
+    kept = [file for file in found if not is_system_file(posixpath.basename(file.uri))]
+    for file in found:
+        if file not in kept:
+            logger.info("%s is a system file and no shard: skipped", file.uri)
+    if not kept:
+        raise DataError(f"only hidden or system files match {shards_uri}, as {found[0].uri}: rename the shards")
+    return kept
+
+
 def index_source(
     *,
     name: str,
@@ -83,7 +99,7 @@ def index_source(
     many inputs became samples, and where the rest is listed.
     """
     options = options or ScanOptions()
-    shards = find_shards(shards_uri)
+    shards = data_shards(shards_uri)
     known = {number: made for number, made in read_shard_summaries(manifest_uri).items() if made.tally is not None}
     summaries = {
         number: known[number]

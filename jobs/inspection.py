@@ -34,7 +34,7 @@ from blip3o.errors import Blip3oError, ConfigError, DataError
 from blip3o.evaluate import markup
 from blip3o.rng import numpy_generator
 from blip3o.types import RawSample
-from jobs.index import find_shards
+from jobs.index import data_shards
 
 THUMB = 144  # pixels, the longer side
 GROUPS, MEMBERS = 12, 6  # of look-alikes, as many as are shown
@@ -153,7 +153,7 @@ def _indexed(uri: str) -> Manifest:
 
 def _scanned(uri: str, folder: str, options: ScanOptions) -> Manifest:
     """A manifest in a folder of this machine, of shards that need not be indexed."""
-    files = find_shards(uri)
+    files = data_shards(uri)
     rows = [
         write_shard_index(folder, file, scan_shard(file, source="shards", shard=number, options=options)).row
         for number, file in enumerate(track(files, "scan", console=Console(stderr=True)))

@@ -87,6 +87,7 @@ class Found:
     inputs: int = 0
     used: int = 0
     skipped: int = 0
+    first_skipped: str = ""
     samples: int = 0
     further: int = 0
     captions: int = 0

@@ -46,6 +46,7 @@ def _without_system_files(items: Iterable[TarItem], found: Found) -> Iterator[Ta
         found.inputs += 1
         if is_system_file(item.name) and not item.torn:
             found.skipped += 1
+            found.first_skipped = found.first_skipped or item.name
         else:
             yield item
 
@@ -97,7 +98,8 @@ def _unused(key: str, members: Sequence[Member]) -> str:
 def _own_up_to_skipped(found: Found) -> None:
     """An archive that holds nothing but system files may be a data set in a hidden folder: then they are listed."""
     if found.skipped and not found.keys:
-        reason = f"unused members: all of {found.skipped} are hidden or system files"
+        what = f"all of {found.skipped} are hidden or system files, as {quoted(found.first_skipped)}"
+        reason = f"unused members: {what}: write them to a tar without the hidden folder"
         found.strays.append(Stray(offset=0, size=0, reason=reason, count=found.skipped))
         found.skipped = 0
 

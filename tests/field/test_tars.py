@@ -127,6 +127,7 @@ READ = {
     "an empty shard first": Case({"a.tar": EMPTY_TAR, "b.tar": tar(numbered(6)), "c.tar": EMPTY_TAR}, 6),
     "only folders in a shard": Case({"a.tar": tar(numbered(2)), "b.tar": ONLY_FOLDERS}, 2),
     "a Mac's archive": of(tar(files("._a.jpg", "a.jpg", "__MACOSX/._a.txt", "a.txt", ".DS_Store")), 1),
+    "a Mac's copies of shards": Case({"a.tar": tar(numbered(2)), "._a.tar": b"\0\5\x16\7", ".DS_Store": b"\0"}, 2),
     "jfif": of(tar(files("a.jfif", "a.txt")), 1),
     "Parquet under another name": of(parquet(3), 3, name="part-0000"),
     "views": rows(parquet(6, lambda v: pa.array(v, pa.binary_view()), lambda v: pa.array(v, pa.string_view())), 6),
@@ -244,6 +245,12 @@ def test_what_cannot_be_read_is_refused_with_the_reason_and_listed(source, case)
     used, inputs, _, listed, skipped = account_of(said)
     assert used + listed + skipped == inputs
     assert listed == sum(entry.count for entry in entries)
+
+
+def test_a_source_of_a_systems_files_alone_is_refused(source):
+    code, _, said = source(Case({"._a.tar": b"\0\5\x16\7"}))
+    assert code == 1
+    assert "error: only hidden or system files match " in said
 
 
 def inspect(*argv: str) -> str:
