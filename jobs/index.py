@@ -100,7 +100,10 @@ def index_source(
     """
     options = options or ScanOptions()
     shards = data_shards(shards_uri)
-    known = {number: made for number, made in read_shard_summaries(manifest_uri).items() if made.tally is not None}
+    made = read_shard_summaries(manifest_uri)
+    known = {number: summary for number, summary in made.items() if summary.tally is not None}
+    if len(known) < len(made):
+        logger.info("%s: %d shards were indexed by an older version: read again", name, len(made) - len(known))
     summaries = {
         number: known[number]
         for number, file in enumerate(shards)

@@ -208,12 +208,26 @@ def _one_image(value: object) -> bytes:
 
 
 def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - a JSON value, or what is written as text in one
+    """A value of the record; times and dates beyond Python's become text, as Arrow writes them."""
     try:
         return scalar.as_py()
+    except OverflowError:
+        return _value(_as_text(scalar))
     except UnicodeDecodeError as error:
         raise DamagedSampleError("record is not UTF-8") from error
     except DAMAGE as error:
-        raise DamagedSampleError(f"record has a value that cannot be read: {one_line(error)}") from error
+        raise _unreadable(error) from error
+
+
+def _as_text(scalar: pa.Scalar) -> pa.Scalar:
+    try:
+        return scalar.cast(pa.string())
+    except pa.ArrowException as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> DamagedSampleError:
+    return DamagedSampleError(f"record has a value that cannot be read: {one_line(error)}")
 
 
 def _parsed(whole: object) -> dict[str, Any]:

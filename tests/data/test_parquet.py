@@ -213,6 +213,22 @@ def test_rows_of_a_file_without_the_columns_are_all_counted(scan):
     assert (found.tally.inputs, found.damage[0].count, len(found.damage)) == (5, 5, 1)
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (pa.array([2**62], pa.timestamp("us", "UTC")), "17036-07-06"),
+        (pa.array([2**31 - 1], pa.date32()), "<value out of range: 2147483647>"),
+        (pa.array([1], pa.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
+        (pa.array([2**64 - 1], pa.uint64()), "18446744073709551615"),
+        (pa.array([123], pa.decimal128(5, 2)), "123.00"),
+    ],
+)
+def test_values_of_other_columns_never_cost_the_picture(tmp_path, value, said):
+    table = pa.table({"image": [png()], "caption": ["c"], "x": value})
+    (found,) = ShardReader([index(tmp_path, [stored(table)])]).fetch(refs(1))
+    assert str(found.meta["x"]).startswith(said)
+
+
 FOREIGN = {
     "gzip": (gzip.compress(b"PAR1"), "not a Parquet file: it is compressed with gzip: unpack it"),
     "page": (b"<html><body>no</body></html>", "not a Parquet file: it is an HTML page"),

@@ -118,13 +118,43 @@ def test_a_recipe_is_verified_from_the_command_line(base, tmp_path, capsys):
     assert "was indexed with other limits, columns or members: index the source again" in capsys.readouterr().err
 
 
-def pretend_indexed(manifest, row):
-    """Makes a manifest and an index file say that they were made of the shard as it is now."""
-    file = f"{manifest.uri}/index/{row.shard:05d}.parquet"
+def test_shards_that_an_older_version_indexed_are_read_again_and_give_the_same(ray_cluster, tmp_path, caplog):
+    put(tmp_path / "data", "0.tar", tar(samples(3)))
+    source = {"name": "src", "shards_uri": f"{tmp_path}/data/*.tar", "manifest_uri": f"{tmp_path}/m"}
+    before = index_source(**source)
+    assert index_source(**source).scanned == 0
+    change_header(f"{tmp_path}/m/index/00000.parquet", lambda header: header.pop("tally") and header.update(layout=3))
+    with caplog.at_level("INFO", "jobs.index"):
+        again = index_source(**source)
+    assert (again.scanned, again.manifest.fingerprint) == (1, before.manifest.fingerprint)
+    assert "src: 1 shards were indexed by an older version: read again" in caplog.text
+
+
+def test_other_names_of_members_index_a_source_again(ray_cluster, tmp_path, capsys):
+    put(tmp_path / "data", "0.tar", tar([*samples(1), ("a.1.png", png()), ("a.1.txt", b"said")]))
+    source = {"name": "src", "shards_uri": f"{tmp_path}/data/*.tar", "manifest_uri": f"{tmp_path}/m"}
+    with pytest.raises(DataError, match=r"1 of 2 samples are damaged.*most often: missing image: the key has 1\.png, "):
+        index_source(**source)
+    assert capsys.readouterr().out.startswith("src: 3 of 5 members became 1 samples; 2 are listed in ")
+    done = index_source(**source, options=ScanOptions(key="last_dot"))
+    assert (done.scanned, done.manifest.good_rows) == (1, 2)
+    with pytest.raises(DataError, match="other limits, columns or members"):
+        verify_source(name="src", manifest_uri=f"{tmp_path}/m")
+    assert verify_source(name="src", manifest_uri=f"{tmp_path}/m", options=ScanOptions(key="last_dot")) == 2
+
+
+def change_header(file, change):
+    """Changes what the header of an index file says."""
     table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
     header = json.loads(table.schema.metadata[b"blip3o"])
-    header["row"]["version"] = row.version
+    change(header)
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({b"blip3o": json.dumps(header)}), sink)
     storage.write_bytes(file, sink.getvalue())
+
+
+def pretend_indexed(manifest, row):
+    """Makes a manifest and an index file say that they were made of the shard as it is now."""
+    file = f"{manifest.uri}/index/{row.shard:05d}.parquet"
+    change_header(file, lambda header: header["row"].update(version=row.version))
     write_manifest(manifest.uri, manifest.name, [row if old.shard == row.shard else old for old in manifest.shards])
