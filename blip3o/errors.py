@@ -10,6 +10,12 @@ def one_line(text: object, *, limit: int = 200) -> str:
     return " ".join(str(text).split())[:limit]
 
 
+def quoted(name: str, *, limit: int = 80) -> str:
+    """A name from somebody's data, for one line: in quotes, cut to `limit` characters, control characters escaped."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:limit])
+    return f"'{plain.replace(chr(39), chr(8217))}{'…' if len(name) > limit else ''}'"
+
+
 class Blip3oError(Exception):
     """Base of every error that a user can cause and mend."""
 

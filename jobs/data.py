@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from blip3o.config.shards import KeyRule
+
 if TYPE_CHECKING:
     from blip3o.data.ledger import LedgerEntry
 
@@ -46,7 +48,9 @@ def data_ledger(
 
 
 def _line(entry: "LedgerEntry") -> str:
-    return f"{entry.uid}  {entry.uri} [{entry.offset}, {entry.offset + entry.size})  {entry.stage}: {entry.reason}"
+    covers = f" ({entry.count} inputs)" if entry.count != 1 else ""
+    where = f"{entry.uri} [{entry.offset}, {entry.offset + entry.size})"
+    return f"{entry.uid}  {where}  {entry.stage}: {entry.reason}{covers}"
 
 
 @app.command("inspect")
@@ -55,8 +59,13 @@ def data_inspect(
     out: Annotated[str | None, typer.Option(help="URI of an HTML page to write")] = None,
     pictures: Annotated[int, typer.Option(min=1, max=500, help="samples shown on the page")] = 48,
     seed: Annotated[int, typer.Option(min=0, help="seed of the choice of samples")] = 0,
+    key: Annotated[
+        KeyRule, typer.Option(help="of shards: the dot at which the key of a tar member ends")
+    ] = "first_dot",
+    image: Annotated[str | None, typer.Option(help="of shards: extension, or Parquet column, of images")] = None,
+    caption: Annotated[str | None, typer.Option(help="of shards: extension, or Parquet column, of captions")] = None,
 ) -> None:
     """Counts, sizes, shapes, caption lengths, near duplicates and a look at samples of a set."""
-    from jobs.inspection import inspect
+    from jobs.inspection import inspect, scan_options
 
-    print(inspect(uri, out=out, pictures=pictures, seed=seed))
+    print(inspect(uri, out=out, pictures=pictures, seed=seed, options=scan_options(key, image, caption)))

@@ -19,8 +19,10 @@ from rich.progress import track
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data import storage
-from blip3o.data.ledger import write_ledger
-from blip3o.data.locations import source_locations
+from blip3o.data.accounts import Account, account, refusal
+from blip3o.data.found import STAGE, ScanOptions
+from blip3o.data.ledger import LedgerEntry, by_kind, write_ledger
+from blip3o.data.locations import SourceLocation, source_locations
 from blip3o.data.manifest import (
     Manifest,
     ShardSummary,
@@ -33,15 +35,15 @@ from blip3o.data.manifest import (
     write_manifest,
     write_shard_index,
 )
-from blip3o.data.patterns import find_shards
-from blip3o.data.scan import ScanOptions, ShardScan, scan_shard
+from blip3o.data.patterns import data_shards
+from blip3o.data.scan import ShardScan, scan_shard
 from blip3o.data.selection import is_selected, judge_shards, write_selection
 from blip3o.errors import DataError, StorageError
 from jobs.common import join_ray, run_pipeline_job
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 5  # differences that the error of `--verify` names
+SHOWN = 5  # differences that the error of `--verify` names, and kinds of damage that indexing prints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,16 @@ def index_source(
     """Indexes the shards of a source and writes its manifest; shards that have not changed since, and were scanned with
     the same `options`, are not read again.
 
-    Needs Ray to be initialised. Raises `DataError`, and leaves no manifest, if the share of bad samples, or of shards
-    without a single good one, is above `max_bad_share`; the ledger beside the manifest names them.
+    Needs Ray to be initialised. Raises `DataError`, and leaves no manifest, if the share of samples and pictures, of
+    captions or of shards that are lost is above `max_bad_share`; the ledger beside the manifest names them. Prints how
+    many inputs became samples, and where the rest is listed.
     """
     options = options or ScanOptions()
-    shards = find_shards(shards_uri)
-    known = read_shard_summaries(manifest_uri)
+    shards = data_shards(shards_uri)
+    made = read_shard_summaries(manifest_uri)
+    known = {number: summary for number, summary in made.items() if summary.tally is not None}
+    if len(known) < len(made):
+        logger.info("%s: %d shards were indexed by an older version: read again", name, len(made) - len(known))
     summaries = {
         number: known[number]
         for number, file in enumerate(shards)
@@ -86,10 +92,10 @@ def index_source(
     for summary in track(scans, f"index {name}", total=len(todo), console=console, disable=not todo):
         summaries[summary.row.shard] = summary
     ordered = [summaries[number] for number in range(len(shards))]
-    write_ledger(ledger_file(manifest_uri), [entry for summary in ordered for entry in summary.damage])
-    bad_rows, bad_share = _within_budget(name, ordered, manifest_uri, max_bad_share)
+    sums = _settled(name, ordered, manifest_uri, max_bad_share, options)
     manifest = write_manifest(manifest_uri, name, [summary.row for summary in ordered])
-    return IndexSummary(manifest=manifest, scanned=len(todo), bad_rows=bad_rows, bad_share=bad_share)
+    bad_rows = manifest.rows - manifest.good_rows
+    return IndexSummary(manifest=manifest, scanned=len(todo), bad_rows=bad_rows, bad_share=sums.lost_share)
 
 
 def _is_of(summary: ShardSummary, name: str, file: storage.FileInfo, options: ScanOptions) -> bool:
@@ -137,7 +143,9 @@ def verify_source(*, name: str, manifest_uri: str, options: ScanOptions | None =
     check_unchanged(manifest)
     for summary in read_shard_summaries(manifest_uri).values():
         if summary.options != options.text():
-            raise DataError(f"{summary.row.uri} was indexed with other limits or columns: index the source again")
+            raise DataError(
+                f"{summary.row.uri} was indexed with other limits, columns or members: index the source again"
+            )
     todo = [{"number": row.shard, "uri": row.uri, "size": row.size, "version": row.version} for row in manifest.shards]
     compared = _scan_all(todo, name, options, lambda _, scan: differences(manifest, scan))
     bar = track(compared, f"verify {name}", total=len(todo), console=Console(stderr=True))
@@ -148,22 +156,37 @@ def verify_source(*, name: str, manifest_uri: str, options: ScanOptions | None =
     return manifest.rows
 
 
-def _within_budget(
-    name: str, summaries: list[ShardSummary], manifest_uri: str, max_bad_share: float
-) -> tuple[int, float]:
-    """Bad rows and their share of all. Raises `DataError`, and deletes an older manifest, if there are too many."""
-    rows = sum(summary.row.rows for summary in summaries)
-    bad_rows = sum(len(summary.row.bad_rows) for summary in summaries)
-    empty = [summary.row.uri for summary in summaries if summary.row.rows == len(summary.row.bad_rows)]
-    share = max(bad_rows / max(rows, 1), len(empty) / len(summaries))
-    if share > max_bad_share or rows == bad_rows:
+def _settled(
+    name: str, summaries: list[ShardSummary], manifest_uri: str, max_bad_share: float, options: ScanOptions
+) -> Account:
+    """Writes the ledger, and prints what became of all inputs. Raises `DataError`, and deletes an older manifest, if
+    too many are lost.
+    """
+    sums = account(summaries)
+    assert sums is not None  # shards that were not counted have been scanned anew
+    ledger = ledger_file(manifest_uri)
+    entries = [entry for summary in summaries for entry in summary.damage]
+    for uri in sums.empty:
+        logger.info("%s: %s holds nothing, and nothing is lost", name, uri)
+    lost, fix = refusal(sums, entries, options, max_bad_share)
+    if lost and not entries:
+        entries = [_nothing(name, summary) for summary in summaries]
+    write_ledger(ledger, entries)
+    print(f"{name}: {sums.line(ledger)}")
+    for kind in by_kind(entries)[:SHOWN]:
+        print(f"  {kind}")
+    if lost:
         storage.delete(manifest_file(manifest_uri))
-        raise DataError(
-            f"source '{name}': {bad_rows} of {rows} samples are damaged, {len(empty)} of {len(summaries)} shards have "
-            f"no good one, and the budget is {max_bad_share:.2%}: see {ledger_file(manifest_uri)}; mend the shards, or "
-            "raise the budget"
-        )
-    return bad_rows, share
+        raise DataError(f"source '{name}': {lost}, and the budget is {max_bad_share:.2%}: see {ledger}; {fix}")
+    return sums
+
+
+def _nothing(name: str, summary: ShardSummary) -> LedgerEntry:
+    row = summary.row
+    reason = f"holds nothing: {row.size} bytes without a member or a row"
+    return LedgerEntry(
+        uid=f"{name}/{row.shard}", uri=row.uri, offset=0, size=row.size, reason=reason, stage=STAGE, count=0
+    )
 
 
 def select_samples(sources: Sequence[SourceConfig], manifests: Sequence[Manifest]) -> None:
@@ -184,6 +207,11 @@ def _sources(recipe: Recipe) -> tuple[SourceConfig, ...]:
     return (*recipe.data.sources, *recipe.evaluate.sources)
 
 
+def _options_of(recipe: Recipe, location: SourceLocation) -> ScanOptions:
+    limits, columns = recipe.data.limits, location.columns
+    return ScanOptions(limits=limits, columns=columns, key=location.key, members=location.members)
+
+
 def index(recipe: Recipe) -> list[IndexSummary]:
     """Indexes every source that a recipe names, for training and for evaluation, and works out their selections."""
     join_ray()
@@ -194,7 +222,7 @@ def index(recipe: Recipe) -> list[IndexSummary]:
             shards_uri=location.shards,
             manifest_uri=location.manifest,
             max_bad_share=recipe.data.max_bad_share,
-            options=ScanOptions(limits=recipe.data.limits, columns=location.columns),
+            options=_options_of(recipe, location),
         )
         shards, rows = len(summary.manifest.shards), summary.manifest.rows
         logger.info("%s: %d shards, %d samples, %d damaged", location.name, shards, rows, summary.bad_rows)
@@ -219,7 +247,7 @@ def verify(recipe: Recipe) -> None:
     """Verifies every source that a recipe names. Raises as `verify_source`."""
     join_ray()
     for location in source_locations(recipe.data, _sources(recipe)):
-        options = ScanOptions(limits=recipe.data.limits, columns=location.columns)
+        options = _options_of(recipe, location)
         rows = verify_source(name=location.name, manifest_uri=location.manifest, options=options)
         logger.info("%s: %d samples are as they were indexed", location.name, rows)
 

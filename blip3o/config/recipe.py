@@ -14,7 +14,7 @@ from blip3o.config.model import ModelConfig
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.config.select import SelectConfig
-from blip3o.config.shards import ColumnsConfig, LimitsConfig
+from blip3o.config.shards import ColumnsConfig, KeyRule, LimitsConfig, MembersConfig
 from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
 
 # Stages that learn to generate features.
@@ -50,6 +50,25 @@ class SourceConfig(Frozen):
     )
     select: SelectConfig = SelectConfig()
     columns: ColumnsConfig = ColumnsConfig()
+    # Left out of a dump where they say nothing: the identity of a run without them is what it was before they existed.
+    key: KeyRule = Field(
+        default="first_dot",
+        exclude_if=lambda rule: rule == "first_dot",
+        description="where the key of a tar member ends in the base name of its path: at the first dot, as WebDataset "
+        "has it, or at the last (cat.1.jpg, cat.2.jpg are two samples then)",
+    )
+    members: MembersConfig = Field(
+        default=MembersConfig(), exclude_if=lambda members: members == MembersConfig(), description="see its fields"
+    )
+
+    @model_validator(mode="after")
+    def _extensions_fit_the_key(self) -> Self:
+        for name in (self.members.image, self.members.caption, self.members.record):
+            _require(
+                self.key == "first_dot" or name is None or "." not in name,
+                f"source '{self.name}': members names '{name}', but with key: last_dot no extension has a dot",
+            )
+        return self
 
 
 TemplateStyle = Literal["chatml", "qwen3", "llama3"]

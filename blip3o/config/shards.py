@@ -1,8 +1,10 @@
-"""How shards are read: limits of a sample, and which columns of Parquet files make one."""
+"""How shards are read: limits of a sample, and which members of tars and columns of Parquet files make one."""
 
-from pydantic import Field
+from typing import Annotated, Literal, Self
 
-from blip3o.config.base import Frozen
+from pydantic import Field, StringConstraints, model_validator
+
+from blip3o.config.base import Frozen, _require
 
 # No limit can be set above these: what decodes and reads samples holds them too.
 MAX_PIXELS = 100_000_000
@@ -33,3 +35,27 @@ class ColumnsConfig(Frozen):
     record: tuple[str, ...] | None = Field(
         default=None, description="columns that make the record; null: all others but those of bytes"
     )
+
+
+KeyRule = Literal["first_dot", "last_dot"]
+Extension = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[^./]([^/]*[^./])?$")]
+
+
+class MembersConfig(Frozen):
+    """Members of a tar source by extension, where the usual ones do not fit. Index again after a change.
+
+    An extension is what follows the key of a member's name, in any case: `input.jpg` of `0001.input.jpg`. Where one is
+    named here, other members of its kind are left unused on purpose.
+    """
+
+    image: Extension | None = Field(
+        default=None, description="extension of pictures, e.g. input.jpg; null: the usual ones"
+    )
+    caption: Extension | None = Field(default=None, description="extension of captions, e.g. outputs.txt; null: txt")
+    record: Extension | None = Field(default=None, description="extension of records, e.g. meta.json; null: json")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        named = [name for name in (self.image, self.caption, self.record) if name is not None]
+        _require(len(set(named)) == len(named), f"members: {', '.join(named)}: name each extension once")
+        return self

@@ -17,15 +17,15 @@ import numpy as np
 
 from blip3o.data import storage
 from blip3o.data.blocks import BLOCK_BYTES, BlockCache
+from blip3o.data.columns import Columns
 from blip3o.data.damage import DamagedSampleError
+from blip3o.data.found import span
 from blip3o.data.ledger import Ledger
 from blip3o.data.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
 from blip3o.data.order import SourceRows
-from blip3o.data.parquet import Columns
 from blip3o.data.rows import RowGroupCache
 from blip3o.data.s3 import CutFileError
 from blip3o.data.sample import SampleMembers, Stored, choose_members, decode_words
-from blip3o.data.scan import span
 from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
 from blip3o.types import Member, RawSample, SampleRef, sample_uid
@@ -115,7 +115,7 @@ class ShardReader:
             uid=self.uid(ref),
             key=index.key(ref.row),
             file=self.manifests[ref.source].shards[ref.shard],
-            members=choose_members(members)
+            members=choose_members(members, index.names)
             if index.columns is None
             else RowPlace(row=ref.row, columns=index.columns, group=members[0]),
         )

@@ -1,4 +1,4 @@
-"""The ledger: every sample that is damaged, and why. Nothing is skipped or replaced without an entry here.
+"""The ledger: everything that is damaged or that no sample uses, and why. Nothing is lost without an entry here.
 
 Indexing writes one Parquet file beside the manifest. A run writes one small JSON object per damaged sample, named by a
 hash of its uid: many workers may meet the same sample, in every pass, and the ledger still names it once.
@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -26,7 +26,8 @@ class LedgerEntry:
     """One damaged sample: its `uid`, the byte range (`offset`, `size`) of `uri` it lies in, the `reason`, and the
     `stage` of work (`index`, `train`, …) that met it.
 
-    Damage that belongs to no sample (a torn header, a missing end of archive) carries the uid `source/shard`.
+    What belongs to no bad sample (a torn header, unused members) carries the uid `source/shard`. `count` is how many
+    inputs the entry covers: members of a tar, rows of a table.
     """
 
     uid: str
@@ -35,6 +36,7 @@ class LedgerEntry:
     size: int
     reason: str
     stage: str
+    count: int = 1
 
 
 _FIX = "name a ledger, or delete the file where it was one"
@@ -80,7 +82,8 @@ def _json(uri: str, data: bytes) -> object:
 
 
 def _entry(uri: str, row: object) -> LedgerEntry:
-    found = row if isinstance(row, dict) else {}
+    # Ledgers of older versions have no counts.
+    found = {"count": 1, **row} if isinstance(row, dict) else {}
     wrong = [key for key, kind in _KINDS.items() if not isinstance(found.get(key), kind)]
     wrong += [key for key in found if key not in _KINDS]
     if wrong:
@@ -112,6 +115,34 @@ def find_ledger(uri: str) -> str:
 def kind_of(reason: str) -> str:
     """What a reason says beside its particulars: up to the first colon, numbers as N and quoted words left out."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'…'", reason).split(": ")[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Entries of one kind: how many `entries`, how many `inputs` they cover, and the reason of the first."""
+
+    kind: str
+    entries: int
+    inputs: int
+    first: str
+
+    def __str__(self) -> str:
+        said = self.first if self.entries == 1 else self.kind
+        covers = f" ({self.inputs} inputs)" if self.inputs != self.entries else ""
+        example = self.first.removeprefix(f"{self.kind}: ") if self.first not in (said, self.kind) else ""
+        return f"{self.entries} x {said}{covers}{f', e.g. {example}' if example else ''}"
+
+
+def by_kind(entries: Iterable[LedgerEntry]) -> list[Kind]:
+    """Entries by the kind of their reason, the most frequent first."""
+    groups: dict[str, list[LedgerEntry]] = {}
+    for entry in entries:
+        groups.setdefault(kind_of(entry.reason), []).append(entry)
+    kinds = [
+        Kind(kind=kind, entries=len(group), inputs=sum(entry.count for entry in group), first=group[0].reason)
+        for kind, group in groups.items()
+    ]
+    return sorted(kinds, key=lambda kind: -kind.entries)
 
 
 class Ledger:

@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blip3o.config.recipe import DataConfig, SourceConfig
-from blip3o.config.shards import ColumnsConfig
+from blip3o.config.shards import ColumnsConfig, KeyRule, MembersConfig
 from blip3o.data import storage
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLocation:
-    """One source's name, its shards (with a `*`), its manifest, and the columns of its Parquet files."""
+    """One source's name, its shards (with a `*`), its manifest, and how samples are made of what its files hold."""
 
     name: str
     shards: str
     manifest: str
     columns: ColumnsConfig
+    key: KeyRule
+    members: MembersConfig
 
 
 def below_root(data: DataConfig, uri: str) -> str:
@@ -31,6 +33,8 @@ def source_locations(data: DataConfig, sources: Sequence[SourceConfig] | None = 
             shards=below_root(data, source.shards),
             manifest=storage.join(data.root, "manifests", source.name),
             columns=source.columns,
+            key=source.key,
+            members=source.members,
         )
         for source in (data.sources if sources is None else sources)
     ]

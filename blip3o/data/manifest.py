@@ -18,16 +18,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip3o.config.shards import MembersConfig
 from blip3o.data import storage
+from blip3o.data.columns import Columns
+from blip3o.data.found import Tally
 from blip3o.data.ledger import LedgerEntry
-from blip3o.data.parquet import Columns
 from blip3o.data.scan import ShardScan
 from blip3o.errors import DataError
 from blip3o.types import Member
 
 _HEADER = b"blip3o"
-# Of index files: one of another layout is made anew when the source is indexed again.
-_LAYOUT = 3
+# Of index files. Those of layout 3 have no tally: they serve all readers, and are made anew when the source is indexed
+# again. Others are not read.
+_LAYOUT = 4
+_READABLE = (3, 4)
 _MEMBER = pa.struct([("ext", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 _FACTS = pa.schema(
     [
@@ -135,15 +139,18 @@ def check_unchanged(manifest: Manifest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What an index file's header says: the `source` it was made for, its shard, the damage found, the text of the
-    `options` of the scan, and for Parquet the `columns` to read.
+    """What an index file's header says: the `source` it was made for, its shard, the damage found, the `tally` of its
+    inputs (None in those of an older version), the text of the `options` of the scan, for Parquet the `columns` to
+    read, and for tars the `members`.
     """
 
     source: str
     row: ShardRow
     damage: tuple[LedgerEntry, ...]
+    tally: Tally | None
     options: str
     columns: Columns | None
+    members: MembersConfig = MembersConfig()
 
 
 def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> ShardSummary:
@@ -156,8 +163,16 @@ def write_shard_index(uri: str, file: storage.FileInfo, scan: ShardScan) -> Shar
         rows=len(scan.samples),
         bad_rows=scan.bad_rows,
     )
-    summary = ShardSummary(source=scan.source, row=row, damage=scan.damage, options=scan.options, columns=scan.columns)
-    header = {"layout": _LAYOUT, **asdict(summary)}
+    summary = ShardSummary(
+        source=scan.source,
+        row=row,
+        damage=scan.damage,
+        tally=scan.tally,
+        options=scan.options,
+        columns=scan.columns,
+        members=scan.members,
+    )
+    header = {"layout": _LAYOUT, **asdict(summary), "members": scan.members.model_dump(exclude_none=True)}
     write_table(_index_file(uri, scan.shard), _index_table(scan), header)
     return summary
 
@@ -191,7 +206,8 @@ def differences(manifest: Manifest, scan: ShardScan) -> list[str]:
     for row, (old, new) in enumerate(zip(before, now, strict=True)):
         uid = f"{manifest.name}/{scan.shard}/{row}"
         if (row in bad_before) != (row in bad_now):
-            found.append(f"{uid} of {uri} is {reasons.get(uid, 'good')}, which it was not when it was indexed")
+            now_it_is = reasons.get(uid, "damaged" if row in bad_now else "good")
+            found.append(f"{uid} of {uri} is {now_it_is}, which it was not when it was indexed")
         elif old != new:
             changed = next(name for name in old if old[name] != new[name])
             found.append(f"{uid} of {uri} has {changed} {new[changed]}, {old[changed]} when it was indexed")
@@ -199,20 +215,21 @@ def differences(manifest: Manifest, scan: ShardScan) -> list[str]:
 
 
 def read_shard_summaries(uri: str) -> dict[int, ShardSummary]:
-    """The headers of all index files in a manifest's folder, by shard; without those of an older layout."""
+    """The headers of all index files in a manifest's folder, by shard; without those of a layout that is not read."""
     files = [file.uri for file in storage.list_files(storage.join(uri, "index"), suffix=".parquet")]
     with ThreadPoolExecutor(16) as pool:
         headers = pool.map(lambda file: read_table(file, columns=[])[1], files)
-        summaries = [_summary(header) for header in headers if header.get("layout") == _LAYOUT]
+        summaries = [_summary(header) for header in headers if header.get("layout") in _READABLE]
     return {summary.row.shard: summary for summary in summaries}
 
 
 class ShardIndex:
     """The members of every sample of one shard, as arrays (tens of bytes a member)."""
 
-    def __init__(self, table: pa.Table, columns: Columns | None) -> None:
-        # Those to read, where the shard is Parquet; None for a tar.
+    def __init__(self, table: pa.Table, columns: Columns | None, names: MembersConfig) -> None:
+        # Those to read, where the shard is Parquet; None for a tar, of whose members those of `names` are read.
         self.columns = columns
+        self.names = names
         members = table.column("members").combine_chunks()
         fields = members.values
         self.keys: pa.Array = table.column("key").combine_chunks()
@@ -242,7 +259,7 @@ class ShardIndex:
 def read_shard_index(manifest: Manifest, shard: int) -> ShardIndex:
     """The index of one shard of a manifest. Raises `DataError` if it was not made from the shard the manifest names."""
     table, summary = _read_index(manifest, shard, ["key", "members"])
-    return ShardIndex(table, summary.columns)
+    return ShardIndex(table, summary.columns, summary.members)
 
 
 def read_shard_facts(manifest: Manifest, shard: int) -> pa.Table:
@@ -255,7 +272,7 @@ def read_shard_facts(manifest: Manifest, shard: int) -> pa.Table:
 def _read_index(manifest: Manifest, shard: int, columns: list[str] | None) -> tuple[pa.Table, ShardSummary]:
     file = _index_file(manifest.uri, shard)
     table, header = read_table(file, columns=columns)
-    if header.get("layout") != _LAYOUT:
+    if header.get("layout") not in _READABLE:
         raise DataError(f"{file} was written by an older version: index the source again")
     summary = _summary(header)
     if summary.row != manifest.shards[shard]:
@@ -274,7 +291,9 @@ def _summary(header: dict[str, Any]) -> ShardSummary:
         source=header["source"],
         row=row,
         damage=tuple(LedgerEntry(**entry) for entry in header["damage"]),
+        tally=Tally(**header["tally"]) if "tally" in header else None,
         options=header["options"],
+        members=MembersConfig(**header.get("members", {})),
         columns=Columns(**{**columns, "record": tuple(columns["record"])}) if columns else None,
     )
 

@@ -1,4 +1,4 @@
-"""Samples in Parquet files: which columns make one, and a row group's bytes into samples.
+"""Samples in Parquet files: a row group's bytes into samples. Which columns make one: `blip3o.data.columns`.
 
 A file is a list of row groups; a row's ordinal counts through all of them. A row group stands or falls whole: with page
 checksums in the file a flipped byte is always seen, without them compressed or variable-length values can pass a flip
@@ -9,8 +9,7 @@ it: asking its metadata for a column ends the process if the footer is damaged (
 import base64
 import io
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip3o.config.shards import MAX_CAPTION_CHARS, ColumnsConfig
+from blip3o.data.columns import Columns, find_columns, is_list
 from blip3o.data.damage import DamagedSampleError
+from blip3o.data.not_shards import HEAD_BYTES, not_a_shard
 from blip3o.data.sample import MAX_MEMBER_BYTES, Stored
-from blip3o.errors import StorageError
+from blip3o.errors import StorageError, one_line
 from blip3o.types import Member
 
 SUFFIX = ".parquet"
@@ -28,24 +29,11 @@ SUFFIX = ".parquet"
 MAX_GROUP_BYTES = 2**30
 # Of a file; a row costs its place in every pass over the index even where it holds nothing.
 MAX_ROWS = 2**20
-IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
-CAPTION_NAMES = ("caption", "text", "txt", "prompt")
 RECORD_NAME = "json"
 _ARROW_SCHEMA = b"ARROW:schema"
 
 Read = Callable[[int, int], bytes]  # (offset, size) → the bytes there, fewer where the file ends
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Columns:
-    """The columns that a file's samples are made of. `image` is the path of the bytes (`image`, or `image.bytes`);
-    `caption` is "" where the record holds it.
-    """
-
-    image: str
-    caption: str
-    record: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +69,13 @@ class ParquetShard:
     def __init__(self, read: Read, size: int) -> None:
         """Reads the footer. Raises `DamagedSampleError` if it is none, `StorageError` as `read` does."""
         self._size = size
-        self._metadata = _guarded(lambda file: pq.read_metadata(file), _Ranges(read, size), "not a Parquet file")
+        try:
+            self._metadata = _guarded(lambda file: pq.read_metadata(file), _Ranges(read, size), "not a Parquet file")
+        except DamagedSampleError as damage:
+            what = not_a_shard(read(0, min(size, HEAD_BYTES)), size=size)
+            if not what:
+                raise
+            raise DamagedSampleError(f"not a Parquet file: it {what}") from damage
         self.schema = _guarded(lambda _: self._metadata.schema.to_arrow_schema(), _Ranges(read, size), "bad footer")
         self._require_agreement()
         self.groups = self._checked_groups()
@@ -104,38 +98,24 @@ class ParquetShard:
         first = 0
         for number in range(self._metadata.num_row_groups):
             rows = self._metadata.row_group(number).num_rows
-            if not 0 <= rows <= MAX_ROWS - first:
+            if rows < 0:
                 raise DamagedSampleError(f"bad footer: row group {number} has {rows} rows")
+            if rows > MAX_ROWS - first:
+                raise DamagedSampleError(f"too many rows: over {MAX_ROWS} by row group {number}, write smaller files")
             groups.append(RowGroup(number=number, first=first, rows=rows))
             first += rows
         if first != self._metadata.num_rows:
             raise DamagedSampleError(f"bad footer: {self._metadata.num_rows} rows, {first} in row groups")
         return tuple(groups)
 
+    @property
+    def rows(self) -> int:
+        """Rows of all groups."""
+        return sum(group.rows for group in self.groups)
+
     def columns(self, asked: ColumnsConfig) -> Columns:
-        """The columns of a sample. Raises `DamagedSampleError` if one that is asked for is not there, or if no name
-        says which holds the image.
-        """
-        named = {field.name: field.type for field in self.schema}
-        twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
-        if twice:
-            raise DamagedSampleError(f"column '{twice[0]}' is there twice: rename one")
-        images = [name for name, kind in named.items() if _bytes_path(name, kind)]
-        image = asked.image or _usual(images, IMAGE_NAMES) or (images[0] if len(images) == 1 else "")
-        if image not in images:
-            raise DamagedSampleError(
-                f"no column '{asked.image or IMAGE_NAMES[0]}' of bytes among {', '.join(named)}: set columns.image"
-            )
-        texts = [name for name, kind in named.items() if _is_text(kind)]
-        caption = asked.caption or _usual(texts, CAPTION_NAMES)
-        if asked.caption and caption not in texts:
-            raise DamagedSampleError(f"no column '{caption}' of text among {', '.join(named)}: set columns.caption")
-        others = [name for name, kind in named.items() if name not in (image, caption) and not _bytes_path(name, kind)]
-        lacking = [name for name in asked.record or () if name not in named]
-        if lacking:
-            raise DamagedSampleError(f"no column '{lacking[0]}' among {', '.join(named)}: set columns.record")
-        record = tuple(others if asked.record is None else asked.record)
-        return Columns(image=_bytes_path(image, named[image]), caption=caption, record=record)
+        """The columns of a sample. Raises `DamagedSampleError` as `find_columns` does."""
+        return find_columns(self.schema, asked)
 
     def group_of(self, row: int) -> RowGroup:
         """The row group of a row. Raises `DamagedSampleError` if the file has fewer rows."""
@@ -153,7 +133,7 @@ class ParquetShard:
         if size > MAX_GROUP_BYTES:
             raise DamagedSampleError(f"row group of {size} bytes, limit {MAX_GROUP_BYTES}: write smaller ones")
 
-        def decode(file: _Ranges) -> pa.Table:
+        def decode(file: _Ranges) -> "GroupRows":
             source = pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True)
             names = [columns.image, *([columns.caption] if columns.caption else []), *columns.record]
             # A value that repeats is stored once and decoded often: few bytes can become any number. So only as many
@@ -165,31 +145,32 @@ class ParquetShard:
                 decoded += batch.nbytes
                 if decoded > MAX_GROUP_BYTES:
                     raise DamagedSampleError(f"row group of over {MAX_GROUP_BYTES} bytes decoded: write smaller ones")
-            return pa.Table.from_batches(parts)
+            return GroupRows(pa.Table.from_batches(parts), columns)
 
-        table = _guarded(decode, _Ranges(read, self._size), "bad row group")
-        if table.num_rows != group.rows:
-            raise DamagedSampleError(f"bad row group: {table.num_rows} rows of {group.rows}")
-        return GroupRows(table, columns)
+        found: GroupRows = _guarded(decode, _Ranges(read, self._size), "bad row group")
+        if found.rows != group.rows:
+            raise DamagedSampleError(f"bad row group: {found.rows} rows of {group.rows}")
+        return found
 
 
 class GroupRows:
-    """The decoded samples of one row group, by their place in it; `nbytes` is the memory they take."""
+    """The decoded samples of one row group, by their place in it: `rows` of them in `nbytes` of memory."""
 
     def __init__(self, table: pa.Table, columns: Columns) -> None:
         whole = columns.image in table.column_names  # a name may have dots in it
         name, _, inner = (columns.image, "", "") if whole else columns.image.rpartition(".")
         image = pa.chunked_array(table.column(name))
         self._image = pa.chunked_array([chunk.field(inner) for chunk in image.chunks]) if inner else image
-        self._caption = _as_bytes(table.column(columns.caption)) if columns.caption else None
+        caption = table.column(columns.caption) if columns.caption else None
+        lists = caption is not None and is_list(caption.type)
+        self._captions = caption if lists else None
+        self._caption = _as_bytes(caption) if caption is not None and not lists else None
         self._record = table.select(list(columns.record)) if columns.record else None
-        self.nbytes: int = table.nbytes
+        self.rows, self.nbytes = table.num_rows, table.nbytes
 
     def stored(self, place: int) -> Stored:
         """The bytes of one sample; the record as JSON. Raises `DamagedSampleError` for what is lacking or no text."""
-        image = self._image[place].as_py()
-        if image is None:
-            raise DamagedSampleError("missing image")
+        image = _one_image(self._image[place].as_py())
         if len(image) > MAX_MEMBER_BYTES:
             raise DamagedSampleError(f"member too large: image of {len(image)} bytes, limit {MAX_MEMBER_BYTES}")
         caption = self._caption[place].as_py() if self._caption is not None else None
@@ -198,22 +179,55 @@ class GroupRows:
             raise DamagedSampleError("missing caption")
         if caption is not None and len(caption) > 4 * MAX_CAPTION_CHARS:
             raise DamagedSampleError(f"caption too long: {len(caption)} bytes, limit {MAX_CAPTION_CHARS} characters")
-        return Stored(image=bytes(image), caption=caption, record=record)
+        return Stored(image=image, caption=caption, record=record)
 
     def _record_bytes(self, place: int) -> bytes | None:
-        if self._record is None:
+        if self._record is None and self._captions is None:
             return None
-        try:
-            values: dict[str, Any] = {
-                name: column[place].as_py()
-                for name, column in zip(self._record.column_names, self._record.columns, strict=True)
-            }
-        except UnicodeDecodeError as error:
-            raise DamagedSampleError("record is not UTF-8") from error
-        except DAMAGE as error:
-            raise DamagedSampleError(f"record has a value that cannot be read: {error}") from error
+        columns = (
+            {} if self._record is None else dict(zip(self._record.column_names, self._record.columns, strict=True))
+        )
+        values = {name: _value(column[place]) for name, column in columns.items()}
         whole = values.pop(RECORD_NAME, None)
+        if self._captions is not None:
+            values["captions"] = _value(self._captions[place])
         return json.dumps(values | _parsed(whole), default=str).encode()
+
+
+def _one_image(value: object) -> bytes:
+    """The bytes of a value of an image column: bytes, a struct that has them, or a list of one of either."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise DamagedSampleError(f"{len(value)} images, a sample has one")
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes):
+        raise DamagedSampleError("missing image")
+    return value
+
+
+def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - a JSON value, or what is written as text in one
+    """A value of the record; times and dates beyond Python's become text, as Arrow writes them."""
+    try:
+        return scalar.as_py()
+    except OverflowError:
+        return _value(_as_text(scalar))
+    except UnicodeDecodeError as error:
+        raise DamagedSampleError("record is not UTF-8") from error
+    except DAMAGE as error:
+        raise _unreadable(error) from error
+
+
+def _as_text(scalar: pa.Scalar) -> pa.Scalar:
+    try:
+        return scalar.cast(pa.string())
+    except pa.ArrowException as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> DamagedSampleError:
+    return DamagedSampleError(f"record has a value that cannot be read: {one_line(error)}")
 
 
 def _parsed(whole: object) -> dict[str, Any]:
@@ -271,7 +285,7 @@ def _guarded(action: Callable[[_Ranges], Any], file: _Ranges, what: str) -> Any:
     except DAMAGE as error:
         if file.error is not None:
             raise file.error from error
-        raise DamagedSampleError(f"{what}: {' '.join(str(error).split())[:200]}") from error
+        raise DamagedSampleError(f"{what}: {one_line(error)}") from error
 
 
 def _names(fields: Iterable[pa.Field]) -> list[object]:
@@ -282,32 +296,9 @@ def _names(fields: Iterable[pa.Field]) -> list[object]:
 def _inner_names(kind: pa.DataType) -> list[object]:
     if pa.types.is_struct(kind):
         return _names(kind.field(number) for number in range(kind.num_fields))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return _inner_names(kind.value_type)
     return []
-
-
-def _usual(names: Sequence[str], usual: Sequence[str]) -> str:
-    """The name that comes first among the usual ones, in any case; "" if there is none."""
-    by_lower = {name.lower(): name for name in reversed(names)}
-    return next((by_lower[name] for name in usual if name in by_lower), "")
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _bytes_path(name: str, kind: pa.DataType) -> str:
-    """Where a column's bytes are: itself, or the field `bytes` of structs (as Hugging Face stores images); else ""."""
-    if _is_bytes(kind):
-        return name
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type):
-        return f"{name}.bytes"
-    return ""
 
 
 def _as_bytes(text: pa.ChunkedArray) -> pa.ChunkedArray:

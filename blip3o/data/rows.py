@@ -10,8 +10,9 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 
 from blip3o.data import storage
+from blip3o.data.columns import Columns
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.parquet import Columns, GroupRows, ParquetShard, Read, RowGroup
+from blip3o.data.parquet import GroupRows, ParquetShard, Read, RowGroup
 from blip3o.data.sample import Stored
 from blip3o.types import Member
 

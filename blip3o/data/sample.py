@@ -1,8 +1,8 @@
 """What a sample is: which members of a tar make one, and what its text must look like. Bytes in, values out, no I/O.
 
-A sample is an image and a caption (KEY.txt), a record (KEY.json), or both; a record can hold the caption. What is wrong
-with one is a `DamagedSampleError`, found when shards are indexed and checked again, by the same functions, when they
-are read.
+A sample is an image and a caption (KEY.txt), a record (KEY.json), or both; a record can hold the caption. A source may
+name other extensions (`MembersConfig`). What is wrong with one is a `DamagedSampleError`, found when
+shards are indexed and checked again, by the same functions, when they are read.
 """
 
 import json
@@ -10,14 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blip3o.config.shards import MAX_CAPTION_CHARS
+from blip3o.config.shards import MAX_CAPTION_CHARS, MembersConfig
 from blip3o.data.conversations import conversation_pairs
 from blip3o.data.damage import DamagedSampleError
+from blip3o.errors import quoted
 from blip3o.types import Member
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jpe", "jfif")
 CAPTION_EXTENSION = "txt"
 RECORD_EXTENSION = "json"
+# Last parts of extensions under which a user would look for pictures and captions, whether they are read or not.
+_UNREAD_PICTURES = {"avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "tif", "tiff"}
+_LIKE_PICTURES = {*IMAGE_EXTENSIONS, *_UNREAD_PICTURES}
+_LIKE_CAPTIONS = {CAPTION_EXTENSION, "cap", "caption", "text"}
+USUAL_MEMBERS = MembersConfig()
+SHOWN = 6  # members of a key that a reason names
 # Far above any photograph; a member beyond it is refused before its bytes are read.
 MAX_MEMBER_BYTES = 256 * 2**20
 # What editors on Windows put before a text.
@@ -58,19 +65,22 @@ class SampleMembers:
         return [member for member in (self.image, self.caption, self.record) if member is not None]
 
 
-def choose_members(members: Sequence[Member]) -> SampleMembers:
+def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBERS) -> SampleMembers:
     """Picks a sample's members by extension; of several images the first in `IMAGE_EXTENSIONS` counts.
 
     Raises `DamagedSampleError` where there is no image, neither caption nor record, or a member is larger than any
     sample's should be.
     """
     by_ext = {member.ext: member for member in members}
-    image = next((by_ext[ext] for ext in IMAGE_EXTENSIONS if ext in by_ext), None)
-    caption, record = by_ext.get(CAPTION_EXTENSION), by_ext.get(RECORD_EXTENSION)
+    images = (names.image,) if names.image else IMAGE_EXTENSIONS
+    image = next((by_ext[ext] for ext in images if ext in by_ext), None)
+    caption = by_ext.get(names.caption or CAPTION_EXTENSION)
+    record = by_ext.get(names.record or RECORD_EXTENSION)
     if image is None:
-        raise DamagedSampleError("missing image")
+        raise DamagedSampleError(f"missing image{_found_instead(list(by_ext), images)}")
     if caption is None and record is None:
-        raise DamagedSampleError("missing caption")
+        wanted = (names.caption or CAPTION_EXTENSION, names.record or RECORD_EXTENSION)
+        raise DamagedSampleError(f"missing caption{_found_instead(list(by_ext), wanted)}")
     chosen = SampleMembers(image=image, caption=caption, record=record)
     for member in chosen.all():
         if member.size > MAX_MEMBER_BYTES:
@@ -78,21 +88,64 @@ def choose_members(members: Sequence[Member]) -> SampleMembers:
     return chosen
 
 
+def _found_instead(found: Sequence[str], wanted: Sequence[str]) -> str:
+    """What a key has in place of what is wanted of it, and the switch that reads it; nothing if it has nothing odd."""
+    usual = {*IMAGE_EXTENSIONS, CAPTION_EXTENSION, RECORD_EXTENSION}
+    if usual.issuperset(found) and usual.issuperset(wanted):
+        return ""
+    listed = ", ".join(quoted(ext)[1:-1] for ext in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
+    return f": the key has {listed}, not {' or '.join(wanted)}: {_switch(found)}"
+
+
+def _switch(found: Sequence[str]) -> str:
+    """How the members of a key could be read."""
+    pictures, captions = ([ext for ext in found if is_like(ext)] for is_like in (is_like_picture, is_like_caption))
+    if pictures and not any(ext.rpartition(".")[2] in IMAGE_EXTENSIONS for ext in pictures):
+        return "convert the picture"
+    stems = {ext.rpartition(".")[0] for ext in pictures} & {ext.rpartition(".")[0] for ext in captions}
+    if stems - {""}:
+        return "set key: last_dot for the source to read each"
+    named = [f"{role}: {exts[0]}" for role, exts in (("image", pictures), ("caption", captions)) if exts]
+    return f"set members: {{{', '.join(named) or 'image: …, caption: …'}}} for the source to read it"
+
+
+def is_like_picture(ext: str) -> bool:
+    """Whether a member with this extension would be taken for a picture by who looks at the archive."""
+    return ext.rpartition(".")[2] in _LIKE_PICTURES
+
+
+def is_like_caption(ext: str) -> bool:
+    """The same for a caption."""
+    return ext.rpartition(".")[2] in _LIKE_CAPTIONS
+
+
 def decode_words(stored: Stored, *, max_caption_chars: int = MAX_CAPTION_CHARS) -> Words:
     """Caption and record of a sample. Raises `DamagedSampleError` as `decode_caption` and `decode_record` do.
 
     Without a caption of its own, that of the record counts: `caption`, the first of `captions`, `text`, `prompt`,
-    `Task1.Caption` (as JourneyDB has them), else the first answer of its conversation.
+    `Task1.Caption` (as JourneyDB has them), else the first answer of its conversation. A record with none of these may
+    have a list of captions as `caption`, `text` or `prompt`, or a conversation of a chat API as `messages`; they come
+    back under our names, `captions` and `conversations`.
     """
     caption = None if stored.caption is None else decode_caption(stored.caption, max_chars=max_caption_chars)
     record = {} if stored.record is None else decode_record(stored.record)
     if caption is None:
+        record = _under_our_names(record)
         caption = _checked_caption(caption_of(record), max_caption_chars)
     return Words(caption=caption, record=record)
 
 
 def caption_of(record: dict[str, Any]) -> str:
     """The caption in a record, see `decode_words`. Raises `DamagedSampleError` if there is none."""
+    caption = _stated_caption(record)
+    if caption is not None:
+        return caption
+    if record.get("conversations"):
+        return conversation_pairs(record["conversations"])[0][1]
+    raise DamagedSampleError("missing caption")
+
+
+def _stated_caption(record: dict[str, Any]) -> str | None:
     captions, task = record.get("captions"), record.get("Task1")
     stated = [
         record.get("caption"),
@@ -101,12 +154,23 @@ def caption_of(record: dict[str, Any]) -> str:
         record.get("prompt"),
         task.get("Caption") if isinstance(task, dict) else None,
     ]
-    for caption in stated:
-        if isinstance(caption, str):
-            return caption
-    if record.get("conversations"):
-        return conversation_pairs(record["conversations"])[0][1]
-    raise DamagedSampleError("missing caption")
+    return next((caption for caption in stated if isinstance(caption, str)), None)
+
+
+def _under_our_names(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without a caption or a conversation where we look for them, with what others call so."""
+    if _stated_caption(record) is not None or record.get("conversations"):
+        return record
+    for name in ("caption", "text", "prompt"):
+        texts = record.get(name)
+        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            told = [text for text in texts if text.strip()]
+            if told:
+                return record | {"captions": told}
+    messages = record.get("messages")
+    if isinstance(messages, list) and messages:
+        return record | {"conversations": messages}
+    return record
 
 
 def decode_caption(data: bytes, *, max_chars: int = MAX_CAPTION_CHARS) -> str:

@@ -23,6 +23,33 @@ def test_a_dumped_recipe_reads_back_equal():
     assert build_recipe(yaml.safe_load(dump(original))) == original
 
 
+def test_how_members_are_named_is_dumped_only_where_it_is_not_the_rule():
+    """A run that was there before these keys keeps its identity."""
+    plain = {"name": "s", "shards": "s/*.tar"}
+    dumped = build_recipe(tree(data={"sources": [plain]})).model_dump(mode="json")["data"]["sources"][0]
+    assert set(dumped) == {"name", "shards", "weight", "task", "select", "columns"}
+    named = {**plain, "key": "last_dot", "members": {"image": "JPG"}}
+    read = build_recipe(yaml.safe_load(dump(build_recipe(tree(data={"sources": [named]}))))).data.sources[0]
+    assert (read.key, read.members.image, read.members.caption) == ("last_dot", "jpg", None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"key": "last"}, "key"),
+        ({"members": {"image": ".jpg"}}, "members.image"),
+        ({"members": {"image": "a/b"}}, "members.image"),
+        ({"members": {"image": ""}}, "members.image"),
+        ({"members": {"image": "jpg", "caption": "JPG"}}, "name each extension once"),
+        ({"members": {"picture": "jpg"}}, "picture"),
+        ({"key": "last_dot", "members": {"image": "input.jpg"}}, "with key: last_dot no extension has a dot"),
+    ],
+)
+def test_names_of_members_that_can_be_none_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build_recipe(tree(data={"sources": [{"name": "s", "shards": "s/*.tar", **keys}]}))
+
+
 def test_a_pipeline_where_one_stage_is_wanted_is_refused_by_naming_its_stages():
     with pytest.raises(
         ConfigError, match=r"debug.yaml is a pipeline: name .* \(debug-encoder, debug-understand, debug-g"

@@ -138,7 +138,7 @@ def named(entry: LedgerEntry, scan: ShardScan, number: int, kind: str) -> bool:
     _, _, row = entry.uid.partition("/")[2].partition("/")
     if row and number_of(scan.samples[int(row)].key) == number:
         return True
-    if kind == "parquet":
+    if kind == "parquet" or entry.reason.startswith("is empty"):
         return not row
     end = STARTS[number + 1] if number + 1 < COUNT else len(INTACT["tar"])
     if entry.reason.startswith("truncated"):  # also of a row: the shard ends in it

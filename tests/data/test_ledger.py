@@ -2,11 +2,13 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from blip3o.data import storage
-from blip3o.data.ledger import Ledger, LedgerEntry, read_ledger, write_ledger
+from blip3o.data.ledger import Ledger, LedgerEntry, by_kind, read_ledger, write_ledger
 from blip3o.errors import DataError
+from tests.data.shards import stored
 
 NOTE = {"uid": "emoji/0/7", "uri": "s3://b/k.tar", "offset": 3, "size": 2**40, "reason": "empty caption ·"}
 
@@ -18,6 +20,26 @@ def test_a_file_of_entries_comes_back(tmp_path):
     assert read_ledger(uri) == entries
     write_ledger(uri, [])
     assert read_ledger(uri) == []
+
+
+def test_entries_of_a_version_that_did_not_count_cover_one_input_each(tmp_path):
+    storage.write_bytes(f"{tmp_path}/train/whole.json", WHOLE)
+    (entry,) = read_ledger(str(tmp_path))
+    assert entry.count == 1
+    old = pa.Table.from_pylist([{**NOTE, "stage": "index"}])
+    storage.write_bytes(f"{tmp_path}/ledger.parquet", stored(old))
+    assert [entry.count for entry in read_ledger(f"{tmp_path}/ledger.parquet")] == [1]
+
+
+def test_entries_are_counted_by_kind_with_an_example():
+    reasons = [("empty caption", 2), ("image too large: 9x9 pixels", 3), ("image too large: 8x9 pixels", 1)]
+    noted = [LedgerEntry(**{**NOTE, "reason": reason}, stage="index", count=count) for reason, count in reasons]
+    assert [str(kind) for kind in by_kind(noted)] == [
+        "2 x image too large (4 inputs), e.g. 9x9 pixels",
+        "1 x empty caption (2 inputs)",
+    ]
+    assert [str(kind) for kind in by_kind(noted[1:2])] == ["1 x image too large: 9x9 pixels (3 inputs)"]
+    assert by_kind([]) == []
 
 
 def test_where_nothing_was_written_nothing_is_read(tmp_path):

@@ -9,8 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from blip3o.config.select import SelectConfig
+from blip3o.config.shards import MembersConfig
 from blip3o.data import storage
+from blip3o.data.accounts import account
 from blip3o.data.facts import perceptual_hash
+from blip3o.data.fetch import ShardReader
+from blip3o.data.found import ScanOptions
 from blip3o.data.manifest import (
     check_unchanged,
     manifest_file,
@@ -19,9 +24,15 @@ from blip3o.data.manifest import (
     read_shard_index,
     read_shard_summaries,
     write_manifest,
+    write_shard_index,
 )
+from blip3o.data.order import SampleOrder, SourceRows
+from blip3o.data.overview import good_samples
+from blip3o.data.scan import scan_shard
+from blip3o.data.selection import judge_shards, write_selection
 from blip3o.errors import DataError
-from tests.data.shards import index, put, sample, samples, tar
+from blip3o.types import SampleRef
+from tests.data.shards import index, png, put, sample, samples, tar
 
 
 @pytest.fixture
@@ -72,6 +83,47 @@ def test_facts_are_kept_for_good_samples(tmp_path):
         "crc32": zlib.crc32(stored),
     }
     assert bad == {"width": 0, "height": 0, "caption_chars": 0, "phash": 0, "crc32": 0, "fields": "{}"}
+
+
+def test_an_index_of_the_layout_before_serves_readers_and_has_no_counts(manifest):
+    uri = f"{manifest.uri}/index/00001.parquet"
+    table = pq.read_table(uri)
+    header = json.loads(table.schema.metadata[b"blip3o"])
+    header["layout"] = 3
+    for name in ("tally", "members"):
+        del header[name]
+    for entry in header["damage"]:
+        del entry["count"]
+    pq.write_table(table.replace_schema_metadata({b"blip3o": json.dumps(header)}), uri)
+    summaries = read_shard_summaries(manifest.uri)
+    assert summaries[1].tally is None and summaries[0].tally is not None
+    assert summaries[1].damage[0].count == 1
+    assert account([summaries[0], summaries[1]]) is None
+    (found,) = ShardReader([manifest]).fetch([SampleRef(source=0, shard=1, row=1, pass_index=0)])
+    assert found.caption == "caption of s001"
+
+
+def test_members_that_a_source_names_are_those_that_are_read(tmp_path):
+    files = [("a.input.png", png()), ("a.png", png(1)), ("a.said.txt", b"said"), ("a.txt", b"else")]
+    file = put(tmp_path, "a.tar", tar(files))
+    options = ScanOptions(members=MembersConfig(image="input.png", caption="said.txt"))
+    row = write_shard_index(str(tmp_path), file, scan_shard(file, source="src", shard=0, options=options)).row
+    manifest = write_manifest(str(tmp_path), "src", [row])
+    assert read_shard_summaries(str(tmp_path))[0].members == options.members
+    (found,) = ShardReader([manifest]).fetch([SampleRef(source=0, shard=0, row=0, pass_index=0)])
+    assert (found.image, found.caption) == (png(), "said")
+
+
+def test_a_shard_of_nothing_is_in_no_order_and_costs_no_reader_anything(tmp_path):
+    manifest = index(tmp_path, [tar([]), tar(samples(3)), tar([]), tar(samples(2, "t")), tar([])])
+    assert [shard.rows for shard in manifest.shards] == [0, 3, 0, 2, 0]
+    order = SampleOrder([SourceRows.from_manifest("src", manifest)], weights=[1.0], seed=0, micro_batch=5)
+    found = ShardReader([manifest]).fetch(order.micro_batch_refs(0))
+    assert sorted(sample.key for sample in found) == ["s000", "s001", "s002", "t000", "t001"]
+    assert len(good_samples(manifest)) == 5
+    assert len(read_shard_index(manifest, 0)) == 0
+    select = SelectConfig(min_caption_chars=1)
+    assert write_selection(manifest, select, list(judge_shards(manifest, select))) == 5
 
 
 def test_an_index_of_an_older_layout_is_not_taken(manifest):

@@ -1,5 +1,7 @@
 """Parquet shards give the samples that tars give; what is damaged is named, and costs a row or a row group."""
 
+import gzip
+import io
 import json
 import random
 
@@ -9,6 +11,7 @@ import pytest
 
 from blip3o.config.shards import ColumnsConfig
 from blip3o.data import storage
+from blip3o.data.conversations import conversation_pairs
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.fetch import ShardReader, load_samples
 from blip3o.data.ledger import Ledger, read_ledger
@@ -18,7 +21,7 @@ from blip3o.data.rows import RowGroupCache
 from blip3o.data.scan import ScanOptions, scan_shard
 from blip3o.errors import StorageError
 from blip3o.types import SampleRef
-from tests.data.shards import index, parquet, png, put, rows, samples, stored, tar
+from tests.data.shards import LFS_POINTER, index, parquet, png, put, rows, samples, stored, tar
 
 STRUCTS = [{"image": {"bytes": png(n), "path": f"{n}.png"}, "text": f"no. {n}", "score": n / 2} for n in range(3)]
 
@@ -85,17 +88,166 @@ def test_columns_are_found_by_their_usual_names_or_as_told():
     assert columns(parquet(odd)) == Columns(image="blob", caption="", record=("words", "note"))
     assert columns(parquet(odd), caption="words", record=()) == Columns(image="blob", caption="words", record=())
     for asked, message in [
-        ({"image": "words"}, "no column 'words' of bytes among blob, words, note"),
+        (
+            {"image": "words"},
+            r"no column 'words' of bytes among blob \(binary\), words \(string\), note",
+        ),
         ({"caption": "blob"}, "no column 'blob' of text"),
         ({"record": ["x"]}, "no column 'x' among"),
     ]:
         with pytest.raises(DamagedSampleError, match=message):
             columns(parquet(odd), **asked)
-    with pytest.raises(DamagedSampleError, match="no column 'image' of bytes among a, b: set columns.image"):
+    with pytest.raises(
+        DamagedSampleError, match="no column 'image' of bytes among a .binary., b .binary.: set columns.image"
+    ):
         columns(parquet([{"a": b"", "b": b""}]))
     twice = pa.Table.from_arrays([pa.array([b""]), pa.array(["a"]), pa.array(["b"])], ["image", "text", "text"])
     with pytest.raises(DamagedSampleError, match="column 'text' is there twice"):
         columns(stored(twice))
+
+
+def named(data: dict, **asked) -> Columns:
+    return columns(stored(pa.table(data)), **asked)
+
+
+def test_columns_are_taken_by_type_and_in_any_case():
+    views = {"Image": pa.array([b""], pa.binary_view()), "CAPTION": pa.array([""], pa.string_view())}
+    assert named(views) == Columns(image="Image", caption="CAPTION", record=())
+    assert named({"img": [b""], "Image": [b""], "x": [1]}) == Columns(image="Image", caption="", record=("x",))
+    assert named({"image": pa.array([b"ab"], pa.binary(2)), "text": [""]}).image == "image"
+    # An id of fixed size is no picture, though it is the only column of bytes.
+    with pytest.raises(DamagedSampleError, match="among id .fixed_size_binary.16.., text .string.: set columns.image"):
+        named({"id": pa.array([bytes(16)], pa.binary(16)), "text": [""]})
+    assert named({"photos": [[b""]], "text": [""]}) == Columns(image="photos", caption="text", record=())
+    assert named({"images": [[{"bytes": b"", "path": ""}]], "masks": [[b""]]}).image == "images"
+    assert named({"image": [b""], "masks": [[b""]]}) == Columns(image="image", caption="", record=("masks",))
+    assert named({"A": [b""], "b": [["x"]], "c": ["y"]}, image="a", caption="B") == Columns(
+        image="A", caption="b", record=("c",)
+    )
+    assert named({"a": [b""], "A": [b""]}, image="A").image == "A"
+    listed = {f"c{number}": [1] for number in range(30)}
+    with pytest.raises(DamagedSampleError, match=r"among c0 \(int64\), .*, c19 \(int64\) and 10 more: set columns"):
+        named(listed)
+
+
+LISTS = {
+    "one": ([[png()]], ""),
+    "two": ([[png(), png(1)]], "2 images, a sample has one"),
+    "none": ([[]], "missing image"),
+    "null": ([None], "missing image"),
+    "one of null": ([[None]], "missing image"),
+    "struct": ([[{"bytes": png(), "path": "x"}]], ""),
+    "structs": ([[{"bytes": png(), "path": "x"}] * 3], "3 images, a sample has one"),
+    "struct of null": ([[{"bytes": None, "path": "x"}]], "missing image"),
+}
+
+
+@pytest.mark.parametrize(("values", "reason"), LISTS.values(), ids=LISTS)
+def test_a_list_of_one_image_is_that_image(scan, values, reason):
+    structs = any(isinstance(value, dict) for value in values[0] or ())
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if structs else pa.binary()
+    first = {"bytes": png(), "path": ""} if structs else png()
+    images = pa.array([[first], *values], pa.list_(kind))
+    found = scan(stored(pa.table({"images": images, "caption": ["a", "b"]})))
+    assert [entry.reason for entry in found.damage] == ([reason] if reason else [])
+    assert (found.tally.inputs, found.tally.used) == (2, 1 if reason else 2)
+
+
+def test_the_same_pictures_are_the_same_samples_in_every_type(tmp_path):
+    pictures, words = [png(n) for n in range(3)], ["a", "b", "c"]
+    made = [
+        pa.table({"image": pictures, "caption": words}),
+        pa.table({"image": pa.array(pictures, pa.binary_view()), "caption": pa.array(words, pa.string_view())}),
+        pa.table({"image": pa.array(pictures, pa.large_binary()), "caption": pa.array(words, pa.large_string())}),
+        pa.table({"image": pa.array(pictures).dictionary_encode(), "caption": words}),
+        pa.table({"image": [{"bytes": picture, "path": "x"} for picture in pictures], "caption": words}),
+        pa.table({"images": pa.array([[p] for p in pictures], pa.large_list(pa.binary())), "caption": words}),
+    ]
+    manifest = index(tmp_path, [stored(table, row_group_size=2) for table in made])
+    for shard in range(len(made)):
+        found = ShardReader([manifest]).fetch(refs(3, shard))
+        assert [(it.image, it.caption, it.meta) for it in found] == list(zip(pictures, words, [{}] * 3, strict=True))
+    facts = [read_shard_facts(manifest, shard) for shard in range(len(made))]
+    assert all(table.equals(facts[0]) for table in facts)
+
+
+def test_the_first_of_a_list_of_captions_counts_and_all_are_kept(tmp_path):
+    table = {"image": [png()], "caption": [[" ", "a dot", "a spot"]]}
+    (found,) = ShardReader([index(tmp_path, [stored(pa.table(table))])]).fetch(refs(1))
+    assert (found.caption, found.meta["captions"]) == ("a dot", ["a dot", "a spot"])
+
+
+CHAT = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " what?"}]},
+    {"role": "assistant", "content": "a dot"},
+]
+
+
+def test_messages_of_a_chat_are_a_conversation_where_there_is_no_caption(tmp_path, scan):
+    data = [{"images": [{"bytes": png(), "path": None}], "messages": json.dumps(CHAT)}]
+    assert scan(parquet(data)).damage[0].reason == "missing caption"  # text that nobody parses
+    rows_of = pa.table({"images": [[png()]], "json": [json.dumps({"messages": CHAT})]})
+    (found,) = ShardReader([index(tmp_path, [stored(rows_of)])]).fetch(refs(1))
+    assert found.caption == "a dot"
+    assert conversation_pairs(found.meta["conversations"]) == [("what?", "a dot")]
+    kept = pa.table({"images": [[png()]], "caption": ["c"], "json": [json.dumps({"messages": CHAT})]})
+    (found,) = ShardReader([index(tmp_path, [stored(kept)])]).fetch(refs(1))
+    assert (found.caption, "conversations" in found.meta) == ("c", False)
+
+
+def test_parts_and_row_groups_without_rows_lose_nothing(scan):
+    empty = scan(parquet([], schema=pa.schema([("image", pa.binary()), ("caption", pa.string())])))
+    assert (empty.samples, empty.damage, empty.tally.inputs) == ((), (), 0)
+    assert scan(stored(pa.table({"n": pa.array([], pa.int8())}))).damage == ()
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(rows(3))
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        for part in (table.slice(0, 0), table.slice(0, 2), table.slice(0, 0), table.slice(2)):
+            writer.write_table(part)
+    found = scan(sink.getvalue())
+    assert (len(found.samples), found.damage) == (3, ())
+
+
+def test_rows_of_a_file_without_the_columns_are_all_counted(scan):
+    found = scan(parquet([{"n": 1}] * 5))
+    assert (found.tally.inputs, found.damage[0].count, len(found.damage)) == (5, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (pa.array([2**62], pa.timestamp("us", "UTC")), "17036-07-06"),
+        (pa.array([2**31 - 1], pa.date32()), "<value out of range: 2147483647>"),
+        (pa.array([1], pa.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
+        (pa.array([2**64 - 1], pa.uint64()), "18446744073709551615"),
+        (pa.array([123], pa.decimal128(5, 2)), "123.00"),
+    ],
+)
+def test_values_of_other_columns_never_cost_the_picture(tmp_path, value, said):
+    table = pa.table({"image": [png()], "caption": ["c"], "x": value})
+    (found,) = ShardReader([index(tmp_path, [stored(table)])]).fetch(refs(1))
+    assert str(found.meta["x"]).startswith(said)
+
+
+FOREIGN = {
+    "gzip": (gzip.compress(b"PAR1"), "not a Parquet file: it is compressed with gzip: unpack it"),
+    "page": (b"<html><body>no</body></html>", "not a Parquet file: it is an HTML page"),
+    "pointer": (LFS_POINTER, "not a Parquet file: it is a Git LFS pointer"),
+    "nothing": (b"", "not a Parquet file: it is empty"),
+    "table": (b"image,caption\na.jpg,a\n", "not a Parquet file: it is text"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), FOREIGN.values(), ids=FOREIGN)
+def test_what_stands_in_place_of_a_parquet_file_is_named(scan, data, reason):
+    (entry,) = scan(data).damage
+    assert entry.reason.startswith(reason)
+
+
+def test_a_shard_is_what_its_first_bytes_say(tmp_path):
+    for name, data in [("a.tar", parquet(rows(2))), ("part-0", parquet(rows(2))), ("b.parquet", tar(samples(2)))]:
+        found = scan_shard(put(tmp_path, name, data), source="src", shard=0)
+        assert (len(found.samples), found.bad_rows, found.columns is None) == (2, (), data[:4] != b"PAR1")
 
 
 @pytest.mark.parametrize("row", [{"my.image": png()}, {"my.image": {"bytes": png()}}], ids=["bytes", "structs"])

@@ -166,4 +166,4 @@ def test_a_sample_lost_whole_is_in_the_ledger_as_a_range_of_its_shard(scan):
 
 def test_an_empty_file_has_no_samples_and_is_in_the_ledger(scan):
     found = scan(b"")
-    assert (found.samples, reasons(found)) == ((), {"src/3": "truncated: no end of archive"})
+    assert (found.samples, reasons(found)) == ((), {"src/3": "is empty: fetch the file itself again"})

@@ -97,7 +97,12 @@ def test_a_set_is_inspected_by_its_manifest_and_by_its_shards(blip3o, manifest, 
     assert re.fullmatch(r"2 shards, \d+\.\d MiB, 11 samples, 1 damaged", lines[0])
     # The rows of the Parquet file are the first samples of the tar once more; the JPEG is a copy of the PNG.
     assert lines[2] == "4 look like another one, in 4 groups"
-    assert lines[3:] == ["damage: 1 x empty caption", f"wrote {tmp_path}/page.html"]
+    assert lines[3:] == [
+        "damage: 1 x empty caption (3 inputs)",
+        f"24 of 27 members and rows became 10 samples; 3 are listed in {manifest.uri}/ledger.parquet; "
+        "0 system files were skipped",
+        f"wrote {tmp_path}/page.html",
+    ]
     page = storage.read_bytes(f"{tmp_path}/page.html").decode()
     assert page.count("data:image/png;base64,") == 10 + 4 * 2
     assert "&lt;script&gt;alert(1)" in page and "<script>" not in page
@@ -106,7 +111,12 @@ def test_a_set_is_inspected_by_its_manifest_and_by_its_shards(blip3o, manifest, 
         assert f"<h2>{title}</h2>" in page
     tars = blip3o("data", "inspect", f"{tmp_path}/train-*.tar").splitlines()
     assert re.fullmatch(r"1 shards, \d+\.\d MiB, 8 samples, 1 damaged", tars[0])
-    assert tars[2:] == ["1 look like another one, in 1 groups", "damage: 1 x empty caption"]
+    assert tars[2:5] == [
+        "1 look like another one, in 1 groups",
+        "damage: 1 x empty caption (3 inputs)",
+        "21 of 24 members became 7 samples; 3 are listed in the lines of damage above; 0 system files were skipped",
+    ]
+    assert tars[5].startswith("indexing refuses these shards at a budget of 1%: 1 of 8 samples are damaged, 0 of 1 ")
     assert blip3o("data", "inspect", f"{tmp_path}/train-00000.tar").splitlines() == tars
     with pytest.raises(Blip3oError, match=r"holds no manifest: name the folder of one, or shards, as .*/\*\.tar"):
         blip3o("data", "inspect", str(tmp_path))

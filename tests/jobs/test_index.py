@@ -14,10 +14,11 @@ from blip3o.data import storage
 from blip3o.data.fetch import ShardReader
 from blip3o.data.ledger import read_ledger
 from blip3o.data.manifest import ledger_file, manifest_file, read_manifest, write_manifest
+from blip3o.data.patterns import find_shards
 from blip3o.data.scan import ScanOptions
 from blip3o.errors import DataError
 from blip3o.types import SampleRef
-from jobs.index import find_shards, index_source, main, verify_source
+from jobs.index import index_source, main, verify_source
 from tests.data.shards import parquet, png, put, rows, sample, samples, tar
 from tests.jobs import world
 
@@ -52,7 +53,7 @@ def test_a_source_in_a_store_is_indexed_resumed_and_kept_within_its_budget(ray_c
     assert [item.key for item in ShardReader([done.manifest]).fetch(refs)] == ["s004", "t004"]
 
     # A shard that was replaced is scanned again, and alone; one without a good sample counts as a whole shard.
-    put(folder, "train-00001.tar", b"\0" * 2048)
+    put(folder, "train-00001.tar", tar([("README", b"?")]))
     with pytest.raises(DataError, match="0 of 6 samples are damaged, 1 of 2 shards have no good one"):
         index_source(**source, max_bad_share=0.1)
     put(folder, "train-00001.tar", tar(samples(7, "u")))
@@ -78,7 +79,7 @@ def test_what_is_not_as_it_was_indexed_is_named(ray_cluster, s3):
     with pytest.raises(DataError, match=r"differs from its index in 1 places: src/1/3 of .*/1\.tar has crc32"):
         verify_source(**shown)
     other = ScanOptions(limits=LimitsConfig(max_pixels=9))
-    with pytest.raises(DataError, match="was indexed with other limits or columns: index the source again"):
+    with pytest.raises(DataError, match="was indexed with other limits, columns or members: index the source again"):
         verify_source(**shown, options=other)
     with pytest.raises(DataError, match="9 of 9 samples are damaged"):
         index_source(**source, options=other)
@@ -88,10 +89,12 @@ def test_columns_of_parquet_are_told_by_name(ray_cluster, s3):
     named = [{"blob": row["image"], "caption": row["caption"], "n": 7} for row in rows(5)]
     put(f"{s3}/index-columns", "a.parquet", parquet(named))
     source = {"name": "table", "shards_uri": f"{s3}/index-columns/*.parquet", "manifest_uri": f"{s3}/index-columns/m"}
-    with pytest.raises(DataError, match="0 of 0 samples are damaged, 1 of 1 shards have no good one"):
+    with pytest.raises(DataError, match="5 of 5 samples are damaged, 1 of 1 shards have no good one"):
         index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="picture")))
     (entry,) = read_ledger(ledger_file(source["manifest_uri"]))
-    assert entry.reason == "no column 'picture' of bytes among blob, caption, n: set columns.image"
+    found = "blob (binary), caption (string), n (int64)"
+    assert entry.reason == f"no column 'picture' of bytes among {found}: set columns.image"
+    assert entry.count == 5
     table = index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="blob")))
     (found,) = ShardReader([table.manifest]).fetch([SampleRef(source=0, shard=0, row=4, pass_index=0)])
     assert (found.image, found.caption, found.meta) == (png(zlib.crc32(b"s004")), "caption of s004", {"n": 7})
@@ -113,16 +116,46 @@ def test_a_recipe_is_verified_from_the_command_line(base, tmp_path, capsys):
     recipe = world.write_recipe(tmp_path / "recipe.yaml", base)
     assert main([recipe, "--verify"]) == 0
     assert main([recipe, "--verify", "--set", "data.limits.max_pixels=5"]) == 1
-    assert "was indexed with other limits or columns: index the source again" in capsys.readouterr().err
+    assert "was indexed with other limits, columns or members: index the source again" in capsys.readouterr().err
+
+
+def test_shards_that_an_older_version_indexed_are_read_again_and_give_the_same(ray_cluster, tmp_path, caplog):
+    put(tmp_path / "data", "0.tar", tar(samples(3)))
+    source = {"name": "src", "shards_uri": f"{tmp_path}/data/*.tar", "manifest_uri": f"{tmp_path}/m"}
+    before = index_source(**source)
+    assert index_source(**source).scanned == 0
+    change_header(f"{tmp_path}/m/index/00000.parquet", lambda header: header.pop("tally") and header.update(layout=3))
+    with caplog.at_level("INFO", "jobs.index"):
+        again = index_source(**source)
+    assert (again.scanned, again.manifest.fingerprint) == (1, before.manifest.fingerprint)
+    assert "src: 1 shards were indexed by an older version: read again" in caplog.text
+
+
+def test_other_names_of_members_index_a_source_again(ray_cluster, tmp_path, capsys):
+    put(tmp_path / "data", "0.tar", tar([*samples(1), ("a.1.png", png()), ("a.1.txt", b"said")]))
+    source = {"name": "src", "shards_uri": f"{tmp_path}/data/*.tar", "manifest_uri": f"{tmp_path}/m"}
+    with pytest.raises(DataError, match=r"1 of 2 samples are damaged.*most often: missing image: the key has 1\.png, "):
+        index_source(**source)
+    assert capsys.readouterr().out.startswith("src: 3 of 5 members became 1 samples; 2 are listed in ")
+    done = index_source(**source, options=ScanOptions(key="last_dot"))
+    assert (done.scanned, done.manifest.good_rows) == (1, 2)
+    with pytest.raises(DataError, match="other limits, columns or members"):
+        verify_source(name="src", manifest_uri=f"{tmp_path}/m")
+    assert verify_source(name="src", manifest_uri=f"{tmp_path}/m", options=ScanOptions(key="last_dot")) == 2
+
+
+def change_header(file, change):
+    """Changes what the header of an index file says."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
+    header = json.loads(table.schema.metadata[b"blip3o"])
+    change(header)
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({b"blip3o": json.dumps(header)}), sink)
+    storage.write_bytes(file, sink.getvalue())
 
 
 def pretend_indexed(manifest, row):
     """Makes a manifest and an index file say that they were made of the shard as it is now."""
     file = f"{manifest.uri}/index/{row.shard:05d}.parquet"
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
-    header = json.loads(table.schema.metadata[b"blip3o"])
-    header["row"]["version"] = row.version
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({b"blip3o": json.dumps(header)}), sink)
-    storage.write_bytes(file, sink.getvalue())
+    change_header(file, lambda header: header["row"].update(version=row.version))
     write_manifest(manifest.uri, manifest.name, [row if old.shard == row.shard else old for old in manifest.shards])
