@@ -4,17 +4,19 @@ Takes bytes that nobody has vouched for: only the formats of training sets are t
 are made, and no copy of more than `MAX_PIXELS` is made. Normalising to floats is the model's business.
 """
 
+import functools
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from blip3o.config.fit import FitConfig
 from blip3o.config.shards import MAX_PIXELS
+from blip3o.data.containers import image_format
 from blip3o.data.damage import DamagedSampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -37,13 +39,38 @@ def decode_image(data: bytes, size: int, fit: FitConfig = CROP) -> np.ndarray:
     return to_square(open_image(data, at_least=size), size, fit)
 
 
-def open_image(data: bytes, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Encoded bytes → an upright RGB image on white.
+def open_image(
+    data: bytes,
+    *,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: Collection[str] = FORMATS,
+) -> Image.Image:
+    """Encoded bytes → an upright RGB image on white; of a file with several frames, the first.
 
-    `at_least` allows a JPEG to be decoded smaller, its shorter side no less than twice that. Raises as `decode_image`.
+    `at_least` allows a JPEG to be decoded smaller, its shorter side no less than twice that. `formats` are the formats
+    that are tried, by the names of `image_format`; see `decodable`. Raises as `decode_image`.
     """
     with _explained(max_pixels):
-        return _upright(_header(data, at_least, max_pixels))
+        return _upright(_header(data, at_least, max_pixels, formats))
+
+
+@functools.cache
+def decodable(kind: str) -> bool:
+    """Whether a decoder is installed for a format that `image_format` names. HEIC needs the package pillow-heif."""
+    if kind == "HEIC":
+        return _register_heif()
+    Image.init()
+    return kind in Image.OPEN and (kind not in ("AVIF", "WEBP") or features.check(kind.lower()))
+
+
+def _register_heif() -> bool:
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
@@ -57,16 +84,23 @@ def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
     squares: dict[View, np.ndarray] = {}
     for size, fit in dict.fromkeys(views):
         with _explained(MAX_PIXELS):
-            header = _header(data, size, MAX_PIXELS)
+            header = _header(data, size, MAX_PIXELS, FORMATS)
             if header.size not in decoded:
                 decoded[header.size] = _upright(header)
         squares[size, fit] = to_square(decoded[header.size], size, fit)
     return squares
 
 
-def _header(data: bytes, at_least: int | None, max_pixels: int) -> Image.Image:
+def _header(data: bytes, at_least: int | None, max_pixels: int, formats: Collection[str]) -> Image.Image:
     """A picture whose pixels are not made yet; its size is that to which it will be decoded."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    kind = image_format(data)
+    if kind is None:
+        raise DamagedSampleError(f"undecodable image: no {', '.join(formats)}")
+    if kind not in formats:
+        raise DamagedSampleError(f"undecodable image: format {kind}, only {', '.join(formats)} are read")
+    if not decodable(kind):
+        raise DamagedSampleError(f"undecodable image: format {kind}, and no decoder of it is installed")
+    image = Image.open(io.BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind])
     if image.width * image.height > max_pixels:
         raise DamagedSampleError(f"image too large: {image.width}x{image.height} pixels, limit {max_pixels}")
     if at_least is not None:
@@ -85,7 +119,7 @@ def _explained(max_pixels: int) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:  # its text names an address in memory, another one each time
-        raise DamagedSampleError(f"undecodable image: no {', '.join(FORMATS)}") from error
+        raise DamagedSampleError("undecodable image: damaged header") from error
     except Image.DecompressionBombError as error:
         raise DamagedSampleError(f"image too large: over {max_pixels} pixels") from error
     except DAMAGE as error:

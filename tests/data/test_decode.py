@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip3o.config.model import FitConfig
+from blip3o.data.containers import image_format
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import MAX_PIXELS, decode_image, decode_views, open_image, to_square
+from blip3o.data.decode import MAX_PIXELS, decodable, decode_image, decode_views, open_image, to_square
 from tests.data.shards import UNHURRIED, encode, png_bomb
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
@@ -208,10 +209,31 @@ def test_bombs_are_refused_by_their_size(width, height):
         decode_image(png_bomb(width, height), 8)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(40)])
-def test_what_is_no_image_is_refused(data):
-    with pytest.raises(DamagedSampleError, match="undecodable image: no JPEG, PNG, WEBP$"):
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no JPEG, PNG, WEBP"),
+        (b"no image", "no JPEG, PNG, WEBP"),
+        (b"BM, a text", "no JPEG, PNG, WEBP"),
+        (b"GIF89a" + bytes(40), "format GIF, only JPEG, PNG, WEBP are read"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "format HEIC, only JPEG, PNG, WEBP are read"),
+        (b"\x89PNG\r\n\x1a\n", "damaged header"),
+    ],
+)
+def test_what_is_no_image_is_refused(data, reason):
+    with pytest.raises(DamagedSampleError, match=f"^undecodable image: {reason}$"):
         decode_image(data, 8)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "GIF", "AVIF"])
+def test_further_formats_are_read_where_they_are_asked_for(kind):
+    image = smooth(24, 16)
+    data = encode(image, kind)
+    assert image_format(data) == kind and decodable(kind)
+    found = np.asarray(open_image(data, formats=(*FORMATS, kind)), int)
+    assert np.abs(found - np.asarray(image)).mean() < 8
+    with pytest.raises(DamagedSampleError, match=f"format {kind}"):
+        open_image(data)
 
 
 JPEGS = [encode(photo(200, 160), "JPEG", progressive=progressive) for progressive in (False, True)]
