@@ -20,7 +20,7 @@ class SourceLocation:
 
 def below_root(data: DataConfig, uri: str) -> str:
     """`uri` itself if it is absolute, else `data.root` joined with it."""
-    return uri if "://" in uri or uri.startswith("/") else storage.join(data.root, uri)
+    return storage.within(data.root, uri)
 
 
 def source_locations(data: DataConfig, sources: Sequence[SourceConfig] | None = None) -> list[SourceLocation]:

@@ -9,23 +9,27 @@ URI and what to do about it.
 
 import errno
 import functools
+import logging
 import os
 import posixpath
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from pyarrow import NativeFile, fs
 
 from blip3o.data import s3
 from blip3o.data.retry import patiently
+from blip3o.data.uris import BadUriError, is_canonical, join, normalize, shown
+from blip3o.data.uris import within as within
 from blip3o.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,47 +50,7 @@ class MissingFileError(StorageError):
     """The store answers, and there is no such file."""
 
 
-class BadUriError(StorageError):
-    """A URI that no file can have, whatever the state of the store."""
-
-
-_FORMS = "use s3://bucket/key, file:///path or a plain path"
-_OBJECT = re.compile(r"s3://[A-Za-z0-9._:-]+(/(?!\.{1,2}(/|$))[^/]*)*")  # a key is not resolved as a path is
 _FAULTS_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def shown(uri: str) -> str:
-    """A URI as one line that can be encoded: control characters and halves of surrogate pairs are escaped."""
-    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), uri)
-
-
-def normalize(uri: str) -> str:
-    """The canonical form of a URI: `s3://…` as it is, local paths absolute and without `file://`; no trailing slash.
-
-    Raises `BadUriError` for what no file can be called.
-    """
-    if re.search("[\x00\ud800-\udfff]", uri):
-        raise BadUriError(f"{shown(uri)} holds a NUL or is not UTF-8: correct the name, or rename the file")
-    try:
-        scheme = urlsplit(uri).scheme
-    except ValueError as error:  # of brackets that hold no IPv6 address
-        raise BadUriError(f"{shown(uri)} is no URI: {error}: {_FORMS}") from error
-    if scheme == "s3":
-        if not _OBJECT.fullmatch(uri):
-            raise BadUriError(f"{shown(uri)} names no object: use s3://bucket/key, without a folder '.' or '..'")
-        return uri.rstrip("/")
-    if scheme not in ("", "file"):
-        raise BadUriError(f"unknown scheme '{scheme}' in {shown(uri)}: {_FORMS}")
-    try:
-        return str(Path(uri.removeprefix("file://")).expanduser().absolute())
-    except RuntimeError as error:
-        raise BadUriError(f"{shown(uri)}: no user of that name has a home here: write the path in full") from error
-
-
-def join(uri: str, *parts: str) -> str:
-    """`uri` and `parts` joined by single slashes."""
-    return posixpath.join(uri.rstrip("/"), *parts)
 
 
 @functools.lru_cache(maxsize=4)
@@ -353,7 +317,7 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.S3FileSystem):
         _require_bucket(uri, filesystem, path)
-        found = [_file_info(item) for item in _tried(uri, lambda: s3.objects_below(path))]
+        found = _addressable(_file_info(item) for item in _tried(uri, lambda: s3.objects_below(path)))
     else:
         everything = fs.FileSelector(path, recursive=True, allow_not_found=True)
         infos = _tried(uri, lambda: filesystem.get_file_info(everything))
@@ -361,6 +325,17 @@ def list_files(uri: str, *, suffix: str = "") -> list[FileInfo]:
             files = [it for it in infos if it.type == fs.FileType.File]
             found = [FileInfo(uri=it.path, size=it.size, version=str(it.mtime_ns)) for it in files]
     return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
+
+
+def _addressable(files: Iterable[FileInfo]) -> list[FileInfo]:
+    """Leaves out, with a warning, the objects whose keys no URI of ours stands for: those with `//`, `.` or `..`."""
+    kept = []
+    for file in files:
+        if is_canonical(file.uri):
+            kept.append(file)
+        else:
+            logger.warning("%s is left out: its key has '//', '.' or '..': rename it", shown(file.uri))
+    return kept
 
 
 def list_folders(uri: str) -> list[str]:
