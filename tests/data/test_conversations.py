@@ -1,4 +1,4 @@
-"""Conversations in LLaVA's and OpenAI's form: told in order, without the image's mark; what cannot be told is damage."""
+"""Conversations in LLaVA's and OpenAI's form, told in order without the image's mark; what cannot be told is damage."""
 
 import pytest
 
