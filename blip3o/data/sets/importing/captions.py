@@ -120,8 +120,9 @@ def described(items: list[Item], tables: Mapping[str, str]) -> Described:
                 rows[image] = row
                 found.used.add(name)
                 continue
-            twice = f"a second row of '{row.name}'" if image else f"names no picture of this folder: '{row.name}'"
-            found.left_out.append(file_entry(f"{name}/{number}", uri, row.fault or f"row {number} is {twice}"))
+            what = "has another row already" if image else "is no picture of this folder"
+            reason = row.fault or f"row {number} is not read: '{row.name}' {what}"
+            found.left_out.append(file_entry(f"{name}/{number}", uri, reason))
     found.items.extend(_with_row(item, rows.get(item.image), unread) for item in items)
     return found
 

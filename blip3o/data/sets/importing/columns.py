@@ -35,6 +35,8 @@ class TableOptions:
 
     def is_row(self, value: Mapping[str, Any]) -> bool:
         """Whether an object is a row itself, and not something that holds rows."""
+        if any(_is_talk(value.get(name)) for name in TALKS):
+            return True
         texts = {name.lower() for name in value} & {*self.caption_names, *LISTS}
         return any(self.is_image(name) and (texts or isinstance(held, str)) for name, held in value.items())
 
@@ -54,6 +56,11 @@ class TableOptions:
     def caption_names(self) -> tuple[str, ...]:
         """The names of the caption's column in lower case, the likeliest first."""
         return _lowered(self.caption_column) or (*CAPTION_COLUMNS, *MORE_CAPTION_COLUMNS)
+
+
+def _is_talk(value: object) -> bool:
+    turn = value[0] if isinstance(value, list) and value else None
+    return isinstance(turn, dict) and not turn.keys().isdisjoint(("from", "role"))
 
 
 def _lowered(name: str | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ file means them where reading them as they stand fails.
 """
 
 import csv
+import functools
 import io
 import json
 import re
@@ -23,6 +24,7 @@ _SEP_LINE = re.compile(r'"?sep=(.)"?[ \t]*(?:\r\n|\r|\n|$)', re.IGNORECASE)
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 _HEADER_CHARS = 2**16
 _PICTURE_NAME = re.compile(r".+\.(jpe?g|png|webp|tiff?|bmp|gif|avif|heic)", re.IGNORECASE)
+_SPACED_QUOTES = re.compile(r' +"[^"]*" *')
 # Under this key are values beyond the last column.
 SURPLUS = None
 
@@ -54,8 +56,8 @@ def csv_rows(text: str, options: TableOptions, *, tabs: bool) -> tuple[list[dict
     twice.
     """
     text, dialect = _sniffed(text.lstrip("\r\n"), options, tabs=tabs)
-    header, *rows = _parsed(text, dialect) or [[]]
-    names = _names(header)
+    header, *rows = _parsed(text, dialect, options) or [[]]
+    names = _names([_trimmed(name, options) for name in header])
     found = f"{', '.join(map(repr, names[:12]))}, delimited by {dialect}"
     if not any(map(options.is_image, names)):
         raise ValueError(_no_image_column(found, header, options))
@@ -86,17 +88,23 @@ def _first(text: str, dialect: Dialect) -> list[str]:
         return []
 
 
-def _parsed(text: str, dialect: Dialect) -> list[list[str]]:
-    """All rows with the header, by the first way of reading under which none has more values than that."""
+def _trimmed(name: str, options: TableOptions) -> str:
+    """A name without spaces around it where it is one that we look for; others are the user's own."""
+    bare = name.strip().strip("\ufeff")
+    return bare if options.is_image(bare) or options.is_word(bare) else name
+
+
+def _parsed(text: str, dialect: Dialect, options: TableOptions) -> list[list[str]]:
+    """All rows with the header, by the first way of reading that suits all of them."""
     found: list[list[str]] | None = None
     faults = []
-    for way in _ways(text, dialect):
+    for way in _ways(text, dialect, options):
         try:
             rows = _all_rows(text, way)
         except ValueError as error:
             faults.append(error)
             continue
-        if all(len(row) <= len(rows[0]) for row in rows):
+        if all(map(functools.partial(_suits, way, len(rows[0]) if rows else 0), rows)):
             return rows
         if way.quoted:
             found = found or rows
@@ -105,9 +113,15 @@ def _parsed(text: str, dialect: Dialect) -> list[list[str]]:
     return found
 
 
-def _ways(text: str, dialect: Dialect) -> Iterator[Dialect]:
+def _suits(way: Dialect, columns: int, row: Sequence[str]) -> bool:
+    """Whether a row has no more values than columns, and no quotes that stand for themselves after a space."""
+    return len(row) <= columns and (way.spaces or not any(map(_SPACED_QUOTES.fullmatch, row)))
+
+
+def _ways(text: str, dialect: Dialect, options: TableOptions) -> Iterator[Dialect]:
     """How a text can be read: as it stands, with spaces after delimiters skipped, without quotes."""
-    spaced = any(name.startswith(" ") for name in _first(text, dialect)[1:])
+    header = _first(text, dialect)
+    spaced = any(name.startswith(" ") and _trimmed(name, options) != name for name in header)
     if not spaced:
         yield dialect
     if dialect.delimiter != " " and (spaced or re.search(f'{re.escape(dialect.delimiter)} +"', text)):
@@ -132,12 +146,16 @@ def _all_rows(text: str, dialect: Dialect) -> list[list[str]]:
 def _names(header: Sequence[str]) -> list[str]:
     """The names of the columns, each once; of several without one, all but the first are called by their number."""
     names: list[str] = []
-    for number, name in enumerate((name.strip().strip("\ufeff") for name in header), start=1):
+    for number, name in enumerate(header, start=1):
         names.append(name or (f"column {number}" if "" in names else ""))
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{Counter(names)[twice[0]]} columns are named '{twice[0]}': rename or remove one")
+    require_unique(names)
     return names
+
+
+def require_unique(names: Sequence[str]) -> None:
+    """Raises `ValueError` if two columns of a table have one name."""
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise ValueError(f"{names.count(twice)} columns are named '{twice}': rename or remove one")
 
 
 def _no_image_column(found: str, header: Sequence[str], options: TableOptions) -> str:

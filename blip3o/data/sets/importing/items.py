@@ -62,14 +62,17 @@ class Listing:
 
 def item_entry(number: int, uri: str, reason: str) -> LedgerEntry:
     """The ledger's row of an item, by its number from 0, that makes no sample."""
-    return LedgerEntry(uid=f"import/{number}", uri=storage.shown(uri), offset=0, size=0, reason=reason, stage=STAGE)
+    return _entry(f"import/{number}", uri, reason)
 
 
 def file_entry(name: str, uri: str, reason: str) -> LedgerEntry:
     """The ledger's row of a file, by its name in the folder, that belongs to no item."""
-    return LedgerEntry(
-        uid=f"{_FILE_UID}{storage.shown(name)}", uri=storage.shown(uri), offset=0, size=0, reason=reason, stage=STAGE
-    )
+    return _entry(f"{_FILE_UID}{name}", uri, reason)
+
+
+def _entry(uid: str, uri: str, reason: str) -> LedgerEntry:
+    uid, uri, reason = map(storage.shown, (uid, uri, reason))
+    return LedgerEntry(uid=uid, uri=uri, offset=0, size=0, reason=reason, stage=STAGE)
 
 
 def is_file_entry(entry: LedgerEntry) -> bool:

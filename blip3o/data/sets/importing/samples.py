@@ -31,8 +31,9 @@ def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> 
         decode_caption(whole["captions"][0].encode(), max_chars=limits.max_caption_chars)
         writer.record_bytes(whole)
     except DamagedSampleError as found:
-        missing = found.reason == "missing caption" and item.hint
-        raise DamagedSampleError(f"{found.reason}: {item.hint}") from found if missing else found
+        if found.reason != "missing caption" or not item.hint:
+            raise
+        raise DamagedSampleError(f"{found.reason}: {item.hint}") from found
     except RecursionError as error:
         raise DamagedSampleError("record is nested too deeply") from error
     return writer.Sample(key=f"{number:07d}", image=picture.data, ext=picture.ext, record=whole)

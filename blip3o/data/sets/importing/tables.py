@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from blip3o.data import storage
 from blip3o.data.sets.importing.columns import TableOptions
-from blip3o.data.sets.importing.csv_rows import csv_rows
+from blip3o.data.sets.importing.csv_rows import csv_rows, require_unique
 from blip3o.data.sets.importing.encodings import decoded
 from blip3o.data.sets.importing.items import Item, Listing
 from blip3o.data.sets.importing.json_rows import json_rows
@@ -91,10 +90,6 @@ def _rows(kind: str, data: bytes, options: TableOptions) -> tuple[list[Any], str
 
 
 def _parquet_rows(data: bytes) -> tuple[list[Any], str]:
-    table = pq.read_table(io.BytesIO(data))
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-    if twice:
-        raise ValueError(
-            f"{Counter(table.column_names)[twice[0]]} columns are named '{twice[0]}': rename or remove one"
-        )
+    table = pq.ParquetFile(io.BytesIO(data)).read()
+    require_unique(table.column_names)
     return table.to_pylist(), ", ".join(map(repr, table.column_names))
