@@ -105,9 +105,10 @@ def _converted(data: bytes, kind: str, max_pixels: int) -> Picture:
 
 
 def _facts(data: bytes, kind: str) -> tuple[str, int]:
-    """The mode of a picture that was decoded, and how many frames or pages its file has, as far as they can be read."""
-    image = Image.open(io.BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind])
+    """The mode of a picture that can be decoded, and how many frames or pages its file has: "" and 1 where its
+    metadata hide them."""
     try:
+        image = Image.open(io.BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind])
         return image.mode, getattr(image, "n_frames", 1)
-    except DAMAGE:  # of frames that are not stored
-        return image.mode, 1
+    except (*DAMAGE, Image.DecompressionBombError):
+        return "", 1

@@ -72,6 +72,9 @@ _LINKS = ("..", ".", "0.jpg", "sub", "/nowhere/x", "../.git/annex/objects/x", "s
 def make_folder(rng: random.Random, root: Path) -> None:
     """Files, links and folders below `root`, many with names and contents that make trouble."""
     root.mkdir(parents=True)
+    if rng.random() < 0.8:
+        (root / "good.png").write_bytes(png(99))
+        (root / "good.txt").write_bytes(b"said")
     for number in range(rng.randint(0, 14)):
         folder = root / rng.choice(_FOLDERS)
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +88,10 @@ def make_folder(rng: random.Random, root: Path) -> None:
             os.mkfifo(path)
         else:
             path.write_bytes(png(number) if rng.random() < 0.4 else rng.choice(_CONTENTS))
+        if rng.random() < 0.6:
+            text = path.with_name(rng.choice((f"{path.stem}.txt", f"{path.stem}.json", f"{path.name}.caption")))
+            if not text.exists() and not text.is_symlink():
+                text.write_bytes(rng.choice((b"said", b'{"caption": "said"}')))
 
 
 def check_account(done: Imported, root: Path) -> None:
@@ -169,29 +176,33 @@ _NAMES = (
     "qa",
     "prompt",
 )
-_ENDINGS = ("csv", "tsv", "tab", "CSV", "json", "jsonl", "ndjson", "csv.gz", "json.gz", "parquet")
+_CSV, _JSON = ("csv", "tsv", "tab", "CSV", "csv.gz"), ("json", "jsonl", "ndjson", "json.gz", "JSONL.GZ")
+_ENDINGS = (*_CSV, *_JSON, "parquet")
 
 
 def make_table(rng: random.Random) -> tuple[str, bytes]:
     """The name and the content of a table, or of what is hardly one."""
-    names = rng.choices(_NAMES, k=rng.randint(1, 4))
-    rows = [
-        [rng.choice(_CELLS) for _ in range(rng.choice((len(names), rng.randint(0, 5))))]
-        for _ in range(rng.randint(0, 5))
-    ]
-    if rng.random() < 0.5:
+    names = ["image", "caption", *rng.choices(_NAMES, k=rng.randint(0, 2))]
+    rows = [["a.png", "said"], *([rng.choice(_CELLS) for _ in names] for _ in range(rng.randint(0, 5)))]
+    if rng.random() < 0.3:
+        names = rng.choices(_NAMES, k=rng.randint(1, 4))
+    if rng.random() < 0.3:
+        rows.append(rng.choices(_CELLS, k=rng.randint(0, 6)))
+    csv = rng.random() < 0.5
+    if csv:
         mark = rng.choice((",", ", ", ";", "\t", "|"))
-        quote = rng.choice(("{}", '"{}"', "'{}'"))
+        quote = rng.choice(("{}", '"{}"', '"{}"', "'{}'"))
         end = rng.choice(("\n", "\r\n", "\r"))
         text = end.join(mark.join(quote.format(cell) for cell in row) for row in [names, *rows])
         text = rng.choice(("", "", "", f"sep={mark[0]}\n")) + text
     else:
-        values = [dict(zip(names, [_value(rng, cell) for cell in row], strict=False)) for row in rows]
+        values = [dict(zip(names, [_value(rng, cell) for cell in row], strict=False)) for row in rows[1:]]
+        values.append({"image": "b.png", "caption": "said"})
         text = rng.choice((json.dumps(values), "\n".join(map(json.dumps, values)), json.dumps({"data": values})))
     data = text.encode(rng.choice(("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-8")), "replace")
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         data = _damaged(rng, data)
-    ending = rng.choice(_ENDINGS)
+    ending = rng.choice(_ENDINGS if rng.random() < 0.1 else _CSV if csv else _JSON)
     return f"t.{ending}", gzip.compress(data) if ending.endswith("gz") and rng.random() < 0.9 else data
 
 
@@ -231,7 +242,7 @@ def fuzz_table(seed: int, folder: Path) -> Imported | None:
     rng = random.Random(seed)
     name, data = make_table(rng)
     storage.write_bytes(f"{pictures(folder / 'in')}/{name}", data)
-    options = TableOptions(delimiter=rng.choice((None, None, None, ";", '"', "\n")))
+    options = TableOptions(delimiter=rng.choice((";", '"', "\n")) if rng.random() < 0.05 else None)
     done = _imported(f"{folder}/in/{name}", f"{folder}/out", options)
     if done is not None:
         assert len(samples(done)) + len(done.damage) == len(done.listing.items)
