@@ -147,7 +147,7 @@ LLAVA = {  # what is said, and the answer that is told or the reason that is lis
     "empty answer": (says("human", ASKED, "gpt", ""), "says nothing: turn 2 ('gpt')"),
     "empty list": (
         [],
-        "missing caption: row 13 has nothing in any of caption, text, prompt, its columns are 'id', 'image'",
+        "nothing in any of caption, text, prompt (or --caption-column), its columns are 'id', 'image'",
     ),
     "role and content": (says("user", ASKED, "assistant", "A cat.", keys=("role", "content")), "A cat."),
     "from user": (says("user", ASKED, "assistant", "A cat."), "A cat."),

@@ -26,6 +26,7 @@ from blip3o.data.sets.importing.tables import ENDINGS, list_table, table_kind
 from blip3o.errors import DataError
 
 KINDS_SHOWN = 8
+_SHARDS_HINT = "; shards (.tar, .parquet with the pictures) need no import: python -m jobs.index reads them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +111,15 @@ def _listed(uri: str, out: str, options: TableOptions) -> Listing:
     if table_kind(uri) and not is_folder(uri):
         return list_table(uri, options)
     if storage.exists(uri):
-        raise DataError(f"{uri} is neither a folder nor a table that is read ({', '.join(ENDINGS)}, also with .gz)")
+        raise DataError(
+            f"{uri} is neither a folder nor a table that is read ({', '.join(ENDINGS)}, also with .gz){_SHARDS_HINT}"
+        )
     listing = list_folder(uri, out)
     if not listing.items:
         found = _counted({**listing.ignored, **listing.skipped}) or "nothing"
         first = f"; {listing.left_out[0].uri}: {listing.left_out[0].reason}" if listing.left_out else ""
-        raise DataError(f"{uri} names no image (jpg, png, webp, …): found {found}{first}: check the path")
+        shards = _SHARDS_HINT if {".tar", ".parquet"} & {*listing.ignored} else ""
+        raise DataError(f"{uri} names no image (jpg, png, webp, …): found {found}{first}: check the path{shards}")
     return listing
 
 

@@ -135,11 +135,7 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
     uri = storage.join(out, _SUMMARY)
     if not storage.exists(uri):
         return None
-    try:
-        document = json.loads(storage.read_bytes(uri))
-        found, splits = document["settings"], document["splits"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{uri} is not a record of ours: take another folder or delete this one") from error
+    found, splits = _document(uri)
     if splits is None:
         return None
     differing = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
@@ -149,6 +145,20 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
     sizes = {posixpath.basename(file.uri): file.size for file in _shards(out)}
     whole = all(sizes.get(shard["name"]) == shard["size"] for shards in splits.values() for shard in shards)
     return _summary(out, splits, built=False) if whole else None
+
+
+def _document(uri: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]] | None]:
+    """The settings and the splits of a dataset.json; None for the splits of a set that is begun."""
+    try:
+        document = json.loads(storage.read_bytes(uri))
+        settings, splits = document["settings"], document["splits"]
+        shards = [shard for listed in (splits or {}).values() for shard in listed]
+        ours = all(isinstance(shard["size"], int) and isinstance(shard["samples"], int) for shard in shards)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        settings, splits, ours = None, None, False
+    if not ours or not isinstance(settings, dict):
+        raise DataError(f"{uri} is not a record of ours: take another folder or delete this one")
+    return settings, splits
 
 
 def write_set(

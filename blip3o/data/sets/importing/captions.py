@@ -17,7 +17,7 @@ from blip3o.data.ledger import LedgerEntry
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.items import Item, file_entry, read_file, readable_name
 from blip3o.data.sets.importing.pictures import PICTURE_EXTENSIONS, extension
-from blip3o.data.sets.importing.tables import table_items
+from blip3o.data.sets.importing.tables import table_items, table_kind
 from blip3o.errors import DataError
 
 CAPTIONS = ("txt", "caption")
@@ -27,7 +27,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 def is_metadata(name: str) -> bool:
     """Whether a file of this name is a table of the pictures in its folder."""
-    return posixpath.basename(name) in _METADATA
+    return posixpath.basename(name).lower() in _METADATA
 
 
 def is_sidecar(name: str) -> bool:
@@ -46,6 +46,7 @@ class Sidecars:
         self._exact: dict[tuple[str, str], str] = {}
         self._composed: dict[tuple[str, str], str] = {}
         self._alike: dict[str, list[str]] = defaultdict(list)
+        self._tables = [name for name in uris if table_kind(name) and not is_sidecar(name) and not is_metadata(name)]
         self._uris = uris
         for name in sorted(uris):
             stem, ext = posixpath.splitext(name)[0], extension(name)
@@ -68,7 +69,10 @@ class Sidecars:
         near = [name for name in self._near(picture) if extension(name) not in PICTURE_EXTENSIONS]
         forms = "NAME.txt, NAME.caption or NAME.json"
         if not near:
-            return f"no {forms} lies next to it"
+            folder = posixpath.dirname(picture)
+            tables = [posixpath.basename(name) for name in self._tables if posixpath.dirname(name) == folder]
+            listed = f"; import {readable_name(tables[0])}, or call it metadata.csv" if tables else ""
+            return f"no {forms} lies next to it{listed}"
         return f"{readable_name(posixpath.basename(near[0]))} lies next to it, but captions are {forms}"
 
     def unused_reason(self, sidecar: str) -> str:

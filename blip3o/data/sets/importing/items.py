@@ -105,7 +105,9 @@ def read_file(uri: str, what: str) -> bytes:
         cause = error if isinstance(error, OSError) else error.__cause__
         if path is None or not isinstance(cause, OSError):
             raise
-        raise DamagedSampleError(f"{what} cannot be read: {cause.strerror or one_line(cause)}") from error
+        raise DamagedSampleError(
+            f"{what} cannot be read: {os.strerror(cause.errno) if cause.errno else one_line(cause)}"
+        ) from error
 
 
 def _local_path(uri: str) -> Path | None:

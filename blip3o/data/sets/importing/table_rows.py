@@ -89,8 +89,8 @@ def _picture(number: int, row: Mapping[Any, Any], options: TableOptions) -> tupl
     if faults:
         raise faults[0]
     raise DamagedSampleError(
-        f"row names no image: row {number} has nothing in any of {', '.join(options.image_names[:7])}, its columns "
-        f"are {_keys(row)}"
+        f"row names no image: row {number} has nothing in any of {', '.join(options.image_names[:7])} (or "
+        f"--image-column), its columns are {_keys(row)}"
     )
 
 
@@ -212,7 +212,8 @@ def _hint(number: int, row: Mapping[Any, Any], options: TableOptions) -> str:
     for column in (columns[name] for name in options.caption_names if name in columns):
         if row[column] is not None:
             return f"row {number} has a {type(row[column]).__name__} in '{column}', not a text"
-    return f"row {number} has nothing in any of {', '.join(options.caption_names[:3])}, its columns are {_keys(row)}"
+    names = ", ".join(options.caption_names[:3])
+    return f"row {number} has nothing in any of {names} (or --caption-column), its columns are {_keys(row)}"
 
 
 def _keys(row: Mapping[Any, Any]) -> str:

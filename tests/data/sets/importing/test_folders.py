@@ -60,6 +60,7 @@ def reasons(entries) -> dict[str, str]:
         ("x.jpg.json", '{"captions": ["said", "more"]}'),
         ("metadata.csv", "file_name,text\nx.jpg,said\n"),
         ("metadata.csv", "file_name;Caption;score\nx.jpg;said;3\n"),
+        ("METADATA.CSV", "file_name,text\nx.jpg,said\n"),
         ("metadata.jsonl", '{"file_name": "./x.jpg", "caption": "said"}'),
         ("metadata.jsonl", '{"file_name": "x.jpg", "caption": ["said", "more"]}'),
         ("x.txt", "said".encode("utf-16")),
@@ -106,8 +107,8 @@ def test_rows_of_metadata_join_what_files_say(folder):
     assert [entry.reason for entry in done.unused] == [
         "row 3 is not read: 'sub/2.png' has another row already",
         "row 4 is not read: 'gone.png' is no picture of this folder",
-        "row names no image: row 5 has nothing in any of image, img_path, image_path, file_name, filename, file, path, "
-        "its columns are 'caption'",
+        "row names no image: row 5 has nothing in any of image, img_path, image_path, file_name, filename, file, path "
+        "(or --image-column), its columns are 'caption'",
     ]
     put(folder, "metadata.jsonl", "\n".join(map(json.dumps, rows[:2])))
     with pytest.raises(DataError, match="holds a set made with digest"):  # a table of pictures is a part of them
@@ -135,6 +136,18 @@ def test_what_lies_next_to_a_picture_without_a_caption_is_named(folder, name, hi
     put(folder, "x.jpg", png(5))
     put(folder, name, "said")
     assert reasons(imported_from(folder).damage)["x.jpg"].startswith(f"missing caption: {hint}")
+
+
+def test_tables_and_shards_in_a_folder_are_pointed_to(folder):
+    put(folder, "sub/2.png", png(2))
+    put(folder, "sub/captions.csv", "image,caption\n2.png,two\n")
+    found = reasons(imported_from(folder).damage)["2.png"]
+    assert found.endswith("lies next to it; import captions.csv, or call it metadata.csv")
+    put(folder.parent, "shards/0.tar", "x")
+    with pytest.raises(
+        DataError, match=r"found 1 x .tar: check the path; shards .* need no import: python -m jobs.index"
+    ):
+        imported_from(folder.parent / "shards")
 
 
 def test_texts_without_a_picture_are_listed(folder):

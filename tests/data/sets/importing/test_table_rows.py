@@ -124,7 +124,7 @@ def test_one_picture_is_in_one_split_wherever_it_stands(tmp_path):
         ({"image": "deep", "caption": "x"}, "unusable image path"),
         (
             {"image": "a.png"},
-            "missing caption: row 2 has nothing in any of caption, text, prompt, its columns are 'image'",
+            r"missing caption: row 2 has nothing .*prompt \(or --caption-column\), its columns are 'image'",
         ),
         ({"image": "a.png", "caption": ["", " "]}, "missing caption: row 2 has a list in 'caption', not a text"),
         ({"image": "a.png", "caption": {"en": "x"}}, "missing caption: row 2 has a dict in 'caption', not a text"),
