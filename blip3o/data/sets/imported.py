@@ -108,18 +108,19 @@ def import_set(
 
 
 def _listed(uri: str, out: str, options: TableOptions) -> Listing:
+    name = storage.shown(uri)
     if table_kind(uri) and not is_folder(uri):
         return list_table(uri, options)
     if storage.exists(uri):
         raise DataError(
-            f"{uri} is neither a folder nor a table that is read ({', '.join(ENDINGS)}, also with .gz){_SHARDS_HINT}"
+            f"{name} is neither a folder nor a table that is read ({', '.join(ENDINGS)}, also with .gz){_SHARDS_HINT}"
         )
     listing = list_folder(uri, out)
     if not listing.items:
         found = _counted({**listing.ignored, **listing.skipped}) or "nothing"
         first = f"; {listing.left_out[0].uri}: {listing.left_out[0].reason}" if listing.left_out else ""
         shards = _SHARDS_HINT if {".tar", ".parquet"} & {*listing.ignored} else ""
-        raise DataError(f"{uri} names no image (jpg, png, webp, …): found {found}{first}: check the path{shards}")
+        raise DataError(f"{name} names no image (jpg, png, webp, …): found {found}{first}: check the path{shards}")
     return listing
 
 

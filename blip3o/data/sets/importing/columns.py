@@ -11,9 +11,9 @@ _MORE_IMAGE_COLUMNS = (
     *("image_url", "url"),
 )
 CAPTION_COLUMNS = ("caption", "text", "prompt")
-MORE_CAPTION_COLUMNS = ("txt", "comment", "description", "sentence", "alt_text", "alt")
+_MORE_CAPTION_COLUMNS = ("txt", "comment", "description", "sentence", "alt_text", "alt")
 TALKS = ("conversations", "messages")
-LISTS = (*TALKS, "captions", "qa", "caption_qa")
+LISTS = ("conversations", "captions", "qa", "caption_qa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class TableOptions:
 
     def is_word(self, name: str) -> bool:
         """Whether a column of this name holds text, also where it looks like a number."""
-        known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *_MORE_IMAGE_COLUMNS, *MORE_CAPTION_COLUMNS)
+        known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *_MORE_IMAGE_COLUMNS, *_MORE_CAPTION_COLUMNS)
         return name.lower() in (*known, *_lowered(self.image_column), *_lowered(self.caption_column))
 
     def is_row(self, value: Mapping[str, Any]) -> bool:
         """Whether an object is a row itself, and not something that holds rows."""
         if any(_is_talk(value.get(name)) for name in TALKS):
             return True
-        texts = {name.lower() for name in value} & {*self.caption_names, *LISTS}
+        texts = {name.lower() for name in value} & {*self.caption_names, *TALKS, *LISTS}
         return any(self.is_image(name) and (texts or isinstance(held, str)) for name, held in value.items())
 
     @property
@@ -55,7 +55,7 @@ class TableOptions:
     @property
     def caption_names(self) -> tuple[str, ...]:
         """The names of the caption's column in lower case, the likeliest first."""
-        return _lowered(self.caption_column) or (*CAPTION_COLUMNS, *MORE_CAPTION_COLUMNS)
+        return _lowered(self.caption_column) or (*CAPTION_COLUMNS, *_MORE_CAPTION_COLUMNS)
 
 
 def _is_talk(value: object) -> bool:

@@ -39,9 +39,14 @@ class Dialect:
 
     def rows(self, text: str) -> Iterator[list[str]]:
         """The rows of a text, empty ones left out. Raises `csv.Error` for quotes that do not match."""
-        quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
         lines = io.StringIO(text, newline="")
-        reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.spaces, quoting=quoting, strict=True)
+        reader = csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            skipinitialspace=self.spaces,
+            quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
+            strict=True,
+        )
         yield from (row for row in reader if row)
 
     def __str__(self) -> str:

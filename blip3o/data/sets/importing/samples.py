@@ -8,6 +8,7 @@ from blip3o.data.damage import DamagedSampleError
 from blip3o.data.sample import Stored, decode_caption, decode_record, decode_words
 from blip3o.data.sets import writer
 from blip3o.data.sets.importing.encodings import as_utf8
+from blip3o.data.sets.importing.inline import content_name
 from blip3o.data.sets.importing.items import Item, read_file, readable_name
 from blip3o.data.sets.importing.pictures import Picture, found_instead, stored_picture
 from blip3o.rng import derive_seed
@@ -73,9 +74,10 @@ def _sidecar(uri: str, what: str) -> bytes:
 def _record(item: Item, theirs: dict[str, Any], caption: str, picture: Picture, heldout: float) -> dict[str, Any]:
     """The record that is stored: theirs, with the fields of ours; what theirs says under those names is kept apart."""
     name = readable_name(item.name)
+    key = name if item.data is None else content_name(item.data)  # what tables call theirs may be one name for all
     ours: dict[str, Any] = {
         "source": "import",
-        "split": "heldout" if derive_seed("import", "split", name) < heldout * 2**63 else "train",
+        "split": "heldout" if derive_seed("import", "split", key) < heldout * 2**63 else "train",
         "captions": theirs.get("captions") or [caption],
         "file": name,
     }

@@ -15,7 +15,7 @@ from typing import Any
 from blip3o.data import storage
 from blip3o.data.conversations import conversation_pairs, image_sources, without_sources
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.sets.importing.columns import LISTS, MORE_CAPTION_COLUMNS, TALKS, TableOptions
+from blip3o.data.sets.importing.columns import CAPTION_COLUMNS, LISTS, TALKS, TableOptions
 from blip3o.data.sets.importing.csv_rows import SURPLUS
 from blip3o.data.sets.importing.inline import (
     bytes_of_base64,
@@ -26,7 +26,6 @@ from blip3o.data.sets.importing.inline import (
 )
 from blip3o.data.sets.importing.items import Item
 from blip3o.data.sets.importing.json_rows import Repeated
-from blip3o.errors import one_line
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -51,11 +50,18 @@ def _item(table: str, number: int, row: object, options: TableOptions) -> Item:
     _read_lists(record)
     caption = _caption(record, options)
     _read_messages(record, needed=caption is None)
-    more = {"caption": caption, "record": record, "hint": _hint(number, row, options)}
-    if picture.data is not None:
-        return Item(name=picture.name, image=table, data=picture.data, **more)
-    first, *others = (storage.within(posixpath.dirname(table), path) for path in _spellings(picture.name))
-    return Item(name=picture.name, image=first, others=tuple(others), **more)
+    first, *others = [table]
+    if picture.data is None:
+        first, *others = (storage.within(posixpath.dirname(table), path) for path in _spellings(picture.name))
+    return Item(
+        name=picture.name,
+        image=first,
+        others=tuple(others),
+        data=picture.data,
+        caption=caption,
+        record=record,
+        hint=_hint(number, row, options),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,37 +160,47 @@ def _spellings(path: str) -> list[str]:
 def _read_lists(record: dict[Any, Any]) -> None:
     """Lists that a CSV holds as JSON; one caption where several could be."""
     for name in LISTS:
-        if isinstance(value := record.get(name), str) and value.lstrip().startswith("["):
-            try:
-                record[name] = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise DamagedSampleError(f"{name} is not a list in JSON: {one_line(error)}") from error
+        if name in record:
+            record[name] = _listed(record[name])
     if isinstance(record.get("captions"), str):
         record["captions"] = [record["captions"]] if record["captions"].strip() else []
 
 
+def _listed(value: object) -> object:
+    """A list that is written as JSON; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):  # a text, then; where it may be none, whoever reads the record says so
+        return value
+
+
 def _caption(record: dict[Any, Any], options: TableOptions) -> str | None:
-    """The caption, or None where the record itself has one; of several in a list, all become the record's."""
+    """The caption, or None where the record itself has one; of several in a list, all become the record's.
+
+    A text in a column of captions comes first, then what the record has of its own, then lists, numbers, and columns
+    that only may hold captions.
+    """
     columns = _by_name(record)
     usual = [columns[name] for name in options.caption_names if name in columns]
-    more = [column for column in usual if column.lower() in MORE_CAPTION_COLUMNS]
-    for column in (one for one in usual if one not in more or options.caption_column):
-        if caption := _text(record, column):
-            return caption
+    likely = [column for column in usual if options.caption_column or column.lower() in CAPTION_COLUMNS]
+    texts = [value for value in map(record.get, likely) if isinstance(value, str) and value.strip()]
+    if texts:
+        return str(texts[0])
     task = record.get("Task1")
     if record.get("captions") or (isinstance(task, dict) and task.get("Caption")) or any(map(record.get, TALKS)):
         return None
-    found = next((caption for column in more if (caption := _text(record, column))), None)
-    blank = any(record[column] == "" or str(record[column]).isspace() for column in usual)
-    return found or ("" if blank else None)
+    blank = any(isinstance(record[column], str) for column in likely)
+    return next((caption for column in usual if (caption := _text(record, column))), "" if blank else None)
 
 
 def _text(record: dict[Any, Any], column: str) -> str:
-    """The text of a column, empty where there is none."""
+    """The text of a column, empty where there is none. Several become the record's captions."""
     value = record[column]
-    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
         texts = [text for text in value if text.strip()]
-        if texts and not record.get("captions"):
+        if texts:
             del record[column]
             record["captions"] = texts
         return texts[0] if texts else ""
@@ -195,12 +211,14 @@ def _text(record: dict[Any, Any], column: str) -> str:
 
 def _read_messages(record: dict[Any, Any], *, needed: bool) -> None:
     """`messages` that are a conversation become the record's; pictures in its parts are named once, by the row."""
-    if not record.get("conversations") and isinstance(record.get("messages"), list):
+    messages = _listed(record.get("messages"))
+    if messages and not record.get("conversations"):
         try:
-            conversation_pairs(record["messages"])
-            record["conversations"] = record.pop("messages")
+            conversation_pairs(messages)
+            record["conversations"] = messages
+            del record["messages"]
         except DamagedSampleError:
-            if needed and record["messages"]:
+            if needed:
                 raise
     if image_sources(record.get("conversations")):
         record["conversations"] = without_sources(record["conversations"])

@@ -46,18 +46,18 @@ def list_table(uri: str, options: TableOptions) -> Listing:
 
 def table_items(uri: str, data: bytes, options: TableOptions) -> tuple[Item, ...]:
     """The rows of a table, given as its bytes. Raises `DataError` if it cannot be read or has no rows."""
-    kind = table_kind(uri)
+    kind, name = table_kind(uri), storage.shown(uri)
     try:
         rows, found = _rows(kind, _unpacked(data), options)
     except _DAMAGE as error:
-        raise DataError(f"{uri} cannot be read as {kind}: {_told(error, kind)}") from error
+        raise DataError(f"{name} cannot be read as {kind}: {_told(error)}") from error
     if not rows:
-        raise DataError(f"{uri} has no rows{found and f': its columns are {found}'}")
+        raise DataError(f"{name} has no rows{found and f': its columns are {found}'}")
     table = storage.normalize(uri)
     return tuple(row_item(table, number, row, options) for number, row in enumerate(rows, start=1))
 
 
-def _told(error: Exception, kind: str) -> str:
+def _told(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return one_line(error, limit=600)

@@ -67,6 +67,29 @@ def test_a_picture_is_found_as_it_is_written(tmp_path, image):
     assert [(image, caption) for image, caption, _ in samples(done)] == [(png(1), "x")]
 
 
+@pytest.mark.parametrize(
+    ("row", "captions"),
+    [
+        ({"caption": "x", "text": "y"}, ["x"]),
+        ({"caption": " ", "text": "y"}, ["y"]),
+        ({"caption": 3, "text": "y"}, ["y"]),
+        ({"caption": ["a", "b"], "text": "y"}, ["y"]),
+        ({"caption": ["a", " ", "b"], "alt": "y"}, ["a", "b"]),
+        ({"caption": 3.5}, ["3.5"]),
+        ({"Caption": "x", "captions": ["y", "z"]}, ["y", "z"]),
+        ({"description": "x", "captions": ["y"]}, ["y"]),
+        ({"description": "x", "Task1": {"Caption": "y"}}, ["y"]),
+        ({"Description": "x", "comment": "y"}, ["y"]),
+        ({"captions": "[a cat]"}, ["[a cat]"]),
+        ({"captions": '["a", "b"]'}, ["a", "b"]),
+        ({"text": "x", "caption": None}, ["x"]),
+    ],
+)
+def test_captions_are_found_in_their_order(tmp_path, row, captions):
+    ((_, caption, record),) = samples(import_row(tmp_path, image="b.png", **row))
+    assert record["captions"] == captions and caption == captions[0]
+
+
 def test_names_are_found_in_either_form_of_unicode_and_as_they_are_spelled(tmp_path):
     for number, name in enumerate(("caf\u00e9.png", "nai\u0308ve.png", "100%20.png", "back\\slash.png")):
         storage.write_bytes(f"{tmp_path}/in/{name}", png(number))
@@ -78,10 +101,8 @@ def test_names_are_found_in_either_form_of_unicode_and_as_they_are_spelled(tmp_p
 
 
 def test_one_picture_is_in_one_split_wherever_it_stands(tmp_path):
-    rows = [
-        {"image": f"data:image/png;base64,{base64.b64encode(png(n % 20)).decode()}", "caption": f"{n}"}
-        for n in range(60)
-    ]
+    data = [base64.b64encode(png(number)).decode() for number in range(20)]
+    rows = [{"image": {"bytes": data[n % 20], "path": f"{n % 3}"}, "caption": f"{n}"} for n in range(60)]
     storage.write_bytes(f"{pictures(tmp_path / 'in')}/t.jsonl", "\n".join(map(json.dumps, rows)).encode())
     done = import_set(f"{tmp_path}/in/t.jsonl", f"{tmp_path}/out", heldout=0.4)
     splits = {
@@ -134,7 +155,7 @@ def test_one_picture_is_in_one_split_wherever_it_stands(tmp_path):
         ),
         ({"image": "a.png", "caption": "  "}, "empty caption"),
         ({"image": "a.png", "caption": "x", "captions": [3]}, "captions is not a list of texts"),
-        ({"image": "a.png", "captions": "[1"}, "captions is not a list in JSON"),
+        ({"image": "a.png", "conversations": "[1"}, "conversations is not a list of questions.*: it is a str"),
         (
             '{"image": "a.png", "caption": "x", "caption": "y"}',
             "row gives a key twice: row 2 has 'caption' more than once",
