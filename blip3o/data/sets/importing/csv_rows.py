@@ -24,14 +24,14 @@ _SEP_LINE = re.compile(r'"?sep=(.)"?[ \t]*(?:\r\n|\r|\n|$)', re.IGNORECASE)
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 _HEADER_CHARS = 2**16
 _PICTURE_NAME = re.compile(r".+\.(jpe?g|png|webp|tiff?|bmp|gif|avif|heic)", re.IGNORECASE)
-_SPACED_QUOTES = re.compile(r' +"[^"]*" *')
+_SPACED_QUOTES = re.compile(r' +"[^"]*"')
 # Under this key are values beyond the last column.
 SURPLUS = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How values are told apart. `strict` quotes must match."""
+    """How values are told apart: their delimiter, whether spaces after it are skipped, and whether quotes count."""
 
     delimiter: str
     spaces: bool = False
@@ -53,14 +53,13 @@ class Dialect:
         return "tab" if self.delimiter == "\t" else f"'{self.delimiter}'"
 
 
-def csv_rows(text: str, options: TableOptions, *, tabs: bool) -> tuple[list[dict[Any, Any]], str]:
+def csv_rows(text: str, options: TableOptions) -> tuple[list[dict[Any, Any]], str]:
     """The rows of a table by column, and in words which columns were found.
 
-    A number in a column of no text becomes one, so that selections can compare it. `tabs` says that a tab is the
-    likeliest delimiter. Raises `ValueError` if quotes do not match, no column can hold the picture, or a name is given
-    twice.
+    A number in a column of no text becomes one, so that selections can compare it. Raises `ValueError` if quotes do not
+    match, no column can hold the picture, or a name is given twice.
     """
-    text, dialect = _sniffed(text.lstrip("\r\n"), options, tabs=tabs)
+    text, dialect = _sniffed(text.lstrip("\r\n"), options)
     header, *rows = _parsed(text, dialect, options) or [[]]
     names = _names([_trimmed(name, options) for name in header])
     found = f"{', '.join(map(repr, names[:12]))}, delimited by {dialect}"
@@ -70,15 +69,14 @@ def csv_rows(text: str, options: TableOptions, *, tabs: bool) -> tuple[list[dict
     return [_row(names, words, row) for row in rows], found
 
 
-def _sniffed(text: str, options: TableOptions, *, tabs: bool) -> tuple[str, Dialect]:
+def _sniffed(text: str, options: TableOptions) -> tuple[str, Dialect]:
     """The text without its `sep=` line, and its dialect."""
     delimiter = options.delimiter
     if stated := _SEP_LINE.match(text):
         text, delimiter = text[stated.end() :], delimiter or stated[1]
     if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
         raise ValueError(f"delimiter {delimiter!r}: give one character that is no quote and no end of a line")
-    usual = sorted(DELIMITERS, key=lambda one: one != "\t") if tabs else DELIMITERS
-    candidates = [Dialect(delimiter=one) for one in ([delimiter] if delimiter else usual)]
+    candidates = [Dialect(delimiter=one) for one in ([delimiter] if delimiter else DELIMITERS)]
     headers = [[name.strip() for name in _first(text, one)] for one in candidates]
     best = next((number for number, names in enumerate(headers) if any(map(options.is_image, names))), None)
     if best is None:

@@ -22,10 +22,8 @@ from blip3o.data.sets.importing.pictures import extension, found_instead
 from blip3o.data.sets.importing.table_rows import row_item
 from blip3o.errors import DataError, one_line
 
-_TABS = ("tsv", "tab")
-_TEXTS = ("csv", *_TABS)
 _JSONS = ("jsonl", "ndjson", "json")
-ENDINGS = (*_TEXTS, *_JSONS, "parquet")
+ENDINGS = ("csv", "tsv", "tab", *_JSONS, "parquet")
 _UNPACK = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError)
 
@@ -86,7 +84,7 @@ def _rows(kind: str, data: bytes, options: TableOptions) -> tuple[list[Any], str
         raise ValueError(f"it {instead}")
     if kind in _JSONS:
         return json_rows(decoded(data), is_row=options.is_row), ""
-    return csv_rows(decoded(data), options, tabs=kind in _TABS)
+    return csv_rows(decoded(data), options)
 
 
 def _parquet_rows(data: bytes) -> tuple[list[Any], str]:

@@ -119,6 +119,13 @@ def test_a_table_is_read(tmp_path, name):
     assert done.account() == ["2 of 2 rows became samples, 0 are left out"] and not done.damage
 
 
+@pytest.mark.parametrize(
+    "data", [b'image,caption\na.png, "one"\nb.png,two\n', b'image;caption\na.png;  "one"\nb.png; two\n']
+)
+def test_quotes_after_a_space_are_no_part_of_a_text(tmp_path, data):
+    assert [caption for _, caption, _ in samples(import_table(tmp_path, "t.csv", data))] == ["one", "two"]
+
+
 OPTIONS = [
     (b"thumb;picture;says\nx;a.png;one, 1\nx;b.png;two\n", {"image_column": "Picture", "caption_column": "says"}),
     (b"image^caption\na.png^one, 1\nb.png^two\n", {"delimiter": "^"}),
@@ -222,6 +229,10 @@ def test_what_json_does_not_have_becomes_null(tmp_path):
     done = import_table(tmp_path, "t.jsonl", lines)
     ((_, _, record),) = samples(done)
     assert [record[name] for name in "stv"] == [None, [None, {"u": None}], 1]
+    missing = b'{"image": NaN, "path": "a.png", "caption": NaN, "text": "x"}\n{"image": "b.png", "caption": NaN}'
+    done = import_table(tmp_path / "2", "t.jsonl", missing)
+    assert [caption for _, caption, _ in samples(done)] == ["x"]
+    assert [entry.reason.split(":")[0] for entry in done.damage] == ["missing caption"]
     storage.write_bytes(f"{tmp_path}/side/a.png", png(0))
     storage.write_bytes(f"{tmp_path}/side/a.json", b'{"caption": "x", "s": Infinity}')
     ((_, _, record),) = samples(import_set(f"{tmp_path}/side", f"{tmp_path}/side/out"))
