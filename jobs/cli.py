@@ -32,7 +32,7 @@ app.add_typer(model.app, name="model")
 app.command("runs")(runs.runs)
 app.command("report")(runs.report)
 
-SHOWN = 10  # damaged inputs that an import names
+SHOWN = 10  # inputs of each kind that an import names
 
 Out = Annotated[str, typer.Option(help="folder to write to: s3://bucket/prefix or a local path")]
 
@@ -100,20 +100,33 @@ def dataset_curated(
 
 @dataset.command("import")
 def dataset_import(
-    source: Annotated[str, typer.Argument(help="folder of images with .txt or .json beside them; .csv, .jsonl, .json")],
+    source: Annotated[
+        str,
+        typer.Argument(help="folder of pictures with .txt or .json next to them, or a .csv, .json, .jsonl, .parquet"),
+    ],
     out: Out,
     heldout: Annotated[float, typer.Option(min=0, max=0.9, help="share of samples that is never trained on")] = 0.0,
+    image_column: Annotated[str | None, typer.Option(help="column of a table that names the picture")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="column of a table that holds the caption")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="what delimits a CSV: one character, or tab")] = None,
 ) -> None:
     """Your own images and texts as shards. What cannot be used is left out and listed."""
     from blip3o.data.sets.imported import import_set
+    from blip3o.data.sets.importing.columns import TableOptions
 
+    options = TableOptions(
+        image_column=image_column, caption_column=caption_column, delimiter="\t" if delimiter == "tab" else delimiter
+    )
     with bar("import") as progress:
-        imported = import_set(source, out, heldout=heldout, on_progress=progress)
+        imported = import_set(source, out, heldout=heldout, options=options, on_progress=progress)
     _report(imported.summary)
-    if imported.damage:
-        print(f"left out {len(imported.damage)} samples: blip3o data ledger {imported.ledger}")
-    for entry in imported.damage[:SHOWN]:
-        print(f"  {entry.uri}: {entry.reason}")
+    for what, entries in (("samples", imported.damage), ("other files", imported.unused)):
+        if entries:
+            print(f"left out {len(entries)} {what}: blip3o data ledger {imported.ledger}")
+        for entry in entries[:SHOWN]:
+            print(f"  {entry.uri}: {entry.reason}")
+    for line in imported.account():
+        print(line)
 
 
 Bundle = Annotated[str, typer.Option(help="URI of a bundle (python -m jobs.export)")]

@@ -231,7 +231,7 @@ def _stream(
         if local:
             for folder in {posixpath.dirname(path), posixpath.dirname(target)}:
                 _make_folder(filesystem, folder)
-        file = filesystem.open_output_stream(target)
+        file = filesystem.open_output_stream(target, compression=None)
     with ExitStack() as on_failure:  # an interrupt too: whatever ended the block, its half-written file must not stay
         on_failure.callback(_discard, file, filesystem, target if local else None)
         yield file

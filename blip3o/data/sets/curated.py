@@ -39,7 +39,10 @@ def build_curated(
     there = writer.completed(out, settings)
     if there is not None:
         return there
-    chosen = choose([sample for uri in sets for sample in _training_samples(uri)], samples=samples, seed=seed)
+    pool = [sample for uri in sets for sample in _training_samples(uri)]
+    if not pool:
+        raise DataError(f"{', '.join(sets) or 'no set'} has no training samples: choose from other sets")
+    chosen = choose(pool, samples=samples, seed=seed)
     return writer.write_set(out, chosen, settings=settings, total=len(chosen), samples_per_shard=samples_per_shard)
 
 
@@ -62,8 +65,12 @@ def _kind(record: dict[str, Any]) -> str:
 
 def _curated(number: int, sample: writer.Sample) -> writer.Sample:
     """With one caption, and a key of its own: two sets may name their samples alike."""
-    record = {**sample.record, "captions": [sample.record.get("full_caption") or sample.record["captions"][0]]}
+    record = {**sample.record, "captions": [_fullest(sample.record)]}
     return writer.Sample(key=f"{number:07d}", image=sample.image, ext=sample.ext, record=record)
+
+
+def _fullest(record: dict[str, Any]) -> Any:  # noqa: ANN401 - a JSON value
+    return record.get("full_caption") or record["captions"][0]
 
 
 def _training_samples(uri: str) -> Iterator[writer.Sample]:
@@ -73,12 +80,28 @@ def _training_samples(uri: str) -> Iterator[writer.Sample]:
     if not shards:
         raise DataError(f"{uri} holds no training shards (train-*.tar): build that set first")
     for shard in shards:
-        members: dict[str, dict[str, bytes]] = defaultdict(dict)
-        with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(shard.uri))) as tar:
-            for member in tar:
-                key, _, ext = member.name.partition(".")
-                file = tar.extractfile(member)
-                members[key][ext] = file.read() if file else b""
-        for key, parts in members.items():
-            ext = next(name for name in parts if name not in ("txt", "json"))
-            yield writer.Sample(key=key, image=parts[ext], ext=ext, record=json.loads(parts["json"]))
+        try:
+            yield from _samples(storage.read_bytes(shard.uri))
+        except (tarfile.TarError, EOFError, ValueError, LookupError, TypeError, StopIteration) as error:
+            raise DataError(
+                f"{shard.uri} is no shard of a set that was built here ({type(error).__name__}: {error}): choose from "
+                "such sets"
+            ) from error
+
+
+def _samples(shard: bytes) -> list[writer.Sample]:
+    """The samples of a shard. Raises as reading tars and JSON does, `LookupError` where a part is missing."""
+    members: dict[str, dict[str, bytes]] = defaultdict(dict)
+    with tarfile.open(fileobj=io.BytesIO(shard)) as tar:
+        for member in tar:
+            key, _, ext = member.name.partition(".")
+            file = tar.extractfile(member)
+            members[key][ext] = file.read() if file else b""
+    found = []
+    for key, parts in members.items():
+        ext = next(name for name in parts if name not in ("txt", "json"))
+        record = json.loads(parts["json"])
+        if not isinstance(record["source"], str) or not isinstance(_fullest(record), str):
+            raise TypeError(f"the source or the caption of '{key}' is no text")
+        found.append(writer.Sample(key=key, image=parts[ext], ext=ext, record=record))
+    return found

@@ -9,6 +9,7 @@ set of ours, is refused, never overwritten.
 import hashlib
 import io
 import json
+import math
 import posixpath
 import re
 import tarfile
@@ -24,6 +25,7 @@ Settings = Mapping[str, str | int | None]
 Progress = Callable[[int, int], None]
 
 _SUMMARY = "dataset.json"
+LEDGER = "ledger.parquet"  # of what an import left out
 _SHARD_NAME = re.compile(r"(train|heldout)-\d{5}\.tar")
 
 
@@ -98,8 +100,24 @@ def shard_bytes(samples: Iterable[Sample]) -> bytes:
         for sample in samples:
             _add(tar, f"{sample.key}.{sample.ext}", sample.image)
             _add(tar, f"{sample.key}.txt", sample.record["captions"][0].encode())
-            _add(tar, f"{sample.key}.json", json.dumps(sample.record, ensure_ascii=False).encode())
+            _add(tar, f"{sample.key}.json", record_bytes(sample.record))
     return buffer.getvalue()
+
+
+def record_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON. NaN and infinities, which JSON does not have, are written as null."""
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {_finite(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -117,11 +135,7 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
     uri = storage.join(out, _SUMMARY)
     if not storage.exists(uri):
         return None
-    try:
-        document = json.loads(storage.read_bytes(uri))
-        found, splits = document["settings"], document["splits"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{uri} is not a record of ours: take another folder or delete this one") from error
+    found, splits = _document(uri)
     if splits is None:
         return None
     differing = [key for key in {**found, **settings} if found.get(key) != settings.get(key)]
@@ -131,6 +145,20 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
     sizes = {posixpath.basename(file.uri): file.size for file in _shards(out)}
     whole = all(sizes.get(shard["name"]) == shard["size"] for shards in splits.values() for shard in shards)
     return _summary(out, splits, built=False) if whole else None
+
+
+def _document(uri: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]] | None]:
+    """The settings and the splits of a dataset.json; None for the splits of a set that is begun."""
+    try:
+        document = json.loads(storage.read_bytes(uri))
+        settings, splits = document["settings"], document["splits"]
+        shards = [shard for listed in (splits or {}).values() for shard in listed]
+        ours = all(isinstance(shard["size"], int) and isinstance(shard["samples"], int) for shard in shards)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        settings, splits, ours = None, None, False
+    if not ours or not isinstance(settings, dict):
+        raise DataError(f"{uri} is not a record of ours: take another folder or delete this one")
+    return settings, splits
 
 
 def write_set(
@@ -171,11 +199,16 @@ def _remove_leftovers(out: str) -> None:
         storage.delete(uri)
 
 
+def is_own(out: str, uri: str) -> bool:
+    """Whether a file (a canonical URI) is named as one that a set at the canonical URI `out` consists of."""
+    folder, _, name = uri.rpartition("/")
+    return folder == out and (name in (_SUMMARY, LEDGER) or _SHARD_NAME.fullmatch(name) is not None)
+
+
 def _shards(out: str) -> list[storage.FileInfo]:
     """Files right in the folder that are named as shards of a set; what lies deeper is somebody else's."""
     folder = storage.normalize(out)
-    files = [file for file in storage.list_files(out, suffix=".tar") if posixpath.dirname(file.uri) == folder]
-    return [file for file in files if _SHARD_NAME.fullmatch(posixpath.basename(file.uri))]
+    return [file for file in storage.list_files(out, suffix=".tar") if is_own(folder, file.uri)]
 
 
 def _summary(out: str, splits: Mapping[str, list[dict[str, Any]]], *, built: bool) -> SetSummary:

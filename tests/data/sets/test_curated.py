@@ -6,13 +6,14 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from blip3o.data import storage
 from blip3o.data.sets import scenes, writer
 from blip3o.data.sets.curated import build_curated, choose
 from blip3o.data.sets.scenes_world import FAMILIES
 from blip3o.data.sets.writer import Sample
 from blip3o.errors import DataError
 from tests.data.sets.test_imported import samples_of
-from tests.data.shards import encode, png
+from tests.data.shards import encode, png, tar
 
 
 def emoji(key):
@@ -45,6 +46,25 @@ def test_samples_of_sets_that_name_theirs_alike_keep_their_own_words(tmp_path):
     made = build_curated(f"{tmp_path}/curated", sets=sets, samples=8)
     found = {sample.caption: sample.image for sample in samples_of(made.shards["train"])}
     assert found == {caption: image for caption, image in said.items() if not caption.endswith("0")}
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        (b"no tar" * 200, "is no shard of a set that was built here"),
+        (tar([("a.png", png(0))]), "KeyError: 'json'"),
+        (tar([("a.png", png(0)), ("a.json", b"{")]), "JSONDecodeError"),
+        (tar([("a.png", png(0)), ("a.json", b'{"source": "x", "captions": []}')]), "IndexError"),
+        (tar([("a.png", png(0)), ("a.json", b'{"source": "x", "captions": [3]}')]), "caption of 'a' is no text"),
+        (tar([("a.png", png(0)), ("a.json", b"[]")]), "TypeError"),
+        (tar([("a.json", b'{"source": "x", "captions": ["x"]}')]), "StopIteration"),
+        (tar([]), "has no training samples: choose from other sets"),
+    ],
+)
+def test_shards_of_others_are_refused(tmp_path, shard, message):
+    storage.write_bytes(f"{tmp_path}/set/train-0.tar", shard)
+    with pytest.raises(DataError, match=message):
+        build_curated(f"{tmp_path}/out", sets=[f"{tmp_path}/set"], samples=1)
 
 
 def test_no_samples_are_refused(tmp_path):

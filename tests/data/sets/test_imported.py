@@ -150,7 +150,7 @@ def test_what_cannot_be_used_is_listed(folder, tmp_path):
         ("import/4", "empty caption"),
         ("import/5", "missing caption"),
         ("import/6", "caption is not UTF-8"),
-        ("import/7", "conversations is not a list of questions, each with its answer"),
+        ("import/7", "conversations does not alternate between human and gpt, human first"),
     ]
     assert tuple(read_ledger(done.ledger)) == done.damage
     assert import_set(f"{folder}/t.jsonl", f"{tmp_path}/out").damage == done.damage
@@ -159,8 +159,8 @@ def test_what_cannot_be_used_is_listed(folder, tmp_path):
 @pytest.mark.parametrize(
     "path",
     [
-        "https://h/x.png",
-        "http://[x/a.png",
+        "gs://h/x.png",
+        "C:\\photos\\a.png",
         "b\0.png",
         "half \ud800.png",
         "b" * 300 + ".png",
@@ -219,7 +219,12 @@ def test_a_store_that_fails_ends_the_import(s3, folder, tmp_path, monkeypatch, p
         (
             "t.csv",
             b"a,b\n1,2\n",
-            "none of 1 samples can be used, the first: row names no image: row 1 has",
+            "cannot be read as csv: no column names an image: found 'a', 'b', delimited by ','; .*",
+        ),
+        (
+            "t.jsonl",
+            b'{"a": 1, "b": 2}\n{"a": 1}',
+            "none of 2 .*no image: row 1 has nothing .*its columns are 'a', 'b'",
         ),
         ("t.csv", b'image,caption\na.png,"one\na.png,two\n', "as csv: row 1: unexpected end of data: close each quote"),
         (
@@ -228,7 +233,7 @@ def test_a_store_that_fails_ends_the_import(s3, folder, tmp_path, monkeypatch, p
             "cannot be read as csv: row 2: .*close each",
         ),
         ("t.json", b"[3]", "row 1 is a int, not an object"),
-        ("t.jsonl", b"", "names no image"),
+        ("t.jsonl", b"", "has no rows"),
         ("t.jsonl", b'{"image": "gone.png"}', "none of 1 samples can be used, the first: missing image"),
     ],
 )

@@ -100,9 +100,11 @@ def test_progress_counts_samples(tmp_path):
 
 
 def test_a_foreign_dataset_json_and_an_empty_shard_size_are_refused(tmp_path):
-    storage.write_bytes(str(tmp_path / "dataset.json"), b"[1]")
-    with pytest.raises(DataError, match="not a record of ours"):
-        writer.completed(str(tmp_path), SETTINGS)
+    odd = {"settings": [], "splits": {}}, {"settings": {}, "splits": {"train": [3]}}, {"settings": {}, "splits": [3]}
+    for document in ([1], *odd, {"settings": {}, "splits": {"train": [{"name": "x", "size": "3", "samples": 1}]}}):
+        storage.write_bytes(str(tmp_path / "dataset.json"), json.dumps(document).encode())
+        with pytest.raises(DataError, match="not a record of ours"):
+            writer.completed(str(tmp_path), SETTINGS)
     with pytest.raises(DataError, match="samples_per_shard=0"):
         write(tmp_path / "other", SAMPLES, samples_per_shard=0)
 

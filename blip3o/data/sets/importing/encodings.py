@@ -1,0 +1,35 @@
+"""Bytes of a text file into text: UTF-8, or what a byte order mark says."""
+
+import codecs
+
+_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def as_utf8(data: bytes) -> bytes:
+    """Text with a mark of UTF-16 or UTF-32 as UTF-8, where that can be; anything else as it is."""
+    try:
+        return data.decode(coding).encode() if (coding := _marked(data)) else data
+    except UnicodeDecodeError:  # the bytes are no text in UTF-8 either, and whoever decodes them says so
+        return data
+
+
+def decoded(data: bytes) -> str:
+    """The text of a table, without its mark. Raises `ValueError` that says which byte is wrong, and what to do."""
+    coding = _marked(data) or "utf-8-sig"
+    if coding == "utf-8-sig" and b"\0" in data[:64]:
+        raise ValueError("it holds NUL bytes, as UTF-16 without its byte order mark does: save the table as UTF-8")
+    try:
+        return data.decode(coding)
+    except UnicodeDecodeError as error:
+        at, name = error.start, coding.removesuffix("-sig").upper()
+        line = f" (line {data[:at].count(10) + 1})" if name == "UTF-8" else ""
+        raise ValueError(
+            f"byte {at}{line} is 0x{data[at]:02x}, which is not {name}: save the table as UTF-8, or convert it, e.g. "
+            "with iconv -f LATIN1 -t UTF-8"
+        ) from error
+
+
+def _marked(data: bytes) -> str:
+    """The coding that a mark of UTF-16 or UTF-32 says; empty where there is none."""
+    return "utf-32" if data.startswith(_UTF32) else "utf-16" if data.startswith(_UTF16) else ""

@@ -1,0 +1,127 @@
+"""The files below a local folder, each real file and folder once, whatever links lead to it.
+
+What is there under its own name comes before what a link leads to. Names are as the system gives them, also where they
+are not UTF-8.
+"""
+
+import errno
+import heapq
+import os
+import stat
+from collections import Counter
+
+from blip3o.data.ledger import LedgerEntry
+from blip3o.data.sets.importing.items import file_entry
+from blip3o.data.storage import FileInfo
+from blip3o.data.system_files import is_system_file
+
+READ_ALREADY = "links to what is read already"
+# Where data sets keep their content, and what fetches it.
+_FETCH = ((".git/annex/", "run git annex get"), ("dvc/", "run dvc pull"), ("/blobs/", "download the data set again"))
+
+
+def system_kind(name: str) -> str:
+    """What a system file is counted as, by its name in the folder: the system's folder or file; "" for any other."""
+    parts = name.split("/")
+    for number, part in enumerate(parts, start=1):
+        if is_system_file("/".join(parts[:number])):
+            return "._*" if part.startswith("._") else part if number == len(parts) else f"{part}/"
+    return ""
+
+
+class LocalFiles:
+    """What is below an absolute local folder: regular `files` by path, `left_out` for what cannot be read, and in
+    `skipped` by kind the links that are not followed.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.files: list[FileInfo] = []
+        self.left_out: list[LedgerEntry] = []
+        self.skipped: Counter[str] = Counter()
+        self._root = root.rstrip("/")
+        self._links: list[str] = []  # a heap
+        self._seen: set[tuple[int, int]] = set()
+        self._enter(root)
+        while self._links:
+            self._follow(heapq.heappop(self._links))
+        self.files.sort(key=lambda file: file.uri)
+
+    def _name(self, path: str) -> str:
+        return path.removeprefix(f"{self._root}/")
+
+    def _leave_out(self, path: str, reason: str) -> None:
+        kind = system_kind(self._name(path))
+        if kind:
+            self.skipped[kind] += 1
+        else:
+            self.left_out.append(file_entry(self._name(path), path, reason))
+
+    def _enter(self, folder: str) -> None:
+        """All that lies below a folder; links are noted for later."""
+        self._see(os.stat(folder))
+        folders = [folder]
+        while folders:
+            path = folders.pop()
+            try:
+                with os.scandir(path) as entries:
+                    found = list(entries)
+            except OSError as error:
+                self._leave_out(path, f"folder cannot be read: {error.strerror}")
+                continue
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                self._note(entry)
+
+    def _note(self, entry: "os.DirEntry[str]") -> None:
+        try:
+            facts = entry.stat(follow_symlinks=False)
+        except OSError as error:
+            self._leave_out(entry.path, f"file cannot be read: {error.strerror}")
+            return
+        if stat.S_ISLNK(facts.st_mode):
+            heapq.heappush(self._links, entry.path)
+            return
+        if not system_kind(self._name(entry.path)):
+            self._see(facts)
+        if not stat.S_ISDIR(facts.st_mode):
+            self._add(entry.path, facts)
+
+    def _see(self, facts: os.stat_result) -> None:
+        self._seen.add((facts.st_dev, facts.st_ino))
+
+    def _add(self, path: str, facts: os.stat_result) -> None:
+        if stat.S_ISREG(facts.st_mode):
+            self.files.append(FileInfo(uri=path, size=facts.st_size, version=str(facts.st_mtime_ns)))
+        else:
+            self._leave_out(path, "is no regular file")
+
+    def _follow(self, link: str) -> None:
+        if kind := system_kind(self._name(link)):
+            self.skipped[kind] += 1
+            return
+        try:
+            facts = os.stat(link)
+        except OSError as error:
+            self._leave_out(link, _dead(link, error))
+            return
+        if (facts.st_dev, facts.st_ino) in self._seen or self._leads_above(link):
+            self.skipped[READ_ALREADY] += 1
+        elif stat.S_ISDIR(facts.st_mode):
+            self._enter(link)
+        else:
+            self._see(facts)
+            self._add(link, facts)
+
+    def _leads_above(self, link: str) -> bool:
+        """Whether a link leads to a folder in which the one that is read lies."""
+        target = os.path.realpath(link)
+        return os.path.commonpath([target, os.path.realpath(self._root)]) == target
+
+
+def _dead(link: str, error: OSError) -> str:
+    target = os.readlink(link)
+    if error.errno != errno.ENOENT:
+        return f"link cannot be followed: {error.strerror}: '{target}'"
+    fetch = next((how for mark, how in _FETCH if mark in target), "restore what it leads to, or delete it")
+    return f"dead link: nothing is at '{target}': {fetch}"

@@ -1,0 +1,87 @@
+"""An item as a sample: its picture and text are read and checked as indexing would."""
+
+import json
+from typing import Any
+
+from blip3o.config.shards import LimitsConfig
+from blip3o.data.damage import DamagedSampleError
+from blip3o.data.sample import Stored, decode_caption, decode_record, decode_words
+from blip3o.data.sets import writer
+from blip3o.data.sets.importing.encodings import as_utf8
+from blip3o.data.sets.importing.inline import content_name
+from blip3o.data.sets.importing.items import Item, read_file, readable_name
+from blip3o.data.sets.importing.pictures import Picture, found_instead, stored_picture
+from blip3o.rng import derive_seed
+
+
+def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> writer.Sample:
+    """The sample of an item, its number from 0 as key; a share `heldout` of all names goes to that split.
+
+    Raises `DamagedSampleError` if it cannot be used, `StorageError` if a store does not answer.
+    """
+    if item.fault:
+        raise DamagedSampleError(item.fault)
+    data = _image_bytes(item)
+    try:
+        caption, record = _texts(item)
+        words = decode_words(
+            Stored(image=data, caption=caption, record=record), max_caption_chars=limits.max_caption_chars
+        )
+        picture = stored_picture(data, item.name, max_pixels=limits.max_pixels)
+        whole = _record(item, words.record, words.caption, picture, heldout)
+        decode_caption(whole["captions"][0].encode(), max_chars=limits.max_caption_chars)
+        writer.record_bytes(whole)
+    except DamagedSampleError as found:
+        if found.reason != "missing caption" or not item.hint:
+            raise
+        raise DamagedSampleError(f"{found.reason}: {item.hint}") from found
+    except RecursionError as error:
+        raise DamagedSampleError("record is nested too deeply") from error
+    return writer.Sample(key=f"{number:07d}", image=picture.data, ext=picture.ext, record=whole)
+
+
+def _image_bytes(item: Item) -> bytes:
+    if item.data is not None:
+        return item.data
+    faults = []
+    for uri in (item.image, *item.others):
+        try:
+            return read_file(uri, "image")
+        except DamagedSampleError as found:
+            faults.append(found)
+    raise faults[0]
+
+
+def _texts(item: Item) -> tuple[bytes | None, bytes]:
+    """The caption, if it is not in the record, and the record."""
+    # Half a surrogate pair is found where the bytes are decoded again.
+    caption = None if item.caption is None else item.caption.encode("utf-8", "surrogatepass")
+    if item.caption_file is not None:
+        caption = _sidecar(item.caption_file, "caption")
+    if item.record_file is None:
+        return caption, json.dumps(item.record, default=str).encode()
+    record = _sidecar(item.record_file, "record")
+    return caption, json.dumps(item.record | decode_record(record), default=str).encode() if item.record else record
+
+
+def _sidecar(uri: str, what: str) -> bytes:
+    data = read_file(uri, what)
+    if data.startswith(b"version https://git-lfs"):
+        raise DamagedSampleError(f"undecodable {what}: {found_instead(data)}")
+    return as_utf8(data)
+
+
+def _record(item: Item, theirs: dict[str, Any], caption: str, picture: Picture, heldout: float) -> dict[str, Any]:
+    """The record that is stored: theirs, with the fields of ours; what theirs says under those names is kept apart."""
+    name = readable_name(item.name)
+    key = name if item.data is None else content_name(item.data)  # what tables call theirs may be one name for all
+    ours: dict[str, Any] = {
+        "source": "import",
+        "split": "heldout" if derive_seed("import", "split", key) < heldout * 2**63 else "train",
+        "captions": theirs.get("captions") or [caption],
+        "file": name,
+    }
+    if picture.converted:
+        ours["converted"] = {"format": picture.format, "frames": picture.frames}
+    kept = {key: theirs[key] for key in ours if key != "captions" and key in theirs}
+    return {**theirs, **ours, **({"original": kept} if kept else {})}

@@ -1,0 +1,1 @@
+"""Folders and tables as people bring them, room by room."""
