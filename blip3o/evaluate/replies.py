@@ -25,8 +25,8 @@ _CLOSES = re.compile(
 )
 _EMPTY = re.compile(rf"<\s*{_TAG}\s*/>", re.IGNORECASE)
 # Sections that a requested format may hold before or after the answer; only `think` and its like are always before it.
-_SECTION = re.compile(r"<(reason|reasoning|reflection|analysis|scratchpad)>.*?</\1>", re.IGNORECASE | re.DOTALL)
-_DETAILS = re.compile(r"<details\s[^>]*reasoning[^>]*>.*?(?:</details>|$)", re.IGNORECASE | re.DOTALL)
+_SECTION = re.compile(r"<(/?)(reason|reasoning|reflection|analysis|scratchpad)>", re.IGNORECASE)
+_DETAILS = re.compile(r"<details\s[^<>]{0,99}reasoning[^<>]{0,99}>.*?(?:</details>|$)", re.IGNORECASE | re.DOTALL)
 # gpt-oss: channels, with their marks or with the marks' letters alone.
 _CHANNEL = re.compile(r"<\|(?:channel|start)\|>")
 _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
@@ -101,9 +101,20 @@ def _after_headings(text: str) -> str | None:
 
 
 def _after_thoughts(text: str) -> str | None:
-    text = _DETAILS.sub("", _SECTION.sub("", _EMPTY.sub("", text)))
+    text = _DETAILS.sub("", _without_sections(_EMPTY.sub("", text)))
     closed = max((match.end() for match in _CLOSES.finditer(text)), default=0)
     return None if _OPENS.search(text, closed) else text[closed:]
+
+
+def _without_sections(text: str) -> str:
+    kept, start, opened = [], 0, None
+    for tag in _SECTION.finditer(text):
+        if opened is None and not tag[1]:
+            opened = tag
+        elif opened is not None and tag[1] and tag[2].lower() == opened[2].lower():
+            kept.append(text[start : opened.start()])
+            start, opened = tag.end(), None
+    return "".join([*kept, text[start:]])
 
 
 def _unwrapped(text: str) -> str:

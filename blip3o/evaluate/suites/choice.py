@@ -15,6 +15,7 @@ from blip3o.evaluate.understanding import normalise
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+BEYOND = 100  # characters that are read behind "answer", beside those of an option
 _MARKS = r"\s*_`\"'"
 _LETTER = re.compile(rf"[{_MARKS}(\[<]*([A-Za-z])([{_MARKS})\]>.:,!-]*)")
 _CUE = re.compile(
@@ -42,7 +43,8 @@ def chosen(reply: str, options: Sequence[str]) -> int | None:
     direct = _named(text, options)
     if direct is not None or _several(text):
         return direct
-    tails = [text[match.end() :] for match in _CUE.finditer(text)]
+    longest = max(map(len, options), default=0) + BEYOND
+    tails = [text[match.end() : match.end() + longest] for match in _CUE.finditer(text)]
     if any(map(_several, tails)):
         return None
     cued = {_named(part, options) for tail in tails for part in (tail, _sentence(tail))} - {None}

@@ -35,9 +35,8 @@ TILES = 4
 OFFICIAL_ITEMS = 1065
 OFFICIAL_JUDGE = Judge(id="mplug-large-vqa", version="modelscope")
 _COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
-_YES_OR_NO = re.compile(
-    r"[\s*_`\"'(]*(?:(?:the )?(?:final )?answer(?: is)?[\s*:]*)?[\s*_`\"'(]*(yes|no)[\s*_`\"').!]*", re.IGNORECASE
-)
+_YES_OR_NO = re.compile(r"(?:(?:the )?(?:final )?answer(?: is)?[\s*:]{1,9})?[*_`\"'(]{0,3}(yes|no)", re.IGNORECASE)
+_AROUND = " \t\r\n*_`\"'().!"  # a yes or no that is set off or ended
 Question = Mapping[str, Any]
 Scores = dict[int, float]  # of questions, by their number
 
@@ -124,7 +123,7 @@ def question_text(question: Question) -> str:
 
 def read_answer(reply: str) -> str | None:
     """The yes or no of a judge that chats, in any setting ("**Yes.**", "Answer: yes"); None if its reply is more."""
-    match = _YES_OR_NO.fullmatch(answer(reply) or "")
+    match = _YES_OR_NO.fullmatch((answer(reply) or "").strip(_AROUND))
     return match.group(1).lower() if match else None
 
 

@@ -1,6 +1,7 @@
 """How WISE's grades are read: from a judge's words, and from the rows of the official evaluators' files. Pure."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ _SCALE = re.compile(
 _MARKS = r"[\s*_`\"']*"
 # "1-2", "1.5" and "1 or 2" are one piece, "2/2" is a piece with its scale.
 _PIECE = (
-    r"(-?[0-9]+(?:\.[0-9]+|[ \t]*(?:[,–-]|to|or|and)[ \t]*[0-9]+)*)(?![0-9%])"
+    r"(-?[0-9]+(?:\.[0-9]+|[ \t]*(?:[,–-]|to|or|and)[ \t]*[0-9]+)*)(?![0-9%A-Za-z])"
     r"(?:[ \t*_`]*(?:/|out of)[ \t*_`]*([0-9]+(?:\.[0-9]+)?))?"
 )
 _SCORE = r"(?:\s+(?:score|grade|rating))?"
@@ -79,10 +80,9 @@ def _pieces(text: str, grade: str, grades: Sequence[str]) -> list[Piece]:
     pieces = [(match[1], match[2] or "") for match in direct if match]
     if pieces:
         return pieces
-    borders = sorted(match.start() for name in grades for match in _label(name).finditer(text))
+    borders = sorted([len(text), *(match.start() for name in grades for match in _label(name).finditer(text))])
     for label in labels:
-        end = next((border for border in borders if border >= label.end()), len(text))
-        part = text[label.end() : end]
+        part = text[label.end() : borders[bisect_left(borders, label.end())]]
         if re.match(rf"{_SCORE}{_MARKS}{_REMARK}{_MARKS}[:=：]", part, re.IGNORECASE):
             pieces += [(match[1], match[2] or "") for pattern in _IN_TEXT for match in pattern.finditer(part)]
     behind = [_AFTER_LABEL.match(text, label.end()) for label in labels]
