@@ -107,7 +107,7 @@ def _value(text: str) -> Any:  # noqa: ANN401
 
 
 def _count(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
         raise ConfigError(f"--judge-option {name}={text}: expected a whole number above 0")
     return int(text)
 

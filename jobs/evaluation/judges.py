@@ -173,12 +173,14 @@ def of_wise(suite: Wise) -> Maker:
 
 def _judgement_files(uris: str) -> list[str]:
     """The files of `URI[,URI]`: each a file, or a folder whose JSON Lines (without any, whose JSON) are meant."""
-    found: list[str] = []
-    for uri in [uris] if storage.exists(uris) else uris.split(","):
-        listed = [file.uri for ending in (".jsonl", ".json") for file in storage.list_files(uri, suffix=ending)]
-        lines = [name for name in listed if name.endswith(".jsonl")]
-        found += lines or listed or [uri]
-    return found
+    return _files_at(uris) or [file for uri in uris.split(",") for file in _files_at(uri) or [uri]]
+
+
+def _files_at(uri: str) -> list[str]:
+    if storage.exists(uri):
+        return [uri]
+    lines, lists = ([file.uri for file in storage.list_files(uri, suffix=end)] for end in (".jsonl", ".json"))
+    return lines or lists
 
 
 def of_ocr(wanted: Wanted) -> Finder:

@@ -176,6 +176,34 @@ def test_no_reader_fails_or_leaves_its_range_and_a_thought_never_decides(name):
         assert reader(f"{text}<think>Score: 1") is None or "channel" in text, repr(text)
 
 
+LONG = [
+    "{",
+    "<think>",
+    "[[",
+    "Score: ",
+    "A or ",
+    '{"score":',
+    "answer is ",
+    "1 ",
+    "(",
+    "*",
+    " ",
+    "0",
+    '"',
+    "a:",
+    "1 to ",
+    "<reason>",
+]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_long_replies_are_read_as_well(name):
+    for piece in LONG:
+        assert READERS[name](piece * (8000 // len(piece))) is None, piece
+    found = READERS[name](f"Score: {'1' * 5000}\nA: {'1' * 5000}\nB: 1\nC: 1")
+    assert found is None
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_completion_of_any_shape_is_a_reply_or_none(seed):
     chance = random.Random(seed)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler
@@ -132,6 +133,29 @@ def test_a_judge_that_fails_loses_nothing_of_another_and_counts_nothing_of_it(fo
     scoring.score(plan)
     assert (tmp_path / "ocr/score.json").read_bytes() == before
     assert len(asked) == ITEMS, "what the first judge had found was asked for again"
+
+
+def test_what_was_found_beside_a_failure_is_kept(tmp_path):
+    plan = Plan(out=str(tmp_path), entries=(entry("ocr"),), limit=ITEMS, samples=1)
+    making.prepare(plan)
+    place = plan.place(plan.entries[0])
+    keys = [item.key for item in place.read_items()]
+    for item in place.read_items():
+        storage.write_bytes(place.file(place.path(item, 0)), GRAY)
+    place.write_made(place.describe(place.read_items(), {}))
+    failed = threading.Event()
+
+    def find(item, sample, data):
+        if item.key == keys[0]:
+            failed.set()
+            raise ServiceError("the judge has gone away")
+        assert failed.wait(30)
+        return Judgement(key=item.key, sample=sample, value={"lines": ["x"]})
+
+    with pytest.raises(ServiceError, match="gone away"):
+        judged_by(plan, Finder(judge=Judge(id="two", version="1"), find=find, threads=2))
+    rows = read_rows(place.file("judgements.jsonl"))
+    assert [row["key"] for row in rows] == keys[1 : 1 + len(rows)] and rows, "what was paid for is lost"
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from blip3o.evaluate.suite import mean
 IMGEDIT_GRADES, IMGEDIT_RANGE = 3, (1, 5)
 GEDIT_RANGE = (0, 10)
 
-_IMGEDIT_LINE = re.compile(r"^[^\n:：]*[:：][ \t*]*([0-9]+)(?:\.0*)?[ \t*]*(?:/[ \t]*5)?\.?[ \t*]*$", re.MULTILINE)
+_IMGEDIT_LINE = re.compile(r"^[^\n:：]*[:：][ \t*]*([0-9]{1,9})(?:\.0*)?[ \t*]*(?:/[ \t]*5)?\.?[ \t*]*$", re.MULTILINE)
 _STRING_OR_COMMA = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])', re.DOTALL)
 _DELIMITED = re.compile(r"\|\|V\^=\^V\|\|(.*?)\|\|V\^=\^V\|\|", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
-_GRADE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?: ?/ ?10)?")
+_GRADE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(?: ?/ ?10)?")
 
 
 def imgedit_grades(reply: str) -> tuple[list[int] | None, str]:

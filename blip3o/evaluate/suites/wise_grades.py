@@ -33,7 +33,7 @@ _IN_TEXT = (
     re.compile(rf"(?:[.!?;:—–=→(]|\s-\s)\s*[*_`\"']*{_PIECE}[ \t*_`\"').\]]*$", re.MULTILINE),
 )
 _BARE = re.compile(rf"[\s*_`\"'(\[]*{_PIECE}[\s*_`\"').\]]*")
-_WHOLE = re.compile(r"([0-9]+)(?:\.0+)?")
+_WHOLE = re.compile(r"([0-9]{1,9})(?:\.0{1,9})?")
 
 Piece = tuple[str, str]  # a number as it stands, and the scale that it is said to be of ("": not said)
 
