@@ -280,7 +280,8 @@ def _date(text: str) -> float | None:
 
 def _reset(headers: Mapping[str, str], now: float) -> float | None:
     """When the limits that are used up are reset; of all limits where it isn't said which those are."""
-    used, others = [], []
+    used: list[float] = []
+    others: list[float] = []
     for name, value in headers.items():
         if not _RESETS.fullmatch(name):
             continue

@@ -29,7 +29,7 @@ from jobs.evaluation.bundle_target import Sampler
 from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply
 
 TIMEOUT_S = 600.0  # of one request; a large model on a busy server
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 531)})  # 52x: a proxy before the server
 
 
 @dataclass(frozen=True, kw_only=True)
