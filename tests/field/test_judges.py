@@ -189,6 +189,12 @@ def test_what_ends_the_judging_is_one_line_and_a_later_run_goes_on(fault, messag
     assert other.judge() == 0 and other.counts() == (20, 0, 0)
 
 
+def test_a_single_item_that_is_refused_is_a_refusal_of_everything(server, tmp_path, capsys):
+    run = wise(tmp_path, server.script(error(422, "unknown field")), count=1)
+    assert run.judge() == 1 and run.counts() == (0, 0, 1)
+    assert "nothing it was asked was accepted" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_options_are_part_of_who_judges(server, tmp_path, capsys):
     run = wise(tmp_path, server.script(GRADED))
     options = ["--judge-option", "max_tokens=64", "--judge-option", "wise-verified:reasoning_effort=low"]

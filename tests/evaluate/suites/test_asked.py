@@ -225,6 +225,7 @@ def test_half_a_pair_and_other_answers_are_refused(tmp_path):
         ("(A) (B)", None),
         ("B) or C)", None),
         ("The answer is A or B", None),
+        ("The answer is A or B. My choice: B", None),
         ("The answer is A. No, the answer is B.", None),
         ("The answer is not B.", None),
         ("The answer is a bird", None),

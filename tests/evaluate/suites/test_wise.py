@@ -100,6 +100,8 @@ def test_what_cannot_be_told_is_a_fault_and_never_a_guess(reply):
         (" **1**.\n", 1),
         ("Score: <1>", 1),
         ("Score (0 or 1): 1", 1),
+        ("Score on a scale of 0 to 1: 1", 1),
+        ("Score: it is met, on a scale from 0 to 1.\n1", 1),
         ("On a scale of 0 to 1, the score is 1.", 1),
         ("Score: 1.0", 1),
         ('{"score": 1}', 1),
