@@ -195,7 +195,7 @@ class JudgeClient:
 
     @property
     def _url(self) -> str:
-        return f"{self.base_url.rstrip('/')}/chat/completions"
+        return f"{self.base_url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
 
     def _gone(self, trouble: Trouble, tries: int, waited: float, wait: float) -> ServiceError:
         asks = f", and asks to wait {trouble.wait_s:g} s" if trouble.wait_s else ""

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from blip3o.errors import one_line
+from blip3o.evaluate.replies import writable
 
 SHOWN_CHARS = 300  # of what an endpoint said
 
@@ -111,7 +112,7 @@ def trouble_of(status: int, headers: Mapping[str, str], data: bytes, *, now: flo
         return None
     inner = _status_in(error)
     number = inner if status == 200 and inner is not None else status
-    said = _said(error) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+    said = writable(_said(error)) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
     words = one_line(json.dumps(error, ensure_ascii=False), limit=4000)
     return Trouble(
         kind=_kind(number, _codes(error), words),

@@ -127,15 +127,19 @@ def _unwrapped(text: str) -> str:
 def content_text(content: object) -> str | None:
     """The text of a message's content: a text, a list of parts (of which those of text count) or null, which is "".
 
-    None for content of another kind.
+    None for content of another kind. Halves of surrogate pairs, which no file can hold, become question marks.
     """
     if content is None:
         return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Mapping):
-        content = [content]
-    return "".join(map(_part_text, content)) if isinstance(content, list) else None
+    if not isinstance(content, str | Mapping | list):
+        return None
+    parts = content if isinstance(content, list) else [content]
+    return writable("".join(map(_part_text, parts)))
+
+
+def writable(text: str) -> str:
+    """A text that UTF-8 can hold: a reply that is cut within a letter may end with half a surrogate pair."""
+    return text.encode(errors="replace").decode()
 
 
 def _part_text(part: object) -> str:
@@ -168,7 +172,7 @@ def read_completion(body: object, *, limit: int) -> Reply | None:
     refusal = next(_refusals(message), None)
     if refusal is not None:
         return Reply(said=said, fault=f"{REFUSED}{_short(refusal)}", refused=True)
-    reasons = [value for value in map(choice.get, _REASONS) if isinstance(value, str)]
+    reasons = [writable(value) for value in map(choice.get, _REASONS) if isinstance(value, str)]
     if not reasons and _tokens(body) >= limit:
         reasons = ["length"]
     return _read(said, reasons, limit)
@@ -212,5 +216,5 @@ def _tokens(body: object) -> int:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = writable(" ".join(text.split()))
     return line if len(line) <= 200 else f"{line[:199]}…"

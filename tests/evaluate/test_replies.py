@@ -97,6 +97,7 @@ def test_the_end_of_a_reply_by_every_server_s_name(end, reasons):
         ),
         ([{"type": "reasoning", "text": "Score: 0"}, {"type": "output_text", "text": "1"}], "1"),
         (["1"], "1"),
+        ("cut within a letter \ud83d", "cut within a letter ?"),
         ({"type": "text", "text": {"value": "1"}}, "1"),
         ([], ""),
         ([7, None, {"type": "text"}], ""),

@@ -208,6 +208,20 @@ def test_options_are_part_of_who_judges(server, tmp_path, capsys):
     assert run.run("--stage", "judge", "--judge-option", "max_tokens=9") == 1
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        completion("lovely \ud83d"),
+        completion("lovely \ud83d", "length"),
+        error(400, "bad \ud83d", code="content_filter"),
+    ],
+)
+def test_half_a_letter_costs_no_finding(answer, server, tmp_path):
+    run = wise(tmp_path, server.script(GRADED, answer))
+    assert run.judge() == 0 and run.counts() == (1, 0, 1)
+    assert any("?" in row["reply"] + row["fault"] for row in run.rows)
+
+
 def test_a_tile_of_which_one_question_is_refused_is_a_refused_row(server, tmp_path):
     run = dpg(tmp_path, server.script(completion("**Yes.**"), error(400, "filtered", code="content_filter")))
     assert run.judge() == 0 and run.counts() == (1, 0, 3)
