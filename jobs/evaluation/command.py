@@ -16,7 +16,7 @@ from jobs.common import guarded
 from jobs.evaluation.bundle_target import BundleTarget, Sampler
 from jobs.evaluation.http_target import HttpTarget
 from jobs.evaluation.making import generate, prepare
-from jobs.evaluation.plan import STAGES, Plan, by_suite, find_stages, find_suites
+from jobs.evaluation.plan import STAGES, Plan, by_suite, find_stages, find_suites, judge_options
 from jobs.evaluation.scoring import find_judges, judge, report, score
 from jobs.evaluation.work import Target
 
@@ -51,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, metavar="G", help="guidance; the target's default if left out")
     add("--source", action="append", default=[], metavar="SUITE=URI", help="prompts or questions of a suite; repeat")
     add("--judge", action="append", default=[], metavar="SUITE=JUDGE", help="who judges (docs/evaluation.md); repeat")
+    option = "of requests to --judge …=openai:…, e.g. max_tokens=4096, temperature=none (docs/evaluation.md); repeat"
+    add("--judge-option", action="append", default=[], metavar="[SUITE:]NAME=VALUE", help=option)
+    add("--retry-refused", action="store_true", help="ask again about items that a judge's content filter refused")
     add("--limit", type=int, metavar="N", help="the first N items of each suite alone")
     add("--samples", type=int, metavar="N", help="drawings of each item; the suite's number if left out")
     add("--untrained", action="store_true", help="also draw with fresh weights, as a control (bundles)")
@@ -72,6 +75,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     target = None if options.target is None else _target(options)
     if options.untrained and not isinstance(target, BundleTarget):
         raise ConfigError("--untrained needs the weights' shapes: give a bundle as --target")
+    judges = by_suite("--judge", options.judge, entries)
     return Plan(
         out=storage.normalize(options.out or _default_out(options.target)),
         entries=entries,
@@ -79,7 +83,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
         target=target,
         untrained=_target(options, untrained=True) if options.untrained else None,
         sources=by_suite("--source", options.source, entries),
-        judges=by_suite("--judge", options.judge, entries),
+        judges=judges,
+        judge_options=judge_options(options.judge_option, judges),
+        retry_refused=options.retry_refused,
         limit=options.limit,
         samples=options.samples,
         compare=tuple(options.compare),

@@ -21,11 +21,12 @@ from blip3o.data.retry import patiently
 from blip3o.data.s3 import TransientError
 from blip3o.errors import ConfigError, DataError, RequestError, ServiceError
 from blip3o.evaluate.judge import data_url, error_text
+from blip3o.evaluate.replies import content_text
 from jobs.evaluation.bundle_target import Sampler
 from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply
 
 TIMEOUT_S = 600.0  # of one request; a large model on a busy server
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 531)})  # 52x: a proxy before the server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +108,11 @@ class HttpTarget:
         body = {"model": model, "messages": messages, "max_tokens": MAX_NEW_TOKENS, "temperature": 0}
         reply = self._call("/v1/chat/completions", body)
         try:
-            text = str(reply["choices"][0]["message"]["content"] or "")
+            text = content_text(reply["choices"][0]["message"]["content"])
         except (KeyError, IndexError, TypeError) as error:
             raise ServiceError(f"{self._base} answered without a message: {error!r}") from error
+        if text is None:
+            raise ServiceError(f"{self._base} answered with content that is no text")
         keep_reply(work, text)
 
     def _call(self, route: str, body: dict[str, Any] | None = None, *, patient: bool = True) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     MODULE:FUNCTION           a plug-in: a detector `f(image) -> {class: [Detected]}` for geneval, an answerer
                               `f(image, question) -> "yes" or "no"` for dpg, a reader `f(image) -> [line]` for ocr, a
                               network `f(image) -> [d]` for mjhq
-    file:URI                  findings made elsewhere: results.jsonl of geneval, the judgements of wise
+    file:URI                  findings made elsewhere: results.jsonl of geneval; of wise, the evaluator's files (one, a
+                              folder, or several with commas between)
     official:URI              the same, with your word that the official judge made them
 
 Scenes are judged by their exact detector and replies by their words; they take no --judge. Without one, ocr is read by
@@ -13,8 +14,9 @@ Scenes are judged by their exact detector and replies by their words; they take 
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from blip3o.data import storage
 from blip3o.data.decode import open_image
 from blip3o.errors import ConfigError
 from blip3o.evaluate.judge import JudgeClient
+from blip3o.evaluate.judge_options import JudgeOptions
+from blip3o.evaluate.replies import Reply
 from blip3o.evaluate.suite import Item, Judge, Judgement
 from blip3o.evaluate.suites import dpg, geneval, scenes
 from blip3o.evaluate.suites.mjhq import Mjhq
@@ -30,7 +34,9 @@ from blip3o.evaluate.suites.wise import Wise
 from jobs.evaluation.files import parse_reply
 
 ASKING = 8  # requests to an endpoint at a time
-PROMPTS = "blip3o-1"  # the version of the words in which this project asks a judge
+# The versions of the words in which this project asks a judge, and of how it takes the replies. Findings of WISE's
+# version 1 may be grades of replies that were cut, or of thoughts; a yes or no of DPG's never was.
+DPG_PROMPTS, WISE_PROMPTS = "blip3o-1", "blip3o-2"
 BY_WORDS = Judge(id="words of the reply", version="1")
 
 
@@ -38,21 +44,27 @@ BY_WORDS = Judge(id="words of the reply", version="1")
 class Finder:
     """A judge at work: `find(item, sample, file)` gives the finding on a file's bytes, or None where it has none.
 
-    Up to `threads` at a time.
+    Up to `threads` at a time. `finish()` is called when all were asked for; it raises `ConfigError` for a judge that
+    took none of them.
     """
 
     judge: Judge
     find: Callable[[Item, int, bytes], Judgement | None]
     threads: int = 1
+    finish: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a judge is made from: what --judge says of the suite (None: nothing), its items, and their --source."""
+    """What a judge is made from: what --judge says of the suite (None: nothing), its items, and their --source.
+
+    `options` are those of requests to an endpoint.
+    """
 
     spec: str | None
     items: Sequence[Item]
     source: str | None = None
+    options: JudgeOptions = JudgeOptions()
 
 
 Maker = Callable[[Wanted], Finder]
@@ -103,26 +115,33 @@ def of_dpg(wanted: Wanted) -> Finder:
     """An endpoint or a plug-in that answers yes or no about a tile. Raises `ConfigError` without either."""
     kind, rest = _parted("dpg", wanted.spec, "openai:BASE_URL:MODEL or MODULE:FUNCTION")
     if kind == "openai":
-        client = _client(rest)
+        client = _client(rest, wanted.options, DPG_PROMPTS)
 
-        def ask(data: bytes, question: dpg.Question) -> str:
+        def ask(data: bytes, question: dpg.Question) -> Reply:
             return client.ask(dpg.question_text(question), [data])
 
-        judge, threads = client.judge, ASKING
-    else:
-        answer, judge = _plug_in(kind, rest)
-        threads = 1
+        return Finder(judge=client.judge, find=_dpg_find(ask), threads=ASKING, finish=client.finish)
+    answer, judge = _plug_in(kind, rest)
 
-        def ask(data: bytes, question: dpg.Question) -> str:
-            return str(answer(open_image(data), question["text"]))
+    def answered(data: bytes, question: dpg.Question) -> Reply:
+        return Reply(text=str(answer(open_image(data), question["text"])))
 
+    return Finder(judge=judge, find=_dpg_find(answered))
+
+
+def _dpg_find(ask: Callable[[bytes, dpg.Question], Reply]) -> Callable[[Item, int, bytes], Judgement]:
     def find(item: Item, sample: int, data: bytes) -> Judgement:
-        replies = {question["number"]: ask(data, question) for question in item.record["questions"]}
-        read = {number: dpg.read_answer(reply) for number, reply in replies.items()}
+        read: dict[int, str | None] = {}
+        for question in item.record["questions"]:
+            reply = ask(data, question)
+            if reply.fault:  # no answer will come of this tile: the other questions need not be paid for
+                fault = f"{reply.fault} (question {question['number']})"
+                return Judgement(key=item.key, sample=sample, value=None, fault=fault, reply=reply.said)
+            read[question["number"]] = dpg.read_answer(reply.text)
         # What is neither yes nor no is left out, which makes the tile unreadable and not a no.
         return dpg.judgement(item, sample, {number: word for number, word in read.items() if word is not None})
 
-    return Finder(judge=judge, find=find, threads=threads)
+    return find
 
 
 def of_wise(suite: Wise) -> Maker:
@@ -131,21 +150,37 @@ def of_wise(suite: Wise) -> Maker:
     def make(wanted: Wanted) -> Finder:
         kind, rest = _parted(suite.name, wanted.spec, "openai:BASE_URL:MODEL, file:URI or official:URI")
         if kind in ("file", "official"):
-            data = storage.read_bytes(rest)
+            files = [(uri, storage.read_bytes(uri)) for uri in _judgement_files(rest)]
             official = Judge(id=suite.official_judge, version="official") if kind == "official" else None
-            return _imported(suite.import_judgements(data, where=rest), _judge_of_file(data, official))
+            data = b"".join(content for _, content in files)
+            return _imported(suite.import_files(files), _judge_of_file(data, official))
         if kind != "openai":
             raise ConfigError(
                 f"--judge {suite.name}={wanted.spec}: give openai:BASE_URL:MODEL, file:URI or official:URI"
             )
-        client = _client(rest)
+        client = _client(rest, wanted.options, WISE_PROMPTS)
 
         def find(item: Item, sample: int, data: bytes) -> Judgement:
-            return suite.judgement(item, sample, client.ask(suite.question(item), [data]))
+            reply = client.ask(suite.question(item), [data])
+            if reply.fault:
+                return Judgement(key=item.key, sample=sample, value=None, fault=reply.fault, reply=reply.said)
+            return replace(suite.judgement(item, sample, reply.text), reply=reply.said)
 
-        return Finder(judge=client.judge, find=find, threads=ASKING)
+        return Finder(judge=client.judge, find=find, threads=ASKING, finish=client.finish)
 
     return make
+
+
+def _judgement_files(uris: str) -> list[str]:
+    """The files of `URI[,URI]`: each a file, or a folder whose JSON Lines (without any, whose JSON) are meant."""
+    return _files_at(uris) or [file for uri in uris.split(",") for file in _files_at(uri) or [uri]]
+
+
+def _files_at(uri: str) -> list[str]:
+    if storage.exists(uri):
+        return [uri]
+    lines, lists = ([file.uri for file in storage.list_files(uri, suffix=end)] for end in (".jsonl", ".json"))
+    return lines or lists
 
 
 def of_ocr(wanted: Wanted) -> Finder:
@@ -196,12 +231,18 @@ def _parted(suite: str, spec: str | None, forms: str) -> tuple[str, str]:
     return kind, rest
 
 
-def _client(rest: str) -> JudgeClient:
-    base_url, _, model = rest.rpartition(":")
+def _client(rest: str, options: JudgeOptions, prompts: str) -> JudgeClient:
+    base_url, model = _address(rest)
+    return JudgeClient(base_url=base_url, model=model, prompt_version=prompts, options=options)
+
+
+def _address(rest: str) -> tuple[str, str]:
+    """The parts of BASE_URL:MODEL. A model's own name may hold colons (`qwen3:8b`); a URL's path holds none."""
+    match = re.fullmatch(r"(https?://(?:\[[^\]/]*\]|[^/:\s]+)(?::\d+)?(?:/[^:\s]*)?):(.*)", rest)
     # Without a model, what stands behind the last colon is the port.
-    if not (base_url.startswith(("http://", "https://")) and model) or model.partition("/")[0].isdecimal():
+    if match is None or not match[2].strip() or match[2].partition("/")[0].isdecimal():
         raise ConfigError(f"--judge …=openai:{rest}: give openai:http://HOST:PORT/v1:MODEL")
-    return JudgeClient(base_url=base_url, model=model, prompt_version=PROMPTS)
+    return match[1], match[2]
 
 
 def _plug_in(module: str, function: str) -> tuple[Callable[..., Any], Judge]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blip3o.errors import ConfigError
+from blip3o.evaluate.judge_options import JudgeOptions, parse_options
 from jobs.evaluation.files import Place
 from jobs.evaluation.registry import Entry, entry
 from jobs.evaluation.work import Target
@@ -17,7 +18,8 @@ class Plan:
 
     `entries` are its suites; `target` is None where no stage needs it, `untrained` the same with fresh weights where
     that control is asked for; `sources` and `judges` are by suite, `limit` the number of items that are taken of each
-    (None: all), `compare` the URIs of other evaluations' scores.
+    (None: all), `compare` the URIs of other evaluations' scores. `judge_options` are those of requests to a suite's
+    judge; `retry_refused` asks again about what a judge's content filter refused.
     """
 
     out: str
@@ -30,6 +32,8 @@ class Plan:
     limit: int | None = None
     samples: int | None = None
     compare: tuple[str, ...] = ()
+    judge_options: Mapping[str, JudgeOptions] = field(default_factory=dict)
+    retry_refused: bool = False
 
     def place(self, entry: Entry, control: str = "") -> Place:
         """Where a suite's files are."""
@@ -67,6 +71,24 @@ def by_suite(option: str, pairs: Sequence[str], entries: Sequence[Entry]) -> dic
             raise ConfigError(f"{option} {pair} is not SUITE=VALUE with one of the suites {', '.join(names)}")
         found[name] = value
     return found
+
+
+def judge_options(pairs: Sequence[str], judges: Mapping[str, str]) -> dict[str, JudgeOptions]:
+    """The options of `[SUITE:]NAME=VALUE`, by suite; without a suite they are of every judge behind an endpoint.
+
+    Raises `ConfigError` for options that no judge behind an endpoint would get.
+    """
+    asked = [name for name, spec in judges.items() if spec.startswith("openai:")]
+    of_suite: dict[str, list[str]] = {name: [] for name in asked}
+    for pair in pairs:
+        suite, colon, rest = pair.partition("=")[0].partition(":")
+        if not asked or (colon and suite not in asked):
+            raise ConfigError(
+                f"--judge-option {pair} is of no judge behind an endpoint: name it with --judge SUITE=openai:…"
+            )
+        for name in [suite] if colon else asked:
+            of_suite[name].append(pair.partition(":")[2] if colon else pair)
+    return {name: parse_options(given) for name, given in of_suite.items()}
 
 
 def find_stages(name: str | None) -> tuple[str, ...]:

@@ -1,14 +1,15 @@
 """The stages that judge: judge asks a judge about every file, score counts the findings, report shows them.
 
 A finding is kept with the sum of the file that it is about and with the judge's own words. It is not asked for again
-while file and judge stay the same; a finding that could not be read is. Another judge's findings stay beside it, and
+while file and judge stay the same; a finding that could not be read is, but not one that a content filter refused (it
+would again), unless the user says so. Another judge's findings stay beside it, and
 the score counts those of the judge that judged last alone.
 """
 
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,9 @@ from blip3o.data import storage
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import open_image
 from blip3o.errors import DataError
+from blip3o.evaluate.judge_options import JudgeOptions
 from blip3o.evaluate.peers import PROTOCOLS, Peer, peers_of
+from blip3o.evaluate.replies import REFUSED
 from blip3o.evaluate.suite import Coverage, Item, Judgement
 from blip3o.evaluate.suite_report import Example, Published, SuiteResult, number, render_suites
 from jobs.evaluation.files import Made, Place, Rows, read_rows, write_json, write_rows
@@ -38,7 +41,7 @@ def judge(plan: Plan) -> None:
     """
     for entry, finder in zip(plan.entries, find_judges(plan), strict=True):
         for control in ("", *_controls(plan, entry)):
-            _judge(plan.place(entry, control), finder)
+            _judge(plan.place(entry, control), finder, retry_refused=plan.retry_refused)
 
 
 def find_judges(plan: Plan) -> list[Finder]:
@@ -48,7 +51,12 @@ def find_judges(plan: Plan) -> list[Finder]:
 
 def _wanted(plan: Plan, entry: Entry) -> Wanted:
     name = entry.suite.name
-    return Wanted(spec=plan.judges.get(name), items=plan.place(entry).read_items(), source=plan.sources.get(name))
+    return Wanted(
+        spec=plan.judges.get(name),
+        items=plan.place(entry).read_items(),
+        source=plan.sources.get(name),
+        options=plan.judge_options.get(name, JudgeOptions()),
+    )
 
 
 def _controls(plan: Plan, entry: Entry) -> list[str]:
@@ -56,11 +64,11 @@ def _controls(plan: Plan, entry: Entry) -> list[str]:
     return storage.list_folders(plan.place(entry).file("controls"))
 
 
-def _judge(place: Place, finder: Finder) -> None:
+def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
     items = {item.key: item for item in place.read_items()}
     made = [one for one in place.read_made() if one.sha256]
     identity = asdict(finder.judge)
-    others, kept = _earlier(place, identity)
+    others, kept = _earlier(place, identity, retry_refused=retry_refused)
     rows = [kept[place_of] for one in made if (place_of := (one.key, one.sample, one.sha256)) in kept]
     todo = [one for one in made if (one.key, one.sample, one.sha256) not in kept]
     write_json(place.file("judge.json"), identity)
@@ -74,20 +82,29 @@ def _judge(place: Place, finder: Finder) -> None:
                 rows.append({**asdict(finding), "sha256": one.sha256, "judge": identity})
                 if len(rows) % TOGETHER == 0:
                     write_rows(uri, [*others, *rows])
+        finder.finish()
     finally:  # what a judge has found before it failed is kept
         write_rows(uri, [*others, *sorted(rows, key=lambda row: (row["key"], row["sample"]))])
 
 
-def _earlier(place: Place, identity: dict[str, Any]) -> tuple[Rows, dict[tuple[str, int, str], dict[str, Any]]]:
-    """All rows of other judges, and the readable ones of this very judge by key, sample and sum of the file.
+def _earlier(
+    place: Place, identity: dict[str, Any], *, retry_refused: bool
+) -> tuple[Rows, dict[tuple[str, int, str], dict[str, Any]]]:
+    """All rows of other judges, and those of this very judge to be kept, by key, sample and sum of the file.
 
-    The others stay as they are: they may have cost hours, and their judge may be asked for again.
+    Kept are the readable ones, and refusals. The others stay as they are: they may have cost hours, and their judge may
+    be asked for again.
     """
     uri = place.file("judgements.jsonl")
     rows: Rows = read_rows(uri) if storage.exists(uri) else []
     others = [row for row in rows if row["judge"] != identity]
-    good = [row for row in rows if row["judge"] == identity and row["value"] is not None]
+    own = [row for row in rows if row["judge"] == identity]
+    good = [row for row in own if row["value"] is not None or (_refused(row["fault"]) and not retry_refused)]
     return others, {(row["key"], row["sample"], row["sha256"]): row for row in good}
+
+
+def _refused(fault: str) -> bool:
+    return fault.startswith(REFUSED)
 
 
 def _found(
@@ -101,10 +118,28 @@ def _found(
             return Judgement(key=made.key, sample=made.sample, value=None, fault=damage.reason)
 
     pool = ThreadPoolExecutor(finder.threads)
+    yield from _as_found(pool, {pool.submit(one, made): made for made in todo})
+
+
+def _as_found(
+    pool: ThreadPoolExecutor, asked: dict[Future[Judgement | None], Made]
+) -> Iterator[tuple[Made, Judgement | None]]:
+    """What was found, as it comes. After an error the rest is not tried, and it is raised after what was under way."""
+    failed: BaseException | None = None
+    left = dict(asked)
     try:
-        yield from zip(todo, pool.map(one, todo), strict=True)
-    finally:  # after an error the rest need not be tried
+        for future in as_completed(asked):
+            failed = future.exception()
+            if failed is not None:
+                break
+            yield left.pop(future), future.result()
+    finally:
         pool.shutdown(cancel_futures=True)
+    if failed is not None:
+        for future, made in left.items():
+            if not future.cancelled() and future.exception() is None:
+                yield made, future.result()
+        raise failed
 
 
 def score(plan: Plan) -> None:
@@ -116,22 +151,24 @@ def score(plan: Plan) -> None:
         place = plan.place(entry)
         items = place.read_items()
         judgements, by = place.read_judgements(), place.read_judge()
+        refused = sum(_refused(one.fault) for one in judgements)
         scored = entry.suite.score(items, judgements, by)
         controls = {name: _overall(plan.place(entry, name), entry) for name in _controls(plan, entry)}
         if entry.shuffled is not None and len(items) > 1:
             controls["shuffled"] = entry.suite.score(items, entry.shuffled(items, judgements), by).overall
-        write_json(place.file("score.json"), scored.as_json() | {"controls": controls})
+        write_json(place.file("score.json"), scored.as_json() | {"controls": controls, "n_refused": refused})
         told = "".join(f", {name} {number(value, scored.best)}" for name, value in controls.items())
-        print(f"{entry.suite.name}: {number(scored.overall, scored.best)}{told}; {_coverage(scored.coverage)}")
+        print(f"{entry.suite.name}: {number(scored.overall, scored.best)}{told}; {_coverage(scored.coverage, refused)}")
 
 
 def _overall(place: Place, entry: Entry) -> float | None:
     return entry.suite.score(place.read_items(), place.read_judgements(), place.read_judge()).overall
 
 
-def _coverage(coverage: Coverage) -> str:
+def _coverage(coverage: Coverage, refused: int) -> str:
     counts = f"{coverage.n_scored} of {coverage.n_expected} scored"
-    return f"{counts}, {coverage.n_missing} missing, {coverage.n_parse_failed} unread"
+    told = f" ({refused} refused by the judge: --retry-refused asks again)" if refused else ""
+    return f"{counts}, {coverage.n_missing} missing, {coverage.n_parse_failed} unread{told}"
 
 
 def report(plan: Plan) -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler
@@ -132,6 +134,36 @@ def test_a_judge_that_fails_loses_nothing_of_another_and_counts_nothing_of_it(fo
     scoring.score(plan)
     assert (tmp_path / "ocr/score.json").read_bytes() == before
     assert len(asked) == ITEMS, "what the first judge had found was asked for again"
+
+
+def test_what_was_found_beside_a_failure_is_kept(tmp_path, monkeypatch):
+    plan = Plan(out=str(tmp_path), entries=(entry("ocr"),), limit=ITEMS, samples=1)
+    making.prepare(plan)
+    place = plan.place(plan.entries[0])
+    keys = [item.key for item in place.read_items()]
+    for item in place.read_items():
+        storage.write_bytes(place.file(place.path(item, 0)), GRAY)
+    place.write_made(place.describe(place.read_items(), {}))
+    both, ending = threading.Barrier(2, timeout=30), threading.Event()
+    shutdown = ThreadPoolExecutor.shutdown
+
+    def ended(pool, **how):
+        ending.set()
+        shutdown(pool, **how)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", ended)
+
+    def find(item, sample, data):
+        both.wait()
+        if item.key == keys[0]:
+            raise ServiceError("the judge has gone away")
+        assert ending.wait(30)  # the failure is known
+        return Judgement(key=item.key, sample=sample, value={"lines": ["x"]})
+
+    with pytest.raises(ServiceError, match="gone away"):
+        judged_by(plan, Finder(judge=Judge(id="two", version="1"), find=find, threads=2))
+    rows = read_rows(place.file("judgements.jsonl"))
+    assert [row["key"] for row in rows] == keys[1:2], "what was paid for is lost"
 
 
 @pytest.mark.parametrize(

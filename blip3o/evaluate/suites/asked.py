@@ -9,6 +9,7 @@ from typing import Any
 
 from blip3o.data.storage import join, read_bytes
 from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.replies import answer
 from blip3o.evaluate.suite import INCOMPLETE, Coverage, Item, Judge, Score, Suite, bootstrap, findings, mean, reasons
 from blip3o.evaluate.suites.files import json_lines, require
 
@@ -41,9 +42,13 @@ def _resolved(folder: str, image: str) -> str:
 
 
 def replies(items: Sequence[Item], judgements: Iterable[Any]) -> tuple[list[tuple[Item, str]], Coverage]:
-    """The answered items with their replies, in the items' order, and the coverage."""
+    """The answered items with their replies, in the items' order, and the coverage.
+
+    A model's reasoning is no part of its reply; one that ends within it replied nothing, which is wrong.
+    """
     values, coverage = findings(items, judgements)
-    return [(item, values[item.key, 0]["reply"]) for item in items if (item.key, 0) in values], coverage
+    there = [item for item in items if (item.key, 0) in values]
+    return [(item, answer(values[item.key, 0]["reply"]) or "") for item in there], coverage
 
 
 def by_category(scored: Iterable[tuple[Item, float]]) -> dict[str, list[float]]:

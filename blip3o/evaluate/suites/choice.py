@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from blip3o.errors import DataError
+from blip3o.evaluate.replies import answer
 from blip3o.evaluate.suite import Item, Judge, Judgement, Score, Suite, mean
 from blip3o.evaluate.suites.asked import accuracy_score, read_questions, replies
 from blip3o.evaluate.suites.files import text_list
@@ -14,18 +15,87 @@ from blip3o.evaluate.understanding import normalise
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+BEYOND = 100  # characters that are read behind "answer", beside those of an option
+_MARKS = r"\s*_`\"'"
+_LETTER = re.compile(rf"[{_MARKS}(\[<]*([A-Za-z])([{_MARKS})\]>.:,!-]*)")
+_CUE = re.compile(
+    rf"\b(?:answer|option|choice|choose|pick|select)\b(?:[{_MARKS}]*(?:is|would be|must be|should be|to be)\b)?"
+    rf"(?:[{_MARKS}]*\b(?:option|choice|letter)\b)?[{_MARKS}]*[:=]?[{_MARKS}]*",
+    re.IGNORECASE,
+)
+_MARKED = re.compile(r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*")
+_ANOTHER = re.compile(r"(?:or|and|nor|&|/|,|\+|then|not)?[\s*_`\"'(\[]*([A-Z])(?![\w'])")  # right behind a letter
+_REASON = re.compile(r"(?:because|since|as it|is (?:the )?(?:correct|right|answer|best))\b", re.IGNORECASE)
+_ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
+
+
 def chosen(reply: str, options: Sequence[str]) -> int | None:
     """The number of the option that a reply names, or None.
 
-    By its letter at the start ("B", "(b)", "B. a dog", "B: …"), or by its words alone. A letter that starts a word, an
-    option that isn't there, and a reply that fits two options name none.
+    By its letter alone or before a mark or its own words ("B", "(b)", "**B**", "B. a dog", "B a dog"), by its words
+    alone, or by either of them behind "answer", "option", "choice" and the like ("The answer is B."). A letter that
+    starts a word, an option that isn't there, and a reply that names or fits two options name none. The official
+    readers take the first letter, or draw lots, where this one reads nothing.
     """
-    same = [number for number, option in enumerate(options) if normalise(option) == normalise(reply)]
+    text = answer(reply)
+    if text is None:
+        return None
+    direct = _named(text, options)
+    if direct is not None or _several(text):
+        return direct
+    longest = max(map(len, options), default=0) + BEYOND
+    tails = [text[match.end() : match.end() + longest] for match in _CUE.finditer(text)]
+    if any(map(_several, tails)):
+        return None
+    cued = {_named(part, options) for tail in tails for part in (tail, _sentence(tail))} - {None}
+    if not cued:
+        marked = {LETTERS.index(first or second) for first, second in _MARKED.findall(text)}
+        cued = {number for number in marked if number < len(options)} if len(marked) == 1 else set()
+    return cued.pop() if len(cued) == 1 else None
+
+
+def _sentence(text: str) -> str:
+    return re.split(r"[.;\n]", text.strip(), maxsplit=1)[0]
+
+
+def _named(text: str, options: Sequence[str]) -> int | None:
+    """The option that a text begins with by its letter, or is by its words."""
+    same = _same(text, options)
     if same:
         return same[0] if len(same) == 1 else None
-    match = re.match(r"\s*\(?([A-Za-z])(?:\)|[.:](?!\w)|\s*$)", reply)
+    match = _LETTER.match(text)
     number = LETTERS.index(match.group(1).upper()) if match else len(options)
-    return number if number < len(options) else None
+    if match is None or number >= len(options):
+        return None
+    rest = text[match.end() :]
+    if number in _same(rest, options):
+        return number
+    return number if _stands(match.group(2), rest) and not _ANOTHER.match(rest) else None
+
+
+def _same(text: str, options: Sequence[str]) -> list[int]:
+    """The options that have the words of a text: as `normalise` compares them, else without marks and articles."""
+    words = normalise(text)
+    exact = [number for number, option in enumerate(options) if normalise(option) == words]
+    bare = _bare(text)
+    return exact or [number for number, option in enumerate(options) if bare and _bare(option) == bare]
+
+
+def _bare(text: str) -> str:
+    return normalise(_ARTICLE.sub("", text.strip(" \t\n*_`\"'.!"), count=1))
+
+
+def _stands(marks: str, rest: str) -> bool:
+    """Whether a letter stands for itself: alone, behind marks that part it from what follows, or before its reason."""
+    closing = marks.strip()
+    parted = closing and (marks != marks.rstrip() or closing[-1] in ')]>*`"')  # not as in "B.5", "B-side", "I'm"
+    return not rest or bool(parted) or "\n" in marks or (marks != "" and _REASON.match(rest) is not None)
+
+
+def _several(text: str) -> bool:
+    """Whether a text begins with a letter and then names another, as "A or B"."""
+    match = _LETTER.match(text)
+    return match is not None and match.group(2) != "" and _ANOTHER.match(text[match.end() :]) is not None
 
 
 class Choice(Suite):

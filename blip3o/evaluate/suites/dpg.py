@@ -7,6 +7,7 @@ published figure has them; `fixed` does what the paper says. Source: the benchma
 
 import csv
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from blip3o.data.storage import list_files, read_bytes
 from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.replies import answer
 from blip3o.evaluate.suite import (
     INCOMPLETE,
     Coverage,
@@ -28,12 +30,13 @@ from blip3o.evaluate.suite import (
     reasons,
 )
 from blip3o.evaluate.suites.files import json_value, read_text, require
-from blip3o.evaluate.understanding import normalise
 
 TILES = 4
 OFFICIAL_ITEMS = 1065
 OFFICIAL_JUDGE = Judge(id="mplug-large-vqa", version="modelscope")
 _COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
+_YES_OR_NO = re.compile(r"(?:(?:the )?(?:final )?answer(?: is)?[\s*:]{1,9})?[*_`\"'(]{0,3}(yes|no)", re.IGNORECASE)
+_AROUND = " \t\r\n*_`\"'().!"  # a yes or no that is set off or ended
 Question = Mapping[str, Any]
 Scores = dict[int, float]  # of questions, by their number
 
@@ -119,9 +122,9 @@ def question_text(question: Question) -> str:
 
 
 def read_answer(reply: str) -> str | None:
-    """The yes or no of a judge that chats; None if its reply is anything else."""
-    answer = normalise(reply)
-    return answer if answer in ("yes", "no") else None
+    """The yes or no of a judge that chats, in any setting ("**Yes.**", "Answer: yes"); None if its reply is more."""
+    match = _YES_OR_NO.fullmatch((answer(reply) or "").strip(_AROUND))
+    return match.group(1).lower() if match else None
 
 
 def tile_scores(questions: Sequence[Question], answers: Mapping[str, str]) -> tuple[Scores, Scores]:

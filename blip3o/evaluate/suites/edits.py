@@ -1,8 +1,8 @@
 """Scores of edited images, ImgEdit and GEdit, from the grades of a vision-language judge. Pure.
 
 A reply that cannot be read is a fault; the official GEdit scorer puts a random number in its place, which is not done
-here. Source: the papers of ImgEdit (https://arxiv.org/abs/2505.20275) and GEdit
-(https://arxiv.org/abs/2504.17761).
+here. Otherwise replies are read as the official readers do, and text inside a model's reasoning never is.
+Source: the papers of ImgEdit (https://arxiv.org/abs/2505.20275) and GEdit (https://arxiv.org/abs/2504.17761).
 """
 
 import json
@@ -12,19 +12,29 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from blip3o.evaluate.replies import answer
 from blip3o.evaluate.suite import mean
 
 IMGEDIT_GRADES, IMGEDIT_RANGE = 3, (1, 5)
 GEDIT_RANGE = (0, 10)
 
+_IMGEDIT_LINE = re.compile(r"^[^\n:：]*[:：][ \t*]*([0-9]{1,9})(?:\.0*)?[ \t*]*(?:/[ \t]*5)?\.?[ \t*]*$", re.MULTILINE)
+_STRING_OR_COMMA = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])', re.DOTALL)
+_DELIMITED = re.compile(r"\|\|V\^=\^V\|\|(.*?)\|\|V\^=\^V\|\|", re.DOTALL)
+_FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
+_GRADE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(?: ?/ ?10)?")
+
 
 def imgedit_grades(reply: str) -> tuple[list[int] | None, str]:
     """The three grades (1 to 5) of the lines `label: number` in a reply, and ""; or None and the fault.
 
-    A final period is no part of the number (the official reader loses such a line and averages over the rest).
+    Differing from the official reader, a final period and the scale ("4/5") are no part of the number: it loses such a
+    line and averages over the rest.
     """
-    found = re.findall(r"^[^\n:]*:[ \t*]*(\d+)\.?[ \t*]*$", reply, re.MULTILINE)
-    numbers = [int(number) for number in found]
+    text = answer(reply)
+    if text is None:
+        return None, "ends within its reasoning"
+    numbers = [int(number) for number in _IMGEDIT_LINE.findall(text)]
     low, high = IMGEDIT_RANGE
     if len(numbers) != IMGEDIT_GRADES:
         return None, f"{len(numbers)} lines 'label: number' instead of {IMGEDIT_GRADES}"
@@ -53,19 +63,58 @@ def imgedit_score(items: Mapping[str, tuple[str, Sequence[int] | None]]) -> dict
 
 
 def gedit_grades(reply: str) -> tuple[list[float] | None, str]:
-    """The two grades (0 to 10) of a reply with a JSON object that has a list `score`, and ""; or None and the fault."""
-    start, end = reply.find("{"), reply.rfind("}")
-    try:
-        value = json.loads(reply[start : end + 1])
-    except json.JSONDecodeError as error:
-        return None, f"no JSON object: {error.msg}"
-    grades = value.get("score") if isinstance(value, dict) else None
+    """The grades (0 to 10, one or two) of a reply, and ""; or None and the fault.
+
+    They stand in a JSON object as `score`: a list, as officially, or a number or text of them. Line breaks within its
+    texts, trailing commas and fences do no harm. A bare number or list will do. One grade stands for both.
+    """
+    text = answer(reply)
+    if text is None:
+        return None, "ends within its reasoning"
+    marked = _DELIMITED.search(text)
+    text = _FENCE.sub("", marked.group(1) if marked else text).strip()
+    scores = _scores(text)
+    if len({json.dumps(score) for score in scores}) > 1:
+        return None, f"several scores: {', '.join(map(json.dumps, scores))}"
+    if not scores and "{" in text:
+        return None, "no JSON object with a score"
+    return _two_grades(scores[0] if scores else text)
+
+
+def _scores(text: str) -> list[Any]:
+    """What stands as `score` in the JSON objects of a text, each time."""
+    text = _STRING_OR_COMMA.sub(lambda match: "" if match.group() == "," else match.group(), text)
+    decoder, found, start = json.JSONDecoder(strict=False), [], text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            value, end = {}, start + 1
+        scores = [score for name, score in value.items() if name.strip().lower() in ("score", "scores")]
+        found += scores
+        start = text.find("{", end if scores else start + 1)
+    return found
+
+
+def _two_grades(score: object) -> tuple[list[float] | None, str]:
+    told = re.sub(r"^\[(.*)\]$", r"\1", score.strip()).split(",") if isinstance(score, str) else score
+    grades = [_grade(one) for one in (told if isinstance(told, list) else [told])]
     low, high = GEDIT_RANGE
-    if not isinstance(grades, list) or len(grades) != 2 or not all(type(grade) in (int, float) for grade in grades):
-        return None, f"score is {grades!r}, expected a list of two numbers"
-    if not all(low <= grade <= high for grade in grades):
-        return None, f"score is {grades}, expected {low} to {high}"
-    return [float(grade) for grade in grades], ""
+    shown = json.dumps(score)[:80]
+    if len(grades) not in (1, 2) or None in grades:
+        return None, f"score is {shown}, expected a list of two numbers"
+    if not all(grade is not None and low <= grade <= high for grade in grades):
+        return None, f"score is {shown}, expected {low} to {high}"
+    return [grade for grade in grades if grade is not None], ""
+
+
+def _grade(value: object) -> float | None:
+    if isinstance(value, str):
+        match = _GRADE.fullmatch(value.strip().strip("\"'*"))
+        return float(match.group(1)) if match else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e9 else math.inf
 
 
 def gedit_item(consistency: Sequence[float], quality: Sequence[float]) -> dict[str, float]:

@@ -6,17 +6,18 @@ The authors' instructions to the judge are not part of this project: the ones he
 others. Source: the paper (https://arxiv.org/abs/2503.07265) and its calculators' behaviour.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blip3o.data.storage import join, read_bytes
+from blip3o.data.storage import exists, join, read_bytes
 from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, bootstrap, findings, mean, reasons
-from blip3o.evaluate.suites.files import json_lines, json_value, require
+from blip3o.evaluate.suites.files import json_value, require
+from blip3o.evaluate.suites.wise_grades import VOID, file_rows, prompt_number, read_grades, whole_grade
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
+VERIFIED_FILES = tuple(name.replace(".json", "_verified.json") for name in FILES)
 OFFICIAL_ITEMS = 1000
 GRADES = ("consistency", "realism", "aesthetic_quality")  # 0 to 2 each
 WEIGHTS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
@@ -55,7 +56,8 @@ class Wise(Suite):
     """One of the two lists.
 
     `last` are the last ids of the six categories, `weights` the categories' share of the overall, `template` the
-    instructions to the judge, with {prompt} and {explanation} in their places.
+    instructions to the judge, with {prompt} and {explanation} in their places; `layouts` are the folders below a source
+    that may hold the prompts, with their files in the official order.
     """
 
     name: str
@@ -66,10 +68,11 @@ class Wise(Suite):
     highest: int
     official_judge: str
     template: str
+    layouts: tuple[tuple[str, tuple[str, ...]], ...]
     samples: int = 1
 
     def items(self, source: str | None) -> tuple[Item, ...]:
-        """The items of the user's copy: one JSON list, or a folder with the three official files.
+        """The items of the user's copy: one JSON list, or a folder with the three official files (or the repository's).
 
         Raises `ConfigError` without a source, `DataError` for another format or ids that are not 1 to 1000.
         """
@@ -77,10 +80,19 @@ class Wise(Suite):
             raise ConfigError(
                 f"{self.name} ships no prompts, as their licence is unknown: name your copy of its JSON files"
             )
-        uris = [source] if source.endswith(".json") else [join(source, name) for name in FILES]
-        rows = [row for uri in uris for row in _read(uri)]
+        rows = [row for uri in self._files(source) for row in _read(uri)]
         rows.sort(key=lambda row: row["prompt_id"])
         return tuple(Item(key=str(row["prompt_id"]), prompt=row["Prompt"], record=row, samples=1) for row in rows)
+
+    def _files(self, source: str) -> list[str]:
+        if source.lower().endswith(".json"):
+            return [source]
+        for folder, names in self.layouts:
+            uris = [join(source, folder, name) if folder else join(source, name) for name in names]
+            if exists(uris[0]):
+                return uris
+        names = self.layouts[0][1]
+        raise DataError(f"{source} holds no {names[0]}: name a JSON list, or the folder of {', '.join(names)}")
 
     def image_path(self, item: Item, sample: int) -> str:
         """`images/<id>.png`."""
@@ -102,16 +114,37 @@ class Wise(Suite):
         return Judgement(key=item.key, sample=sample, value=value, fault=fault, reply=reply)
 
     def import_judgements(self, data: bytes, *, where: str) -> list[Judgement]:
-        """The findings in the rows that the official calculators read: `prompt_id` and the grades."""
-        rows = json_lines(data, where)
-        return [self._imported(row, f"{where}, record {number}") for number, row in enumerate(rows, start=1)]
+        """The findings in a file of the official evaluators: see `import_files`."""
+        return self.import_files([(where, data)])
+
+    def import_files(self, files: Sequence[tuple[str, bytes]]) -> list[Judgement]:
+        """The findings in files (name, content) of the official evaluators, JSON Lines or a JSON list each.
+
+        A row has `prompt_id` and the grades, or the judge's words in `evaluation`; words count where no row has the
+        grades of that id. Raises `DataError` for rows without either, and for an id that is none.
+        """
+        graded: list[Judgement] = []
+        told: list[Judgement] = []
+        for where, data in files:
+            for number, row in enumerate(file_rows(data, where), start=1):
+                place = f"{where}, record {number}"
+                require(row, ("prompt_id",), place)
+                (graded if any(grade in row for grade in self.grades) else told).append(self._imported(row, place))
+        done = {one.key for one in graded}
+        return [*graded, *(one for one in told if one.key not in done)]
 
     def _imported(self, row: Mapping[str, Any], where: str) -> Judgement:
-        require(row, ("prompt_id",), where)
-        value = {grade: row.get(grade) for grade in self.grades}
-        good = all(type(grade) is int and 0 <= grade <= self.highest for grade in value.values())
-        fault = "" if good else f"{where}: {value}, expected whole numbers from 0 to {self.highest}"
-        return Judgement(key=str(row["prompt_id"]), sample=0, value=value if good else None, fault=fault)
+        number = prompt_number(row["prompt_id"], where, last=OFFICIAL_ITEMS)
+        item = Item(key=str(number), prompt="", record=row, samples=1)
+        if not any(grade in row for grade in self.grades):
+            require(row, ("evaluation",), where, texts=("evaluation",))
+            return self.judgement(item, 0, row["evaluation"])
+        grades = {grade: whole_grade(row.get(grade), highest=self.highest) for grade in self.grades}
+        lacking = {grade: row.get(grade) for grade, value in grades.items() if value is None}
+        fault = f"{where}: {lacking}, expected whole numbers from 0 to {self.highest}" if lacking else ""
+        if any(value in VOID for value in lacking.values() if isinstance(value, int | float)):
+            fault = f"{where}: {lacking}: the evaluator marks this reply as unread"
+        return Judgement(key=item.key, sample=0, value=None if lacking else grades, fault=fault)
 
     def category(self, item: Item) -> str:
         """The category of an item, by its id."""
@@ -164,6 +197,7 @@ WISE = Wise(
     highest=2,
     official_judge="gpt-4o-2024-05-13",
     template=LEGACY_PROMPT,
+    layouts=(("", FILES), ("data", FILES), ("WISE_legacy/data", FILES)),
 )
 WISE_VERIFIED = Wise(
     name="wise-verified",
@@ -174,41 +208,8 @@ WISE_VERIFIED = Wise(
     highest=1,
     official_judge="Qwen3.5-35B-A3B",
     template=VERIFIED_PROMPT,
+    layouts=(("", VERIFIED_FILES), ("data_verified", VERIFIED_FILES), ("", FILES)),
 )
-
-
-def read_grades(reply: str, grades: Sequence[str], *, highest: int) -> tuple[dict[str, int] | None, str]:
-    """The grades in a reply and "", or None and what is wrong with it.
-
-    They are read from labels in any case ("**Aesthetic Quality**: 2/2"), the number on the same line or the next; three
-    lines of one digit each will do for three grades. A label that is missing, that is given two different numbers, or
-    whose number isn't a whole one from 0 to `highest`, is a fault: nothing is taken for the likelier of two.
-    """
-    bare = [line.strip() for line in reply.splitlines() if line.strip()]
-    if len(grades) > 1 and len(bare) == len(grades) and all(re.fullmatch(f"[0-{highest}]", line) for line in bare):
-        return dict(zip(grades, map(int, bare), strict=True)), ""
-    found: dict[str, int] = {}
-    for grade in grades:
-        numbers = set(_numbers(reply, grade))
-        if not numbers:
-            return None, f"no {grade.replace('_', ' ')} in {_shown(reply)}"
-        if len(numbers) > 1 or not numbers <= {str(number) for number in range(highest + 1)}:
-            return None, f"{grade.replace('_', ' ')} is {' and '.join(sorted(numbers))} in {_shown(reply)}"
-        found[grade] = int(numbers.pop())
-    return found, ""
-
-
-def _numbers(reply: str, grade: str) -> list[str]:
-    """What stands where the label's number belongs, each time; "1-2" and "1.5" are one piece."""
-    label = grade.replace("_", r"[\s_]+")
-    after = r"(?:\s+score)?[\s*_`\"']*[:=][\s*_`\"']*"
-    number = r"(-?\d+(?:\s*(?:[.,–-]|to|or)\s*\d+)*)"
-    return re.findall(rf"(?<![a-z]){label}{after}{number}", reply, re.IGNORECASE)
-
-
-def _shown(reply: str) -> str:
-    text = " ".join(reply.split())
-    return repr(text if len(text) <= 80 else f"{text[:79]}…")
 
 
 def _read(uri: str) -> list[dict[str, Any]]:
@@ -218,6 +219,5 @@ def _read(uri: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         where = f"{uri}, record {number}"
         require(row, ("Prompt", "Explanation", "prompt_id"), where, texts=("Prompt",))
-        if not (type(row["prompt_id"]) is int and 1 <= row["prompt_id"] <= OFFICIAL_ITEMS):
-            raise DataError(f"{where}: prompt_id {row['prompt_id']!r}, expected a number from 1 to {OFFICIAL_ITEMS}")
+        row["prompt_id"] = prompt_number(row["prompt_id"], where, last=OFFICIAL_ITEMS)
     return rows

@@ -195,6 +195,45 @@ def test_half_a_pair_and_other_answers_are_refused(tmp_path):
         ("a bird", None),
         ("", None),
         ("B.5", None),
+        ("The answer is B.", 1),
+        ("the answer is b", 1),
+        ("Answer: B. a dog", 1),
+        ("Answer:\n\nB", 1),
+        ("The correct option is **B**", 1),
+        ("The answer is a dog.", 1),
+        ("The answer is the dog", 1),
+        ("Answer: A dog", 1),
+        ("final answer: (c) a cow", 2),
+        ("I choose C", 2),
+        ("A is wrong. The answer is B.", 1),
+        ("It shows a dog (B).", 1),
+        ("**B**", 1),
+        ("**B.** a dog", 1),
+        ("`B`", 1),
+        ("B)", 1),
+        ("[B]", 1),
+        ("B a dog", 1),
+        ("B - a dog", 1),
+        ("B because it barks", 1),
+        ("B\n\nExplanation: A has whiskers", 1),
+        ("\\boxed{B}", 1),
+        ("<think>A or C</think>\nB", 1),
+        ("B a cat", None),  # the letter and the words of two options
+        ("A, B", None),
+        ("A and B", None),
+        ("A/B", None),
+        ("(A) (B)", None),
+        ("B) or C)", None),
+        ("The answer is A or B", None),
+        ("The answer is A or B. My choice: B", None),
+        ("The answer is A. No, the answer is B.", None),
+        ("The answer is not B.", None),
+        ("The answer is a bird", None),
+        ("None of the above", None),
+        ("A big dog", None),
+        ("not B", None),
+        ("B-side", None),
+        ("<think>B", None),
     ],
 )
 def test_an_option_is_its_letter_or_its_words(reply, number):
@@ -204,6 +243,33 @@ def test_an_option_is_its_letter_or_its_words(reply, number):
 def test_two_options_of_the_same_words_are_told_apart_by_letter_alone():
     assert chosen("red", ["red", "Red."]) is None
     assert chosen("B", ["red", "Red."]) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "options", "number"),
+    [
+        ("A cat", ["cat", "dog"], 0),
+        ("A cat", ["dog", "cat"], 1),  # an article, and no letter
+        ("a cat", ["dog", "cat"], 1),
+        ("A cat", ["dog", "cow"], None),
+        ("The answer is A cat", ["dog", "cat"], 1),
+        ("B. Vitamin C", ["Vitamin A", "Vitamin C"], 1),
+        ("Vitamin C", ["Vitamin A", "Vitamin C"], 1),
+        ("I'm not sure", [str(n) for n in range(12)], None),
+        ("D'accord", ["w", "x", "y", "z"], None),
+        ("B yes", ["no", "yes"], 1),
+    ],
+)
+def test_articles_and_words_are_told_from_letters(reply, options, number):
+    assert chosen(reply, options) == number
+
+
+def test_a_model_that_thinks_is_scored_by_what_it_says_after(tmp_path):
+    items = questions(Mme(), tmp_path, *({"category": "count", "answer": word} for word in ("Yes", "No")))
+    score = Mme().score(items, replied(items, "<think>no?</think>\nYes", "<think>no, that"), EXACT_MATCH)
+    assert (score.overall, score.details["n_unparsed"]) == (50.0, 1)
+    items = questions(Vqa(), tmp_path, {"answers": ["red"] * 10})
+    assert Vqa().score(items, replied(items, "blue?</think>red"), EXACT_MATCH).overall == 1.0
 
 
 def test_rotations_count_together(tmp_path):

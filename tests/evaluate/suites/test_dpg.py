@@ -79,7 +79,15 @@ def test_only_yes_exactly_counts(word):
 
 @pytest.mark.parametrize(
     ("reply", "answer"),
-    [("yes", "yes"), ("Yes.", "yes"), (" NO\n", "no"), ("Yes, there is", None), ("unclear", None), ("", None)],
+    [("yes", "yes"), ("Yes.", "yes"), (" NO\n", "no"), ("Yes, there is", None), ("unclear", None), ("", None)]
+    + [
+        ("**Yes.**", "yes"),
+        ('"no"', "no"),
+        ("Answer: yes", "yes"),
+        ("<think>no</think>yes", "yes"),
+        ("<think>yes", None),
+    ]
+    + [("yes or no", None), ("not", None), ("yes no", None)],
 )
 def test_a_judge_that_chats_says_yes_or_no_or_nothing(reply, answer):
     assert "Is it red?" in question_text({"text": "Is it red?"})

@@ -16,7 +16,12 @@ from blip3o.evaluate.suites.edits import gedit_grades, gedit_item, gedit_score, 
         ("A: 6\nB: 4\nC: 3", None),
         ("A: 0\nB: 0\nC: 0", None),
         ("A: 4.5\nB: 4\nC: 3", None),
-        ("A: 5/5\nB: 4/5\nC: 3/5", None),
+        ("A: 5/5\nB: 4/5\nC: 3/5", [5, 4, 3]),
+        ("A: 5/10\nB: 4/10\nC: 3/10", None),
+        ("- **A:** 5.0\n- **B**： 4\n- C: 3", [5, 4, 3]),
+        ("A: on a scale of 1 to 5\nB: 4\nC: 3", None),
+        ("<think>A: 1\nB: 1\nC: 1</think>\nA: 5\nB: 4\nC: 4", [5, 4, 4]),
+        ("A: 1\nB: 1\nC: 1\n<think>", None),
         ("", None),
         ("a fine edit", None),
     ],
@@ -46,14 +51,33 @@ def test_an_ungraded_edit_leaves_no_overall():
     [
         ('{"score": [7, 9], "reasoning": "good"}', [7.0, 9.0]),
         ('Sure:\n```json\n{"score": [0, 10.0]}\n```', [0.0, 10.0]),
-        ('{"score": [7]}', None),
+        ('{"score": [7]}', [7.0]),
+        ('{"score": 7}', [7.0]),
+        ('{"score": "7"}', [7.0]),
+        ('{"score": ["7", "9/10"]}', [7.0, 9.0]),
+        ('{"reasoning": "one\ntwo\tthree", "score": [7, 9]}', [7.0, 9.0]),
+        ('{"score": [7, 9,], "reasoning": "a, ]",}', [7.0, 9.0]),
+        ("{'x': {y}} {\"Score\": [7, 9]}", [7.0, 9.0]),
+        ('{"result": {"score": [7, 9]}}', [7.0, 9.0]),
+        ('||V^=^V||\n{"score": [7, 9]}\n||V^=^V||', [7.0, 9.0]),
+        ('<think>{"score": [1, 1]}</think>{"score": [7, 9]}', [7.0, 9.0]),
+        ('{"score": [1, 1]} no, {"score": [7, 9]}', None),
+        ('<think>{"score": [7, 9]}', None),
+        ('{"score": [7, 8, 9]}', None),
+        ('{"score": []}', None),
+        ('{"score": "7/5"}', None),
+        ('{"score": null}', None),
+        ('{"grade": [7, 9]}', None),
+        ("7", [7.0]),
+        ("11", None),
+        ("on a scale of 0 to 10", None),
         ('{"score": [7, 11]}', None),
         ('{"score": [7, -1]}', None),
-        ('{"score": "7, 9"}', None),
+        ('{"score": "7, 9"}', [7.0, 9.0]),
         ('{"score": [true, 9]}', None),
         ('{"score": [7, NaN]}', None),
         ('{"score": [7, 9]', None),
-        ("[7, 9]", None),
+        ("[7, 9]", [7.0, 9.0]),
         ("seven and nine", None),
         ("", None),
     ],
@@ -67,6 +91,10 @@ def test_gedit_grades(reply, grades):
 def test_gedit_takes_the_lower_grades_and_their_geometric_mean():
     assert gedit_item([9, 4], [9, 10]) == {"sc": 4, "pq": 9, "overall": 6.0}
     assert gedit_item([0, 9], [9, 10])["overall"] == 0.0
+
+
+def test_one_grade_of_an_edit_stands_for_both():
+    assert gedit_item([4], [9]) == {"sc": 4, "pq": 9, "overall": 6.0}
 
 
 def test_gedit_averages_tasks_not_items():

@@ -6,7 +6,8 @@ import pytest
 
 from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.suite import Item, Judge
-from blip3o.evaluate.suites.wise import CATEGORIES, FILES, WISE, WISE_VERIFIED, read_grades
+from blip3o.evaluate.suites.wise import CATEGORIES, FILES, VERIFIED_FILES, WISE, WISE_VERIFIED
+from blip3o.evaluate.suites.wise_grades import read_grades
 
 GPT = Judge(id="gpt-4o-2024-05-13", version="own prompt")
 
@@ -36,6 +37,20 @@ def legacy(reply):
         "The consistency is good and the realism fair.\nConsistency: 2.\nRealism: 1.\nAesthetic Quality: 0.",
         "Aesthetic Quality: 0\nRealism: 1\nConsistency: 2",
         "Consistency: 2\nRealism: 1\nAesthetic Quality: 0\nSo again, Consistency: 2",
+        "Consistency: 2.0\nRealism: 1.0\nAesthetic Quality: 0.0",
+        "**Consistency**: **2**/2\nRealism: 1 out of 2\nAesthetic Quality: 0 / 2.0",
+        "**Consistency (0-2):** 2\n**Realism (0-2):** 1\n**Aesthetic Quality (0-2):** 0",
+        "On a scale of 0 to 2:\nConsistency: 2\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: it shows what is meant,\nand all of it.\n2\nRealism: mostly. 1\nAesthetic Quality: dull (0)",
+        "Consistency: as asked\nScore: 2\nRealism: as asked\nScore: 1/2\nAesthetic Quality: poor\nScore: 0",
+        "| Consistency | 2 |\n| Realism | 1 |\n| Aesthetic Quality | 0 |",
+        "1. Consistency: 2.\n2. Realism: 1.\n3. Aesthetic Quality: 0.",
+        "Consistency - 2\nRealism - 1\nAesthetic Quality - 0",
+        "Consistency: <2>\nRealism: <1>\nAesthetic Quality: <0>",
+        '{"consistency": {"score": 2, "why": "x"}, "realism": {"score": 1}, "aesthetic_quality": {"score": 0}}',
+        "```\n2\n1\n0\n```",
+        "**2**\n**1**\n**0**",
+        "<think>Consistency: 0</think>Consistency: 2\nRealism: 1\nAesthetic Quality: 0",
     ],
 )
 def test_grades_are_read_however_they_are_set(reply):
@@ -62,6 +77,12 @@ def test_grades_are_read_however_they_are_set(reply):
         "2\n1\n3",
         "2 1 0",
         "2\n1\n0\n1",
+        "Consistency: 1/5\nRealism: 1/5\nAesthetic Quality: 1/5",
+        "Consistency: **1**/5\nRealism: 1/5\nAesthetic Quality: 1/5",
+        "Consistency: it shows 2 cats\nRealism: 1\nAesthetic Quality: 0",
+        "Consistency: on a scale of 0 to 2\nRealism: 1\nAesthetic Quality: 0",
+        "<think>Consistency: 2\nRealism: 1\nAesthetic Quality: 0",
+        "<think>Consistency: 2\nRealism: 1\nAesthetic Quality: 0</think>",
     ],
 )
 def test_what_cannot_be_told_is_a_fault_and_never_a_guess(reply):
@@ -74,7 +95,29 @@ def test_what_cannot_be_told_is_a_fault_and_never_a_guess(reply):
         ("Score: 1", 1),
         ("score:0", 0),
         ("**Score:** 1", 1),
-        ("1", None),
+        ("1", 1),
+        ("0", 0),
+        (" **1**.\n", 1),
+        ("Score: <1>", 1),
+        ("Score (0 or 1): 1", 1),
+        ("Score on a scale of 0 to 1: 1", 1),
+        ("Score: it is met, on a scale from 0 to 1.\n1", 1),
+        ("On a scale of 0 to 1, the score is 1.", 1),
+        ("Score: 1.0", 1),
+        ('{"score": 1}', 1),
+        ("<answer>1</answer>", 1),
+        ("Score: \\boxed{1}", 1),
+        ("<think>Score: 0</think>\nScore: 1", 1),
+        ("<think>Score: 0", None),
+        ("Score: 1\n<think>or was it", None),
+        ("on a scale of 0 to 1", None),
+        ("Score: <0 or 1>", None),
+        ("2", None),
+        ("10", None),
+        ("-1", None),
+        ("0\n1", None),
+        ("Score: 1/5", None),
+        ("Score: 100%", None),
         ("Score: 2", None),
         ("Score: 0.5", None),
         ("Score: 1\nScore: 0", None),
@@ -145,18 +188,47 @@ def test_a_missing_id_or_an_unreadable_reply_leaves_no_overall():
     assert "10 prompts instead of 1000" in few.why_not
 
 
-def test_official_judgement_files_are_taken_in():
-    rows = [
-        {"prompt_id": 1, "consistency": 2, "realism": 2, "aesthetic_quality": 2},
-        {"prompt_id": 2, "consistency": 9.9},
-    ]
-    data = "\n".join(map(json.dumps, rows)).encode()
-    first, void = WISE.import_judgements(data, where="j.jsonl")
-    assert first.value == {"consistency": 2, "realism": 2, "aesthetic_quality": 2}
-    assert void.value is None
-    assert "record 2" in void.fault
-    [skipped] = WISE_VERIFIED.import_judgements(b'{"prompt_id": 3, "score": true}', where="j.jsonl")
+def graded_row(number, grade):
+    return {"prompt_id": number} | dict.fromkeys(WISE.grades, grade)
+
+
+def lines(*rows):
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize("grade", [2, 2.0, "2", "2.0", " 2 "])
+@pytest.mark.parametrize("number", [7, 7.0, "7", "7.0"])
+@pytest.mark.parametrize(
+    "written", [lines, lambda *rows: json.dumps(rows, indent=1).encode(), lambda *rows: b"\xef\xbb\xbf" + lines(*rows)]
+)
+def test_grades_of_official_files_are_read_as_they_are_published(grade, number, written):
+    [found] = WISE.import_judgements(written(graded_row(number, grade)), where="j.jsonl")
+    assert (found.key, found.value, found.fault) == ("7", dict.fromkeys(WISE.grades, 2), "")
+
+
+@pytest.mark.parametrize("grade", [9.9, 999, 999.0, 3, -1, 1.5, "1.5", True, None, "", "two", float("nan"), [2]])
+def test_what_is_no_grade_in_an_official_file_is_a_fault(grade):
+    [void] = WISE.import_judgements(lines(graded_row(2, grade)), where="j.jsonl")
+    assert void.value is None and "j.jsonl, record 1" in void.fault
+    [skipped] = WISE_VERIFIED.import_judgements(lines({"prompt_id": 3, "score": grade}), where="j.jsonl")
     assert skipped.value is None
+
+
+@pytest.mark.parametrize("number", [0, 1001, 1.5, "x", None, True, -1, "1.5", []])
+def test_an_id_that_is_none_is_refused_with_its_row(number):
+    with pytest.raises(DataError, match="j.jsonl, record 1: prompt_id .* expected a number from 1 to 1000"):
+        WISE.import_judgements(lines(graded_row(number, 2)), where="j.jsonl")
+
+
+def test_the_judge_s_words_count_where_no_row_has_the_grades():
+    told = [{"prompt_id": n, "evaluation": f"<think>2</think>{text}"} for n, text in ((1, "1\n1\n1"), (2, "0\n0\n0"))]
+    files = [("full.json", json.dumps(told).encode()), ("scores.jsonl", lines(graded_row(1, 2)))]
+    found = {one.key: one.value for one in WISE.import_files(files)}
+    assert found == {"1": dict.fromkeys(WISE.grades, 2), "2": dict.fromkeys(WISE.grades, 0)}
+    with pytest.raises(DataError, match="record 1 lacks evaluation"):
+        WISE.import_judgements(b'{"prompt_id": 1}', where="j.jsonl")
+    with pytest.raises(DataError, match="record 1 is 7"):
+        WISE.import_judgements(b"[7]", where="j.json")
 
 
 def test_the_judge_is_asked_with_the_item_and_a_user_may_ask_otherwise():
@@ -182,6 +254,28 @@ def test_the_user_s_three_files_are_one_list(tmp_path):
     assert WISE.image_path(WISE.items(str(tmp_path))[2], 0) == "images/401.png"
     with pytest.raises(ConfigError, match="ships no prompts"):
         WISE.items(None)
+
+
+@pytest.mark.parametrize(
+    ("suite", "folder", "names"),
+    [
+        (WISE_VERIFIED, "", VERIFIED_FILES),
+        (WISE_VERIFIED, "data_verified", VERIFIED_FILES),
+        (WISE_VERIFIED, "", FILES),  # under the names of the first list
+        (WISE, "data", FILES),
+        (WISE, "WISE_legacy/data", FILES),
+    ],
+)
+def test_the_official_folders_are_read_in_their_order(suite, folder, names, tmp_path):
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for name, number in zip(names, ("1", 401.0, 701), strict=True):
+        (tmp_path / folder / name).write_text(json.dumps(wise_rows(number)))
+    assert [item.key for item in suite.items(str(tmp_path))] == ["1", "401", "701"]
+
+
+def test_a_folder_without_the_official_files_says_which_they_are(tmp_path):
+    with pytest.raises(DataError, match="holds no cultural_common_sense_verified.json"):
+        WISE_VERIFIED.items(str(tmp_path))
 
 
 @pytest.mark.parametrize(

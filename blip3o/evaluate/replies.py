@@ -1,0 +1,220 @@
+"""What a chat completion says: the answer without the model's reasoning, or the reason why there is none. Pure.
+
+A grade that a model only considers is no grade, so text inside a thought never reaches a reader. A reply that was cut
+off, filtered or broken off is no answer either, whatever it holds.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+REFUSED = "refused by the judge: "  # how the fault of a content refusal begins; such an item is not asked about again
+
+_LT, _GT = "(?:<|&lt;)", "(?:>|&gt;)"
+_TAG = r"(?:[\w.-]*[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)(?:_\w+)?"
+_OPENS = re.compile(
+    rf"{_LT}\s*{_TAG}(?:\s[^<>]*)?{_GT}|◁think▷|\[think\]|<\|channel>thought|<unused94>|<\|inner_prefix\|>"
+    r"|<\|(?:begin|start)_(?:of_)?(?:thought|think|thinking)\|>|<\|think(?:ing)?\|>",
+    re.IGNORECASE,
+)
+_CLOSES = re.compile(
+    rf"{_LT}\s*/\s*{_TAG}\s*{_GT}|◁/think▷|\[/think\]|<channel\|>|<unused95>|<\|inner_suffix\|>"
+    r"|<\|end_(?:of_)?(?:thought|think|thinking)\|>|<\|/think(?:ing)?\|>",
+    re.IGNORECASE,
+)
+_EMPTY = re.compile(rf"<\s*{_TAG}\s*/>", re.IGNORECASE)
+# Sections that a requested format may hold before or after the answer; only `think` and its like are always before it.
+_SECTION = re.compile(r"<(/?)(reason|reasoning|reflection|analysis|scratchpad)>", re.IGNORECASE)
+_DETAILS = re.compile(r"<details\s[^<>]{0,99}reasoning[^<>]{0,99}>.*?(?:</details>|$)", re.IGNORECASE | re.DOTALL)
+# gpt-oss: channels, with their marks or with the marks' letters alone.
+_CHANNEL = re.compile(r"<\|(?:channel|start)\|>")
+_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_CHANNEL_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
+_BARE_CHANNEL = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'(\d])")
+_BARE_FINAL = "assistantfinal"
+_THOUGHT_LINE, _RESPONSE_LINE = "Here is my thought process:", "Here is my response:"
+_TOKEN = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<s>|<(?:end|start)_of_turn>|<eos>|<pad>")
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
+_BOXED = re.compile(r"\$*\\boxed\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}|([^{}]*))\s*\}\$*")
+
+End = Literal["done", "cut", "refused", "broken", "unknown"]
+_DONE = frozenset(
+    "stop eos eos_token end_turn stop_sequence stop_token finish finished finish_reason_stop complete completed end "
+    "endoftext done null none finish_reason_unspecified".split()
+)
+_ENDS: tuple[tuple[End, re.Pattern[str]], ...] = (
+    (
+        "refused",
+        re.compile("filter|safety|refus|sensitive|recitation|blocklist|prohibited|spii|guardrail|moderat|policy"),
+    ),
+    ("cut", re.compile("length|max|token|limit|context|budget|truncat|incomplete")),
+    ("broken", re.compile("error|insufficient|abort|cancel|timeout|network|overload|interrupt|unavailable")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A judge's reply: `text` is its answer without reasoning, `said` its words as they came.
+
+    With a `fault` there is no answer: `cut` by a limit of tokens, `refused` for its content, or `broken` off on the
+    way, which asking again may mend.
+    """
+
+    text: str = ""
+    said: str = ""
+    fault: str = ""
+    cut: bool = False
+    refused: bool = False
+    broken: bool = False
+
+
+def answer(text: str) -> str | None:
+    """A reply without its reasoning; None where it ends within a thought.
+
+    A thought ends where the last mark of its end stands, whether or not it was opened. Text without such marks comes
+    back as it is.
+    """
+    for step in (_after_channels, _after_headings, _after_thoughts):
+        found = step(text)
+        if found is None:
+            return None
+        text = found
+    return _unwrapped(text)
+
+
+def _after_channels(text: str) -> str | None:
+    if _CHANNEL.search(text):
+        finals = list(_FINAL.finditer(text))
+        return _CHANNEL_END.split(text[finals[-1].end() :])[0] if finals else None
+    if _BARE_CHANNEL.match(text):
+        _, found, after = text.rpartition(_BARE_FINAL)
+        return after if found else None
+    return text
+
+
+def _after_headings(text: str) -> str | None:
+    if _THOUGHT_LINE not in text:
+        return text
+    _, found, after = text.rpartition(_RESPONSE_LINE)
+    return after if found else None
+
+
+def _after_thoughts(text: str) -> str | None:
+    text = _DETAILS.sub("", _without_sections(_EMPTY.sub("", text)))
+    closed = max((match.end() for match in _CLOSES.finditer(text)), default=0)
+    return None if _OPENS.search(text, closed) else text[closed:]
+
+
+def _without_sections(text: str) -> str:
+    kept, start, opened = [], 0, None
+    for tag in _SECTION.finditer(text):
+        if opened is None and not tag[1]:
+            opened = tag
+        elif opened is not None and tag[1] and tag[2].lower() == opened[2].lower():
+            kept.append(text[start : opened.start()])
+            start, opened = tag.end(), None
+    return "".join([*kept, text[start:]])
+
+
+def _unwrapped(text: str) -> str:
+    """Without marks of the tokenizer and of answers: `<answer>B</answer>` and `\\boxed{B}` are B."""
+    text = _BOXED.sub(lambda match: match.group(1) or match.group(2) or "", _TOKEN.sub("", text))
+    answers = _ANSWER.findall(text)
+    return answers[0] if len(answers) == 1 else text
+
+
+def content_text(content: object) -> str | None:
+    """The text of a message's content: a text, a list of parts (of which those of text count) or null, which is "".
+
+    None for content of another kind. Halves of surrogate pairs, which no file can hold, become question marks.
+    """
+    if content is None:
+        return ""
+    if not isinstance(content, str | Mapping | list):
+        return None
+    parts = content if isinstance(content, list) else [content]
+    return writable("".join(map(_part_text, parts)))
+
+
+def writable(text: str) -> str:
+    """A text that UTF-8 can hold: a reply that is cut within a letter may end with half a surrogate pair."""
+    return text.encode(errors="replace").decode()
+
+
+def _part_text(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping) or part.get("type", "text") not in ("text", "output_text"):
+        return ""
+    text = part.get("text")
+    text = text.get("value") if isinstance(text, Mapping) else text
+    return text if isinstance(text, str) else ""
+
+
+def ending(reason: str) -> End:
+    """What a `finish_reason`, of whatever server, says of the reply."""
+    name = reason.strip().lower()
+    if name in _DONE or re.fullmatch(r"</?s>|<\|\w+\|>|", name):
+        return "done"
+    return next((end for end, pattern in _ENDS if pattern.search(name)), "unknown")
+
+
+def read_completion(body: object, *, limit: int) -> Reply | None:
+    """The reply in a chat completion that was asked for with `limit` tokens; None where it is no chat completion."""
+    choice = _first_choice(body)
+    message = choice.get("message", choice) if choice is not None else None
+    if choice is None or not isinstance(message, Mapping):
+        return None
+    said = content_text(message.get("content", choice.get("text")))
+    if said is None:
+        return None
+    refusal = next(_refusals(message), None)
+    if refusal is not None:
+        return Reply(said=said, fault=f"{REFUSED}{_short(refusal)}", refused=True)
+    reasons = [writable(value) for value in map(choice.get, _REASONS) if isinstance(value, str)]
+    if not reasons and _tokens(body) >= limit:
+        reasons = ["length"]
+    return _read(said, reasons, limit)
+
+
+_REASONS = ("finish_reason", "native_finish_reason", "stop_reason")
+
+
+def _read(said: str, reasons: list[str], limit: int) -> Reply:
+    ends = {ending(reason): reason for reason in reversed(reasons)}
+    if "refused" in ends:
+        return Reply(said=said, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
+    if "broken" in ends:
+        return Reply(said=said, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
+    if "cut" in ends:
+        return Reply(said=said, fault=f"cut off at {limit} tokens: finish_reason {ends['cut']}", cut=True)
+    if "unknown" in ends:
+        return Reply(said=said, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
+    text = answer(said)
+    return Reply(said=said, fault="ends within its reasoning") if text is None else Reply(said=said, text=text)
+
+
+def _first_choice(body: object) -> Mapping[str, Any] | None:
+    choices = body.get("choices") if isinstance(body, Mapping) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, Mapping) else None
+
+
+def _refusals(message: Mapping[str, Any]) -> Iterator[str]:
+    parts = message.get("content")
+    holders = [message, *(part for part in (parts if isinstance(parts, list) else []) if isinstance(part, Mapping))]
+    for holder in holders:
+        if isinstance(holder.get("refusal"), str) and holder["refusal"].strip():
+            yield holder["refusal"]
+
+
+def _tokens(body: object) -> int:
+    usage = body.get("usage") if isinstance(body, Mapping) else None
+    tokens = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+    return tokens if type(tokens) is int else 0
+
+
+def _short(text: str) -> str:
+    line = writable(" ".join(text.split()))
+    return line if len(line) <= 200 else f"{line[:199]}…"
