@@ -14,7 +14,7 @@ Scenes are judged by their exact detector and replies by their words; they take 
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,11 @@ def _plug_in(module: str, function: str) -> tuple[Callable[..., Any], Judge]:
 
 
 def _judge_of_file(data: bytes, official: Judge | None) -> Judge:
-    return official or Judge(id="findings from a file", version=f"sha256 {hashlib.sha256(data).hexdigest()[:12]}")
+    """The judge whose findings a file holds. Two files are two sources, and may be of the official judge both."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if official is None:
+        return Judge(id="findings from a file", version=f"sha256 {sha256[:12]}")
+    return replace(official, source=f"sha256 {sha256}")
 
 
 def _imported(found: Sequence[Judgement], judge: Judge) -> Finder:

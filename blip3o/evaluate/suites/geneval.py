@@ -23,13 +23,13 @@ from blip3o.evaluate.suite import (
     Score,
     Suite,
     bootstrap,
+    differing,
     findings,
-    items_digest,
     mean,
     reasons,
 )
 from blip3o.evaluate.suites import geneval_prompts
-from blip3o.evaluate.suites.files import json_lines, require
+from blip3o.evaluate.suites.files import json_lines, require, shown
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score is above it, or it isn't there
 MAX_OBJECTS = 16  # of one class
@@ -161,13 +161,22 @@ class GenEval(OfficialLayout):
             for number, row in enumerate(rows)
         )
 
+    def facts(self, item: Item) -> dict[str, Any]:
+        """What `check` reads of a record: its tag and clauses. Other fields, such as an index, decide nothing."""
+        clauses = {name: [_stated(clause) for clause in item.record.get(name, [])] for name in ("include", "exclude")}
+        return {"tag": item.record["tag"], **clauses}
+
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The mean over tags of the share of correct pictures, from findings {"correct": bool}."""
+        official = self.items(None)
+        prompts, theirs = ([(item.key, item.prompt) for item in each] for each in (items, official))
+        changed = differing(items, official, self.facts) if prompts == theirs else []
         why_not = reasons(
             {
-                "the prompts are not GenEval's 553": items_digest(items) != items_digest(self.items(None)),
+                "the prompts are not GenEval's 553": prompts != theirs,
+                f"{len(changed)} records are not GenEval's, the first is {changed[:1]}": bool(changed),
                 f"not {SAMPLES} samples of each prompt": any(item.samples != SAMPLES for item in items),
-                f"the judge is not {OFFICIAL_JUDGE.id}": judge != OFFICIAL_JUDGE,
+                f"the judge is not {OFFICIAL_JUDGE.id}": not judge.same(OFFICIAL_JUDGE),
             }
         )
         return score_by_tag(self, items, judgements, judge, why_not=why_not)
@@ -214,8 +223,37 @@ def _prompt_means(by_tag: Mapping[str, Mapping[str, Sequence[bool]]]) -> list[li
 def _read_records(uri: str) -> list[dict[str, Any]]:
     rows = json_lines(read_bytes(uri), uri)
     for number, row in enumerate(rows, start=1):
-        require(row, ("tag", "include", "prompt"), f"{uri}, record {number}")
+        where = f"{uri}, record {number}"
+        require(row, ("tag", "include", "prompt"), where, texts=("tag", "prompt"))
+        for name in ("include", "exclude"):
+            _check_clauses(row.get(name, []), f"{where}: {name}")
     return rows
+
+
+def _stated(clause: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: clause[name] for name in ("class", "count", "color", "position") if name in clause}
+
+
+def _check_clauses(clauses: object, where: str) -> None:
+    """Raises `DataError` for clauses that `check` cannot read."""
+    if not isinstance(clauses, list):
+        raise DataError(f"{where} is {shown(clauses)}, expected a list of clauses")
+    for place, clause in enumerate(clauses):
+        here = f"{where} clause {place}"
+        require(clause, ("class", "count"), here, texts=("class",))
+        if type(clause["count"]) is not int or clause["count"] < 0:
+            raise DataError(f"{here}: count is {shown(clause['count'])}, expected a whole number from 0")
+        if not isinstance(clause.get("color", ""), str):
+            raise DataError(f"{here}: color is {shown(clause['color'])}, expected a text")
+        if "position" in clause:
+            _check_position(clause["position"], place, here)
+
+
+def _check_position(position: object, place: int, where: str) -> None:
+    """A relation and the number of an earlier clause."""
+    well = isinstance(position, list) and len(position) == 2 and isinstance(position[0], str)
+    if not (isinstance(position, list) and well and type(position[1]) is int and 0 <= position[1] < place):
+        raise DataError(f'{where}: position is {shown(position)}, expected ["left of", number of an earlier clause]')
 
 
 def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:

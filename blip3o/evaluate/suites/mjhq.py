@@ -11,7 +11,18 @@ import numpy as np
 from blip3o.data.storage import read_bytes
 from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.moments import Moments, frechet, frechet_name, mmd
-from blip3o.evaluate.suite import INCOMPLETE, Coverage, Item, Judge, Judgement, Score, Suite, findings, reasons
+from blip3o.evaluate.suite import (
+    INCOMPLETE,
+    Coverage,
+    Item,
+    Judge,
+    Judgement,
+    Score,
+    Suite,
+    findings,
+    only_sample,
+    reasons,
+)
 from blip3o.evaluate.suites.files import json_value, require
 
 OFFICIAL_ITEMS = 30_000
@@ -37,7 +48,8 @@ class Mjhq(Suite):
         return tuple(Item(key=key, prompt=row["prompt"], record=row, samples=1) for key, row in rows.items())
 
     def image_path(self, item: Item, sample: int) -> str:
-        """`images/<key>.png`, one flat folder."""
+        """`images/<key>.png`, one flat folder. Raises `ConfigError` for a second sample."""
+        only_sample(self.name, sample)
         return f"images/{item.key}.png"
 
     def reference_path(self, item: Item) -> str:

@@ -13,7 +13,19 @@ from typing import Any
 
 from blip3o.data.storage import join, read_bytes
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, bootstrap, findings, mean, reasons
+from blip3o.evaluate.suite import (
+    INCOMPLETE,
+    Item,
+    Judge,
+    Judgement,
+    Score,
+    Suite,
+    bootstrap,
+    findings,
+    mean,
+    only_sample,
+    reasons,
+)
 from blip3o.evaluate.suites.files import json_lines, json_value, require
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
@@ -83,7 +95,8 @@ class Wise(Suite):
         return tuple(Item(key=str(row["prompt_id"]), prompt=row["Prompt"], record=row, samples=1) for row in rows)
 
     def image_path(self, item: Item, sample: int) -> str:
-        """`images/<id>.png`."""
+        """`images/<id>.png`. Raises `ConfigError` for a second sample."""
+        only_sample(self.name, sample)
         return f"images/{item.key}.png"
 
     def question(self, item: Item, template: str | None = None) -> str:
