@@ -180,9 +180,10 @@ def of_mjhq(suite: Mjhq) -> Maker:
             return [float(value) for value in features(open_image(data))]
 
         def find(item: Item, sample: int, data: bytes) -> Judgement:
-            reference = storage.read_bytes(storage.join(folder, suite.reference_path(item)))
-            value = {"generated": numbers(data), "reference": numbers(reference)}
-            return Judgement(key=item.key, sample=sample, value=value)
+            uri = storage.join(storage.normalize(folder), suite.reference_path(item))
+            reference = storage.read_bytes(uri)
+            finding = suite.judgement(item, sample, numbers(data), numbers(reference))
+            return replace(finding, sources={uri: hashlib.sha256(reference).hexdigest()})
 
         return Finder(judge=judge, find=find)
 

@@ -54,7 +54,11 @@ def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     reader = csv.DictReader(io.StringIO(read_text(data, where)))
     try:
-        require(dict.fromkeys(reader.fieldnames or ()), _COLUMNS, where)
+        columns = list(reader.fieldnames or ())
+        require(dict.fromkeys(columns), _COLUMNS, where)
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{where} has two columns '{twice}': keep one of them")
         for row, line in enumerate(reader):
             found[line["item_id"]].append(_question(row, line, f"{where}, row {row + 1}"))
     except csv.Error as error:  # a quote that is never closed, say

@@ -76,6 +76,13 @@ def require(record: object, names: tuple[str, ...], where: str, *, texts: tuple[
             raise DataError(f"{where}: {name} is {shown(record[name])}, expected a text")
 
 
+def text_id(record: Record, where: str) -> str:
+    """A record's `id` as a text. Raises `DataError` where it is neither a text nor a whole number."""
+    if type(record["id"]) not in (str, int):
+        raise DataError(f"{where}: id is {shown(record['id'])}, expected a text or a whole number")
+    return str(record["id"])
+
+
 def text_list(value: object, where: str) -> list[str]:
     """A list of texts as it is. Raises `DataError` for anything else, a single text among it."""
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
