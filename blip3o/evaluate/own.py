@@ -64,8 +64,8 @@ def alignment(generated: np.ndarray, truth: np.ndarray, *, seed: int) -> dict[st
     """Cosine and R@k of drawings to their own true pictures, each as {value, interval, shuffled}; k also has `chance`.
 
     Row i of `generated` and `truth` [n, …] are of one caption. Intervals are 95 %, bootstrapped over the drawings with
-    the true pictures fixed (of a share that reaches 0 or 1: Wilson's); `shuffled` gives every drawing another's picture. `own_mmd` is the unbiased discrepancy
-    between both sets. Raises `DataError` for fewer than 2 items.
+    the true pictures fixed (of a share that reaches 0 or 1: Wilson's); `shuffled` gives every drawing another's
+    picture. `own_mmd` is the unbiased discrepancy between both sets. Raises `DataError` for fewer than 2 items.
     """
     n = len(generated)
     cosines = similarity(generated, truth)

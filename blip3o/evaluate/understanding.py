@@ -51,8 +51,9 @@ def score(records: Sequence[AnswerRecord], *, seed: int) -> dict[str, Any]:
     """The scores as they go into evaluation.json.
 
     `accuracy`, `chance` (mean of one over the number of choices), `interval` (95 %, bootstrap over questions, drawn
-    from `seed`; Wilson's where that reaches 0 or 1), `n`, `n_unparsed`, `by_kind` and `by_source` are of headline questions; `two_way` and `open` hold the
-    same for theirs, without the interval. Figures of an empty group, and the chance of an open question, are None.
+    from `seed`; Wilson's where that reaches 0 or 1), `n`, `n_unparsed`, `by_kind` and `by_source` are of headline
+    questions; `two_way` and `open` hold the same for theirs, without the interval. Figures of an empty group, and the
+    chance of an open question, are None.
     """
     groups: dict[str, list[AnswerRecord]] = defaultdict(list)
     for record in records:
