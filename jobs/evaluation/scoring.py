@@ -60,7 +60,7 @@ def _judge(place: Place, finder: Finder) -> None:
     items = {item.key: item for item in place.read_items()}
     now = place.sums(list(items.values()))
     # What lies there is judged, whatever it was when generate described it.
-    made = [replace(one, sha256=now[at]) for one in place.read_made() if (at := (one.key, one.sample)) in now]
+    made = [replace(m, sha256=now[m.key, m.sample]) for m in place.read_made() if (m.key, m.sample) in now]
     identity = asdict(finder.judge)
     others, kept = _earlier(place, finder.judge)
     rows = [kept[at] for one in made if (at := (one.key, one.sample, one.sha256)) in kept]
@@ -93,9 +93,8 @@ def _earlier(place: Place, by: Judge) -> tuple[Rows, dict[tuple[str, int, str], 
     """
     uri = place.file("judgements.jsonl")
     rows: Rows = read_rows(uri) if storage.exists(uri) else []
-    own, others = [], []
-    for row in rows:
-        (own if judge_of(row["judge"], uri) == by else others).append(row)
+    of_this = [judge_of(row["judge"], uri) == by for row in rows]
+    own, others = ([row for row, is_own in zip(rows, of_this, strict=True) if is_own is kind] for kind in (True, False))
     sources = sums_of(source for row in own for source in row.get("sources", {}))
     good = [row for row in own if row["value"] is not None and row.get("sources", {}).items() <= sources.items()]
     return others, {(row["key"], row["sample"], row["sha256"]): row for row in good}

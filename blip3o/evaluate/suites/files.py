@@ -25,10 +25,11 @@ def json_lines(data: bytes, where: str) -> list[Record]:
 
 def json_value(data: bytes, where: str) -> object:
     """The value of a JSON file. Raises `DataError` if it is none."""
-    return _value(read_text(data, where), where)
+    return parse_json(read_text(data, where), where)
 
 
-def _value(text: str, where: str) -> object:
+def parse_json(text: str, where: str) -> object:
+    """The value of a JSON text. Raises `DataError` if it is none."""
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -99,7 +100,7 @@ def read_text(data: bytes, where: str) -> str:
 
 
 def _object(text: str, where: str) -> Record:
-    value = _value(text, where)
+    value = parse_json(text, where)
     if not isinstance(value, dict):
         raise DataError(f"{where} is a {type(value).__name__}: expected one JSON object a line")
     return value

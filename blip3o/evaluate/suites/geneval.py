@@ -6,7 +6,7 @@ findings come in. Source: the GenEval paper (https://arxiv.org/abs/2310.11513) a
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,11 +29,12 @@ from blip3o.evaluate.suite import (
     reasons,
 )
 from blip3o.evaluate.suites import geneval_prompts
-from blip3o.evaluate.suites.files import json_lines, require, shown
+from blip3o.evaluate.suites.files import json_lines, parse_json, require, shown
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score is above it, or it isn't there
 MAX_OBJECTS = 16  # of one class
 SAMPLES = 4
+MAX_DIGITS = 10  # of a file's or folder's number
 OFFICIAL_JUDGE = Judge(id="mask2former-swin-s-lsj-coco + clip-vit-l-14", version="mmdet 2")
 Box = tuple[float, float, float, float]
 
@@ -223,11 +224,17 @@ def _prompt_means(by_tag: Mapping[str, Mapping[str, Sequence[bool]]]) -> list[li
 def _read_records(uri: str) -> list[dict[str, Any]]:
     rows = json_lines(read_bytes(uri), uri)
     for number, row in enumerate(rows, start=1):
-        where = f"{uri}, record {number}"
-        require(row, ("tag", "include", "prompt"), where, texts=("tag", "prompt"))
-        for name in ("include", "exclude"):
-            _check_clauses(row.get(name, []), f"{where}: {name}")
+        _checked(row, f"{uri}, record {number}")
     return rows
+
+
+def _checked(row: object, where: str) -> Mapping[str, Any]:
+    """A record that `check` can read. Raises `DataError` for anything else."""
+    require(row, ("tag", "include", "prompt"), where, texts=("tag", "prompt"))
+    assert isinstance(row, Mapping)  # `require` saw to it
+    for name in ("include", "exclude"):
+        _check_clauses(row.get(name, []), f"{where}: {name}")
+    return row
 
 
 def _stated(clause: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +267,7 @@ def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.
     """The findings of the official scorer's `results.jsonl`: rows with filename, prompt, correct and reason.
 
     The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged, of
-    no item, or of another prompt than the item's.
+    no item or sample, or of another prompt, tag or `metadata` (the record that the scorer read) than the item's.
     """
     by_number = {int(item.key): item for item in items}
     rows = json_lines(data, where)
@@ -272,13 +279,30 @@ def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> 
         raise DataError(f"{where} lacks a filename or a true or false correct: expected a row of GenEval's scorer")
     path = PurePosixPath(row["filename"])
     folder = path.parent.parent.name
-    item = items.get(int(folder)) if folder.isdecimal() else None
-    if item is None or not path.stem.isdecimal():
+    item = items.get(_number(folder))
+    if item is None or not 0 <= _number(path.stem) < item.samples:
         raise DataError(f"{where} is of '{row['filename']}', which is no picture of these items")
     if row.get("prompt") != item.prompt:
         raise DataError(f"{where} judged '{row.get('prompt')}', but the prompt of {item.key} is '{item.prompt}'")
+    _check_metadata(row, item, where)
     return Judgement(
         key=item.key,
-        sample=int(path.stem),
+        sample=_number(path.stem),
         value={"correct": row["correct"], "reason": str(row.get("reason", ""))},
     )
+
+
+def _number(name: str) -> int:
+    """The number that a file or folder is named by, -1 for another name."""
+    return int(name) if name.isdecimal() and len(name) < MAX_DIGITS else -1
+
+
+def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
+    """Raises `DataError` if the scorer judged by another record: a `metadata.jsonl` that was changed, for example."""
+    suite = GenEval()
+    if row.get("tag", item.record["tag"]) != item.record["tag"]:
+        raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
+    if isinstance(row.get("metadata"), str):
+        record = _checked(parse_json(row["metadata"], f"{where}: metadata"), f"{where}: metadata")
+        if suite.facts(replace(item, record=record)) != suite.facts(item):
+            raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")

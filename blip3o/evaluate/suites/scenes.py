@@ -106,12 +106,17 @@ def read_items(uri: str) -> tuple[Item, ...]:
     items = []
     for index, record in enumerate(json_lines(storage.read_bytes(uri), uri)):
         where = f"{uri}, record {index + 1}"
-        captions = [record["prompt"]] if "prompt" in record else record.get("captions")
-        captioned = isinstance(captions, list) and captions and isinstance(captions[0], str)
-        if fault := scene_fault(record) or ("" if captioned else f"prompt or captions are {shown(captions)}"):
+        prompt = record["prompt"] if "prompt" in record else _first(record.get("captions"))
+        if fault := scene_fault(record) or (
+            "" if isinstance(prompt, str) else "it has no text as prompt or in captions"
+        ):
             raise DataError(f"{where} is no scene ({fault}): see docs/data.md")
-        items.append(_item(index, captions[0], record))
+        items.append(_item(index, prompt, record))
     return tuple(items)
+
+
+def _first(captions: object) -> object:
+    return captions[0] if isinstance(captions, list) and captions else None
 
 
 def scene_fault(record: Mapping[str, Any]) -> str:
