@@ -107,10 +107,9 @@ def read_items(uri: str) -> tuple[Item, ...]:
     for index, record in enumerate(json_lines(storage.read_bytes(uri), uri)):
         where = f"{uri}, record {index + 1}"
         prompt = record["prompt"] if "prompt" in record else _first(record.get("captions"))
-        if fault := scene_fault(record) or (
-            "" if isinstance(prompt, str) else "it has no text as prompt or in captions"
-        ):
-            raise DataError(f"{where} is no scene ({fault}): see docs/data.md")
+        fault = scene_fault(record)
+        if fault or not isinstance(prompt, str):
+            raise DataError(f"{where} is no scene ({fault or 'no prompt or captions of text'}): see docs/data.md")
         items.append(_item(index, prompt, record))
     return tuple(items)
 
