@@ -131,7 +131,8 @@ def score(plan: Plan) -> None:
         write_json(plan.place(entry).file("score.json"), row)
         told = "".join(f", {name} {number(value, scored.best)}" for name, value in controls.items())
         print(f"{entry.suite.name}: {number(scored.overall, scored.best)}{told}; {_coverage(scored.coverage)}")
-        for reason in evidence.why_not:
+        refused = scored.overall is None and scored.coverage.complete  # for another reason than what is missing
+        for reason in scored.why_not if refused else evidence.why_not:
             print(f"{entry.suite.name}: {reason}")
 
 

@@ -163,9 +163,9 @@ class GenEval(OfficialLayout):
         )
 
     def facts(self, item: Item) -> dict[str, Any]:
-        """What `check` reads of a record: its tag and clauses. Other fields, such as an index, decide nothing."""
+        """What a scorer reads of a record: prompt, tag and clauses. Other fields, such as an index, decide nothing."""
         clauses = {name: [_stated(clause) for clause in item.record.get(name, [])] for name in ("include", "exclude")}
-        return {"tag": item.record["tag"], **clauses}
+        return {"prompt": item.record["prompt"], "tag": item.record["tag"], **clauses}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The mean over tags of the share of correct pictures, from findings {"correct": bool}."""
@@ -304,5 +304,5 @@ def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
         raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
     if isinstance(row.get("metadata"), str):
         record = _checked(parse_json(row["metadata"], f"{where}: metadata"), f"{where}: metadata")
-        if suite.facts(replace(item, record=record)) != suite.facts(item):
+        if differing([replace(item, record=record)], [item], suite.facts):
             raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")
