@@ -16,7 +16,6 @@
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from blip3o.data.storage import MissingFileError
 from blip3o.errors import DataError
 from blip3o.evaluate.suite import Item, Judge, Judgement, Suite, item_seed, only_sample
 from blip3o.evaluate.suites.files import json_lines, json_value, require
+from jobs.evaluation.work import json_bytes
 
 READERS = 16  # threads that read images for their sums
 Rows = list[dict[str, Any]]
@@ -35,9 +35,7 @@ Rows = list[dict[str, Any]]
 
 def write_rows(uri: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Rows as JSON lines, whole or not at all."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    # Half of a surrogate pair, which a judge may well reply with, is written as JSON's escape of it.
-    storage.write_bytes(uri, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+    storage.write_bytes(uri, b"".join(json_bytes(row) + b"\n" for row in rows))
 
 
 def read_rows(uri: str) -> Rows:
@@ -76,7 +74,7 @@ def sums_of(uris: Iterable[str]) -> dict[str, str]:
 
 def write_json(uri: str, value: Mapping[str, Any]) -> None:
     """A JSON object, whole or not at all."""
-    storage.write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode())
+    storage.write_bytes(uri, json_bytes(value, indent=1))
 
 
 @dataclass(frozen=True, kw_only=True)

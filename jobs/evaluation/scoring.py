@@ -155,7 +155,7 @@ def report(plan: Plan) -> None:
     uri = storage.join(plan.out, "target.json")
     target = read_json(uri) if storage.exists(uri) else {}
     page = render_suites(results, target=target)
-    storage.write_bytes(storage.join(plan.out, "report.html"), page.encode())
+    storage.write_bytes(storage.join(plan.out, "report.html"), page.encode(errors="replace"))
     suites = {result.score["suite"]: {**result.score, "cost": result.cost} for result in results}
     write_json(storage.join(plan.out, "report.json"), {"target": target, "suites": suites})
     print(f"written to {plan.out}: report.html, report.json")
