@@ -10,6 +10,7 @@ from tests.evaluate.suites.sources import DPG, SOURCES, text_of
 from tests.jobs.stranger import stranger
 
 MARK = "\ufeff"
+CUT = "half \ud83d"
 QUESTION = {"image": "plain.jpg", "question": "What?", "answers": ["red"] * 10}
 LINES = "".join(f"{json.dumps({'id': number, **QUESTION})}\n" for number in (0, 1))
 
@@ -22,7 +23,7 @@ def server():
         if path == "/v1/models":
             return {"data": [{"id": "m"}]}
         asked = body["messages"][0]["content"][-1]["text"]
-        reply = asked.removeprefix("say ") if asked.startswith("say ") else "red"
+        reply = asked.removeprefix("say ") if asked.startswith("say ") else CUT if asked == "cut" else "red"
         return {"choices": [{"message": {"role": "assistant", "content": reply}}]}
 
     with stranger(answer) as url:
@@ -130,19 +131,24 @@ def test_a_source_that_is_damaged_is_one_line(data, fault, folder, server, capsy
         ("Two.", ["two"] * 3 + ["three"] * 7, 0.9, 0.9),
         ("The dog", ["dog"] * 10, 1.0, 0.0),
         ("dont know", ["don't know"] * 2 + ["x"] * 8, 0.6, 0.6),
-        ("half \ud83d", ["half"] * 10, 0.0, 0.0),  # a reply that was cut within an emoji
     ],
 )
 def test_replies_and_answers_are_read_alike(said, answers, vqa, vqav2, folder, server):
     prompts = {"vqa": vqa, "vqav2": vqav2}
     record = {"id": 0, **QUESTION, "question": f"say {said}", "answers": answers}
-    if "\ud83d" in said:
-        record["question"] = "say half"
-        record["answers"] = ["other"] * 10
     (folder / "q.jsonl").write_text(f"{json.dumps(record)}\n")
     for suite, expected in prompts.items():
         assert evaluate(folder, suite, folder / "q.jsonl", server) == 0
         assert score_of(folder, suite)["overall"] == pytest.approx(expected)
+
+
+def test_a_reply_that_was_cut_within_an_emoji_is_kept_and_scored(folder, server):
+    (folder / "q.jsonl").write_text(json.dumps({"id": 0, **QUESTION, "question": "cut"}))
+    for _ in range(2):
+        assert evaluate(folder, "vqa", folder / "q.jsonl", server) == 0
+        assert score_of(folder)["overall"] == 0.0
+    [row] = (folder / "out/vqa/judgements.jsonl").read_text().splitlines()
+    assert json.loads(row)["reply"] == CUT
 
 
 @pytest.mark.parametrize(
