@@ -111,7 +111,8 @@ def _score_row(score: ScoreRow) -> list[str]:
 def _ground_row(score: ScoreRow) -> list[str]:
     judge, why = score["judge"], "; ".join(score["why_not"])
     comparable = "yes" if score["comparable"] else f"no<br><small>{text(why)}</small>"
-    return [text(score["suite"]), f"{text(judge['id'])} {text(judge['version'])}", text(score["protocol"]), comparable]
+    who = " ".join(str(judge[name]) for name in ("id", "version", "source") if judge.get(name))
+    return [text(score["suite"]), text(who), text(score["protocol"]), comparable]
 
 
 def _categories(result: SuiteResult) -> str:

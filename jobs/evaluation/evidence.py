@@ -72,7 +72,8 @@ def other_grids(place: Place, items: Sequence[Item], now: Mapping[tuple[str, int
     if not grids:
         return {}
     uri = place.file("grids.jsonl")
-    recorded = {row["path"]: (row["sha256"], row["tiles"]) for row in read_rows(uri)} if storage.exists(uri) else {}
+    rows = read_rows(uri) if storage.exists(uri) else []
+    recorded = {row.get("path"): (row.get("sha256"), row.get("tiles")) for row in rows}
     there = sums_of(place.file(path) for path in grids)
     tiles = {place.path(item, sample): now.get((item.key, sample), "") for item in items for sample in _samples(item)}
     wanted = {path: [tiles.get(part, "") for part in parts] for path, parts in grids.items()}

@@ -16,21 +16,22 @@
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from blip3o.data import storage
 from blip3o.data.storage import MissingFileError
-from blip3o.errors import DataError
+from blip3o.errors import DataError, one_line
 from blip3o.evaluate.suite import Item, Judge, Judgement, Suite, item_seed, only_sample
 from blip3o.evaluate.suites.files import json_lines, json_value, require
 from jobs.evaluation.work import json_bytes
 
 READERS = 16  # threads that read images for their sums
 Rows = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 def write_rows(uri: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -143,7 +144,7 @@ class Place:
         """The items that prepare wrote. Raises `DataError` if it did not."""
         if not storage.exists(self.items_uri):
             raise DataError(f"{self.items_uri} does not exist: run --stage prepare first")
-        return [Item(**row) for row in read_rows(self.items_uri)]
+        return [_as(Item, row, self.items_uri) for row in read_rows(self.items_uri)]
 
     def present(self, items: Sequence[Item]) -> set[str]:
         """The paths of the files that are finished, in all folders where files of these items lie."""
@@ -213,7 +214,7 @@ class Place:
         uri = self.file("files.jsonl")
         if not storage.exists(uri):
             raise DataError(f"{uri} does not exist: run --stage generate first")
-        return [Made(**row) for row in read_rows(uri)]
+        return [_as(Made, row, uri) for row in read_rows(uri)]
 
     def read_judge(self) -> Judge:
         """Who judged last. Raises `DataError` if judge did not run."""
@@ -231,8 +232,23 @@ class Place:
         if not storage.exists(uri):
             raise DataError(f"{uri} does not exist: run --stage judge first")
         names = [field.name for field in fields(Judgement)]
-        rows = [row for row in read_rows(uri) if judge_of(row["judge"], uri) == by]
+        rows = [row for row in read_judged(uri) if judge_of(row["judge"], uri) == by]
         return [(row["sha256"], Judgement(**{name: row[name] for name in names if name in row})) for row in rows]
+
+
+def read_judged(uri: str) -> Rows:
+    """The rows of a judgements.jsonl. Raises `DataError` where one is no finding."""
+    rows = read_rows(uri)
+    for number, row in enumerate(rows, start=1):
+        require(row, ("key", "sample", "value", "sha256", "judge"), f"{uri}, record {number}")
+    return rows
+
+
+def _as(kind: Callable[..., T], row: Mapping[str, Any], uri: str) -> T:
+    try:
+        return kind(**row)
+    except TypeError as error:
+        raise DataError(f"{uri} has a row of another kind ({one_line(error)}): give another --out") from error
 
 
 def judge_of(row: Mapping[str, Any], where: str) -> Judge:

@@ -135,7 +135,7 @@ def _join(place: Place) -> None:
     rows: dict[str, dict[str, Any]] = {}
     uri = place.file("grids.jsonl")
     if storage.exists(uri):
-        rows = {row["path"]: row for row in read_rows(uri)}
+        rows = {row["path"]: row for row in read_rows(uri) if row.get("path") in grids}
     for path, sums in stale.items():
         tiles = [open_image(storage.read_bytes(place.file(part))) for part in grids[path]]
         data = png(join_tiles(tiles))

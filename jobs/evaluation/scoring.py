@@ -19,7 +19,7 @@ from blip3o.evaluate.peers import PROTOCOLS, Peer, peers_of
 from blip3o.evaluate.suite import Coverage, Item, Judge, Judgement, Score
 from blip3o.evaluate.suite_report import Example, Published, SuiteResult, number, render_suites
 from jobs.evaluation.evidence import Evidence, read_evidence
-from jobs.evaluation.files import Made, Place, Rows, judge_of, read_json, read_rows, sums_of, write_json, write_rows
+from jobs.evaluation.files import Made, Place, Rows, judge_of, read_json, read_judged, sums_of, write_json, write_rows
 from jobs.evaluation.judges import Finder, Wanted
 from jobs.evaluation.making import shown
 from jobs.evaluation.plan import Plan
@@ -92,7 +92,7 @@ def _earlier(place: Place, by: Judge) -> tuple[Rows, dict[tuple[str, int, str], 
     judge that rest on another file (a reference picture) which has changed since are dropped.
     """
     uri = place.file("judgements.jsonl")
-    rows: Rows = read_rows(uri) if storage.exists(uri) else []
+    rows: Rows = read_judged(uri) if storage.exists(uri) else []
     of_this = [judge_of(row["judge"], uri) == by for row in rows]
     own, others = ([row for row, is_own in zip(rows, of_this, strict=True) if is_own is kind] for kind in (True, False))
     sources = sums_of(source for row in own for source in row.get("sources", {}))

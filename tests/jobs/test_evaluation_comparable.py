@@ -193,6 +193,10 @@ def an_item_more(out):
     items(lambda rows: [*rows, rows[0] | {"key": "00553"}])(out)
 
 
+def without(record, name):
+    return {key: value for key, value in record.items() if key != name}
+
+
 def record_of(number, **changes):
     return items(
         lambda rows: [
@@ -232,6 +236,15 @@ MUTANTS = {
         "the prompts are not GenEval's 553",
     ),
     "a tag": (record_of(5, tag="colors"), r"1 records are not GenEval's, the first is \['00005'\]"),
+    "a record without its tag": (
+        items(lambda rows: [rows[0] | {"record": without(rows[0]["record"], "tag")}, *rows[1:]]),
+        r"1 records are not GenEval's, the first is \['00000'\]",
+    ),
+    "a record without clauses": (
+        items(lambda rows: [rows[0] | {"record": without(rows[0]["record"], "include")}, *rows[1:]]),
+        r"1 records are not GenEval's, the first is \['00000'\]",
+    ),
+    "clauses that are none": (record_of(5, include="dog"), r"1 records are not GenEval's, the first is \['00005'\]"),
     "nothing to be included": (record_of(5, include=[]), r"1 records are not GenEval's, the first is \['00005'\]"),
 }
 
@@ -249,6 +262,13 @@ def test_one_changed_input_is_not_comparable_and_says_why(what, copy, capsys):
     assert counts["n_expected"] == counts["n_scored"] + counts["n_missing"] + counts["n_parse_failed"]
     if counts["n_scored"] < counts["n_expected"]:
         assert score["overall"] is None
+
+
+@pytest.mark.parametrize("value", [{}, {"correct": "false"}, {"correct": 1}, {"correct": None}])
+def test_a_finding_without_a_verdict_is_refused(value, copy, capsys):
+    findings(lambda rows: [rows[0] | {"value": value}, *rows[1:]])(copy)
+    assert stage(copy, "score") == 1
+    assert "the finding on sample 0 of '00000' is" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("double", ["item", "finding"])

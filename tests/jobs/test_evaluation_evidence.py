@@ -227,6 +227,19 @@ def test_results_of_before_the_sums_were_kept_are_scored_as_they_were(suite, tmp
     assert run(plan) == first
 
 
+@pytest.mark.parametrize("name", ["items", "files", "judgements"])
+@pytest.mark.parametrize("row", ["{}", "null", "{", '{"key": "1"}', '{"key": "1", "judge": {}, "value": NaN}'])
+def test_a_damaged_row_of_ours_is_one_line(name, row, tmp_path, capsys):
+    plan = plan_of(tmp_path, "vqa")
+    run(plan)
+    with (place_of(plan) / f"{name}.jsonl").open("a") as file:
+        file.write(f"{row}\n")
+    capsys.readouterr()
+    assert command.main(["--suite", "vqa", "--out", plan.out, "--stage", "score"]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert f"{name}.jsonl" in said[-1] and len(said) == 1
+
+
 @pytest.mark.parametrize("name", ["judge.json", "cost.json", "score.json", "../target.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{", "null"])
 def test_a_damaged_file_of_ours_is_one_line(name, content, tmp_path, capsys):

@@ -164,8 +164,8 @@ class GenEval(OfficialLayout):
 
     def facts(self, item: Item) -> dict[str, Any]:
         """What a scorer reads of a record: prompt, tag and clauses. Other fields, such as an index, decide nothing."""
-        clauses = {name: [_stated(clause) for clause in item.record.get(name, [])] for name in ("include", "exclude")}
-        return {"prompt": item.record["prompt"], "tag": item.record["tag"], **clauses}
+        clauses = {name: _stated(item.record.get(name, [])) for name in ("include", "exclude")}
+        return {"prompt": item.record.get("prompt"), "tag": item.record.get("tag"), **clauses}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The mean over tags of the share of correct pictures, from findings {"correct": bool}."""
@@ -192,10 +192,12 @@ def score_by_tag(
     any picture is right (None where the coverage is incomplete).
     """
     values, coverage = findings(items, judgements)
-    by_tag: dict[str, dict[str, list[bool]]] = {item.record["tag"]: {} for item in items}
-    tag_of = {item.key: item.record["tag"] for item in items}
-    for (key, _), value in values.items():
-        by_tag[tag_of[key]].setdefault(key, []).append(bool(value["correct"]))
+    tag_of = {item.key: str(item.record.get("tag")) for item in items}
+    by_tag: dict[str, dict[str, list[bool]]] = {tag: {} for tag in tag_of.values()}
+    for (key, sample), value in values.items():
+        if not isinstance(value.get("correct"), bool):
+            raise DataError(f"the finding on sample {sample} of '{key}' is {shown(dict(value))}: judge again")
+        by_tag[tag_of[key]].setdefault(key, []).append(value["correct"])
     categories = {tag: mean(flag for flags in prompts.values() for flag in flags) for tag, prompts in by_tag.items()}
     prompts = [flags for of_tag in by_tag.values() for flags in of_tag.values()]
     parts = [value for value in categories.values() if value is not None]
@@ -237,8 +239,12 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _stated(clause: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: clause[name] for name in ("class", "count", "color", "position") if name in clause}
+def _stated(clauses: object) -> object:
+    """Clauses without the fields that no scorer reads; what is no list of clauses stays as it is."""
+    if not (isinstance(clauses, list) and all(isinstance(clause, Mapping) for clause in clauses)):
+        return clauses
+    read = ("class", "count", "color", "position")
+    return [{name: clause[name] for name in read if name in clause} for clause in clauses]
 
 
 def _check_clauses(clauses: object, where: str) -> None:
