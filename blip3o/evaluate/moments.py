@@ -81,15 +81,19 @@ def frechet(a: Moments, b: Moments) -> float:
     Raises `DataError` for fewer than ten items a dimension in either set: two samples of that size from the *same*
     distribution would lie far apart. Source: Dowson and Landau 1982; FID's definition.
     """
-    _check_alike(a, b)
-    needed = MIN_PER_DIMENSION * len(a.total)
-    if min(a.n, b.n) < needed:
-        raise DataError(
-            f"{a.n} and {b.n} pictures for {len(a.total)} feature dimensions: a Fréchet distance takes {needed}"
-        )
+    if few := too_few(a, b):
+        raise DataError(few)
     offset = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     return float(offset @ offset + traces - 2 * _root_trace(a.covariance, b.covariance))
+
+
+def too_few(a: Moments, b: Moments) -> str:
+    """Why there is no Fréchet distance of so few pictures; "" where there is. Raises `DataError` as `frechet` does."""
+    _check_alike(a, b)
+    needed = MIN_PER_DIMENSION * len(a.total)
+    few = f"{a.n} and {b.n} pictures for {len(a.total)} feature dimensions: a Fréchet distance takes {needed}"
+    return few if min(a.n, b.n) < needed else ""
 
 
 def mmd(a: Moments, b: Moments) -> float:

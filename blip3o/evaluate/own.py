@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from blip3o.errors import DataError
+from blip3o.evaluate.intervals import checked
 from blip3o.evaluate.moments import mmd_of_pairs
 from blip3o.evaluate.retrieval import KS, derangement, hits, similarity
 from blip3o.evaluate.suite import RESAMPLES
@@ -63,28 +64,29 @@ def alignment(generated: np.ndarray, truth: np.ndarray, *, seed: int) -> dict[st
     """Cosine and R@k of drawings to their own true pictures, each as {value, interval, shuffled}; k also has `chance`.
 
     Row i of `generated` and `truth` [n, …] are of one caption. Intervals are 95 %, bootstrapped over the drawings with
-    the true pictures fixed; `shuffled` gives every drawing another's picture. `own_mmd` is the unbiased discrepancy
-    between both sets. Raises `DataError` for fewer than 2 items.
+    the true pictures fixed (of a share that reaches 0 or 1: Wilson's); `shuffled` gives every drawing another's
+    picture. `own_mmd` is the unbiased discrepancy between both sets. Raises `DataError` for fewer than 2 items.
     """
     n = len(generated)
     cosines = similarity(generated, truth)
     others = derangement(n, numpy_generator(seed, "own", "shuffled", n))
-    figures: dict[str, Any] = {"own_cosine": _figure(cosines, others, _own_cosine, seed)}
+    figures: dict[str, Any] = {"own_cosine": _figure(cosines, others, _own_cosine, seed, share=False)}
     for k in KS:
-        of_k = _figure(cosines, others, functools.partial(hits, k=k), seed)
+        of_k = _figure(cosines, others, functools.partial(hits, k=k), seed, share=True)
         figures[f"own_r{k}"] = of_k | {"chance": min(k / n, 1.0)}
     return figures | {"own_mmd": mmd_of_pairs(generated.reshape(n, -1), truth.reshape(n, -1)), "n": n}
 
 
 def _figure(
-    cosines: np.ndarray, others: np.ndarray, of_rows: Callable[[np.ndarray], np.ndarray], seed: int
+    cosines: np.ndarray, others: np.ndarray, of_rows: Callable[[np.ndarray], np.ndarray], seed: int, *, share: bool
 ) -> dict[str, Any]:
     values = of_rows(cosines)
     drawn = numpy_generator(seed, "own", "bootstrap").integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    interval = (float(low), float(high))
     return {
         "value": float(values.mean()),
-        "interval": [float(low), float(high)],
+        "interval": list(checked(interval, float(values.mean()), [len(values)]) if share else interval),
         "shuffled": float(of_rows(cosines[others]).mean()),
     }
 

@@ -9,14 +9,14 @@ from blip3o.evaluate.suites.mjhq import Mjhq
 from blip3o.evaluate.suites.mme import Mme
 from blip3o.evaluate.suites.ocr import Ocr
 from blip3o.evaluate.suites.scenes import Scenes
-from blip3o.evaluate.suites.vqa import Vqa
+from blip3o.evaluate.suites.vqa import VQA_LMMS, VQAV2, Vqa
 from blip3o.evaluate.suites.wise import WISE, WISE_VERIFIED
 
 
 def suites() -> dict[str, Suite]:
     """Every suite under the name by which it is asked for."""
     drawn: tuple[Suite, ...] = (GenEval(), Dpg(), WISE, WISE_VERIFIED, Scenes(), Mjhq(), Ocr())
-    asked: tuple[Suite, ...] = (Vqa(), Mme(), Choice())
+    asked: tuple[Suite, ...] = (Vqa(), VQAV2, VQA_LMMS, Mme(), Choice())
     return {suite.name: suite for suite in (*drawn, *asked)}
 
 

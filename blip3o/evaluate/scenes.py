@@ -2,7 +2,7 @@
 
 Detection is colour threshold, connected components, and a comparison of each component with every shape drawn in its
 box. It works at 64 pixels whatever the picture's size (boxes are given back in the picture's pixels). What is not
-clearly one of the world's shapes in one of its colours is not detected. The rules of the six families follow GenEval's.
+clearly one of the world's shapes in one of its colours is not detected. The rules of the six families are GenEval's.
 """
 
 import functools
@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from blip3o.data.sets.scenes_draw import coverage
-from blip3o.data.sets.scenes_world import COLORS, SHAPES, STATES_COLOR, relations
+from blip3o.data.sets.scenes_world import COLORS, FAMILIES, SHAPES, STATES_COLOR
 from blip3o.errors import DataError
+from blip3o.evaluate.suites import geneval
 
 _SIDE = 64  # pixels; the size at which the numbers below were measured
 _FOREGROUND = 55.0  # RGB distance to the ground from which a pixel belongs to an object; the nearest colour has 121
@@ -28,6 +29,8 @@ _MIN_SIDE, _MAX_SIDE = 7, 58  # pixels; drawn objects have 14 to 48
 _MAX_ASPECT = 2.0  # longer over shorter side; drawn objects have 1
 _MIN_SCORE = 0.72  # overlap with the best shape; drawn ones reach 0.95, and 0.8 with a blur of 0.7 pixels
 _STEEPNESS = 3.0  # of edges before the comparison, in what is seen and in what is drawn
+
+SURE = 0.9  # least confidence of what is detected at all, in GenEval's terms
 
 _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 _NAMES = tuple(COLORS)
@@ -47,11 +50,11 @@ class Detection:
 class Verdict:
     """Whether a picture shows what its caption says, and which part of it.
 
-    `shape_ok`: every shape is there often enough, whatever its colour; `color_ok`: every colour that the caption states
-    is there often enough, whatever its shape; `count_ok`: there are as many objects as drawn, no more, no fewer;
-    `relation_ok`: the relation holds (True where none is stated). A picture with shape_ok and color_ok that is not
-    `correct` has bound a colour to the wrong shape, or has the wrong number or relation; `reason` says which ("" where
-    it is correct).
+    `correct` and `reason` ("" where it is correct) are GenEval's. `shape_ok`: every shape is there often enough,
+    whatever its colour; `color_ok`: every colour that the caption states is there often enough, whatever its shape;
+    `count_ok`: there are as many objects as drawn, no more, no fewer; `relation_ok`: the objects are there and the
+    relation holds (True where none is stated). A picture with shape_ok and color_ok that is not `correct` has bound a
+    colour to the wrong shape, or has the wrong number or relation.
     """
 
     correct: bool
@@ -216,55 +219,62 @@ def _overlap(alpha: np.ndarray, shape: str, box: tuple[int, int, int, int]) -> f
 def check(record: Mapping[str, Any], detections: Sequence[Detection]) -> Verdict:
     """Judges detections by the record of a scene (its `family`, `objects` and `relation`; see the data contract).
 
-    As in GenEval, surplus objects do no harm save in counting, where the number of the shape must be exact; the
-    relation must hold between the best-scored object of each description. Raises `DataError` for a family that is not
-    of this world.
+    The verdict is GenEval's, of the same function as the suites `geneval` and `scenes`. Raises `DataError` for a family
+    that is not of this world.
     """
-    if record["family"] not in STATES_COLOR:
-        raise DataError(f"unknown family '{record['family']}': expected one of {', '.join(STATES_COLOR)}")
-    states_color, objects = STATES_COLOR[record["family"]], record["objects"]
+    stated = clauses(record)
+    verdict = geneval.check(stated, as_geneval(detections))
+    objects = record["objects"]
     shapes = _lacking((o["shape"] for o in objects), (d.shape for d in detections))
-    colors = _lacking((o["color"] for o in objects), (d.color for d in detections)) if states_color else []
-    things = _lacking((_name(o["shape"], o["color"]) for o in objects), (_name(d.shape, d.color) for d in detections))
-    faults = [f"expected {what}" for what in (things if states_color else shapes)]
-    if record["family"] == "counting":
-        seen = sum(d.shape == objects[0]["shape"] for d in detections)
-        faults += [f"found {seen} of {objects[0]['shape']}, expected {len(objects)}"] if seen > len(objects) else []
-    relation_fault = _relation_fault(record, detections)
-    faults += [relation_fault] if relation_fault else []
+    colors = _lacking((o["color"] for o in objects), (d.color for d in detections))
     return Verdict(
-        correct=not faults,
-        reason="; ".join(faults),
+        correct=verdict.correct,
+        reason=verdict.reason,
         shape_ok=not shapes,
-        color_ok=not colors,
+        color_ok=not (colors and STATES_COLOR[record["family"]]),
         count_ok=len(detections) == len(objects),
-        relation_ok=not relation_fault,
+        relation_ok=verdict.correct or not any("position" in clause for clause in stated["include"]),
     )
 
 
-def _name(shape: str, color: str) -> str:
-    return f"{color} {shape}"
+def as_geneval(detections: Iterable[Detection]) -> dict[str, list[geneval.Detected]]:
+    """Detections by shape, as GenEval's rules take them.
+
+    What the exact detector takes for a shape at all, it is sure of: its fits, from 0.72 on, become confidences above
+    what GenEval asks of any class (0.3) and in counting (0.9).
+    """
+    found: dict[str, list[geneval.Detected]] = {}
+    for one in detections:
+        detected = geneval.Detected(box=one.box, score=SURE + (1 - SURE) * one.score, color=one.color)
+        found.setdefault(one.shape, []).append(detected)
+    return found
 
 
-def _lacking(wanted: Iterable[str], found: Iterable[str]) -> list[str]:
-    """What is wanted more often than found, as "red circle: 2, found 1", sorted."""
-    there, counts = Counter(found), sorted(Counter(wanted).items())
-    return [f"{what}: {number}, found {there[what]}" for what, number in counts if there[what] < number]
+def clauses(scene: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scene's caption states, as GenEval writes it: `tag`, `include` and, in counting, `exclude`.
+
+    Raises `DataError` for a family that is not of this world.
+    """
+    family, objects = scene["family"], scene["objects"]
+    if family not in FAMILIES:
+        raise DataError(f"unknown family '{family}': expected one of {', '.join(FAMILIES)}")
+    count = len(objects) if family == "counting" else 1
+    stated = [_clause(described, count, family) for described in (objects[:1] if family == "counting" else objects)]
+    if family == "counting":
+        surplus = {"class": objects[0]["shape"], "count": count + 1}
+        return {"tag": family, "include": stated, "exclude": [surplus]}
+    if family == "position":
+        relation = scene["relation"]
+        subject, target = stated[relation["subject"]], stated[relation["object"]]
+        stated = [target, {**subject, "position": [relation["relation"], 0]}]
+    return {"tag": family, "include": stated}
 
 
-def _relation_fault(record: Mapping[str, Any], detections: Sequence[Detection]) -> str | None:
-    stated = record.get("relation")
-    if not stated:
-        return None
-    subject, target = (_best(record["objects"][stated[role]], detections) for role in ("subject", "object"))
-    if subject is None or target is None:
-        return f"expected {stated['relation']}, found no such pair"
-    holding = relations(subject.box, target.box)
-    if stated["relation"] in holding:
-        return None
-    return f"expected {stated['relation']}, found {' and '.join(sorted(holding)) or 'no relation'}"
+def _clause(described: Mapping[str, Any], count: int, family: str) -> dict[str, Any]:
+    color = {"color": described["color"]} if STATES_COLOR[family] else {}
+    return {"class": described["shape"], "count": count, **color}
 
 
-def _best(described: Mapping[str, Any], detections: Sequence[Detection]) -> Detection | None:
-    same = [d for d in detections if (d.shape, d.color) == (described["shape"], described["color"])]
-    return max(same, key=lambda d: d.score, default=None)
+def _lacking(wanted: Iterable[str], found: Iterable[str]) -> bool:
+    """Whether anything is wanted more often than found."""
+    return bool(Counter(wanted) - Counter(found))

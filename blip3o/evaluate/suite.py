@@ -2,23 +2,29 @@
 believed. Pure.
 
 A score carries what it rests on. Findings that are missing or could not be read are counted and never scored, nothing
-is guessed in their place, and an overall over part of the items is refused. `comparable` is true only where suite,
-prompts, judge, samples and protocol are the official ones; `why_not` names each that is not.
+is guessed in their place, and an overall over part of the items is refused. `comparable` is true only where items
+(with every field that decides a verdict), judge, samples, protocol and coverage are the official ones; `why_not` names
+each that is not.
 """
 
 import hashlib
+import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.intervals import checked
 from blip3o.rng import numpy_generator
 
 SEED_BITS = 52  # what the images API takes: below 2^53, with room for the further images of one request
 RESAMPLES = 2000  # of the bootstrap
+_BROKEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a file's name
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a pair, which no UTF-8 text can have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,8 @@ class Judgement:
     """What a judge found in sample number `sample` of item `key`.
 
     `value` None: the judge failed or its reply could not be read, and `fault` says how ("" otherwise). `reply` is what
-    a judge that answers in words said, verbatim.
+    a judge that answers in words said, verbatim. `sources` are the sha256 of other files that the finding rests on, by
+    URI: a reference picture, for example.
     """
 
     key: str
@@ -47,6 +54,7 @@ class Judgement:
     value: Mapping[str, Any] | None
     fault: str = ""
     reply: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +74,19 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Who judged: a name such as `mask2former-swin-s+clip-vit-l-14`, and the version of its weights or program."""
+    """Who judged: a name such as `mask2former-swin-s+clip-vit-l-14`, and the version of its weights or program.
+
+    `source` names the file that its findings were read from, by its sum ("": it was asked). Findings of two sources are
+    never mixed, but both may be of one judge.
+    """
 
     id: str
     version: str
+    source: str = ""
+
+    def same(self, other: "Judge") -> bool:
+        """Whether both are one judge, wherever their findings come from."""
+        return replace(self, source="") == replace(other, source="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +94,8 @@ class Score:
     """A suite's result with all that it rests on. `overall` is None where the coverage is incomplete.
 
     `categories` are the benchmark's own parts (None: nothing of it was scored) and `details` further figures;
-    `interval` is the overall's 95 % bootstrap interval over items. `best` is the highest possible overall; None where
-    there is none and less is better.
+    `interval` is the overall's 95 % interval over items (see `bootstrap`). `best` is the highest possible overall; None
+    where there is none and less is better.
     """
 
     suite: str
@@ -118,11 +135,16 @@ class Suite(Protocol):
         """
         ...
 
+    def facts(self, item: Item) -> Mapping[str, Any]:
+        """What decides an item's verdicts besides its key, prompt and number of samples: what its digest covers."""
+        return item.record
+
     def image_path(self, item: Item, sample: int) -> str:
-        """The drawing's path relative to the suite's folder, with `/` between folders.
+        """The drawing's path relative to the suite's folder, with `/` between folders: one for each item and sample.
 
         The official layout begins below `images/`. Nothing else may lie there, unfinished files least of all: official
-        scorers would take them in. A suite that asks has none.
+        scorers would take them in. A suite that asks has none. Raises `ConfigError` for a sample that the layout has no
+        place for.
         """
         raise ConfigError(f"{self.name} draws nothing: it asks about images that are there")
 
@@ -172,9 +194,19 @@ def findings(items: Sequence[Item], judgements: Iterable[Judgement]) -> tuple[di
     )
 
 
+def only_sample(suite: str, sample: int) -> None:
+    """Raises `ConfigError` for a second sample where a suite has a place for one of each item."""
+    if sample:
+        raise ConfigError(f"{suite} has a place for one sample of each item: give --samples 1, or leave the option out")
+
+
 def check_keys(items: Sequence[Item], where: str) -> None:
-    """Raises `DataError` for two items of one key, which would share their files, and keys that leave the folder."""
+    """Raises `DataError` for two items of one key, which would share their files, keys that leave the folder or that no
+    file can have, and texts with half of a surrogate pair.
+    """
     for item in items:
+        if broken := _BROKEN.search(item.key) or _SURROGATE.search(item.prompt):
+            raise DataError(f"{where}: key or prompt of {item.key!r} has the character {broken[0]!r}: remove it")
         if any(part in ("", ".", "..") for part in item.key.split("/")):
             raise DataError(
                 f"{where}: '{item.key}' is no key, since files are named by it: leave out empty parts and '..'"
@@ -199,10 +231,11 @@ def mean(values: Iterable[float]) -> float | None:
     return sum(all_values) / len(all_values) if all_values else None
 
 
-def bootstrap(groups: Sequence[Sequence[float]], *key: int | str) -> tuple[float, float] | None:
+def bootstrap(groups: Sequence[Sequence[float]], *key: int | str, best: float = 1.0) -> tuple[float, float] | None:
     """95 % interval of the mean of group means (each group: one category's items), drawing items anew in each group.
 
-    The draws are a function of `key`. None where a group is empty or there is none.
+    Values are between 0 and `best`. The draws are a function of `key`. Where the bootstrap says nothing, at the edges
+    of the scale, the interval is Wilson's (`blip3o.evaluate.intervals`). None where a group is empty or there is none.
     """
     if not groups or not all(groups):
         return None
@@ -211,18 +244,35 @@ def bootstrap(groups: Sequence[Sequence[float]], *key: int | str) -> tuple[float
     for group in groups:
         values = np.asarray(group, dtype=float)
         means += values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means / len(groups), [0.025, 0.975])
-    return float(low), float(high)
+    low, high = np.quantile(means / len(groups), [0.025, 0.975]) / best
+    share = sum(sum(group) / len(group) for group in groups) / len(groups) / best
+    low, high = checked((float(low), float(high)), share, [len(group) for group in groups])
+    return low * best, high * best
 
 
-def items_digest(items: Iterable[Item]) -> str:
-    """sha256 over keys and prompts in their order: what `why_not` compares with the official list."""
+def _whole_record(item: Item) -> Mapping[str, Any]:
+    return item.record
+
+
+def items_digest(items: Iterable[Item], facts: Callable[[Item], Mapping[str, Any]] = _whole_record) -> str:
+    """sha256 over all that decides verdicts, in the items' order: keys, prompts, samples and `facts` (`Suite.facts`).
+
+    Facts count by their value and not by how they are written: the order of an object's keys changes nothing.
+    """
     digest = hashlib.sha256()
     for item in items:
-        for part in (item.key, item.prompt):
-            data = part.encode()
-            digest.update(len(data).to_bytes(4, "big") + data)
+        digest.update(_canonical(item, facts).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _canonical(item: Item, facts: Callable[[Item], Mapping[str, Any]]) -> str:
+    return json.dumps([item.key, item.prompt, item.samples, facts(item)], sort_keys=True)
+
+
+def differing(items: Sequence[Item], official: Sequence[Item], facts: Callable[[Item], Mapping[str, Any]]) -> list[str]:
+    """The keys of the items that are not the official ones in their place; their number of samples does not count."""
+    pairs = zip(items, official, strict=True)
+    return [i.key for i, o in pairs if _canonical(i, facts) != _canonical(replace(o, samples=i.samples), facts)]
 
 
 INCOMPLETE = "findings are missing or could not be read"

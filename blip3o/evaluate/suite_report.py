@@ -72,7 +72,7 @@ _INTRO = (
 )
 _SCORES_NOTE = (
     "The tick on a bar is the control with exchanged captions where there is one. A dash is a score that is refused: "
-    "some findings are missing or could not be read."
+    "some findings are missing or could not be read, or what the last column under Judges says."
 )
 _HISTORY_NOTE = "Overall scores of the evaluations named by --compare, in their order; the last one is this."
 _COST_NOTE = "Seconds of workers, all together, and of the wall clock. What a killed run spent is not in it."
@@ -111,7 +111,8 @@ def _score_row(score: ScoreRow) -> list[str]:
 def _ground_row(score: ScoreRow) -> list[str]:
     judge, why = score["judge"], "; ".join(score["why_not"])
     comparable = "yes" if score["comparable"] else f"no<br><small>{text(why)}</small>"
-    return [text(score["suite"]), f"{text(judge['id'])} {text(judge['version'])}", text(score["protocol"]), comparable]
+    who = " ".join(str(judge[name]) for name in ("id", "version", "source") if judge.get(name))
+    return [text(score["suite"]), text(who), text(score["protocol"]), comparable]
 
 
 def _categories(result: SuiteResult) -> str:

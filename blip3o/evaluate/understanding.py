@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from blip3o.evaluate.intervals import checked
 from blip3o.rng import numpy_generator
 
 MIN_CHOICES = 3  # of a headline question
@@ -50,8 +51,9 @@ def score(records: Sequence[AnswerRecord], *, seed: int) -> dict[str, Any]:
     """The scores as they go into evaluation.json.
 
     `accuracy`, `chance` (mean of one over the number of choices), `interval` (95 %, bootstrap over questions, drawn
-    from `seed`), `n`, `n_unparsed`, `by_kind` and `by_source` are of headline questions; `two_way` and `open` hold the
-    same for theirs, without the interval. Figures of an empty group, and the chance of an open question, are None.
+    from `seed`; Wilson's where that reaches 0 or 1), `n`, `n_unparsed`, `by_kind` and `by_source` are of headline
+    questions; `two_way` and `open` hold the same for theirs, without the interval. Figures of an empty group, and the
+    chance of an open question, are None.
     """
     groups: dict[str, list[AnswerRecord]] = defaultdict(list)
     for record in records:
@@ -98,4 +100,4 @@ def _interval(correct: Sequence[bool], seed: int) -> list[float] | None:
         return None
     drawn = numpy_generator(seed, "evaluate", "bootstrap").integers(len(correct), size=(RESAMPLES, len(correct)))
     low, high = np.quantile(np.asarray(correct, dtype=float)[drawn].mean(axis=1), [0.025, 0.975])
-    return [float(low), float(high)]
+    return list(checked((float(low), float(high)), sum(correct) / len(correct), [len(correct)]))

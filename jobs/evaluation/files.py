@@ -5,7 +5,8 @@
 <out>/<suite>/items.jsonl         written by prepare
 <out>/<suite>/truth/KEY.png       the true pictures, where the suite has them
 <out>/<suite>/images/…            the official layout and nothing else; asking suites have replies/KEY.json instead
-<out>/<suite>/files.jsonl         key, sample, seed, path, sha256 and fault of each
+<out>/<suite>/files.jsonl         key, sample, seed, path, sha256 and fault of each (see `Made`)
+<out>/<suite>/grids.jsonl         path of each grid, and the sha256 of it and of its tiles when it was made
 <out>/<suite>/cost.json           how many files were made, and in what time
 <out>/<suite>/judge.json          who judged last: the score counts this judge's findings alone
 <out>/<suite>/judgements.jsonl    one row for each finding of every judge, with the judge's own words
@@ -15,25 +16,27 @@
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from blip3o.data import storage
-from blip3o.errors import DataError
-from blip3o.evaluate.suite import Item, Judge, Judgement, Suite, item_seed
-from blip3o.evaluate.suites.files import json_lines
+from blip3o.data.storage import MissingFileError
+from blip3o.errors import DataError, one_line
+from blip3o.evaluate.suite import Item, Judge, Judgement, Suite, item_seed, only_sample
+from blip3o.evaluate.suites.files import json_lines, json_value, require
+from jobs.evaluation.work import json_bytes
 
 READERS = 16  # threads that read images for their sums
 Rows = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 def write_rows(uri: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Rows as JSON lines, whole or not at all."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    storage.write_bytes(uri, "".join(f"{line}\n" for line in lines).encode())
+    storage.write_bytes(uri, b"".join(json_bytes(row) + b"\n" for row in rows))
 
 
 def read_rows(uri: str) -> Rows:
@@ -41,19 +44,47 @@ def read_rows(uri: str) -> Rows:
     return json_lines(storage.read_bytes(uri), uri)
 
 
-def parse_reply(data: bytes) -> str:
-    """The reply in a file of replies."""
-    return str(json.loads(data)["reply"])
+def parse_reply(data: bytes, where: str = "the reply") -> str:
+    """The reply in a file of replies. Raises `DataError` where it is none."""
+    value = json_value(data, where)
+    require(value, ("reply",), where, texts=("reply",))
+    assert isinstance(value, dict)  # `require` saw to it
+    return str(value["reply"])
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """The JSON object of a file. Raises `DataError` where it holds none, `MissingFileError` where there is no file."""
+    value = json_value(storage.read_bytes(uri), uri)
+    if not isinstance(value, dict):
+        raise DataError(f"{uri} holds no JSON object: remove it, and run the stage that writes it")
+    return value
+
+
+def sums_of(uris: Iterable[str]) -> dict[str, str]:
+    """The sha256 of what lies at each URI now; those where nothing lies are left out."""
+
+    def one(uri: str) -> tuple[str, str]:
+        try:
+            return uri, hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+        except MissingFileError:
+            return uri, ""
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return {uri: found for uri, found in readers.map(one, dict.fromkeys(uris)) if found}
 
 
 def write_json(uri: str, value: Mapping[str, Any]) -> None:
     """A JSON object, whole or not at all."""
-    storage.write_bytes(uri, json.dumps(value, indent=1, ensure_ascii=False).encode())
+    storage.write_bytes(uri, json_bytes(value, indent=1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """One file that was asked for: where it is below its place, and what it holds; a `fault` where it is lacking."""
+    """One file that was asked for: where it is below its place, and what it holds; a `fault` where it is lacking.
+
+    `original` is the sha256 with which the file was described first, after it was made; `picture` that of the picture
+    that a reply is about ("" for a drawing).
+    """
 
     key: str
     sample: int
@@ -61,6 +92,8 @@ class Made:
     path: str
     sha256: str
     fault: str
+    original: str = ""
+    picture: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +130,9 @@ class Place:
         return storage.join(self.out, self.suite.name, "truth", f"{item.key}.png")
 
     def path(self, item: Item, sample: int) -> str:
-        """Where, below the place, the file of a sample lies."""
+        """Where, below the place, the file of a sample lies. Raises `ConfigError` where there is no place for it."""
         if self.asks:
+            only_sample(self.suite.name, sample)
             return f"replies/{item.key}-{sample}.json"
         return self.suite.image_path(item, sample)
 
@@ -110,7 +144,7 @@ class Place:
         """The items that prepare wrote. Raises `DataError` if it did not."""
         if not storage.exists(self.items_uri):
             raise DataError(f"{self.items_uri} does not exist: run --stage prepare first")
-        return [Item(**row) for row in read_rows(self.items_uri)]
+        return [_as(Item, row, self.items_uri) for row in read_rows(self.items_uri)]
 
     def present(self, items: Sequence[Item]) -> set[str]:
         """The paths of the files that are finished, in all folders where files of these items lie."""
@@ -119,26 +153,57 @@ class Place:
         listed = [file.uri for folder in folders for file in storage.list_files(storage.join(root, folder))]
         return {uri.removeprefix(f"{root}/") for uri in listed}
 
-    def describe(self, items: Sequence[Item], faults: Mapping[str, str]) -> list[Made]:
-        """What is there of what was asked for; `faults` by URI. Reads every file for its sum."""
+    def sums(self, items: Sequence[Item]) -> dict[tuple[str, int], str]:
+        """The sha256 of each file that lies there now, by key and sample."""
         present = self.present(items)
-        wanted = [(item, sample) for item in items for sample in range(item.samples)]
+        wanted = {(item.key, sample): self.path(item, sample) for item in items for sample in range(item.samples)}
+        found = sums_of(self.file(path) for path in wanted.values() if path in present)
+        return {place: found[uri] for place, path in wanted.items() if (uri := self.file(path)) in found}
 
-        def one(pair: tuple[Item, int]) -> Made:
-            item, sample = pair
-            path = self.path(item, sample)
-            there = path in present
+    def pictures(self, items: Sequence[Item]) -> dict[str, str]:
+        """The sha256 of the pictures that are asked about, by key; those that are not there are left out."""
+        uris = {item.key: str(item.record["image"]) for item in items} if self.asks else {}
+        found = sums_of(uris.values())
+        return {key: found[uri] for key, uri in uris.items() if uri in found}
+
+    def describe(
+        self, items: Sequence[Item], faults: Mapping[str, str], made: AbstractSet[str] = frozenset()
+    ) -> list[Made]:
+        """What is there of what was asked for; `faults` by URI. Reads every file for its sum.
+
+        What an earlier description says of the original and of the picture holds, but for files that were `made` since
+        (by URI).
+        """
+        before = {(one.key, one.sample): one for one in self.read_made()} if self.described else {}
+        now, pictures = self.sums(items), self.pictures(items)
+
+        def one(item: Item, sample: int) -> Made:
+            path, sum_now = self.path(item, sample), now.get((item.key, sample), "")
+            earlier = None if self.file(path) in made else before.get((item.key, sample))
             return Made(
                 key=item.key,
                 sample=sample,
                 seed=self.seed(item, sample),
                 path=path,
-                sha256=hashlib.sha256(storage.read_bytes(self.file(path))).hexdigest() if there else "",
-                fault="" if there else faults.get(self.file(path), "not made yet"),
+                sha256=sum_now,
+                fault="" if sum_now else faults.get(self.file(path), "not made yet"),
+                original=(earlier and (earlier.original or earlier.sha256)) or sum_now,
+                picture=(earlier and earlier.picture) or pictures.get(item.key, ""),
             )
 
-        with ThreadPoolExecutor(READERS) as readers:
-            return list(readers.map(one, wanted))
+        return [one(item, sample) for item in items for sample in range(item.samples)]
+
+    def outdated(self, items: Sequence[Item]) -> set[str]:
+        """The paths of replies about a picture that has changed since: they are asked for again."""
+        if not (self.asks and self.described):
+            return set()
+        now = self.pictures(items)
+        return {one.path for one in self.read_made() if one.picture and one.picture != now.get(one.key, one.picture)}
+
+    @property
+    def described(self) -> bool:
+        """Whether there is a files.jsonl."""
+        return storage.exists(self.file("files.jsonl"))
 
     def write_made(self, made: Iterable[Made]) -> None:
         """Writes files.jsonl."""
@@ -149,21 +214,44 @@ class Place:
         uri = self.file("files.jsonl")
         if not storage.exists(uri):
             raise DataError(f"{uri} does not exist: run --stage generate first")
-        return [Made(**row) for row in read_rows(uri)]
+        return [_as(Made, row, uri) for row in read_rows(uri)]
 
     def read_judge(self) -> Judge:
         """Who judged last. Raises `DataError` if judge did not run."""
         uri = self.file("judge.json")
         if not storage.exists(uri):
             raise DataError(f"{uri} does not exist: run --stage judge first")
-        return Judge(**json.loads(storage.read_bytes(uri)))
+        return judge_of(read_json(uri), uri)
 
-    def read_judgements(self) -> list[Judgement]:
-        """The findings of the judge that judged last. Raises `DataError` if judge did not run."""
-        by = asdict(self.read_judge())
+    def read_findings(self, by: Judge) -> list[tuple[str, Judgement]]:
+        """The findings of a judge, each with the sha256 of the file that it is about.
+
+        Raises `DataError` if judge did not run.
+        """
         uri = self.file("judgements.jsonl")
         if not storage.exists(uri):
             raise DataError(f"{uri} does not exist: run --stage judge first")
         names = [field.name for field in fields(Judgement)]
-        rows = [row for row in read_rows(uri) if row["judge"] == by]
-        return [Judgement(**{name: row[name] for name in names}) for row in rows]
+        rows = [row for row in read_judged(uri) if judge_of(row["judge"], uri) == by]
+        return [(row["sha256"], Judgement(**{name: row[name] for name in names if name in row})) for row in rows]
+
+
+def read_judged(uri: str) -> Rows:
+    """The rows of a judgements.jsonl. Raises `DataError` where one is no finding."""
+    rows = read_rows(uri)
+    for number, row in enumerate(rows, start=1):
+        require(row, ("key", "sample", "value", "sha256", "judge"), f"{uri}, record {number}")
+    return rows
+
+
+def _as(kind: Callable[..., T], row: Mapping[str, Any], uri: str) -> T:
+    try:
+        return kind(**row)
+    except TypeError as error:
+        raise DataError(f"{uri} has a row of another kind ({one_line(error)}): give another --out") from error
+
+
+def judge_of(row: Mapping[str, Any], where: str) -> Judge:
+    """The judge of a row. Raises `DataError` where it names none."""
+    require(row, ("id", "version"), where)
+    return Judge(**{field.name: row[field.name] for field in fields(Judge) if field.name in row})

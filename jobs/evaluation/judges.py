@@ -215,9 +215,10 @@ def of_mjhq(suite: Mjhq) -> Maker:
             return [float(value) for value in features(open_image(data))]
 
         def find(item: Item, sample: int, data: bytes) -> Judgement:
-            reference = storage.read_bytes(storage.join(folder, suite.reference_path(item)))
-            value = {"generated": numbers(data), "reference": numbers(reference)}
-            return Judgement(key=item.key, sample=sample, value=value)
+            uri = storage.join(storage.normalize(folder), suite.reference_path(item))
+            reference = storage.read_bytes(uri)
+            finding = suite.judgement(item, sample, numbers(data), numbers(reference))
+            return replace(finding, sources={uri: hashlib.sha256(reference).hexdigest()})
 
         return Finder(judge=judge, find=find)
 
@@ -257,7 +258,11 @@ def _plug_in(module: str, function: str) -> tuple[Callable[..., Any], Judge]:
 
 
 def _judge_of_file(data: bytes, official: Judge | None) -> Judge:
-    return official or Judge(id="findings from a file", version=f"sha256 {hashlib.sha256(data).hexdigest()[:12]}")
+    """The judge whose findings a file holds. Two files are two sources, and may be of the official judge both."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if official is None:
+        return Judge(id="findings from a file", version=f"sha256 {sha256[:12]}")
+    return replace(official, source=f"sha256 {sha256}")
 
 
 def _imported(found: Sequence[Judgement], judge: Judge) -> Finder:

@@ -1,8 +1,10 @@
 """The stages that make files: prepare lays out items and true pictures, generate draws or asks what is lacking."""
 
+import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,7 +15,8 @@ from blip3o.data.decode import open_image
 from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.suite import Item, check_keys
 from blip3o.evaluate.suites.grids import join_tiles
-from jobs.evaluation.files import Place, write_json, write_rows
+from jobs.evaluation.evidence import other_grids
+from jobs.evaluation.files import Place, read_json, read_rows, write_json, write_rows
 from jobs.evaluation.plan import Plan
 from jobs.evaluation.registry import Entry
 from jobs.evaluation.work import Done, Kind, Target, Work, png
@@ -52,7 +55,20 @@ def _items(plan: Plan, entry: Entry) -> list[Item]:
     items = list(read)[: plan.limit]
     if not items:
         raise DataError(f"suite {entry.suite.name} has no items: name a source that has, with --source")
-    return items if plan.samples is None else [replace(item, samples=plan.samples) for item in items]
+    asked = items if plan.samples is None else [replace(item, samples=plan.samples) for item in items]
+    _check_paths(plan.place(entry), asked)
+    return asked
+
+
+def _check_paths(place: Place, items: Sequence[Item]) -> None:
+    """Raises `ConfigError` where two samples would be one file: it would have two seeds, and be counted twice."""
+    paths = [place.path(item, sample) for item in items for sample in range(item.samples)]
+    if len(set(paths)) < len(paths):
+        shared = next(path for path, times in Counter(paths).items() if times > 1)
+        raise ConfigError(
+            f"suite {place.suite.name}: {len(paths) - len(set(paths))} files share their path with another, the first "
+            f"is {shared}: give other keys, or fewer --samples"
+        )
 
 
 def _lay_out(entry: Entry, place: Place, items: Sequence[Item]) -> None:
@@ -80,7 +96,7 @@ def _claim(plan: Plan, target: Target) -> None:
     """Writes down what is evaluated, or sees that it is what was."""
     uri, identity = storage.join(plan.out, "target.json"), target.identity()
     if storage.exists(uri):
-        there = json.loads(storage.read_bytes(uri))
+        there = read_json(uri)
         changed = sorted(name for name in {*there, *identity} if there.get(name) != identity.get(name))
         if changed:
             first = changed[0]
@@ -104,32 +120,37 @@ def _make(places: Sequence[Place], target: Target) -> None:
     wall = (time.monotonic() - began) / max(len(work), 1)
     for place in places:
         of_place = [done[piece.uri] for piece in lacking[place.uri]]
-        _join(place, {one.uri for one in of_place})
         _describe(place, of_place, wall * len(of_place))
+        _join(place)
         logger.info("%s: %d files made by %s", place.uri, sum(not one.fault for one in of_place), target.what)
 
 
-def _join(place: Place, made: set[str]) -> None:
-    """Makes the grids whose four parts are there, and anew those of which a part was `made` now."""
+def _join(place: Place) -> None:
+    """Makes the grids that are not there, or not of the four tiles that lie there now."""
     items = place.read_items()
     grids = place.suite.grids(items)
-    if not grids:
+    stale = other_grids(place, items, place.sums(items)) if grids else {}
+    if not stale:
         return
-    present = place.present(items)
-    finished = {file.uri for file in storage.list_files(place.file("images"))}
-    for path, parts in grids.items():
-        changed = storage.normalize(place.file(path)) not in finished or not made.isdisjoint(map(place.file, parts))
-        if changed and present.issuperset(parts):
-            tiles = [open_image(storage.read_bytes(place.file(part))) for part in parts]
-            storage.write_bytes(place.file(path), png(join_tiles(tiles)), aside=place.aside)
+    rows: dict[str, dict[str, Any]] = {}
+    uri = place.file("grids.jsonl")
+    if storage.exists(uri):
+        rows = {row["path"]: row for row in read_rows(uri) if row.get("path") in grids}
+    for path, sums in stale.items():
+        tiles = [open_image(storage.read_bytes(place.file(part))) for part in grids[path]]
+        data = png(join_tiles(tiles))
+        storage.write_bytes(place.file(path), data, aside=place.aside)
+        rows[path] = {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "tiles": sums}
+    write_rows(uri, rows.values())
 
 
 def _describe(place: Place, done: Sequence[Done], wall: float) -> None:
     """Writes files.jsonl, and adds to cost.json. What a killed run spent is not in that, nor are its files."""
     faults = {one.uri: one.fault for one in done if one.fault}
-    place.write_made(place.describe(place.read_items(), faults))
+    made = {one.uri for one in done if not one.fault}
+    place.write_made(place.describe(place.read_items(), faults, made))
     uri = place.file("cost.json")
-    before: dict[str, Any] = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else dict.fromkeys(COSTS, 0)
+    before: dict[str, Any] = read_json(uri) if storage.exists(uri) else dict.fromkeys(COSTS, 0)
     seconds = sum(one.seconds for one in done)
     spent = {"files": len(done) - len(faults), "seconds": seconds, "wall_seconds": wall}
     write_json(uri, {name: before[name] + spent[name] for name in COSTS})
@@ -139,7 +160,7 @@ def _describe(place: Place, done: Sequence[Done], wall: float) -> None:
 
 
 def _lacking(place: Place, items: Sequence[Item]) -> list[Work]:
-    present = place.present(items)
+    present = place.present(items) - place.outdated(items)
     kind: Kind = "ask" if place.asks else KINDS[place.control]
     return [
         Work(

@@ -6,11 +6,11 @@ would again), unless the user says so. Another judge's findings stay beside it, 
 the score counts those of the judge that judged last alone.
 """
 
-import json
+import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from blip3o.data import storage
@@ -20,9 +20,10 @@ from blip3o.errors import DataError
 from blip3o.evaluate.judge_options import JudgeOptions
 from blip3o.evaluate.peers import PROTOCOLS, Peer, peers_of
 from blip3o.evaluate.replies import REFUSED
-from blip3o.evaluate.suite import Coverage, Item, Judgement
+from blip3o.evaluate.suite import Coverage, Item, Judge, Judgement, Score
 from blip3o.evaluate.suite_report import Example, Published, SuiteResult, number, render_suites
-from jobs.evaluation.files import Made, Place, Rows, read_rows, write_json, write_rows
+from jobs.evaluation.evidence import Evidence, read_evidence
+from jobs.evaluation.files import Made, Place, Rows, judge_of, read_json, read_judged, sums_of, write_json, write_rows
 from jobs.evaluation.judges import Finder, Wanted
 from jobs.evaluation.making import shown
 from jobs.evaluation.plan import Plan
@@ -66,10 +67,12 @@ def _controls(plan: Plan, entry: Entry) -> list[str]:
 
 def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
     items = {item.key: item for item in place.read_items()}
-    made = [one for one in place.read_made() if one.sha256]
+    now = place.sums(list(items.values()))
+    # What lies there is judged, whatever it was when generate described it.
+    made = [replace(m, sha256=now[m.key, m.sample]) for m in place.read_made() if (m.key, m.sample) in now]
     identity = asdict(finder.judge)
-    others, kept = _earlier(place, identity, retry_refused=retry_refused)
-    rows = [kept[place_of] for one in made if (place_of := (one.key, one.sample, one.sha256)) in kept]
+    others, kept = _earlier(place, finder.judge, retry_refused=retry_refused)
+    rows = [kept[at] for one in made if (at := (one.key, one.sample, one.sha256)) in kept]
     todo = [one for one in made if (one.key, one.sample, one.sha256) not in kept]
     write_json(place.file("judge.json"), identity)
     uri = place.file("judgements.jsonl")
@@ -79,7 +82,7 @@ def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
                 advance()
                 if finding is None:  # made elsewhere, and not of this file
                     continue
-                rows.append({**asdict(finding), "sha256": one.sha256, "judge": identity})
+                rows.append({**_kept(finding), "sha256": one.sha256, "judge": identity})
                 if len(rows) % TOGETHER == 0:
                     write_rows(uri, [*others, *rows])
         finder.finish()
@@ -87,19 +90,27 @@ def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
         write_rows(uri, [*others, *sorted(rows, key=lambda row: (row["key"], row["sample"]))])
 
 
+def _kept(finding: Judgement) -> dict[str, Any]:
+    row = asdict(finding)
+    return row if finding.sources else {name: value for name, value in row.items() if name != "sources"}
+
+
 def _earlier(
-    place: Place, identity: dict[str, Any], *, retry_refused: bool
+    place: Place, by: Judge, *, retry_refused: bool
 ) -> tuple[Rows, dict[tuple[str, int, str], dict[str, Any]]]:
     """All rows of other judges, and those of this very judge to be kept, by key, sample and sum of the file.
 
     Kept are the readable ones, and refusals. The others stay as they are: they may have cost hours, and their judge may
-    be asked for again.
+    be asked for again. Findings of this judge that rest on another file (a reference picture) which has changed since
+    are dropped.
     """
     uri = place.file("judgements.jsonl")
-    rows: Rows = read_rows(uri) if storage.exists(uri) else []
-    others = [row for row in rows if row["judge"] != identity]
-    own = [row for row in rows if row["judge"] == identity]
-    good = [row for row in own if row["value"] is not None or (_refused(row["fault"]) and not retry_refused)]
+    rows: Rows = read_judged(uri) if storage.exists(uri) else []
+    of_this = [judge_of(row["judge"], uri) == by for row in rows]
+    own, others = ([row for row, is_own in zip(rows, of_this, strict=True) if is_own is kind] for kind in (True, False))
+    sources = sums_of(source for row in own for source in row.get("sources", {}))
+    settled = [row for row in own if row["value"] is not None or (_refused(row["fault"]) and not retry_refused)]
+    good = [row for row in settled if row.get("sources", {}).items() <= sources.items()]
     return others, {(row["key"], row["sample"], row["sha256"]): row for row in good}
 
 
@@ -112,6 +123,8 @@ def _found(
 ) -> Iterator[tuple[Made, Judgement | None]]:
     def one(made: Made) -> Judgement | None:
         data = storage.read_bytes(place.file(made.path))
+        if hashlib.sha256(data).hexdigest() != made.sha256:
+            raise DataError(f"{place.file(made.path)} changed while it was judged: judge again")
         try:
             return finder.find(items[made.key], made.sample, data)
         except DamagedSampleError as damage:  # of this picture: the others can still be judged
@@ -148,21 +161,27 @@ def score(plan: Plan) -> None:
     Raises `DataError` where judge did not run.
     """
     for entry in plan.entries:
-        place = plan.place(entry)
-        items = place.read_items()
-        judgements, by = place.read_judgements(), place.read_judge()
-        refused = sum(_refused(one.fault) for one in judgements)
-        scored = entry.suite.score(items, judgements, by)
-        controls = {name: _overall(plan.place(entry, name), entry) for name in _controls(plan, entry)}
-        if entry.shuffled is not None and len(items) > 1:
-            controls["shuffled"] = entry.suite.score(items, entry.shuffled(items, judgements), by).overall
-        write_json(place.file("score.json"), scored.as_json() | {"controls": controls, "n_refused": refused})
+        scored, evidence = _scored(plan.place(entry), entry)
+        controls = {name: _scored(plan.place(entry, name), entry)[0].overall for name in _controls(plan, entry)}
+        if entry.shuffled is not None and len(evidence.items) > 1:
+            others = entry.shuffled(evidence.items, evidence.judgements)
+            controls["shuffled"] = entry.suite.score(evidence.items, others, evidence.judge).overall
+        refused = sum(_refused(one.fault) for one in evidence.judgements)
+        row = scored.as_json() | {"controls": controls, "digests": evidence.digests, "n_refused": refused}
+        write_json(plan.place(entry).file("score.json"), row)
         told = "".join(f", {name} {number(value, scored.best)}" for name, value in controls.items())
         print(f"{entry.suite.name}: {number(scored.overall, scored.best)}{told}; {_coverage(scored.coverage, refused)}")
+        incomparable = scored.overall is None and scored.coverage.complete  # for another reason than what is missing
+        for reason in scored.why_not if incomparable else evidence.why_not:
+            print(f"{entry.suite.name}: {reason}")
 
 
-def _overall(place: Place, entry: Entry) -> float | None:
-    return entry.suite.score(place.read_items(), place.read_judgements(), place.read_judge()).overall
+def _scored(place: Place, entry: Entry) -> tuple[Score, Evidence]:
+    """The score of the findings about what lies there now: comparable only if nothing that it rests on has changed."""
+    evidence = read_evidence(place)
+    scored = entry.suite.score(evidence.items, evidence.judgements, evidence.judge)
+    comparable = scored.comparable and not evidence.why_not
+    return replace(scored, comparable=comparable, why_not=(*scored.why_not, *evidence.why_not)), evidence
 
 
 def _coverage(coverage: Coverage, refused: int) -> str:
@@ -175,9 +194,9 @@ def report(plan: Plan) -> None:
     """Writes report.html, and report.json with the same figures. Raises `DataError` where score did not run."""
     results = [_result(plan, entry) for entry in plan.entries]
     uri = storage.join(plan.out, "target.json")
-    target = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    target = read_json(uri) if storage.exists(uri) else {}
     page = render_suites(results, target=target)
-    storage.write_bytes(storage.join(plan.out, "report.html"), page.encode())
+    storage.write_bytes(storage.join(plan.out, "report.html"), page.encode(errors="replace"))
     suites = {result.score["suite"]: {**result.score, "cost": result.cost} for result in results}
     write_json(storage.join(plan.out, "report.json"), {"target": target, "suites": suites})
     print(f"written to {plan.out}: report.html, report.json")
@@ -188,7 +207,7 @@ def _result(plan: Plan, entry: Entry) -> SuiteResult:
     best, worst = _examples(place, entry)
     return SuiteResult(
         score=_read_score(plan.out, entry),
-        cost=json.loads(storage.read_bytes(place.file("cost.json"))),
+        cost=read_json(place.file("cost.json")),
         best=best,
         worst=worst,
         history=tuple((uri, _read_score(uri, entry)) for uri in plan.compare),
@@ -206,31 +225,36 @@ def _read_score(out: str, entry: Entry) -> dict[str, Any]:
     uri = storage.join(out, entry.suite.name, "score.json")
     if not storage.exists(uri):
         raise DataError(f"{uri} does not exist: run --stage score first")
-    return dict(json.loads(storage.read_bytes(uri)))
+    return read_json(uri)
 
 
 def _examples(place: Place, entry: Entry) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """The first files with the highest grade, and the first ones with the lowest; none twice."""
     items = {item.key: item for item in place.read_items()}
-    paths = {(made.key, made.sample): made.path for made in place.read_made()}
     graded = [
-        (grade, one)
-        for one in place.read_judgements()
+        (grade, one, sum_then)
+        for sum_then, one in place.read_findings(place.read_judge())
         if one.value is not None and (grade := entry.grade(items[one.key], one.value)) is not None
     ]
     if not graded:
         return (), ()
 
-    def example(one: Judgement, *, right: bool) -> Example:
-        item = items[one.key]
-        uri = item.record["image"] if place.asks else place.file(paths[one.key, one.sample])
-        image = None if uri is None else open_image(storage.read_bytes(uri))
-        assert one.value is not None  # those without were left out
-        return Example(prompt=item.prompt, reason=entry.reason(one.value), right=right, image=image)
+    def examples(found: Iterable[tuple[float, Judgement, str]], *, right: bool) -> tuple[Example, ...]:
+        shown = (_example(place, entry, items[one.key], one, sum_then, right=right) for _, one, sum_then in found)
+        return tuple(one for one in shown if one is not None)
 
     # Sorting keeps equals in the order of the items. A middling file is neither a best nor a worst one.
-    low, high = min(grade for grade, _ in graded), max(grade for grade, _ in graded)
-    falling, rising = (sorted(graded, key=lambda pair: sign * pair[0])[:SHOWN] for sign in (-1, 1))
-    best = [example(one, right=True) for grade, one in falling if grade == 1 or grade > low]
-    worst = [example(one, right=False) for grade, one in rising if grade == 0 or grade < high]
-    return tuple(best), tuple(worst)
+    low, high = min(row[0] for row in graded), max(row[0] for row in graded)
+    falling, rising = (sorted(graded, key=lambda row: sign * row[0]) for sign in (-1, 1))
+    best = examples((row for row in falling[:SHOWN] if row[0] == 1 or row[0] > low), right=True)
+    worst = examples((row for row in rising[:SHOWN] if row[0] == 0 or row[0] < high), right=False)
+    return best, worst
+
+
+def _example(place: Place, entry: Entry, item: Item, one: Judgement, sum_then: str, *, right: bool) -> Example | None:
+    """A finding with its picture; None where another file lies there now."""
+    file = place.file(place.path(item, one.sample))
+    if sums_of([file]).get(file) != sum_then or one.value is None:
+        return None
+    image = open_image(storage.read_bytes(item.record["image"] if place.asks else file))
+    return Example(prompt=item.prompt, reason=entry.reason(one.value), right=right, image=image)

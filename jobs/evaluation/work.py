@@ -80,7 +80,12 @@ def keep_image(work: Work, image: Image.Image) -> None:
 
 def keep_reply(work: Work, reply: str) -> None:
     """Writes a reply to its place, as it was given."""
-    storage.write_bytes(work.uri, json.dumps({"reply": reply}, ensure_ascii=False).encode(), aside=work.aside)
+    storage.write_bytes(work.uri, json_bytes({"reply": reply}), aside=work.aside)
+
+
+def json_bytes(value: object, *, indent: int | None = None) -> bytes:
+    """A value as JSON in UTF-8. Half of a surrogate pair, which no UTF-8 has, is written as JSON's escape of it."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def batches(work: Sequence[Work], width: int) -> list[tuple[Work, ...]]:

@@ -193,7 +193,7 @@ def test_the_relation_is_judged_between_the_best_of_each_description():
     worse = seen(*RED_CIRCLE, LEFT, score=0.85)
     assert not check(record, [bad, star, worse]).correct
     missing = check(record, [good])
-    assert not missing.relation_ok and "no such pair" in missing.reason
+    assert not missing.relation_ok and "expected 1 of star, found 0" in missing.reason
 
 
 def test_the_parts_of_a_verdict_tell_what_went_wrong():

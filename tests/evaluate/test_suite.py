@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from blip3o.errors import DataError
-from blip3o.evaluate.suite import Item, Judgement, bootstrap, findings, item_seed, items_digest, mean
+from blip3o.evaluate.suite import Item, Judge, Judgement, bootstrap, findings, item_seed, items_digest, mean
 from serve.schema import MAX_SEED
 
 
@@ -68,6 +68,38 @@ def test_the_interval_covers_the_mean_of_group_means_and_needs_every_group():
 def test_the_digest_depends_on_order_and_on_where_words_end():
     assert items_digest(items("a", "b")) != items_digest(items("b", "a"))
     assert items_digest(items("ab")) != items_digest(items("a", "b"))
+
+
+def test_the_digest_covers_every_field_that_decides_and_not_how_it_is_written():
+    def digest(record, samples=2):
+        return items_digest([Item(key="a", prompt="p", record=record, samples=samples)])
+
+    base = {"include": [{"class": "dog", "count": 1}], "tag": "counting"}
+    others = [
+        {**base, "tag": "colors"},
+        {**base, "include": []},
+        {**base, "include": [{"class": "dog", "count": 2}]},
+        {**base, "include": [{"class": "dog", "count": 1, "color": "red"}]},
+        {**base, "include": [{"class": "dog", "count": "1"}]},
+        {**base, "include": [{"class": "dog", "count": True}]},
+        {**base, "exclude": []},
+    ]
+    sums = [digest(base), *map(digest, others), digest(base, samples=3)]
+    assert len(set(sums)) == len(sums)
+    turned = {"tag": "counting", "include": [{"count": 1, "class": "dog"}]}
+    assert digest(turned) == digest(base)
+
+
+@pytest.mark.parametrize("key", ["a\0", "a\nb", "\ud800"])
+def test_keys_that_no_file_can_have_are_refused(key):
+    with pytest.raises(DataError, match="remove it"):
+        findings(items(key), [])
+
+
+def test_a_judge_is_one_whatever_file_its_findings_come_from():
+    official = Judge(id="a", version="1")
+    assert Judge(id="a", version="1", source="sha256 0").same(official)
+    assert not Judge(id="a", version="2").same(official) and not Judge(id="b", version="1").same(official)
 
 
 def test_nothing_has_no_mean():

@@ -87,5 +87,6 @@ def test_the_interval_is_a_function_of_the_seed():
     assert score(records, seed=1) == score(records, seed=1)
 
 
-def test_all_right_answers_leave_no_doubt():
-    assert score([record("red")] * 5, seed=0)["interval"] == [1.0, 1.0]
+def test_all_right_answers_leave_the_doubt_of_their_number():
+    assert score([record("red")] * 5, seed=0)["interval"] == pytest.approx([5 / (5 + 1.96**2), 1], abs=1e-4)
+    assert score([record("blue")] * 5, seed=0)["interval"] == pytest.approx([0, 1.96**2 / (5 + 1.96**2)], abs=1e-4)

@@ -11,7 +11,7 @@ from blip3o.data.storage import join, read_bytes
 from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.replies import answer
 from blip3o.evaluate.suite import INCOMPLETE, Coverage, Item, Judge, Score, Suite, bootstrap, findings, mean, reasons
-from blip3o.evaluate.suites.files import json_lines, require
+from blip3o.evaluate.suites.files import json_lines, require, text_id
 
 EXACT_MATCH = Judge(id="exact-match", version="1")
 UNCHECKED = "the official questions' digest is not on record, so they cannot be checked"
@@ -30,7 +30,7 @@ def read_questions(suite: str, source: str | None, fields: tuple[str, ...]) -> l
     for number, row in enumerate(rows, start=1):
         where = f"{source}, record {number}"
         require(row, ("id", "image", "question", *fields), where, texts=("image", "question"))
-        row["id"] = str(row["id"])
+        row["id"] = text_id(row, where)
         row["image"] = _resolved(folder, row["image"])
     if len({row["id"] for row in rows}) < len(rows):
         raise DataError(f"{source} has two questions of one id: ids are unique")

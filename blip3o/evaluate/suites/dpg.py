@@ -32,6 +32,7 @@ from blip3o.evaluate.suite import (
 from blip3o.evaluate.suites.files import json_value, read_text, require
 
 TILES = 4
+BEST = 100.0
 OFFICIAL_ITEMS = 1065
 OFFICIAL_JUDGE = Judge(id="mplug-large-vqa", version="modelscope")
 _COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
@@ -54,9 +55,13 @@ def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
     and parents that the item lacks.
     """
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    reader = csv.DictReader(io.StringIO(read_text(data, where).removeprefix("\ufeff")))
+    reader = csv.DictReader(io.StringIO(read_text(data, where)))
     try:
-        require(dict.fromkeys(reader.fieldnames or ()), _COLUMNS, where)
+        columns = list(reader.fieldnames or ())
+        require(dict.fromkeys(columns), _COLUMNS, where)
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{where} has two columns '{twice}': keep one of them")
         for row, line in enumerate(reader):
             found[line["item_id"]].append(_question(row, line, f"{where}, row {row + 1}"))
     except csv.Error as error:  # a quote that is never closed, say
@@ -187,8 +192,9 @@ class Dpg(Suite):
         why_not = reasons(
             {
                 f"{len(items)} prompts instead of {OFFICIAL_ITEMS}": len(items) != OFFICIAL_ITEMS,
+                f"not {TILES} tiles of each prompt": any(item.samples != TILES for item in items),
                 "the official texts' digest is not on record, so the prompts cannot be checked": True,
-                f"the judge is not {OFFICIAL_JUDGE.id}": judge != OFFICIAL_JUDGE,
+                f"the judge is not {OFFICIAL_JUDGE.id}": not judge.same(OFFICIAL_JUDGE),
                 INCOMPLETE: not coverage.complete,
             }
         )
@@ -201,14 +207,14 @@ class Dpg(Suite):
             categories=official["broad"],
             comparable=False,
             why_not=why_not,
-            best=100.0,
+            best=BEST,
             interval=_interval(official.pop("prompts")) if coverage.complete else None,
             details={"official": official, "fixed": {k: v for k, v in fixed.items() if k != "prompts"}},
         )
 
 
 def _interval(prompts: Sequence[float]) -> tuple[float, float] | None:
-    return bootstrap([prompts], "dpg")
+    return bootstrap([prompts], "dpg", best=BEST)
 
 
 def _mode(items: Sequence[Item], values: Mapping[tuple[str, int], Any], coverage: Coverage, *, faults: bool) -> dict:

@@ -6,7 +6,7 @@ findings come in. Source: the GenEval paper (https://arxiv.org/abs/2310.11513) a
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,17 +23,18 @@ from blip3o.evaluate.suite import (
     Score,
     Suite,
     bootstrap,
+    differing,
     findings,
-    items_digest,
     mean,
     reasons,
 )
 from blip3o.evaluate.suites import geneval_prompts
-from blip3o.evaluate.suites.files import json_lines, require
+from blip3o.evaluate.suites.files import json_lines, parse_json, require, shown
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score is above it, or it isn't there
 MAX_OBJECTS = 16  # of one class
 SAMPLES = 4
+MAX_DIGITS = 10  # of a file's or folder's number
 OFFICIAL_JUDGE = Judge(id="mask2former-swin-s-lsj-coco + clip-vit-l-14", version="mmdet 2")
 Box = tuple[float, float, float, float]
 
@@ -161,13 +162,22 @@ class GenEval(OfficialLayout):
             for number, row in enumerate(rows)
         )
 
+    def facts(self, item: Item) -> dict[str, Any]:
+        """What a scorer reads of a record: prompt, tag and clauses. Other fields, such as an index, decide nothing."""
+        clauses = {name: _stated(item.record.get(name, [])) for name in ("include", "exclude")}
+        return {"prompt": item.record.get("prompt"), "tag": item.record.get("tag"), **clauses}
+
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The mean over tags of the share of correct pictures, from findings {"correct": bool}."""
+        official = self.items(None)
+        prompts, theirs = ([(item.key, item.prompt) for item in each] for each in (items, official))
+        changed = differing(items, official, self.facts) if prompts == theirs else []
         why_not = reasons(
             {
-                "the prompts are not GenEval's 553": items_digest(items) != items_digest(self.items(None)),
+                "the prompts are not GenEval's 553": prompts != theirs,
+                f"{len(changed)} records are not GenEval's, the first is {changed[:1]}": bool(changed),
                 f"not {SAMPLES} samples of each prompt": any(item.samples != SAMPLES for item in items),
-                f"the judge is not {OFFICIAL_JUDGE.id}": judge != OFFICIAL_JUDGE,
+                f"the judge is not {OFFICIAL_JUDGE.id}": not judge.same(OFFICIAL_JUDGE),
             }
         )
         return score_by_tag(self, items, judgements, judge, why_not=why_not)
@@ -182,10 +192,12 @@ def score_by_tag(
     any picture is right (None where the coverage is incomplete).
     """
     values, coverage = findings(items, judgements)
-    by_tag: dict[str, dict[str, list[bool]]] = {item.record["tag"]: {} for item in items}
-    tag_of = {item.key: item.record["tag"] for item in items}
-    for (key, _), value in values.items():
-        by_tag[tag_of[key]].setdefault(key, []).append(bool(value["correct"]))
+    tag_of = {item.key: str(item.record.get("tag")) for item in items}
+    by_tag: dict[str, dict[str, list[bool]]] = {tag: {} for tag in tag_of.values()}
+    for (key, sample), value in values.items():
+        if not isinstance(value.get("correct"), bool):
+            raise DataError(f"the finding on sample {sample} of '{key}' is {shown(dict(value))}: judge again")
+        by_tag[tag_of[key]].setdefault(key, []).append(value["correct"])
     categories = {tag: mean(flag for flags in prompts.values() for flag in flags) for tag, prompts in by_tag.items()}
     prompts = [flags for of_tag in by_tag.values() for flags in of_tag.values()]
     parts = [value for value in categories.values() if value is not None]
@@ -214,15 +226,54 @@ def _prompt_means(by_tag: Mapping[str, Mapping[str, Sequence[bool]]]) -> list[li
 def _read_records(uri: str) -> list[dict[str, Any]]:
     rows = json_lines(read_bytes(uri), uri)
     for number, row in enumerate(rows, start=1):
-        require(row, ("tag", "include", "prompt"), f"{uri}, record {number}")
+        _checked(row, f"{uri}, record {number}")
     return rows
+
+
+def _checked(row: object, where: str) -> Mapping[str, Any]:
+    """A record that `check` can read. Raises `DataError` for anything else."""
+    require(row, ("tag", "include", "prompt"), where, texts=("tag", "prompt"))
+    assert isinstance(row, Mapping)  # `require` saw to it
+    for name in ("include", "exclude"):
+        _check_clauses(row.get(name, []), f"{where}: {name}")
+    return row
+
+
+def _stated(clauses: object) -> object:
+    """Clauses without the fields that no scorer reads; what is no list of clauses stays as it is."""
+    if not (isinstance(clauses, list) and all(isinstance(clause, Mapping) for clause in clauses)):
+        return clauses
+    read = ("class", "count", "color", "position")
+    return [{name: clause[name] for name in read if name in clause} for clause in clauses]
+
+
+def _check_clauses(clauses: object, where: str) -> None:
+    """Raises `DataError` for clauses that `check` cannot read."""
+    if not isinstance(clauses, list):
+        raise DataError(f"{where} is {shown(clauses)}, expected a list of clauses")
+    for place, clause in enumerate(clauses):
+        here = f"{where} clause {place}"
+        require(clause, ("class", "count"), here, texts=("class",))
+        if type(clause["count"]) is not int or clause["count"] < 0:
+            raise DataError(f"{here}: count is {shown(clause['count'])}, expected a whole number from 0")
+        if not isinstance(clause.get("color", ""), str):
+            raise DataError(f"{here}: color is {shown(clause['color'])}, expected a text")
+        if "position" in clause:
+            _check_position(clause["position"], place, here)
+
+
+def _check_position(position: object, place: int, where: str) -> None:
+    """A relation and the number of an earlier clause."""
+    well = isinstance(position, list) and len(position) == 2 and isinstance(position[0], str)
+    if not (isinstance(position, list) and well and type(position[1]) is int and 0 <= position[1] < place):
+        raise DataError(f'{where}: position is {shown(position)}, expected ["left of", number of an earlier clause]')
 
 
 def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:
     """The findings of the official scorer's `results.jsonl`: rows with filename, prompt, correct and reason.
 
     The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged, of
-    no item, or of another prompt than the item's.
+    no item or sample, or of another prompt, tag or `metadata` (the record that the scorer read) than the item's.
     """
     by_number = {int(item.key): item for item in items}
     rows = json_lines(data, where)
@@ -234,13 +285,30 @@ def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> 
         raise DataError(f"{where} lacks a filename or a true or false correct: expected a row of GenEval's scorer")
     path = PurePosixPath(row["filename"])
     folder = path.parent.parent.name
-    item = items.get(int(folder)) if folder.isdecimal() else None
-    if item is None or not path.stem.isdecimal():
+    item = items.get(_number(folder))
+    if item is None or not 0 <= _number(path.stem) < item.samples:
         raise DataError(f"{where} is of '{row['filename']}', which is no picture of these items")
     if row.get("prompt") != item.prompt:
         raise DataError(f"{where} judged '{row.get('prompt')}', but the prompt of {item.key} is '{item.prompt}'")
+    _check_metadata(row, item, where)
     return Judgement(
         key=item.key,
-        sample=int(path.stem),
+        sample=_number(path.stem),
         value={"correct": row["correct"], "reason": str(row.get("reason", ""))},
     )
+
+
+def _number(name: str) -> int:
+    """The number that a file or folder is named by, -1 for another name."""
+    return int(name) if name.isdecimal() and len(name) < MAX_DIGITS else -1
+
+
+def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
+    """Raises `DataError` if the scorer judged by another record: a `metadata.jsonl` that was changed, for example."""
+    suite = GenEval()
+    if row.get("tag", item.record["tag"]) != item.record["tag"]:
+        raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
+    if isinstance(row.get("metadata"), str):
+        record = _checked(parse_json(row["metadata"], f"{where}: metadata"), f"{where}: metadata")
+        if differing([replace(item, record=record)], [item], suite.facts):
+            raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")

@@ -10,8 +10,19 @@ import numpy as np
 
 from blip3o.data.storage import read_bytes
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.moments import Moments, frechet, frechet_name, mmd
-from blip3o.evaluate.suite import INCOMPLETE, Coverage, Item, Judge, Judgement, Score, Suite, findings, reasons
+from blip3o.evaluate.moments import Moments, frechet, frechet_name, mmd, too_few
+from blip3o.evaluate.suite import (
+    INCOMPLETE,
+    Coverage,
+    Item,
+    Judge,
+    Judgement,
+    Score,
+    Suite,
+    findings,
+    only_sample,
+    reasons,
+)
 from blip3o.evaluate.suites.files import json_value, require
 
 OFFICIAL_ITEMS = 30_000
@@ -37,20 +48,35 @@ class Mjhq(Suite):
         return tuple(Item(key=key, prompt=row["prompt"], record=row, samples=1) for key, row in rows.items())
 
     def image_path(self, item: Item, sample: int) -> str:
-        """`images/<key>.png`, one flat folder."""
+        """`images/<key>.png`, one flat folder. Raises `ConfigError` for a second sample."""
+        only_sample(self.name, sample)
         return f"images/{item.key}.png"
 
     def reference_path(self, item: Item) -> str:
         """The true picture's path below the data set's folder: `<category>/<key>.jpg`."""
         return f"{item.record['category']}/{item.key}.jpg"
 
+    def judgement(self, item: Item, sample: int, generated: Sequence[float], reference: Sequence[float]) -> Judgement:
+        """The finding of both pictures' features; a fault where they are not finite."""
+        if not np.isfinite([*generated, *reference]).all():
+            return Judgement(key=item.key, sample=sample, value=None, fault="the network's features are not finite")
+        return Judgement(
+            key=item.key, sample=sample, value={"generated": list(generated), "reference": list(reference)}
+        )
+
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The distance over all pairs of features; `judge.id` is the network's name, `judge.version` starts with the
-        sha256 of its weights. See `distances` for findings that are summed elsewhere. Raises `DataError` for too few.
+        sha256 of its weights. See `distances` for findings that are summed elsewhere. Raises `DataError` for features
+        of different lengths.
         """
         values, coverage = findings(items, judgements)
         if not values:
             return self.distances(None, None, coverage, judge)
+        widths = {len(value[name]) for value in values.values() for name in ("generated", "reference")}
+        if len(widths) > 1:
+            raise DataError(
+                f"features of {min(widths)} to {max(widths)} dimensions are not of one network: judge again"
+            )
         generated, reference = (
             Moments.of(np.array([value[name] for value in values.values()])) for name in ("generated", "reference")
         )
@@ -59,16 +85,22 @@ class Mjhq(Suite):
     def distances(
         self, generated: Moments | None, reference: Moments | None, coverage: Coverage, judge: Judge
     ) -> Score:
-        """The score from moments of both sets, which parts of the data can make apart and add up."""
-        whole = coverage.complete and generated is not None and reference is not None
+        """The score from moments of both sets, which parts of the data can make apart and add up.
+
+        Below ten pictures for each feature dimension there is no Fréchet distance (`why_not` has the numbers), but the
+        MMD, which takes two.
+        """
+        both = (generated, reference) if coverage.complete and generated and reference else None
         name = frechet_name(judge.id, judge.version)
-        distance = frechet(generated, reference) if whole and generated and reference else None
-        discrepancy = mmd(generated, reference) if whole and generated and reference else None
+        few = too_few(*both) if both else ""
+        distance = frechet(*both) if both and not few else None
+        discrepancy = mmd(*both) if both and min(both[0].n, both[1].n) > 1 else None
         why_not = {
+            f"no {name}: {few}": bool(few),
             f"{coverage.n_expected} prompts instead of {OFFICIAL_ITEMS}": coverage.n_expected != OFFICIAL_ITEMS,
             f"{name} is not FID: the network's weights are not the official Inception's": name != "fid",
             "the data set's digest is not on record, and published figures use three ways of resizing": True,
-            INCOMPLETE: not whole,
+            INCOMPLETE: not both,
         }
         return Score(
             suite=self.name,

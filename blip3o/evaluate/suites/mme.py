@@ -30,9 +30,14 @@ BEST = 200.0  # of a subtask: accuracy and accuracy of pairs, in percent
 
 
 def yes_or_no(reply: str) -> str | None:
-    """`yes` or `no` if one of them is in the first four letters (`yes` first), else None."""
-    start = reply.lower().strip().replace(".", "")[:4]
-    return next((word for word in ("yes", "no") if word in start), None)
+    """What a reply says, as lmms-eval reads it: a lone `y` or `n`, else `yes` or `no` within the first four letters.
+
+    In lower case and without periods; `yes` first. So "Not at all" is a no, and "y, it is" neither.
+    """
+    said = reply.lower().strip().replace(".", "")
+    if len(said) == 1:
+        return {"y": "yes", "n": "no"}.get(said)
+    return next((word for word in ("yes", "no") if word in said[:4]), None)
 
 
 class Mme(Suite):
@@ -71,8 +76,11 @@ class Mme(Suite):
         right = {item.key: yes_or_no(reply) == item.record["answer"].lower() for item, reply in answered}
         subtasks = _subtasks(items, right)
         parts = [value for value in subtasks.values() if value is not None]
+        single = len(items) - sum(len(pair) for pair in _pairs(items).values() if len(pair) == 2)
+        whole = coverage.complete and not single
         checks = {
             UNCHECKED: True,
+            f"{single} questions are not in pairs, two about each picture": single > 0,
             f"{len(items)} questions instead of {OFFICIAL_QUESTIONS}": len(items) != OFFICIAL_QUESTIONS,
             INCOMPLETE: not coverage.complete,
         }
@@ -81,14 +89,14 @@ class Mme(Suite):
             protocol=self.protocol,
             judge=EXACT_MATCH,
             coverage=coverage,
-            overall=sum(parts) if coverage.complete else None,
+            overall=sum(parts) if whole else None,
             categories=subtasks,
             comparable=False,
             why_not=reasons(checks),
             best=BEST * len(subtasks),
             details={
-                "perception": _sum(subtasks, PERCEPTION) if coverage.complete else None,
-                "cognition": _sum(subtasks, COGNITION) if coverage.complete else None,
+                "perception": _sum(subtasks, PERCEPTION) if whole else None,
+                "cognition": _sum(subtasks, COGNITION) if whole else None,
                 "n_unparsed": sum(yes_or_no(reply) is None for _, reply in answered),
             },
         )
@@ -102,10 +110,10 @@ def _pairs(items: Iterable[Item]) -> dict[tuple[Any, Any], list[str]]:
 
 
 def _subtasks(items: Sequence[Item], right: Mapping[str, bool]) -> dict[str, float | None]:
-    """Each subtask's points over its pairs of which both questions were answered."""
+    """Each subtask's points over its pairs of which both questions were answered; others count nowhere."""
     pairs: dict[str, list[list[bool]]] = {str(item.record["category"]): [] for item in items}
     for (category, _), keys in _pairs(items).items():
-        if all(key in right for key in keys):
+        if len(keys) == 2 and all(key in right for key in keys):
             pairs[str(category)].append([right[key] for key in keys])
     return {name: _points(of_task) for name, of_task in pairs.items()}
 

@@ -10,7 +10,7 @@ from typing import Any
 from blip3o.data.storage import read_bytes
 from blip3o.errors import ConfigError
 from blip3o.evaluate.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, bootstrap, findings, mean, reasons
-from blip3o.evaluate.suites.files import json_lines, require
+from blip3o.evaluate.suites.files import json_lines, require, text_id
 
 _TEXTS = {
     "word": ("OPEN", "HELLO", "Bakery", "COFFEE", "Library", "EXIT"),
@@ -60,7 +60,7 @@ class Ocr(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The 18 built-in prompts, or those of a JSONL file {id, prompt, text, category (optional)}."""
         rows = _read(source) if source else _built_in()
-        return tuple(Item(key=str(row["id"]), prompt=row["prompt"], record=row, samples=self.samples) for row in rows)
+        return tuple(Item(key=row["id"], prompt=row["prompt"], record=row, samples=self.samples) for row in rows)
 
     def image_path(self, item: Item, sample: int) -> str:
         """`images/<id>/<sample>.png`."""
@@ -110,7 +110,9 @@ def _built_in() -> list[dict[str, Any]]:
 def _read(source: str) -> list[dict[str, Any]]:
     rows = json_lines(read_bytes(source), source)
     for number, row in enumerate(rows, start=1):
-        require(row, ("id", "prompt", "text"), f"{source}, record {number}", texts=("prompt", "text"))
+        where = f"{source}, record {number}"
+        require(row, ("id", "prompt", "text"), where, texts=("prompt", "text"))
+        row["id"] = text_id(row, where)
     return rows
 
 

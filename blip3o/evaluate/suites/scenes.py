@@ -16,12 +16,13 @@ from blip3o.data import storage
 from blip3o.data.sets.scenes import compose
 from blip3o.data.sets.scenes_draw import render
 from blip3o.data.sets.scenes_text import captions
-from blip3o.data.sets.scenes_world import FAMILIES, STATES_COLOR, Scene, SceneObject
+from blip3o.data.sets.scenes_world import COLORS, FAMILIES, GROUNDS, SHAPES, Scene, SceneObject
 from blip3o.errors import DataError
 from blip3o.evaluate.retrieval import derangement
-from blip3o.evaluate.scenes import detect
+from blip3o.evaluate.scenes import as_geneval, clauses, detect
 from blip3o.evaluate.suite import Item, Judge, Judgement, Score, items_digest, reasons
-from blip3o.evaluate.suites.files import json_lines
+from blip3o.evaluate.suites import geneval_prompts
+from blip3o.evaluate.suites.files import json_lines, shown
 from blip3o.evaluate.suites.geneval import Detected, OfficialLayout, judgement, score_by_tag
 from blip3o.rng import numpy_generator
 
@@ -30,9 +31,6 @@ ITEMS = 240  # held-out scenes, as many of each family
 SIDE = 64  # pixels of their true pictures
 RECORD = ("family", "ground", "objects", "relation")
 JUDGE = Judge(id="exact detector of scenes", version="1")
-# What the exact detector takes for a shape at all, it is sure of: its fits, from 0.72 on, are confidences above what
-# GenEval asks of any class (0.3) and in counting (0.9).
-SURE = 0.9
 
 
 class Scenes(OfficialLayout):
@@ -57,18 +55,9 @@ class Scenes(OfficialLayout):
         return score_by_tag(self, items, judgements, judge, why_not=why_not)
 
 
-def find(image: Image.Image) -> dict[str, list[Detected]]:
-    """What the exact detector finds, by shape, in GenEval's form."""
-    found: dict[str, list[Detected]] = {}
-    for one in detect(image):
-        score = SURE + (1 - SURE) * one.score
-        found.setdefault(one.shape, []).append(Detected(box=one.box, score=score, color=one.color))
-    return found
-
-
 def judge_picture(item: Item, sample_number: int, image: Image.Image) -> Judgement:
     """The finding on a picture of an item; beside GenEval's verdict, `found` keeps what was detected."""
-    found = find(image)
+    found = as_geneval(detect(image))
     by_rule = judgement(item, sample_number, found)
     assert by_rule.value is not None  # an exact judge always has a verdict
     rows = [
@@ -116,12 +105,49 @@ def read_items(uri: str) -> tuple[Item, ...]:
     """
     items = []
     for index, record in enumerate(json_lines(storage.read_bytes(uri), uri)):
-        try:
-            prompt = record["prompt"] if "prompt" in record else record["captions"][0]
-            items.append(_item(index, str(prompt), record))
-        except (KeyError, IndexError, TypeError) as error:
-            raise DataError(f"{uri}, record {index + 1} is no scene ({error!r}): see docs/data.md") from error
+        where = f"{uri}, record {index + 1}"
+        prompt = record["prompt"] if "prompt" in record else _first(record.get("captions"))
+        fault = scene_fault(record)
+        if fault or not isinstance(prompt, str):
+            raise DataError(f"{where} is no scene ({fault or 'no prompt or captions of text'}): see docs/data.md")
+        items.append(_item(index, prompt, record))
     return tuple(items)
+
+
+def _first(captions: object) -> object:
+    return captions[0] if isinstance(captions, list) and captions else None
+
+
+def scene_fault(record: Mapping[str, Any]) -> str:
+    """Why a record holds no scene of this world that can be drawn and judged; "" where it does."""
+    objects, relation = record.get("objects"), record.get("relation")
+    for name, known in (("family", FAMILIES), ("ground", tuple(GROUNDS))):
+        if record.get(name) not in known:
+            return f"{name} is {shown(record.get(name))}"
+    if not isinstance(objects, list) or not objects:
+        return f"objects are {shown(objects)}"
+    if wrong := [one for one in objects if not _is_object(one)]:
+        return f"an object is {shown(wrong[0])}"
+    if record["family"] == "position" and not _is_relation(relation, len(objects)):
+        return f"relation is {shown(relation)}"
+    return ""
+
+
+def _is_object(value: object) -> bool:
+    if not (isinstance(value, Mapping) and value.get("shape") in SHAPES and value.get("color") in tuple(COLORS)):
+        return False
+    box = value.get("box")
+    if not (isinstance(box, list) and len(box) == 4 and all(type(corner) is int for corner in box)):
+        return False
+    x0, y0, x1, y1 = box
+    return 0 <= x0 < x1 <= SIDE and 0 <= y0 < y1 <= SIDE
+
+
+def _is_relation(value: object, objects: int) -> bool:
+    if not (isinstance(value, Mapping) and value.get("relation") in geneval_prompts.RELATIONS):
+        return False
+    ends = [value.get("subject"), value.get("object")]
+    return all(type(end) is int and 0 <= end < objects for end in ends) and ends[0] != ends[1]
 
 
 def _item(index: int, prompt: str, record: Mapping[str, Any]) -> Item:
@@ -129,31 +155,6 @@ def _item(index: int, prompt: str, record: Mapping[str, Any]) -> Item:
     return Item(
         key=f"{index:05d}", prompt=prompt, record={**clauses(scene), "prompt": prompt, "scene": scene}, samples=1
     )
-
-
-def clauses(scene: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scene's caption states, as GenEval writes it: `tag`, `include` and, in counting, `exclude`.
-
-    Raises `DataError` for a family that is not of this world.
-    """
-    family, objects = scene["family"], scene["objects"]
-    if family not in FAMILIES:
-        raise DataError(f"unknown family '{family}': expected one of {', '.join(FAMILIES)}")
-    count = len(objects) if family == "counting" else 1
-    stated = [_clause(described, count, family) for described in (objects[:1] if family == "counting" else objects)]
-    if family == "counting":
-        surplus = {"class": objects[0]["shape"], "count": count + 1}
-        return {"tag": family, "include": stated, "exclude": [surplus]}
-    if family == "position":
-        relation = scene["relation"]
-        subject, target = stated[relation["subject"]], stated[relation["object"]]
-        stated = [target, {**subject, "position": [relation["relation"], 0]}]
-    return {"tag": family, "include": stated}
-
-
-def _clause(described: Mapping[str, Any], count: int, family: str) -> dict[str, Any]:
-    color = {"color": described["color"]} if STATES_COLOR[family] else {}
-    return {"class": described["shape"], "count": count, **color}
 
 
 def true_picture(item: Item) -> Image.Image:

@@ -2,7 +2,7 @@
 
 Every step is as odd as the official one (a comma inside a number changes how all other punctuation is treated, at most
 32 periods go), since accuracies are only comparable if answers are read alike. Source: the VQA evaluation
-(https://arxiv.org/abs/1505.00468) as EvalAI and lmms-eval do it.
+(https://arxiv.org/abs/1505.00468), as its authors' program and EvalAI's processor do it.
 """
 
 import re
@@ -13,6 +13,7 @@ _NUMBERS = {
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
+_ONE_COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")  # the authors' program knows no second one
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
 
@@ -38,19 +39,24 @@ _CONTRACTIONS = {short: word for word in _CONTRACTED.split() for short in _spell
 
 
 def normalise_reply(text: str) -> str:
-    """A model's reply as it is compared: lower case, then `normalise_words` without commas and question marks."""
+    """All steps of EvalAI's processor: lower case, no commas and question marks, 's a word, then `normalise_words`."""
     lower = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return normalise_words(lower.replace("\n", " ").replace("\t", " ").strip())
 
 
 def normalise_words(text: str) -> str:
     """An answer without punctuation and articles, number words as digits, contractions with their apostrophes."""
-    return _words(_without_punctuation(text))
+    return _words(_without_punctuation(text, _COMMA_IN_NUMBER))
 
 
-def _without_punctuation(text: str) -> str:
+def vqa_eval_words(text: str) -> str:
+    """As `normalise_words`, by the authors' program."""
+    return _words(_without_punctuation(text, _ONE_COMMA_IN_NUMBER))
+
+
+def _without_punctuation(text: str, comma_in_number: re.Pattern[str]) -> str:
     """A mark that touches a space anywhere goes, and all go where a number has a comma; else it becomes a space."""
-    number = _COMMA_IN_NUMBER.search(text) is not None
+    number = comma_in_number.search(text) is not None
     result = text
     for mark in _PUNCTUATION:
         goes = number or f"{mark} " in text or f" {mark}" in text

@@ -12,7 +12,19 @@ from typing import Any
 
 from blip3o.data.storage import exists, join, read_bytes
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, bootstrap, findings, mean, reasons
+from blip3o.evaluate.suite import (
+    INCOMPLETE,
+    Item,
+    Judge,
+    Judgement,
+    Score,
+    Suite,
+    bootstrap,
+    findings,
+    mean,
+    only_sample,
+    reasons,
+)
 from blip3o.evaluate.suites.files import json_value, require
 from blip3o.evaluate.suites.wise_grades import VOID, file_rows, prompt_number, read_grades, whole_grade
 
@@ -95,7 +107,8 @@ class Wise(Suite):
         raise DataError(f"{source} holds no {names[0]}: name a JSON list, or the folder of {', '.join(names)}")
 
     def image_path(self, item: Item, sample: int) -> str:
-        """`images/<id>.png`."""
+        """`images/<id>.png`. Raises `ConfigError` for a second sample."""
+        only_sample(self.name, sample)
         return f"images/{item.key}.png"
 
     def question(self, item: Item, template: str | None = None) -> str:

@@ -9,7 +9,7 @@ from blip3o.evaluate.suite import Judgement
 from blip3o.evaluate.suites.asked import EXACT_MATCH
 from blip3o.evaluate.suites.choice import Choice, chosen
 from blip3o.evaluate.suites.mme import COGNITION, PERCEPTION, Mme, yes_or_no
-from blip3o.evaluate.suites.vqa import Vqa, accuracy
+from blip3o.evaluate.suites.vqa import VQA_LMMS, VQAV2, Vqa, accuracy, both_sides, vqa_eval
 from blip3o.evaluate.suites.vqa_words import normalise_reply, normalise_words
 
 
@@ -68,10 +68,55 @@ def test_accuracy_leaves_each_annotator_out(agree, expected):
     assert accuracy("Red.", answers) == pytest.approx(expected)
 
 
-def test_unanimous_answers_are_not_normalised_and_others_are():
-    assert accuracy("two", ["two"] * 10) == 0.0
-    assert accuracy("two", ["2"] * 10) == 1.0
-    assert accuracy("two", ["two"] * 9 + ["three"]) == 1.0
+ODD = (
+    "two",
+    "PEPSI",
+    "a dog",
+    "3,000",
+    "The Beatles",
+    "don't",
+    "10:30 a.m.",
+    "half-baked",
+    "St. Mary's",
+    "yes!",
+    "tab\there",
+)
+
+
+@pytest.mark.parametrize("reading", [both_sides, vqa_eval])
+@pytest.mark.parametrize("answer", ODD)
+def test_a_reply_that_is_what_all_annotators_wrote_is_right(answer, reading):
+    assert accuracy(answer, [answer] * 10, reading) == 1.0
+    assert accuracy(f" {answer}\n", [answer] * 10, reading) == 1.0
+    assert accuracy(answer, [answer] * 5 + ["other"] * 5, reading) == 1.0
+    assert accuracy("something else", [answer] * 10, reading) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "answers", "evalai", "authors", "lmms"),
+    [
+        # Unanimous: the authors' program compares as written; lmms-eval read the reply alone.
+        ("two", ["two"] * 10, 1.0, 1.0, 0.0),
+        ("PEPSI", ["PEPSI"] * 10, 1.0, 1.0, 0.0),
+        ("a dog", ["a dog"] * 10, 1.0, 1.0, 0.0),
+        ("3,000", ["3,000"] * 10, 1.0, 1.0, 0.0),
+        ("two", ["2"] * 10, 1.0, 0.0, 1.0),
+        ("2", ["two"] * 10, 1.0, 0.0, 0.0),
+        ("Black.", ["black"] * 10, 1.0, 0.0, 1.0),
+        ("dont", ["don't"] * 10, 1.0, 0.0, 1.0),
+        # Divided: all read both sides.
+        ("two", ["two"] * 9 + ["three"], 1.0, 1.0, 1.0),
+        ("2", ["Two."] * 2 + ["three"] * 8, 0.6, 0.6, 0.6),
+        ("the DOG", ["a dog"] + ["cat"] * 9, 0.3, 0.3, 0.3),
+        ("3000", ["3,000"] * 3 + ["300"] * 7, 0.9, 0.9, 0.9),
+        ("man's", ["man's"] * 4 + ["woman"] * 6, 1.0, 1.0, 0.0),  # lmms-eval split 's off the reply alone
+        ("1,,2", ["1 2"] * 4 + ["x"] * 6, 0.0, 1.0, 0.0),  # the authors' comma in a number is a single one
+    ],
+)
+def test_each_program_has_its_rule_and_its_name(reply, answers, evalai, authors, lmms):
+    found = [accuracy(reply, answers, suite.reading) for suite in (Vqa(), VQAV2, VQA_LMMS)]
+    assert found == pytest.approx([evalai, authors, lmms])
+    assert len({suite.protocol for suite in (Vqa(), VQAV2, VQA_LMMS)}) == 3
 
 
 def questions(suite, tmp_path, *rows):
@@ -128,6 +173,16 @@ def test_questions_that_cannot_be_scored_are_refused(tmp_path):
         ("", None),
         ("a no", "no"),  # within the first four letters
         ("Unknown", None),
+        ("y", "yes"),
+        ("N", "no"),
+        (" Y.\n", "yes"),
+        ("n.", "no"),
+        ("y, it is", None),  # only a lone letter counts
+        ("ny", None),
+        ("Not at all", "no"),  # as the source reads it
+        ("Yes and no", "yes"),
+        ("YES", "yes"),
+        ("x", None),
     ],
 )
 def test_yes_and_no_are_read_from_the_first_letters(reply, word):
@@ -166,6 +221,13 @@ def test_a_reply_that_is_neither_is_wrong_and_counted(tmp_path):
     assert (score.overall, score.details["n_unparsed"]) == (50.0, 1)
     part = Mme().score(items, replied(items, "yes"), EXACT_MATCH)
     assert (part.overall, part.categories) == (None, {"count": None})
+
+
+def test_a_question_without_the_other_of_its_pair_counts_nowhere(tmp_path):
+    items = pairs(tmp_path, ["count"])[:3]  # as --limit cuts
+    score = Mme().score(items, replied(items, "yes", "no", "yes"), EXACT_MATCH)
+    assert (score.overall, score.categories["count"], score.coverage.n_scored) == (None, 200.0, 3)
+    assert "1 questions are not in pairs, two about each picture" in score.why_not
 
 
 def test_half_a_pair_and_other_answers_are_refused(tmp_path):

@@ -47,9 +47,40 @@ def test_an_incomplete_set_has_no_distance(items):
         assert "findings are missing or could not be read" in score.why_not
 
 
-def test_too_few_pictures_are_refused(items):
-    with pytest.raises(DataError, match="19 and 19 pictures for 2 feature dimensions"):
-        MJHQ.score(items[:19], judged(items[:19], 0.0), OWN)
+@pytest.mark.parametrize("n", [2, 3, 19])
+def test_below_ten_pictures_a_dimension_there_is_an_mmd_and_the_reason_why_there_is_no_distance(items, n):
+    found = judged(items[:n], 2.0)
+    score = MJHQ.score(items[:n], found, OWN)
+    assert (score.overall, score.details["frechet_own-encoder"], score.details["n"]) == (None, None, n)
+    assert f"no frechet_own-encoder: {n} and {n} pictures for 2 feature dimensions: a Fréchet distance takes 20" in (
+        score.why_not
+    )
+    # The unbiased estimate, pair by pair.
+    x, y = ([one.value[name] for one in found] for name in ("generated", "reference"))
+    kernel = {
+        (a, b): (sum(i * j for i, j in zip(a, b, strict=True)) / 2 + 1) ** 2
+        for a in map(tuple, x + y)
+        for b in map(tuple, x + y)
+    }
+    within = [sum(kernel[tuple(a), tuple(b)] for a in z for b in z if a is not b) / (n * (n - 1)) for z in (x, y)]
+    across = sum(kernel[tuple(a), tuple(b)] for a in x for b in y) / n**2
+    assert score.details["mmd_own-encoder"] == pytest.approx(sum(within) - 2 * across)
+    assert MJHQ.score(items[:20], judged(items[:20], 2.0), OWN).overall == pytest.approx(8)
+
+
+def test_one_picture_has_neither(items):
+    score = MJHQ.score(items[:1], judged(items[:1], 2.0), OWN)
+    assert (score.overall, score.details["mmd_own-encoder"], score.coverage.n_scored) == (None, None, 1)
+
+
+def test_features_that_are_not_finite_are_a_fault_and_those_of_two_networks_an_error(items):
+    fault = MJHQ.judgement(items[0], 0, [1.0, float("nan")], [1.0, 2.0])
+    assert (fault.value, fault.fault) == (None, "the network's features are not finite")
+    good = judged(items[:2], 0.0)
+    assert MJHQ.score(items[:2], [fault, good[1]], OWN).coverage.n_parse_failed == 1
+    other = MJHQ.judgement(items[0], 0, [1.0], [1.0])
+    with pytest.raises(DataError, match="features of 1 to 2 dimensions are not of one network"):
+        MJHQ.score(items[:2], [other, good[1]], OWN)
 
 
 def test_paths(items):
