@@ -183,7 +183,7 @@ def plan_import(folder: ReleasedFolder, *, vision_size: int = VISION_SIZE) -> Pl
         max_length=raw.get("tokenizer_model_max_length") or DEFAULT_LENGTH,
         parts=tuple(part for part in PARTS if absent.get(part, True)),
     )
-    tokenizer = read_tokenizer(folder.files)
+    tokenizer = read_tokenizer(folder.files, source=folder.uri)
     with unfilled():
         model = build_model(config, tokenizer)
     needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

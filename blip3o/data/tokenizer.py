@@ -37,7 +37,10 @@ class ChatTokenizer:
         found = {token: _find(tokenizer, token) for token in SPECIAL_TOKENS}
         missing = [token for token, number in found.items() if number is None]
         if missing:
-            raise ConfigError(f"the tokenizer lacks the special tokens {', '.join(missing)}: train one, or add them")
+            raise ConfigError(
+                f"the tokenizer lacks the special tokens {', '.join(missing)}: train one, or add them, "
+                "as by the model's added_tokens.json beside it"
+            )
         self._tokenizer = tokenizer
         self.ids = {token: number for token, number in found.items() if number is not None}
         self._json = tokenizer.to_str()
