@@ -71,22 +71,22 @@ def _part(model: UnifiedModel, prefix: str, uri: str) -> dict[str, Tensor]:
 def _named(stored: Collection[str], wanted: set[str], prefix: str, uri: str) -> dict[str, str]:
     """Each wanted name's name in the files: whole, or without the prefix; a wrapper around all of them is left off."""
     relative = {key.removeprefix(prefix) for key in wanted}
-    attempts = [unwrap(stored, wanted), unwrap(stored, relative)]
-    for attempt in attempts:
-        found = {
-            clean if clean.startswith(prefix) else f"{prefix}{clean}": name for name, clean in attempt.names.items()
-        }
+    attempts = [(names, unwrap(stored, names)) for names in (wanted, relative)]
+    for _, attempt in attempts:
+        found = {_whole(clean, prefix): name for name, clean in attempt.names.items()}
         if found.keys() >= wanted:
             if attempt.dropped:
                 logger.info("%s: names are read without %s", uri, attempt.dropped)
             return found
-    missing = wanted - {key if key.startswith(prefix) else f"{prefix}{key}" for key in stored}
-    blocked = next((attempt.blocked for attempt in attempts if attempt.blocked), "")
-    shown = {key.removeprefix(prefix) if blocked else key for key in missing}
-    raise CheckpointError(
-        f"{uri} lacks {len(missing)} of {len(wanted)} tensors of {prefix}*, e.g. "
-        f"{explain_missing(shown, stored, blocked)}"
-    )
+    missing = wanted - {_whole(key, prefix) for key in stored}
+    unfit = [(names, attempt.blocked) for names, attempt in attempts if attempt.blocked]
+    names, blocked = unfit[0] if unfit else (missing, "")
+    example = explain_missing(names, stored, blocked)
+    raise CheckpointError(f"{uri} lacks {len(missing)} of {len(wanted)} tensors of {prefix}*, e.g. {example}")
+
+
+def _whole(name: str, prefix: str) -> str:
+    return name if name.startswith(prefix) else f"{prefix}{name}"
 
 
 def _read_heads(uri: str) -> dict[str, StoredTensor]:

@@ -47,10 +47,13 @@ def read_index(uri: str, data: bytes) -> dict[str, str]:
 def read_json(uri: str, data: bytes | None) -> dict[str, Any]:
     """A JSON object. Raises `BundleError` if there is no file (None), or if it holds something else."""
     try:
-        return dict(json.loads(data or b""))
-    except (ValueError, TypeError, RecursionError) as error:
+        tree = json.loads(data or b"")
+        if not isinstance(tree, dict):
+            raise ValueError(f"a {type(tree).__name__}")
+    except (ValueError, RecursionError) as error:
         found = recognise(data[:SNIFFED_BYTES], size=len(data), is_text=True) if data is not None else None
         raise BundleError(f"{uri} {found or 'is missing or no JSON object: fetch the checkpoint again'}") from error
+    return tree
 
 
 def other_weights(uri: str) -> str:

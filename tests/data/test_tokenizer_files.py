@@ -1,4 +1,4 @@
-"""A model's folder of tokenizer files: what is beside tokenizer.json is joined with it, or it is said what disagrees."""
+"""A model's folder of tokenizer files: what is beside tokenizer.json is joined with it, or the conflict is named."""
 
 import json
 
