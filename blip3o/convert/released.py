@@ -35,7 +35,7 @@ from blip3o.convert.wrappers import explain_missing, unwrap
 from blip3o.data import storage
 from blip3o.data.tensor_head import StoredTensor, require_read
 from blip3o.data.tokenizer import ChatTokenizer
-from blip3o.errors import BundleError
+from blip3o.errors import BundleError, one_line
 from blip3o.model.unfilled import unfilled
 
 logger = logging.getLogger(__name__)
@@ -170,19 +170,12 @@ def plan_import(folder: ReleasedFolder, *, vision_size: int = VISION_SIZE) -> Pl
     Raises `BundleError` if the model lacks weights, or if a shape is another than the configs make it.
     """
     raw = folder.json("config.json")
-    shapes = {to_here(name) or name: entry.shape for name, entry in folder.tensors.items()}
-    tied = _is_tied(folder, raw)
-    has_decoder = any(name.startswith(DECODER) for name in folder.tensors)
-    decoder = None
-    if has_decoder:
-        decoder = decoder_config(folder.json(f"{DECODER}unet/config.json"), folder.json(f"{DECODER}vae/config.json"))
-    absent = {"encoder": any(name.startswith(TOWER) for name in folder.tensors), "decoder": has_decoder}
-    config = BundleConfig(
-        model=model_config(raw, shapes, decoder, tied=tied, vision_size=vision_size),
-        template=TemplateConfig(),
-        max_length=raw.get("tokenizer_model_max_length") or DEFAULT_LENGTH,
-        parts=tuple(part for part in PARTS if absent.get(part, True)),
-    )
+    try:
+        tied = _is_tied(folder, raw)
+        config = _bundle_config(folder, raw, tied=tied, vision_size=vision_size)
+    # What config.json and shapes can hold that no model has: other types, other dimensions, zeros.
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise BundleError(f"{folder.uri}: config.json and weights make no model ({one_line(error)})") from error
     tokenizer = read_tokenizer(folder.files, source=folder.uri)
     with unfilled():
         model = build_model(config, tokenizer)
@@ -190,6 +183,21 @@ def plan_import(folder: ReleasedFolder, *, vision_size: int = VISION_SIZE) -> Pl
     report = report_keys(folder.tensors, needed, tied=tied)
     _check_plan(folder, report, needed, len(tokenizer))
     return Plan(folder=folder, config=config, tokenizer=tokenizer, report=report)
+
+
+def _bundle_config(folder: ReleasedFolder, raw: dict[str, Any], *, tied: bool, vision_size: int) -> BundleConfig:
+    shapes = {to_here(name) or name: entry.shape for name, entry in folder.tensors.items()}
+    has_decoder = any(name.startswith(DECODER) for name in folder.tensors)
+    decoder = None
+    if has_decoder:
+        decoder = decoder_config(folder.json(f"{DECODER}unet/config.json"), folder.json(f"{DECODER}vae/config.json"))
+    absent = {"encoder": any(name.startswith(TOWER) for name in folder.tensors), "decoder": has_decoder}
+    return BundleConfig(
+        model=model_config(raw, shapes, decoder, tied=tied, vision_size=vision_size),
+        template=TemplateConfig(),
+        max_length=raw.get("tokenizer_model_max_length") or DEFAULT_LENGTH,
+        parts=tuple(part for part in PARTS if absent.get(part, True)),
+    )
 
 
 def _is_tied(folder: ReleasedFolder, raw: dict[str, Any]) -> bool:

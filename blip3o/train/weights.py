@@ -52,9 +52,21 @@ def _write(uri: str, file: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_description(uri: str) -> dict[str, Any] | None:
-    """The description of a finished run's result; None where the run has not finished."""
+    """The description of a finished run's result; None where the run has not finished.
+
+    Raises `CheckpointError` if the file is not what was written.
+    """
     location = storage.join(uri, DESCRIPTION)
-    return json.loads(storage.read_bytes(location)) if storage.exists(location) else None
+    if not storage.exists(location):
+        return None
+    data = storage.read_bytes(location)
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        found = (
+            recognise(data[:SNIFFED_BYTES], size=len(data), is_text=True) or "is no JSON object: train the run again"
+        )
+        raise CheckpointError(f"{location} {found}") from error
 
 
 def start_sha256(recipe: Recipe) -> list[str]:

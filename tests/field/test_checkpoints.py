@@ -228,6 +228,7 @@ def test_a_released_folder_behind_a_wrapper_with_its_bases_tokenizer_becomes_a_b
 
     folder = tmp_path / "folder"
     _released(folder, wrapper="module.")
+    config = (folder / "config.json").read_text()
     whole = json.loads(complete_tokenizer(toy.slow_tokenizer_files(), source=""))
     whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"].startswith("<|")]
     (folder / "tokenizer.json").write_text(json.dumps(whole))
@@ -241,6 +242,21 @@ def test_a_released_folder_behind_a_wrapper_with_its_bases_tokenizer_becomes_a_b
     assert tokenizer.decode(tokenizer.encode("[IMG]<image>")) == "[IMG]<image>"
     assert not set(tokenizer.encode("[IMG]<image>")) & set(map(tokenizer.special, toy.ADDED))
 
+    for changes in (
+        {"vision_config": None},
+        {"vision_config": 5},
+        {"text_config": [1]},
+        {"vocab_size": "309"},
+        {"tokenizer_model_max_length": "96"},
+        {"rope_scaling": {"mrope_section": 5}},
+        {"gen_hidden_size": 0},
+        {"gen_hidden_size": {}},
+        {"num_attention_heads": 0},
+    ):
+        (folder / "config.json").write_text(json.dumps({**json.loads(config), **changes}))
+        _, error = command(capsys, monkeypatch, "convert", "import", folder, "--out", tmp_path / "b")
+        assert str(folder) in error or "config.json" in error
+    (folder / "config.json").write_text(config)
     (folder / "added_tokens.json").write_text(json.dumps({"[IMG]": 301}))
     _, error = command(capsys, monkeypatch, "convert", "import", folder, "--out", tmp_path / "b", "--vision-size", 56)
     assert "added_tokens.json gives [IMG] the id 301, tokenizer.json gives that to <|im_start|>" in error
