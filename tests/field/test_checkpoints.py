@@ -116,6 +116,26 @@ def test_what_is_no_pickle_is_refused_in_one_line(capsys, monkeypatch, tmp_path,
     assert ("git lfs pull" in error) == (data == POINTER)
 
 
+def test_a_pickle_gives_tensors_of_any_type_and_nothing_else(capsys, monkeypatch, tmp_path):
+    file, out = tmp_path / "pytorch_model.bin", tmp_path / "o.safetensors"
+    tensors = {"scale": torch.ones(3).to(torch.float8_e4m3fn), "w": torch.ones(2, dtype=torch.uint16)}
+    torch.save(tensors, file)
+    printed, error = command(capsys, monkeypatch, "convert", "unpickle", file, "--out", out)
+    assert (printed, error) == (f"wrote {out}: 2 tensors\n", "")
+    assert {name: tensor.dtype for name, tensor in load_file(out).items()} == {n: t.dtype for n, t in tensors.items()}
+    for odd in (
+        [torch.ones(1)],
+        {"a": torch.ones(2).to_sparse()},
+        {"a": torch.ones(2, device="meta")},
+        {"a": {"b": 1}},
+    ):
+        torch.save(odd, file)
+        assert (
+            "a state dictionary and nothing else"
+            in command(capsys, monkeypatch, "convert", "unpickle", file, "--out", out)[1]
+        )
+
+
 def test_tensors_that_are_not_needed_may_be_of_any_type(adopt, tmp_path, weights):
     spare = {
         "a.weight_scale": torch.ones(3).to(torch.float8_e5m2),
