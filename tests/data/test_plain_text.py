@@ -16,6 +16,7 @@ LOOSE = ("<image>", "[/IMG]", "<tool_call>", "</tool_call>", "<think>", "</think
 WORDS = ("covid", "  ", "\n\n")  # vocabulary that was added later
 CONTROLS = (*SPECIAL_TOKENS, *LOOSE)
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+WHOLE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
 def byte_level(**flags):
@@ -50,13 +51,12 @@ def merged():
         vocab[left] = len(vocab)
     vocab["[IMG]x"] = len(vocab)
     merges.append(["[IMG]", "x"])
-    values["model"]["merges"] = merges
+    values["model"]["merges"], values["pre_tokenizer"] = merges, WHOLE
     values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != GENERATE]
     return json.dumps(values).encode()
 
 
 VOCAB = {char: number for number, char in enumerate([*BYTES, *CONTROLS, "a", "red"])}
-WHOLE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 UNIGRAM = {"type": "Unigram", "unk_id": 0, "byte_fallback": False}
 FILES = {
     "special": byte_level(special=True).to_str().encode(),
