@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from blip3o import log, settings
+from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import Blip3oError, ConfigError
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def validate_file(path: Path) -> str:
     Raises `ConfigError` that names the file, the place in it and the fault.
     """
     try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+    document = load_yaml(data, str(path))
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds no mapping; expected a launcher config or a KubeRay manifest")
     crds = settings.get("KUBERAY_CRDS")
@@ -121,9 +123,16 @@ def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
         _check_pod_template(where, template)
     spec = manifest["spec"]
     if "serveConfigV2" in spec:
-        validate_serve(yaml.safe_load(spec["serveConfigV2"]))
+        validate_serve(_embedded(spec, "serveConfigV2"))
     if "runtimeEnvYAML" in spec:
-        validate_runtime_env(yaml.safe_load(spec["runtimeEnvYAML"]))
+        validate_runtime_env(_embedded(spec, "runtimeEnvYAML"))
+
+
+def _embedded(spec: Mapping[str, Any], field: str) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    """The YAML that a field holds as text."""
+    if not isinstance(spec[field], str):
+        raise ConfigError(f"spec.{field} is {type(spec[field]).__name__}: write it as text, after `{field}: |`")
+    return load_yaml(spec[field], f"spec.{field}")
 
 
 def _pod_templates(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

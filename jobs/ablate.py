@@ -173,12 +173,13 @@ def step_flops(recipe: Recipe) -> int:
     from blip3o.data.batches import build_micro_batches
     from blip3o.data.locations import tokenizer_uri
     from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+    from blip3o.data.tokenizer_files import read_tokenizer_json
     from blip3o.train.loop import to_batch
     from blip3o.train.meter import Meter
     from blip3o.train.rows import FLOPS
     from blip3o.train.stages import stage_of
 
-    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
     pad = tokenizer.ids[PAD]
     arrays = build_micro_batches(recipe, stage_of(recipe).task)(0)
     batch = to_batch(arrays, pad_id=pad, device=torch.device("cpu"))

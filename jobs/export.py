@@ -15,9 +15,9 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.config.training import STAGES
 from blip3o.convert.bundle import PARTS, BundleConfig, write_bundle
-from blip3o.data import storage
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.tokenizer_files import read_tokenizer_json
 from blip3o.errors import BundleError
 from blip3o.evaluate.run_report import flattened
 from blip3o.train.weights import final_uri, read_description, read_final
@@ -45,7 +45,7 @@ def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True, 
     config = BundleConfig(
         model=recipe.model, template=recipe.data.template, max_length=recipe.data.max_length, parts=parts
     )
-    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
     write_bundle(out, config=config, tensors=tensors, tokenizer=tokenizer, provenance=provenance)
     return out
 

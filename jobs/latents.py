@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from blip3o.config.recipe import GENERATING, Recipe
-from blip3o.data import storage
 from blip3o.data.batches import build_micro_batches
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.tokenizer import IMAGE_PAD, ChatTokenizer
+from blip3o.data.tokenizer_files import read_tokenizer_json
 from blip3o.device import select
 from blip3o.errors import ConfigError
 from blip3o.model.unified import UnifiedModel
@@ -62,7 +62,7 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
 
 def _target_model(recipe: Recipe, name: str) -> UnifiedModel:
     """What makes the targets, with the weights of the runs that the stage starts from (but this one)."""
-    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
     parts = {"encoder", "decoder"} & set(stage_of(recipe).parts)
     image_token = tokenizer.ids[IMAGE_PAD]
     model = UnifiedModel(recipe.model, image_token_id=image_token, parts=parts, max_length=recipe.data.max_length)

@@ -11,10 +11,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from blip3o import log, settings
+from blip3o.config.load import explain
+from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import BundleError, ConfigError, ServiceError
 from jobs.common import guarded, join_ray
 from serve.config import ServeConfig
@@ -71,19 +72,16 @@ def _config(values: dict[str, Any]) -> ServeConfig:
     try:
         return ServeConfig(**values)
     except ValidationError as error:
-        first = error.errors()[0]
         known = ", ".join(ServeConfig.model_fields)
-        raise ConfigError(f"option {'.'.join(map(str, first['loc']))}: {first['msg']} (options: {known})") from error
+        first = error.errors()[0]
+        raise ConfigError(f"option {first['loc'][0]}: {explain(first)} (options: {known})") from error
 
 
 def _option(pair: str) -> tuple[str, Any]:
     key, equals, value = pair.partition("=")
     if not (key and equals):
         raise ConfigError(f"option '{pair}' is not KEY=VALUE, e.g. --set width=8")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"option '{pair}': the value is not YAML") from error
+    return key, load_yaml(value, f"option '{pair}'")
 
 
 def _check(config: ServeConfig, port: int) -> None:

@@ -113,18 +113,18 @@ def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]
 
 def check_data(recipe: Recipe) -> list[str]:
     """Everything about the data that can be known to be wrong before workers start; sha256 of all that decides."""
-    from blip3o.data import storage
     from blip3o.data.batches import build_order, chat_template
     from blip3o.data.locations import source_locations, tokenizer_uri
     from blip3o.data.manifest import check_unchanged, read_manifest
     from blip3o.data.shuffle import measure_shuffle
     from blip3o.data.tokenizer import ChatTokenizer
+    from blip3o.data.tokenizer_files import read_tokenizer_json
     from jobs.index import select_samples
 
     manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
     for manifest in manifests:
         check_unchanged(manifest)
-    tokens = storage.read_bytes(tokenizer_uri(recipe.data))
+    tokens = read_tokenizer_json(tokenizer_uri(recipe.data))
     tokenizer = ChatTokenizer.from_bytes(tokens)
     chat_template(recipe).draw(tokenizer, "")  # raises if the frame of its turns is not the tokenizer's
     rows = recipe.model.backbone.vocab_size
@@ -154,9 +154,9 @@ def check_weights(pipeline: Pipeline) -> None:
     """Builds the stages without memory for their weights, to see that all fits and that what is frozen was trained."""
     import torch
 
-    from blip3o.data import storage
     from blip3o.data.locations import tokenizer_uri
     from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+    from blip3o.data.tokenizer_files import read_tokenizer_json
     from blip3o.train.lora import adapted_layers
     from blip3o.train.objectives import build_stage_module
     from blip3o.train.stages import freeze, stage_of
@@ -164,7 +164,7 @@ def check_weights(pipeline: Pipeline) -> None:
 
     earlier: dict[str, Shapes] = {}
     for recipe in pipeline.stages:
-        tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+        tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
         with torch.device("meta"):
             module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
         trainable = freeze(module.model, stage_of(recipe))

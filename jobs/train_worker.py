@@ -13,10 +13,10 @@ from torch import Tensor
 from blip3o import log
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.stream import iterate_micro_batches
 from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+from blip3o.data.tokenizer_files import read_tokenizer_json
 from blip3o.device import select
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train import checkpoint
@@ -100,7 +100,7 @@ def _train_stage(
     attempt = Attempt(recipe, workers=world)
     sized = recipe.on(world)
     device = select(recipe.parallel.device, local_rank=context.get_local_rank())
-    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
     with Watch(recipe.guard.hang_seconds, lambda hang: end_hanging(recipe, hang, rank=rank)) as watch:
         module = prepare_module(recipe, tokenizer)
         watch.begin("comparing the ranks' weights")

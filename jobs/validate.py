@@ -25,6 +25,7 @@ from blip3o.data import storage
 from blip3o.data.batches import build_micro_batches, chat_template
 from blip3o.data.locations import tokenizer_uri
 from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+from blip3o.data.tokenizer_files import read_tokenizer_json
 from blip3o.device import select
 from blip3o.evaluate.grid import GridRow, GridSection, render_grid
 from blip3o.evaluate.heldout import choose
@@ -76,7 +77,7 @@ def validate_weights(recipe: Recipe, step: int, trained: dict[str, torch.Tensor]
     """The same for trained weights by name. Raises as it does."""
     began = time.monotonic()
     torch.set_num_threads(recipe.parallel.threads)
-    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
     device = select(recipe.parallel.device)
     model = validation_model(recipe, trained, image_token_id=tokenizer.ids[IMAGE_PAD], device=device)
     figures = _figures(recipe, model, tokenizer)

@@ -1,8 +1,11 @@
 """How a bundle is served, as data: the arguments of `serve.app:app` and of `python -m jobs.serve`."""
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen
+from blip3o.config.yaml_reader import load_yaml
 from serve.messages import MAX_IMAGES
 
 
@@ -18,3 +21,13 @@ class ServeConfig(Frozen):
     num_cpus: float = Field(default=1, ge=0, description="logical CPUs that one replica reserves; fractions are fine")
     num_gpus: float = Field(default=0, ge=0, description="GPUs that one replica reserves; 0 serves from the CPU")
     threads: int = Field(default=1, ge=1, description="torch's threads in one replica; replicas agree bit for bit")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was passed
+        """Numbers out of texts: `serve run serve.app:app width=8` passes all values as texts."""
+        if not isinstance(values, dict):
+            return values
+        texts = {key for key, field in cls.model_fields.items() if field.annotation is str}
+        given = {key: value for key, value in values.items() if isinstance(value, str) and key not in texts}
+        return {**values, **{key: load_yaml(value, f"option {key}") for key, value in given.items()}}

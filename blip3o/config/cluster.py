@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError
 
 from blip3o.config.base import Frozen
+from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import ConfigError
 
 # GiB of memory by the makers' data sheets.
@@ -59,10 +59,10 @@ def parse_cluster(text: str) -> ClusterConfig:
 
 def _read(text: str) -> ClusterConfig:
     try:
-        tree = yaml.safe_load(Path(text).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = Path(text).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         raise ConfigError(f"cluster '{text}' is neither NODESxGPUSxKIND, as 4x8xH100, nor a YAML file") from error
-    return _checked(text, tree)
+    return _checked(text, load_yaml(data, f"cluster '{text}'"))
 
 
 def _checked(text: str, tree: object) -> ClusterConfig:

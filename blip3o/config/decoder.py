@@ -202,7 +202,7 @@ class AutoencoderDecoderConfig(Frozen):
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401 - nested values or a config
-    return value.get("kind", "pixel") if isinstance(value, dict) else value.kind
+    return value.get("kind", "pixel") if isinstance(value, dict) else getattr(value, "kind", "pixel")
 
 
 AnyDecoderConfig = Annotated[

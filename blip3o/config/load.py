@@ -9,13 +9,13 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from blip3o.config.model import ModelConfig
 from blip3o.config.presets import PRESETS
 from blip3o.config.recipe import Recipe
-from blip3o.errors import ConfigError
+from blip3o.config.yaml_reader import dump_yaml, load_yaml
+from blip3o.errors import ConfigError, one_line
 
 Tree = dict[str, Any]
 
@@ -57,21 +57,36 @@ def preset_model(name: str) -> ModelConfig:
 
 def dump(recipe: BaseModel) -> str:
     """A config as YAML that `build_recipe` reads back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def read_tree(path: Path) -> Tree:
     """A YAML file as nested values, merged over the file that it `extends`. Raises `ConfigError`."""
+    return _read_tree(path, ())
+
+
+def _read_tree(path: Path, above: tuple[Path, ...]) -> Tree:
+    """`above`: the files that extend this one, directly or through others."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(f"recipe {path} does not exist: give a file, or the name of a shipped recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError) as error:  # a folder, no permission, or a path that no file can have
+        raise ConfigError(f"recipe {path} cannot be read ({one_line(error)}): give a YAML file") from error
+    tree = load_yaml(data, f"recipe {path}")
+    if tree is None:
+        raise ConfigError(f"recipe {path} is empty: give it sections, or extends: OTHER.yaml")
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path} holds {type(tree).__name__}, not a mapping of sections")
     base = tree.pop("extends", None)
-    return _merge(read_tree(path.parent / base), tree) if base else tree
+    if not base:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {path}: extends = {base!r} is not the name of a file")
+    below, chain = path.parent / base, (*above, path)
+    if below.resolve() in [file.resolve() for file in chain]:
+        raise ConfigError(f"recipe {path} extends {base}, which extends it in turn: break the circle")
+    return _merge(_read_tree(below, chain), tree)
 
 
 def _merge(base: Tree, top: Tree) -> Tree:
@@ -88,10 +103,7 @@ def _apply(tree: Tree, item: str) -> None:
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override '{item}' is not key=value, e.g. --set optim.steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{item}': the value is not YAML") from error
+    value = load_yaml(text, f"override '{item}'")
     *parents, leaf = dotted.split(".")
     node = tree
     for key in parents:
@@ -106,7 +118,7 @@ def _expand_model(section: Any) -> Any:  # noqa: ANN401 - whatever the YAML held
     if not isinstance(section, dict) or "preset" not in section:
         return section
     name = section["preset"]
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"model.preset '{name}' is unknown: {_nearest(str(name), list(PRESETS))}")
     return _merge(PRESETS[name], {key: value for key, value in section.items() if key != "preset"})
 
@@ -117,7 +129,8 @@ def _refuse_unknown(tree: Any, model: type[BaseModel], prefix: str) -> None:  # 
     for key, value in tree.items():
         field = model.model_fields.get(key)
         if field is None:
-            raise ConfigError(f"unknown key '{prefix}{key}': {_nearest(str(key), list(model.model_fields))}")
+            name = one_line(key, limit=SHOWN)
+            raise ConfigError(f"unknown key '{prefix}{name}': {_nearest(name, list(model.model_fields))}")
         section = _section(field.annotation, value)
         if section is not None:
             _refuse_unknown(value, section, f"{prefix}{key}.")
@@ -130,7 +143,7 @@ def _section(annotation: Any, value: Any) -> type[BaseModel] | None:  # noqa: AN
     if len(classes) < 2 or not isinstance(value, dict):
         return classes[0] if classes else None
     kinds = {get_args(c.model_fields["kind"].annotation)[0]: c for c in classes}
-    return kinds.get(value.get("kind", next(iter(kinds))))
+    return kinds.get(str(value.get("kind", next(iter(kinds)))))
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -139,12 +152,28 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"did you mean '{close[0]}'? (known: {listing})" if close else f"known are {listing}"
 
 
+# What to write where a value is of the wrong type, by pydantic's name of the error.
+_FORMS = {
+    "bool_type": ": write true or false",
+    "int_type": ": write a whole number, as 200, without quotes",
+    "float_type": ": write a number, as 1.0e-4, without quotes",
+    "string_type": ": put it in quotes",
+}
+SHOWN = 100
+
+
 def explain(item: Any) -> str:  # noqa: ANN401 - pydantic's error dictionary
     """One of pydantic's errors as a clause that names the key and the value."""
-    where = ".".join(str(part) for part in item["loc"])
+    where = ".".join(str(part) for part in item["loc"] if not _is_member(part))
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"'{where}' is missing"
     if item["type"] == "value_error":
         return message
-    return f"'{where}' = {item['input']!r}: {message[0].lower()}{message[1:]}"
+    value = one_line(repr(item["input"]), limit=SHOWN)
+    return f"'{where}' = {value}: {message[0].lower()}{message[1:]}{_FORMS.get(item['type'], '')}"
+
+
+def _is_member(part: str | int) -> bool:
+    """Whether a part of an error's place names a member of a union, which is no key of the recipe."""
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))

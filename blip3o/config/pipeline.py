@@ -106,6 +106,9 @@ def load_pipeline(path: Path, overrides: Sequence[str]) -> Pipeline:
     tree = read_tree(path)
     if "pipeline" not in tree:
         return Pipeline.of(load_recipe(path, list(overrides)))
+    beside = [str(key) for key in tree if key != "pipeline"]
+    if beside:
+        raise ConfigError(f"{path} is a pipeline, and has {', '.join(beside)} beside it: put that into its stages")
     try:
         config = PipelineConfig.model_validate(tree["pipeline"])
     except ValidationError as error:

@@ -21,7 +21,9 @@ from blip3o.config.model import ModelConfig
 from blip3o.config.recipe import TemplateConfig
 from blip3o.convert.tensorfile import read_in_order
 from blip3o.data import storage
+from blip3o.data.foreign import SNIFFED_BYTES, recognise
 from blip3o.data.templates import ChatTemplate
+from blip3o.data.tensor_head import ForeignFileError, require_read
 from blip3o.data.tokenizer import IMAGE_PAD, ChatTokenizer
 from blip3o.errors import BundleError, StorageError
 from blip3o.inference import DEFAULT_WIDTH, Pipeline
@@ -128,7 +130,8 @@ def _checked(uri: str, name: str, expected: str) -> bytes:
     except StorageError as error:
         raise _incomplete(uri, error) from error
     if hashlib.sha256(data).hexdigest() != expected:
-        raise _altered(uri, name)
+        found = recognise(data[:SNIFFED_BYTES], size=len(data), is_text=True)
+        raise _altered(uri, name) if found is None else ForeignFileError(f"{uri}: {name} {found}")
     return data
 
 
@@ -175,7 +178,8 @@ def open_bundle(uri: str) -> SealedBundle:
 def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None:
     """Gives every parameter its weights, converted to `dtype`.
 
-    Raises `BundleError` if the file is not what was written, or if a tensor is lacking or of another shape.
+    Raises `BundleError` if the file is not what was written, or if a tensor is lacking, of another shape, or stored in
+    a type that is not read.
     """
     location, digest = storage.join(bundle.uri, WEIGHTS), hashlib.sha256()
     names = shared_names(model)
@@ -184,8 +188,11 @@ def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None
     try:
         for entry, tensor in read_in_order(location, digest):
             if shapes.get(entry.name) == entry.shape:
+                require_read(entry)
                 place(model, names[entry.name], tensor.to(dtype))
                 left.remove(entry.name)
+    except ForeignFileError:
+        raise
     except BundleError as error:  # not even a file of tensors
         raise _altered(bundle.uri, WEIGHTS) from error
     except StorageError as error:

@@ -8,18 +8,21 @@ are carried in the bundle under `released/` and written back as they were. What 
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from blip3o.config.recipe import TemplateConfig
 from blip3o.convert.bundle import PARTS, WEIGHTS, BundleConfig, build_model, write_seal
+from blip3o.convert.folders import SUFFIX, is_hidden, other_weights, read_index, read_json
 from blip3o.convert.released_config import VISION_SIZE, decoder_config, model_config
 from blip3o.convert.released_keys import (
     DECODER,
     EMBEDDING_HERE,
     HEAD,
+    QUERIES,
     TOWER,
     KeyReport,
     report_keys,
@@ -27,11 +30,15 @@ from blip3o.convert.released_keys import (
     tower_names,
 )
 from blip3o.convert.released_tokenizer import read_tokenizer
-from blip3o.convert.tensorfile import Slot, StoredTensor, read_entries, read_in_order, same_bytes, write_tensors
+from blip3o.convert.tensorfile import Slot, read_entries, read_in_order, same_bytes, write_tensors
+from blip3o.convert.wrappers import explain_missing, unwrap
 from blip3o.data import storage
+from blip3o.data.tensor_head import StoredTensor, require_read
 from blip3o.data.tokenizer import ChatTokenizer
-from blip3o.errors import BundleError
+from blip3o.errors import BundleError, one_line
 from blip3o.model.unfilled import unfilled
+
+logger = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 CARRIED = "released"  # folder of a bundle for the small files of its origin
@@ -54,10 +61,7 @@ class ReleasedFolder:
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file. Raises `BundleError` if it is missing or is none."""
-        try:
-            return dict(json.loads(self.files[name]))
-        except (KeyError, ValueError, TypeError) as error:
-            raise BundleError(f"{self.uri}: {name} is missing or no JSON object: fetch the checkpoint again") from error
+        return read_json(f"{self.uri}: {name}", self.files.get(name))
 
     def shards(self, names: Iterable[str]) -> dict[str, list[str]]:
         """Which of these tensors lie in which file of the folder; those of a tower kept apart lie in none."""
@@ -78,21 +82,18 @@ def read_folder(uri: str, *, tower: str | None = None) -> ReleasedFolder:
     uri = storage.normalize(uri)
     found = {file.uri.removeprefix(f"{uri}/"): file for file in storage.list_files(uri)}
     small = {n for n, file in found.items() if n.endswith(SMALL_SUFFIXES) and file.size <= MAX_SMALL_BYTES}
-    weights = [name for name in found if name.endswith(".safetensors") and _prefix(name) is not None]
+    files = {name: storage.read_bytes(found[name].uri) for name in sorted(small)}
+    weights = [n for n in found if n.endswith(SUFFIX) and not is_hidden(n) and _prefix(n) is not None]
     tensors: dict[str, StoredTensor] = {}
     for name in weights:
         _add(tensors, {f"{_prefix(name)}{e.name}": e for e in read_entries(found[name].uri)}, uri)
+    _check_shards(uri, files, weights, tensors)
+    tensors = _unwrapped(uri, tensors)
     if tower is not None:
         entries = {entry.name: entry for entry in read_entries(tower)}
         _add(tensors, {theirs: entries[own] for own, theirs in tower_names(entries).items()}, tower)
-    folder = ReleasedFolder(
-        uri=uri,
-        files={name: storage.read_bytes(found[name].uri) for name in sorted(small)},
-        tensors=tensors,
-        left_out=tuple(sorted(found.keys() - small - set(weights))),
-    )
-    _check_shards(folder)
-    return folder
+    left_out = tuple(sorted(found.keys() - small - set(weights)))
+    return ReleasedFolder(uri=uri, files=files, tensors=tensors, left_out=left_out)
 
 
 def _prefix(name: str) -> str | None:
@@ -110,18 +111,35 @@ def _add(tensors: dict[str, StoredTensor], more: dict[str, StoredTensor], source
     tensors.update(more)
 
 
-def _check_shards(folder: ReleasedFolder) -> None:
-    if not any("/" not in name for name in folder.tensors):
-        raise BundleError(f"{folder.uri} holds no safetensors weights: give the folder of a released checkpoint")
-    if INDEX not in folder.files:
-        return
-    promised: dict[str, str] = folder.json(INDEX).get("weight_map", {})
-    lacking = sorted(name for name in promised if name not in folder.tensors)
-    if lacking:
+def _check_shards(uri: str, files: dict[str, bytes], weights: list[str], names: Collection[str]) -> None:
+    if not any("/" not in name for name in names):
         raise BundleError(
-            f"{folder.uri}: {promised[lacking[0]]} lacks {lacking[0]} ({len(lacking)} tensors that the index names are "
-            "missing): fetch it again"
+            f"{uri} holds no safetensors weights: give the folder of a released checkpoint{other_weights(uri)}"
         )
+    promised = read_index(f"{uri}: {INDEX}", files[INDEX]) if INDEX in files else {}
+    lacking = sorted(promised.keys() - set(names))
+    if lacking:
+        file = promised[lacking[0]]
+        gone = "" if file in weights else f"; the folder has no {file}"
+        raise BundleError(
+            f"{uri}: {file} lacks {lacking[0]} ({len(lacking)} tensors that the index names are missing{gone}): fetch "
+            "it again"
+        )
+
+
+def _unwrapped(uri: str, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors by their published names, where the shards have all of them behind a wrapper's."""
+    apart = {name: entry for name, entry in tensors.items() if "/" in name}
+    found = unwrap(tensors.keys() - apart.keys(), [QUERIES])
+    if found.blocked:
+        raise BundleError(
+            f"{uri} has {found.blocked}{QUERIES}, and other names do not begin with {found.blocked}: save the state "
+            "dictionary of the model itself"
+        )
+    if not found.dropped:
+        return tensors
+    logger.info("%s: names are read without %s", uri, found.dropped)
+    return {clean: tensors[name] for name, clean in found.names.items()} | apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,26 +170,34 @@ def plan_import(folder: ReleasedFolder, *, vision_size: int = VISION_SIZE) -> Pl
     Raises `BundleError` if the model lacks weights, or if a shape is another than the configs make it.
     """
     raw = folder.json("config.json")
-    shapes = {to_here(name) or name: entry.shape for name, entry in folder.tensors.items()}
-    tied = _is_tied(folder, raw)
-    has_decoder = any(name.startswith(DECODER) for name in folder.tensors)
-    decoder = None
-    if has_decoder:
-        decoder = decoder_config(folder.json(f"{DECODER}unet/config.json"), folder.json(f"{DECODER}vae/config.json"))
-    absent = {"encoder": any(name.startswith(TOWER) for name in folder.tensors), "decoder": has_decoder}
-    config = BundleConfig(
-        model=model_config(raw, shapes, decoder, tied=tied, vision_size=vision_size),
-        template=TemplateConfig(),
-        max_length=raw.get("tokenizer_model_max_length") or DEFAULT_LENGTH,
-        parts=tuple(part for part in PARTS if absent.get(part, True)),
-    )
-    tokenizer = read_tokenizer(folder.files)
+    try:
+        tied = _is_tied(folder, raw)
+        config = _bundle_config(folder, raw, tied=tied, vision_size=vision_size)
+    # What config.json and shapes can hold that no model has: other types, other dimensions, zeros.
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise BundleError(f"{folder.uri}: config.json and weights make no model ({one_line(error)})") from error
+    tokenizer = read_tokenizer(folder.files, source=folder.uri)
     with unfilled():
         model = build_model(config, tokenizer)
     needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     report = report_keys(folder.tensors, needed, tied=tied)
     _check_plan(folder, report, needed, len(tokenizer))
     return Plan(folder=folder, config=config, tokenizer=tokenizer, report=report)
+
+
+def _bundle_config(folder: ReleasedFolder, raw: dict[str, Any], *, tied: bool, vision_size: int) -> BundleConfig:
+    shapes = {to_here(name) or name: entry.shape for name, entry in folder.tensors.items()}
+    has_decoder = any(name.startswith(DECODER) for name in folder.tensors)
+    decoder = None
+    if has_decoder:
+        decoder = decoder_config(folder.json(f"{DECODER}unet/config.json"), folder.json(f"{DECODER}vae/config.json"))
+    absent = {"encoder": any(name.startswith(TOWER) for name in folder.tensors), "decoder": has_decoder}
+    return BundleConfig(
+        model=model_config(raw, shapes, decoder, tied=tied, vision_size=vision_size),
+        template=TemplateConfig(),
+        max_length=raw.get("tokenizer_model_max_length") or DEFAULT_LENGTH,
+        parts=tuple(part for part in PARTS if absent.get(part, True)),
+    )
 
 
 def _is_tied(folder: ReleasedFolder, raw: dict[str, Any]) -> bool:
@@ -186,13 +212,14 @@ def _is_tied(folder: ReleasedFolder, raw: dict[str, Any]) -> bool:
 def _check_plan(folder: ReleasedFolder, report: KeyReport, needed: dict[str, tuple[int, ...]], tokens: int) -> None:
     if report.missing:
         raise BundleError(
-            f"{folder.uri}: {len(report.missing)} tensors of the model are missing, e.g. {report.missing[0]}: fetch "
-            "all shards"
+            f"{folder.uri}: {len(report.missing)} tensors of the model are missing, e.g. "
+            f"{explain_missing(report.missing, report.unknown)}: fetch all shards"
         )
     twice = [name for name, count in Counter(report.mapped.values()).items() if count > 1]
     if twice:
         raise BundleError(f"{folder.uri}: two tensors are {twice[0]}: keep the shards of one version")
     for released, here in report.mapped.items():
+        require_read(folder.tensors[released])
         shape = _shape(here, folder.tensors[released])
         if shape != needed[here]:
             raise BundleError(f"{folder.uri}: {released} has shape {shape}, config.json makes it {needed[here]}")

@@ -13,14 +13,15 @@ from blip3o.convert.bundle import WEIGHTS, SealedBundle, build_model, open_bundl
 from blip3o.convert.released import CARRIED, INDEX
 from blip3o.convert.released_config import config_json
 from blip3o.convert.released_keys import DECODER, KeyReport, to_released
-from blip3o.convert.tensorfile import Slot, StoredTensor, read_entries, write_tensors
+from blip3o.convert.tensorfile import Slot, read_entries, write_tensors
 from blip3o.data import storage
+from blip3o.data.tensor_head import StoredTensor, require_read
 from blip3o.model.unfilled import unfilled
 
 SHARD_BYTES = 5 * 10**9  # as transformers cuts them
 REST = "model-rest.safetensors"
 DECODER_WEIGHTS = "diffusion_pytorch_model.safetensors"
-TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 def export_released(source: str, out: str, *, shard_bytes: int = SHARD_BYTES) -> KeyReport:
@@ -73,6 +74,7 @@ def _small_files(bundle: SealedBundle, first: StoredTensor) -> dict[str, bytes]:
     if carried:
         return {name: bundle.read(kept) for name, kept in carried.items()}
     config = config_json(bundle.config.model, max_length=bundle.config.max_length)
+    require_read(first)
     config["torch_dtype"] = TORCH_DTYPES[first.dtype]
     files = {"config.json": json.dumps(config, indent=2).encode(), "tokenizer.json": bundle.tokenizer.to_bytes()}
     if "decoder" not in bundle.config.parts or bundle.config.model.decoder.kind != "sdxl":

@@ -43,6 +43,7 @@ IGNORED = (
     (re.compile(r".*\.inv_freq$"), "rotary frequencies, which are computed"),
 )
 # Prefixes under which a tower published on its own may name its tensors.
+CLASS_TOKEN = "cls_token"
 TOWER_PREFIXES = (TOWER, "vision_tower.model.", "model.", "visual.", "")
 
 
@@ -93,7 +94,9 @@ def ignored_because(released: str) -> str | None:
 
 def tower_names(keys: Collection[str]) -> dict[str, str]:
     """Released names for the tensors of a tower that was published on its own, by their names there."""
-    prefix = next((prefix for prefix in TOWER_PREFIXES if f"{prefix}cls_token" in keys), "")
+    known = (prefix for prefix in TOWER_PREFIXES if f"{prefix}{CLASS_TOKEN}" in keys)
+    wrapped = (key.removesuffix(CLASS_TOKEN) for key in sorted(keys) if key.endswith(f".{CLASS_TOKEN}"))
+    prefix = next(known, next(wrapped, ""))
     return {key: TOWER + key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
 
 

@@ -5,7 +5,7 @@ they are. (The format: a length, a JSON head with each tensor's type, shape and 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from blip3o.data import storage
-from blip3o.errors import BundleError
+from blip3o.data.tensor_head import StoredTensor, read_head, require_read
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK_BYTES = 16 * 2**20
-MAX_HEAD_BYTES = 100_000_000  # as the safetensors library has it: a file that claims more is not one
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -31,23 +30,18 @@ DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredTensor:
-    """Where a tensor lies: `size` bytes from `offset` in the file `uri`. `dtype` is the format's name for its type."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    uri: str
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +69,7 @@ def read_entries(uri: str) -> list[StoredTensor]:
     Raises `StorageError` if it is missing, `BundleError` if it is no safetensors file.
     """
     with storage.open_ranges(uri) as file:
-        return _read_head(uri, file)[1]
+        return read_head(uri, file)[1]
 
 
 def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
@@ -90,15 +84,24 @@ def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
 def read_in_order(uri: str, digest: "_Hash") -> Iterator[tuple[StoredTensor, Tensor]]:
     """All tensors of a file, one after another; `digest` has seen every byte of it when they are through.
 
-    Raises as `read_entries` does.
+    A tensor of a type that torch does not have comes as its bytes. Raises as `read_entries` does.
     """
     with storage.open_ranges(uri) as file:
-        head, entries = _read_head(uri, file)
+        head, entries = read_head(uri, file)
         digest.update(head)
         for entry in entries:
             data = file.read(entry.offset, entry.size)
             digest.update(data)
             yield entry, _to_tensor(entry, data)
+
+
+def read_tensors(entries: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """Some tensors of any files, neighbours through one handle. Raises `BundleError` for a type that is not read."""
+    for uri, group in groupby(entries, key=lambda entry: entry.uri):
+        with storage.open_ranges(uri) as file:
+            for entry in group:
+                require_read(entry)
+                yield entry, _to_tensor(entry, file.read(entry.offset, entry.size))
 
 
 def write_tensors(uri: str, slots: Sequence[Slot], *, metadata: dict[str, str] | None = None) -> str:
@@ -153,42 +156,10 @@ def _head(slots: Sequence[Slot], metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read_head(uri: str, file: storage.RangeReader) -> tuple[bytes, list[StoredTensor]]:
-    length = int.from_bytes(file.read(0, 8), "little")
-    if length > min(MAX_HEAD_BYTES, file.size - 8):
-        raise BundleError(f"{uri} is no safetensors file (its head would be {length} bytes long): fetch it again")
-    head = file.read(8, length)
-    try:
-        entries = sorted(_entries(uri, json.loads(head), data=8 + length), key=lambda entry: (entry.offset, entry.size))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BundleError(f"{uri} is no safetensors file ({error!r} in its head): fetch it again") from error
-    end = 8 + length
-    for entry in entries:
-        if entry.offset != end or entry.size < 0:
-            raise BundleError(f"{uri}: tensor {entry.name} does not begin where the one before ends: fetch it again")
-        end += entry.size
-    if end != file.size:
-        raise BundleError(f"{uri} has {file.size} bytes, its head describes {end}: fetch it again")
-    return length.to_bytes(8, "little") + head, entries
-
-
-def _entries(uri: str, head: dict[str, Any], *, data: int) -> list[StoredTensor]:
-    entries = []
-    for name, about in head.items():
-        if name == "__metadata__":
-            continue
-        begin, end = about["data_offsets"]
-        shape = tuple(int(side) for side in about["shape"])
-        entry = StoredTensor(
-            name=name, dtype=about["dtype"], shape=shape, uri=uri, offset=data + begin, size=end - begin
-        )
-        if entry.size != DTYPES[entry.dtype].itemsize * torch.Size(shape).numel():
-            raise ValueError(f"{name} of shape {shape}")
-        entries.append(entry)
-    return entries
-
-
 def _to_tensor(entry: StoredTensor, data: bytes) -> Tensor:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     if not entry.size:
-        return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[entry.dtype]).view(entry.shape)
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(entry.shape)

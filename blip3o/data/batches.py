@@ -40,6 +40,7 @@ from blip3o.data.quarantine import Quarantine, read_quarantine
 from blip3o.data.selection import source_rows
 from blip3o.data.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.tokenizer import PAD, ChatTokenizer
+from blip3o.data.tokenizer_files import read_tokenizer_json
 from blip3o.rng import derive_seed, numpy_generator
 from blip3o.types import RawSample
 
@@ -264,7 +265,7 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
     """
     locations = source_locations(recipe.data)
     manifests = [read_manifest(location.manifest) for location in locations]
-    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(tokenizer_uri(recipe.data)))
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
     model, run = recipe.model, storage.join(recipe.run.storage, recipe.run.name)
     order = build_order(recipe, manifests)
     return MicroBatchBuilder(

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
 from blip3o.data import storage
+from blip3o.data.foreign import SNIFFED_BYTES, recognise
+from blip3o.data.tensor_head import StoredTensor, read_head
 from blip3o.errors import CheckpointError, ConfigError, StorageError
 from blip3o.model.unified import UnifiedModel
 
@@ -50,9 +52,21 @@ def _write(uri: str, file: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_description(uri: str) -> dict[str, Any] | None:
-    """The description of a finished run's result; None where the run has not finished."""
+    """The description of a finished run's result; None where the run has not finished.
+
+    Raises `CheckpointError` if the file is not what was written.
+    """
     location = storage.join(uri, DESCRIPTION)
-    return json.loads(storage.read_bytes(location)) if storage.exists(location) else None
+    if not storage.exists(location):
+        return None
+    data = storage.read_bytes(location)
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        found = (
+            recognise(data[:SNIFFED_BYTES], size=len(data), is_text=True) or "is no JSON object: train the run again"
+        )
+        raise CheckpointError(f"{location} {found}") from error
 
 
 def start_sha256(recipe: Recipe) -> list[str]:
@@ -83,23 +97,24 @@ def read_final(uri: str, *, averaged: bool = False) -> tuple[dict[str, Tensor], 
         raise CheckpointError(f"{uri}: {file} is missing beside {DESCRIPTION}: train the run again") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != description[key]:
+        found = recognise(data[:SNIFFED_BYTES], size=len(data))
         raise CheckpointError(
-            f"{uri}: weights have sha256 {digest[:12]}…, {description[key][:12]}… was written: train again"
+            f"{uri}: {file} {found}"
+            if found
+            else f"{uri}: weights have sha256 {digest[:12]}…, {description[key][:12]}… was written: train again"
         )
     return load(data), description
 
 
 def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a finished run, read from the head of its weights alone."""
-    return {name: tuple(entry["shape"]) for name, entry in _read_head(uri)[1].items()}
+    return {name: entry.shape for name, entry in _entries(uri).items()}
 
 
-def _read_head(uri: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Where the data of a run's tensors begin in the file of its weights, and each tensor's entry in the head."""
+def _entries(uri: str) -> dict[str, StoredTensor]:
     location = storage.join(uri, WEIGHTS)
-    length = int.from_bytes(storage.read_ranges(location, [(0, 8)])[0], "little")
-    header = json.loads(storage.read_ranges(location, [(8, length)])[0])
-    return 8 + length, {name: entry for name, entry in header.items() if name != "__metadata__"}
+    with storage.open_ranges(location) as file:
+        return {entry.name: entry for entry in read_head(location, file)[1]}
 
 
 def read_tensors(uri: str, names: Sequence[str]) -> Iterator[Tensor]:
@@ -107,15 +122,15 @@ def read_tensors(uri: str, names: Sequence[str]) -> Iterator[Tensor]:
 
     Raises `CheckpointError` if it does not hold one of them.
     """
-    begin, entries = _read_head(uri)
+    entries = _entries(uri)
     with storage.open_ranges(storage.join(uri, WEIGHTS)) as file:
         for name in names:
             if name not in entries:
                 raise CheckpointError(f"{uri} holds no tensor {name}: use the same model preset")
             entry = entries[name]
-            first, last = entry["data_offsets"]
-            head = json.dumps({name: {**entry, "data_offsets": [0, last - first]}}).encode()
-            yield load(len(head).to_bytes(8, "little") + head + file.read(begin + first, last - first))[name]
+            about = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [0, entry.size]}
+            head = json.dumps({name: about}).encode()
+            yield load(len(head).to_bytes(8, "little") + head + file.read(entry.offset, entry.size))[name]
 
 
 def fitting(model: UnifiedModel, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> set[str]:

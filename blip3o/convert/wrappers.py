@@ -1,0 +1,71 @@
+"""Names of tensors without what wrappers put around them: `module.` of DataParallel, `base_model.model.` of PEFT, …
+
+No list of wrappers is kept for what stands before a name: what all names begin with, and without which they are the
+ones that are wanted, is a wrapper. Those inside a name are known by their own names.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch.compile and FSDP
+SHOWN = 3
+_CANDIDATES = 2000  # names among which a like one is looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unwrapped:
+    """Names as wanted, by the names in the file; and what was left off, as text for a log (empty: nothing was).
+
+    `blocked`: a prefix without which the names would fit, and which not all of them have.
+    """
+
+    names: dict[str, str]
+    dropped: str = ""
+    blocked: str = ""
+
+
+def unwrap(found: Collection[str], wanted: Collection[str]) -> Unwrapped:
+    """Leaves off wrappers if all wanted names are there without them, and every name of the file has them."""
+    plain = {name: _without_inner(name) for name in found}
+    if len(set(plain.values())) < len(plain):
+        plain = {name: name for name in found}
+    dropped = sorted({part for name in plain for part in name.split(".") if part in INNER and plain[name] != name})
+    here = set(plain.values())
+    prefix = "" if here >= set(wanted) else _prefix(here, wanted)
+    if not prefix:
+        return Unwrapped(names=plain, dropped=_listed(dropped))
+    if not all(name.startswith(prefix) for name in here):
+        return Unwrapped(names=plain, dropped=_listed(dropped), blocked=prefix)
+    names = {name: clean.removeprefix(prefix) for name, clean in plain.items()}
+    return Unwrapped(names=names, dropped=_listed([prefix.rstrip("."), *dropped]))
+
+
+def _without_inner(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in INNER)
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return ", ".join(f"{part}." for part in parts)
+
+
+def _prefix(found: set[str], wanted: Collection[str]) -> str:
+    """The shortest prefix, a dot at its end, under which all wanted names are found; empty if there is none."""
+    first = min(wanted)
+    prefixes = (name.removesuffix(first) for name in found if name.endswith(f".{first}"))
+    whole = (prefix for prefix in prefixes if all(f"{prefix}{name}" in found for name in wanted))
+    return min(whole, key=lambda prefix: (len(prefix), prefix), default="")
+
+
+def explain_missing(missing: Collection[str], found: Collection[str], blocked: str = "") -> str:
+    """The first of the missing names, and what the file has in their place."""
+    first = sorted(missing)[:SHOWN]
+    text = ", ".join(first) + (", …" if len(missing) > SHOWN else "")
+    if blocked:
+        return f"{text}; they are there as {blocked}{first[0]}, and other names do not begin with {blocked}"
+    if any("lora_" in name for name in found):
+        return f"{text}; it holds LoRA adapters: merge them into their base model first"
+    leaf = first[0].rpartition(".")[2]
+    near = [name for name in sorted(found) if name.rpartition(".")[2] == leaf][:_CANDIDATES]
+    like = difflib.get_close_matches(first[0], near, n=1, cutoff=0.5) or sorted(found)[:1]
+    return f"{text}; it has {like[0]}" if like else text
