@@ -1,0 +1,119 @@
+"""The fields that this server does not honour, and the values at which they change nothing, as data.
+
+SDKs and frameworks send many fields at such values. The rule: a field is refused only if it would change the answer.
+So each field below is either `Ignored` (no value of it changes the answer) or `Neutral` (some values do not, the others
+are refused); a field in no table, and not in `serve.schema`, is refused unless it is null. docs/serving.md lists them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blip3o.errors import one_line
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A field that is accepted whatever it says, and why it cannot change the answer."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """A field that is accepted at these JSON values alone; a blank string counts as an empty one."""
+
+    values: tuple[Any, ...]
+
+    def allows(self, value: object) -> bool:
+        """Whether the value changes nothing. `false` is not 0."""
+        plain = value.strip() if isinstance(value, str) else value
+        return any(isinstance(plain, bool) == isinstance(each, bool) and plain == each for each in self.values)
+
+
+Fields = Mapping[str, Ignored | Neutral]
+
+
+def spelled(value: object, *, limit: int = 60) -> str:
+    """A JSON value as a message quotes it."""
+    return one_line(json.dumps(value), limit=limit)
+
+
+_WHO = Ignored("says who asks, and for what")
+_BOTH: Fields = {
+    "user": _WHO,
+    "safety_identifier": _WHO,
+    "metadata": _WHO,
+    "store": Ignored("nothing is stored"),
+    "service_tier": Ignored("there is one tier"),
+}
+_CACHE = Ignored("says what to cache")
+
+CHAT: Fields = {
+    **_BOTH,
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_retention": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "prediction": Ignored("a guess of the answer, which only saves time"),
+    "parallel_tool_calls": Ignored("there are no tools"),
+    "frequency_penalty": Neutral((0,)),
+    "presence_penalty": Neutral((0,)),
+    "repetition_penalty": Neutral((1,)),
+    "length_penalty": Neutral((1,)),
+    "logit_bias": Neutral(({},)),
+    "logprobs": Neutral((False,)),
+    "top_logprobs": Neutral((0,)),
+    "stop": Neutral(([], "", [""])),
+    "tools": Neutral(([],)),
+    "tool_choice": Neutral(("none", "auto")),
+    "functions": Neutral(([],)),
+    "function_call": Neutral(("none", "auto")),
+    "response_format": Neutral(({"type": "text"},)),
+    "modalities": Neutral((["text"],)),
+    "reasoning_effort": Neutral(("none",)),
+    "verbosity": Neutral(("medium",)),
+    "top_k": Neutral((-1, 0, 1)),
+    "min_p": Neutral((0,)),
+    "min_tokens": Neutral((0,)),
+    "best_of": Neutral((1,)),
+    "echo": Neutral((False,)),
+    "ignore_eos": Neutral((False,)),
+    "skip_special_tokens": Neutral((True,)),
+}
+
+IMAGES: Fields = {
+    **_BOTH,
+    "moderation": Ignored("this server filters nothing"),
+    "style": Neutral(("auto", "vivid")),
+    "negative_prompt": Neutral(("",)),
+}
+
+MESSAGE: Fields = {
+    "name": Ignored("the model's template has no place for it"),
+    "id": Ignored("names the message"),
+    "annotations": Ignored("are about the text"),
+    "reasoning": Ignored("a thought is no part of the answer"),
+    "reasoning_content": Ignored("a thought is no part of the answer"),
+    "cache_control": _CACHE,
+    "tool_calls": Neutral(([],)),
+    "images": Neutral(([],)),
+}
+
+PART: Fields = {"annotations": MESSAGE["annotations"], "cache_control": _CACHE}
+
+IMAGE_URL: Fields = {
+    "detail": Neutral(("auto", "low", "high", "original")),
+    "format": Ignored("the bytes say what they are"),
+}
+
+STREAM_OPTIONS: Fields = {"include_obfuscation": Ignored("the stream is never padded")}
+
+TABLES: Mapping[str, Fields] = {
+    "POST /v1/chat/completions": CHAT,
+    "POST /v1/images/generations": IMAGES,
+    "A message": MESSAGE,
+    "A part of a message": PART,
+    "`image_url`": IMAGE_URL,
+    "`stream_options`": STREAM_OPTIONS,
+}

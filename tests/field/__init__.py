@@ -1,0 +1,1 @@
+"""Inputs that broke the product, each through the real command or request."""
