@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from PIL import Image
 
 from blip3o.data.decode import decode_image
-from blip3o.errors import DataError, PromptTooLongError, RequestError
+from blip3o.errors import DataError, PromptTooLongError, RequestError, one_line
 from serve.bodies import read_body
 from serve.data_urls import read_data_url
 from serve.messages import Backend, ChatReply, ChatRequest, DrawReply, DrawRequest, ModelInfo
@@ -91,7 +91,9 @@ class _Face:
         self._check_model(body.model)
         info = await self._describe()
         if body.size not in ("auto", _size(info)):
-            raise ApiError(400, f"size '{body.size}' is not offered: use 'auto' or '{_size(info)}'", param="size")
+            raise ApiError(
+                400, f"size '{one_line(body.size)}' is not offered: use 'auto' or '{_size(info)}'", param="size"
+            )
         seed = secrets.randbelow(_RANDOM_SEEDS) if body.seed is None else body.seed
         asked = DrawRequest(
             prompt=body.prompt,
@@ -134,7 +136,7 @@ class _Face:
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, self._name):
-            message = f"the model '{name}' does not exist: this server has '{self._name}'"
+            message = f"the model '{one_line(name)}' does not exist: this server has '{self._name}'"
             raise ApiError(404, message, param="model", code="model_not_found")
 
 
@@ -202,7 +204,9 @@ def _read_image(path: str, url: str, info: ModelInfo) -> Image.Image:
     try:
         return Image.fromarray(decode_image(data, info.vision_size, info.vision_fit))
     except DataError as error:
-        raise refuse(f"image_url holds no image that can be read ({error}): send PNG, JPEG or WebP") from error
+        raise refuse(
+            f"image_url holds no image that can be read ({one_line(error)}): send PNG, JPEG or WebP"
+        ) from error
 
 
 def _finish_reason(reply: ChatReply) -> str:

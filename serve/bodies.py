@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from blip3o.errors import one_line
+from serve.fields import spelled
 from serve.replies import CLIENT_GONE, ApiError
 from serve.schema import UNKNOWN, Body
 
@@ -33,7 +34,11 @@ _WANTED = {
     "float_type": "a number",
     "bool_type": "true or false",
 }
-_SAYINGS = {"missing": "is required", "extra_forbidden": "this parameter is unknown here"}
+_SAYINGS = {
+    "missing": "is required",
+    "null": "is null, and it is required",
+    "extra_forbidden": "this parameter is unknown here",
+}
 
 
 async def read_body(request: Request, form: type[B]) -> B:
@@ -49,12 +54,12 @@ async def read_body(request: Request, form: type[B]) -> B:
 def _check_headers(headers: Headers) -> None:
     coding = headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
-        raise ApiError(415, f"Content-Encoding '{coding}' is not read: send the body uncompressed")
+        raise ApiError(415, f"Content-Encoding '{one_line(coding)}' is not read: send the body uncompressed")
     sent = headers.get("content-type", "")
     kind = sent.partition(";")[0].strip().lower()
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         return
-    found = f"Content-Type is '{sent}'" if sent else "the Content-Type header is missing"
+    found = f"Content-Type is '{one_line(sent)}'" if sent else "the Content-Type header is missing"
     message = f"{found}, and this route reads JSON: send the header 'Content-Type: application/json'"
     raise ApiError(400, message, code="unsupported_content_type")
 
@@ -104,17 +109,28 @@ def to_form(value: object, form: type[B]) -> B:
         return form.model_validate(value)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
+    kind, place = fault["type"], fault["loc"]
+    if kind == "missing" and _holds_null(value, place):
+        kind = "null"
     # The places are those of the request: no form has a union, whose choices pydantic would put among them.
-    param = ".".join(str(part) for part in fault["loc"]) or None
-    saying = _saying(fault)
-    message = f"{param}: {saying}" if param else f"the body {saying}" if fault["type"] in _WANTED else saying
-    raise ApiError(400, message, param=param, code=_CODES.get(fault["type"], "invalid_value"))
+    param = ".".join(str(part) for part in place) or None
+    subject = f"{one_line(param)}: " if param else "the body " if kind in _WANTED else ""
+    raise ApiError(400, subject + _saying(kind, fault), param=param, code=_CODES.get(kind, "invalid_value"))
 
 
-def _saying(fault: Mapping[str, Any]) -> str:
-    kind = fault["type"]
+def _holds_null(value: Any, place: tuple[int | str, ...]) -> bool:  # noqa: ANN401 - JSON
+    """Whether the request has the field, as null, which no required field can be."""
+    *above, name = place
+    for part in above:
+        value = value[part]
+    return name in value
+
+
+def _saying(kind: str, fault: Mapping[str, Any]) -> str:
     if wanted := _WANTED.get(kind):
         return f"must be {wanted}, not {_kind_of(fault['input'])}"
+    if kind == "literal_error":
+        return f"{fault['msg']}, not {spelled(fault['input'])}"
     return _SAYINGS.get(kind) or fault["msg"].removeprefix("Value error, ")
 
 

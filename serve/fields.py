@@ -1,8 +1,9 @@
-"""The fields that this server does not honour, and the values at which they change nothing, as data.
+"""The fields that this server does not honour, and the values at which they have no effect, as data.
 
 SDKs and frameworks send many fields at such values. The rule: a field is refused only if it would change the answer.
-So each field below is either `Ignored` (no value of it changes the answer) or `Neutral` (some values do not, the others
-are refused); a field in no table, and not in `serve.schema`, is refused unless it is null. docs/serving.md lists them.
+So a field below is either `Ignored` (no value of it changes the answer) or `Neutral` (the values listed do not, others
+are refused). A field that is neither here nor in `serve.schema` is refused unless it is null. docs/serving.md has the
+same tables.
 """
 
 import json
@@ -22,13 +23,15 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Neutral:
-    """A field that is accepted at these JSON values alone; a blank string counts as an empty one."""
+    """A field that is accepted only at these JSON values. Blank strings count as empty, nulls in objects as absent."""
 
     values: tuple[Any, ...]
 
     def allows(self, value: object) -> bool:
         """Whether the value changes nothing. `false` is not 0."""
         plain = value.strip() if isinstance(value, str) else value
+        if isinstance(plain, dict):
+            plain = {name: each for name, each in plain.items() if each is not None}
         return any(isinstance(plain, bool) == isinstance(each, bool) and plain == each for each in self.values)
 
 
@@ -40,23 +43,23 @@ def spelled(value: object, *, limit: int = 60) -> str:
     return one_line(json.dumps(value), limit=limit)
 
 
-_WHO = Ignored("says who asks, and for what")
+_WHO = Ignored("describes the request")
 _BOTH: Fields = {
     "user": _WHO,
     "safety_identifier": _WHO,
     "metadata": _WHO,
     "store": Ignored("nothing is stored"),
-    "service_tier": Ignored("there is one tier"),
+    "service_tier": Ignored("there is only one tier"),
 }
-_CACHE = Ignored("says what to cache")
+_CACHE = Ignored("a hint for a cache")
 
 CHAT: Fields = {
     **_BOTH,
     "prompt_cache_key": _CACHE,
     "prompt_cache_retention": _CACHE,
     "prompt_cache_options": _CACHE,
-    "prediction": Ignored("a guess of the answer, which only saves time"),
-    "parallel_tool_calls": Ignored("there are no tools"),
+    "prediction": Ignored("saves time, does not change the answer"),
+    "parallel_tool_calls": Ignored("the model calls no tools"),
     "frequency_penalty": Neutral((0,)),
     "presence_penalty": Neutral((0,)),
     "repetition_penalty": Neutral((1,)),
@@ -73,6 +76,9 @@ CHAT: Fields = {
     "modalities": Neutral((["text"],)),
     "reasoning_effort": Neutral(("none",)),
     "verbosity": Neutral(("medium",)),
+    "thinking": Neutral(({"type": "disabled"},)),
+    "enable_thinking": Neutral((False,)),
+    "chat_template_kwargs": Neutral(({}, {"enable_thinking": False})),
     "top_k": Neutral((-1, 0, 1)),
     "min_p": Neutral((0,)),
     "min_tokens": Neutral((0,)),
@@ -84,17 +90,17 @@ CHAT: Fields = {
 
 IMAGES: Fields = {
     **_BOTH,
-    "moderation": Ignored("this server filters nothing"),
+    "moderation": Ignored("nothing is filtered"),
     "style": Neutral(("auto", "vivid")),
     "negative_prompt": Neutral(("",)),
 }
 
 MESSAGE: Fields = {
-    "name": Ignored("the model's template has no place for it"),
-    "id": Ignored("names the message"),
-    "annotations": Ignored("are about the text"),
-    "reasoning": Ignored("a thought is no part of the answer"),
-    "reasoning_content": Ignored("a thought is no part of the answer"),
+    "name": Ignored("chat templates have no speaker names"),
+    "id": Ignored("identifies the message"),
+    "annotations": Ignored("describes the text"),
+    "reasoning": Ignored("reasoning is not part of the reply"),
+    "reasoning_content": Ignored("reasoning is not part of the reply"),
     "cache_control": _CACHE,
     "tool_calls": Neutral(([],)),
     "images": Neutral(([],)),
@@ -104,10 +110,10 @@ PART: Fields = {"annotations": MESSAGE["annotations"], "cache_control": _CACHE}
 
 IMAGE_URL: Fields = {
     "detail": Neutral(("auto", "low", "high", "original")),
-    "format": Ignored("the bytes say what they are"),
+    "format": Ignored("the format is read from the bytes"),
 }
 
-STREAM_OPTIONS: Fields = {"include_obfuscation": Ignored("the stream is never padded")}
+STREAM_OPTIONS: Fields = {"include_obfuscation": Ignored("chunks are not padded")}
 
 TABLES: Mapping[str, Fields] = {
     "POST /v1/chat/completions": CHAT,

@@ -96,7 +96,7 @@ def _route_message(request: Request, error: StarletteHTTPException) -> str:
         paths = sorted({route.path for route in request.app.routes if isinstance(route, APIRoute)})
         return f"{asked}: there is no such route, only {', '.join(paths)}"
     if error.status_code == 405 and error.headers:
-        return f"{asked}: this route takes {error.headers.get('allow')}"
+        return f"{asked}: this route takes {error.headers['Allow']}"
     return f"{asked}: {error.detail}"
 
 

@@ -1,8 +1,8 @@
 """What clients may send: OpenAI's fields that this server honours, and its own extensions of the images route.
 
 A field that would change the answer and is not honoured is refused, never swallowed: unknown fields are errors, and so
-are unsupported values of known ones. Fields that change nothing are in `serve.fields`, and pass. `null` means "not
-given", as in OpenAI's clients. JSON types are strict, but that 16.0 is a whole number.
+are unsupported values of known ones. Fields without effect are in `serve.fields` and pass. `null` means "not given",
+as in OpenAI's clients. Types are JSON's, without coercion; 16.0 is a whole number.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,6 @@ from pydantic import (
     PlainValidator,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -102,7 +101,9 @@ class ImagesBody(Body):
     @classmethod
     def _no_url(cls, value: str) -> str:
         if value != "b64_json":
-            raise ValueError(f"response_format '{value}' is not offered, as this server stores no images: use b64_json")
+            raise ValueError(
+                f"response_format {fields.spelled(value)} is not offered, as this server stores no images: use b64_json"
+            )
         return value
 
     @field_validator("stream", "partial_images")
@@ -192,12 +193,8 @@ class Message(Body):
     @model_validator(mode="before")
     @classmethod
     def _null_is_no_text(cls, data: Any) -> Any:  # noqa: ANN401 - whatever JSON the client sent
-        if not isinstance(data, dict) or data.get("content") is not None:
-            return data
-        if data.get("role") == "assistant":
+        if isinstance(data, dict) and data.get("role") == "assistant" and data.get("content") is None:
             return {**data, "content": ""}
-        if "content" in data:
-            raise fault(("content",), None, "content is null: send a string or a list of parts")
         return data
 
     @field_validator("role", mode="before")

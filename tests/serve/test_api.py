@@ -10,6 +10,7 @@ from PIL import Image
 
 from blip3o.config.fit import FitConfig
 from blip3o.data.decode import to_square
+from blip3o.errors import PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
 from serve.messages import BusyError, EngineError, UnavailableError
@@ -192,6 +193,7 @@ IMAGE_FAULTS = [
     ({"prompt": " "}, "invalid_value", "prompt"),
     ({"prompt": "a " * 500}, "context_length_exceeded", "prompt"),
     ({"prompt": "x" * 40_000}, "context_length_exceeded", "prompt"),
+    ({"prompt": "a \ud800"}, "invalid_value", "prompt"),
     ({"prompt": "x", "n": 0}, "invalid_value", "n"),
     ({"prompt": "x", "n": 11}, "invalid_value", "n"),
     ({"prompt": "x", "size": "32x33"}, None, "size"),
@@ -252,6 +254,9 @@ CHAT_FAULTS = [
         "invalid_value",
         "messages.1.content.0",
     ),
+    ({"messages": question("a \ud800")}, "invalid_value", "messages"),
+    ({"messages": question("x " * 20_000)}, "context_length_exceeded", "messages"),
+    (_about(3), "invalid_value", URL),
     (_about("https://www.example.com/a.png"), "invalid_image", URL),
     (_about("file:///etc/passwd"), "invalid_image", URL),
     (_about("data:image/png;base64,"), "invalid_image", URL),
@@ -299,6 +304,8 @@ class Broken:
     ("error", "status", "code"),
     [
         (BusyError(7), 429, "queue_full"),
+        (RequestError("another fault"), 400, "invalid_value"),
+        (PromptTooLongError("the prompt takes 9 tokens"), 400, "context_length_exceeded"),
         (UnavailableError("gone"), 503, "unavailable"),
         (EngineError("the model failed on this request"), 500, "internal_error"),
         (KeyError("/secret/path"), 500, "internal_error"),
@@ -306,9 +313,9 @@ class Broken:
 )
 def test_what_fails_behind_the_face_has_its_status(reference, error, status, code):
     with Server(build_api(Broken(error, Engine(reference).describe()), NAME)) as server:
-        for path, body in ((IMAGES, {"prompt": "x"}), (CHAT, {"messages": question("x")})):
-            answer = raw("POST", server.url + path, body)
-            assert_refusal(answer, status, code=code)
+        for path, param, content in ((IMAGES, "prompt", "x"), (CHAT, "messages", question("x"))):
+            answer = raw("POST", server.url + path, {param: content})
+            assert_refusal(answer, status, code=code, param=param if status == 400 else None)
             assert "secret" not in answer.text
             assert answer.headers["retry-after"] == ("7" if status == 429 else None)
         assert raw("GET", server.url + "/health").status == (503 if status == 503 else 200)
