@@ -4,6 +4,7 @@ JSON is read as RFC 8259 has it: UTF-8 (a byte order mark is allowed), no `NaN`,
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from blip3o.errors import one_line
-from serve.fields import spelled
+from serve.fields import quoted
 from serve.replies import CLIENT_GONE, ApiError
 from serve.schema import UNKNOWN, Body
 
@@ -97,8 +98,7 @@ def _refuse_constant(name: str) -> object:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise _NotJsonError(f"an object has the name '{one_line(twice)}' twice")
     return made
 
@@ -128,15 +128,7 @@ def _holds_null(value: Any, place: tuple[int | str, ...]) -> bool:  # noqa: ANN4
 
 def _saying(kind: str, fault: Mapping[str, Any]) -> str:
     if wanted := _WANTED.get(kind):
-        return f"must be {wanted}, not {_kind_of(fault['input'])}"
+        return f"must be {wanted}, not {quoted(fault['input'])}"
     if kind == "literal_error":
-        return f"{fault['msg']}, not {spelled(fault['input'])}"
+        return f"{fault['msg']}, not {quoted(fault['input'])}"
     return _SAYINGS.get(kind) or fault["msg"].removeprefix("Value error, ")
-
-
-def _kind_of(value: object) -> str:
-    """What JSON calls a value, short."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    names = {str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value)) or f"the number {one_line(value, limit=40)}"

@@ -27,6 +27,10 @@ class Neutral:
 
     values: tuple[Any, ...]
 
+    def __str__(self) -> str:
+        """Its values, as a message or a table lists them."""
+        return " or ".join(json.dumps(value) for value in self.values)
+
     def allows(self, value: object) -> bool:
         """Whether the value changes nothing. `false` is not 0."""
         plain = value.strip() if isinstance(value, str) else value
@@ -38,9 +42,11 @@ class Neutral:
 Fields = Mapping[str, Ignored | Neutral]
 
 
-def spelled(value: object, *, limit: int = 60) -> str:
-    """A JSON value as a message quotes it."""
-    return one_line(json.dumps(value), limit=limit)
+def quoted(value: object) -> str:
+    """A JSON value that a client sent, as a message quotes it: short, and never what is inside of a list or object."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return one_line(json.dumps(value), limit=60)
 
 
 _WHO = Ignored("describes the request")

@@ -67,10 +67,7 @@ class Body(BaseModel):
         if value is None or isinstance(rule, fields.Ignored):
             return False
         if rule is not None and not rule.allows(value):
-            allowed = " or ".join(fields.spelled(each) for each in rule.values)
-            saying = (
-                f"{fields.spelled(value)} would change the answer and is not honoured here: send {allowed}, or nothing"
-            )
+            saying = f"{fields.quoted(value)} would change the answer and is not honoured here: send {rule}, or nothing"
             raise fault((name,), value, saying, kind=UNKNOWN)
         return rule is None
 
@@ -102,7 +99,7 @@ class ImagesBody(Body):
     def _no_url(cls, value: str) -> str:
         if value != "b64_json":
             raise ValueError(
-                f"response_format {fields.spelled(value)} is not offered, as this server stores no images: use b64_json"
+                f"response_format {fields.quoted(value)} is not offered, as this server stores no images: use b64_json"
             )
         return value
 
@@ -277,7 +274,7 @@ class ChatBody(Body):
     @classmethod
     def _one_reply(cls, value: int) -> int:
         if value != 1:
-            raise ValueError(f"{fields.spelled(value)} is not offered, as a greedy reply has no variants: send 1")
+            raise ValueError(f"{fields.quoted(value)} is not offered, as a greedy reply has no variants: send 1")
         return value
 
     @model_validator(mode="after")

@@ -56,16 +56,16 @@ def test_json_may_have_a_byte_order_mark(encoding):
     [
         (ChatBody, [], "the body must be an object, not a list", None),
         (ChatBody, None, "the body must be an object, not null", None),
-        (ImagesBody, {"prompt": 3}, "must be a string, not the number 3", "prompt"),
+        (ImagesBody, {"prompt": 3}, "must be a string, not 3", "prompt"),
         (ImagesBody, {"prompt": None}, "is null, and it is required", "prompt"),
-        (ImagesBody, {"prompt": "x", "n": "2"}, "must be a whole number, not a string", "n"),
+        (ImagesBody, {"prompt": "x", "n": "2"}, 'must be a whole number, not "2"', "n"),
         (ImagesBody, {"prompt": "x", "n": True}, "must be a whole number, not true", "n"),
-        (ImagesBody, {"prompt": "x", "n": 1.5}, "must be a whole number, not the number 1.5", "n"),
-        (ImagesBody, {"prompt": "x", "stream": "false"}, "must be true or false, not a string", "stream"),
+        (ImagesBody, {"prompt": "x", "n": 1.5}, "must be a whole number, not 1.5", "n"),
+        (ImagesBody, {"prompt": "x", "stream": "false"}, 'must be true or false, not "false"', "stream"),
         (ImagesBody, {"prompt": "x", "guidance_scale": float("inf")}, "finite", "guidance_scale"),
         (ImagesBody, {"prompt": "x", "quality": "hd"}, 'not "hd"', "quality"),
-        (ChatBody, {"messages": "hi"}, "must be a list, not a string", "messages"),
-        (ChatBody, {"messages": ["hi"]}, "must be an object, not a string", "messages.0"),
+        (ChatBody, {"messages": "hi"}, 'must be a list, not "hi"', "messages"),
+        (ChatBody, {"messages": ["hi"]}, 'must be an object, not "hi"', "messages.0"),
         (ChatBody, {"messages": [{"content": "hi"}]}, "is required", "messages.0.role"),
         (ChatBody, {"messages": [{"role": "user", "content": None}]}, "is null, and it is", "messages.0.content"),
         (ChatBody, {"messages": [{"role": "user"}]}, "is required", "messages.0.content"),
@@ -126,6 +126,14 @@ def test_heads_slashes_and_routes_that_are_not_there(server):
     answer = raw("OPTIONS", server.url + CHAT)
     assert_refusal(answer, 405)
     assert answer.headers["allow"] == "POST" and "this route takes POST" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["tools", "user", "messages", "seed", "response_format", "anything"])
+def test_a_value_nested_at_the_limit_of_what_can_be_read_is_no_defect(server, name):
+    for depth in (*range(300, 1000, 40), 5_000):
+        nested = b"[" * depth + b"]" * depth
+        body = json.dumps(TALK).encode()[:-1] + b', "' + name.encode() + b'": ' + nested + b"}"
+        assert raw("POST", server.url + CHAT, body).status in (200, 400)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -64,7 +64,7 @@ def test_any_other_text_is_read_or_refused_in_one_line(text):
     [
         ("", "is empty"),
         (" \n", "is empty"),
-        ("https://example.org/a.png", "is a https: URL, and this server fetches nothing"),
+        ("https://www.example.com/a.png", "is a https: URL, and this server fetches nothing"),
         ("file:///etc/passwd", "is a file: URL"),
         ("blob:null/1", "is a blob: URL"),
         ("iVBORw0KGgo=", "is no data URL"),

@@ -71,7 +71,7 @@ def test_system_messages_at_the_head_are_one_turn():
         ([USER, {"role": "assistant", "tool_calls": [{}]}, USER], "messages.1.tool_calls", "not honoured"),
         ([{"role": "user", "content": 3}], "messages.0.content", "a string or a list of parts"),
         ([{"role": "user", "content": {"type": "text", "text": "x"}}], "messages.0.content", "a list of parts"),
-        ([{"role": "user", "content": ["x"]}], "messages.0.content.0", "must be an object, not a string"),
+        ([{"role": "user", "content": ["x"]}], "messages.0.content.0", 'must be an object, not "x"'),
         ([{"role": "user", "content": [{"text": "x"}]}], "messages.0.content.0.type", "is required"),
         (
             [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}],
@@ -79,7 +79,7 @@ def test_system_messages_at_the_head_are_one_turn():
             "input_text",
         ),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0.image_url", "is required"),
-        (question("x", 3), "messages.0.content.0.image_url.url", "must be a string, not the number 3"),
+        (question("x", 3), "messages.0.content.0.image_url.url", "must be a string, not 3"),
         ([{"role": "system", "content": [IMAGE]}, USER], "messages.0.content.0", "message of the system"),
         ([USER, {"role": "assistant", "content": [IMAGE]}, USER], "messages.1.content.0", "message of the assistant"),
         ([{"role": "user", "content": [IMAGE, IMAGE]}], "messages.0.content.1", "a second image"),
