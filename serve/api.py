@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from PIL import Image
 
 from blip3o.data.decode import decode_image
-from blip3o.errors import DataError, PromptTooLongError, RequestError, one_line
+from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
 from serve.bodies import read_body
 from serve.data_urls import read_data_url
 from serve.messages import Backend, ChatReply, ChatRequest, DrawReply, DrawRequest, ModelInfo
@@ -152,7 +152,7 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T], *, su
         if not task.done():
             raise ApiError(CLIENT_GONE, "the client has gone")
         return task.result()
-    except RequestError as error:
+    except (RequestError, ConfigError) as error:  # the latter: a tokenizer that has no token for some of the text
         code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else "invalid_value"
         raise ApiError(400, f"{subject}: {error}", param=subject, code=code) from error
     finally:

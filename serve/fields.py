@@ -79,7 +79,6 @@ CHAT: Fields = {
     "functions": Neutral(([],)),
     "function_call": Neutral(("none", "auto")),
     "response_format": Neutral(({"type": "text"},)),
-    "modalities": Neutral((["text"],)),
     "reasoning_effort": Neutral(("none",)),
     "verbosity": Neutral(("medium",)),
     "thinking": Neutral(({"type": "disabled"},)),
@@ -115,7 +114,6 @@ MESSAGE: Fields = {
 PART: Fields = {"annotations": MESSAGE["annotations"], "cache_control": _CACHE}
 
 IMAGE_URL: Fields = {
-    "detail": Neutral(("auto", "low", "high", "original")),
     "format": Ignored("the format is read from the bytes"),
 }
 

@@ -140,6 +140,9 @@ class ImageUrl(Body):
     neutral = fields.IMAGE_URL
 
     url: str = Field(description="data:image/...;base64,...")
+    detail: Literal["auto", "low", "high", "original"] = Field(
+        default="auto", description="the model has one resolution"
+    )
 
 
 class ImagePart(Body):
@@ -242,6 +245,9 @@ class ChatBody(Body):
     temperature: float = Field(default=0, ge=0, le=2, description="accepted; decoding is greedy whatever it says")
     top_p: float = Field(default=1, ge=0, le=1, description="accepted; decoding is greedy whatever it says")
     seed: Whole | None = Field(default=None, description="accepted; a greedy reply needs none")
+    modalities: tuple[Literal["text"], ...] = Field(
+        default=("text",), min_length=1, strict=False, description="images: /v1/images/generations"
+    )
     stream: bool = Field(default=False, description="send the reply as server-sent events (in one piece)")
     stream_options: StreamOptions = Field(default=StreamOptions(), description="of a reply that is streamed")
 

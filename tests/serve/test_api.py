@@ -10,7 +10,7 @@ from PIL import Image
 
 from blip3o.config.fit import FitConfig
 from blip3o.data.decode import to_square
-from blip3o.errors import PromptTooLongError, RequestError
+from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
 from serve.messages import BusyError, EngineError, UnavailableError
@@ -305,6 +305,7 @@ class Broken:
     [
         (BusyError(7), 429, "queue_full"),
         (RequestError("another fault"), 400, "invalid_value"),
+        (ConfigError("the tokenizer has no token for it"), 400, "invalid_value"),
         (PromptTooLongError("the prompt takes 9 tokens"), 400, "context_length_exceeded"),
         (UnavailableError("gone"), 503, "unavailable"),
         (EngineError("the model failed on this request"), 500, "internal_error"),

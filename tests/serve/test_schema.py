@@ -79,6 +79,11 @@ def test_system_messages_at_the_head_are_one_turn():
             "input_text",
         ),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0.image_url", "is required"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x", "detail": "ultra"}}]}],
+            "messages.0.content.0.image_url.detail",
+            'not "ultra"',
+        ),
         (question("x", 3), "messages.0.content.0.image_url.url", "must be a string, not 3"),
         ([{"role": "system", "content": [IMAGE]}, USER], "messages.0.content.0", "message of the system"),
         ([USER, {"role": "assistant", "content": [IMAGE]}, USER], "messages.1.content.0", "message of the assistant"),
