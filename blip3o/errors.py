@@ -44,5 +44,9 @@ class RequestError(Blip3oError):
     """A request to the model that cannot be served as asked."""
 
 
+class PromptTooLongError(RequestError):
+    """A prompt or conversation of more tokens than the model reads."""
+
+
 class ServiceError(Blip3oError):
     """A local service (object store, Ray head, HTTP port) that could not be started or did not answer."""

@@ -19,7 +19,7 @@ from blip3o.config.fit import FitConfig
 from blip3o.data.decode import CROP, to_square
 from blip3o.data.templates import ChatTemplate, Turn
 from blip3o.data.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
-from blip3o.errors import RequestError
+from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoder import to_pixels
 from blip3o.model.unified import UnifiedModel
@@ -180,6 +180,7 @@ class Pipeline:
 
     def draw_ids(self, prompt: str) -> list[int]:
         """Token ids of a request to draw. Raises `RequestError` for an empty or over-long prompt."""
+        _check_text(prompt)
         if not prompt.strip():
             raise RequestError("the prompt is empty: say what to draw")
         return self._fitting(self.template.draw(self.tokenizer, prompt))
@@ -191,6 +192,8 @@ class Pipeline:
         """
         if with_image and not self.template.image_tokens:
             raise RequestError("this model reads text alone: ask without the image")
+        for turn in turns:
+            _check_text(turn.text)
         return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
 
     def require_drawing(self) -> None:
@@ -208,7 +211,9 @@ class Pipeline:
 
     def _fitting(self, ids: list[int]) -> list[int]:
         if len(ids) > self.max_length:
-            raise RequestError(f"the prompt takes {len(ids)} tokens, this model reads {self.max_length}: shorten it")
+            raise PromptTooLongError(
+                f"the prompt takes {len(ids)} tokens, this model reads {self.max_length}: shorten it"
+            )
         return ids
 
     def _pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
@@ -243,3 +248,12 @@ class Pipeline:
         for start in range(0, tensors[0].shape[0], self.width):
             parts = [tensor[start : start + self.width] for tensor in tensors]
             yield parts[0].shape[0], [self.fill(part) for part in parts]
+
+
+def _check_text(text: str) -> None:
+    """Raises `RequestError` for a lone surrogate: half a pair of a JSON escape, or a byte of a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"a lone surrogate (U+{ord(text[error.start]):04X} at position {error.start})"
+        raise RequestError(f"the prompt has {what}, which is no text: send UTF-8") from error

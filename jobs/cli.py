@@ -145,7 +145,7 @@ def generate(
         int | None, typer.Option(min=1, max=1000, help="sampling steps; the bundle's default if left out")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="classifier-free guidance; the bundle's default if left out")
+        float | None, typer.Option(min=0, max=100, help="classifier-free guidance; the bundle's default if left out")
     ] = None,
 ) -> None:
     """Draw images from a prompt."""
@@ -170,6 +170,8 @@ def chat(
     import blip3o
     from blip3o.data.templates import Turn
 
+    if not question.strip():
+        raise RequestError("the question is empty: say what to ask")
     picture = open_image(image) if image else None
     print(blip3o.load(bundle).chat([Turn(role="user", text=question)], image=picture, max_new_tokens=max_new_tokens))
 
@@ -180,8 +182,10 @@ def open_image(path: Path) -> "Image.Image":
 
     try:
         return decode.open_image(path.read_bytes())
-    except (OSError, DataError) as error:
+    except DataError as error:
         raise RequestError(f"{path} is not an image that can be read: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{path} is not an image that can be read: {error.strerror or error}") from error
 
 
 def save_image(image: "Image.Image", path: Path) -> None:

@@ -1,7 +1,7 @@
 """The HTTP face: OpenAI's routes over any `Backend`, and the web page. Knows neither Ray nor torch.
 
 `/v1/images/generations` draws and `/v1/chat/completions` answers, about an image if one is sent; their fields are
-described in `serve.schema`. A client that disconnects cancels its work.
+described in `serve.schema` and `serve.fields`, and in docs/serving.md. A client that disconnects cancels its work.
 """
 
 import asyncio
@@ -19,9 +19,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from PIL import Image
 
 from blip3o.data.decode import decode_image
-from blip3o.errors import DataError
+from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
+from serve.bodies import read_body
+from serve.data_urls import read_data_url
 from serve.messages import Backend, ChatReply, ChatRequest, DrawReply, DrawRequest, ModelInfo
-from serve.replies import ApiError, Edge, add_error_handlers
+from serve.replies import CLIENT_GONE, ApiError, Edge, add_error_handlers
 from serve.schema import ChatBody, ImagesBody
 
 T = TypeVar("T")
@@ -36,13 +38,14 @@ _PAGE_HEADERS = {  # the page is one file: whatever else a browser would load or
 
 def build_api(backend: Backend, model_name: str) -> FastAPI:
     """The app that serves a backend under a model's name."""
-    api = FastAPI(title="blip3o", docs_url=None, redoc_url=None)
+    api = FastAPI(title="blip3o", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     api.add_middleware(Edge)
     add_error_handlers(api)
     face = _Face(backend, model_name)
+    read = ["GET", "HEAD"]  # load balancers ask for the head alone
     for path, endpoint in {"/": face.page, "/health": face.health, "/v1/models": face.models}.items():
-        api.add_api_route(path, endpoint, methods=["GET"])
-    api.add_api_route("/v1/models/{model_id:path}", face.model, methods=["GET"])
+        api.add_api_route(path, endpoint, methods=read)
+    api.add_api_route("/v1/models/{model_id:path}", face.model, methods=read)
     api.add_api_route("/v1/images/generations", face.generate_images, methods=["POST"])
     api.add_api_route("/v1/chat/completions", face.complete_chat, methods=["POST"])
     return api
@@ -82,12 +85,15 @@ class _Face:
             "guidance_scale": info.guidance,
         }
 
-    async def generate_images(self, body: ImagesBody, request: Request) -> dict[str, Any]:
+    async def generate_images(self, request: Request) -> dict[str, Any]:
         """Draws images."""
+        body = await read_body(request, ImagesBody)
         self._check_model(body.model)
         info = await self._describe()
         if body.size not in ("auto", _size(info)):
-            raise ApiError(400, f"size '{body.size}' is not offered: use 'auto' or '{_size(info)}'", param="size")
+            raise ApiError(
+                400, f"size '{one_line(body.size)}' is not offered: use 'auto' or '{_size(info)}'", param="size"
+            )
         seed = secrets.randbelow(_RANDOM_SEEDS) if body.seed is None else body.seed
         asked = DrawRequest(
             prompt=body.prompt,
@@ -95,7 +101,7 @@ class _Face:
             steps=body.num_inference_steps or info.steps,
             guidance=info.guidance if body.guidance_scale is None else body.guidance_scale,
         )
-        reply = await _while_connected(request, self._backend.draw(asked))
+        reply = await _while_connected(request, self._backend.draw(asked), subject="prompt")
         data = await asyncio.to_thread(_image_items, reply, asked, body)
         return {
             "created": int(time.time()),
@@ -109,15 +115,14 @@ class _Face:
             "usage": _image_usage(reply, info),
         }
 
-    async def complete_chat(self, body: ChatBody, request: Request) -> Response:
+    async def complete_chat(self, request: Request) -> Response:
         """Answers a conversation."""
+        body = await read_body(request, ChatBody)
         self._check_model(body.model)
         info = await self._describe()
-        image = None if body.image_url is None else await asyncio.to_thread(_read_image, body.image_url, info)
-        asked = ChatRequest(
-            turns=tuple(message.turn for message in body.messages), image=image, max_tokens=body.token_limit
-        )
-        reply = await _while_connected(request, self._backend.chat(asked))
+        image = None if body.image is None else await asyncio.to_thread(_read_image, *body.image, info)
+        asked = ChatRequest(turns=body.turns, image=image, max_tokens=body.token_limit)
+        reply = await _while_connected(request, self._backend.chat(asked), subject="messages")
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
         if body.stream:
             events = _chat_events(head, reply, with_usage=body.stream_options.include_usage)
@@ -131,19 +136,25 @@ class _Face:
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, self._name):
-            message = f"the model '{name}' does not exist: this server has '{self._name}'"
+            message = f"the model '{one_line(name)}' does not exist: this server has '{self._name}'"
             raise ApiError(404, message, param="model", code="model_not_found")
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Waits for the work; if the client goes first, cancels it. The body has been read: only a farewell can come."""
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T], *, subject: str) -> T:
+    """Waits for the work; if the client goes first, cancels it. The body has been read: only a farewell can come.
+
+    Raises `ApiError` for what the model cannot take; `subject` is the field that it is about.
+    """
     task = asyncio.create_task(work)
     gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(499, "the client has gone")
+            raise ApiError(CLIENT_GONE, "the client has gone")
         return task.result()
+    except (RequestError, ConfigError) as error:  # the latter: a tokenizer that has no token for some of the text
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else "invalid_value"
+        raise ApiError(400, f"{subject}: {error}", param=subject, code=code) from error
     finally:
         task.cancel()
         gone.cancel()
@@ -173,27 +184,29 @@ def _image_usage(reply: DrawReply, info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _read_image(url: str, info: ModelInfo) -> Image.Image:
-    """The image of a `data:` URL as the model will see it, so that no more than that travels. Raises `ApiError`."""
+def _read_image(path: str, url: str, info: ModelInfo) -> Image.Image:
+    """The image of a `data:` URL as the model will see it, so that no more than that travels.
 
-    def refuse(message: str) -> ApiError:
-        return ApiError(400, message, param="messages", code="invalid_image")
+    Raises `ApiError` that names `path`, the place of the URL in the request.
+    """
+
+    def refuse(saying: str) -> ApiError:
+        return ApiError(400, f"{path}: {saying}", param=path, code="invalid_image")
 
     if info.vision_size == 0:
-        raise refuse("this model reads text alone: send no image_url")
-    head, comma, payload = url.partition(",")
-    if not (head.startswith("data:") and head.endswith(";base64") and comma):
-        raise refuse("image_url must be 'data:image/...;base64,...': this server fetches nothing from elsewhere")
-    if len(payload) > MAX_IMAGE * 4 // 3 + 4:
-        raise refuse(f"the image is larger than {MAX_IMAGE} bytes: send a smaller one")
+        raise refuse("this model reads only text: send no image_url")
     try:
-        data = base64.b64decode(payload, validate=True)
-    except ValueError:
-        raise refuse("image_url is not valid base64") from None
+        data = read_data_url(url)
+    except RequestError as error:
+        raise refuse(f"image_url {error}") from error
+    if len(data) > MAX_IMAGE:
+        raise refuse(f"the image has {len(data)} bytes, at most {MAX_IMAGE} are read: send a smaller one")
     try:
         return Image.fromarray(decode_image(data, info.vision_size, info.vision_fit))
-    except DataError:
-        raise refuse("image_url holds no image that can be read: send PNG, JPEG or WebP") from None
+    except DataError as error:
+        raise refuse(
+            f"image_url holds no image that can be read ({one_line(error)}): send PNG, JPEG or WebP"
+        ) from error
 
 
 def _finish_reason(reply: ChatReply) -> str:

@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from blip3o.errors import RequestError
+from blip3o.errors import one_line
 from serve.messages import BusyError, EngineError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 32 * 2**20  # bytes
+CLIENT_GONE = 499  # nobody reads it: for the log
 _ID = "x-request-id"
 
 
@@ -63,10 +65,6 @@ def add_error_handlers(api: FastAPI) -> None:
     async def _api(request: Request, error: ApiError) -> JSONResponse:
         return _refuse(error.status, error.message, param=error.param, code=error.code)
 
-    @api.exception_handler(RequestError)
-    async def _request(request: Request, error: RequestError) -> JSONResponse:
-        return _refuse(400, str(error), code="invalid_value")
-
     @api.exception_handler(BusyError)
     async def _busy(request: Request, error: BusyError) -> JSONResponse:
         return _refuse(429, str(error), code="queue_full", headers={"retry-after": str(error.retry_after_s)})
@@ -79,16 +77,9 @@ def add_error_handlers(api: FastAPI) -> None:
     async def _engine(request: Request, error: EngineError) -> JSONResponse:
         return _refuse(500, str(error), code="internal_error")
 
-    @api.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        fault = error.errors()[0]
-        code = _CODES.get(fault["type"], "invalid_value")
-        return _refuse(400, _fault_message(fault, code), param=_fault_param(fault, code), code=code)
-
     @api.exception_handler(StarletteHTTPException)
     async def _http(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        return _refuse(error.status_code, message, headers=error.headers)
+        return _refuse(error.status_code, _route_message(request, error), headers=error.headers)
 
     @api.exception_handler(Exception)
     async def _defect(request: Request, error: Exception) -> JSONResponse:
@@ -98,27 +89,22 @@ def add_error_handlers(api: FastAPI) -> None:
         return _refuse(500, "the server failed on this request", code="internal_error", headers={_ID: identity})
 
 
-_CODES = {
-    "extra_forbidden": "unknown_parameter",
-    "missing": "missing_required_parameter",
-    "json_invalid": "invalid_json",
-}
-_MESSAGES = {"unknown_parameter": "this parameter is unknown here", "invalid_json": "the body is not valid JSON"}
-
-
-def _fault_param(fault: Mapping[str, Any], code: str) -> str | None:
-    """The dotted path of the field at fault: `messages.0.role`."""
-    return None if code == "invalid_json" else ".".join(str(part) for part in fault["loc"][1:]) or None
-
-
-def _fault_message(fault: Mapping[str, Any], code: str) -> str:
-    param = _fault_param(fault, code)
-    text = _MESSAGES.get(code) or fault["msg"].removeprefix("Value error, ")
-    return f"{param}: {text}" if param else text
+def _route_message(request: Request, error: StarletteHTTPException) -> str:
+    """What is wrong, with what there is: a base URL without `/v1` is the usual cause of an unknown path."""
+    asked = f"{request.method} {one_line(request.url.path)}"
+    if error.status_code == 404:
+        paths = sorted({route.path for route in request.app.routes if isinstance(route, APIRoute)})
+        return f"{asked}: there is no such route, only {', '.join(paths)}"
+    if error.status_code == 405 and error.headers:
+        return f"{asked}: this route takes {error.headers['Allow']}"
+    return f"{asked}: {error.detail}"
 
 
 class Edge:
-    """The outermost layer: gives each request an id, and stops reading a body that is too large."""
+    """The outermost layer: gives each request an id, and stops reading a body that is too large.
+
+    A slash at the end of a path says nothing.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -130,6 +116,7 @@ class Edge:
             return
         identity = f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = identity
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         seen = 0
 
         async def receive_bounded() -> Message:

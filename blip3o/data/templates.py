@@ -153,8 +153,13 @@ class ChatTemplate:
         return Encoded(ids=tuple(ids), labels=tuple(labels))
 
     def _framed(self, turns: list[Turn]) -> list[Turn]:
-        """The turns as the family writes their texts, with the system's before them."""
-        told = [Turn(role="system", text=self.system), *turns] if self.system or self.frame.preamble else turns
+        """The turns as the family writes their texts, led by a system turn: the conversation's own, else the default.
+
+        A system turn in any other place stays where it is, as in the families' own templates.
+        """
+        own = bool(turns) and turns[0].role == "system"
+        default = [Turn(role="system", text=self.system)] if self.system or self.frame.preamble else []
+        told = [*turns] if own else [*default, *turns]
         if self.frame.stripped:
             told = [Turn(role=turn.role, text=turn.text.strip()) for turn in told]
         if self.frame.preamble:

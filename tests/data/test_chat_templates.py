@@ -125,6 +125,17 @@ def test_conversations_and_prompts_are_the_familys_own(family, turns):
     assert template(style).chat(ours, turns[:-1], with_image=False) == rendered(theirs, turns[:-1], prompt=True)
 
 
+@given(turns=dialogues, system=st.sampled_from(WORDS))
+@settings(UNHURRIED, max_examples=25)
+def test_a_conversations_own_system_turn_replaces_the_default_one(family, turns, system):
+    style, ours, theirs = family
+    own = [Turn(role="system", text=system), *turns]
+    assert list(template(style).conversation(ours, own, with_image=False).ids) == rendered(theirs, own, system="")
+    later = [*turns, Turn(role="system", text=system)]
+    prompt = template(style).chat(ours, later, with_image=False)
+    assert prompt == rendered(theirs, later, prompt=True)
+
+
 @given(turns=dialogues)
 @settings(UNHURRIED, max_examples=25)
 def test_labels_are_the_assistants_words_and_the_end_of_the_turn(family, turns):

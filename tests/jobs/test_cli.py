@@ -215,6 +215,30 @@ def test_prompts_that_cannot_be_drawn(refused, blip3o, bundle):
     assert line.endswith(f"tokens, this model reads {MAX_LENGTH}: shorten it")
     line = refused(blip3o, "chat", "?!" * MAX_LENGTH, "--bundle", str(bundle))
     assert line.endswith(f"tokens, this model reads {MAX_LENGTH}: shorten it")
+    assert refused(blip3o, "chat", "\n", "--bundle", str(bundle)) == "the question is empty: say what to ask"
+    for command in ("generate", "chat"):
+        line = refused(blip3o, command, "caf\udce9", "--bundle", str(bundle))  # a byte that is not UTF-8
+        assert line == "the prompt has a lone surrogate (U+DCE9 at position 3), which is no text: send UTF-8"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-n", "0"),
+        ("-n", "65"),
+        ("--seed", "-1"),
+        ("--seed", "1.5"),
+        ("--steps", "0"),
+        ("--guidance", "inf"),
+        ("--guidance", "nan"),
+        ("--guidance", "-1"),
+        ("-o", "a\0b"),
+    ],
+)
+def test_options_out_of_range_are_named(blip3o, bundle, capsys, options):
+    assert blip3o(["generate", "a red circle", "--bundle", str(bundle), *options]) == 2
+    said = capsys.readouterr().err
+    assert f"'{options[0]}'" in said and "Traceback" not in said
 
 
 def test_pictures_that_cannot_be_read(refused, blip3o, bundle, tmp_path):
@@ -225,6 +249,7 @@ def test_pictures_that_cannot_be_read(refused, blip3o, bundle, tmp_path):
     for name in ("missing.png", "cut.png", "text.png", "."):
         line = refused(blip3o, "chat", "what is it?", "--image", str(tmp_path / name), "--bundle", str(bundle))
         assert line.startswith(f"{tmp_path / name} is not an image that can be read: ")
+    assert "Is a directory" in line and line.count(str(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("name", ["picture.xyz", "picture", "."])

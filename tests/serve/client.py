@@ -7,11 +7,15 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from PIL import Image
+
+from serve.api import build_api
+from serve.engine import Engine, LocalBackend
 
 
 class Server:
@@ -65,10 +69,21 @@ class Answer:
         return json.loads(self.text)
 
 
-def raw(method, url, body=None):
+JSON = {"content-type": "application/json"}
+
+
+class _Silent(urllib.request.Request):
+    """A request without the content type that `urllib` adds to one that has a body."""
+
+    def add_unredirected_header(self, key, val):
+        if key != "Content-type":
+            super().add_unredirected_header(key, val)
+
+
+def raw(method, url, body=None, headers=JSON):
     """One plain HTTP request; `body` is bytes, or JSON."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"content-type": "application/json"})
+    request = _Silent(url, data=data, method=method, headers=headers)
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(request, timeout=60) as reply:
@@ -86,3 +101,29 @@ def assert_refusal(answer, status, *, code=None, param=None):
     assert error["message"] and "Traceback" not in answer.text and "/" + "serve/" not in answer.text
     assert (error["code"], error["param"]) == (code, param), error
     assert answer.headers["x-request-id"].startswith("req_")
+
+
+class Watched(LocalBackend):
+    """Notes the conversations that reach the engine."""
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.seen = []
+
+    async def chat(self, request):
+        self.seen.append(request)
+        return await super().chat(request)
+
+
+@contextmanager
+def serving(pipeline, name="nano"):
+    """A server whose engine runs in this process; `server.seen` are the conversations that came to it."""
+    engine = Engine(pipeline)
+    engine.start()
+    backend = Watched(engine)
+    try:
+        with Server(build_api(backend, name)) as server:
+            server.seen = backend.seen
+            yield server
+    finally:
+        engine.close()

@@ -10,12 +10,12 @@ from PIL import Image
 
 from blip3o.config.fit import FitConfig
 from blip3o.data.decode import to_square
-from blip3o.errors import RequestError
+from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
 from serve.messages import BusyError, EngineError, UnavailableError
 from serve.replies import MAX_BODY
-from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw
+from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw, serving
 
 NAME = "nano"
 IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
@@ -23,16 +23,8 @@ PICTURE = Image.radial_gradient("L").convert("RGB")
 
 
 @pytest.fixture(scope="module")
-def engine(reference):
-    engine = Engine(reference)
-    engine.start()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def server(engine):
-    with Server(build_api(LocalBackend(engine), NAME)) as server:
+def server(reference):
+    with serving(reference, NAME) as server:
         yield server
 
 
@@ -108,18 +100,6 @@ def test_a_question_is_answered_as_by_the_pipeline(client, reference):
         assert (reply.object, reply.model) == ("chat.completion", NAME)
 
 
-class Watched(LocalBackend):
-    """Notes the pictures that reach the engine."""
-
-    def __init__(self, engine):
-        super().__init__(engine)
-        self.seen = []
-
-    async def chat(self, request):
-        self.seen.append(request.image)
-        return await super().chat(request)
-
-
 @pytest.fixture
 def ask_about(pipeline):
     """Asks about a picture a server whose model has another vision; its answer, and the pictures that it was shown."""
@@ -128,13 +108,9 @@ def ask_about(pipeline):
         config = pipeline.model.config
         changed = config.backbone.model_copy(update={"vision": vision})
         pipeline.model.config = config.model_copy(update={"backbone": changed})
-        engine = Engine(pipeline)
-        engine.start()
-        backend = Watched(engine)
-        with Server(build_api(backend, NAME)) as server:
+        with serving(pipeline) as server:
             answer = raw("POST", server.url + CHAT, {"messages": question("What is it?", data_url(picture))})
-        engine.close()
-        return answer, backend.seen
+        return answer, [request.image for request in server.seen]
 
     return ask
 
@@ -150,7 +126,7 @@ def test_a_picture_is_cut_or_stretched_as_the_model_wants_it(ask_about, referenc
 
 def test_a_picture_is_refused_by_a_model_that_sees_none(ask_about):
     answer, seen = ask_about(None, PICTURE)
-    assert_refusal(answer, 400, code="invalid_image", param="messages")
+    assert_refusal(answer, 400, code="invalid_image", param=URL)
     assert not seen
 
 
@@ -214,9 +190,10 @@ def test_the_client_knows_the_errors(client):
 IMAGE_FAULTS = [
     ({}, "missing_required_parameter", "prompt"),
     ({"prompt": 3}, "invalid_value", "prompt"),
-    ({"prompt": " "}, "invalid_value", None),
-    ({"prompt": "a " * 500}, "invalid_value", None),
-    ({"prompt": "x" * 40_000}, "invalid_value", "prompt"),
+    ({"prompt": " "}, "invalid_value", "prompt"),
+    ({"prompt": "a " * 500}, "context_length_exceeded", "prompt"),
+    ({"prompt": "x" * 40_000}, "context_length_exceeded", "prompt"),
+    ({"prompt": "a \ud800"}, "invalid_value", "prompt"),
     ({"prompt": "x", "n": 0}, "invalid_value", "n"),
     ({"prompt": "x", "n": 11}, "invalid_value", "n"),
     ({"prompt": "x", "size": "32x33"}, None, "size"),
@@ -225,7 +202,7 @@ IMAGE_FAULTS = [
     ({"prompt": "x", "num_inference_steps": 0}, "invalid_value", "num_inference_steps"),
     ({"prompt": "x", "num_inference_steps": 10_000}, "invalid_value", "num_inference_steps"),
     ({"prompt": "x", "guidance_scale": -1}, "invalid_value", "guidance_scale"),
-    ({"prompt": "x", "guidance_scale": float("nan")}, "invalid_value", "guidance_scale"),
+    ({"prompt": "x", "guidance_scale": float("nan")}, "invalid_json", None),
     ({"prompt": "x", "output_format": "gif"}, "invalid_value", "output_format"),
     ({"prompt": "x", "background": "transparent"}, "invalid_value", "background"),
     ({"prompt": "x", "partial_images": 2}, "invalid_value", "partial_images"),
@@ -254,6 +231,9 @@ def test_half_a_surrogate_pair_is_quoted_in_a_refusal(server):
     assert "\ud800" in answer.json["error"]["message"]
 
 
+URL = "messages.0.content.0.image_url.url"
+
+
 def _about(url):
     return {"messages": question("what?", url)}
 
@@ -263,21 +243,28 @@ CHAT_FAULTS = [
     ({"messages": []}, "invalid_value", "messages"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages.0.role"),
     ({"messages": [{"role": "user", "content": 3}]}, "invalid_value", "messages.0.content"),
-    ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_value", None),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_value", "messages.0.role"),
     ({"messages": question("x"), "max_tokens": 0}, "invalid_value", "max_tokens"),
     ({"messages": question("x"), "n": 2}, "invalid_value", "n"),
-    ({"messages": question("x"), "tools": []}, "unknown_parameter", "tools"),
-    ({"messages": question("x " * 500)}, "invalid_value", None),
-    ({"messages": question("x") + question("y", data_url(PICTURE))}, "invalid_value", None),
-    ({"messages": question("x", data_url(PICTURE)) + question("y", data_url(PICTURE))}, "invalid_value", None),
-    (_about("https://www.example.com/a.png"), "invalid_image", "messages"),
-    (_about("file:///etc/passwd"), "invalid_image", "messages"),
-    (_about("data:image/png;base64,"), "invalid_image", "messages"),
-    (_about("data:image/png;base64,@@@@"), "invalid_image", "messages"),
-    (_about("data:image/png;base64,é"), "invalid_image", "messages"),
-    (_about("data:image/png;base64,aGVsbG8="), "invalid_image", "messages"),
-    (_about(data_url(PICTURE)[:-400]), "invalid_image", "messages"),
-    (_about("data:image/png;base64," + "A" * (MAX_IMAGE * 4 // 3 + 8)), "invalid_image", "messages"),
+    ({"messages": question("x"), "tools": [{}]}, "unknown_parameter", "tools"),
+    ({"messages": question("x " * 500)}, "context_length_exceeded", "messages"),
+    ({"messages": question("x") + question("y", data_url(PICTURE))}, "invalid_value", "messages.1.content.0"),
+    (
+        {"messages": question("x", data_url(PICTURE)) + question("y", data_url(PICTURE))},
+        "invalid_value",
+        "messages.1.content.0",
+    ),
+    ({"messages": question("a \ud800")}, "invalid_value", "messages"),
+    ({"messages": question("x " * 20_000)}, "context_length_exceeded", "messages"),
+    (_about(3), "invalid_value", URL),
+    (_about("https://www.example.com/a.png"), "invalid_image", URL),
+    (_about("file:///etc/passwd"), "invalid_image", URL),
+    (_about("data:image/png;base64,"), "invalid_image", URL),
+    (_about("data:image/png;base64,@@@@"), "invalid_image", URL),
+    (_about("data:image/png;base64,é"), "invalid_image", URL),
+    (_about("data:image/png;base64,aGVsbG8="), "invalid_image", URL),
+    (_about(data_url(PICTURE)[:-400]), "invalid_image", URL),
+    (_about("data:image/png;base64," + "A" * (MAX_IMAGE * 4 // 3 + 8)), "invalid_image", URL),
 ]
 
 
@@ -317,17 +304,19 @@ class Broken:
     ("error", "status", "code"),
     [
         (BusyError(7), 429, "queue_full"),
-        (RequestError("too long"), 400, "invalid_value"),
+        (RequestError("another fault"), 400, "invalid_value"),
+        (ConfigError("the tokenizer has no token for it"), 400, "invalid_value"),
+        (PromptTooLongError("the prompt takes 9 tokens"), 400, "context_length_exceeded"),
         (UnavailableError("gone"), 503, "unavailable"),
         (EngineError("the model failed on this request"), 500, "internal_error"),
         (KeyError("/secret/path"), 500, "internal_error"),
     ],
 )
-def test_what_fails_behind_the_face_has_its_status(engine, error, status, code):
-    with Server(build_api(Broken(error, engine.describe()), NAME)) as server:
-        for path, body in ((IMAGES, {"prompt": "x"}), (CHAT, {"messages": question("x")})):
-            answer = raw("POST", server.url + path, body)
-            assert_refusal(answer, status, code=code)
+def test_what_fails_behind_the_face_has_its_status(reference, error, status, code):
+    with Server(build_api(Broken(error, Engine(reference).describe()), NAME)) as server:
+        for path, param, content in ((IMAGES, "prompt", "x"), (CHAT, "messages", question("x"))):
+            answer = raw("POST", server.url + path, {param: content})
+            assert_refusal(answer, status, code=code, param=param if status == 400 else None)
             assert "secret" not in answer.text
             assert answer.headers["retry-after"] == ("7" if status == 429 else None)
         assert raw("GET", server.url + "/health").status == (503 if status == 503 else 200)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import time
 
 import openai
@@ -52,13 +53,18 @@ def test_chat_sees_the_image(client, reference):
 
 def test_page_health_and_model(server, client):
     assert raw("GET", server.url + "/health").json == {"status": "ok"}
+    for path in ("/health", "/v1/models", "/v1/models/"):
+        assert raw("HEAD", server.url + path).status == raw("GET", server.url + path).status == 200
     assert "<html" in raw("GET", server.url + "/").text
     assert [model.id for model in client.models.list()] == ["nano"]
 
 
 def test_refusals_cross_the_processes(server):
     images = server.url + "/v1/images/generations"
-    assert_refusal(raw("POST", images, {"prompt": "a " * 500}), 400, code="invalid_value")
+    answer = raw("POST", images, {"prompt": "a " * 500})
+    assert_refusal(answer, 400, code="context_length_exceeded", param="prompt")
+    assert re.search(r"takes \d+ tokens, this model reads \d+", answer.json["error"]["message"])
+    assert_refusal(raw("POST", images, {"prompt": "x"}, {}), 400, code="unsupported_content_type")
     assert_refusal(raw("POST", images, {"prompt": "x", "n": 99}), 400, code="invalid_value", param="n")
     assert_refusal(raw("POST", images, {"prompt": "x", "model": "y"}), 404, code="model_not_found", param="model")
     assert_refusal(raw("GET", server.url + "/nothing"), 404)

@@ -1,0 +1,129 @@
+"""The fields that this server does not honour, and the values at which they have no effect, as data.
+
+SDKs and frameworks send many fields at such values. The rule: a field is refused only if it would change the answer.
+So a field below is either `Ignored` (no value of it changes the answer) or `Neutral` (the values listed do not, others
+are refused). A field that is neither here nor in `serve.schema` is refused unless it is null. docs/serving.md has the
+same tables.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blip3o.errors import one_line
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A field that is accepted whatever it says, and why it cannot change the answer."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """A field that is accepted only at these JSON values. Blank strings count as empty, nulls in objects as absent."""
+
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        """Its values, as a message or a table lists them."""
+        return " or ".join(json.dumps(value) for value in self.values)
+
+    def allows(self, value: object) -> bool:
+        """Whether the value changes nothing. `false` is not 0."""
+        plain = value.strip() if isinstance(value, str) else value
+        if isinstance(plain, dict):
+            plain = {name: each for name, each in plain.items() if each is not None}
+        return any(isinstance(plain, bool) == isinstance(each, bool) and plain == each for each in self.values)
+
+
+Fields = Mapping[str, Ignored | Neutral]
+
+
+def quoted(value: object) -> str:
+    """A JSON value that a client sent, as a message quotes it: short, and never what is inside of a list or object."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return one_line(json.dumps(value), limit=60)
+
+
+_WHO = Ignored("describes the request")
+_BOTH: Fields = {
+    "user": _WHO,
+    "safety_identifier": _WHO,
+    "metadata": _WHO,
+    "store": Ignored("nothing is stored"),
+    "service_tier": Ignored("there is only one tier"),
+}
+_CACHE = Ignored("a hint for a cache")
+
+CHAT: Fields = {
+    **_BOTH,
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_retention": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "prediction": Ignored("saves time, does not change the answer"),
+    "parallel_tool_calls": Ignored("the model calls no tools"),
+    "frequency_penalty": Neutral((0,)),
+    "presence_penalty": Neutral((0,)),
+    "repetition_penalty": Neutral((1,)),
+    "length_penalty": Neutral((1,)),
+    "logit_bias": Neutral(({},)),
+    "logprobs": Neutral((False,)),
+    "top_logprobs": Neutral((0,)),
+    "stop": Neutral(([], "", [""])),
+    "tools": Neutral(([],)),
+    "tool_choice": Neutral(("none", "auto")),
+    "functions": Neutral(([],)),
+    "function_call": Neutral(("none", "auto")),
+    "response_format": Neutral(({"type": "text"},)),
+    "reasoning_effort": Neutral(("none",)),
+    "verbosity": Neutral(("medium",)),
+    "thinking": Neutral(({"type": "disabled"},)),
+    "enable_thinking": Neutral((False,)),
+    "chat_template_kwargs": Neutral(({}, {"enable_thinking": False})),
+    "top_k": Neutral((-1, 0, 1)),
+    "min_p": Neutral((0,)),
+    "min_tokens": Neutral((0,)),
+    "best_of": Neutral((1,)),
+    "echo": Neutral((False,)),
+    "ignore_eos": Neutral((False,)),
+    "skip_special_tokens": Neutral((True,)),
+}
+
+IMAGES: Fields = {
+    **_BOTH,
+    "moderation": Ignored("nothing is filtered"),
+    "style": Neutral(("auto", "vivid")),
+    "negative_prompt": Neutral(("",)),
+}
+
+MESSAGE: Fields = {
+    "name": Ignored("chat templates have no speaker names"),
+    "id": Ignored("identifies the message"),
+    "annotations": Ignored("describes the text"),
+    "reasoning": Ignored("reasoning is not part of the reply"),
+    "reasoning_content": Ignored("reasoning is not part of the reply"),
+    "cache_control": _CACHE,
+    "tool_calls": Neutral(([],)),
+    "images": Neutral(([],)),
+}
+
+PART: Fields = {"annotations": MESSAGE["annotations"], "cache_control": _CACHE}
+
+IMAGE_URL: Fields = {
+    "format": Ignored("the format is read from the bytes"),
+}
+
+STREAM_OPTIONS: Fields = {"include_obfuscation": Ignored("chunks are not padded")}
+
+TABLES: Mapping[str, Fields] = {
+    "POST /v1/chat/completions": CHAT,
+    "POST /v1/images/generations": IMAGES,
+    "A message": MESSAGE,
+    "A part of a message": PART,
+    "`image_url`": IMAGE_URL,
+    "`stream_options`": STREAM_OPTIONS,
+}
