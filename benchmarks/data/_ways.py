@@ -20,6 +20,7 @@ from benchmarks.data._world import BATCH, BUCKET, SOURCE, Job
 from blip3o import settings
 from blip3o.data import storage
 from blip3o.data.batches import SampleEncoder
+from blip3o.data.s3_connection import connection
 from blip3o.data.stream import build_stream, iterate_micro_batches
 from blip3o.types import RawSample
 
@@ -118,9 +119,7 @@ def shards(job: Job) -> list[storage.FileInfo]:
 def _client() -> Any:  # noqa: ANN401 - boto3's clients have no types
     import boto3
 
-    from blip3o.data.s3 import endpoint
-
-    return boto3.client("s3", endpoint_url=endpoint())
+    return boto3.client("s3", endpoint_url=connection().endpoint)
 
 
 def hf_datasets(job: Job) -> Iterator[Tensors]:

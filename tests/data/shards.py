@@ -21,7 +21,7 @@ from blip3o.data.scan import scan_shard
 Files = list[tuple[str, bytes]]
 
 # What a clone has in place of a file where Git LFS has not fetched it.
-LFS_POINTER = b"version https://git-lfs" + b".github.com/spec/v1\noid sha256:00\nsize 9\n"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 
 # For property tests: how long an example takes says more of the machine than of the code.
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -131,7 +131,7 @@ def test_a_missing_tokenizer_is_named(folder):
         ),
         ({"tokenizer": base(), "tokenizer_config": b'{"added_tokens_decoder": [1]}'}, "tokenizer_config.json is not"),
         (
-            {"tokenizer": b"version https" + b"://git-lfs.github.com/spec/v1\n", "added_tokens": b"{}"},
+            {"tokenizer": b"version https://git-lfs.github.com/spec/v1\n", "added_tokens": b"{}"},
             "run `git lfs pull`",
         ),
         ({"tokenizer": b"{}", "added_tokens": b'{"a": 1}'}, "tokenizer.json has no vocabulary"),

@@ -19,7 +19,7 @@ from tests import recipes
 from tests.bundles import write_nano_bundle
 from tests.convert import released_folder as toy
 
-POINTER = b"version https" + b"://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 32 + b"\nsize 4976698672\n"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 32 + b"\nsize 4976698672\n"
 # A whole file: one tensor of FP8 and one of BF16.
 SCALE_IN_FP8 = base64.b64decode(
     "4AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6IHsiZm9ybWF0IjogInB0In0sICJtb2RlbC5sYXllcnMuMC5tbHAuZG93bl9wcm9qLndlaWdodF9zY2Fs"
