@@ -27,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times larger than what is wanted.
 DRAFT_MARGIN = 2
 # What decoders raise for damaged files (found by flipping, cutting and inserting bytes; the tests go on looking).
+# MemoryError is not among them: sizes are checked, so it says that the machine is short of memory.
 DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError, Warning, struct.error, zlib.error),
