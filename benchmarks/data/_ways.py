@@ -20,6 +20,7 @@ from benchmarks.data._world import BATCH, BUCKET, SOURCE, Job
 from blip3o import settings
 from blip3o.data import storage
 from blip3o.data.batches import SampleEncoder
+from blip3o.data.s3_connection import connection
 from blip3o.data.stream import build_stream, iterate_micro_batches
 from blip3o.types import RawSample
 
@@ -105,7 +106,7 @@ def webdataset(job: Job) -> Iterator[Tensors]:
 
 def presigned(job: Job) -> list[str]:
     """URLs from which anyone may fetch the shards for an hour."""
-    client = _client()
+    client = connection().client
     keys = [file.uri.removeprefix(f"s3://{BUCKET}/") for file in shards(job)]
     return [client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": key}) for key in keys]
 
@@ -113,14 +114,6 @@ def presigned(job: Job) -> list[str]:
 def shards(job: Job) -> list[storage.FileInfo]:
     """The shards' files."""
     return storage.list_files(f"{job.root}/{SOURCE}", suffix=".tar")
-
-
-def _client() -> Any:  # noqa: ANN401 - boto3's clients have no types
-    import boto3
-
-    from blip3o.data.s3 import endpoint
-
-    return boto3.client("s3", endpoint_url=endpoint())
 
 
 def hf_datasets(job: Job) -> Iterator[Tensors]:
