@@ -106,7 +106,7 @@ def webdataset(job: Job) -> Iterator[Tensors]:
 
 def presigned(job: Job) -> list[str]:
     """URLs from which anyone may fetch the shards for an hour."""
-    client = _client()
+    client = connection().client
     keys = [file.uri.removeprefix(f"s3://{BUCKET}/") for file in shards(job)]
     return [client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": key}) for key in keys]
 
@@ -114,12 +114,6 @@ def presigned(job: Job) -> list[str]:
 def shards(job: Job) -> list[storage.FileInfo]:
     """The shards' files."""
     return storage.list_files(f"{job.root}/{SOURCE}", suffix=".tar")
-
-
-def _client() -> Any:  # noqa: ANN401 - boto3's clients have no types
-    import boto3
-
-    return boto3.client("s3", endpoint_url=connection().endpoint)
 
 
 def hf_datasets(job: Job) -> Iterator[Tensors]:
