@@ -77,10 +77,10 @@ def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBE
     caption = by_ext.get(names.caption or CAPTION_EXTENSION)
     record = by_ext.get(names.record or RECORD_EXTENSION)
     if image is None:
-        raise DamagedSampleError(f"missing image{_found_instead(list(by_ext), images)}")
+        raise DamagedSampleError(f"missing image{_found_instead(list(by_ext), images, image=True)}")
     if caption is None and record is None:
         wanted = (names.caption or CAPTION_EXTENSION, names.record or RECORD_EXTENSION)
-        raise DamagedSampleError(f"missing caption{_found_instead(list(by_ext), wanted)}")
+        raise DamagedSampleError(f"missing caption{_found_instead(list(by_ext), wanted, image=False)}")
     chosen = SampleMembers(image=image, caption=caption, record=record)
     for member in chosen.all():
         if member.size > MAX_MEMBER_BYTES:
@@ -88,25 +88,28 @@ def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBE
     return chosen
 
 
-def _found_instead(found: Sequence[str], wanted: Sequence[str]) -> str:
+def _found_instead(found: Sequence[str], wanted: Sequence[str], *, image: bool) -> str:
     """What a key has in place of what is wanted of it, and the switch that reads it; nothing if it has nothing odd."""
     usual = {*IMAGE_EXTENSIONS, CAPTION_EXTENSION, RECORD_EXTENSION}
     if usual.issuperset(found) and usual.issuperset(wanted):
         return ""
     listed = ", ".join(quoted(ext)[1:-1] for ext in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
-    return f": the key has {listed}, not {' or '.join(wanted)}: {_switch(found)}"
+    return f": the key has {listed}, not {' or '.join(wanted)}: {_switch(found, image=image)}"
 
 
-def _switch(found: Sequence[str]) -> str:
-    """How the members of a key could be read."""
+def _switch(found: Sequence[str], *, image: bool) -> str:
+    """How the image (or the caption) of a key could be read."""
     pictures, captions = ([ext for ext in found if is_like(ext)] for is_like in (is_like_picture, is_like_caption))
-    if pictures and not any(ext.rpartition(".")[2] in IMAGE_EXTENSIONS for ext in pictures):
+    if image and pictures and not any(ext.rpartition(".")[2] in IMAGE_EXTENSIONS for ext in pictures):
         return "convert the picture"
     stems = {ext.rpartition(".")[0] for ext in pictures} & {ext.rpartition(".")[0] for ext in captions}
     if stems - {""}:
         return "set key: last_dot for the source to read each"
-    named = [f"{role}: {exts[0]}" for role, exts in (("image", pictures), ("caption", captions)) if exts]
-    return f"set members: {{{', '.join(named) or 'image: …, caption: …'}}} for the source to read it"
+    others = [ext for ext in found if ext not in (*pictures, *captions, RECORD_EXTENSION)][:1]
+    pictures, captions = pictures or others * image, captions or others * (not image)
+    named = [f"image: {ext}" for ext in pictures[:1] if ext not in IMAGE_EXTENSIONS]
+    named += [f"caption: {ext}" for ext in captions[:1] if ext != CAPTION_EXTENSION]
+    return f"set members: {{{', '.join(named)}}} for the source to read it" if named else "write one for each key"
 
 
 def is_like_picture(ext: str) -> bool:

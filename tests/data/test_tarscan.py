@@ -182,13 +182,20 @@ def test_members_are_those_that_are_named_and_others_are_left_on_purpose():
         ),
         (
             ["a.jpg", "a.caption"],
-            "missing caption: the key has jpg, caption, not txt or json: set members: {image: jpg, ",
+            "missing caption: the key has jpg, caption, not txt or json: set members: {caption: capt",
         ),
         (
             ["0.jpg", "0.jpg.txt"],
-            "missing caption: the key has jpg, jpg.txt, not txt or json: set members: {image: jpg,",
+            "missing caption: the key has jpg, jpg.txt, not txt or json: set members: {caption: jpg.t",
         ),
         ([f"a.{n}" for n in range(9)], "missing image: the key has 0, 1, 2, 3, 4, 5, …, not jpg or "),
+        (["a.jpg", "a.cls"], "missing caption: the key has jpg, cls, not txt or json: set members: {caption: cls}"),
+        (
+            ["a.img", "a.txt"],
+            "missing image: the key has img, txt, not jpg or jpeg or png or webp or jpe or jfif: set ",
+        ),
+        (["a.jpg", "a.seg.png"], "missing caption: the key has jpg, seg.png, not txt or json: write one for each key"),
+        (["10.30.15.png", "10.30.15.txt"], "missing image: the key has 30.15.png, 30.15.txt, not jpg or jpeg or png "),
         (["a.jpg"], "missing caption"),
         (["a.txt"], "missing image"),
     ],
@@ -198,7 +205,7 @@ def test_what_a_key_has_is_named_where_what_it_lacks_may_be_under_another_name(n
     assert (uid, said[: len(reason)], count) == ("src/0/0", reason, len(names))
     if reason in ("missing caption", "missing image"):
         assert said == reason
-    assert ("key: last_dot" in said) == ("2.txt" in said)
+    assert ("key: last_dot" in said) == ("2.txt" in said or "15.txt" in said)
 
 
 def test_files_without_a_key_are_named_and_the_systems_own_are_skipped():
