@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from blip3o import settings
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # where the endpoint doesn't say how long; doubled each time
 MOST_TRIES = 30  # of one request, however short the pauses
 TRIES_UNREACHED = 3  # while the endpoint has not answered at all: its address may be wrong
+TRIES_EMPTY = 3  # of a request whose completions hold no reply, where others do
 DOUBTS = 3  # requests that are refused before any is accepted, until all are taken to be refused
 KEY_VARIABLE = "BLIP3O_JUDGE_API_KEY"
 
@@ -154,6 +155,8 @@ class JudgeClient:
                     continue
                 return found
             tries += 1
+            if found.empty and self._met.accepted and tries >= TRIES_EMPTY:
+                return replace(found, kind=Kind.ITEM)
             told = found.wait_s
             wait = pause if told is None else max(told, min(pause, FIRST_PAUSE_S / 10))
             unreached = not self._met.reached and tries >= TRIES_UNREACHED
@@ -190,7 +193,9 @@ class JudgeClient:
             return reply
         said = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
         if reply is not None or (isinstance(body, dict) and "choices" in body and not body["choices"]):
-            return Trouble(kind=Kind.PASSES, said=f"no chat completion: {said}")
+            return Trouble(kind=Kind.PASSES, said=f"no chat completion: {said}", empty=True)
+        if self._met.accepted:
+            return Trouble(kind=Kind.ITEM, said=f"no chat completion: {said}")
         raise ServiceError(f"the judge at {self._url} answered with no chat completion: {said}")
 
     @property

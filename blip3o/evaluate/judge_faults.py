@@ -31,12 +31,16 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """A fault: its kind, what was `said` in a line, the seconds to wait (None: not told), and the line's whole text."""
+    """A fault: its kind, what was `said` in a line, the seconds to wait (None: not told), and the line's whole text.
+
+    `empty`: it was a completion without a reply, which says more of the item than of the endpoint.
+    """
 
     kind: Kind
     said: str
     wait_s: float | None = None
     words: str = ""
+    empty: bool = False
 
 
 _PASSING_4XX = frozenset({408, 409, 425, 429, 499})

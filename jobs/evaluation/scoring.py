@@ -16,7 +16,7 @@ from typing import Any
 from blip3o.data import storage
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import open_image
-from blip3o.errors import DataError
+from blip3o.errors import DataError, one_line
 from blip3o.evaluate.judge_options import JudgeOptions
 from blip3o.evaluate.peers import PROTOCOLS, Peer, peers_of
 from blip3o.evaluate.replies import REFUSED
@@ -85,6 +85,7 @@ def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
                 rows.append({**_kept(finding), "sha256": one.sha256, "judge": identity})
                 if len(rows) % TOGETHER == 0:
                     write_rows(uri, [*others, *rows])
+        _tell(place, rows)
         finder.finish()
     finally:  # what a judge has found before it failed is kept
         write_rows(uri, [*others, *sorted(rows, key=lambda row: (row["key"], row["sample"]))])
@@ -93,6 +94,14 @@ def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
 def _kept(finding: Judgement) -> dict[str, Any]:
     row = asdict(finding)
     return row if finding.sources else {name: value for name, value in row.items() if name != "sources"}
+
+
+def _tell(place: Place, rows: Rows) -> None:
+    """Logs how many findings hold no grade, and why the first of them doesn't."""
+    faults = [row["fault"] for row in rows if row["value"] is None]
+    if faults:
+        told = f"{len(faults)} of {len(rows)} findings are unread, {sum(map(_refused, faults))} of them refused"
+        logger.warning("%s: %s; the first: %s", place.file("judgements.jsonl"), told, one_line(faults[0]))
 
 
 def _earlier(

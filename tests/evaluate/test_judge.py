@@ -202,6 +202,25 @@ def test_another_refusal_is_the_items_once_the_endpoint_has_accepted_one(server)
     judge.finish()
 
 
+@pytest.mark.parametrize(
+    ("answer", "requests"),
+    [
+        (Answer(body={"choices": []}), 3),
+        (Answer(body={"choices": None, "usage": {}}), 3),
+        (completion("Score: 0", "error"), 3),
+        (completion(7), 1),
+        (Answer(body={}), 1),
+    ],
+)
+def test_completions_without_a_reply_are_the_items_where_others_have_one(server, answer, requests):
+    judge = client(server.script(FINE, *[answer] * requests, FINE))
+    replies = [judge.ask(str(n), []) for n in range(3)]
+    assert [reply.text for reply in replies] == ["fine", "", "fine"] and "no chat completion" in replies[1].fault
+    never = client(server.script(answer))
+    with pytest.raises(ServiceError, match="no chat completion"):
+        never.ask("x", [])
+
+
 def test_refusals_of_all_that_was_asked_are_a_refusal_of_everything(server):
     judge = client(server.script(error(400, "no images here")))
     assert all(judge.ask("x", []).fault for _ in range(DOUBTS - 1))

@@ -154,7 +154,9 @@ def test_an_answer_of_the_field_is_asked_again_or_is_a_fault_of_its_item(case, s
 def test_refusals_of_content_are_rows_and_the_rest_is_judged(refusal, server, tmp_path, capsys):
     run = wise(tmp_path, server, count=12)
     server.answer = lambda body: refusal if "thing 1" in body["messages"][0]["content"][-1]["text"] else GRADED
-    assert run.judge() == 0 and run.counts() == (8, 0, 4)  # 1, 10, 11 and 12
+    assert run.judge() == 0  # 1, 10, 11 and 12 are refused
+    assert "4 of 12 findings are unread, 4 of them refused; the first: refused by the judge" in capsys.readouterr().err
+    assert run.counts() == (8, 0, 4)
     assert "8 of 12 scored, 0 missing, 4 unread (4 refused by the judge: --retry-refused" in capsys.readouterr().out
     assert run.score()["n_refused"] == 4 and run.score()["overall"] is None
     server.script(GRADED)

@@ -154,7 +154,8 @@ def test_what_was_found_beside_a_failure_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", ended)
 
     def find(item, sample, data):
-        both.wait()
+        if item.key in keys[:2]:
+            both.wait()
         if item.key == keys[0]:
             raise ServiceError("the judge has gone away")
         assert ending.wait(30)  # the failure is known
@@ -163,7 +164,7 @@ def test_what_was_found_beside_a_failure_is_kept(tmp_path, monkeypatch):
     with pytest.raises(ServiceError, match="gone away"):
         judged_by(plan, Finder(judge=Judge(id="two", version="1"), find=find, threads=2))
     rows = read_rows(place.file("judgements.jsonl"))
-    assert [row["key"] for row in rows] == keys[1:2], "what was paid for is lost"
+    assert keys[1] in [row["key"] for row in rows], "what was paid for is lost"
 
 
 @pytest.mark.parametrize(
