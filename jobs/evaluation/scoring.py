@@ -243,7 +243,9 @@ def _examples(place: Place, entry: Entry) -> tuple[tuple[Example, ...], tuple[Ex
     graded = [
         (grade, one, sum_then)
         for sum_then, one in place.read_findings(place.read_judge())
-        if one.value is not None and (grade := entry.grade(items[one.key], one.value)) is not None
+        if one.value is not None
+        and one.sample in range(items[one.key].samples if one.key in items else 0)
+        and (grade := entry.grade(items[one.key], one.value)) is not None
     ]
     if not graded:
         return (), ()

@@ -227,6 +227,19 @@ def test_results_of_before_the_sums_were_kept_are_scored_as_they_were(suite, tmp
     assert run(plan) == first
 
 
+def test_a_finding_of_no_item_is_counted_and_shown_nowhere(tmp_path):
+    plan = plan_of(tmp_path, "scenes")
+    first = run(plan)
+    path = place_of(plan) / "judgements.jsonl"
+    row = json.loads(path.read_text().splitlines()[0])
+    with path.open("a") as file:
+        file.write(json.dumps(row | {"key": "00999"}) + "\n" + json.dumps(row | {"sample": 1}) + "\n")
+    score = run(plan, "score")
+    assert score["overall"] == first["overall"]
+    assert "2 findings are about other files than lie there now: judge again" in score["why_not"]
+    scoring.report(plan)
+
+
 @pytest.mark.parametrize("name", ["items", "files", "judgements"])
 @pytest.mark.parametrize("row", ["{}", "null", "{", '{"key": "1"}', '{"key": "1", "judge": {}, "value": NaN}'])
 def test_a_damaged_row_of_ours_is_one_line(name, row, tmp_path, capsys):
