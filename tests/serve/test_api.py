@@ -231,6 +231,14 @@ def test_half_a_surrogate_pair_is_quoted_in_a_refusal(server):
     assert "\ud800" in answer.json["error"]["message"]
 
 
+@pytest.mark.parametrize("name", ["model", "size", "response_format", "quality"])
+def test_a_long_value_is_quoted_short(server, name):
+    answer = raw("POST", server.url + IMAGES, {"prompt": "x", name: "x\n" * 9000})
+    assert answer.status in (400, 404) and answer.json["error"]["param"] == name
+    message = answer.json["error"]["message"]
+    assert len(message) < 400 and "\n" not in message
+
+
 URL = "messages.0.content.0.image_url.url"
 
 
