@@ -17,7 +17,7 @@ from blip3o.errors import DataError
 logger = logging.getLogger(__name__)
 
 SHOWN = 3  # names that an error lists
-MAX_NAMES = 1_000_000  # that braces may stand for
+MAX_NAMES = 100_000  # that braces may stand for
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", re.ASCII)
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])")
 _WILDCARD = re.compile(r"[*?[]")

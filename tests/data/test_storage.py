@@ -198,7 +198,7 @@ def test_keys_that_no_uri_stands_for_are_left_out_with_a_warning(s3, monkeypatch
     objects = [
         storage.s3.ObjectInfo(path=f"blip3o-test/{key}", size=1, etag="e", modified=datetime.now()) for key in keys
     ]
-    monkeypatch.setattr(storage.s3, "objects_below", lambda _: objects)
+    monkeypatch.setattr(storage.s3, "objects_below", lambda _, recursive: objects)
     assert [file.uri for file in storage.list_files(f"{s3}/a")] == [f"{s3}/a/b.tar"]
     assert [record.getMessage().splitlines() for record in caplog.records] == [
         [f"{s3}/{key} is left out: its key has '//', '.' or '..': rename it"]
