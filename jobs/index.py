@@ -21,8 +21,8 @@ from rich.progress import track
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data import storage
-from blip3o.data.accounts import Account, account, refusal
-from blip3o.data.found import STAGE, ScanOptions
+from blip3o.data.accounts import Account, account, refusal, shards_among
+from blip3o.data.found import STAGE
 from blip3o.data.ledger import LedgerEntry, by_kind, write_ledger
 from blip3o.data.locations import SourceLocation, source_locations
 from blip3o.data.manifest import (
@@ -37,9 +37,8 @@ from blip3o.data.manifest import (
     write_manifest,
     write_shard_index,
 )
-from blip3o.data.scan import ShardScan, scan_shard
+from blip3o.data.scan import ScanOptions, ShardScan, scan_shard
 from blip3o.data.selection import is_selected, judge_shards, write_selection
-from blip3o.data.system_files import is_system_file
 from blip3o.errors import DataError, StorageError
 from jobs.common import join_ray, run_pipeline_job
 
@@ -68,21 +67,6 @@ def find_shards(shards_uri: str) -> list[storage.FileInfo]:
     return found
 
 
-def data_shards(shards_uri: str) -> list[storage.FileInfo]:
-    """What `find_shards` finds, without files that a system left there (`._train-0.tar`), which the log names.
-
-    Raises `DataError` if nothing is left.
-    """
-    found = find_shards(shards_uri)
-    kept = [file for file in found if not is_system_file(posixpath.basename(file.uri))]
-    for file in found:
-        if file not in kept:
-            logger.info("%s is a system file and no shard: skipped", file.uri)
-    if not kept:
-        raise DataError(f"only hidden or system files match {shards_uri}, as {found[0].uri}: rename the shards")
-    return kept
-
-
 def index_source(
     *,
     name: str,
@@ -99,7 +83,7 @@ def index_source(
     many inputs became samples, and where the rest is listed.
     """
     options = options or ScanOptions()
-    shards = data_shards(shards_uri)
+    shards = shards_among(find_shards(shards_uri))
     made = read_shard_summaries(manifest_uri)
     known = {number: summary for number, summary in made.items() if summary.tally is not None}
     if len(known) < len(made):

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from blip3o.config.shards import ColumnsConfig, KeyRule, MembersConfig
 from blip3o.data import overview, storage
-from blip3o.data.accounts import Account, account, refusal
+from blip3o.data.accounts import Account, account, refusal, shards_among
 from blip3o.data.decode import open_image
 from blip3o.data.fetch import ShardReader
 from blip3o.data.found import ScanOptions
@@ -34,7 +34,7 @@ from blip3o.errors import Blip3oError, ConfigError, DataError
 from blip3o.evaluate import markup
 from blip3o.rng import numpy_generator
 from blip3o.types import RawSample
-from jobs.index import data_shards
+from jobs.index import find_shards
 
 THUMB = 144  # pixels, the longer side
 GROUPS, MEMBERS = 12, 6  # of look-alikes, as many as are shown
@@ -153,7 +153,7 @@ def _indexed(uri: str) -> Manifest:
 
 def _scanned(uri: str, folder: str, options: ScanOptions) -> Manifest:
     """A manifest in a folder of this machine, of shards that need not be indexed."""
-    files = data_shards(uri)
+    files = shards_among(find_shards(uri))
     rows = [
         write_shard_index(folder, file, scan_shard(file, source="shards", shard=number, options=options)).row
         for number, file in enumerate(track(files, "scan", console=Console(stderr=True)))
