@@ -8,10 +8,12 @@ import sys
 def configure(level: str = "INFO") -> None:
     """Sends our log lines to stderr as `HH:MM:SS LEVEL name: message`; other libraries speak from WARNING on.
 
-    From then on, stdout escapes what its encoding lacks (a reply in another script, a file name that is not UTF-8).
+    From then on, stdout and stderr escape what their encoding lacks (a reply in another script, a file name that is not
+    UTF-8).
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()

@@ -19,7 +19,7 @@ from rich.progress import track
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data import storage
-from blip3o.data.accounts import Account, account, refusal
+from blip3o.data.accounts import Account, account, refusal, shards_among
 from blip3o.data.found import STAGE, ScanOptions
 from blip3o.data.ledger import LedgerEntry, by_kind, write_ledger
 from blip3o.data.locations import SourceLocation, source_locations
@@ -35,7 +35,7 @@ from blip3o.data.manifest import (
     write_manifest,
     write_shard_index,
 )
-from blip3o.data.patterns import data_shards
+from blip3o.data.patterns import find_shards
 from blip3o.data.scan import ShardScan, scan_shard
 from blip3o.data.selection import is_selected, judge_shards, write_selection
 from blip3o.errors import DataError, StorageError
@@ -72,7 +72,7 @@ def index_source(
     many inputs became samples, and where the rest is listed.
     """
     options = options or ScanOptions()
-    shards = data_shards(shards_uri)
+    shards = shards_among(find_shards(shards_uri))
     made = read_shard_summaries(manifest_uri)
     known = {number: summary for number, summary in made.items() if summary.tally is not None}
     if len(known) < len(made):

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from blip3o.config.shards import ColumnsConfig, KeyRule, MembersConfig
 from blip3o.data import overview, storage
-from blip3o.data.accounts import Account, account, refusal
+from blip3o.data.accounts import Account, account, refusal, shards_among
 from blip3o.data.decode import open_image
 from blip3o.data.fetch import ShardReader
 from blip3o.data.found import ScanOptions
@@ -29,7 +29,7 @@ from blip3o.data.manifest import (
 )
 from blip3o.data.overview import Bin, GoodSamples
 from blip3o.data.parquet import SUFFIX
-from blip3o.data.patterns import data_shards
+from blip3o.data.patterns import find_shards
 from blip3o.data.scan import scan_shard
 from blip3o.errors import Blip3oError, ConfigError, DataError
 from blip3o.evaluate import markup
@@ -153,7 +153,7 @@ def _indexed(uri: str) -> Manifest:
 
 def _scanned(uri: str, folder: str, options: ScanOptions) -> Manifest:
     """A manifest in a folder of this machine, of shards that need not be indexed."""
-    files = data_shards(uri)
+    files = shards_among(find_shards(uri))
     rows = [
         write_shard_index(folder, file, scan_shard(file, source="shards", shard=number, options=options)).row
         for number, file in enumerate(track(files, "scan", console=Console(stderr=True)))

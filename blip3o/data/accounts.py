@@ -1,11 +1,32 @@
 """What became of every input of a source, in numbers that add up, and whether so much loss is within a budget."""
 
+import logging
+import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from blip3o.data.found import ScanOptions
 from blip3o.data.ledger import LedgerEntry, by_kind
 from blip3o.data.manifest import ShardSummary
+from blip3o.data.storage import FileInfo
+from blip3o.data.system_files import is_system_file
+from blip3o.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def shards_among(files: Sequence[FileInfo]) -> list[FileInfo]:
+    """The files without those that a system left beside shards (`._train-0.tar`), which the log names.
+
+    Raises `DataError` if nothing is left.
+    """
+    kept = [file for file in files if not is_system_file(posixpath.basename(file.uri))]
+    for file in files:
+        if file not in kept:
+            logger.info("%s is a system file and no shard: skipped", file.uri)
+    if not kept:
+        raise DataError(f"only hidden or system files match, as {files[0].uri}: correct the pattern, or rename them")
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from blip3o.errors import quoted
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "images")
 CAPTION_NAMES = ("caption", "text", "txt", "prompt")
+# Of the record, those in which captions are looked for (`blip3o.data.sample.decode_words`).
+_HOLDERS = {"caption", "captions", "text", "texts", "prompt", "Task1", "conversations", "messages", "json"}
 SHOWN = 20  # columns that an error lists
 
 
@@ -43,6 +45,14 @@ def find_columns(schema: pa.Schema, asked: ColumnsConfig) -> Columns:
     record = tuple(others if asked.record is None else asked.record)
     inner = ".bytes" if types.is_struct(named[image]) else ""
     return Columns(image=f"{image}{inner}", caption=caption, record=record)
+
+
+def without_captions(schema: pa.Schema, columns: Columns) -> str:
+    """What to say of rows without a caption where no column can hold one; "" where one can."""
+    if columns.caption or _HOLDERS.intersection(columns.record):
+        return ""
+    named = {field.name: field.type for field in schema}
+    return f": no column {quoted(CAPTION_NAMES[0])} of text among {_described(named)}: set columns.caption"
 
 
 def _image(named: dict[str, pa.DataType], asked: ColumnsConfig) -> str:

@@ -5,16 +5,12 @@ A file of exactly that name is taken before anything is read as a pattern. All n
 
 import fnmatch
 import itertools
-import logging
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
 
 from blip3o.data import storage
-from blip3o.data.system_files import is_system_file
 from blip3o.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 SHOWN = 3  # names that an error lists
 MAX_NAMES = 100_000  # that braces may stand for
@@ -53,21 +49,6 @@ def find_shards(shards_uri: str) -> list[storage.FileInfo]:
     if missing:
         raise DataError(_nothing(shards_uri, folder, pattern, folders[folder]))
     return [found[uri] for uri in sorted(found)]
-
-
-def data_shards(shards_uri: str) -> list[storage.FileInfo]:
-    """What `find_shards` finds, without files that a system left there (`._train-0.tar`), which the log names.
-
-    Raises as `find_shards` does, and `DataError` if nothing is left.
-    """
-    found = find_shards(shards_uri)
-    kept = [file for file in found if not is_system_file(posixpath.basename(file.uri))]
-    for file in found:
-        if file not in kept:
-            logger.info("%s is a system file, not a shard: skipped", file.uri)
-    if not kept:
-        raise DataError(f"only hidden or system files match {shards_uri}, e.g. {found[0].uri}: rename the shards")
-    return kept
 
 
 def _parted(uri: str) -> tuple[str, str]:

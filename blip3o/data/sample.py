@@ -127,7 +127,7 @@ def decode_words(stored: Stored, *, max_caption_chars: int = MAX_CAPTION_CHARS) 
 
     Without a caption of its own, that of the record counts: `caption`, the first of `captions`, `text`, `prompt`,
     `Task1.Caption` (as JourneyDB has them), else the first answer of its conversation. A record with none of these may
-    have a list of captions as `caption`, `text` or `prompt`, or a conversation of a chat API as `messages`; they come
+    have a list of captions as `caption`, `text` or `prompt`, or a conversation as `messages` or `texts`; they come
     back under our names, `captions` and `conversations`.
     """
     caption = None if stored.caption is None else decode_caption(stored.caption, max_chars=max_caption_chars)
@@ -173,7 +173,16 @@ def _under_our_names(record: dict[str, Any]) -> dict[str, Any]:
     messages = record.get("messages")
     if isinstance(messages, list) and messages:
         return record | {"conversations": messages}
-    return record
+    turns = _turns(record.get("texts"))
+    return record | {"conversations": turns} if turns else record
+
+
+def _turns(texts: object) -> list[dict[str, object]]:
+    """A list of `{"user": question, "assistant": answer}`, as The Cauldron has them, as turns; empty if it is none."""
+    pairs = texts if isinstance(texts, list) else []
+    if not all(isinstance(pair, dict) and {"user", "assistant"} <= pair.keys() for pair in pairs):
+        return []
+    return [{"role": role, "content": pair[role]} for pair in pairs for role in ("user", "assistant")]
 
 
 def decode_caption(data: bytes, *, max_chars: int = MAX_CAPTION_CHARS) -> str:

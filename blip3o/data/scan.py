@@ -7,6 +7,7 @@ nothing. A shard is read as what its first bytes say, else its name: `….parque
 from dataclasses import dataclass
 
 from blip3o.config.shards import MembersConfig
+from blip3o.data.columns import without_captions
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.facts import SampleFacts
 from blip3o.data.found import Found, ScanOptions, Stray, Tally, ledger_entries, sample_facts
@@ -112,4 +113,6 @@ def _scan_group(shard: ParquetShard, group: RowGroup, read: Read, options: ScanO
         try:
             found.facts[row] = sample_facts(samples.stored(place), options.limits)
         except DamagedSampleError as damage:
-            found.reasons[row] = damage.reason
+            lacking = damage.reason == "missing caption"
+            hint = without_captions(shard.schema, found.columns) if lacking else ""
+            found.reasons[row] = f"{damage.reason}{hint}"

@@ -195,6 +195,26 @@ def test_messages_of_a_chat_are_a_conversation_where_there_is_no_caption(tmp_pat
     assert (found.caption, "conversations" in found.meta) == ("c", False)
 
 
+def test_questions_with_their_answers_as_texts_are_a_conversation(tmp_path, scan):
+    said = [{"user": "what?", "assistant": "a dot", "source": "x"}, {"user": "sure?", "assistant": "yes"}]
+    data = parquet([{"images": [{"bytes": png(), "path": None}], "texts": said}])
+    (found,) = ShardReader([index(tmp_path, [data])]).fetch(refs(1))
+    assert conversation_pairs(found.meta["conversations"]) == [("what?", "a dot"), ("sure?", "yes")]
+    for other in ("?", [], ["?"], [{"user": "?"}]):
+        assert scan(parquet([{"image": png(), "texts": other}])).damage[0].reason.startswith("missing caption")
+
+
+def test_rows_without_a_column_of_captions_say_which_columns_there_are(scan):
+    found = scan(parquet([{"image": png(), "title": "a dot"}] * 2))
+    reason = "missing caption: no column 'caption' of text among image (binary), title (string): set columns.caption"
+    assert [entry.reason for entry in found.damage] == [reason] * 2
+    assert (
+        scan(parquet([{"image": png(), "text": None}, {"image": png(), "text": "a"}])).damage[0].reason
+        == "missing caption"
+    )
+    assert scan(parquet([{"image": png(), "title": "a"}]), columns=ColumnsConfig(caption="title")).damage == ()
+
+
 def test_parts_and_row_groups_without_rows_lose_nothing(scan):
     empty = scan(parquet([], schema=pa.schema([("image", pa.binary()), ("caption", pa.string())])))
     assert (empty.samples, empty.damage, empty.tally.inputs) == ((), (), 0)
