@@ -1,3 +1,5 @@
+"""Names that systems leave among data, and names of data."""
+
 import pytest
 
 from blip3o.data.system_files import is_system_file
