@@ -151,10 +151,8 @@ def _of_text(value: str) -> _Picture:
 
 def _spellings(path: str) -> list[str]:
     """A path as it stands, then as other systems would write it."""
-    slashed = path.replace("\\", "/")
-    forms = [path, slashed, slashed.strip()]
-    forms += [unicodedata.normalize(form, slashed.strip()) for form in ("NFC", "NFD")]
-    return list(dict.fromkeys(forms))
+    slashed = path.strip().replace("\\", "/")
+    return list(dict.fromkeys([path, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]))
 
 
 def _read_lists(record: dict[Any, Any]) -> None:

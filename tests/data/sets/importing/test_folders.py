@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from blip3o.data import storage
+from blip3o.data.ledger import read_ledger
 from blip3o.data.sets.imported import import_set
 from blip3o.data.sets.importing import items
 from blip3o.data.sets.importing.folders import list_folder
@@ -326,6 +327,15 @@ def test_shards_in_the_folder_itself_are_no_part_of_it(folder):
     again = import_set(str(folder), str(folder))
     assert not again.summary.built and dict(again.listing.skipped) == {"shards of this set": 3}
     assert again.account()[0] == done.account()[0] and not again.unused
+
+
+def test_where_nothing_can_be_used_the_ledger_says_why(tmp_path):
+    put(tmp_path, "in/x.jpg", png(1))
+    put(tmp_path, "in/alone.txt", "x")
+    with pytest.raises(DataError, match="none of 1 samples can be used, the first: missing caption: no NAME.txt"):
+        imported_from(tmp_path / "in")
+    assert {*reasons(read_ledger(f"{tmp_path}/out/ledger.parquet"))} == {"x.jpg", "alone.txt"}
+    assert not storage.exists(f"{tmp_path}/out/dataset.json")
 
 
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path):

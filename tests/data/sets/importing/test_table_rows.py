@@ -155,6 +155,7 @@ def test_one_picture_is_in_one_split_wherever_it_stands(tmp_path):
         ),
         ({"image": "a.png", "caption": "  "}, "empty caption"),
         ({"image": "a.png", "caption": "x", "captions": [3]}, "captions is not a list of texts"),
+        ({"image": "a.png", "caption": "x", "captions": ["y" * 100_001]}, "caption too long: 100001 characters, limit"),
         ({"image": "a.png", "conversations": "[1"}, "conversations is not a list of questions.*: it is a str"),
         (
             '{"image": "a.png", "caption": "x", "caption": "y"}',

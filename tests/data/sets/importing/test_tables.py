@@ -119,6 +119,16 @@ def test_a_table_is_read(tmp_path, name):
     assert done.account() == ["2 of 2 rows became samples, 0 are left out"] and not done.damage
 
 
+def test_captions_of_pictures_that_coco_does_not_list_are_left_out(tmp_path):
+    whole = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+        "annotations": [{"image_id": 1, "caption": "one"}, {"image_id": 9, "caption": "nine"}],
+    }
+    done = import_table(tmp_path, "t.json", json.dumps(whole).encode())
+    assert [caption for _, caption, _ in samples(done)] == ["one"]
+    assert [entry.reason.split(":")[0] for entry in done.damage] == ["missing caption", "row names no image"]
+
+
 @pytest.mark.parametrize(
     "data", [b'image,caption\na.png, "one"\nb.png,two\n', b'image;caption\na.png;  "one"\nb.png; two\n']
 )
