@@ -61,14 +61,15 @@ class _Renewed(fs.FileSystemHandler):
     def copy_file(self, src: str, dest: str) -> None:
         self._now.copy_file(src, dest)
 
+    # Compression is the caller's affair, which the file system around this one sees to.
     def open_input_stream(self, path: str) -> NativeFile:
-        return self._now.open_input_stream(path)
+        return self._now.open_input_stream(path, compression=None)
 
     def open_input_file(self, path: str) -> NativeFile:
         return self._now.open_input_file(path)
 
     def open_output_stream(self, path: str, metadata: dict[str, str] | None) -> NativeFile:
-        return self._now.open_output_stream(path, metadata=metadata)
+        return self._now.open_output_stream(path, compression=None, metadata=metadata)
 
     def open_append_stream(self, path: str, metadata: dict[str, str] | None) -> NativeFile:
-        return self._now.open_append_stream(path, metadata=metadata)
+        return self._now.open_append_stream(path, compression=None, metadata=metadata)

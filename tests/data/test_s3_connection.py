@@ -257,6 +257,11 @@ def test_keys_that_expire_are_renewed_for_both_libraries(s3, aws, tmp_path):
     again = pickle.loads(pickle.dumps(kept))
     for filesystem in (kept, again):
         assert filesystem.open_input_stream(f"{path}/a").read() == b"kept"
+        with filesystem.open_output_stream(f"{path}/a.gz", compression=None) as file:
+            file.write(b"as it is")
+        assert storage.read_bytes(f"{s3}/renewed/a.gz") == b"as it is"
+        assert filesystem.open_input_stream(f"{path}/a.gz", compression=None).read() == b"as it is"
+        filesystem.delete_file(f"{path}/a.gz")
     fs.copy_files(f"{path}/a", f"{path}/b", source_filesystem=again, destination_filesystem=kept)
     kept.create_dir(f"{path}/c", recursive=True)
     found = kept.get_file_info(fs.FileSelector(path, recursive=True))
