@@ -6,7 +6,6 @@ hash of its uid: many workers may meet the same sample, in every pass, and the l
 
 import functools
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -15,9 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from blip3o.data import storage
+from blip3o.data.parquet_bytes import read_parquet, write_parquet
 from blip3o.errors import DataError, one_line
 
 
@@ -46,9 +45,7 @@ _SCHEMA = pa.schema([(name, pa.int64() if kind is int else pa.string()) for name
 
 def write_ledger(uri: str, entries: Sequence[LedgerEntry]) -> None:
     """Writes all entries as one Parquet file, replacing what was there."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA), sink)
-    storage.write_bytes(uri, sink.getvalue())
+    storage.write_bytes(uri, write_parquet(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA)))
 
 
 def read_ledger(uri: str) -> list[LedgerEntry]:
@@ -69,7 +66,7 @@ def read_ledger(uri: str) -> list[LedgerEntry]:
 
 def _table_rows(uri: str, data: bytes) -> list[dict[str, Any]]:
     try:
-        return pq.read_table(pa.BufferReader(data)).to_pylist()
+        return read_parquet(data).to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # what pyarrow raises for damage
         raise DataError(f"{uri} cannot be read as a Parquet file: {one_line(error)}: {_FIX}") from error
 

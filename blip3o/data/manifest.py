@@ -7,7 +7,6 @@ version) it was made from, what was damaged, and so lets a broken-off indexing g
 
 import functools
 import hashlib
-import io
 import json
 import posixpath
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from blip3o.config.shards import MembersConfig
 from blip3o.data import storage
 from blip3o.data.columns import Columns
 from blip3o.data.found import Tally
 from blip3o.data.ledger import LedgerEntry
+from blip3o.data.parquet_bytes import read_parquet, write_parquet
 from blip3o.data.scan import ShardScan
 from blip3o.errors import DataError
 from blip3o.types import Member
@@ -300,16 +299,14 @@ def _summary(header: dict[str, Any]) -> ShardSummary:
 
 def write_table(uri: str, table: pa.Table, header: dict[str, Any]) -> None:
     """Writes a Parquet file, whole, with a header of JSON values of ours."""
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_HEADER: json.dumps(header)}), sink)
-    storage.write_bytes(uri, sink.getvalue())
+    storage.write_bytes(uri, write_parquet(table.replace_schema_metadata({_HEADER: json.dumps(header)})))
 
 
 def read_table(uri: str, *, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
     """A table, all of it or some columns, and its header. Raises `DataError` if `write_table` did not write it."""
     data = storage.read_bytes(uri)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=columns)
+        table = read_parquet(data, columns=columns)
         return table, json.loads(table.schema.metadata[_HEADER])
     # What pyarrow raises for a damaged file (OSError of thrift and codecs, ValueError), and for one without our header.
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:

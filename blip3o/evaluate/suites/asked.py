@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from blip3o.data.storage import join, read_bytes
+from blip3o.data.storage import read_bytes, within
 from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.replies import answer
 from blip3o.evaluate.suite import INCOMPLETE, Coverage, Item, Judge, Score, Suite, bootstrap, findings, mean, reasons
@@ -31,14 +31,10 @@ def read_questions(suite: str, source: str | None, fields: tuple[str, ...]) -> l
         where = f"{source}, record {number}"
         require(row, ("id", "image", "question", *fields), where, texts=("image", "question"))
         row["id"] = text_id(row, where)
-        row["image"] = _resolved(folder, row["image"])
+        row["image"] = within(folder, row["image"])
     if len({row["id"] for row in rows}) < len(rows):
         raise DataError(f"{source} has two questions of one id: ids are unique")
     return rows
-
-
-def _resolved(folder: str, image: str) -> str:
-    return image if image.startswith("/") or "://" in image else join(folder, image)
 
 
 def replies(items: Sequence[Item], judgements: Iterable[Any]) -> tuple[list[tuple[Item, str]], Coverage]:

@@ -8,6 +8,7 @@ from PIL import Image
 from blip3o.data.containers import image_format
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.decode import DAMAGE, decodable, open_image
+from blip3o.data.foreign import SNIFFED_BYTES, recognise
 
 _STORED = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # phones' MPO is a JPEG with further pictures after it
 _CONVERTED = ("TIFF", "BMP", "GIF", "AVIF", "HEIC", "JPEG2000", "PSD", "ICO")
@@ -29,12 +30,6 @@ _FIXES = {
     "AVIF": "install pillow>=11.3, or save it as JPEG or PNG",
 }
 _FLOATS = ("F", "I")  # modes of 32 bits a pixel, whose range nobody states
-_OTHERS = (
-    (b"version https://git-lfs", "is a Git LFS pointer: run git lfs pull"),
-    (b"%PDF", "is a PDF"),
-    (b"PK\x03\x04", "is a ZIP archive"),
-    (b"\x1f\x8b", "is compressed with gzip"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +77,14 @@ def _no_picture(data: bytes, ext: str) -> str:
     return f"undecodable image: {found_instead(data) or f'no {_READ}'}"
 
 
-def found_instead(data: bytes) -> str:
-    """What a file that should be a picture or its caption is instead, and what to do; empty where that is unknown."""
-    if not data:
-        return "the file is empty"
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "is an HTML page: download the file again"
-    if start.startswith((b"<svg", b"<?xml")):
-        return "is an SVG or XML file: save it as PNG"
-    return next((what for magic, what in _OTHERS if data.startswith(magic)), "")
+def found_instead(data: bytes, *, is_text: bool = False) -> str:
+    """What a file is that should be a picture, or its text (`is_text`), and what to do; empty where that is unknown."""
+    start = data[:SNIFFED_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start[:4].lower() == b"<svg" or (start.startswith(b"<?xml") and b"<svg" in start):
+        return "is an SVG file: save it as PNG"
+    if start.startswith(b"%PDF"):
+        return "is a PDF: save its pages as PNG or JPEG"
+    return recognise(data[:SNIFFED_BYTES], size=len(data), is_text=is_text) or ""
 
 
 def _converted(data: bytes, kind: str, max_pixels: int) -> Picture:

@@ -66,8 +66,8 @@ def _texts(item: Item) -> tuple[bytes | None, bytes]:
 
 def _sidecar(uri: str, what: str) -> bytes:
     data = read_file(uri, what)
-    if data.startswith(b"version https://git-lfs"):
-        raise DamagedSampleError(f"undecodable {what}: {found_instead(data)}")
+    if data and (instead := found_instead(data, is_text=True)):
+        raise DamagedSampleError(f"undecodable {what}: {instead}")
     return as_utf8(data)
 
 

@@ -5,14 +5,13 @@ The file's ending says what it is; Parquet and gzip are known by their first byt
 
 import gzip
 import hashlib
-import io
 import zlib
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from blip3o.data import storage
+from blip3o.data.parquet_bytes import read_parquet
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.csv_rows import csv_rows, require_unique
 from blip3o.data.sets.importing.encodings import decoded
@@ -80,7 +79,7 @@ def _rows(kind: str, data: bytes, options: TableOptions) -> tuple[list[Any], str
         return [], ""
     if data.startswith(b"PK\x03\x04"):
         raise ValueError("it is a ZIP archive, as workbooks are: save it as CSV")
-    if instead := found_instead(data):
+    if instead := found_instead(data, is_text=True):
         raise ValueError(f"it {instead}")
     if kind in _JSONS:
         return json_rows(decoded(data), is_row=options.is_row), ""
@@ -88,6 +87,6 @@ def _rows(kind: str, data: bytes, options: TableOptions) -> tuple[list[Any], str
 
 
 def _parquet_rows(data: bytes) -> tuple[list[Any], str]:
-    table = pq.ParquetFile(io.BytesIO(data)).read()
+    table = read_parquet(data)
     require_unique(table.column_names)
     return table.to_pylist(), ", ".join(map(repr, table.column_names))

@@ -141,7 +141,7 @@ def test_one_picture_is_in_one_split_wherever_it_stands(tmp_path):
         ({"image": "../../../../../../../../../../nowhere/b.png", "caption": "x"}, "missing image"),
         ({"image": "~nobody-of-that-name/b.png", "caption": "x"}, "missing image"),
         ({"image": "data:image/png;base64,!!!", "caption": "x"}, "undecodable image: its base64 is damaged"),
-        ({"image": "data:text/plain,hello", "caption": "x"}, "undecodable image: no JPEG, PNG"),
+        ({"image": "data:text/plain,hello", "caption": "x"}, "undecodable image: is text .'hello'."),
         ({"image": "deep", "caption": "x"}, "unusable image path"),
         (
             {"image": "a.png"},
