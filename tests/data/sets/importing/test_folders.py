@@ -234,6 +234,30 @@ def test_a_linked_folder_is_read_once_and_a_linked_file_where_it_is_not_read_its
     assert done.listing.skipped["links to what is read already"] == 3
 
 
+@pytest.mark.parametrize("blobs", ["../blobs", ".git/annex/objects"])
+def test_links_to_one_content_are_files_of_their_own_names(folder, blobs):
+    """As in a Hugging Face cache, git-annex and DVC, which keep equal captions and pictures once."""
+    put(folder, f"{blobs}/c0", "a photo of a dog")
+    put(folder, f"{blobs}/c1", "the same, said otherwise")
+    put(folder, f"{blobs}/p0", png(2))
+    put(folder, f"{blobs}/p1", png(3))
+    for name, content in {"a": ("p0", "c0"), "b": ("p1", "c0"), "c": ("p0", "c1")}.items():
+        for ext, target in zip(("png", "txt"), content, strict=True):
+            (folder / f"{name}.{ext}").symlink_to(f"{blobs}/{target}")
+    done = imported_from(folder)
+    assert captions(done)[2:] == ["a photo of a dog", "a photo of a dog", "the same, said otherwise"]
+    assert not done.damage and "links to what is read already" not in done.listing.skipped
+
+
+def test_a_linked_text_serves_several_pictures(folder):
+    put(folder, "2.png", png(2))
+    (folder / "2.txt").symlink_to("0.txt")
+    (folder / "copy.png").symlink_to("0.png")
+    done = imported_from(folder)
+    assert captions(done) == ["caption 0", "caption 1", "caption 0"]
+    assert dict(done.listing.skipped) == {"links to what is read already": 1}
+
+
 def test_dead_links_and_what_is_no_file_are_listed(folder, tmp_path):
     for link, target in {
         "annex.png": ".git/annex/objects/aa/bb",
