@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def test_what_lies_next_to_a_picture_without_a_caption_is_named(folder, name, hi
     put(folder, "x.jpg", png(5))
     put(folder, name, "said")
     assert reasons(imported_from(folder).damage)["x.jpg"].startswith(f"missing caption: {hint}")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        (
+            "x.jpg.json",
+            b'{"title": "x.jpg", "description": "a dog"}',
+            "no text is under .*; the record has title, descr",
+        ),
+        ("x.json", b'{"caption": null}', "no text is under .*; the record has caption$"),
+        ("x.json", b"{}", "x.json lies next to it"),
+        ("x.txt", "said".encode("utf-16-le"), "undecodable caption: holds NUL bytes, as UTF-16 without its byte order"),
+        ("x.json", '{"caption": "x"}'.encode("utf-16-be"), "undecodable record: holds NUL bytes"),
+    ],
+)
+def test_a_text_that_gives_no_caption_says_what_it_has(folder, name, data, reason):
+    put(folder, "x.jpg", png(5))
+    put(folder, name, data)
+    assert re.search(reason, reasons(imported_from(folder).damage)["x.jpg"])
 
 
 def test_tables_and_shards_in_a_folder_are_pointed_to(folder):
@@ -356,7 +377,9 @@ def test_shards_in_the_folder_itself_are_no_part_of_it(folder):
 def test_where_nothing_can_be_used_the_ledger_says_why(tmp_path):
     put(tmp_path, "in/x.jpg", png(1))
     put(tmp_path, "in/alone.txt", "x")
-    with pytest.raises(DataError, match="none of 1 samples can be used, the first: missing caption: no NAME.txt"):
+    with pytest.raises(
+        DataError, match="none of 1 samples can be used, the first: .*x.jpg: missing caption: no NAME.txt"
+    ):
         imported_from(tmp_path / "in")
     assert {*reasons(read_ledger(f"{tmp_path}/out/ledger.parquet"))} == {"x.jpg", "alone.txt"}
     assert not storage.exists(f"{tmp_path}/out/dataset.json")
