@@ -119,9 +119,10 @@ def _one(value: object, where: str, column: str) -> _Picture:
     if isinstance(value, str) and value.strip():
         return _of_text(value)
     if isinstance(value, bytes):
-        path = _as_text(value) if image_format(value) is None else value
-        is_path = isinstance(path, str) and path.isprintable() and path.strip()
-        return _of_text(path) if is_path else _Picture(name=content_name(value), data=value)
+        path = _decoded(value) if image_format(value) is None else None
+        if isinstance(path, str) and path.isprintable() and path.strip():
+            return _of_text(path)
+        return _Picture(name=content_name(value), data=value)
     found = f"{type(value).__name__} ({value!r:.40})"
     raise DamagedSampleError(f"row names no image: {where} has a {found} in '{column}', not a path")
 
