@@ -37,7 +37,8 @@ def find_columns(schema: pa.Schema, asked: ColumnsConfig) -> Columns:
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise DamagedSampleError(f"column {quoted(twice[0])} is there twice: rename one")
-    image, caption = _image(named, asked), _caption(named, asked)
+    image = _image(named, asked)
+    caption = _caption({name: kind for name, kind in named.items() if name != image}, asked)
     others = [name for name, kind in named.items() if name not in (image, caption) and not _is_plain_image(kind)]
     lacking = [name for name in asked.record or () if name not in named]
     if lacking:
@@ -71,14 +72,20 @@ def _image(named: dict[str, pa.DataType], asked: ColumnsConfig) -> str:
     fix = "set columns.image"
     if paths:
         fix += f"; {quoted(paths)} holds text, and paths are not followed: `blip3o dataset import` reads such a table"
+    elif other := _usual(list(named), [asked.image] if asked.image else IMAGE_NAMES):
+        fix = f"write {quoted(other)} as binary, or set columns.image"
     wanted = quoted(asked.image or IMAGE_NAMES[0])
     raise DamagedSampleError(f"no column {wanted} of bytes among {_described(named)}: {fix}")
 
 
 def _caption(named: dict[str, pa.DataType], asked: ColumnsConfig) -> str:
+    # Some writers mark no bytes as text. They count where nothing else can hold a caption.
+    raw = [name for name, kind in named.items() if _is_bytes(kind)]
     if not asked.caption:
-        return _usual([name for name, kind in named.items() if _is_text(kind)], CAPTION_NAMES)
+        found = _usual([name for name, kind in named.items() if _is_text(kind)], CAPTION_NAMES)
+        return found or ("" if _HOLDERS.intersection(named).difference(raw) else _usual(raw, CAPTION_NAMES))
     found = _usual([name for name, kind in named.items() if _holds_text(kind)], [asked.caption])
+    found = found or _usual(raw, [asked.caption])
     if not found:
         raise DamagedSampleError(
             f"no column {quoted(asked.caption)} of text among {_described(named)}: set columns.caption"

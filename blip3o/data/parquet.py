@@ -187,10 +187,10 @@ class GroupRows:
         columns = (
             {} if self._record is None else dict(zip(self._record.column_names, self._record.columns, strict=True))
         )
-        values = {name: _value(column[place]) for name, column in columns.items()}
+        values = {name: json_value(column[place]) for name, column in columns.items()}
         whole = values.pop(RECORD_NAME, None)
         if self._captions is not None:
-            values["captions"] = _value(self._captions[place])
+            values["captions"] = json_value(self._captions[place])
         return json.dumps(values | _parsed(whole), default=str).encode()
 
 
@@ -207,15 +207,21 @@ def _one_image(value: object) -> bytes:
     return value
 
 
-def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - a JSON value, or what is written as text in one
-    """A value of the record; times and dates beyond Python's become text, as Arrow writes them."""
+def json_value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - a JSON value, or what is written as text in one
+    """A value of the record. Times and dates beyond Python's become text, as Arrow writes them; times of a zone that
+    this machine does not know are given in UTC, as they are stored.
+
+    Raises `DamagedSampleError` if it is not UTF-8, or cannot be read.
+    """
     try:
         return scalar.as_py()
     except OverflowError:
-        return _value(_as_text(scalar))
+        return json_value(_as_text(scalar))
     except UnicodeDecodeError as error:
         raise DamagedSampleError("record is not UTF-8") from error
     except DAMAGE as error:
+        if pa.types.is_timestamp(scalar.type) and scalar.type.tz not in (None, "UTC"):
+            return json_value(scalar.cast(pa.timestamp(scalar.type.unit, "UTC")))
         raise _unreadable(error) from error
 
 
@@ -302,4 +308,5 @@ def _inner_names(kind: pa.DataType) -> list[object]:
 
 
 def _as_bytes(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    return text.cast(pa.large_binary() if pa.types.is_large_string(text.type) else pa.binary())
+    large = pa.types.is_large_string(text.type) or pa.types.is_large_binary(text.type)
+    return text.cast(pa.large_binary() if large else pa.binary())

@@ -24,6 +24,7 @@ _UNREAD_PICTURES = {"avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "tif", "
 _LIKE_PICTURES = {*IMAGE_EXTENSIONS, *_UNREAD_PICTURES}
 _LIKE_CAPTIONS = {CAPTION_EXTENSION, "cap", "caption", "text"}
 USUAL_MEMBERS = MembersConfig()
+NO_CAPTION = "missing caption"  # what a reason begins with
 SHOWN = 6  # members of a key that a reason names
 # Far above any photograph; a member beyond it is refused before its bytes are read.
 MAX_MEMBER_BYTES = 256 * 2**20
@@ -80,7 +81,7 @@ def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBE
         raise DamagedSampleError(f"missing image{_found_instead(list(by_ext), images, image=True)}")
     if caption is None and record is None:
         wanted = (names.caption or CAPTION_EXTENSION, names.record or RECORD_EXTENSION)
-        raise DamagedSampleError(f"missing caption{_found_instead(list(by_ext), wanted, image=False)}")
+        raise DamagedSampleError(f"{NO_CAPTION}{_found_instead(list(by_ext), wanted, image=False)}")
     chosen = SampleMembers(image=image, caption=caption, record=record)
     for member in chosen.all():
         if member.size > MAX_MEMBER_BYTES:
@@ -145,7 +146,15 @@ def caption_of(record: dict[str, Any]) -> str:
         return caption
     if record.get("conversations"):
         return conversation_pairs(record["conversations"])[0][1]
-    raise DamagedSampleError("missing caption")
+    raise DamagedSampleError(f"{NO_CAPTION}{_held(record)}")
+
+
+def _held(record: dict[str, Any]) -> str:
+    """What a record has that has no caption."""
+    if not record:
+        return ""
+    listed = ", ".join(quoted(name)[1:-1] for name in list(record)[:SHOWN]) + (", …" if len(record) > SHOWN else "")
+    return f": no text is under caption, captions, text or prompt; the record has {listed}"
 
 
 def _stated_caption(record: dict[str, Any]) -> str | None:

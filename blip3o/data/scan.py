@@ -14,6 +14,7 @@ from blip3o.data.found import Found, ScanOptions, Stray, Tally, ledger_entries, 
 from blip3o.data.ledger import LedgerEntry
 from blip3o.data.not_shards import PARQUET
 from blip3o.data.parquet import SUFFIX, Columns, ParquetShard, RowGroup, Spanned
+from blip3o.data.sample import NO_CAPTION
 from blip3o.data.storage import FileInfo
 from blip3o.data.tarindex import BLOCK, Read, ShardFile
 from blip3o.data.tarscan import scan_tar_shard
@@ -113,6 +114,6 @@ def _scan_group(shard: ParquetShard, group: RowGroup, read: Read, options: ScanO
         try:
             found.facts[row] = sample_facts(samples.stored(place), options.limits)
         except DamagedSampleError as damage:
-            lacking = damage.reason == "missing caption"
+            lacking = damage.reason.startswith(NO_CAPTION)
             hint = without_captions(shard.schema, found.columns) if lacking else ""
-            found.reasons[row] = f"{damage.reason}{hint}"
+            found.reasons[row] = f"{NO_CAPTION}{hint}" if hint else damage.reason

@@ -292,6 +292,7 @@ def group_samples(items: Iterable[TarItem], rule: KeyRule = "first_dot") -> Iter
     A repeated extension begins a new sample: two samples of one key in a row must not be mixed.
     """
     current: TarSample | None = None
+    seen: set[str] = set()  # the extensions of its members, which may be all of an archive
     torn_by = ""
     for item in items:
         named = split_name(item.name, rule)
@@ -303,10 +304,11 @@ def group_samples(items: Iterable[TarItem], rule: KeyRule = "first_dot") -> Iter
             yield item
             continue
         key, ext = named
-        if current is None or key != current.key or any(ext == member.ext for member in current.members):
+        if current is None or key != current.key or ext in seen:
             if current is not None:
                 yield current
-            current = TarSample(key=key, torn_by=torn_by)
+            current, seen = TarSample(key=key, torn_by=torn_by), set()
+        seen.add(ext)
         torn_by = ""
         _add(current, ext, item)
     if current is not None:

@@ -185,7 +185,7 @@ CHAT = [
 
 def test_messages_of_a_chat_are_a_conversation_where_there_is_no_caption(tmp_path, scan):
     data = [{"images": [{"bytes": png(), "path": None}], "messages": json.dumps(CHAT)}]
-    assert scan(parquet(data)).damage[0].reason == "missing caption"  # text that nobody parses
+    assert scan(parquet(data)).damage[0].reason.endswith("; the record has messages")  # text that nobody parses
     rows_of = pa.table({"images": [[png()]], "json": [json.dumps({"messages": CHAT})]})
     (found,) = ShardReader([index(tmp_path, [stored(rows_of)])]).fetch(refs(1))
     assert found.caption == "a dot"
@@ -215,6 +215,29 @@ def test_rows_without_a_column_of_captions_say_which_columns_there_are(scan):
     assert scan(parquet([{"image": png(), "title": "a"}]), columns=ColumnsConfig(caption="title")).damage == ()
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize(("name", "columns"), [("caption", {}), ("Text", {}), ("said", {"caption": "said"})])
+def test_a_caption_may_be_bytes_that_no_type_marks_as_text(tmp_path, scan, kind, name, columns):
+    asked = ColumnsConfig(**columns)
+    data = stored(pa.table({"image": [png(), png(1)], name: pa.array([b"caf\xc3\xa9", b"caf\xe9"], kind)}))
+    found = scan(data, columns=asked)
+    assert [entry.reason for entry in found.damage] == ["caption is not UTF-8: byte 3"]
+    assert found.columns.caption == name and found.samples[0].facts.caption_chars == 4
+
+
+def test_bytes_are_no_caption_where_something_else_can_hold_one(scan):
+    table = {"image": [png()], "text": [b"\xff\xfe"], "json": ['{"caption": "x"}']}
+    assert scan(stored(pa.table(table))).damage == ()
+    alone = scan(stored(pa.table({"text": [png()], "caption": ["x"]})))  # the only bytes there are
+    assert (alone.columns.image, alone.columns.caption, alone.damage) == ("text", "caption", ())
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.uint8()), pa.list_(pa.list_(pa.float32())), pa.int64()])
+def test_a_column_of_images_that_holds_none_is_named(scan, kind):
+    found = scan(stored(pa.table({"image": pa.array([None], kind), "caption": ["x"]})))
+    assert found.damage[0].reason.endswith(": write 'image' as binary, or set columns.image")
+
+
 def test_parts_and_row_groups_without_rows_lose_nothing(scan):
     empty = scan(parquet([], schema=pa.schema([("image", pa.binary()), ("caption", pa.string())])))
     assert (empty.samples, empty.damage, empty.tally.inputs) == ((), (), 0)
@@ -237,6 +260,9 @@ def test_rows_of_a_file_without_the_columns_are_all_counted(scan):
     ("value", "said"),
     [
         (pa.array([2**62], pa.timestamp("us", "UTC")), "17036-07-06"),
+        (pa.array([3600], pa.timestamp("s", "Mars/City")), "1970-01-01 01:00:00+00:00"),
+        (pa.array([0], pa.timestamp("ms", "CEST")), "1970-01-01 00:00:00+00:00"),
+        (pa.array([0], pa.timestamp("us", "Z")), "1970-01-01 00:00:00+00:00"),
         (pa.array([2**31 - 1], pa.date32()), "<value out of range: 2147483647>"),
         (pa.array([1], pa.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
         (pa.array([2**64 - 1], pa.uint64()), "18446744073709551615"),

@@ -143,7 +143,12 @@ def test_a_cut_between_members_is_seen_by_what_the_others_have(scan):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("s001.png", "missing image"), ("s001.txt", "missing caption"), ("s001.json", "bad header")]
+    ("name", "reason"),
+    [
+        ("s001.png", "missing image"),
+        ("s001.txt", "missing caption: no text is under caption, captions, text or prompt; the record has key"),
+        ("s001.json", "bad header"),
+    ],
 )
 def test_a_torn_header_costs_the_sample_it_belongs_to(scan, name, reason):
     data = bytearray(INTACT)

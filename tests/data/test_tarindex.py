@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blip3o.data import storage
+from blip3o.data import storage, tarindex
 from blip3o.data.tarindex import (
     BAD_HEADER,
     BLOCK,
@@ -320,6 +320,26 @@ def test_members_of_a_sample_come_in_any_order():
 
 def test_folders_part_samples_of_one_name():
     assert grouped(["x/a.png", "y/a.png"]) == [("x/a", ["png"]), ("y/a", ["png"])]
+
+
+def test_members_of_one_key_are_grouped_in_linear_time(monkeypatch):
+    """All members of an archive are of one key where a prefix of their names ends in a dot."""
+    compared = 0
+
+    class Counted(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    monkeypatch.setattr(tarindex, "split_name", lambda name, _: ("photo", Counted(name)))
+    items = [TarItem(name=f"{number:06}.jpg", offset=0, size=1) for number in range(1000)]
+    (found,) = group_samples(items)
+    assert len(found.members) == 1000 and compared < 3000
 
 
 def test_two_samples_of_one_key_are_not_mixed():

@@ -149,7 +149,8 @@ def _checked(
             on_progress(number + 1, len(listing.items))
     write_ledger(ledger, [*damage, *listing.left_out])
     if len(damage) == len(listing.items):
-        raise DataError(f"none of {len(damage)} samples can be used, the first: {damage[0].reason}: see {ledger}")
+        first = f"{damage[0].uri}: {damage[0].reason}"
+        raise DataError(f"none of {len(damage)} samples can be used, the first: {first}: see {ledger}")
 
 
 def _conversion(*, format: str, frames: int) -> str:

@@ -46,13 +46,15 @@ class Sidecars:
         self._exact: dict[tuple[str, str], str] = {}
         self._composed: dict[tuple[str, str], str] = {}
         self._alike: dict[str, list[str]] = defaultdict(list)
-        self._tables = [name for name in uris if table_kind(name) and not is_sidecar(name) and not is_metadata(name)]
+        self._tables: dict[str, str] = {}  # the first table in a folder
         self._uris = uris
         for name in sorted(uris):
             stem, ext = posixpath.splitext(name)[0], extension(name)
             self._exact[stem, ext] = name
             self._composed[_composed(stem), ext] = name
             self._alike[_composed(stem).casefold()].append(name)
+            if table_kind(name) and not is_sidecar(name) and not is_metadata(name):
+                self._tables.setdefault(posixpath.dirname(name), posixpath.basename(name))
 
     def find(self, picture: str, extensions: Iterable[str]) -> str | None:
         """The URI of the first file with one of these extensions that belongs to a picture, by its name."""
@@ -69,9 +71,8 @@ class Sidecars:
         near = [name for name in self._near(picture) if extension(name) not in PICTURE_EXTENSIONS]
         forms = "NAME.txt, NAME.caption or NAME.json"
         if not near:
-            folder = posixpath.dirname(picture)
-            tables = [posixpath.basename(name) for name in self._tables if posixpath.dirname(name) == folder]
-            listed = f"; import {readable_name(tables[0])}, or call it metadata.csv" if tables else ""
+            table = self._tables.get(posixpath.dirname(picture))
+            listed = f"; import {readable_name(table)}, or call it metadata.csv" if table else ""
             return f"no {forms} lies next to it{listed}"
         return f"{readable_name(posixpath.basename(near[0]))} lies next to it, but captions are {forms}"
 

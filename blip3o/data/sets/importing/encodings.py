@@ -3,6 +3,7 @@
 import codecs
 
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+NUL_BYTES = "holds NUL bytes, as UTF-16 without its byte order mark does"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -18,7 +19,7 @@ def decoded(data: bytes) -> str:
     """The text of a table, without its mark. Raises `ValueError` that says which byte is wrong, and what to do."""
     coding = _marked(data) or "utf-8-sig"
     if coding == "utf-8-sig" and b"\0" in data[:64]:
-        raise ValueError("it holds NUL bytes, as UTF-16 without its byte order mark does: save the table as UTF-8")
+        raise ValueError(f"it {NUL_BYTES}: save the table as UTF-8")
     try:
         return data.decode(coding)
     except UnicodeDecodeError as error:

@@ -1,7 +1,8 @@
-"""The files below a local folder, each real file and folder once, whatever links lead to it.
+"""The files below a local folder. Each folder is read once, whatever links lead to it, and no picture in it twice.
 
-What is there under its own name comes before what a link leads to. Names are as the system gives them, also where they
-are not UTF-8.
+What is there under its own name comes before what a link leads to. A link to a file elsewhere is a file of the link's
+name: stores of data sets (a Hugging Face cache, git-annex, DVC) keep equal contents once, and link them under each of
+their names. Names are as the system gives them, also where they are not UTF-8.
 """
 
 import errno
@@ -12,6 +13,7 @@ from collections import Counter
 
 from blip3o.data.ledger import LedgerEntry
 from blip3o.data.sets.importing.items import file_entry
+from blip3o.data.sets.importing.pictures import PICTURE_EXTENSIONS, extension
 from blip3o.data.storage import FileInfo
 from blip3o.data.system_files import is_system_file
 
@@ -40,10 +42,13 @@ class LocalFiles:
         self.skipped: Counter[str] = Counter()
         self._root = root.rstrip("/")
         self._links: list[str] = []  # a heap
-        self._seen: set[tuple[int, int]] = set()
+        self._to_files: dict[str, os.stat_result] = {}  # links, with facts of what they lead to
+        self._seen: set[tuple[int, int]] = set()  # folders, and files under their own names
         self._enter(root)
         while self._links:
             self._follow(heapq.heappop(self._links))
+        for link, facts in self._to_files.items():  # now it is known which files are there under their own names
+            self._add_linked(link, facts)
         self.files.sort(key=lambda file: file.uri)
 
     def _name(self, path: str) -> str:
@@ -105,12 +110,23 @@ class LocalFiles:
         except OSError as error:
             self._leave_out(link, _dead(link, error))
             return
-        if (facts.st_dev, facts.st_ino) in self._seen or self._leads_above(link):
+        if not stat.S_ISDIR(facts.st_mode):
+            self._to_files[link] = facts
+        elif self._is_seen(facts) or self._leads_above(link):
             self.skipped[READ_ALREADY] += 1
-        elif stat.S_ISDIR(facts.st_mode):
-            self._enter(link)
         else:
-            self._see(facts)
+            self._enter(link)
+
+    def _is_seen(self, facts: os.stat_result) -> bool:
+        return (facts.st_dev, facts.st_ino) in self._seen
+
+    def _add_linked(self, link: str, facts: os.stat_result) -> None:
+        """Adds what a link leads to. A picture of this folder is no second one, but a text may serve several."""
+        target = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+        is_here = self._is_seen(facts) or target in self._to_files
+        if is_here and extension(link) in PICTURE_EXTENSIONS:
+            self.skipped[READ_ALREADY] += 1
+        else:
             self._add(link, facts)
 
     def _leads_above(self, link: str) -> bool:

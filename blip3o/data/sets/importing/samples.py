@@ -5,9 +5,9 @@ from typing import Any
 
 from blip3o.config.shards import LimitsConfig
 from blip3o.data.damage import DamagedSampleError
-from blip3o.data.sample import Stored, decode_caption, decode_record, decode_words
+from blip3o.data.sample import NO_CAPTION, Stored, decode_caption, decode_record, decode_words
 from blip3o.data.sets import writer
-from blip3o.data.sets.importing.encodings import as_utf8
+from blip3o.data.sets.importing.encodings import NUL_BYTES, as_utf8
 from blip3o.data.sets.importing.inline import content_name
 from blip3o.data.sets.importing.items import Item, read_file, readable_name
 from blip3o.data.sets.importing.pictures import Picture, found_instead, stored_picture
@@ -32,9 +32,11 @@ def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> 
         decode_caption(whole["captions"][0].encode(), max_chars=limits.max_caption_chars)
         writer.record_bytes(whole)
     except DamagedSampleError as found:
-        if found.reason != "missing caption" or not item.hint:
+        # What its own record has says more than what lies next to the picture.
+        told = item.record_file is not None and found.reason != NO_CAPTION
+        if not found.reason.startswith(NO_CAPTION) or not item.hint or told:
             raise
-        raise DamagedSampleError(f"{found.reason}: {item.hint}") from found
+        raise DamagedSampleError(f"{NO_CAPTION}: {item.hint}") from found
     except RecursionError as error:
         raise DamagedSampleError("record is nested too deeply") from error
     return writer.Sample(key=f"{number:07d}", image=picture.data, ext=picture.ext, record=whole)
@@ -59,16 +61,24 @@ def _texts(item: Item) -> tuple[bytes | None, bytes]:
     if item.caption_file is not None:
         caption = _sidecar(item.caption_file, "caption")
     if item.record_file is None:
-        return caption, json.dumps(item.record, default=str).encode()
+        return caption, json.dumps(item.record, default=_plain).encode()
     record = _sidecar(item.record_file, "record")
-    return caption, json.dumps(item.record | decode_record(record), default=str).encode() if item.record else record
+    return caption, json.dumps(item.record | decode_record(record), default=_plain).encode() if item.record else record
+
+
+def _plain(value: object) -> str | None:
+    """What JSON cannot hold as text; bytes are null."""
+    return None if isinstance(value, bytes) else str(value)
 
 
 def _sidecar(uri: str, what: str) -> bytes:
     data = read_file(uri, what)
     if data and (instead := found_instead(data, is_text=True)):
         raise DamagedSampleError(f"undecodable {what}: {instead}")
-    return as_utf8(data)
+    text = as_utf8(data)
+    if b"\0" in text[:64]:
+        raise DamagedSampleError(f"undecodable {what}: {NUL_BYTES}: save it as UTF-8")
+    return text
 
 
 def _record(item: Item, theirs: dict[str, Any], caption: str, picture: Picture, heldout: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o.data import storage
+from blip3o.data.containers import image_format
 from blip3o.data.conversations import conversation_pairs, image_sources, without_sources
 from blip3o.data.damage import DamagedSampleError
 from blip3o.data.sets.importing.columns import CAPTION_COLUMNS, LISTS, TALKS, TableOptions
@@ -45,8 +46,10 @@ def _item(table: str, number: int, row: object, options: TableOptions) -> Item:
         raise DamagedSampleError(f"row gives a key twice: row {number} has '{row.key}' more than once")
     column, picture = _picture(number, row, options)
     if SURPLUS in row:
-        raise DamagedSampleError(f"row has more values than columns: row {number}, put quotes around texts with commas")
-    record = {key: value for key, value in row.items() if key != column}
+        raise DamagedSampleError(
+            f"row has more values than columns: row {number}, put quotes around values that hold the delimiter"
+        )
+    record = {key: _as_text(value) for key, value in row.items() if key != column}
     _read_lists(record)
     caption = _caption(record, options)
     _read_messages(record, needed=caption is None)
@@ -102,6 +105,10 @@ def _picture(number: int, row: Mapping[Any, Any], options: TableOptions) -> tupl
 
 def _one(value: object, where: str, column: str) -> _Picture:
     if isinstance(value, list):
+        if (data := _bytes_of(value)) is not None:
+            return _one(data, where, column)
+        if isinstance(_first_leaf(value), (int, float)):
+            raise DamagedSampleError(f"row names no image: {where} has a list of numbers in '{column}', not a path")
         if len(value) != 1:
             raise DamagedSampleError(
                 f"row has several images: {where} has {len(value)} images in '{column}', a sample has one"
@@ -112,9 +119,41 @@ def _one(value: object, where: str, column: str) -> _Picture:
     if isinstance(value, str) and value.strip():
         return _of_text(value)
     if isinstance(value, bytes):
+        path = _decoded(value) if image_format(value) is None else None
+        if isinstance(path, str) and path.isprintable() and path.strip():
+            return _of_text(path)
         return _Picture(name=content_name(value), data=value)
     found = f"{type(value).__name__} ({value!r:.40})"
     raise DamagedSampleError(f"row names no image: {where} has a {found} in '{column}', not a path")
+
+
+def _first_leaf(value: object) -> object:
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value
+
+
+def _bytes_of(value: list[Any]) -> bytes | None:
+    """A picture whose bytes are listed as numbers; None for any other list."""
+    try:
+        data = bytes(value)
+    except (TypeError, ValueError):
+        return None
+    return data if image_format(data) else None
+
+
+def _as_text(value: object) -> object:
+    """Bytes as the text that they are, also in lists: not every writer of Parquet marks them so. Others as they are."""
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    return _decoded(value)
+
+
+def _decoded(value: object) -> object:
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
 
 
 def _of_object(value: Mapping[str, Any], where: str, column: str) -> _Picture:

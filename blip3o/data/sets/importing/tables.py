@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from blip3o.data import storage
+from blip3o.data.damage import DamagedSampleError
+from blip3o.data.parquet import json_value
 from blip3o.data.parquet_bytes import read_parquet
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.csv_rows import csv_rows, require_unique
@@ -88,5 +90,18 @@ def _rows(kind: str, data: bytes, options: TableOptions) -> tuple[list[Any], str
 
 def _parquet_rows(data: bytes) -> tuple[list[Any], str]:
     table = read_parquet(data)
-    require_unique(table.column_names)
-    return table.to_pylist(), ", ".join(map(repr, table.column_names))
+    names = table.column_names
+    require_unique(names)
+    columns = [_values(name, column) for name, column in zip(names, table.columns, strict=True)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], ", ".join(map(repr, names))
+
+
+def _values(name: str, column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column. Raises `ValueError` if one cannot be read."""
+    try:
+        return column.to_pylist()
+    except _DAMAGE:  # such as a date beyond Python's: one by one
+        try:
+            return [json_value(scalar) for scalar in column]
+        except DamagedSampleError as error:
+            raise ValueError(f"column '{name}': {error}") from error

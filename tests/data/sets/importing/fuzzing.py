@@ -102,8 +102,11 @@ def check_account(done: Imported, root: Path) -> None:
     assert {*read_ledger(done.ledger)} == {*done.damage, *done.unused}
     counted = listing.used + listing.listed + sum(listing.skipped.values()) + sum(listing.ignored.values())
     assert counted == listing.files
-    real = [os.path.realpath(item.image) for item in listing.items]
-    assert len(set(real)) == len(real)
+    own, linked = (
+        [item.image for item in listing.items if os.path.islink(item.image) == is_link] for is_link in (0, 1)
+    )
+    real = {os.path.realpath(image) for image in own}
+    assert len(real) == len(own) and real.isdisjoint(map(os.path.realpath, linked))
     part = {place for item in listing.items for place in (item.image, item.caption_file, item.record_file)}
     listed = {entry.uri for entry in done.unused}
     for folder, folders, names in os.walk(root):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -139,6 +140,26 @@ def test_what_lies_next_to_a_picture_without_a_caption_is_named(folder, name, hi
     assert reasons(imported_from(folder).damage)["x.jpg"].startswith(f"missing caption: {hint}")
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        (
+            "x.jpg.json",
+            b'{"title": "x.jpg", "description": "a dog"}',
+            "no text is under .*; the record has title, descr",
+        ),
+        ("x.json", b'{"caption": null}', "no text is under .*; the record has caption$"),
+        ("x.json", b"{}", "x.json lies next to it"),
+        ("x.txt", "said".encode("utf-16-le"), "undecodable caption: holds NUL bytes, as UTF-16 without its byte order"),
+        ("x.json", '{"caption": "x"}'.encode("utf-16-be"), "undecodable record: holds NUL bytes"),
+    ],
+)
+def test_a_text_that_gives_no_caption_says_what_it_has(folder, name, data, reason):
+    put(folder, "x.jpg", png(5))
+    put(folder, name, data)
+    assert re.search(reason, reasons(imported_from(folder).damage)["x.jpg"])
+
+
 def test_tables_and_shards_in_a_folder_are_pointed_to(folder):
     put(folder, "sub/2.png", png(2))
     put(folder, "sub/captions.csv", "image,caption\n2.png,two\n")
@@ -232,6 +253,30 @@ def test_a_linked_folder_is_read_once_and_a_linked_file_where_it_is_not_read_its
     done = imported_from(folder)
     assert [record["file"] for _, _, record in samples(done)] == ["0.png", "1.png", "a/2.png", "y.png", "z.png"]
     assert done.listing.skipped["links to what is read already"] == 3
+
+
+@pytest.mark.parametrize("blobs", ["../blobs", ".git/annex/objects"])
+def test_links_to_one_content_are_files_of_their_own_names(folder, blobs):
+    """As in a Hugging Face cache, git-annex and DVC, which keep equal captions and pictures once."""
+    put(folder, f"{blobs}/c0", "a photo of a dog")
+    put(folder, f"{blobs}/c1", "the same, said otherwise")
+    put(folder, f"{blobs}/p0", png(2))
+    put(folder, f"{blobs}/p1", png(3))
+    for name, content in {"a": ("p0", "c0"), "b": ("p1", "c0"), "c": ("p0", "c1")}.items():
+        for ext, target in zip(("png", "txt"), content, strict=True):
+            (folder / f"{name}.{ext}").symlink_to(f"{blobs}/{target}")
+    done = imported_from(folder)
+    assert captions(done)[2:] == ["a photo of a dog", "a photo of a dog", "the same, said otherwise"]
+    assert not done.damage and "links to what is read already" not in done.listing.skipped
+
+
+def test_a_linked_text_serves_several_pictures(folder):
+    put(folder, "2.png", png(2))
+    (folder / "2.txt").symlink_to("0.txt")
+    (folder / "copy.png").symlink_to("0.png")
+    done = imported_from(folder)
+    assert captions(done) == ["caption 0", "caption 1", "caption 0"]
+    assert dict(done.listing.skipped) == {"links to what is read already": 1}
 
 
 def test_dead_links_and_what_is_no_file_are_listed(folder, tmp_path):
@@ -332,7 +377,9 @@ def test_shards_in_the_folder_itself_are_no_part_of_it(folder):
 def test_where_nothing_can_be_used_the_ledger_says_why(tmp_path):
     put(tmp_path, "in/x.jpg", png(1))
     put(tmp_path, "in/alone.txt", "x")
-    with pytest.raises(DataError, match="none of 1 samples can be used, the first: missing caption: no NAME.txt"):
+    with pytest.raises(
+        DataError, match="none of 1 samples can be used, the first: .*x.jpg: missing caption: no NAME.txt"
+    ):
         imported_from(tmp_path / "in")
     assert {*reasons(read_ledger(f"{tmp_path}/out/ledger.parquet"))} == {"x.jpg", "alone.txt"}
     assert not storage.exists(f"{tmp_path}/out/dataset.json")

@@ -59,6 +59,7 @@ def reason(folder: Path, row: object) -> str:
         BASE64,
         FOLDED,
         URL_SAFE,
+        list(png(1)),
     ],
 )
 def test_a_picture_is_found_as_it_is_written(tmp_path, image):
@@ -143,6 +144,11 @@ def test_one_picture_is_in_one_split_wherever_it_stands(tmp_path):
         ({"image": "data:image/png;base64,!!!", "caption": "x"}, "undecodable image: its base64 is damaged"),
         ({"image": "data:text/plain,hello", "caption": "x"}, "undecodable image: is text .'hello'."),
         ({"image": "deep", "caption": "x"}, "unusable image path"),
+        (
+            {"image": [[[0, 0, 0]] * 2] * 2, "caption": "x"},
+            "row names no image: row 2 has a list of numbers in 'image'",
+        ),
+        ({"image": [0, 256, 3], "caption": "x"}, "row names no image: row 2 has a list of numbers in 'image'"),
         (
             {"image": "a.png"},
             r"missing caption: row 2 has nothing .*prompt \(or --caption-column\), its columns are 'image'",

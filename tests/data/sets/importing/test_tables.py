@@ -201,6 +201,41 @@ def test_a_table_that_cannot_be_is_refused_with_what_was_found(tmp_path, name):
     assert not storage.exists(f"{tmp_path}/out/dataset.json")
 
 
+def test_bytes_that_are_text_are_text_and_others_do_not_enter_the_record(tmp_path):
+    """Not every writer of Parquet marks text as such."""
+    found = import_table(
+        tmp_path,
+        "t.parquet",
+        parquet(
+            {
+                "image": [b"a.png", png(1), b"deep/c.png"],
+                "caption": [b"caf\xc3\xa9", b"two", b"caf\xe9"],
+                "tags": [[b"x"], [b"y", b"\xff"], []],
+                "mask": [png(3)] * 3,
+                "more": [[{"bytes": png(2)}]] * 3,
+            }
+        ),
+    )
+    records = {"tags": [["x"], ["y", None]], "mask": [None] * 2, "more": [[{"bytes": None}]] * 2}
+    first, second = samples(found)
+    assert [first[:2], second[:2]] == [(png(0), "café"), (png(1), "two")]
+    assert {name: [record[name] for _, _, record in (first, second)] for name in records} == records
+    assert [entry.reason for entry in found.damage] == ["missing caption: row 3 has a bytes in 'caption', not a text"]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (pa.array([0, 3600], pa.timestamp("s", "Mars/City")), "1970-01-01 01:00:00+00:00"),
+        (pa.array([0, 3600], pa.timestamp("ms", "Z")), "1970-01-01 00:00:03.600000+00:00"),
+        (pa.array([0, 2**58], pa.timestamp("us")), "11103-08-29 17:22:31.711744"),
+    ],
+)
+def test_times_that_python_does_not_know_cost_no_table(tmp_path, values, said):
+    found = import_table(tmp_path, "t.parquet", parquet({"image": ["a.png"] * 2, "text": ["x"] * 2, "at": values}))
+    assert samples(found)[1][2]["at"] == said
+
+
 def test_parquet_with_a_column_twice_is_refused(tmp_path):
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_arrays([pa.array(["a.png"])] * 2, names=["image", "image"]), sink)
