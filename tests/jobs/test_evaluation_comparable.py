@@ -293,7 +293,7 @@ def test_a_picture_that_was_replaced_before_it_was_judged_is_told(small):
     put(picture(small, 2, 1), b"drawn by another model")
     assert replaced in judged_by(small, "official", results(items=3))["why_not"]
     describe(small)  # as generate does when it is run again
-    score = judged_by(small, "official", results(items=3))
+    score = judged_by(small, "official", results(RULES["all"], items=3))  # the new picture was judged
     assert replaced in score["why_not"] and score["coverage"]["n_missing"] == 0
     put(picture(small, 2, 1), b"picture 2 1")
     assert replaced not in judged_by(small, "official", results(items=3))["why_not"]
@@ -311,6 +311,25 @@ def test_the_file_of_findings_that_is_named_is_the_one_that_counts(small):
         score = judged_by(small, "file", files[name])
         assert score["overall"] == {"none": 0.0, "half": 0.5}[name]
         assert any("the judge is not" in reason for reason in score["why_not"])
+
+
+@pytest.mark.parametrize("kind", ["official", "file"])
+def test_a_file_that_was_read_before_does_not_speak_of_what_was_drawn_after(kind, small, capsys):
+    """A file of findings has no sums: it is about what lay there when it was first read."""
+    assert judged_by(small, kind, results(items=3))["coverage"]["n_missing"] == 0
+    drawn = picture(small, 1, 2)
+    before = drawn.read_bytes()
+    drawn.write_bytes(b"drawn anew")
+    place = Place(out=str(small), suite=GENEVAL, asks=False)
+    place.write_made(place.describe(place.read_items(), {}, {place.file("images/00001/samples/0002.png")}))
+    for _ in range(3):  # however often it is named
+        score = judged_by(small, kind, results(items=3))
+        assert (score["coverage"]["n_missing"], score["overall"], score["comparable"]) == (1, None, False)
+        assert "1 findings were read before, about other files" in " ".join(capsys.readouterr().err.split())
+    other = judged_by(small, kind, results(RULES["all"], items=3))  # made later, of these files as far as one can know
+    assert other["coverage"]["n_missing"] == 0
+    drawn.write_bytes(before)
+    assert judged_by(small, kind, results(items=3))["coverage"]["n_missing"] == 0
 
 
 RULES = {"none": lambda _: False, "half": lambda sample: sample > 1, "all": lambda _: True}
