@@ -353,6 +353,24 @@ def test_official_rows_about_another_record_or_sample_are_refused(old, new, faul
     assert fault in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "fault"),
+    [
+        (dict(OFFICIAL[0].record, tag="counting"), "was judged by another record than that of 00000"),
+        (dict(OFFICIAL[0].record), ""),
+        ([1], "metadata is [1]: expected an object"),
+        (7, "metadata is 7: expected an object"),
+        (True, "metadata is true: expected an object"),
+    ],
+)
+def test_a_record_that_is_no_text_is_held_against_the_item_s_all_the_same(metadata, fault, small, capsys):
+    rows = [json.loads(line) for line in results(items=3).splitlines()]
+    rows[0]["metadata"] = metadata
+    (small / "other.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert stage(small, "judge", "--judge", f"geneval=official:{small}/other.jsonl") == bool(fault)
+    assert fault in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [["--limit", "552"], ["--samples", "3"], ["--samples", "5"], ["--limit", "1"]])
 def test_a_part_or_another_number_of_samples_is_not_comparable(options):
     plan = command.plan_of(command.parser().parse_args(["--suite", "geneval", "--out", "x", *options]))

@@ -308,7 +308,10 @@ def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
     suite = GenEval()
     if row.get("tag", item.record["tag"]) != item.record["tag"]:
         raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
-    if isinstance(row.get("metadata"), str):
-        record = _checked(parse_json(row["metadata"], f"{where}: metadata"), f"{where}: metadata")
+    if row.get("metadata") is not None:  # a JSON text as officially, or the object itself
+        told = row["metadata"]
+        record = _checked(
+            parse_json(told, f"{where}: metadata") if isinstance(told, str) else told, f"{where}: metadata"
+        )
         if differing([replace(item, record=record)], [item], suite.facts):
             raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")
