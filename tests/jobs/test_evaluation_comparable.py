@@ -371,6 +371,36 @@ def test_a_record_that_is_no_text_is_held_against_the_item_s_all_the_same(metada
     assert fault in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("items.jsonl", '"samples": 4', '"samples": []'),
+        ("items.jsonl", '"key": "00000"', '"key": 7'),
+        ("items.jsonl", '"prompt": "', '"prompt": 7, "x": "'),
+        ("items.jsonl", '"record": {', '"record": 7, "x": {'),
+        ("items.jsonl", '"record": {', '"record": null, "record2": {'),
+        ("files.jsonl", '"sample": 0', '"sample": [0]'),
+        ("files.jsonl", '"sha256": "', '"sha256": [], "x": "'),
+        ("files.jsonl", '"fault": ""', '"fault": null'),
+        ("judgements.jsonl", '"sample": 0', '"sample": [0]'),
+        ("judgements.jsonl", '"sample": 0', '"sample": true'),
+        ("judgements.jsonl", '"value": {', '"value": 7, "x": {'),
+        ("judgements.jsonl", '"fault": ""', '"fault": {}'),
+        ("judgements.jsonl", '"fault": "", ', ""),
+    ],
+)
+def test_a_file_of_the_results_that_was_damaged_is_one_line(file, old, new, small, capsys):
+    judged_by(small, "official", results(items=3))
+    path = small / "geneval" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    capsys.readouterr()
+    assert [stage(small, name) for name in ("score", "report")][0] == 1
+    told = capsys.readouterr().err
+    assert file in told and "Traceback" not in told
+
+
 @pytest.mark.parametrize("options", [["--limit", "552"], ["--samples", "3"], ["--samples", "5"], ["--limit", "1"]])
 def test_a_part_or_another_number_of_samples_is_not_comparable(options):
     plan = command.plan_of(command.parser().parse_args(["--suite", "geneval", "--out", "x", *options]))
