@@ -43,7 +43,8 @@ def is_transient(error: BaseException) -> bool:
 def patiently(what: str, attempt: Callable[[], T]) -> T:
     """`attempt()`, again and again while it fails in a transient way, with growing pauses.
 
-    Raises its last error when `patience()` is at its end, and other errors at once. `what` is what the log calls it.
+    A pause is as long as the error asks for. Raises the last error when `patience()` is at its end, and other errors at
+    once. `what` is what the log calls it.
     """
     limit = patience()
     begun, pause, tries = time.monotonic(), FIRST_PAUSE_S, 0
@@ -55,10 +56,12 @@ def patiently(what: str, attempt: Callable[[], T]) -> T:
             waited = time.monotonic() - begun
             if not is_transient(error):
                 raise
-            if waited + pause > limit:
-                raise TransientError(f"{one_line(error)} (tried {tries} times in {waited:.0f} s)") from error
+            told = error.wait_s if isinstance(error, TransientError) else 0.0
+            if waited + max(pause, told) > limit:
+                asks = f", and asks to wait {told:g} s" if told else ""
+                raise TransientError(f"{one_line(error)} (tried {tries} times in {waited:.0f} s{asks})") from error
             if tries == 1:
                 logger.warning("%s: %s: trying again for up to %.0f s", what, one_line(error), limit)
         # Jitter, or many readers of one store would all come back in the same moment. Not the run's randomness.
-        time.sleep(pause * random.uniform(0.5, 1.0))
+        time.sleep(max(pause * random.uniform(0.5, 1.0), told))
         pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -24,7 +24,14 @@ DELETED_AT_ONCE = 1000  # the most that S3 takes in a request
 
 
 class TransientError(OSError):
-    """The store or the way to it failed in a way that may be over in a moment."""
+    """The store or the way to it failed in a way that may be over in a moment.
+
+    `wait_s` are the seconds that the other side asks to wait (0: it doesn't say).
+    """
+
+    def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
 
 
 class _NoRangeError(OSError):

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -179,7 +179,8 @@ class JudgeClient:
         if self.options.temperature is not None:
             body["temperature"] = self.options.temperature
         try:
-            status, headers, data = _posted(self._url, body, self.options.timeout_s)
+            access = {"Authorization": f"Bearer {_key()}"}
+            status, headers, data = fetched(self._url, body, headers=access, timeout_s=self.options.timeout_s)
         except (OSError, http.client.HTTPException, UnicodeError) as error:  # refused, reset, cut off, no such host
             return Trouble(kind=Kind.PASSES, said=one_line(error) or type(error).__name__)
         self._met.reached = True
@@ -238,10 +239,15 @@ _STATUS_FIX = {
 }
 
 
-def _posted(url: str, body: dict[str, Any], timeout_s: float) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers (names in lower case) and body of an answer. Raises `OSError`, `http.client.HTTPException`."""
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {_key()}"}
-    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
+def fetched(
+    url: str, body: Mapping[str, Any] | None, *, headers: Mapping[str, str], timeout_s: float
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (names in lower case) and body of an answer to a GET, or to a POST of `body` as JSON.
+
+    Raises `OSError`, `http.client.HTTPException` where there is no answer, `UnicodeError` for a host that is no name.
+    """
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json", **headers})
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return response.status, _lower(response.headers.items()), response.read()
@@ -272,8 +278,3 @@ def _rest(error: urllib.error.HTTPError) -> bytes:
 def data_url(png: bytes) -> str:
     """A PNG image as the URL that chat endpoints take."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def error_text(error: urllib.error.HTTPError) -> str:
-    """What the server says of an error, in a line; its status in words where that is cut off."""
-    return one_line(_rest(error).decode(errors="replace"), limit=SHOWN_CHARS)

@@ -60,7 +60,8 @@ _CONTENT_CODE = re.compile(
     "^blocklist$|^spii$|^1301$"
 )
 _CONTENT_WORDS = re.compile(
-    r"content[ _-](?:filter|polic|management polic|moderation)|responsible ?ai|flagged|safety (?:system|filter|polic|"
+    r"content[ _-]?(?:filter|polic|management polic|moderation)|content exists risk|敏感|违规|不安全内容|"
+    r"responsible ?ai|flagged|safety (?:system|filter|polic|"
     r"settings? block)|(?:violat\w+|against|breach\w*) .{0,60}(?:polic|guideline|terms)|(?:policy|guideline)\w* "
     r"violation|prohibited content|(?:sensitive|inappropriate|unsafe|harmful|disallowed|explicit) "
     r"(?:content|information|words|material|image)|data.?inspection|guardrail|"
@@ -69,15 +70,15 @@ _CONTENT_WORDS = re.compile(
 )
 _ACCOUNT = re.compile(r"account|organi[sz]ation|api[ _-]?key|subscription", re.IGNORECASE)
 _BILLING_CODE = re.compile(
-    "insufficientquota|insufficientbalance|insufficientcredit|billing|paymentrequired|creditlimit"
+    "insufficientquota|insufficientbalance|insufficientcredit|billing|paymentrequired|creditlimit|budgetexceeded|arrear"
 )
 _BILLING_WORDS = re.compile(
     r"insufficient (?:quota|balance|credits?|funds)|credit balance is too low|out of credits|billing hard limit|"
-    r"exceeded your current quota|add (?:more )?credits|payment required",
+    r"exceeded your current quota|add (?:more )?credits|payment required|budget has been exceeded|账户已?欠费|余额不足",
     re.IGNORECASE,
 )
 _ACCESS_CODE = re.compile(
-    "invalidapikey|incorrectapikey|authentication|unauthorized|permission|modelnotfound|invalidmodel|modelnotexist|"
+    "invalidapikey|incorrectapikey|apikeyinvalid|authentication|unauthorized|permission|modelnotfound|invalidmodel|modelnotexist|"
     "deploymentnotfound|accountdeactivated|modelnotsupported"
 )
 _MODEL_WORDS = re.compile(
@@ -89,7 +90,10 @@ _PASSING_CODE = re.compile(
     "ratelimit|overload|servererror|internal|timeout|unavailable|exhausted|throttl|toomanyrequests|capacity|busy|"
     "^apierror$|upstream|badgateway|providererror|serviceerror"
 )
-_PASSING_WORDS = re.compile(r"rate.?limit|overloaded|too many requests|try again|please retry|temporar", re.IGNORECASE)
+_ACCESS_WORDS = re.compile(r"api key (?:not valid|expired)|location is not supported", re.IGNORECASE)
+_PASSING_WORDS = re.compile(
+    r"rate.?limit|throttl|overloaded|too many requests|try again|please retry|temporar", re.IGNORECASE
+)
 _REQUEST_CODE = re.compile("invalidrequest|invalidargument|badrequest|validation|invalidparameter|unsupported")
 
 
@@ -146,7 +150,7 @@ def _kind(status: int, codes: tuple[str, ...], words: str) -> Kind:
         return Kind.EVERYTHING
     if status in _PASSING_4XX or (status >= 500 and status not in _NEVER_5XX):
         return Kind.PASSES
-    if status in _STOPPING or 300 <= status < 400 or _MODEL_WORDS.search(words):
+    if status in _STOPPING or 300 <= status < 400 or _MODEL_WORDS.search(words) or _ACCESS_WORDS.search(words):
         return Kind.EVERYTHING
     if coded(_PASSING_CODE) or (status == 200 and not coded(_REQUEST_CODE)) or _PASSING_WORDS.search(words):
         return Kind.PASSES

@@ -182,7 +182,9 @@ _REASONS = ("finish_reason", "native_finish_reason", "stop_reason")
 
 
 def _read(said: str, reasons: list[str], limit: int) -> Reply:
-    ends = {ending(reason): reason for reason in reversed(reasons)}
+    # A further reason may be the stop text itself, or a provider's own word: it says nothing where it is not known.
+    known = [reason for place, reason in enumerate(reasons) if place == 0 or ending(reason) != "unknown"]
+    ends = {ending(reason): reason for reason in reversed(known)}
     if "refused" in ends:
         return Reply(said=said, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
     if "broken" in ends:

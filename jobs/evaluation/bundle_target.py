@@ -16,7 +16,16 @@ from blip3o.data.decode import open_image
 from blip3o.data.templates import Turn
 from blip3o.errors import Blip3oError, ConfigError, RequestError
 from jobs.common import join_ray
-from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, batches, keep_image, keep_reply, without_faults
+from jobs.evaluation.work import (
+    MAX_NEW_TOKENS,
+    Done,
+    Work,
+    batches,
+    keep_image,
+    keep_reply,
+    other_limit,
+    without_faults,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +52,10 @@ def digest(bundle: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleTarget:
-    """A bundle, drawn from by `actors` actors (0: in this process). `untrained` gives it fresh weights."""
+    """A bundle, drawn from by `actors` actors (0: in this process). `untrained` gives it fresh weights.
+
+    A reply to a question has at most `max_new_tokens`.
+    """
 
     bundle: str
     width: int
@@ -52,6 +64,7 @@ class BundleTarget:
     gpus: float = 0
     untrained: bool = False
     sampler: Sampler = Sampler()
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     can_decode = True
 
@@ -73,6 +86,7 @@ class BundleTarget:
             "guidance": config.guidance if chosen.guidance is None else chosen.guidance,
             "width": self.width,
             "untrained": self.untrained,
+            **other_limit(self.max_new_tokens),
         }
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
@@ -141,22 +155,37 @@ class Worker:
             except (RequestError, DamagedSampleError) as error:
                 done.append(Done(uri=work.uri, seconds=0.0, fault=str(error)))
         if sound:
-            {"draw": self._draw, "decode": self._decode, "ask": _ask}[sound[0].kind](pipeline, sound, pictures)
-        done += [Done(uri=work.uri, seconds=0.0) for work in sound]
+            act = {"draw": self._draw, "decode": self._decode, "ask": self._ask}[sound[0].kind]
+            faults = act(pipeline, sound, pictures)
+            done += [Done(uri=work.uri, seconds=0.0, fault=faults.get(work.uri, "")) for work in sound]
         return without_faults(done, time.monotonic() - began)
 
-    def _draw(self, pipeline: "Pipeline", work: Sequence[Work], _: "Sequence[Image.Image]") -> None:
+    def _draw(self, pipeline: "Pipeline", work: Sequence[Work], _: "Sequence[Image.Image]") -> dict[str, str]:
         prompts, seeds = [piece.prompt for piece in work], [piece.seed for piece in work]
         sampler = self._target.sampler
         images = pipeline.generate(prompts, seeds=seeds, steps=sampler.steps, guidance=sampler.guidance)
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
+        return {}
 
-    def _decode(self, pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> None:
+    def _decode(self, pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> dict[str, str]:
         features = pipeline.encode(pictures)
         images = pipeline.decode(features, seeds=[piece.seed for piece in work])
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
+        return {}
+
+    def _ask(self, pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> dict[str, str]:
+        images = pictures or None  # a batch has them all or none
+        turns = [[_turn(piece)] for piece in work]
+        replies = pipeline.chat_batch(turns, images=images, max_new_tokens=self._target.max_new_tokens)
+        faults: dict[str, str] = {}
+        for piece, reply in zip(work, replies, strict=True):
+            try:
+                keep_reply(piece, reply)
+            except RequestError as error:
+                faults[piece.uri] = str(error)
+        return faults
 
     def _loaded(self) -> "Pipeline":
         if self._pipeline is None:
@@ -177,14 +206,6 @@ def _check(pipeline: "Pipeline", work: Work) -> None:
         pipeline.draw_ids(work.prompt)
     elif work.kind == "ask":
         pipeline.chat_ids([_turn(work)], with_image=work.picture is not None)
-
-
-def _ask(pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> None:
-    images = pictures or None  # a batch has them all or none
-    turns = [[_turn(piece)] for piece in work]
-    replies = pipeline.chat_batch(turns, images=images, max_new_tokens=MAX_NEW_TOKENS)
-    for piece, reply in zip(work, replies, strict=True):
-        keep_reply(piece, reply)
 
 
 def _turn(work: Work) -> Turn:

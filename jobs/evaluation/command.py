@@ -18,7 +18,7 @@ from jobs.evaluation.http_target import HttpTarget
 from jobs.evaluation.making import generate, prepare
 from jobs.evaluation.plan import STAGES, Plan, by_suite, find_stages, find_suites, judge_options
 from jobs.evaluation.scoring import find_judges, judge, report, score
-from jobs.evaluation.work import Target
+from jobs.evaluation.work import MAX_NEW_TOKENS, Target
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--width", type=int, default=DEFAULT_WIDTH, metavar="N", help=width)
     add("--steps", type=int, metavar="N", help="sampling steps; the target's default if left out")
     add("--guidance", type=float, metavar="G", help="guidance; the target's default if left out")
+    limit = f"tokens of a reply to a question; more for a model that thinks ({MAX_NEW_TOKENS})"
+    add("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, metavar="N", help=limit)
     add("--source", action="append", default=[], metavar="SUITE=URI", help="prompts or questions of a suite; repeat")
     add("--judge", action="append", default=[], metavar="SUITE=JUDGE", help="who judges (docs/evaluation.md); repeat")
     option = "of requests to --judge …=openai:…, e.g. max_tokens=4096, temperature=none (docs/evaluation.md); repeat"
@@ -64,10 +66,10 @@ def parser() -> argparse.ArgumentParser:
 def plan_of(options: argparse.Namespace) -> Plan:
     """What the options ask for. Raises `ConfigError` for options that do not fit together."""
     entries = find_suites(options.suite)
-    for name in ("limit", "samples", "width", "steps"):
+    for name in ("limit", "samples", "width", "steps", "max_new_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value} is below 1")
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1")
     if options.actors < 0:
         raise ConfigError(f"--actors {options.actors} is negative: give 0 to draw in this process")
     if options.target is None and options.out is None:
@@ -95,7 +97,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
 def _target(options: argparse.Namespace, *, untrained: bool = False) -> Target:
     sampler = Sampler(steps=options.steps, guidance=options.guidance)
     if urlsplit(options.target).scheme in ("http", "https"):
-        return HttpTarget(url=options.target, requests=options.actors, sampler=sampler)
+        limit = options.max_new_tokens
+        return HttpTarget(url=options.target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
     return BundleTarget(
         bundle=options.target,
         width=options.width,
@@ -104,6 +107,7 @@ def _target(options: argparse.Namespace, *, untrained: bool = False) -> Target:
         gpus=options.gpus_per_actor,
         untrained=untrained,
         sampler=sampler,
+        max_new_tokens=options.max_new_tokens,
     )
 
 

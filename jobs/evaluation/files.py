@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 from blip3o.data import storage
 from blip3o.data.storage import MissingFileError
 from blip3o.errors import DataError, one_line
 from blip3o.evaluate.suite import Item, Judge, Judgement, Suite, item_seed, only_sample
-from blip3o.evaluate.suites.files import json_lines, json_value, require
+from blip3o.evaluate.suites.files import json_lines, json_value, require, shown
 from jobs.evaluation.work import json_bytes
 
 READERS = 16  # threads that read images for their sums
@@ -233,22 +234,41 @@ class Place:
             raise DataError(f"{uri} does not exist: run --stage judge first")
         names = [field.name for field in fields(Judgement)]
         rows = [row for row in read_judged(uri) if judge_of(row["judge"], uri) == by]
-        return [(row["sha256"], Judgement(**{name: row[name] for name in names if name in row})) for row in rows]
+        return [(row["sha256"], _as(Judgement, {k: row[k] for k in names if k in row}, uri)) for row in rows]
 
 
 def read_judged(uri: str) -> Rows:
     """The rows of a judgements.jsonl. Raises `DataError` where one is no finding."""
     rows = read_rows(uri)
     for number, row in enumerate(rows, start=1):
-        require(row, ("key", "sample", "value", "sha256", "judge"), f"{uri}, record {number}")
+        where = f"{uri}, record {number}"
+        require(row, ("key", "sample", "value", "sha256", "judge", "fault"), where, texts=("key", "sha256", "fault"))
+        if type(row["sample"]) is not int:
+            raise DataError(f"{where}: sample is {shown(row['sample'])}, expected a number")
     return rows
 
 
 def _as(kind: Callable[..., T], row: Mapping[str, Any], uri: str) -> T:
     try:
-        return kind(**row)
+        made = kind(**row)
     except TypeError as error:
         raise DataError(f"{uri} has a row of another kind ({one_line(error)}): give another --out") from error
+    for field in fields(made):  # type: ignore[arg-type]
+        value = getattr(made, field.name)
+        if not _fits(value, field.type):
+            raise DataError(
+                f"{uri} has a row whose {field.name} is {shown(value)}: give another --out, or restore the file"
+            )
+    return made
+
+
+def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401
+    """Whether a value of a JSON file may be that of a field; fields of other types than these are not looked at."""
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping)
+    return type(value) is kind if kind in (str, int, NoneType) else True
 
 
 def judge_of(row: Mapping[str, Any], where: str) -> Judge:

@@ -6,36 +6,47 @@ would give other images whenever it is asked. Overload, restarts and lost connec
 
 import base64
 import http.client
-import json
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from blip3o.data import storage
 from blip3o.data.decode import open_image
 from blip3o.data.retry import patiently
 from blip3o.data.s3 import TransientError
 from blip3o.errors import ConfigError, DataError, RequestError, ServiceError
-from blip3o.evaluate.judge import data_url, error_text
-from blip3o.evaluate.replies import content_text
+from blip3o.evaluate.judge import data_url, fetched
+from blip3o.evaluate.judge_faults import Kind, parse, trouble_of
+from blip3o.evaluate.replies import read_completion
 from jobs.evaluation.bundle_target import Sampler
-from jobs.evaluation.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply
+from jobs.evaluation.work import (
+    MAX_NEW_TOKENS,
+    WITHIN_REASONING,
+    Done,
+    Work,
+    keep_image,
+    keep_reply,
+    other_limit,
+)
+
+T = TypeVar("T")
 
 TIMEOUT_S = 600.0  # of one request; a large model on a busy server
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 531)})  # 52x: a proxy before the server
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpTarget:
-    """The server at `url` (with `/v1` or without), asked by `requests` threads at a time."""
+    """The server at `url` (with `/v1` or without), asked by `requests` threads at a time.
+
+    A reply to a question has at most `max_new_tokens`.
+    """
 
     url: str
     requests: int = 1
     sampler: Sampler = Sampler()
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     can_decode = False
 
@@ -57,7 +68,8 @@ class HttpTarget:
         chosen = {"steps": self.sampler.steps, "guidance": self.sampler.guidance}
         defaults = {"steps": model.get("num_inference_steps"), "guidance": model.get("guidance_scale")}
         used = {name: defaults[name] if value is None else value for name, value in chosen.items()}
-        return {"target": "http", "url": self._base, "model": model["id"], "size": model.get("size"), **used}
+        named = {"target": "http", "url": self._base, "model": model["id"], "size": model.get("size")}
+        return {**named, **used, **other_limit(self.max_new_tokens)}
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
         """Makes the files; see `Target`. Raises `ServiceError` if the server stays away or answers otherwise."""
@@ -105,42 +117,53 @@ class HttpTarget:
             url = data_url(storage.read_bytes(work.picture))
             parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
         messages = [{"role": "user", "content": parts}]
-        body = {"model": model, "messages": messages, "max_tokens": MAX_NEW_TOKENS, "temperature": 0}
-        reply = self._call("/v1/chat/completions", body)
-        try:
-            text = content_text(reply["choices"][0]["message"]["content"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ServiceError(f"{self._base} answered without a message: {error!r}") from error
-        if text is None:
-            raise ServiceError(f"{self._base} answered with content that is no text")
-        keep_reply(work, text)
+        body = {"model": model, "messages": messages, "max_tokens": self.max_new_tokens, "temperature": 0}
+        keep_reply(work, self._asked("/v1/chat/completions", body, self._said))
+
+    def _said(self, answer: dict[str, Any]) -> str:
+        """The reply in a completion, as far as its limit let it go.
+
+        Raises `RequestError` where the content was refused, or where the limit left nothing: the server keeps the
+        thought to itself, and it took all tokens.
+        """
+        reply = read_completion(answer, limit=self.max_new_tokens)
+        if reply is None:
+            raise ServiceError(f"{self._base} answered without a message that has a text")
+        if reply.broken:
+            raise TransientError(reply.fault)
+        if reply.refused:
+            raise RequestError(reply.fault)
+        if reply.cut and not reply.said.strip():
+            raise RequestError(WITHIN_REASONING)
+        return reply.said
 
     def _call(self, route: str, body: dict[str, Any] | None = None, *, patient: bool = True) -> dict[str, Any]:
         """The JSON of a reply. Raises `RequestError` where the server refuses the request itself."""
+        return self._asked(route, body, lambda answer: answer, patient=patient)
+
+    def _asked(
+        self, route: str, body: dict[str, Any] | None, read: Callable[[dict[str, Any]], T], *, patient: bool = True
+    ) -> T:
         url = f"{self._base}{route}"
         try:
-            return patiently(url, lambda: _once(url, body)) if patient else _once(url, body)
+            return patiently(url, lambda: read(_once(url, body))) if patient else read(_once(url, body))
         except OSError as error:
             raise ServiceError(f"{url} does not answer ({error}): is the server up?") from error
 
 
 def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-            parsed = json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        said = error_text(error)
-        if error.code in _BUSY:
-            raise TransientError(f"status {error.code}: {said}") from error
-        if error.code in (400, 422):
-            raise RequestError(said) from error
-        raise ServiceError(f"{url} answered {error.code}: {said}") from error
-    except (OSError, http.client.HTTPException) as error:  # refused, reset, cut off
+        status, headers, data = fetched(url, body, headers={}, timeout_s=TIMEOUT_S)
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # refused, reset, cut off, no such host
         raise TransientError(str(error) or type(error).__name__) from error
-    except ValueError as error:  # no JSON or no UTF-8: of a reply without its length, this is how a cut looks
-        raise TransientError(f"its reply is no JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
-    return parsed
+    trouble = trouble_of(status, headers, data, now=time.time())
+    if trouble is None:
+        parsed = parse(data)
+        if not isinstance(parsed, dict):
+            raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
+        return parsed
+    if trouble.kind is Kind.PASSES:
+        raise TransientError(trouble.said, wait_s=trouble.wait_s or 0.0)
+    if trouble.kind is Kind.EVERYTHING:
+        raise ServiceError(f"{url} answered {trouble.said}")
+    raise RequestError(trouble.said)

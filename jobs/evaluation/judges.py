@@ -25,7 +25,7 @@ from blip3o.data.decode import open_image
 from blip3o.errors import ConfigError
 from blip3o.evaluate.judge import JudgeClient
 from blip3o.evaluate.judge_options import JudgeOptions
-from blip3o.evaluate.replies import Reply
+from blip3o.evaluate.replies import Reply, answer
 from blip3o.evaluate.suite import Item, Judge, Judgement
 from blip3o.evaluate.suites import dpg, geneval, scenes
 from blip3o.evaluate.suites.mjhq import Mjhq
@@ -37,20 +37,22 @@ ASKING = 8  # requests to an endpoint at a time
 # The versions of the words in which this project asks a judge, and of how it takes the replies. Findings of WISE's
 # version 1 may be grades of replies that were cut, or of thoughts; a yes or no of DPG's never was.
 DPG_PROMPTS, WISE_PROMPTS = "blip3o-1", "blip3o-2"
-BY_WORDS = Judge(id="words of the reply", version="1")
+BY_WORDS = Judge(id="words of the reply", version="2")  # 1 took a thought that was cut for a reply
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finder:
     """A judge at work: `find(item, sample, file)` gives the finding on a file's bytes, or None where it has none.
 
-    Up to `threads` at a time. `finish()` is called when all were asked for; it raises `ConfigError` for a judge that
+    Up to `threads` at a time. `imported`: the findings were made elsewhere, without the sums of the files that they are
+    about. `finish()` is called when all were asked for; it raises `ConfigError` for a judge that
     took none of them.
     """
 
     judge: Judge
     find: Callable[[Item, int, bytes], Judgement | None]
     threads: int = 1
+    imported: bool = False
     finish: Callable[[], None] = lambda: None
 
 
@@ -86,6 +88,8 @@ def by_words(wanted: Wanted) -> Finder:
 
     def find(item: Item, sample: int, data: bytes) -> Judgement:
         reply = parse_reply(data)
+        if answer(reply) is None:  # kept by a version that took it for a reply
+            return Judgement(key=item.key, sample=sample, value=None, fault="ends within its reasoning", reply=reply)
         return Judgement(key=item.key, sample=sample, value={"reply": reply}, reply=reply)
 
     return Finder(judge=BY_WORDS, find=find)
@@ -121,10 +125,10 @@ def of_dpg(wanted: Wanted) -> Finder:
             return client.ask(dpg.question_text(question), [data])
 
         return Finder(judge=client.judge, find=_dpg_find(ask), threads=ASKING, finish=client.finish)
-    answer, judge = _plug_in(kind, rest)
+    says, judge = _plug_in(kind, rest)
 
     def answered(data: bytes, question: dpg.Question) -> Reply:
-        return Reply(text=str(answer(open_image(data), question["text"])))
+        return Reply(text=str(says(open_image(data), question["text"])))
 
     return Finder(judge=judge, find=_dpg_find(answered))
 
@@ -269,4 +273,4 @@ def _imported(found: Sequence[Judgement], judge: Judge) -> Finder:
     by_place = {(one.key, one.sample): one for one in found}
     if len(by_place) < len(found):
         raise ConfigError(f"{len(found) - len(by_place)} findings of the file are on a picture that has one already")
-    return Finder(judge=judge, find=lambda item, sample, data: by_place.get((item.key, sample)))
+    return Finder(judge=judge, find=lambda item, sample, data: by_place.get((item.key, sample)), imported=True)

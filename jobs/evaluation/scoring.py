@@ -8,7 +8,7 @@ the score counts those of the judge that judged last alone.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from typing import Any
@@ -73,7 +73,12 @@ def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
     identity = asdict(finder.judge)
     others, kept = _earlier(place, finder.judge, retry_refused=retry_refused)
     rows = [kept[at] for one in made if (at := (one.key, one.sample, one.sha256)) in kept]
-    todo = [one for one in made if (one.key, one.sample, one.sha256) not in kept]
+    bound = _of_files_before(place, finder, now)
+    others += bound
+    elsewhere = {(row["key"], row["sample"]) for row in bound}
+    todo = [
+        one for one in made if (one.key, one.sample, one.sha256) not in kept and (one.key, one.sample) not in elsewhere
+    ]
     write_json(place.file("judge.json"), identity)
     uri = place.file("judgements.jsonl")
     try:
@@ -89,6 +94,23 @@ def _judge(place: Place, finder: Finder, *, retry_refused: bool) -> None:
         finder.finish()
     finally:  # what a judge has found before it failed is kept
         write_rows(uri, [*others, *sorted(rows, key=lambda row: (row["key"], row["sample"]))])
+
+
+def _of_files_before(place: Place, finder: Finder, now: Mapping[tuple[str, int], str]) -> Rows:
+    """The rows of findings that were imported before about files that have changed since; all of them stay.
+
+    Such findings don't say which bytes they are about: those that lay there when they were first read. They are not
+    taken for findings about what lies there now.
+    """
+    uri = place.file("judgements.jsonl")
+    if not (finder.imported and storage.exists(uri)):
+        return []
+    own = [row for row in read_judged(uri) if judge_of(row["judge"], uri) == finder.judge]
+    found = [row for row in own if now.get((row["key"], row["sample"]), row["sha256"]) != row["sha256"]]
+    if found:
+        told = "were read before, about other files than lie there now: have these judged, and name the new findings"
+        logger.warning("%s: %d findings %s", uri, len(found), told)
+    return found
 
 
 def _kept(finding: Judgement) -> dict[str, Any]:

@@ -13,8 +13,11 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 
 from blip3o.data import storage
+from blip3o.errors import RequestError
+from blip3o.evaluate.replies import answer
 
-MAX_NEW_TOKENS = 32  # of a reply
+MAX_NEW_TOKENS = 32  # of a reply, where the user does not say
+WITHIN_REASONING = "the reply ends within its reasoning: raise --max-new-tokens, with another --out"
 
 Kind = Literal["draw", "decode", "ask"]
 
@@ -79,13 +82,24 @@ def keep_image(work: Work, image: Image.Image) -> None:
 
 
 def keep_reply(work: Work, reply: str) -> None:
-    """Writes a reply to its place, as it was given."""
+    """Writes a reply to its place, as it was given.
+
+    Raises `RequestError` for one that ends within its reasoning: a model that was cut while it thought has not
+    answered, and has not answered wrongly either.
+    """
+    if answer(reply) is None:
+        raise RequestError(WITHIN_REASONING)
     storage.write_bytes(work.uri, json_bytes({"reply": reply}), aside=work.aside)
 
 
 def json_bytes(value: object, *, indent: int | None = None) -> bytes:
     """A value as JSON in UTF-8. Half of a surrogate pair, which no UTF-8 has, is written as JSON's escape of it."""
     return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="backslashreplace")
+
+
+def other_limit(max_new_tokens: int) -> dict[str, int]:
+    """The limit of a reply as part of a target's identity, where it is not the one that results always had."""
+    return {} if max_new_tokens == MAX_NEW_TOKENS else {"max_new_tokens": max_new_tokens}
 
 
 def batches(work: Sequence[Work], width: int) -> list[tuple[Work, ...]]:

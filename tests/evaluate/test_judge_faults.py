@@ -102,3 +102,25 @@ def test_any_answer_has_a_kind_and_a_wait_that_can_be_waited(seed):
         assert trouble is None or (isinstance(trouble.kind, Kind) and "\n" not in trouble.said)
         assert trouble is None or trouble.wait_s is None or 0 <= trouble.wait_s < float("inf")
         trouble is None or trouble.said.encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kind"),
+    [
+        (400, {"message": "litellm.ContentPolicyViolationError: x", "code": "400"}, Kind.CONTENT),
+        (400, {"message": "Content Exists Risk", "type": "invalid_request_error"}, Kind.CONTENT),
+        (400, {"message": "输入内容包含敏感信息", "code": "400"}, Kind.CONTENT),
+        (400, {"message": "Budget has been exceeded! Max budget: 10.0", "type": "budget_exceeded"}, Kind.EVERYTHING),
+        (400, {"message": "Access denied", "code": "Arrearage"}, Kind.EVERYTHING),
+        (429, {"message": "您的账户已欠费，请充值后重试", "code": "1113"}, Kind.EVERYTHING),
+        (400, {"message": "x", "details": [{"reason": "API_KEY_INVALID"}]}, Kind.EVERYTHING),
+        (400, {"message": "API key not valid. Please pass a valid API key."}, Kind.EVERYTHING),
+        (400, {"message": "User location is not supported for the API use."}, Kind.EVERYTHING),
+        (400, {"message": "ThrottlingException: Too many tokens"}, Kind.PASSES),
+        (429, {"message": "您当前使用该API的并发数过高", "code": "1302"}, Kind.PASSES),
+        (400, {"message": "the picture is too large", "code": "400"}, Kind.ITEM),
+    ],
+)
+def test_what_gateways_of_several_makers_say(status, said, kind):
+    found = trouble_of(status, {}, json.dumps({"error": said}).encode(), now=NOW)
+    assert found is not None and found.kind is kind

@@ -124,6 +124,10 @@ def test_any_name_of_an_end_that_is_none_leaves_no_answer():
     assert read(message=message, finish_reason="stop", native_finish_reason="MAX_TOKENS").cut
     assert read(message=message, finish_reason=None, stop_reason="max_tokens").cut
     assert read(message=message, finish_reason="stop", stop_reason=151645).text == "Score: 0"
+    assert read(message=message, finish_reason="stop", stop_reason="###").text == "Score: 0"  # vLLM: the stop text
+    assert read(message=message, finish_reason="stop", native_finish_reason="stop_str").text == "Score: 0"
+    assert "'###' is not known" in read(message=message, stop_reason="###").fault
+    assert read(message=message, finish_reason="stop", native_finish_reason="SAFETY").refused
     assert "'tool_calls' is not known" in read(message=message, finish_reason="tool_calls").fault
     assert read(message={"content": "<think>Score: 0"}, finish_reason="stop").fault == "ends within its reasoning"
 

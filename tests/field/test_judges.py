@@ -202,7 +202,8 @@ def test_options_are_part_of_who_judges(server, tmp_path, capsys):
     options = ["--judge-option", "max_tokens=64", "--judge-option", "wise-verified:reasoning_effort=low"]
     assert run.judge() == 0 and run.judge(*options) == 0
     assert [body.get("reasoning_effort") for body in server.bodies] == [None, None, "low", "low"]
-    assert run.score()["judge"] == {"id": "eye:8b", "version": 'blip3o-2 max_tokens=64 reasoning_effort="low"'}
+    version = 'blip3o-2 max_tokens=64 reasoning_effort="low"'
+    assert run.score()["judge"] == {"id": "eye:8b", "version": version, "source": ""}
     assert len(run.rows) == 4, "the other judge's findings were paid for"
     for bad in ("max_tokens=x", "dpg:max_tokens=9", "max_tokenz=9"):
         assert run.judge("--judge-option", bad) == 1
@@ -267,5 +268,5 @@ def test_a_model_that_thinks_is_scored_by_its_answer(tmp_path):
     run.place.write_made(run.place.describe(run.place.read_items(), {}))
     assert run.judge() == 0
     score = run.score()
-    assert (score["details"]["plain"], score["details"]["n_unparsed"]) == (0.75, 1)
+    assert (score["details"]["plain"], score["overall"], score["coverage"]["n_parse_failed"]) == (1.0, None, 1)
     assert [row["reply"] for row in run.rows] == said, "the words are kept as they came"

@@ -293,7 +293,7 @@ def test_a_picture_that_was_replaced_before_it_was_judged_is_told(small):
     put(picture(small, 2, 1), b"drawn by another model")
     assert replaced in judged_by(small, "official", results(items=3))["why_not"]
     describe(small)  # as generate does when it is run again
-    score = judged_by(small, "official", results(items=3))
+    score = judged_by(small, "official", results(RULES["all"], items=3))  # the new picture was judged
     assert replaced in score["why_not"] and score["coverage"]["n_missing"] == 0
     put(picture(small, 2, 1), b"picture 2 1")
     assert replaced not in judged_by(small, "official", results(items=3))["why_not"]
@@ -311,6 +311,25 @@ def test_the_file_of_findings_that_is_named_is_the_one_that_counts(small):
         score = judged_by(small, "file", files[name])
         assert score["overall"] == {"none": 0.0, "half": 0.5}[name]
         assert any("the judge is not" in reason for reason in score["why_not"])
+
+
+@pytest.mark.parametrize("kind", ["official", "file"])
+def test_a_file_that_was_read_before_does_not_speak_of_what_was_drawn_after(kind, small, capsys):
+    """A file of findings has no sums: it is about what lay there when it was first read."""
+    assert judged_by(small, kind, results(items=3))["coverage"]["n_missing"] == 0
+    drawn = picture(small, 1, 2)
+    before = drawn.read_bytes()
+    drawn.write_bytes(b"drawn anew")
+    place = Place(out=str(small), suite=GENEVAL, asks=False)
+    place.write_made(place.describe(place.read_items(), {}, {place.file("images/00001/samples/0002.png")}))
+    for _ in range(3):  # however often it is named
+        score = judged_by(small, kind, results(items=3))
+        assert (score["coverage"]["n_missing"], score["overall"], score["comparable"]) == (1, None, False)
+        assert "1 findings were read before, about other files" in " ".join(capsys.readouterr().err.split())
+    other = judged_by(small, kind, results(RULES["all"], items=3))  # made later, of these files as far as one can know
+    assert other["coverage"]["n_missing"] == 0
+    drawn.write_bytes(before)
+    assert judged_by(small, kind, results(items=3))["coverage"]["n_missing"] == 0
 
 
 RULES = {"none": lambda _: False, "half": lambda sample: sample > 1, "all": lambda _: True}
@@ -332,6 +351,54 @@ def test_official_rows_about_another_record_or_sample_are_refused(old, new, faul
     (small / "other.jsonl").write_text(text.replace(old, new, 1))
     assert stage(small, "judge", "--judge", f"geneval=official:{small}/other.jsonl") == 1
     assert fault in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fault"),
+    [
+        (dict(OFFICIAL[0].record, tag="counting"), "was judged by another record than that of 00000"),
+        (dict(OFFICIAL[0].record), ""),
+        ([1], "metadata is [1]: expected an object"),
+        (7, "metadata is 7: expected an object"),
+        (True, "metadata is true: expected an object"),
+    ],
+)
+def test_a_record_that_is_no_text_is_held_against_the_item_s_all_the_same(metadata, fault, small, capsys):
+    rows = [json.loads(line) for line in results(items=3).splitlines()]
+    rows[0]["metadata"] = metadata
+    (small / "other.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert stage(small, "judge", "--judge", f"geneval=official:{small}/other.jsonl") == bool(fault)
+    assert fault in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("items.jsonl", '"samples": 4', '"samples": []'),
+        ("items.jsonl", '"key": "00000"', '"key": 7'),
+        ("items.jsonl", '"prompt": "', '"prompt": 7, "x": "'),
+        ("items.jsonl", '"record": {', '"record": 7, "x": {'),
+        ("items.jsonl", '"record": {', '"record": null, "record2": {'),
+        ("files.jsonl", '"sample": 0', '"sample": [0]'),
+        ("files.jsonl", '"sha256": "', '"sha256": [], "x": "'),
+        ("files.jsonl", '"fault": ""', '"fault": null'),
+        ("judgements.jsonl", '"sample": 0', '"sample": [0]'),
+        ("judgements.jsonl", '"sample": 0', '"sample": true'),
+        ("judgements.jsonl", '"value": {', '"value": 7, "x": {'),
+        ("judgements.jsonl", '"fault": ""', '"fault": {}'),
+        ("judgements.jsonl", '"fault": "", ', ""),
+    ],
+)
+def test_a_file_of_the_results_that_was_damaged_is_one_line(file, old, new, small, capsys):
+    judged_by(small, "official", results(items=3))
+    path = small / "geneval" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    capsys.readouterr()
+    assert [stage(small, name) for name in ("score", "report")][0] == 1
+    told = capsys.readouterr().err
+    assert file in told and "Traceback" not in told
 
 
 @pytest.mark.parametrize("options", [["--limit", "552"], ["--samples", "3"], ["--samples", "5"], ["--limit", "1"]])

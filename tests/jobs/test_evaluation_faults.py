@@ -83,8 +83,8 @@ def test_a_server_that_goes_away_within_a_reply_is_asked_again(lost, tmp_path):
     ("answer", "fault"),
     [
         (json.dumps(drawn("m", GRAY[:600])).encode(), "answered without one image as b64_json"),
-        (b'{"a": "\xe9"}', "its reply is no JSON"),
-        (b"<html>", "its reply is no JSON"),
+        (b'{"a": "\xe9"}', "without whole JSON"),
+        (b"<html>", "without whole JSON"),
     ],
 )
 def test_a_reply_that_is_no_image_is_one_line(answer, fault, tmp_path, monkeypatch):

@@ -23,6 +23,15 @@ _CUE = re.compile(
     rf"(?:[{_MARKS}]*\b(?:option|choice|letter)\b)?[{_MARKS}]*[:=]?[{_MARKS}]*",
     re.IGNORECASE,
 )
+_TRANSLATED = re.compile(  # "answer" in other languages, and what stands between it and the letter
+    rf"(?:答案|选项|選項|答え|正解|정답|应选|應選|选择|選擇|[选選](?=[\s(*]*[A-Za-z])|"
+    rf"\b(?:réponse|antwort|respuesta|risposta|resposta|ответ)\b)"
+    rf"(?:[{_MARKS}]*(?:是|为|為|应为|選|选|は|은|는|(?:est|ist|es|è|é|lautet)\b(?:\s+(?:la|die|l'option|option)\b)?))?"
+    rf"[{_MARKS}]*[:=—–-]?[{_MARKS}]*",
+    re.IGNORECASE,
+)
+_WIDE = str.maketrans("（）［］：，。．、！", "()[]:,..,!") | {0xFF21 + n: letter for n, letter in enumerate(LETTERS)}
+_RETRACTED = re.compile(r"[\s,.;:—–-]*\b(?:(?i:no|wait|actually|sorry|correction|i mean|hmm))\b.*?\b[A-Z]\b", re.DOTALL)
 _MARKED = re.compile(r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*")
 _ANOTHER = re.compile(r"(?:or|and|nor|&|/|,|\+|then|not)?[\s*_`\"'(\[]*([A-Z])(?![\w'])")  # right behind a letter
 _REASON = re.compile(r"(?:because|since|as it|is (?:the )?(?:correct|right|answer|best))\b", re.IGNORECASE)
@@ -40,11 +49,13 @@ def chosen(reply: str, options: Sequence[str]) -> int | None:
     text = answer(reply)
     if text is None:
         return None
+    text = re.sub(r"\\[(\[]\s*([A-Z])\s*\\[)\]]|\$([A-Z])\$", r"\1\2", text.translate(_WIDE))
     direct = _named(text, options)
     if direct is not None or _several(text):
         return direct
     longest = max(map(len, options), default=0) + BEYOND
-    tails = [text[match.end() : match.end() + longest] for match in _CUE.finditer(text)]
+    cues = [match.end() for cue in (_CUE, _TRANSLATED) for match in cue.finditer(text)]
+    tails = [text[end : end + longest] for end in cues]
     if any(map(_several, tails)):
         return None
     cued = {_named(part, options) for tail in tails for part in (tail, _sentence(tail))} - {None}
@@ -70,7 +81,8 @@ def _named(text: str, options: Sequence[str]) -> int | None:
     rest = text[match.end() :]
     if number in _same(rest, options):
         return number
-    return number if _stands(match.group(2), rest) and not _ANOTHER.match(rest) else None
+    other = _ANOTHER.match(rest) or _RETRACTED.match(rest)
+    return number if _stands(match.group(2), rest) and not other else None
 
 
 def _same(text: str, options: Sequence[str]) -> list[int]:

@@ -18,8 +18,12 @@ from blip3o.evaluate.suite import mean
 IMGEDIT_GRADES, IMGEDIT_RANGE = 3, (1, 5)
 GEDIT_RANGE = (0, 10)
 
-_IMGEDIT_LINE = re.compile(r"^[^\n:：]*[:：][ \t*]*([0-9]{1,9})(?:\.0*)?[ \t*]*(?:/[ \t]*5)?\.?[ \t*]*$", re.MULTILINE)
-_STRING_OR_COMMA = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])', re.DOTALL)
+_IMGEDIT_LINE = re.compile(
+    r"^[^\n:：]*[:：][ \t*]*([0-9]{1,9})(?:\.0*)?[ \t*]*(?:(?:/|out of)[ \t]*5)?\.?[ \t*\r]*$", re.MULTILINE
+)
+_STRING = r'"(?:\\.|[^"\\])*"'
+_STRING_OR_COMMENT = re.compile(rf"{_STRING}|(?<!:)//[^\n]*|/\*.*?\*/", re.DOTALL)
+_STRING_OR_COMMA = re.compile(rf"{_STRING}|,(?=\s*[}}\]])", re.DOTALL)
 _DELIMITED = re.compile(r"\|\|V\^=\^V\|\|(.*?)\|\|V\^=\^V\|\|", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _GRADE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(?: ?/ ?10)?")
@@ -81,16 +85,32 @@ def gedit_grades(reply: str) -> tuple[list[float] | None, str]:
     return _two_grades(scores[0] if scores else text)
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """The fields of a JSON object, one that stands there twice among them."""
+
+
 def _scores(text: str) -> list[Any]:
     """What stands as `score` in the JSON objects of a text, each time."""
-    text = _STRING_OR_COMMA.sub(lambda match: "" if match.group() == "," else match.group(), text)
-    decoder, found, start = json.JSONDecoder(strict=False), [], text.find("{")
+    return _scores_in(_strings_alone(_STRING_OR_COMMA, text)) or _scores_in(
+        _strings_alone(_STRING_OR_COMMA, _strings_alone(_STRING_OR_COMMENT, text))
+    )
+
+
+def _strings_alone(pattern: re.Pattern[str], text: str) -> str:
+    """The text without what a pattern matches beside the strings."""
+    return pattern.sub(lambda match: match.group() if match.group().startswith('"') else "", text)
+
+
+def _scores_in(text: str) -> list[Any]:
+    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs)
+    found: list[Any] = []
+    start = text.find("{")
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            value, end = {}, start + 1
-        scores = [score for name, score in value.items() if name.strip().lower() in ("score", "scores")]
+            value, end = _Pairs(), start + 1
+        scores = [score for name, score in value if name.strip().lower() in ("score", "scores")]
         found += scores
         start = text.find("{", end if scores else start + 1)
     return found

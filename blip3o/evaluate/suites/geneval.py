@@ -275,7 +275,7 @@ def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.
     The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged, of
     no item or sample, or of another prompt, tag or `metadata` (the record that the scorer read) than the item's.
     """
-    by_number = {int(item.key): item for item in items}
+    by_number = {_number(item.key): item for item in items}
     rows = json_lines(data, where)
     return [_imported(row, by_number, f"{where}, record {number}") for number, row in enumerate(rows, start=1)]
 
@@ -285,7 +285,7 @@ def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> 
         raise DataError(f"{where} lacks a filename or a true or false correct: expected a row of GenEval's scorer")
     path = PurePosixPath(row["filename"])
     folder = path.parent.parent.name
-    item = items.get(_number(folder))
+    item = items.get(_number(folder)) if folder.isdecimal() else None
     if item is None or not 0 <= _number(path.stem) < item.samples:
         raise DataError(f"{where} is of '{row['filename']}', which is no picture of these items")
     if row.get("prompt") != item.prompt:
@@ -308,7 +308,10 @@ def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
     suite = GenEval()
     if row.get("tag", item.record["tag"]) != item.record["tag"]:
         raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
-    if isinstance(row.get("metadata"), str):
-        record = _checked(parse_json(row["metadata"], f"{where}: metadata"), f"{where}: metadata")
+    if row.get("metadata") is not None:  # a JSON text as officially, or the object itself
+        told = row["metadata"]
+        record = _checked(
+            parse_json(told, f"{where}: metadata") if isinstance(told, str) else told, f"{where}: metadata"
+        )
         if differing([replace(item, record=record)], [item], suite.facts):
             raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")

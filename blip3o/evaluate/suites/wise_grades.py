@@ -18,22 +18,32 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 _MARKS = r"[\s*_`\"']*"
-# "1-2", "1.5" and "1 or 2" are one piece, "2/2" is a piece with its scale.
+# "1-2", "1.5", "1 → 0" and "1 or 2" are one piece, "2/2" is a piece with its scale, "1+" is none.
 _PIECE = (
-    r"(-?[0-9]+(?:\.[0-9]+|[ \t]*(?:[,–-]|to|or|and)[ \t]*[0-9]+)*)(?![0-9%A-Za-z])"
+    r"(-?[0-9]+(?:\.[0-9]+|[ \t]*(?:[,–~～〜→至到或-]|[-=]>|to|or|and|ou|oder|bis)[ \t]*[0-9]+)*)(?![0-9%A-Za-z+])"
     r"(?:[ \t*_`]*(?:/|out of)[ \t*_`]*([0-9]+(?:\.[0-9]+)?))?"
 )
 _SCORE = r"(?:\s+(?:score|grade|rating))?"
-_REMARK = r"(?:\([^()\n]{0,40}\)|\[[^\[\]\n]{0,40}\])?"
-_AFTER_COLON = re.compile(rf"{_SCORE}{_MARKS}{_REMARK}{_MARKS}[:=：|>][\s*_`\"'\[(<|]*{_PIECE}", re.IGNORECASE)
-_AFTER_LABEL = re.compile(rf"{_SCORE}[\s*_`\"'\[(<]*(?:(?:is|was|of|gets|[–—→]|- ){_MARKS})?{_PIECE}", re.IGNORECASE)
+_REMARK = r"(?:\([^()\n]{0,40}\)|\[[^\[\]\n]{0,40}\]|[0-9] ?(?:/|-|–|to|or) ?[0-9](?=[\s*_`]*[:=：]))?"
+_AFTER_COLON = re.compile(rf"{_SCORE}{_MARKS}{_REMARK}{_MARKS}[:=：|>][\s*_`\"'\[(|]*{_PIECE}", re.IGNORECASE)
+_AFTER_LABEL = re.compile(
+    rf"{_SCORE}[\s*_`\"'\[(]*(?:(?:is|was|of|gets|[–—→]|- ){_MARKS})?{_PIECE}(?![ \t*_`]*[:=：])", re.IGNORECASE
+)
+# "2 cats of 3 are there, so 1": a number that only counts something, and the grade.
+_CONCLUDED = re.compile(
+    rf"(?:\b(?:so|thus|hence|therefore)\b|[-=]>|→)(?:(?!\bnot\b|n't)[^0-9\n]){{0,20}}{_PIECE}[ \t*_`\"').]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _IN_TEXT = (
     re.compile(rf"^[\s*_`\"'>#]*{_PIECE}[ \t*_`\"'.]*$", re.MULTILINE),
     re.compile(rf"\b(?:score|grade|rating){_MARKS}(?:is|of)?[\s*_`\"':=：]*{_PIECE}", re.IGNORECASE),
-    re.compile(rf"(?:[.!?;:—–=→(]|\s-\s)\s*[*_`\"']*{_PIECE}[ \t*_`\"').\]]*$", re.MULTILINE),
+    re.compile(rf"(?:[.!?;:—–→(]|(?<![<>≤≥!])=|\s-\s)\s*[*_`\"']*{_PIECE}[ \t*_`\"').\]]*$", re.MULTILINE),
 )
 _BARE = re.compile(rf"[\s*_`\"'(\[]*{_PIECE}[\s*_`\"').\]]*")
 _WHOLE = re.compile(r"([0-9]{1,9})(?:\.0{1,9})?")
+_WIDE = {ord(wide): plain for wide, plain in zip("０１２３４５６７８９／（）［］", "0123456789/()[]", strict=True)}
+_SET_OFF = re.compile(r"<\s*([0-9][^<>\n]{0,10})>|\\[(\[]([^\\\n]{1,20})\\[)\]]|\$([^$\n]{1,20})\$")
+_RULE = re.compile(r"[\s|:-]*-[\s|:-]*")  # between a table's header and its rows
 
 Piece = tuple[str, str]  # a number as it stands, and the scale that it is said to be of ("": not said)
 
@@ -49,13 +59,33 @@ def read_grades(reply: str, grades: Sequence[str], *, highest: int) -> tuple[dic
     text = answer(reply)
     if text is None:
         return None, f"ends within its reasoning: {_shown(reply)}"
-    text = _SCALE.sub(" ", text)
+    text = _SCALE.sub(" ", _plain(text, grades))
     bare = [_BARE.fullmatch(line) for line in text.splitlines() if line.strip() and not line.startswith("```")]
     if len(bare) == len(grades) and all(bare):
         found = [_number((line[1], line[2] or ""), highest) for line in bare if line]
         if None not in found:
             return {grade: number for grade, number in zip(grades, found, strict=True) if number is not None}, ""
     return _labelled(text, grades, highest, shown=_shown(reply))
+
+
+def _plain(text: str, grades: Sequence[str]) -> str:
+    """Wide digits as others, numbers without brackets and signs of mathematics, tables with the labels in the header
+    as lines "label: number".
+    """
+    text = _SET_OFF.sub(lambda match: next(filter(None, match.groups())), text.translate(_WIDE))
+    lines, header, found = text.splitlines(), [], []
+    for number, line in enumerate(lines):
+        below = lines[number + 1] if number + 1 < len(lines) else ""
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if "|" in line and "|" in below and _RULE.fullmatch(below):
+            header = cells if any(_label(grade).search(line) for grade in grades) else []
+        elif "|" not in line or len(cells) != len(header):
+            header = []
+        elif not _RULE.fullmatch(line):
+            found += [f"{name}: {cell}" for name, cell in zip(header, cells, strict=True)]
+            continue
+        found.append("" if header else line)
+    return "\n".join(found)
 
 
 def _labelled(text: str, grades: Sequence[str], highest: int, *, shown: str) -> tuple[dict[str, int] | None, str]:
@@ -76,11 +106,13 @@ def _labelled(text: str, grades: Sequence[str], highest: int, *, shown: str) -> 
 def _pieces(text: str, grade: str, grades: Sequence[str]) -> list[Piece]:
     """What stands for a grade: behind its label and a colon; else closing the label's text; else behind the label."""
     labels = list(_label(grade).finditer(text))
-    direct = [_AFTER_COLON.match(text, label.end()) for label in labels]
-    pieces = [(match[1], match[2] or "") for match in direct if match]
-    if pieces:
-        return pieces
     borders = sorted([len(text), *(match.start() for name in grades for match in _label(name).finditer(text))])
+    direct = [match for label in labels if (match := _AFTER_COLON.match(text, label.end()))]
+    if direct:
+        rests = [text[match.end() : borders[bisect_left(borders, match.end())]].split("\n")[0] for match in direct]
+        concluded = [match for rest in rests for match in _CONCLUDED.finditer(rest)]
+        return [(match[1], match[2] or "") for match in (*direct, *concluded)]
+    pieces: list[Piece] = []
     for label in labels:
         part = text[label.end() : borders[bisect_left(borders, label.end())]]
         if re.match(rf"{_SCORE}{_MARKS}{_REMARK}{_MARKS}[:=：]", part, re.IGNORECASE):

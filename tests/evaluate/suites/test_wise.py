@@ -206,12 +206,83 @@ def test_grades_of_official_files_are_read_as_they_are_published(grade, number, 
     assert (found.key, found.value, found.fault) == ("7", dict.fromkeys(WISE.grades, 2), "")
 
 
-@pytest.mark.parametrize("grade", [9.9, 999, 999.0, 3, -1, 1.5, "1.5", True, None, "", "two", float("nan"), [2]])
+@pytest.mark.parametrize("grade", [9.9, 999, 999.0, 3, -1, 1.5, "1.5", True, None, "", "two", [2]])
 def test_what_is_no_grade_in_an_official_file_is_a_fault(grade):
     [void] = WISE.import_judgements(lines(graded_row(2, grade)), where="j.jsonl")
     assert void.value is None and "j.jsonl, record 1" in void.fault
     [skipped] = WISE_VERIFIED.import_judgements(lines({"prompt_id": 3, "score": grade}), where="j.jsonl")
     assert skipped.value is None
+
+
+def test_nan_in_an_official_file_is_refused_with_its_line():
+    with pytest.raises(DataError, match=r"j\.jsonl, line 2 cannot be read: NaN is no JSON"):
+        WISE.import_judgements(lines(graded_row(1, 2), graded_row(2, float("nan"))), where="j.jsonl")
+
+
+OTHERS = "\nRealism: 1\nAesthetic Quality: 0"
+
+
+@pytest.mark.parametrize(
+    ("text", "grade"),
+    [
+        ("1~2", None),
+        ("1～2", None),
+        ("1 → 0", None),
+        ("1 -> 2", None),
+        ("1到2", None),
+        ("1 ou 2", None),
+        ("1+", None),
+        (">=1", None),
+        (">= 1", None),
+        ("<1", None),
+        ("≥1", None),
+        ("−1", None),
+        ("2 cats of 3 are there, so I grade 1", None),
+        ("2 of the cats are missing → 1", None),
+        ("1, it is 1 of 2 cats, so 1", 1),
+        ("1, the moon is missing, so not 2", 1),
+        ("1, so 2 moons would be needed for more", 1),
+        ("<1>", 1),
+        ("< 1 >", 1),
+        ("$1$", 1),
+        (r"\(1\)", 1),
+        (r"\[1\]", 1),
+        ("１", 1),
+        ("１／２", 1),
+        ("1/2", 1),
+        ("1 out of 2", 1),
+    ],
+)
+def test_what_is_no_single_grade_is_none_however_it_is_set(text, grade):
+    found = WISE.judgement(items(1)[0], 0, f"Consistency: {text}{OTHERS}")
+    assert (found.value or {}).get("consistency") == grade and bool(found.fault) == (grade is None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ("Score 0/1: 1", 1),
+        ("Score 0 or 1: 1", 1),
+        ("**Score** 0-1 : **0**", 0),
+        ("Score 1 : the image", None),
+        ("| Score |\n|---|\n| 1 |", 1),
+        ("| Item | Score | Why |\n|:--|:-:|--:|\n| moon | 0 | 3 are there |", 0),
+        ("Score | Note\n--- | ---\n1 | fine", 1),
+        ("| Part | Score |\n|---|---|\n| moon | 1 |\n| sun | 0 |", None),
+        ("| Part | Score |\n|---|---|\n| moon | 1 |\n| sun | 1 |", 1),
+        ("| Part | What |\n|---|---|\n| Score | 1 |", 1),
+        ("| Score |\n|---|\n\n1 of 2 things", None),
+    ],
+)
+def test_a_label_over_a_column_or_before_its_scale(reply, grade):
+    found = WISE_VERIFIED.judgement(items(1)[0], 0, reply)
+    assert found.value == (None if grade is None else {"score": grade})
+
+
+def test_three_labels_over_three_columns():
+    reply = "| Consistency | Realism (0-2) | **Aesthetic Quality** |\n|---|---|---|\n| **2** | 1/2 | 0 |\n\nAs asked."
+    found = WISE.judgement(items(1)[0], 0, reply)
+    assert found.value == {"consistency": 2, "realism": 1, "aesthetic_quality": 0}
 
 
 @pytest.mark.parametrize("number", [0, 1001, 1.5, "x", None, True, -1, "1.5", []])
