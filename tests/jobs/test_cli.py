@@ -261,7 +261,7 @@ def test_pictures_that_cannot_be_written(refused, blip3o, bundle, tmp_path, name
 
 def test_sets_that_cannot_be(refused, blip3o, tmp_path):
     line = refused(blip3o, "dataset", "scenes", "--size", "4", "--out", str(tmp_path))
-    assert line.startswith("train=4000, heldout=400, size=4: need 1 scene and 48 pixels at least")
+    assert line.startswith("train=4000, heldout=400, size=4: need 1 scene at least, and 48 to 4096 pixels")
     line = refused(blip3o, "dataset", "curated", "--set", str(tmp_path / "none"), "--out", str(tmp_path / "out"))
     assert str(tmp_path / "none") in line
 
