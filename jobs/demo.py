@@ -105,7 +105,9 @@ class Demo:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--out {self.out} cannot be made a folder ({error.strerror}): give another one") from error
+            raise ConfigError(
+                f"--out {self.out} cannot be made a folder ({error.strerror}): give another one"
+            ) from error
         with LocalS3(data_dir=self.out / STORE) as store:
             settings.override(store.environment)
             store.create_bucket(BUCKET)

@@ -154,9 +154,18 @@ def test_variables_and_files_give_one_address(aws, variables, expected):
         ({"AWS_CONFIG_FILE": __file__, **KEYS}, "^AWS settings: Unable to parse config file: .*test_s3_connection.py"),
         ({"AWS_REGION": "eu west", **KEYS}, "region_name 'eu west' doesn't match"),
         ({"AWS_ROLE_ARN": "arn:aws:iam::1:role/x", "AWS_WEB_IDENTITY_TOKEN_FILE": "/none"}, "No such file .*'/none'"),
-        ({"AWS_ACCESS_KEY_ID": "a\r", "AWS_SECRET_ACCESS_KEY": "b"}, r"^the access key of .* \(env\) has quotes, blanks or"),
-        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": '"b"'}, "^the secret key of the AWS credentials .*plain value"),
-        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "'b'"}, "^the secret key of the AWS credentials .*has quotes"),
+        (
+            {"AWS_ACCESS_KEY_ID": "a\r", "AWS_SECRET_ACCESS_KEY": "b"},
+            r"^the access key of .* \(env\) has quotes, blanks or",
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": '"b"'},
+            "^the secret key of the AWS credentials .*plain value",
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "'b'"},
+            "^the secret key of the AWS credentials .*has quotes",
+        ),
         ({**KEYS, "AWS_SESSION_TOKEN": "c d\n"}, "^the session token of the AWS credentials .*blanks or line ends"),
         ({"AWS_PROFILE": "nothing"}, r"^the access key of the AWS credentials \(config-file\) is empty"),
         ({"AWS_MAX_ATTEMPTS": "many", **KEYS}, "^AWS_MAX_ATTEMPTS=many is no number above 0"),
