@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -74,6 +75,9 @@ def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = 
     """Prepares, trains and scores; writes the files and returns the table. Raises as training and evaluation do."""
     from jobs.train import train_pipeline
 
+    if not (math.isfinite(tflops) and tflops > 0):
+        raise ConfigError(f"--tflops {tflops:g} is no number above 0")
+    root = storage.normalize(root)
     below = [f"run.storage={root}/runs", f"data.root={root}/data", *overrides]
     stages = {recipe.run.name: recipe for recipe in load_pipeline(find_recipe("ablation"), below).stages}
     _prepare(stages, root, scenes)
@@ -252,9 +256,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--scenes", type=int, default=2000, metavar="N", help="training scenes (2000)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for every stage")
-    options = parser.parse_args(argv)
 
     def run() -> None:
+        options = parser.parse_args(argv)
         rows = ablate(options.root, scenes=options.scenes, tflops=options.tflops, overrides=options.set)
         print("\n".join(table(rows)))
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip3o import log, settings
-from blip3o.errors import Blip3oError, DataError, RequestError
+from blip3o.errors import DataError, RequestError
 from jobs import convert, data, model, runs
+from jobs.common import guarded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -180,6 +181,7 @@ def open_image(path: Path) -> "Image.Image":
     """Reads an image file. Raises `RequestError` if it is missing or no image."""
     from blip3o.data import decode
 
+    _require_local(path)
     try:
         return decode.open_image(path.read_bytes())
     except DataError as error:
@@ -188,8 +190,15 @@ def open_image(path: Path) -> "Image.Image":
         raise RequestError(f"{path} is not an image that can be read: {error.strerror or error}") from error
 
 
+def _require_local(path: Path) -> None:
+    """Raises `RequestError` for a URI, which as a path would be a folder `s3:` here."""
+    if path.parts and path.parts[0].endswith(":"):
+        raise RequestError(f"{path.parts[0]}// begins a URI, and pictures are read and written here by local paths")
+
+
 def save_image(image: "Image.Image", path: Path) -> None:
     """Writes an image file, and the folders above it. Raises `RequestError` if that cannot be."""
+    _require_local(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
@@ -260,11 +269,15 @@ def main() -> None:
     """Entry point: user errors become one line on stderr and exit code 1."""
     log.configure()
     settings.configure_ray()
+    sys.exit(guarded(_run_app))
+
+
+def _run_app() -> None:
     try:
         app()
-    except Blip3oError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except SystemExit as ended:  # how typer ends, also when all is well
+        if ended.code:
+            raise
 
 
 if __name__ == "__main__":

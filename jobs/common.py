@@ -1,6 +1,9 @@
 """What all jobs share: reading `RECIPE --set … --dry-run`, joining Ray, and turning user errors into one line."""
 
 import argparse
+import errno
+import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,13 +99,47 @@ def dump_pipeline(pipeline: Pipeline) -> str:
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Runs an action; a user error is printed as one line and gives exit code 1."""
+    """Runs an action; a user error is printed as one line and gives exit code 1, and so does output that is lost.
+
+    Ctrl-C gives 130, as in a shell.
+    """
+    code = 0
     try:
-        action()
-    except Blip3oError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        try:
+            action()
+        except Blip3oError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code = 130
+        finally:  # what stdout still holds would fail as Python exits, with a traceback
+            if sys.stdout is not None:  # a shell can close it: `>&-`
+                sys.stdout.flush()
+    except OSError as error:
+        if not _is_lost_output(error):
+            raise
+        code = 1
+    return code
+
+
+def _is_lost_output(error: OSError) -> bool:
+    """Whether stdout takes no more: its reader has gone, as in `| head`, or the disk is full, which is told.
+
+    What is left to write is dropped then.
+    """
+    if error.errno == errno.ENOSPC and error.filename is None:
+        print(f"error: the output cannot be written ({error.strerror}): free space on its disk", file=sys.stderr)
+    elif error.errno != errno.EPIPE or not _reader_has_gone():
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _reader_has_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def on_a_cluster() -> bool:

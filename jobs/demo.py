@@ -102,7 +102,12 @@ class Demo:
     def run(self) -> None:
         """All steps, in order; writes summary.json, report.html and grid.png into the folder."""
         began = time.monotonic()
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--out {self.out} cannot be made a folder ({error.strerror}): give another one"
+            ) from error
         with LocalS3(data_dir=self.out / STORE) as store:
             settings.override(store.environment)
             store.create_bucket(BUCKET)

@@ -107,9 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=100, metavar="N", help=f"held-out scenes of {SCENES_TASK} (100)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
     parser.add_argument("--out", type=Path, default=Path("runs/lmms"), metavar="FOLDER", help="results (runs/lmms)")
-    options = parser.parse_args(argv)
 
     def run() -> None:
+        options = parser.parse_args(argv)
         evaluate(
             options.target,
             model=options.model,

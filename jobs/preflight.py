@@ -199,8 +199,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = recipe_parser("preflight", "Everything that can be known before the first step.")
     cluster_option(parser)
     parser.add_argument("--ranks", action="store_true", help="start the workers, and see that they agree")
-    options = parser.parse_args(argv)
-    return guarded(lambda: run(options.recipe, options.set, options.cluster, ranks=options.ranks))
+
+    def check() -> None:
+        options = parser.parse_args(argv)
+        run(options.recipe, options.set, options.cluster, ranks=options.ranks)
+
+    return guarded(check)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def read_recipe(storage_uri: str, run: str) -> dict[str, Any]:
     from blip3o.data import storage
     from blip3o.train.places import recipe_uri
 
-    uri = recipe_uri(storage_uri, run)
+    uri = recipe_uri(storage.normalize(storage_uri), run)
     if not storage.exists(uri):
         raise DataError(f"{storage_uri} has no run '{run}': blip3o runs --storage {storage_uri} lists them")
     return json.loads(storage.read_bytes(uri))

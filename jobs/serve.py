@@ -88,7 +88,7 @@ def _check(config: ServeConfig, port: int) -> None:
     from blip3o.convert.bundle import SEAL
     from blip3o.data import storage
 
-    if not storage.exists(storage.join(config.bundle, SEAL)):
+    if not storage.exists(storage.join(storage.normalize(config.bundle), SEAL)):
         raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that jobs.export wrote")
     if not 0 < port < 65536:
         raise ConfigError(f"port {port} is not between 1 and 65535: give another one with --port")

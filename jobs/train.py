@@ -217,8 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.configure_ray()
     parser = recipe_parser("train", "Train a stage or a pipeline of stages; run again to resume.")
     cluster_option(parser)
-    options = parser.parse_args(argv)
-    return guarded(lambda: _run(options))
+    return guarded(lambda: _run(parser.parse_args(argv)))
 
 
 def _run(options: argparse.Namespace) -> None:

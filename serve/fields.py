@@ -52,12 +52,15 @@ def quoted(value: object) -> str:
 _WHO = Ignored("describes the request")
 _BOTH: Fields = {
     "user": _WHO,
+    "extra_body": Neutral(({},)),
+    "extra_headers": Neutral(({},)),
     "safety_identifier": _WHO,
     "metadata": _WHO,
     "store": Ignored("nothing is stored"),
     "service_tier": Ignored("there is only one tier"),
 }
 _CACHE = Ignored("a hint for a cache")
+_GREEDY = Ignored("decoding is greedy")
 
 CHAT: Fields = {
     **_BOTH,
@@ -84,8 +87,19 @@ CHAT: Fields = {
     "thinking": Neutral(({"type": "disabled"},)),
     "enable_thinking": Neutral((False,)),
     "chat_template_kwargs": Neutral(({}, {"enable_thinking": False})),
-    "top_k": Neutral((-1, 0, 1)),
-    "min_p": Neutral((0,)),
+    "top_k": _GREEDY,
+    "top_a": _GREEDY,
+    "min_p": _GREEDY,
+    "typical_p": _GREEDY,
+    "no_repeat_ngram_size": Neutral((0,)),
+    "stop_token_ids": Neutral(([],)),
+    "include_stop_str_in_output": Ignored("there are no stop strings"),
+    "add_generation_prompt": Neutral((True,)),
+    "continue_final_message": Neutral((False,)),
+    "use_beam_search": Neutral((False,)),
+    "do_sample": Neutral((False,)),
+    "spaces_between_special_tokens": Ignored("special tokens are not part of the reply"),
+    "keep_alive": Ignored("the model stays loaded"),
     "min_tokens": Neutral((0,)),
     "best_of": Neutral((1,)),
     "echo": Neutral((False,)),

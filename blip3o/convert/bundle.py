@@ -148,7 +148,7 @@ def open_bundle(uri: str) -> SealedBundle:
 
     Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format.
     """
-    location = storage.join(uri, SEAL)
+    location = storage.join(storage.normalize(uri), SEAL)
     if not storage.exists(location):
         raise BundleError(f"{uri} is not a bundle (no {SEAL}): give the folder that `python -m jobs.export` wrote")
     try:

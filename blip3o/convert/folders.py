@@ -18,7 +18,8 @@ def weight_files(uri: str) -> list[str]:
 
     Raises `BundleError` if an index names a file that is not there.
     """
-    found = [file.uri for file in storage.list_files(uri) if not is_hidden(file.uri)]
+    root = storage.normalize(uri)
+    found = [file.uri for file in storage.list_files(root) if not is_hidden(file.uri.removeprefix(root))]
     for file in found:
         if file.endswith(INDEX_SUFFIX):
             folder = file.rpartition("/")[0]
@@ -31,9 +32,9 @@ def weight_files(uri: str) -> list[str]:
     return [file for file in found if file.endswith(SUFFIX)]
 
 
-def is_hidden(uri: str) -> bool:
-    """Whether a file is the system's own, as the `._…` files are that macOS writes beside others."""
-    return uri.rpartition("/")[2].startswith(".")
+def is_hidden(path: str) -> bool:
+    """Whether a path within a folder is the system's own: macOS's `._…`, or in `.cache/`, `.ipynb_checkpoints/`, …"""
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def read_index(uri: str, data: bytes) -> dict[str, str]:

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from blip3o.errors import one_line
+
 INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch.compile and FSDP
 SHOWN = 3
 _CANDIDATES = 2000  # names among which a like one is looked for
@@ -68,4 +70,4 @@ def explain_missing(missing: Collection[str], found: Collection[str], blocked: s
     leaf = first[0].rpartition(".")[2]
     near = [name for name in sorted(found) if name.rpartition(".")[2] == leaf][:_CANDIDATES]
     like = difflib.get_close_matches(first[0], near, n=1, cutoff=0.5) or sorted(found)[:1]
-    return f"{text}; it has {like[0]}" if like else text
+    return f"{text}; it has {one_line(like[0])}" if like else text

@@ -29,6 +29,7 @@ CONNECT_TIMEOUT_S = 10
 STALL_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 32  # of one process; readers ask for a few at a time
 _ENDPOINT = re.compile(r"(https?)://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[^?#\s]*)?", re.IGNORECASE)
+_KEY = re.compile(r"[!#-&(-~]+")  # printable ASCII without blanks and quotes
 _FILE_VARIABLES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 _NUMBERS = ("AWS_MAX_ATTEMPTS", "AWS_METADATA_SERVICE_NUM_ATTEMPTS", "AWS_METADATA_SERVICE_TIMEOUT")
 
@@ -115,7 +116,8 @@ def _connection(_environment: object, _home: object, _changes: object, timeout_s
                 "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
                 + ("" if endpoint else "; for a store other than AWS itself, AWS_ENDPOINT_URL too")
             )
-        credentials.get_frozen_credentials()  # expired logins show here, not in the first of many requests
+        # Expired logins show here, not in the first of many requests.
+        _require_plain(credentials.get_frozen_credentials(), credentials.method)
         options = _s3_options(session, endpoint)
         client = _client(session, endpoint, options, timeout_s)
         return Connection(
@@ -126,6 +128,14 @@ def _connection(_environment: object, _home: object, _changes: object, timeout_s
             ca_bundle=_ca_bundle(session),
             credentials=credentials,
         )
+
+
+def _require_plain(keys: Any, method: str) -> None:  # noqa: ANN401 - botocore's named tuple
+    """Raises `ConfigError` for keys with what env files and shells leave around a value: they can sign no request."""
+    for name, value in (("access key", keys[0]), ("secret key", keys[1]), ("session token", keys[2] or "-")):
+        if not _KEY.fullmatch(value):
+            fault = "has quotes, blanks or line ends in it" if value else "is empty"
+            raise ConfigError(f"the {name} of the AWS credentials ({method}) {fault}: write the plain value")
 
 
 def _profile() -> str | None:
@@ -178,7 +188,8 @@ def _checked(where: str, value: str) -> str:
     if found and int((found[3] or ":0")[1:]) < 2**16:
         return f"{found[1].lower()}://{found[2]}{found[3] or ''}{(found[4] or '').rstrip('/')}"
     shown = re.sub("(?<=//)[^/@]*@", "***@", value)
-    fix = "http://HOST:PORT or https://HOST" if "//" in value else f"http://{shown} or https://{shown}"
+    guessed = _ENDPOINT.fullmatch(f"http://{value}")
+    fix = f"http://{shown} or https://{shown}" if guessed else "http://HOST:PORT or https://HOST"
     raise ConfigError(f"{where}={shown} is no endpoint of a store: write {fix}")
 
 

@@ -123,5 +123,4 @@ def main(argv: Sequence[str]) -> int:
     """Runs one evaluation from its command line; returns the exit code. User errors become one line on stderr."""
     log.configure()
     settings.configure_ray()
-    options = parser().parse_args(list(argv))
-    return guarded(lambda: run(plan_of(options)))
+    return guarded(lambda: run(plan_of(parser().parse_args(list(argv)))))

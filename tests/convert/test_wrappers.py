@@ -64,6 +64,10 @@ def test_missing_names_are_listed_with_what_is_near():
     assert explain_missing(["a"], []) == "a"
 
 
+def test_a_name_with_a_line_end_is_told_in_one_line():
+    assert explain_missing({"norm.bias"}, {"a\nbias"}) == "norm.bias; it has a bias"
+
+
 def test_a_tower_behind_any_wrapper_has_its_published_names():
     for wrapper in ("", "visual.", "module.visual.", "trunk.", TOWER):
         names = tower_names([f"{wrapper}cls_token", f"{wrapper}blocks.0.norm1.bias"])

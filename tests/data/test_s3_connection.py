@@ -59,6 +59,9 @@ role_arn = arn:aws:iam::1:role/x
 source_profile = nobody
 [profile half]
 aws_access_key_id = x
+[profile nothing]
+aws_access_key_id =
+aws_secret_access_key =
 [profile authority]
 ca_bundle = /none.pem
 """
@@ -151,6 +154,20 @@ def test_variables_and_files_give_one_address(aws, variables, expected):
         ({"AWS_CONFIG_FILE": __file__, **KEYS}, "^AWS settings: Unable to parse config file: .*test_s3_connection.py"),
         ({"AWS_REGION": "eu west", **KEYS}, "region_name 'eu west' doesn't match"),
         ({"AWS_ROLE_ARN": "arn:aws:iam::1:role/x", "AWS_WEB_IDENTITY_TOKEN_FILE": "/none"}, "No such file .*'/none'"),
+        (
+            {"AWS_ACCESS_KEY_ID": "a\r", "AWS_SECRET_ACCESS_KEY": "b"},
+            r"^the access key of .* \(env\) has quotes, blanks or",
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": '"b"'},
+            "^the secret key of the AWS credentials .*plain value",
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "'b'"},
+            "^the secret key of the AWS credentials .*has quotes",
+        ),
+        ({**KEYS, "AWS_SESSION_TOKEN": "c d\n"}, "^the session token of the AWS credentials .*blanks or line ends"),
+        ({"AWS_PROFILE": "nothing"}, r"^the access key of the AWS credentials \(config-file\) is empty"),
         ({"AWS_MAX_ATTEMPTS": "many", **KEYS}, "^AWS_MAX_ATTEMPTS=many is no number above 0"),
         ({"AWS_METADATA_SERVICE_TIMEOUT": "1s", **KEYS}, "^AWS_METADATA_SERVICE_TIMEOUT=1s is no number"),
     ],
@@ -167,7 +184,7 @@ def test_what_cannot_be_used_is_told_in_one_line(aws, variables, message):
     [
         ("127.0.0.1:9000", "127.0.0.1:9000", "write http://127.0.0.1:9000 or https://127.0.0.1:9000"),
         ("store.example/", "store.example/", "write http://store.example/ or"),
-        ("/", "/", "write http:/// or https:///"),
+        ("/", "/", "write http://HOST:PORT or https://HOST"),
         ("localhost", "localhost", "write http://localhost or"),
         ("ftp://a.example", "ftp://a.example", "write http://HOST:PORT or https://HOST"),
         ("http://", "http://", "write http://HOST:PORT"),
@@ -177,7 +194,8 @@ def test_what_cannot_be_used_is_told_in_one_line(aws, variables, message):
         ('"http://a.example"', '"http://a.example"', "write http://HOST:PORT"),
         ("http://me:secret@a.example", "http://***@a.example", "write http://HOST:PORT"),
         ("http://a.example/?x=1", "http://a.example/?x=1", "write http://HOST:PORT"),
-        ("http:/a.example", "http:/a.example", "write http://"),
+        ("http:/a.example", "http:/a.example", "write http://HOST:PORT"),
+        ("$ENDPOINT", "$ENDPOINT", "write http://HOST:PORT"),
     ],
 )
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "profile"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from blip3o.data import storage
 from blip3o.data.manifest import ShardRow, write_manifest
-from jobs import cli, export, index, serve, tokenizer, train
+from jobs import ablate, cli, export, index, serve, tokenizer, train
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 from tests.jobs import world
 
@@ -259,9 +259,44 @@ def test_pictures_that_cannot_be_written(refused, blip3o, bundle, tmp_path, name
     assert line.startswith(f"{out} cannot be written: ")
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/a.png", "file:///tmp/a.png"])
+def test_a_uri_is_no_local_path(refused, blip3o, bundle, tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    ways = (("generate", "x", "--steps", "1", "-o", uri), ("chat", "x", "--image", uri))
+    for way in ways:
+        line = refused(blip3o, *way, "--bundle", str(bundle))
+        assert line.startswith(f"{uri.partition(':')[0]}:// begins a URI")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_place_is_not_the_current_folder(refused, blip3o, bundle, monkeypatch):
+    monkeypatch.chdir(bundle)
+    for main, *argv in (
+        (blip3o, "generate", "x", "--steps", "1", "--bundle", ""),
+        (serve.main, "--bundle", ""),
+        (blip3o, "report", "x", "--storage", "", "--out", "x.html"),
+        (ablate.main, "--root", ""),
+    ):
+        assert refused(main, *argv).startswith("an empty path names no file")
+
+
+@pytest.mark.parametrize("tflops", ["nan", "inf", "0", "-1"])
+def test_operations_that_cannot_be(refused, tmp_path, tflops):
+    line = refused(ablate.main, "--root", str(tmp_path), "--tflops", tflops)
+    assert line == f"--tflops {tflops} is no number above 0" and not list(tmp_path.iterdir())
+
+
+def test_a_demo_in_what_is_no_folder(refused, blip3o, tmp_path):
+    (tmp_path / "file").touch()
+    line = refused(blip3o, "demo", "--quick", "--out", str(tmp_path / "file"))
+    assert line == f"--out {tmp_path / 'file'} cannot be made a folder (File exists): give another one"
+
+
 def test_sets_that_cannot_be(refused, blip3o, tmp_path):
     line = refused(blip3o, "dataset", "scenes", "--size", "4", "--out", str(tmp_path))
-    assert line.startswith("train=4000, heldout=400, size=4: need 1 scene and 48 pixels at least")
+    assert line.startswith("train=4000, heldout=400, size=4: need 1 scene at least, and 48 to 4096 pixels")
+    line = refused(blip3o, "dataset", "scenes", "--size", "100000000", "--out", str(tmp_path))
+    assert line.endswith("size=100000000: need 1 scene at least, and 48 to 4096 pixels")
     line = refused(blip3o, "dataset", "curated", "--set", str(tmp_path / "none"), "--out", str(tmp_path / "out"))
     assert str(tmp_path / "none") in line
 

@@ -32,7 +32,9 @@ NOT_HONOURED = [
     ("tool_choice", "required"),
     ("response_format", {"type": "json_object"}),
     ("reasoning_effort", "high"),
-    ("top_k", 40),
+    ("stop_token_ids", [7]),
+    ("do_sample", True),
+    ("extra_body", {"top_k": 40}),
 ]
 
 

@@ -19,6 +19,7 @@ from blip3o.rng import numpy_generator
 
 EDITION = 3  # raised with every change of what a sample is: a set of an earlier one is refused, not taken for this one
 MIN_SIZE = 48  # below it the smallest shapes are no longer told apart
+MAX_SIZE = 4096  # above it one picture takes gigabytes to draw
 # Lengths in pixels of a picture of 64; other sizes are scaled from it. One object is in the middle, several are each in
 # the middle of a quarter: a caption then leaves few layouts open, and a small model learns them in minutes on two
 # cores. Captions name objects from left to right, unless a relation says otherwise: so the layout tells which is which.
@@ -119,8 +120,10 @@ def build_scenes(
     `on_progress(done, total)` after each sample. Raises `DataError` (impossible numbers, a set of other settings
     there) and `StorageError`.
     """
-    if min(train, heldout) < 0 or train + heldout == 0 or size < MIN_SIZE:
-        raise DataError(f"train={train}, heldout={heldout}, size={size}: need 1 scene and {MIN_SIZE} pixels at least")
+    if min(train, heldout) < 0 or train + heldout == 0 or not MIN_SIZE <= size <= MAX_SIZE:
+        raise DataError(
+            f"train={train}, heldout={heldout}, size={size}: need 1 scene at least, and {MIN_SIZE} to {MAX_SIZE} pixels"
+        )
     settings: writer.Settings = {
         "set": "scenes",
         "edition": EDITION,
