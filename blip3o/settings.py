@@ -20,18 +20,22 @@ def get(name: str, default: str | None = None) -> str | None:
     return os.environ.get(name) or default
 
 
-def number(name: str, default: float, *, minimum: float = 0.0, above: float | None = None) -> float:
+def number(
+    name: str, default: float, *, minimum: float = 0.0, above: float | None = None, most: float = math.inf
+) -> float:
     """The value of an environment variable that is a number, or `default`.
 
-    Raises `ConfigError` for what is no finite decimal number, below `minimum`, or not `above` a bound.
+    Raises `ConfigError` for what is no finite decimal number, below `minimum`, not `above` a bound, or over `most`.
     """
     text = (get(name) or "").strip()
     if not text:
         return default
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if math.isfinite(value) and value >= minimum and (above is None or value > above):
+    if math.isfinite(value) and minimum <= value <= most and (above is None or value > above):
         return value
     bound = f"of at least {minimum:g}" if above is None else f"above {above:g}"
+    if most < math.inf:
+        bound += f" and at most {most:g}"
     raise ConfigError(f"{name}={text} is no number {bound}: write digits without a unit, as in {name}={default:g}")
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip3o import settings
+from blip3o.data.s3_connection import stall_timeout
 from blip3o.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,14 @@ def test_a_number_is_read_or_its_default_taken(monkeypatch, value, number):
     assert settings.number("BLIP3O_TEST", 7) == number
     monkeypatch.delenv("BLIP3O_TEST")
     assert settings.number("BLIP3O_TEST", 7) == 7
+
+
+def test_a_timeout_that_no_socket_takes_is_refused(monkeypatch):
+    monkeypatch.setenv("BLIP3O_STORE_TIMEOUT_S", "86400")
+    assert stall_timeout() == 86400
+    monkeypatch.setenv("BLIP3O_STORE_TIMEOUT_S", "1e30")
+    with pytest.raises(ConfigError, match="^BLIP3O_STORE_TIMEOUT_S=1e30 is no number above 0 and at most 86400: write"):
+        stall_timeout()
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.floats(0, 10))

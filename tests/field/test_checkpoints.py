@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -208,7 +209,11 @@ def test_a_folder_with_shards_that_are_missing_or_none_is_refused_by_their_names
     weight_map = {name: file for file, members in shards.items() for name in members}
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     (folder / "._a.safetensors").write_bytes(b"\0\5\26\7" + bytes(99))
+    hidden = folder / ".ipynb_checkpoints" / "b.safetensors"
+    hidden.parent.mkdir()
+    hidden.write_bytes(b"")
     assert adopt(folder) is None
+    shutil.rmtree(hidden.parent)
     (folder / "b.safetensors").write_bytes(POINTER)
     assert "b.safetensors is a Git LFS pointer" in adopt(folder)
     (folder / "b.safetensors").unlink()
