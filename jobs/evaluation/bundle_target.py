@@ -178,11 +178,12 @@ class Worker:
     def _ask(self, pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> dict[str, str]:
         images = pictures or None  # a batch has them all or none
         turns = [[_turn(piece)] for piece in work]
-        replies = pipeline.chat_batch(turns, images=images, max_new_tokens=self._target.max_new_tokens)
+        limit = self._target.max_new_tokens
+        replies = pipeline.reply_ids(turns, images=images, max_new_tokens=limit)
         faults: dict[str, str] = {}
         for piece, reply in zip(work, replies, strict=True):
             try:
-                keep_reply(piece, reply)
+                keep_reply(piece, pipeline.tokenizer.decode(reply), cut=len(reply) == limit)
             except RequestError as error:
                 faults[piece.uri] = str(error)
         return faults

@@ -19,11 +19,10 @@ from blip3o.data.s3 import TransientError
 from blip3o.errors import ConfigError, DataError, RequestError, ServiceError
 from blip3o.evaluate.judge import data_url, fetched
 from blip3o.evaluate.judge_faults import Kind, parse, trouble_of
-from blip3o.evaluate.replies import read_completion
+from blip3o.evaluate.replies import Reply, read_completion
 from jobs.evaluation.bundle_target import Sampler
 from jobs.evaluation.work import (
     MAX_NEW_TOKENS,
-    WITHIN_REASONING,
     Done,
     Work,
     keep_image,
@@ -118,14 +117,11 @@ class HttpTarget:
             parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
         messages = [{"role": "user", "content": parts}]
         body = {"model": model, "messages": messages, "max_tokens": self.max_new_tokens, "temperature": 0}
-        keep_reply(work, self._asked("/v1/chat/completions", body, self._said))
+        reply = self._asked("/v1/chat/completions", body, self._reply)
+        keep_reply(work, reply.said, cut=reply.cut)
 
-    def _said(self, answer: dict[str, Any]) -> str:
-        """The reply in a completion, as far as its limit let it go.
-
-        Raises `RequestError` where the content was refused, or where the limit left nothing: the server keeps the
-        thought to itself, and it took all tokens.
-        """
+    def _reply(self, answer: dict[str, Any]) -> Reply:
+        """The reply in a completion, as far as its limit let it go. Raises `RequestError` where it was refused."""
         reply = read_completion(answer, limit=self.max_new_tokens)
         if reply is None:
             raise ServiceError(f"{self._base} answered without a message that has a text")
@@ -133,9 +129,7 @@ class HttpTarget:
             raise TransientError(reply.fault)
         if reply.refused:
             raise RequestError(reply.fault)
-        if reply.cut and not reply.said.strip():
-            raise RequestError(WITHIN_REASONING)
-        return reply.said
+        return reply
 
     def _call(self, route: str, body: dict[str, Any] | None = None, *, patient: bool = True) -> dict[str, Any]:
         """The JSON of a reply. Raises `RequestError` where the server refuses the request itself."""

@@ -81,13 +81,13 @@ def keep_image(work: Work, image: Image.Image) -> None:
     storage.write_bytes(work.uri, png(image), aside=work.aside)
 
 
-def keep_reply(work: Work, reply: str) -> None:
-    """Writes a reply to its place, as it was given.
+def keep_reply(work: Work, reply: str, *, cut: bool) -> None:
+    """Writes a reply to its place, as it was given; `cut` says whether it took all the tokens that it was allowed.
 
-    Raises `RequestError` for one that ends within its reasoning: a model that was cut while it thought has not
-    answered, and has not answered wrongly either.
+    Raises `RequestError` for one that ends within its reasoning, or was cut before it said anything: a model that was
+    cut while it thought has not answered, and has not answered wrongly either.
     """
-    if answer(reply) is None:
+    if answer(reply) is None or (cut and not reply.strip()):
         raise RequestError(WITHIN_REASONING)
     storage.write_bytes(work.uri, json_bytes({"reply": reply}), aside=work.aside)
 

@@ -123,7 +123,10 @@ KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
             "AWS_ENDPOINT_URL_S3=minio is no endpoint of a store: write http://minio or",
         ),
         ({"AWS_ENDPOINT_URL": "htp://x"}, "AWS_ENDPOINT_URL=htp://x is no endpoint of a store: write http://HOST:PORT"),
-        ({"BLIP3O_STORE_TIMEOUT_S": "30s"}, "BLIP3O_STORE_TIMEOUT_S=30s is no number above 0: write digits without a"),
+        (
+            {"BLIP3O_STORE_TIMEOUT_S": "30s"},
+            "BLIP3O_STORE_TIMEOUT_S=30s is no number above 0 and at most 86400: write digits without a",
+        ),
         ({"BLIP3O_STORE_TIMEOUT_S": "0"}, "BLIP3O_STORE_TIMEOUT_S=0 is no number above 0"),
         ({"BLIP3O_STORE_TIMEOUT_S": "nan"}, "BLIP3O_STORE_TIMEOUT_S=nan is no number above 0"),
         ({"BLIP3O_STORE_PATIENCE_S": "1m"}, "BLIP3O_STORE_PATIENCE_S=1m is no number of at least 0"),

@@ -1,6 +1,7 @@
 """A model behind another server than ours: its refusals, what may pass, and replies that were cut while it thought."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -148,23 +149,31 @@ def test_what_is_refused_altogether_stops(refusal, server, tmp_path, capsys):
 
 
 class Thinker:
-    """A pipeline that thinks, and is cut while it does where the question is long."""
+    """A pipeline that thinks, and is cut while it does where the question is long; ids stand for characters.
+
+    Asked about nothing, it gives blanks until it is cut.
+    """
+
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
 
     def chat_ids(self, turns, with_image):
         return []
 
-    def chat_batch(self, turns, images, max_new_tokens):
+    def reply_ids(self, turns, images, max_new_tokens):
         assert max_new_tokens == 256
-        return [f"<think>{turn[0].text}" if turn[0].text == "long" else "<think>x</think>red" for turn in turns]
+        says = {"long": "<think>long", "short": "<think>x</think>red", "nothing": " " * max_new_tokens, "blank": " "}
+        return [[ord(char) for char in says[turn[0].text]] for turn in turns]
 
 
-def test_a_bundle_that_is_cut_while_it_thinks_has_not_answered_either(tmp_path):
+def test_a_bundle_that_is_cut_before_it_answers_has_not_answered_either(tmp_path):
     work = tuple(
         Work(kind="ask", uri=f"{tmp_path}/{prompt}.json", aside=f"{tmp_path}/partial", prompt=prompt, seed=0)
-        for prompt in ("long", "short")
+        for prompt in ("long", "short", "nothing", "blank")
     )
-    worker = Worker(BundleTarget(bundle="b", width=2, actors=0, max_new_tokens=256), [work])
+    worker = Worker(BundleTarget(bundle="b", width=4, actors=0, max_new_tokens=256), [work])
     worker._pipeline = Thinker()
-    cut, whole = worker.make(0)
-    assert "ends within its reasoning" in cut.fault and not (tmp_path / "long.json").exists()
+    cut, whole, nothing, blank = worker.make(0)
+    for unanswered, name in ((cut, "long"), (nothing, "nothing")):
+        assert "ends within its reasoning" in unanswered.fault and not (tmp_path / f"{name}.json").exists()
     assert whole.fault == "" and json.loads((tmp_path / "short.json").read_text())["reply"].endswith("red")
+    assert blank.fault == "", "a model that ends without a word has answered, if wrongly"
