@@ -121,7 +121,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     uri = str(tmp_path_factory.mktemp("nano") / "bundle")
-    write_nano_bundle(uri)
+    write_nano_bundle(uri, seed=3)  # of those that say something
     return uri
 
 
