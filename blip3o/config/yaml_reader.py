@@ -36,24 +36,26 @@ _PLAIN = (
 )
 
 
-class _Core:
-    """Resolves plain values by the core schema."""
+Implicit = tuple[bool, bool] | bool  # of a scalar, whether it stands without quotes, and with them; of others a flag
 
-    def resolve(self, kind: type[Node], value: str | None, implicit: Any) -> str:  # noqa: ANN401 - a pair, or a flag
-        """The tag of a node that has none."""
-        if kind is not ScalarNode:
-            return f"{_TAG}map" if kind is MappingNode else f"{_TAG}seq"
-        if not implicit[0]:
-            return f"{_TAG}str"
-        return f"{_TAG}{_plain_kind(value or '')}"
+
+def _core_tag(kind: type[Node], value: str | None, implicit: Implicit) -> str:
+    """The tag that the core schema gives a node without one."""
+    if kind is not ScalarNode:
+        return f"{_TAG}map" if kind is MappingNode else f"{_TAG}seq"
+    plain = isinstance(implicit, tuple) and implicit[0]
+    return f"{_TAG}{_plain_kind(value or '') if plain else 'str'}"
 
 
 def _plain_kind(text: str) -> str:
     return next((kind for kind, pattern in _PLAIN if pattern.fullmatch(text)), "str")
 
 
-class _Loader(_Core, yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     depth = 0
+
+    def resolve(self, kind: type[Node], value: str | None, implicit: Implicit) -> str:
+        return _core_tag(kind, value, implicit)
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self.depth += 1
@@ -73,10 +75,10 @@ class _Loader(_Core, yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    def resolve(self, kind: type[Node], value: str | None, implicit: Any) -> str:  # noqa: ANN401 - as above
+    def resolve(self, kind: type[Node], value: str | None, implicit: Implicit) -> str:
         older: str = super().resolve(kind, value, implicit)
         # A text that reads as anything else in either version of the standard is quoted.
-        return _Core.resolve(self, kind, value, implicit) if older == f"{_TAG}str" else older  # type: ignore[arg-type]
+        return _core_tag(kind, value, implicit) if older == f"{_TAG}str" else older
 
 
 def load_yaml(data: bytes | str, source: str) -> Any:  # noqa: ANN401 - whatever the document holds
@@ -93,7 +95,7 @@ def load_yaml(data: bytes | str, source: str) -> Any:  # noqa: ANN401 - whatever
     return None if node is None else _Builder(source).value(node)
 
 
-def dump_yaml(value: Any) -> str:  # noqa: ANN401 - plain nested values
+def dump_yaml(value: object) -> str:
     """A document that `load_yaml` reads back to an equal value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
 
