@@ -19,20 +19,20 @@ import torch
 
 from benchmarks._measure import in_turns, options, report
 from benchmarks._runs import leave_initialised, recipe_tree
+from blip3o import storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 from blip3o.data.batches import MicroBatchBuilder, build_micro_batches
-from blip3o.data.manifest import write_manifest, write_shard_index
-from blip3o.data.scan import scan_shard
 from blip3o.data.sets.scenes import build_scenes, samples
-from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+from blip3o.data.shards.manifest import write_manifest, write_shard_index
+from blip3o.data.shards.scan import scan_shard
+from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.model.unified import initialize
-from blip3o.train.encoding import ShardEncoder
+from blip3o.train.features.encode import ShardEncoder
+from blip3o.train.features.encoder import FeatureCache, FeatureMaker
 from blip3o.train.loop import to_batch
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.stages import freeze, stage_of
-from blip3o.train.targets import FeatureCache, FeatureMaker
 
 CPU = torch.device("cpu")
 FORMS = ("bf16", "fp16", "int8")

@@ -86,7 +86,7 @@ def resized(nodes: Nodes, recipe: Recipe) -> list[dict[str, Any]]:
 
 def losses(recipe: Recipe) -> list[float]:
     """The loss of every step."""
-    from jobs.train_worker import read_metrics
+    from jobs.training.worker import read_metrics
 
     return [row["loss"] for row in read_metrics(recipe)]
 

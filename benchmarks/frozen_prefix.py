@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks._measure import in_turns, options, report
 from blip3o.config.backbone import BackboneConfig, VisionConfig
+from blip3o.model.activation_checkpointing import recompute_layers
 from blip3o.model.backbone import Backbone, Prompt
-from blip3o.model.recompute import recompute_layers
 
 TOLERANCE = 1e-5  # of loss and gradient, relative, in fp32
 VISION = VisionConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, mlp_width=32)  # prompts are text

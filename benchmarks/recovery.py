@@ -28,14 +28,13 @@ import yaml
 
 from benchmarks._measure import RESULTS, keep
 from benchmarks._runs import leave_initialised, recipe_tree
-from blip3o import log, settings
+from blip3o import log, settings, storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
-from blip3o.train.places import ATTEMPTS, EVENTS
+from blip3o.runs.attempts import run_uri
+from blip3o.runs.paths import ATTEMPTS, EVENTS
+from blip3o.train.checkpoint.store import committed_steps, present_steps
 from cluster.local_s3 import LocalS3
-from jobs.attempts import run_uri
-from jobs.committed import committed_steps, present_steps
 
 BUCKET, WORKER = "recovery", "RayTrainWorker"
 SEED, SCENES = 3, 96

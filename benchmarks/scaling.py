@@ -19,20 +19,20 @@ import torch
 
 from benchmarks._measure import keep, options
 from benchmarks._runs import leave_initialised, recipe_tree
+from blip3o import storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 from blip3o.data.batches import build_micro_batches
-from blip3o.data.locations import tokenizer_uri
 from blip3o.data.sets.scenes import build_scenes
-from blip3o.data.tokenizer import PAD, ChatTokenizer
+from blip3o.data.shards.locations import tokenizer_uri
+from blip3o.data.text.tokenizer import PAD, ChatTokenizer
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
 from jobs.common import join_ray, leave_ray
 from jobs.index import index
 from jobs.tokenizer import train_tokenizer
 from jobs.train import train
-from jobs.train_worker import prepare_module, read_metrics
+from jobs.training.worker import prepare_module, read_metrics
 
 TOLERANCE = 1e-5  # of the first loss, relative: kernels see other neighbours in memory
 WARM = 3  # first steps that are not counted

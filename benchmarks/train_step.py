@@ -23,14 +23,14 @@ from torch.nn import functional as F
 from benchmarks._measure import all_in_turns, keep, options
 from blip3o.config.load import build_recipe, preset_model
 from blip3o.config.recipe import Recipe
-from blip3o.data.templates import IGNORE
+from blip3o.data.text.templates import IGNORE
+from blip3o.model.activation_checkpointing import recompute_layers
 from blip3o.model.backbone import Prompt
-from blip3o.model.costs import full_pass, measure, training
 from blip3o.model.describe import META
+from blip3o.model.flops.counted import full_pass, measure, training
 from blip3o.model.flow import interpolate, noise_level, velocity_target
-from blip3o.model.recompute import recompute_layers
 from blip3o.model.unified import UnifiedModel, initialize
-from blip3o.train.engine import deepspeed_config
+from blip3o.train.deepspeed.engine import deepspeed_config
 from blip3o.train.objectives import Batch, StageModule, build_stage_module, flow_draws
 from blip3o.train.stages import freeze, stage_of
 

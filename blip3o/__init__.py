@@ -22,6 +22,6 @@ def load(uri: str, *, device: "torch.device | None" = None, dtype: "torch.dtype 
     """
     import torch
 
-    from blip3o.convert.bundle import load_pipeline
+    from blip3o.bundle.files import load_pipeline
 
     return load_pipeline(uri, device=device, dtype=dtype or torch.float32)

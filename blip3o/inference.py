@@ -16,12 +16,12 @@ from torch import Tensor
 
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.fit import FitConfig
-from blip3o.data.decode import CROP, to_square
-from blip3o.data.templates import ChatTemplate, Turn
-from blip3o.data.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
+from blip3o.data.images.decode import CROP, to_square
+from blip3o.data.text.templates import ChatTemplate, Turn
+from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.model.backbone import Prompt
-from blip3o.model.decoder import to_pixels
+from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
 

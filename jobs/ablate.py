@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from blip3o import log, settings
+from blip3o import log, settings, storage
 from blip3o.config.load import load_recipe
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 from blip3o.errors import ConfigError
 from jobs.common import find_recipe, guarded, join_ray
 
@@ -54,7 +53,7 @@ class Row:
     `shape` and `color` are shares too, `bound` what the decoder makes of true targets, `luck` the drawings against
     other captions; `understanding` is the share of questions answered right. `cosine` is that of what is drawn to what
     is true, in the run's own target space, and `diversity` the distance of drawings of one prompt over that of drawings
-    of different ones (blip3o.evaluate.own).
+    of different ones (blip3o.evaluate.metrics.feature_space).
     """
 
     run: str
@@ -98,8 +97,8 @@ def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = 
 
 def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
     """Data, tokenizer, and for vae_flow an autoencoder and the statistics of its latents."""
-    from blip3o.data.locations import tokenizer_uri
     from blip3o.data.sets.scenes import build_scenes
+    from blip3o.data.shards.locations import tokenizer_uri
     from jobs.index import index
     from jobs.tokenizer import train_tokenizer
 
@@ -131,7 +130,7 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     import torch
 
     from blip3o.data.batches import Task, build_micro_batches
-    from blip3o.model.decoder import to_unit
+    from blip3o.model.decoders.pixel import to_unit
     from blip3o.model.unified import UnifiedModel, initialize
     from blip3o.rng import torch_generator
     from blip3o.train.schedule import learning_rate
@@ -175,12 +174,12 @@ def step_flops(recipe: Recipe) -> int:
     import torch
 
     from blip3o.data.batches import build_micro_batches
-    from blip3o.data.locations import tokenizer_uri
-    from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
-    from blip3o.data.tokenizer_files import read_tokenizer_json
+    from blip3o.data.shards.locations import tokenizer_uri
+    from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+    from blip3o.data.text.tokenizer_files import read_tokenizer_json
+    from blip3o.runs.rows import FLOPS
     from blip3o.train.loop import to_batch
-    from blip3o.train.meter import Meter
-    from blip3o.train.rows import FLOPS
+    from blip3o.train.metrics.meter import Meter
     from blip3o.train.stages import stage_of
 
     tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
@@ -194,7 +193,7 @@ def step_flops(recipe: Recipe) -> int:
 def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
     from jobs.evaluate import evaluate
     from jobs.export import export
-    from jobs.train_worker import read_metrics
+    from jobs.training.worker import read_metrics
 
     recipe = stages[name]
     decoding = [] if recipe.model.objective == "vae_flow" else ["ablation-decoder"]
@@ -219,8 +218,8 @@ def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
 
 
 def _write(uri: str, stages: Mapping[str, Recipe], rows: Sequence[Row], size: dict[str, Any]) -> None:
-    from blip3o.evaluate.curves import loss_curves
-    from jobs.train_worker import read_metrics
+    from blip3o.evaluate.reports.curves import loss_curves
+    from jobs.training.worker import read_metrics
 
     metrics = {row.run: read_metrics(stages[row.run]) for row in rows}
     files = {

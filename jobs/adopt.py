@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from blip3o.config.recipe import Recipe
-from blip3o.convert.folders import OTHER_SUFFIXES, SUFFIX, other_weights, weight_files
-from blip3o.convert.tensorfile import read_entries, read_tensors
-from blip3o.convert.wrappers import explain_missing, unwrap
-from blip3o.data.tensor_head import StoredTensor
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.unified import PARTS, UnifiedModel
 from blip3o.train.weights import final_uri, fitting, write_final
+from blip3o.weights.folders import OTHER_SUFFIXES, SUFFIX, other_weights, weight_files
+from blip3o.weights.prefixes import explain_missing, unwrap
+from blip3o.weights.safetensors_header import StoredTensor
+from blip3o.weights.safetensors_stream import read_entries, read_tensors
 from jobs.common import run_job
 
 logger = logging.getLogger(__name__)

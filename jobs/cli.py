@@ -14,7 +14,7 @@ import typer
 
 from blip3o import log, settings
 from blip3o.errors import DataError, RequestError
-from jobs import convert, data, model, runs
+from jobs.commands import convert, data, model, runs
 from jobs.common import guarded
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def chat(
 ) -> None:
     """Ask a question, about an image or without one."""
     import blip3o
-    from blip3o.data.templates import Turn
+    from blip3o.data.text.templates import Turn
 
     if not question.strip():
         raise RequestError("the question is empty: say what to ask")
@@ -179,7 +179,7 @@ def chat(
 
 def open_image(path: Path) -> "Image.Image":
     """Reads an image file. Raises `RequestError` if it is missing or no image."""
-    from blip3o.data import decode
+    from blip3o.data.images import decode
 
     _require_local(path)
     try:

@@ -47,8 +47,8 @@ QUESTION = "What color is the circle?"
 class Scale:
     """How large a demo is: the pipeline's recipe, scenes, side of the emoji in pixels, and overrides for every stage.
 
-    `proved`: held-out scenes that are drawn and judged by GenEval's rules (`jobs.proof`), which takes half a minute
-    for 30; 0 leaves that out.
+    `proved`: held-out scenes that are drawn and judged by GenEval's rules (`jobs.evaluation.proof`), which takes half a
+    minute for 30; 0 leaves that out.
     """
 
     recipe: str = "tiny"
@@ -199,7 +199,7 @@ class Demo:
         return evaluation
 
     def _prove(self, bundle: str, evaluation: "Evaluation") -> None:
-        from jobs import proof
+        from jobs.evaluation import proof
 
         if self.scale.proved:
             proved = proof.scenes(bundle, f"{BASE}/evaluation/demo-suites", items=self.scale.proved)
@@ -226,8 +226,8 @@ class Demo:
                 handle.stop()
 
     def _write(self, evaluation: "Evaluation") -> None:
-        from blip3o.evaluate.report import write_report
-        from jobs.train_worker import read_metrics
+        from blip3o.evaluate.reports.heldout import write_report
+        from jobs.training.worker import read_metrics
 
         evaluation.images.grid.save(self.out / "grid.png", optimize=True)
         metrics: dict[str, list[dict[str, Any]]] = {name: read_metrics(self.recipe(name)) for name in STAGES}
@@ -245,7 +245,7 @@ def _without_emoji(recipe: Recipe) -> Iterator[str]:
 
 def two_requests(client: Any, out: Path) -> dict[str, Any]:  # noqa: ANN401 - an openai.OpenAI
     """Draws an image over HTTP and asks about a picture whose answer is known; both by the real OpenAI client."""
-    from blip3o.data.decode import open_image
+    from blip3o.data.images.decode import open_image
     from blip3o.data.sets.scenes_draw import render
     from blip3o.data.sets.scenes_world import Scene, SceneObject
 

@@ -20,11 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from blip3o.config.load import build_recipe
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.data.feature_files import FeatureFooter, lacking, read_footer, read_header, write_provenance
+from blip3o.data.features.files import FeatureFooter, lacking, read_footer, read_header, write_provenance
 from blip3o.device import gpus_per_worker, select
 from blip3o.errors import Blip3oError, ConfigError, DataError
-from blip3o.train.encoding import ShardEncoder
-from blip3o.train.targets import FeatureCache, FeatureMaker
+from blip3o.train.features.encode import ShardEncoder
+from blip3o.train.features.encoder import FeatureCache, FeatureMaker
 from jobs.common import join_ray, run_pipeline_job
 
 logger = logging.getLogger(__name__)

@@ -19,13 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from blip3o import settings
+from blip3o import settings, storage
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
-from blip3o.evaluate import exactness, own, retrieval, understanding
-from blip3o.evaluate.grid import render_grid
-from blip3o.evaluate.heldout import Chosen, choose
-from blip3o.evaluate.measure import (
+from blip3o.evaluate.heldout.measure import (
     Drawings,
     OnDone,
     Pictures,
@@ -38,8 +34,12 @@ from blip3o.evaluate.measure import (
     grid_sections,
     vary,
 )
-from blip3o.evaluate.report import AnsweredPicture, ReportImages, render_report
-from blip3o.evaluate.understanding import MIN_CHOICES, AnswerRecord
+from blip3o.evaluate.heldout.samples import Chosen, choose
+from blip3o.evaluate.metrics import exactness, retrieval, understanding
+from blip3o.evaluate.metrics import feature_space as own
+from blip3o.evaluate.metrics.understanding import MIN_CHOICES, AnswerRecord
+from blip3o.evaluate.reports.grid import render_grid
+from blip3o.evaluate.reports.heldout import AnsweredPicture, ReportImages, render_report
 from blip3o.inference import Pipeline
 from jobs.common import run_job
 from jobs.evaluation import command
@@ -84,7 +84,7 @@ def answers(recipe: Recipe, bundle_uri: str) -> list[AnswerRecord]:
 def _pipeline(recipe: Recipe, bundle_uri: str) -> Pipeline:
     import torch
 
-    from blip3o.convert.bundle import load_pipeline
+    from blip3o.bundle.files import load_pipeline
     from blip3o.device import select
 
     # Training is over: the cores that its workers had are free.
@@ -162,7 +162,7 @@ def _scenes(drawings: Drawings, pictures: Pictures, rows: list[int], seed: int) 
 
 
 def _bundle_provenance(uri: str) -> dict[str, Any]:
-    from blip3o.convert.bundle import SEAL
+    from blip3o.bundle.files import SEAL
 
     digest = hashlib.sha256(storage.read_bytes(storage.join(uri, SEAL))).hexdigest()
     return {"bundle": storage.normalize(uri), f"sha256 of {SEAL}": digest}

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from blip3o.bundle.files import PARTS, BundleConfig, write_bundle
 from blip3o.config.recipe import Recipe
 from blip3o.config.training import STAGES
-from blip3o.convert.bundle import PARTS, BundleConfig, write_bundle
-from blip3o.data.locations import tokenizer_uri
-from blip3o.data.tokenizer import ChatTokenizer
-from blip3o.data.tokenizer_files import read_tokenizer_json
+from blip3o.data.shards.locations import tokenizer_uri
+from blip3o.data.text.tokenizer import ChatTokenizer
+from blip3o.data.text.tokenizer_files import read_tokenizer_json
 from blip3o.errors import BundleError
-from blip3o.evaluate.run_report import flattened
+from blip3o.evaluate.reports.run import flattened
 from blip3o.train.weights import final_uri, read_description, read_final
 from jobs.common import run_job
 

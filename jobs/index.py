@@ -2,8 +2,8 @@
 
 `python -m jobs.index RECIPE [--set key=value …]` does it for the recipe's training and held-out sources; `--verify`
 reads all shards again and compares them with what is indexed, byte for byte by checksum, and writes nothing.
-The work of one shard is `blip3o.data.scan`; here are finding the shards, spreading them with Ray Data, going on where
-an earlier run stopped, and the budget for damage. The manifest is written last.
+The work of one shard is `blip3o.data.shards.scan`; here are finding the shards, spreading them with Ray Data, going on
+where an earlier run stopped, and the budget for damage. The manifest is written last.
 """
 
 import argparse
@@ -16,14 +16,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from blip3o import storage
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe, SourceConfig
-from blip3o.data import storage
-from blip3o.data.accounts import Account, account, refusal, shards_among
-from blip3o.data.found import STAGE, ScanOptions
-from blip3o.data.ledger import LedgerEntry, by_kind, write_ledger
-from blip3o.data.locations import SourceLocation, source_locations
-from blip3o.data.manifest import (
+from blip3o.data.order.selection import is_selected, judge_shards, write_selection
+from blip3o.data.shards.accounts import Account, account, refusal, shards_among
+from blip3o.data.shards.found import STAGE, ScanOptions
+from blip3o.data.shards.ledger import LedgerEntry, by_kind, write_ledger
+from blip3o.data.shards.locations import SourceLocation, source_locations
+from blip3o.data.shards.manifest import (
     Manifest,
     ShardSummary,
     check_unchanged,
@@ -35,10 +36,9 @@ from blip3o.data.manifest import (
     write_manifest,
     write_shard_index,
 )
-from blip3o.data.patterns import find_shards
-from blip3o.data.scan import ShardScan, scan_shard
-from blip3o.data.selection import is_selected, judge_shards, write_selection
+from blip3o.data.shards.scan import ShardScan, scan_shard
 from blip3o.errors import DataError, StorageError
+from blip3o.storage.patterns import find_shards
 from jobs.common import join_ray, run_pipeline_job
 
 logger = logging.getLogger(__name__)

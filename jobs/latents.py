@@ -16,14 +16,14 @@ from torch import Tensor
 
 from blip3o.config.recipe import GENERATING, Recipe
 from blip3o.data.batches import build_micro_batches
-from blip3o.data.locations import tokenizer_uri
-from blip3o.data.tokenizer import IMAGE_PAD, ChatTokenizer
-from blip3o.data.tokenizer_files import read_tokenizer_json
+from blip3o.data.shards.locations import tokenizer_uri
+from blip3o.data.text.tokenizer import IMAGE_PAD, ChatTokenizer
+from blip3o.data.text.tokenizer_files import read_tokenizer_json
 from blip3o.device import select
 from blip3o.errors import ConfigError
 from blip3o.model.unified import UnifiedModel
+from blip3o.train.features.statistics import channel_statistics
 from blip3o.train.stages import stage_of
-from blip3o.train.statistics import channel_statistics
 from blip3o.train.weights import final_uri, load_into, read_final, require_covered, write_final
 from jobs.common import run_job
 

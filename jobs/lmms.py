@@ -1,8 +1,8 @@
 """Scores a server or a bundle with lmms-eval: `.venv-lmms/bin/python -m jobs.lmms --target http://… [--tasks mme,…]`.
 
 `make lmms` builds that environment. A server is asked over its OpenAI-compatible API, a bundle in lmms-eval's process
-(jobs.lmms_model). `blip3o_scenes`, the task that comes with the project, asks about held-out scenes: questions
-with three or more answers, judged as `blip3o evaluate` judges them. All other tasks are lmms-eval's.
+(jobs.evaluation.lmms_model). `blip3o_scenes`, the task that comes with the project, asks about held-out scenes:
+questions with three or more answers, judged as `blip3o evaluate` judges them. All other tasks are lmms-eval's.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from blip3o import log, settings
 from blip3o.data.sets.scenes import sample
 from blip3o.errors import ConfigError, ServiceError
-from blip3o.evaluate.understanding import MIN_CHOICES
-from jobs import lmms_scenes
+from blip3o.evaluate.metrics.understanding import MIN_CHOICES
 from jobs.common import guarded
+from jobs.evaluation import lmms_scenes
 
 SCENES_TASK = "blip3o_scenes"
 _TASK = """\

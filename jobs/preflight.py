@@ -20,8 +20,8 @@ from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import ConfigError
-from blip3o.train.footprint import GIB
-from blip3o.train.preflight import Check, attempted, counted, judged, of_features, of_recipe, of_store, require
+from blip3o.train.preflight.checks import Check, attempted, counted, judged, of_features, of_recipe, of_store, require
+from blip3o.train.preflight.memory import GIB
 from jobs.common import find_recipe, guarded, join_ray, recipe_parser
 
 RANKS = "preflight-ranks"
@@ -56,7 +56,7 @@ def of_resources(pipeline: Pipeline, cpus: float, gpus: float) -> Check:
 
 def asked(pipeline: Pipeline) -> tuple[float, float]:
     """Logical CPUs and GPUs that a pipeline's fit reserves with its fewest workers."""
-    from jobs.fit import streams_features
+    from jobs.training.fit import streams_features
 
     parallel = pipeline.stages[0].parallel
     encoders = parallel.encoders if streams_features(pipeline) else 0
@@ -110,8 +110,8 @@ def of_ranks(pipeline: Pipeline) -> Check:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from blip3o.data import storage
-    from jobs.fit import scaling
+    from blip3o import storage
+    from jobs.training.fit import scaling
 
     join_ray()
     recipe = pipeline.stages[0]

@@ -85,8 +85,8 @@ def _option(pair: str) -> tuple[str, Any]:
 
 
 def _check(config: ServeConfig, port: int) -> None:
-    from blip3o.convert.bundle import SEAL
-    from blip3o.data import storage
+    from blip3o import storage
+    from blip3o.bundle.files import SEAL
 
     if not storage.exists(storage.join(storage.normalize(config.bundle), SEAL)):
         raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that jobs.export wrote")

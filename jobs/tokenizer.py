@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from blip3o import storage
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 from blip3o.data.batches import DESCRIBE
-from blip3o.data.conversations import conversation_pairs
-from blip3o.data.fetch import ShardReader
-from blip3o.data.locations import source_locations, tokenizer_uri
-from blip3o.data.manifest import Manifest, read_manifest
-from blip3o.data.order import SourceRows
-from blip3o.data.selection import source_rows
-from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.order.sample_order import SourceRows
+from blip3o.data.order.selection import source_rows
+from blip3o.data.shards.fetch import ShardReader
+from blip3o.data.shards.locations import source_locations, tokenizer_uri
+from blip3o.data.shards.manifest import Manifest, read_manifest
+from blip3o.data.text.conversations import conversation_pairs
+from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.types import RawSample, SampleRef
 from jobs.common import run_pipeline_job
 

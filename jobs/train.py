@@ -16,13 +16,13 @@ from blip3o.config.cluster import parse_cluster
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
-from blip3o.train.preflight import require
+from blip3o.train.preflight.checks import require
 from jobs.common import dump_pipeline, find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
-from jobs.fit import fit
 from jobs.preflight import asked, cluster_option, planned, require_planned, tell
+from jobs.training.fit import fit
 
 if TYPE_CHECKING:
-    from blip3o.train.targets import FeatureCache
+    from blip3o.train.features.encoder import FeatureCache
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
     Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
     first step where that is possible.
     """
-    from blip3o.train.sinks import require_sinks
-    from jobs.progress import Shown, shown
+    from blip3o.train.metrics.trackers import require_sinks
+    from jobs.training.progress import Shown, shown
 
     for recipe in pipeline.stages:
         require_sinks(recipe)
@@ -74,8 +74,8 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
 
 def _warn_of_validations(recipe: Recipe) -> None:
     """Names the validations that failed: Ray Train tells it in the log of its controller alone."""
-    from blip3o.data import storage
-    from blip3o.train.places import validation_uri
+    from blip3o import storage
+    from blip3o.runs.paths import validation_uri
 
     due = [step for step in range(1, recipe.optim.steps + 1) if recipe.evaluate.due(step)]
     places = {step: validation_uri(recipe.run.storage, recipe.run.name, step) for step in due}
@@ -89,7 +89,7 @@ def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]
 
     Raises `ConfigError` if one was made with another recipe or data, or has finished before an earlier stage.
     """
-    from blip3o.train import checkpoint
+    from blip3o.train.checkpoint import state as checkpoint
     from blip3o.train.weights import final_uri, read_description, start_sha256
 
     results: list[dict[str, Any]] = []
@@ -114,11 +114,11 @@ def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]
 def check_data(recipe: Recipe) -> list[str]:
     """Everything about the data that can be known to be wrong before workers start; sha256 of all that decides."""
     from blip3o.data.batches import build_order, chat_template
-    from blip3o.data.locations import source_locations, tokenizer_uri
-    from blip3o.data.manifest import check_unchanged, read_manifest
-    from blip3o.data.shuffle import measure_shuffle
-    from blip3o.data.tokenizer import ChatTokenizer
-    from blip3o.data.tokenizer_files import read_tokenizer_json
+    from blip3o.data.order.shuffle_quality import measure_shuffle
+    from blip3o.data.shards.locations import source_locations, tokenizer_uri
+    from blip3o.data.shards.manifest import check_unchanged, read_manifest
+    from blip3o.data.text.tokenizer import ChatTokenizer
+    from blip3o.data.text.tokenizer_files import read_tokenizer_json
     from jobs.index import select_samples
 
     manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
@@ -143,7 +143,7 @@ def _cache(recipe: Recipe) -> "FeatureCache | None":
 
     Raises `ConfigError` if features are to be stored or streamed, and the encoder has no weights yet.
     """
-    from blip3o.train.targets import FeatureCache, require_encoder
+    from blip3o.train.features.encoder import FeatureCache, require_encoder
 
     if recipe.data.features == "stream":
         require_encoder(recipe)
@@ -154,9 +154,9 @@ def check_weights(pipeline: Pipeline) -> None:
     """Builds the stages without memory for their weights, to see that all fits and that what is frozen was trained."""
     import torch
 
-    from blip3o.data.locations import tokenizer_uri
-    from blip3o.data.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
-    from blip3o.data.tokenizer_files import read_tokenizer_json
+    from blip3o.data.shards.locations import tokenizer_uri
+    from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
+    from blip3o.data.text.tokenizer_files import read_tokenizer_json
     from blip3o.train.lora import adapted_layers
     from blip3o.train.objectives import build_stage_module
     from blip3o.train.stages import freeze, stage_of
@@ -235,9 +235,9 @@ def _run(options: argparse.Namespace) -> None:
 def _preview_order(recipe: Recipe) -> None:
     """Prints, as comments below the recipe, how well its order shuffles; a source that is not indexed yet is named."""
     from blip3o.data.batches import build_order
-    from blip3o.data.locations import source_locations
-    from blip3o.data.manifest import read_manifest
-    from blip3o.data.shuffle import measure_shuffle
+    from blip3o.data.order.shuffle_quality import measure_shuffle
+    from blip3o.data.shards.locations import source_locations
+    from blip3o.data.shards.manifest import read_manifest
 
     try:
         manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]

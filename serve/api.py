@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from PIL import Image
 
-from blip3o.data.decode import decode_image
+from blip3o.data.images.decode import decode_image
 from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
 from serve.bodies import read_body
 from serve.data_urls import read_data_url

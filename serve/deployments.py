@@ -48,7 +48,7 @@ class Generator:
         """Loads the bundle. Raises `BundleError` if it is none, `ConfigError` if a GPU is reserved and not seen."""
         import torch
 
-        from blip3o.convert.bundle import load_pipeline
+        from blip3o.bundle.files import load_pipeline
         from blip3o.device import select
         from serve.engine import Engine, LocalBackend
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from PIL import Image
 
 from blip3o.config.fit import FitConfig
-from blip3o.data.templates import Turn
+from blip3o.data.text.templates import Turn
 from blip3o.errors import Blip3oError
 
 MAX_IMAGES = 10  # of one request, as in OpenAI's API

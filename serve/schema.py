@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from blip3o.data.templates import Turn
+from blip3o.data.text.templates import Turn
 from serve import fields
 from serve.messages import MAX_IMAGES
 

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
+from blip3o.bundle.files import BundleConfig, build_model, write_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.config.recipe import TemplateConfig
-from blip3o.convert.bundle import BundleConfig, build_model, write_bundle
-from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.model.unified import initialize
 from blip3o.rng import torch_generator
 from tests.model.helpers import nano_config

@@ -16,10 +16,10 @@ def test_leaves_a_process_behind():
 
 
 def test_workers_of_the_shared_ray_use_the_shared_store(s3, ray_cluster):
-    from blip3o.data import storage
+    from blip3o import storage
 
     def copy(source: str, target: str) -> bytes:
-        from blip3o.data import storage
+        from blip3o import storage
 
         storage.write_bytes(target, storage.read_bytes(source))
         return storage.read_bytes(source)

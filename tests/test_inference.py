@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o.convert.bundle import load_pipeline
-from blip3o.data.templates import Turn
+from blip3o.bundle.files import load_pipeline
+from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 
@@ -117,7 +117,7 @@ def test_a_reply_ends_where_it_must(pipeline):
 
 
 def test_what_encode_gives_is_what_training_aims_at(pipeline):
-    from blip3o.data.decode import to_square
+    from blip3o.data.images.decode import to_square
 
     size = pipeline.model.config.encoder.image_size
     pixels = torch.from_numpy(np.stack([to_square(picture(seed), size) for seed in range(5)]))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from blip3o.bundle.files import load_pipeline
 from blip3o.config.model import ModelConfig
-from blip3o.convert.bundle import load_pipeline
-from blip3o.data.tokenizer import GENERATE
+from blip3o.data.text.tokenizer import GENERATE
 from blip3o.errors import BundleError
 from serve.denoise import DenoiseBatch, prepare
 from serve.engine import Engine

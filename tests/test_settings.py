@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip3o import settings
-from blip3o.data.s3_connection import stall_timeout
 from blip3o.errors import ConfigError
+from blip3o.storage.s3_connection import stall_timeout
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for name in ("blip3o", "jobs", "serve", "cluster") for path in (ROOT / name).rglob("*.py")]
 NUMBERS = sorted({name for path in SOURCES for name in re.findall(r'settings\.number\(\s*"(\w+)"', path.read_text())})
 READERS = {
-    "BLIP3O_STORE_TIMEOUT_S": "blip3o.data.s3_connection:stall_timeout",
-    "BLIP3O_STORE_PATIENCE_S": "blip3o.data.retry:patience",
+    "BLIP3O_STORE_TIMEOUT_S": "blip3o.storage.s3_connection:stall_timeout",
+    "BLIP3O_STORE_PATIENCE_S": "blip3o.storage.retry:patience",
 }
 
 

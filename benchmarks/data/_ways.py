@@ -17,11 +17,10 @@ import torch
 import torch.utils.data
 
 from benchmarks.data._world import BATCH, BUCKET, SOURCE, Job
-from blip3o import settings
-from blip3o.data import storage
+from blip3o import settings, storage
 from blip3o.data.batches import SampleEncoder
-from blip3o.data.s3_connection import connection
 from blip3o.data.stream import build_stream, iterate_micro_batches
+from blip3o.storage.s3_connection import connection
 from blip3o.types import RawSample
 
 Arrays = dict[str, np.ndarray]
@@ -164,8 +163,8 @@ def mosaic(job: Job) -> Iterator[Tensors]:
 
 
 def _write_mds(job: Job, streaming: Any, remote: str) -> None:  # noqa: ANN401 - a module
-    from blip3o.data.fetch import ShardReader
-    from blip3o.data.manifest import read_manifest
+    from blip3o.data.shards.fetch import ShardReader
+    from blip3o.data.shards.manifest import read_manifest
     from blip3o.types import SampleRef
 
     manifest = read_manifest(f"{job.root}/manifests/{SOURCE}")

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from blip3o import settings
+from blip3o import settings, storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 from blip3o.data.batches import MicroBatchBuilder, SampleEncoder, Task, build_micro_batches
-from blip3o.data.manifest import write_manifest, write_shard_index
-from blip3o.data.scan import scan_shard
 from blip3o.data.sets.writer import Sample, shard_bytes
-from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.shards.manifest import write_manifest, write_shard_index
+from blip3o.data.shards.scan import scan_shard
+from blip3o.data.text.tokenizer import ChatTokenizer
 from cluster.local_s3 import LocalS3
 
 BUCKET, SOURCE, BATCH = "bench", "photos", 32

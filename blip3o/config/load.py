@@ -1,8 +1,8 @@
 """Recipes from YAML and dotted overrides, with errors that name the nearest known key.
 
 A recipe file may say `extends: other.yaml` (a sibling file, merged below it) and `model: {preset: NAME, …}`, which
-takes a size from `blip3o.config.presets` and lets single fields be set beside it. An override, `--set a.b=value`, has
-its value read as YAML.
+takes a size from `blip3o.config.presets.models` and lets single fields be set beside it. An override, `--set
+a.b=value`, has its value read as YAML.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from blip3o.config.model import ModelConfig
-from blip3o.config.presets import PRESETS
+from blip3o.config.presets.models import PRESETS
 from blip3o.config.recipe import Recipe
 from blip3o.config.yaml_reader import dump_yaml, load_yaml
 from blip3o.errors import ConfigError, one_line

@@ -22,26 +22,26 @@ from typing import Any
 
 import numpy as np
 
+from blip3o import storage
 from blip3o.config.fit import FitConfig
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
-from blip3o.data.blocks import block_bytes_for
-from blip3o.data.bucket import BucketedOrder, CaptionLengths
-from blip3o.data.conversations import conversation_pairs
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import CROP, decode_views, without_color
-from blip3o.data.features import FeatureReader, feature_folders
-from blip3o.data.fetch import ShardReader, load_samples
-from blip3o.data.ledger import Ledger
-from blip3o.data.locations import source_locations, tokenizer_uri
-from blip3o.data.manifest import Manifest, read_manifest
-from blip3o.data.order import SampleOrder
-from blip3o.data.quarantine import Quarantine, read_quarantine
-from blip3o.data.selection import source_rows
-from blip3o.data.templates import IGNORE, ChatTemplate, Encoded, Turn
-from blip3o.data.tokenizer import PAD, ChatTokenizer
-from blip3o.data.tokenizer_files import read_tokenizer_json
+from blip3o.data.features.reader import FeatureReader, feature_folders
+from blip3o.data.images.decode import CROP, decode_views, without_color
+from blip3o.data.order.length_buckets import BucketedOrder, CaptionLengths
+from blip3o.data.order.sample_order import SampleOrder
+from blip3o.data.order.selection import source_rows
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.shards.fetch import ShardReader, load_samples
+from blip3o.data.shards.ledger import Ledger
+from blip3o.data.shards.locations import source_locations, tokenizer_uri
+from blip3o.data.shards.manifest import Manifest, read_manifest
+from blip3o.data.text.conversations import conversation_pairs
+from blip3o.data.text.templates import IGNORE, ChatTemplate, Encoded, Turn
+from blip3o.data.text.tokenizer import PAD, ChatTokenizer
+from blip3o.data.text.tokenizer_files import read_tokenizer_json
 from blip3o.rng import derive_seed, numpy_generator
+from blip3o.runs.quarantine import Quarantine, read_quarantine
+from blip3o.storage.block_cache import block_bytes_for
 from blip3o.types import RawSample
 
 DESCRIBE = "Describe the image."

@@ -7,7 +7,7 @@
   width 1792. State-dict names are the released ones.
 - `SiglipEncoder`, SigLIP2 of fixed resolution, the target of the SANA decoder: a `transformers` module.
 
-Not here: from an image to pixels (blip3o.data.decode), training losses (blip3o.model.contrastive).
+Not here: from an image to pixels (blip3o.data.images.decode), training losses (blip3o.model.contrastive).
 
 Legend: B batch, S image side, P patches along a side, L tokens, C channels.
 """

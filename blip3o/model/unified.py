@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.config.model import ModelConfig
-from blip3o.model.autoencoder import AutoencoderDecoder
 from blip3o.model.backbone import Backbone, Prompt
 from blip3o.model.condition import Condition
 from blip3o.model.contrastive import ContrastiveHead
-from blip3o.model.decoder import CoarseHead, PixelDecoder, to_unit
+from blip3o.model.decoders.autoencoder import AutoencoderDecoder
+from blip3o.model.decoders.latent import SanaDecoder, SdxlDecoder
+from blip3o.model.decoders.pixel import CoarseHead, PixelDecoder, to_unit
 from blip3o.model.dit import DiT
 from blip3o.model.encoder import build_encoder
 from blip3o.model.flow import NUM_TRAIN_STEPS, guide, integrate
-from blip3o.model.latent_decoder import SanaDecoder, SdxlDecoder
 from blip3o.model.latent_scale import LatentScale
 from blip3o.model.regression import RegressionHead
 from blip3o.rng import torch_generator

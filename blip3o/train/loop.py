@@ -19,7 +19,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.config.resilience import GuardConfig
 from blip3o.device import peak_memory
 from blip3o.errors import DataError
-from blip3o.train.guard import BadStepError, Guard
+from blip3o.train.loss_guard import BadStepError, Guard
 from blip3o.train.objectives import Batch, StageModule
 from blip3o.train.schedule import learning_rate, set_rates
 

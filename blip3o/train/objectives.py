@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.recipe import Recipe
-from blip3o.data.templates import IGNORE
+from blip3o.data.text.templates import IGNORE
 from blip3o.model.backbone import Prompt
-from blip3o.model.decoder import PixelDecoder, to_unit
+from blip3o.model.decoders.latent import LatentDecoder
+from blip3o.model.decoders.pixel import PixelDecoder, to_unit
 from blip3o.model.flow import interpolate, min_snr_weight, noise_level, training_sigma, velocity_target
-from blip3o.model.latent_decoder import LatentDecoder
 from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
 from blip3o.train.stages import stage_of

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from blip3o import storage
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
-from blip3o.data.foreign import SNIFFED_BYTES, recognise
-from blip3o.data.tensor_head import StoredTensor, read_head
 from blip3o.errors import CheckpointError, ConfigError, StorageError
 from blip3o.model.unified import UnifiedModel
+from blip3o.storage.magic import SNIFFED_BYTES, recognise
+from blip3o.weights.safetensors_header import StoredTensor, read_head
 
 WEIGHTS, AVERAGE, DESCRIPTION = "weights.safetensors", "average.safetensors", "final.json"
 

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from blip3o.data import storage
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import open_image
-from blip3o.data.templates import Turn
+from blip3o import storage
+from blip3o.data.images.decode import open_image
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.text.templates import Turn
 from blip3o.errors import Blip3oError, ConfigError, RequestError
-from jobs.common import join_ray
-from jobs.evaluation.work import (
+from blip3o.evaluate.benchmark.work import (
     MAX_NEW_TOKENS,
     Done,
     Work,
@@ -26,6 +25,7 @@ from jobs.evaluation.work import (
     other_limit,
     without_faults,
 )
+from jobs.common import join_ray
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +45,7 @@ class Sampler:
 
 def digest(bundle: str) -> str:
     """The sha256 of a bundle's seal, which has the sums of all its files. Raises `StorageError` if it has none."""
-    from blip3o.convert.bundle import SEAL
+    from blip3o.bundle.files import SEAL
 
     return hashlib.sha256(storage.read_bytes(storage.join(bundle, SEAL))).hexdigest()
 
@@ -75,7 +75,7 @@ class BundleTarget:
 
     def identity(self) -> dict[str, Any]:
         """The bundle by its seal, the sampler, and the width, which rounding depends on. Raises `BundleError`."""
-        from blip3o.convert.bundle import open_bundle
+        from blip3o.bundle.files import open_bundle
 
         config = open_bundle(self.bundle).config.model.sampler
         chosen = self.sampler
@@ -190,7 +190,7 @@ class Worker:
 
     def _loaded(self) -> "Pipeline":
         if self._pipeline is None:
-            from blip3o.convert.bundle import load_pipeline
+            from blip3o.bundle.files import load_pipeline
             from blip3o.device import select
             from blip3o.model.unified import initialize
 

@@ -8,17 +8,16 @@ import logging
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from blip3o import log, settings
-from blip3o.data import storage
+from blip3o import log, settings, storage
 from blip3o.errors import ConfigError
+from blip3o.evaluate.benchmark.making import generate, prepare
+from blip3o.evaluate.benchmark.plan import STAGES, Plan, by_suite, find_stages, find_suites, judge_options
+from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS, Target
 from blip3o.inference import DEFAULT_WIDTH
 from jobs.common import guarded
 from jobs.evaluation.bundle_target import BundleTarget, Sampler
 from jobs.evaluation.http_target import HttpTarget
-from jobs.evaluation.making import generate, prepare
-from jobs.evaluation.plan import STAGES, Plan, by_suite, find_stages, find_suites, judge_options
 from jobs.evaluation.scoring import find_judges, judge, report, score
-from jobs.evaluation.work import MAX_NEW_TOKENS, Target
 
 logger = logging.getLogger(__name__)
 

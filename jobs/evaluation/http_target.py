@@ -12,23 +12,16 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from blip3o.data import storage
-from blip3o.data.decode import open_image
-from blip3o.data.retry import patiently
-from blip3o.data.s3 import TransientError
+from blip3o import storage
+from blip3o.data.images.decode import open_image
 from blip3o.errors import ConfigError, DataError, RequestError, ServiceError
-from blip3o.evaluate.judge import data_url, fetched
-from blip3o.evaluate.judge_faults import Kind, parse, trouble_of
-from blip3o.evaluate.replies import Reply, read_completion
+from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS, Done, Work, keep_image, keep_reply, other_limit
+from blip3o.evaluate.judges.client import data_url, fetched
+from blip3o.evaluate.judges.faults import Kind, parse, trouble_of
+from blip3o.evaluate.judges.replies import Reply, read_completion
+from blip3o.storage.retry import patiently
+from blip3o.storage.s3 import TransientError
 from jobs.evaluation.bundle_target import Sampler
-from jobs.evaluation.work import (
-    MAX_NEW_TOKENS,
-    Done,
-    Work,
-    keep_image,
-    keep_reply,
-    other_limit,
-)
 
 T = TypeVar("T")
 

@@ -13,21 +13,31 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from typing import Any
 
-from blip3o.data import storage
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import open_image
+from blip3o import storage
+from blip3o.data.images.decode import open_image
+from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.errors import DataError, one_line
-from blip3o.evaluate.judge_options import JudgeOptions
-from blip3o.evaluate.peers import PROTOCOLS, Peer, peers_of
-from blip3o.evaluate.replies import REFUSED
-from blip3o.evaluate.suite import Coverage, Item, Judge, Judgement, Score
-from blip3o.evaluate.suite_report import Example, Published, SuiteResult, number, render_suites
-from jobs.evaluation.evidence import Evidence, read_evidence
-from jobs.evaluation.files import Made, Place, Rows, judge_of, read_json, read_judged, sums_of, write_json, write_rows
-from jobs.evaluation.judges import Finder, Wanted
-from jobs.evaluation.making import shown
-from jobs.evaluation.plan import Plan
-from jobs.evaluation.registry import Entry
+from blip3o.evaluate.benchmark.evidence import Evidence, read_evidence
+from blip3o.evaluate.benchmark.files import (
+    Made,
+    Place,
+    Rows,
+    judge_of,
+    read_json,
+    read_judged,
+    sums_of,
+    write_json,
+    write_rows,
+)
+from blip3o.evaluate.benchmark.judges import Finder, Wanted
+from blip3o.evaluate.benchmark.making import shown
+from blip3o.evaluate.benchmark.plan import Plan
+from blip3o.evaluate.benchmark.registry import Entry
+from blip3o.evaluate.judges.options import JudgeOptions
+from blip3o.evaluate.judges.replies import REFUSED
+from blip3o.evaluate.reports.published_scores import PROTOCOLS, Peer, peers_of
+from blip3o.evaluate.reports.suites import Example, Published, SuiteResult, number, render_suites
+from blip3o.evaluate.suites.suite import Coverage, Item, Judge, Judgement, Score
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import numpy as np
 from benchmarks.data import _table
 from benchmarks.data._ways import WAYS, encode, stack
 from benchmarks.data._world import BATCH, SOURCE, Job, fill
-from blip3o.data.fetch import ShardReader
-from blip3o.data.manifest import read_manifest
+from blip3o.data.shards.fetch import ShardReader
+from blip3o.data.shards.manifest import read_manifest
 from blip3o.types import SampleRef
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-import blip3o.convert.bundle
+import blip3o.bundle.files
 import serve.config
 from blip3o.config import cluster, pipeline
 from blip3o.config.base import Frozen
@@ -20,7 +20,7 @@ WRONG: dict[type, list[Any]] = {
     bool: ["yes", "on", "true", 1, 0, 1.0, math.nan],
     str: [5, 1.5, True, ["a"]],
 }
-MODULES = (blip3o.convert.bundle, serve.config, cluster, pipeline)
+MODULES = (blip3o.bundle.files, serve.config, cluster, pipeline)
 
 
 def _classes(base):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from blip3o.config.yaml_reader import MAX_DEPTH, dump_yaml, load_yaml
 from blip3o.errors import ConfigError
 from jobs.common import RECIPES
-from tests.data.shards import UNHURRIED
+from tests.data.shard_files import UNHURRIED
 
 SHIPPED = sorted(RECIPES.rglob("*.yaml"))
 

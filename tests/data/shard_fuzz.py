@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from blip3o.data.fetch import ShardReader
-from blip3o.data.manifest import write_manifest, write_shard_index
-from blip3o.data.scan import ShardScan, scan_shard
+from blip3o.data.shards.fetch import ShardReader
+from blip3o.data.shards.manifest import write_manifest, write_shard_index
+from blip3o.data.shards.scan import ShardScan, scan_shard
 from blip3o.types import RawSample, SampleRef
-from tests.data.shards import png, put, samples, stored, tar
+from tests.data.shard_files import png, put, samples, stored, tar
 
 BLOCK = tarfile.BLOCKSIZE
 PNG = png()

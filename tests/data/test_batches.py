@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, Task, build_micro_batches
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import decode_image
-from blip3o.data.ledger import read_ledger
+from blip3o.data.images.decode import decode_image
 from blip3o.data.sets.writer import Sample
-from blip3o.data.templates import IGNORE, Turn
-from blip3o.data.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, VISION_END, ChatTokenizer
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.shards.ledger import read_ledger
+from blip3o.data.text.templates import IGNORE, Turn
+from blip3o.data.text.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, VISION_END, ChatTokenizer
 from blip3o.errors import DataError
 from blip3o.inference import Pipeline
 from blip3o.rng import derive_seed
 from blip3o.types import RawSample
 from tests import recipes
-from tests.data.shards import png
+from tests.data.shard_files import png
 from tests.evaluate.world import add_source, scenes
 
 B, SAMPLES, LENGTH = 8, 24, 160

@@ -15,16 +15,16 @@ import numpy as np
 import psutil
 import pytest
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.batches import Task, build_micro_batches
-from blip3o.data.manifest import write_manifest, write_shard_index
-from blip3o.data.scan import scan_shard
+from blip3o.data.shards.manifest import write_manifest, write_shard_index
+from blip3o.data.shards.scan import scan_shard
 from blip3o.data.stream import build_stream, data_config
-from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.text.tokenizer import ChatTokenizer
+from blip3o.train.checkpoint.store import committed_step
 from cluster.local_s3 import LocalS3
-from jobs.committed import committed_step
 from tests import recipes
-from tests.data.shards import put, samples, tar
+from tests.data.shard_files import put, samples, tar
 from tests.data.test_stream import consume
 from tests.faults import FaultProxy, Plan
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from blip3o.evaluate.judge import Clock
+from blip3o.evaluate.judges.client import Clock
 
 
 @dataclass(frozen=True, kw_only=True)

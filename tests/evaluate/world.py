@@ -1,13 +1,13 @@
 """A small held-out world for tests of the evaluation: indexed scenes and an untrained nano model as a bundle."""
 
+from blip3o import storage
+from blip3o.bundle.files import BundleConfig, build_model, write_bundle
 from blip3o.config.recipe import Recipe
-from blip3o.convert.bundle import BundleConfig, build_model, write_bundle
-from blip3o.data import storage
-from blip3o.data.manifest import write_manifest, write_shard_index
-from blip3o.data.scan import scan_shard
 from blip3o.data.sets.scenes import samples
 from blip3o.data.sets.writer import Sample, shard_bytes
-from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.shards.manifest import write_manifest, write_shard_index
+from blip3o.data.shards.scan import scan_shard
+from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.model.unified import initialize
 from tests import recipes
 

@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import load_file, save, save_file
 
 import jobs.adopt
-from blip3o.convert.bundle import load_pipeline
-from blip3o.convert.tensorfile import read_entries, read_in_order
+from blip3o.bundle.files import load_pipeline
 from blip3o.errors import Blip3oError, BundleError
 from blip3o.train.weights import final_uri, read_final
+from blip3o.weights.safetensors_stream import read_entries, read_in_order
 from jobs import cli
 from tests import recipes
 from tests.bundles import write_nano_bundle
@@ -249,7 +249,7 @@ def _released(folder, *, wrapper=""):
 
 
 def test_a_released_folder_behind_a_wrapper_with_its_bases_tokenizer_becomes_a_bundle(tmp_path, capsys, monkeypatch):
-    from blip3o.data.tokenizer_files import complete_tokenizer
+    from blip3o.data.text.tokenizer_files import complete_tokenizer
 
     folder = tmp_path / "folder"
     _released(folder, wrapper="module.")

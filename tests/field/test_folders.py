@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from blip3o.data import storage
-from blip3o.data.containers import image_format
+from blip3o import storage
+from blip3o.data.images.containers import image_format
 from jobs.cli import app
-from tests.data.shards import encode
-from tests.data.test_facts import picture
+from tests.data.shard_files import encode
+from tests.data.shards.test_facts import picture
 
 # A HEIC and an AVIF of their heads alone.
 HEIC, AVIF = (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(188) for brand in (b"heic", b"avif"))

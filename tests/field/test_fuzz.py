@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blip3o.convert.bundle import load_pipeline
+from blip3o.bundle.files import load_pipeline
 from jobs import cli, evaluate, index
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip3o.data import storage
-from blip3o.evaluate.judge import Clock, JudgeClient
-from blip3o.evaluate.replies import REFUSED
+from blip3o import storage
+from blip3o.evaluate.benchmark.files import Place, read_rows
+from blip3o.evaluate.benchmark.registry import entry
+from blip3o.evaluate.benchmark.work import png
+from blip3o.evaluate.judges.client import Clock, JudgeClient
+from blip3o.evaluate.judges.replies import REFUSED
 from blip3o.evaluate.suites.edits import gedit_grades
 from jobs import evaluate as job
-from jobs.evaluation.files import Place, read_rows
-from jobs.evaluation.registry import entry
-from jobs.evaluation.work import png
 from tests.evaluate.endpoint import Answer, completion, error, serving
 
 HERE = Path(__file__).parent / "judge"

@@ -13,20 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip3o.convert.bundle import load_pipeline
-from blip3o.data import storage
-from blip3o.data.decode import open_image
-from blip3o.data.scan import scan_shard
+from blip3o import storage
+from blip3o.bundle.files import load_pipeline
+from blip3o.data.images.decode import open_image
+from blip3o.data.shards.scan import scan_shard
+from blip3o.evaluate.benchmark import making
+from blip3o.evaluate.benchmark.files import read_rows
+from blip3o.evaluate.benchmark.plan import Plan
+from blip3o.evaluate.benchmark.registry import entry as entry_of
 from jobs import cli
-from jobs.evaluation import command, making, scoring
-from jobs.evaluation.files import read_rows
-from jobs.evaluation.plan import Plan
-from jobs.evaluation.registry import entry as entry_of
+from jobs.evaluation import command, scoring
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
 from tests.bundles import write_nano_bundle
 from tests.data.pictures import chunk, entry, jpeg_with, png_with, riff, segment, turned, webp_with
-from tests.data.shards import encode, index, tar
+from tests.data.shard_files import encode, index, tar
 from tests.serve.client import Server, question, raw
 
 RED, BLUE, WHITE = (220, 30, 30), (30, 30, 220), (255, 255, 255)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from blip3o.convert.bundle import load_pipeline
+from blip3o.bundle.files import load_pipeline
 from tests.bundles import write_nano_bundle
 from tests.serve.client import assert_refusal, question, raw, serving
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from blip3o import settings
-from blip3o.data import storage
-from blip3o.data.s3_connection import connection
+from blip3o import settings, storage
 from blip3o.errors import Blip3oError
+from blip3o.storage.s3_connection import connection
 from jobs.cli import app
-from tests.data.shards import png, put, samples, tar
+from tests.data.shard_files import png, put, samples, tar
 from tests.faults import FaultProxy
 
 

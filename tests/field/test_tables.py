@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.errors import DataError
 from jobs.cli import app
-from tests.data.shards import encode
-from tests.data.test_facts import picture
+from tests.data.shard_files import encode
+from tests.data.shards.test_facts import picture
 from tests.field.test_folders import put, run, stored
 
 ROWS = [{"image": f"img/00{number}.jpg", "caption": f"caption {number}, with a comma"} for number in range(4)]

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from blip3o.data import storage
-from blip3o.data.fetch import ShardReader
-from blip3o.data.ledger import read_ledger
-from blip3o.data.manifest import ledger_file, manifest_file, read_manifest
+from blip3o import storage
+from blip3o.data.shards.fetch import ShardReader
+from blip3o.data.shards.ledger import read_ledger
+from blip3o.data.shards.manifest import ledger_file, manifest_file, read_manifest
 from blip3o.errors import Blip3oError
 from blip3o.types import SampleRef
 from jobs.cli import app
 from jobs.index import main
-from tests.data.shards import LFS_POINTER, Files, png, put, stored, tar
+from tests.data.shard_files import LFS_POINTER, Files, png, put, stored, tar
 from tests.jobs import world
 
 COPIES = [f"{name}{n}.{ext}" for name in ("cat", "dog", "owl") for n in (".1", ".2", "") for ext in ("jpg", "txt")]
@@ -289,7 +289,7 @@ def test_inspecting_takes_the_switches_that_read_a_set(tmp_path):
 
 def test_a_page_that_cannot_be_written_is_an_error_before_any_work(tmp_path, monkeypatch):
     uri = put(tmp_path, "a.tar", tar(numbered(2))).uri
-    monkeypatch.setattr("jobs.inspection.scan_shard", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("jobs.commands.inspection.scan_shard", lambda *_, **__: pytest.fail("work was done"))
     assert inspect(uri, "--out", "/proc/x/y.html").startswith("error: /proc/x/y.html")
     assert inspect(uri, "--out", str(tmp_path)).startswith(f"error: {tmp_path}: ")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from blip3o.convert.bundle import load_pipeline
+from blip3o.bundle.files import load_pipeline
 from blip3o.errors import CheckpointError, ConfigError
-from blip3o.model.autoencoder import build_autoencoder
+from blip3o.model.decoders.autoencoder import build_autoencoder
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.weights import final_uri, load_into, read_final, require_covered

@@ -8,8 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from blip3o.data import storage
-from blip3o.data.manifest import ShardRow, write_manifest
+from blip3o import storage
+from blip3o.data.shards.manifest import ShardRow, write_manifest
 from jobs import ablate, cli, export, index, serve, tokenizer, train
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 from tests.jobs import world

@@ -2,15 +2,15 @@
 
 import pytest
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.batches import Task, build_micro_batches
-from blip3o.data.ledger import read_ledger
-from blip3o.data.manifest import ledger_file, manifest_file, read_manifest
+from blip3o.data.shards.ledger import read_ledger
+from blip3o.data.shards.manifest import ledger_file, manifest_file, read_manifest
 from blip3o.errors import DataError
 from jobs.index import index
 from jobs.tokenizer import train_tokenizer
 from jobs.train import check_data
-from tests.data.shards import header_of, png, put, sample, samples, tar
+from tests.data.shard_files import header_of, png, put, sample, samples, tar
 from tests.jobs import world
 
 # Shard 0: row 3 has no picture that can be read, row 7 an empty caption. Shard 1 is cut inside the picture of row 9.

@@ -8,21 +8,21 @@ import numpy as np
 import psutil
 import pytest
 
+from blip3o import storage
 from blip3o.config.pipeline import Pipeline
-from blip3o.data import storage
 from blip3o.data.batches import Task, build_micro_batches
-from blip3o.data.feature_files import FeatureFooter, record_range
-from blip3o.data.feature_records import CRC_BYTES, RecordFormat
-from blip3o.data.ledger import read_ledger
-from blip3o.data.quarantine import read_quarantine
+from blip3o.data.features.files import FeatureFooter, record_range
+from blip3o.data.features.records import CRC_BYTES, RecordFormat
 from blip3o.data.sets.scenes import build_scenes
+from blip3o.data.shards.ledger import read_ledger
 from blip3o.errors import ConfigError, DataError
-from blip3o.train.rows import reproducible
-from blip3o.train.targets import FeatureCache
+from blip3o.runs.quarantine import read_quarantine
+from blip3o.runs.rows import reproducible
+from blip3o.train.features.encoder import FeatureCache
 from jobs.encode import Pool, encode, main, shown
 from jobs.index import index
 from jobs.train import train, train_pipeline
-from jobs.train_worker import read_metrics
+from jobs.training.worker import read_metrics
 from tests.jobs import world
 
 STEPS = 4

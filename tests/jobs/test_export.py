@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from blip3o.convert.bundle import load_pipeline
-from blip3o.data import storage
-from blip3o.data.locations import tokenizer_uri
+from blip3o import storage
+from blip3o.bundle.files import load_pipeline
+from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.errors import BundleError
 from blip3o.train.weights import final_uri, write_final
 from jobs.export import export

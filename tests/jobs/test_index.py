@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from blip3o import storage
 from blip3o.config.shards import ColumnsConfig, LimitsConfig
-from blip3o.data import storage
-from blip3o.data.fetch import ShardReader
-from blip3o.data.ledger import read_ledger
-from blip3o.data.manifest import ledger_file, manifest_file, read_manifest, write_manifest
-from blip3o.data.patterns import find_shards
-from blip3o.data.scan import ScanOptions
+from blip3o.data.shards.fetch import ShardReader
+from blip3o.data.shards.ledger import read_ledger
+from blip3o.data.shards.manifest import ledger_file, manifest_file, read_manifest, write_manifest
+from blip3o.data.shards.scan import ScanOptions
 from blip3o.errors import DataError
+from blip3o.storage.patterns import find_shards
 from blip3o.types import SampleRef
 from jobs.index import index_source, main, verify_source
-from tests.data.shards import parquet, png, put, rows, sample, samples, tar
+from tests.data.shard_files import parquet, png, put, rows, sample, samples, tar
 from tests.jobs import world
 
 

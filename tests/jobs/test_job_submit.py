@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from blip3o import settings
-from blip3o.data.manifest import read_manifest
 from blip3o.data.sets.scenes import build_scenes
+from blip3o.data.shards.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
 

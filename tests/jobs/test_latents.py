@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.batches import build_micro_batches
-from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.stages import stage_of
 from blip3o.train.weights import final_uri, read_final
 from jobs.latents import main, measure
-from jobs.train_worker import prepare_module
+from jobs.training.worker import prepare_module
 from tests.evaluate.world import add_source, scenes
 from tests.jobs import world
 

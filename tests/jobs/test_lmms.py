@@ -5,7 +5,8 @@ import shlex
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import lmms, lmms_scenes
+from jobs import lmms
+from jobs.evaluation import lmms_scenes
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from blip3o.config.cluster import ClusterConfig, parse_cluster
 from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.errors import ConfigError
-from blip3o.train.footprint import GIB, Parameters, count, footprint
-from blip3o.train.preflight import of_memory, of_recipe, of_store, require
+from blip3o.train.preflight.checks import of_memory, of_recipe, of_store, require
+from blip3o.train.preflight.memory import GIB, Parameters, count, footprint
 from jobs import preflight, train
 from jobs.common import RECIPES, find_recipe
 from tests import recipes
@@ -122,7 +122,7 @@ def test_a_store_that_cannot_be_written_is_wrong(tmp_path):
 
 def test_a_clock_that_is_off_is_wrong(tmp_path, monkeypatch):
     true = time.time
-    monkeypatch.setattr("blip3o.train.preflight.time.time", lambda: true() + 3600)
+    monkeypatch.setattr("blip3o.train.preflight.checks.time.time", lambda: true() + 3600)
     assert states(of_store(str(tmp_path)))["clock"] == "wrong"
     assert os.listdir(tmp_path) == []
 

@@ -10,24 +10,23 @@ import time
 import psutil
 import pytest
 
-from blip3o import settings
+from blip3o import settings, storage
 from blip3o.config.pipeline import load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
-from blip3o.data.ledger import read_ledger
-from blip3o.data.manifest import ledger_file
+from blip3o.data.shards.ledger import read_ledger
+from blip3o.data.shards.manifest import ledger_file
 from blip3o.errors import ConfigError
-from blip3o.evaluate.run_report import render_run
-from blip3o.train.checkpoint import name_of
-from blip3o.train.places import tensorboard_folder
-from blip3o.train.rows import reproducible
+from blip3o.evaluate.reports.run import render_run
+from blip3o.runs.paths import tensorboard_folder
+from blip3o.runs.rows import reproducible
+from blip3o.train.checkpoint.state import name_of
+from blip3o.train.checkpoint.store import SNAPSHOT, committed_step, committed_steps, lists_uri, shards_uri
 from blip3o.train.weights import final_uri, read_description, read_final, write_final
 from cluster.ports import LOOPBACK, free_ports
-from jobs.committed import SNAPSHOT, committed_step, committed_steps, lists_uri, shards_uri
-from jobs.runs import read_run
+from jobs.commands.runs import read_run
 from jobs.train import train, train_pipeline
-from jobs.train_worker import read_metrics
-from jobs.validate import validate_weights
+from jobs.training.validate import validate_weights
+from jobs.training.worker import read_metrics
 from tests.jobs import world
 from tests.train.events import read_scalars
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from blip3o import storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
-from blip3o.data import storage
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train.weights import final_uri, write_final
 from tests import recipes

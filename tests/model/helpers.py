@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from blip3o.config.model import ModelConfig
-from blip3o.config.presets import PRESETS
+from blip3o.config.presets.models import PRESETS
 from blip3o.model.unified import PARTS, UnifiedModel, initialize
 
 IMAGE_TOKEN = 5

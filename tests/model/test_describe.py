@@ -5,7 +5,8 @@ import torch
 
 from blip3o.config.load import preset_model
 from blip3o.config.sampler import SamplerConfig
-from blip3o.model import costs, describe
+from blip3o.model import describe
+from blip3o.model.flops import counted as costs
 
 # The published Qwen2.5-VL checkpoints, less the rows of the embedding (and of the head, if it is not tied) by which
 # BLIP3-o's 151,668 are fewer than their 151,936 (3B) and 152,064 (7B).

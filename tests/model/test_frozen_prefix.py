@@ -9,10 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.config.model import ModelConfig
-from blip3o.config.presets import PRESETS
+from blip3o.config.presets.models import PRESETS
+from blip3o.model.activation_checkpointing import recompute_activations
 from blip3o.model.backbone import Prompt
 from blip3o.model.flow import interpolate, velocity_target
-from blip3o.model.recompute import recompute_activations
 from blip3o.model.unified import UnifiedModel, initialize
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
 

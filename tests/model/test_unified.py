@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from blip3o.model.decoder import to_pixels, to_unit
+from blip3o.model.decoders.pixel import to_pixels, to_unit
 from blip3o.model.unified import PARTS, UnifiedModel, initialize
 from tests.model.helpers import IMAGE_TOKEN, nano_config, nano_model
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from blip3o import storage
+from blip3o.bundle.files import BundleConfig, build_model, load_pipeline, write_bundle
 from blip3o.config.model import ModelConfig
-from blip3o.config.presets import PRESETS
+from blip3o.config.presets.models import PRESETS
 from blip3o.config.recipe import TemplateConfig
-from blip3o.convert.bundle import BundleConfig, build_model, load_pipeline, write_bundle
-from blip3o.data import storage
-from blip3o.data.tokenizer import ChatTokenizer
+from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.model.unified import initialize
 from blip3o.rng import torch_generator
 

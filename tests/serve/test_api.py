@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from blip3o.config.fit import FitConfig
-from blip3o.data.decode import to_square
+from blip3o.data.images.decode import to_square
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
@@ -84,7 +84,7 @@ def test_images_come_in_the_format_that_was_asked_for(client, file_format):
 
 
 def test_a_question_is_answered_as_by_the_pipeline(client, reference):
-    from blip3o.data.templates import Turn
+    from blip3o.data.text.templates import Turn
 
     turns = [Turn(role="user", text="What colour is it?")]
     for image in (None, PICTURE):
@@ -131,7 +131,7 @@ def test_a_picture_is_refused_by_a_model_that_sees_none(ask_about):
 
 
 def test_earlier_turns_count(client, reference):
-    from blip3o.data.templates import Turn
+    from blip3o.data.text.templates import Turn
 
     messages = [
         {"role": "user", "content": "hi"},

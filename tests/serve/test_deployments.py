@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from ray import serve as ray_serve
 
-from blip3o.data.templates import Turn
+from blip3o.data.text.templates import Turn
 from blip3o.errors import BundleError, ConfigError, ServiceError
 from cluster.ports import free_ports
 from jobs.serve import APP, start

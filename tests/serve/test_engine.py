@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip3o.data.templates import Turn
+from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
 from blip3o.inference import Pipeline
 from serve.denoise import prepare

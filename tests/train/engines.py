@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blip3o.config.recipe import Recipe
-from blip3o.data.templates import IGNORE
+from blip3o.data.text.templates import IGNORE
 from blip3o.model.unified import initialize
-from blip3o.train import checkpoint
-from blip3o.train.average import Average
-from blip3o.train.engine import build_engine
-from blip3o.train.gather import gather_parameters, trained
+from blip3o.train.checkpoint import state as checkpoint
+from blip3o.train.deepspeed.engine import build_engine
+from blip3o.train.deepspeed.gather import gather_parameters, trained
+from blip3o.train.ema import Average
 from blip3o.train.loop import Loop, StepRecord, to_batch
 from blip3o.train.lora import add_adapters
 from blip3o.train.objectives import StageModule, build_stage_module

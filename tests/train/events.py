@@ -3,7 +3,7 @@
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from blip3o.data import storage
+from blip3o import storage
 
 
 def records(data):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import blip3o
-from blip3o.data.templates import Turn
+from blip3o.data.text.templates import Turn
 from blip3o.errors import ConfigError, RequestError
 from blip3o.model.unified import initialize
 from blip3o.train.objectives import build_stage_module

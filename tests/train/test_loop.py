@@ -10,8 +10,8 @@ from torch import nn
 
 from blip3o.config.resilience import GuardConfig
 from blip3o.errors import DataError
-from blip3o.train.guard import BadStepError, Guard
 from blip3o.train.loop import Loop, StepRecord, to_batch
+from blip3o.train.loss_guard import BadStepError, Guard
 from blip3o.train.schedule import learning_rate
 from tests.recipes import recipe
 

@@ -6,7 +6,7 @@ import torch
 from blip3o.config.training import LoraConfig
 from blip3o.errors import ConfigError
 from blip3o.model.unified import initialize
-from blip3o.train.gather import trained
+from blip3o.train.deepspeed.gather import trained
 from blip3o.train.lora import adapted_layers, add_adapters, base_weights, merged
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of

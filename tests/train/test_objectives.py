@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from blip3o.data.templates import IGNORE
+from blip3o.data.text.templates import IGNORE
 from blip3o.errors import ConfigError
 from blip3o.model.unified import initialize
 from blip3o.train.objectives import build_stage_module, flow_draws

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blip3o.model.recompute import recompute_activations
+from blip3o.model.activation_checkpointing import recompute_activations
 from tests.train.test_objectives import batch
 from tests.train.test_variants import module_of
 

@@ -5,7 +5,7 @@ import torch
 
 from blip3o.errors import ConfigError
 from blip3o.model.backbone import Prompt
-from blip3o.model.decoder import to_unit
+from blip3o.model.decoders.pixel import to_unit
 from blip3o.model.flow import interpolate
 from blip3o.model.unified import initialize
 from blip3o.train.objectives import build_stage_module, flow_draws

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.errors import CheckpointError
 from blip3o.model.unified import initialize
 from blip3o.train.weights import (

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.sets import writer
 from blip3o.errors import DataError
 from blip3o.rng import derive_seed

@@ -13,16 +13,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from blip3o import storage
 from blip3o.config.shards import LimitsConfig
-from blip3o.data import storage
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.ledger import LedgerEntry, read_ledger, write_ledger
 from blip3o.data.sets import writer
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.folders import is_folder, list_folder
 from blip3o.data.sets.importing.items import Listing, is_file_entry, item_entry
 from blip3o.data.sets.importing.samples import sample_of
 from blip3o.data.sets.importing.tables import ENDINGS, list_table, table_kind
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.shards.ledger import LedgerEntry, read_ledger, write_ledger
 from blip3o.errors import DataError
 
 KINDS_SHOWN = 8

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.errors import DataError
 
 Settings = Mapping[str, str | int | None]

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from blip3o.data.storage import list_files, read_bytes
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.replies import answer
-from blip3o.evaluate.suite import (
+from blip3o.evaluate.judges.replies import answer
+from blip3o.evaluate.suites.files import json_value, read_text, require
+from blip3o.evaluate.suites.suite import (
     INCOMPLETE,
     Coverage,
     Item,
@@ -29,7 +29,7 @@ from blip3o.evaluate.suite import (
     mean,
     reasons,
 )
-from blip3o.evaluate.suites.files import json_value, read_text, require
+from blip3o.storage import list_files, read_bytes
 
 TILES = 4
 BEST = 100.0

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blip3o.evaluate.replies import answer
-from blip3o.evaluate.suite import mean
+from blip3o.evaluate.judges.replies import answer
+from blip3o.evaluate.suites.suite import mean
 
 IMGEDIT_GRADES, IMGEDIT_RANGE = 3, (1, 5)
 GEDIT_RANGE = (0, 10)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from blip3o.data.sample import BYTE_ORDER_MARK
+from blip3o.data.shards.sample import BYTE_ORDER_MARK
 from blip3o.errors import DataError, one_line
 
 Record = dict[str, Any]

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from blip3o.data.storage import read_bytes
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.moments import Moments, frechet, frechet_name, mmd, too_few
-from blip3o.evaluate.suite import (
+from blip3o.evaluate.metrics.moments import Moments, frechet, frechet_name, mmd, too_few
+from blip3o.evaluate.suites.files import json_value, require
+from blip3o.evaluate.suites.suite import (
     INCOMPLETE,
     Coverage,
     Item,
@@ -23,7 +23,7 @@ from blip3o.evaluate.suite import (
     only_sample,
     reasons,
 )
-from blip3o.evaluate.suites.files import json_value, require
+from blip3o.storage import read_bytes
 
 OFFICIAL_ITEMS = 30_000
 FIELDS = ("category", "prompt")

@@ -7,10 +7,21 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from blip3o.data.storage import read_bytes
 from blip3o.errors import ConfigError
-from blip3o.evaluate.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, bootstrap, findings, mean, reasons
 from blip3o.evaluate.suites.files import json_lines, require, text_id
+from blip3o.evaluate.suites.suite import (
+    INCOMPLETE,
+    Item,
+    Judge,
+    Judgement,
+    Score,
+    Suite,
+    bootstrap,
+    findings,
+    mean,
+    reasons,
+)
+from blip3o.storage import read_bytes
 
 _TEXTS = {
     "word": ("OPEN", "HELLO", "Bakery", "COFFEE", "Library", "EXIT"),
@@ -136,7 +147,7 @@ class RapidOcr:
         """The lines of text in a picture, top to bottom as the recogniser orders them."""
         import numpy as np
 
-        from blip3o.data.decode import open_image
+        from blip3o.data.images.decode import open_image
 
         pixels = np.asarray(open_image(png))
         found, _ = self._read(np.ascontiguousarray(pixels[:, :, ::-1]))  # it takes blue, green, red

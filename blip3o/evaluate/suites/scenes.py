@@ -2,8 +2,9 @@
 
 Items are held-out scenes, composed by code (every part of one is a constant of the world) or read from a file of
 records. A caption's clauses are written as GenEval's, with shapes for classes; the exact detector
-(`blip3o.evaluate.scenes`) finds shapes, boxes and colours, and GenEval's rules score them. Figures compare with their
-controls and between models of this world, and with nothing published. Pure, but for the reading of a named source.
+(`blip3o.evaluate.metrics.scene_judge`) finds shapes, boxes and colours, and GenEval's rules score them. Figures compare
+with their controls and between models of this world, and with nothing published. Pure, but for the reading of a named
+source.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,18 +13,18 @@ from typing import Any
 
 from PIL import Image
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.sets.scenes import compose
 from blip3o.data.sets.scenes_draw import render
 from blip3o.data.sets.scenes_text import captions
 from blip3o.data.sets.scenes_world import COLORS, FAMILIES, GROUNDS, SHAPES, Scene, SceneObject
 from blip3o.errors import DataError
-from blip3o.evaluate.retrieval import derangement
-from blip3o.evaluate.scenes import as_geneval, clauses, detect
-from blip3o.evaluate.suite import Item, Judge, Judgement, Score, items_digest, reasons
-from blip3o.evaluate.suites import geneval_prompts
+from blip3o.evaluate.metrics.retrieval import derangement
+from blip3o.evaluate.metrics.scene_judge import as_geneval, clauses, detect
 from blip3o.evaluate.suites.files import json_lines, shown
-from blip3o.evaluate.suites.geneval import Detected, OfficialLayout, judgement, score_by_tag
+from blip3o.evaluate.suites.geneval import prompts as geneval_prompts
+from blip3o.evaluate.suites.geneval.suite import Detected, OfficialLayout, judgement, score_by_tag
+from blip3o.evaluate.suites.suite import Item, Judge, Judgement, Score, items_digest, reasons
 from blip3o.rng import numpy_generator
 
 NAME = "scenes"

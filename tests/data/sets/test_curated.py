@@ -6,14 +6,14 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.sets import scenes, writer
 from blip3o.data.sets.curated import build_curated, choose
 from blip3o.data.sets.scenes_world import FAMILIES
 from blip3o.data.sets.writer import Sample
 from blip3o.errors import DataError
 from tests.data.sets.test_imported import samples_of
-from tests.data.shards import encode, png, tar
+from tests.data.shard_files import encode, png, tar
 
 
 def emoji(key):

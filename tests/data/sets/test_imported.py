@@ -7,15 +7,15 @@ import json
 import pytest
 from PIL import Image
 
-from blip3o.data import storage
-from blip3o.data.fetch import ShardReader
-from blip3o.data.ledger import read_ledger
-from blip3o.data.manifest import Manifest, write_manifest, write_shard_index
-from blip3o.data.scan import scan_shard
+from blip3o import storage
 from blip3o.data.sets.imported import import_set
+from blip3o.data.shards.fetch import ShardReader
+from blip3o.data.shards.ledger import read_ledger
+from blip3o.data.shards.manifest import Manifest, write_manifest, write_shard_index
+from blip3o.data.shards.scan import scan_shard
 from blip3o.errors import DataError, StorageError
 from blip3o.types import RawSample, SampleRef
-from tests.data.shards import encode, png, png_bomb
+from tests.data.shard_files import encode, png, png_bomb
 
 
 @pytest.fixture

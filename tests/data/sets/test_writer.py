@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.sets import writer
 from blip3o.errors import DataError
 

@@ -3,7 +3,7 @@
 import json
 
 from blip3o.data.sets.scenes import sample
-from blip3o.evaluate.suites import geneval_prompts
+from blip3o.evaluate.suites.geneval import prompts as geneval_prompts
 
 ASKED = {"image": "a.png", "question": "What is it?", "category": "color"}
 DPG_HEAD = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"

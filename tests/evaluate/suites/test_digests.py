@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from blip3o.errors import Blip3oError, ConfigError
-from blip3o.evaluate.registry import suite, suites
-from blip3o.evaluate.suite import Judge, Judgement, check_keys, items_digest
-from blip3o.evaluate.suites.geneval import OFFICIAL_JUDGE, Detected, check
+from blip3o.evaluate.suites.geneval.suite import OFFICIAL_JUDGE, Detected, check
+from blip3o.evaluate.suites.registry import suite, suites
 from blip3o.evaluate.suites.scenes import RECORD, true_picture
+from blip3o.evaluate.suites.suite import Judge, Judgement, check_keys, items_digest
 from tests.evaluate.suites.sources import DPG, SOURCES, changed, leaves, text_of, write
 
 NAMES = tuple(suites())

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from blip3o.errors import DataError
-from blip3o.evaluate.registry import suite
-from blip3o.evaluate.suite import Judge, Judgement
+from blip3o.evaluate.suites.registry import suite
+from blip3o.evaluate.suites.suite import Judge, Judgement
 
 HEAD = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
 ASKED = {"id": 1, "image": "a.png", "question": "q?"}

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from blip3o.data import storage
-from blip3o.data.ledger import LedgerEntry
+from blip3o import storage
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.items import Item, file_entry, read_file, readable_name
 from blip3o.data.sets.importing.pictures import PICTURE_EXTENSIONS, extension
 from blip3o.data.sets.importing.tables import table_items, table_kind
+from blip3o.data.shards.ledger import LedgerEntry
 from blip3o.errors import DataError
 
 CAPTIONS = ("txt", "caption")

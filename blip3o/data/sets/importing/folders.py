@@ -6,14 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 
-from blip3o.data import storage
-from blip3o.data.ledger import LedgerEntry
-from blip3o.data.sample import MAX_MEMBER_BYTES
+from blip3o import storage
 from blip3o.data.sets import writer
 from blip3o.data.sets.importing.captions import CAPTIONS, RECORDS, Sidecars, described, is_metadata, is_sidecar
 from blip3o.data.sets.importing.items import Item, Listing, file_entry, readable_name
 from blip3o.data.sets.importing.local_files import LocalFiles, system_kind
 from blip3o.data.sets.importing.pictures import PICTURE_EXTENSIONS, extension
+from blip3o.data.shards.ledger import LedgerEntry
+from blip3o.data.shards.sample import MAX_MEMBER_BYTES
 from blip3o.errors import DataError
 
 OWN = "shards of this set"

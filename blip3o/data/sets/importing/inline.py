@@ -6,8 +6,8 @@ import hashlib
 import re
 from urllib.parse import unquote_to_bytes
 
-from blip3o.data.containers import image_format
-from blip3o.data.damage import DamagedSampleError
+from blip3o.data.images.containers import image_format
+from blip3o.data.shards.damage import DamagedSampleError
 
 _SPACE = re.compile(r"[ \t\r\n]+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip3o.data import storage
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.ledger import LedgerEntry
-from blip3o.data.sample import MAX_MEMBER_BYTES
-from blip3o.errors import one_line
+from blip3o import storage
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.shards.ledger import LedgerEntry
+from blip3o.data.shards.sample import MAX_MEMBER_BYTES
+from blip3o.errors import StorageError, one_line
 
 STAGE = "import"
 _FILE_UID = "import/files/"
@@ -101,7 +101,7 @@ def read_file(uri: str, what: str) -> bytes:
         raise DamagedSampleError(f"missing {what}") from error
     except storage.BadUriError as error:
         raise DamagedSampleError(f"unusable {what} path: {error}") from error
-    except (storage.StorageError, OSError) as error:
+    except (StorageError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if path is None or not isinstance(cause, OSError):
             raise

@@ -11,11 +11,11 @@ import os
 import stat
 from collections import Counter
 
-from blip3o.data.ledger import LedgerEntry
 from blip3o.data.sets.importing.items import file_entry
 from blip3o.data.sets.importing.pictures import PICTURE_EXTENSIONS, extension
-from blip3o.data.storage import FileInfo
-from blip3o.data.system_files import is_system_file
+from blip3o.data.shards.ledger import LedgerEntry
+from blip3o.storage import FileInfo
+from blip3o.storage.system_files import is_system_file
 
 READ_ALREADY = "links to what is read already"
 # Where data sets keep their content, and what fetches it.

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from blip3o.data.containers import image_format
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import DAMAGE, decodable, open_image
-from blip3o.data.foreign import SNIFFED_BYTES, recognise
+from blip3o.data.images.containers import image_format
+from blip3o.data.images.decode import DAMAGE, decodable, open_image
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.storage.magic import SNIFFED_BYTES, recognise
 
 _STORED = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # phones' MPO is a JPEG with further pictures after it
 _CONVERTED = ("TIFF", "BMP", "GIF", "AVIF", "HEIC", "JPEG2000", "PSD", "ICO")

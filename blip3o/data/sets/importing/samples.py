@@ -4,13 +4,13 @@ import json
 from typing import Any
 
 from blip3o.config.shards import LimitsConfig
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.sample import NO_CAPTION, Stored, decode_caption, decode_record, decode_words
 from blip3o.data.sets import writer
 from blip3o.data.sets.importing.encodings import NUL_BYTES, as_utf8
 from blip3o.data.sets.importing.inline import content_name
 from blip3o.data.sets.importing.items import Item, read_file, readable_name
 from blip3o.data.sets.importing.pictures import Picture, found_instead, stored_picture
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.shards.sample import NO_CAPTION, Stored, decode_caption, decode_record, decode_words
 from blip3o.rng import derive_seed
 
 

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blip3o.data import storage
-from blip3o.data.containers import image_format
-from blip3o.data.conversations import conversation_pairs, image_sources, without_sources
-from blip3o.data.damage import DamagedSampleError
+from blip3o import storage
+from blip3o.data.images.containers import image_format
 from blip3o.data.sets.importing.columns import CAPTION_COLUMNS, LISTS, TALKS, TableOptions
 from blip3o.data.sets.importing.csv_rows import SURPLUS
 from blip3o.data.sets.importing.inline import (
@@ -27,6 +25,8 @@ from blip3o.data.sets.importing.inline import (
 )
 from blip3o.data.sets.importing.items import Item
 from blip3o.data.sets.importing.json_rows import Repeated
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.text.conversations import conversation_pairs, image_sources, without_sources
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 

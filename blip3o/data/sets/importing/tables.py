@@ -10,10 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from blip3o.data import storage
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.parquet import json_value
-from blip3o.data.parquet_bytes import read_parquet
+from blip3o import storage
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.csv_rows import csv_rows, require_unique
 from blip3o.data.sets.importing.encodings import decoded
@@ -21,7 +18,10 @@ from blip3o.data.sets.importing.items import Item, Listing
 from blip3o.data.sets.importing.json_rows import json_rows
 from blip3o.data.sets.importing.pictures import extension, found_instead
 from blip3o.data.sets.importing.table_rows import row_item
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.shards.parquet.samples import json_value
 from blip3o.errors import DataError, one_line
+from blip3o.storage.parquet_bytes import read_parquet
 
 _JSONS = ("jsonl", "ndjson", "json")
 ENDINGS = ("csv", "tsv", "tab", *_JSONS, "parquet")

@@ -13,17 +13,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from blip3o.data import storage
-from blip3o.data.ledger import read_ledger
+from blip3o import storage
 from blip3o.data.sets.imported import Imported, import_set
 from blip3o.data.sets.importing.captions import is_metadata, is_sidecar
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.pictures import PICTURE_EXTENSIONS, extension
-from blip3o.data.system_files import is_system_file
+from blip3o.data.shards.ledger import read_ledger
 from blip3o.errors import Blip3oError
+from blip3o.storage.system_files import is_system_file
 from tests.data.sets.importing.made import pictures, samples
-from tests.data.shards import encode, png
-from tests.data.test_facts import picture
+from tests.data.shard_files import encode, png
+from tests.data.shards.test_facts import picture
 
 _STEMS = (
     "0",

@@ -6,10 +6,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.sets.imported import Imported, import_set
 from blip3o.data.sets.importing.columns import TableOptions
-from tests.data.shards import png
+from tests.data.shard_files import png
 
 Sample = tuple[bytes, str, dict[str, Any]]  # picture, caption, record
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip3o.data import decode
-from blip3o.data.damage import DamagedSampleError
-from blip3o.data.decode import MAX_PIXELS, open_image
+from blip3o.data.images import decode
+from blip3o.data.images.decode import MAX_PIXELS, open_image
 from blip3o.data.sets.imported import import_set
 from blip3o.data.sets.importing.pictures import READ_EXTENSIONS, extension, stored_picture
+from blip3o.data.shards.damage import DamagedSampleError
 from tests.data.sets.importing.made import samples
-from tests.data.shards import encode, png
-from tests.data.test_facts import picture
+from tests.data.shard_files import encode, png
+from tests.data.shards.test_facts import picture
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6

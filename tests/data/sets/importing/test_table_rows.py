@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from blip3o.data import storage
-from blip3o.data.conversations import conversation_pairs
+from blip3o import storage
 from blip3o.data.sets.imported import import_set
+from blip3o.data.text.conversations import conversation_pairs
 from tests.data.sets.importing.made import import_table, pictures, samples
-from tests.data.shards import png
+from tests.data.shard_files import png
 
 BASE64 = base64.b64encode(png(1)).decode()
 URL_SAFE = base64.urlsafe_b64encode(png(1)).decode().rstrip("=")

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blip3o.data import storage
+from blip3o import storage
 from blip3o.data.sets.imported import import_set
 from blip3o.errors import DataError, StorageError
 from tests.data.sets.importing.made import import_table, pictures, samples
-from tests.data.shards import png
+from tests.data.shard_files import png
 
 
 def jsonl(*rows: object) -> bytes:

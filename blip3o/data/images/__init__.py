@@ -1,0 +1,1 @@
+"""Encoded images to RGB pixels: container formats, orientation, transparency, decoding."""

@@ -1,0 +1,103 @@
+"""Scores replies to questions about pictures: exact match, what chance would give, and an interval. Pure.
+
+Three groups are never mixed: closed questions with at least three choices (the headline: only a look at the picture
+answers them), two-way ones (yes/no and the like, half of which a coin answers), and open ones, which have no chance
+level. A reply outside the closed set is wrong and is counted as such; no option is ever guessed on the model's behalf.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blip3o.evaluate.metrics.intervals import checked
+from blip3o.rng import numpy_generator
+
+MIN_CHOICES = 3  # of a headline question
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRecord:
+    """One question about the picture `uid`, its true answer, and the reply. No choices: an open question."""
+
+    uid: str
+    source: str
+    kind: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    reply: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether the reply is the answer, as `normalise` reads both."""
+        return normalise(self.reply) == normalise(self.answer)
+
+    @property
+    def unparsed(self) -> bool:
+        """Whether the reply is none of the choices of a closed question."""
+        return bool(self.choices) and normalise(self.reply) not in {normalise(choice) for choice in self.choices}
+
+
+def normalise(text: str) -> str:
+    """A reply as it is compared: lower case, single spaces, without a final period."""
+    return " ".join(text.lower().split()).removesuffix(".").rstrip()
+
+
+def score(records: Sequence[AnswerRecord], *, seed: int) -> dict[str, Any]:
+    """The scores as they go into evaluation.json.
+
+    `accuracy`, `chance` (mean of one over the number of choices), `interval` (95 %, bootstrap over questions, drawn
+    from `seed`; Wilson's where that reaches 0 or 1), `n`, `n_unparsed`, `by_kind` and `by_source` are of headline
+    questions; `two_way` and `open` hold the same for theirs, without the interval. Figures of an empty group, and the
+    chance of an open question, are None.
+    """
+    groups: dict[str, list[AnswerRecord]] = defaultdict(list)
+    for record in records:
+        groups[_group(record)].append(record)
+    headline = groups["headline"]
+    return {
+        **_tally(headline),
+        "interval": _interval([record.correct for record in headline], seed),
+        "by_kind": _split(headline, lambda record: record.kind),
+        "by_source": _split(headline, lambda record: record.source),
+        **{
+            name: _tally(groups[name]) | {"by_kind": _split(groups[name], lambda r: r.kind)}
+            for name in ("two_way", "open")
+        },
+    }
+
+
+def _group(record: AnswerRecord) -> str:
+    if not record.choices:
+        return "open"
+    return "headline" if len(record.choices) >= MIN_CHOICES else "two_way"
+
+
+def _split(records: Sequence[AnswerRecord], key: Callable[[AnswerRecord], str]) -> dict[str, Any]:
+    return {name: _tally([r for r in records if key(r) == name]) for name in sorted({key(r) for r in records})}
+
+
+def _tally(records: Sequence[AnswerRecord]) -> dict[str, Any]:
+    closed = [1 / len(record.choices) for record in records if record.choices]
+    return {
+        "accuracy": _mean([record.correct for record in records]),
+        "chance": _mean(closed),
+        "n": len(records),
+        "n_unparsed": sum(record.unparsed for record in records),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _interval(correct: Sequence[bool], seed: int) -> list[float] | None:
+    if not correct:
+        return None
+    drawn = numpy_generator(seed, "evaluate", "bootstrap").integers(len(correct), size=(RESAMPLES, len(correct)))
+    low, high = np.quantile(np.asarray(correct, dtype=float)[drawn].mean(axis=1), [0.025, 0.975])
+    return list(checked((float(low), float(high)), sum(correct) / len(correct), [len(correct)]))

@@ -1,0 +1,1 @@
+"""GenEval: its prompts, regenerated in code, and its rules."""

@@ -1,0 +1,1 @@
+"""Suites that ask questions about pictures: VQA, multiple choice, MME."""

@@ -1,0 +1,1 @@
+"""WISE: its items, and the grades that a judge gives."""

@@ -1,0 +1,1 @@
+"""Features to pixels: the pixel decoder, decoders in the latents of an autoencoder, and the autoencoders."""

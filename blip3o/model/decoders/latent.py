@@ -1,0 +1,237 @@
+"""Pixel decoders that draw in the latents of a frozen autoencoder, under the feature tokens.
+
+`SdxlDecoder` is BLIP3-o's released decoder (after Emu2-Gen): a U-Net of SDXL's layout that predicts noise under the
+tokens, their mean and the image's size. `SanaDecoder` is BLIP3-o's reconstruction from SigLIP2: a connector and SANA's
+transformer, by flow matching. Both modules are those of `diffusers`; parameters keep their names.
+
+A decode runs what depends on the features alone once, the null branch's part once for the whole batch, and then `steps`
+evaluations of conditional and null rows stacked.
+
+Legend: B batch, L feature tokens, F feature channels, C latent channels, h x w latent grid.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
+from blip3o.config.sampler import FlowConfig
+from blip3o.model.decoders.autoencoder import build_autoencoder, to_images, to_latents
+from blip3o.model.flow import NUM_TRAIN_STEPS, guide, integrate, interpolate, noise_level, velocity_target
+
+Tensors = tuple[Tensor, ...]
+BETAS = (0.00085, 0.012)  # first and last of SDXL's schedule, which is linear in the square root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """Latents made noisy for training: what the network sees [B, C, h, w], at which time [B], and its target."""
+
+    noisy: Tensor
+    time: Tensor
+    target: Tensor
+
+
+class LatentDecoder(nn.Module, ABC):
+    """What both share. The autoencoder's parameters lie under `vae`, the trained network's beside it."""
+
+    config: SdxlDecoderConfig | SanaDecoderConfig
+
+    def __init__(self, config: SdxlDecoderConfig | SanaDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vae = build_autoencoder(config.autoencoder)
+
+    def latents(self, images_B3SS: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in −1 … 1 → the latents [B, C, h, w] to be drawn."""
+        return to_latents(self.vae, images_B3SS)
+
+    @abstractmethod
+    def condition(self, features_BLF: Tensor) -> Tensors:
+        """Features [B, L, F] → what every step needs of them, each tensor with the batch in front."""
+
+    @abstractmethod
+    def noised(self, latents_BChw: Tensor, noise_BChw: Tensor, uniform_B: Tensor) -> Noised:
+        """A training example from clean latents, noise, and a uniform draw in [0, 1) for its time."""
+
+    @abstractmethod
+    def predict(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors) -> Tensor:
+        """The network's prediction of the target [B, C, h, w]."""
+
+    @abstractmethod
+    def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
+        """Noise → clean latents [B, C, h, w], guided against `null` if there is one."""
+
+    def forward(self, features_BLF: Tensor, noise_BChw: Tensor, null_LF: Tensor | None) -> Tensor:
+        """Features and noise → images [B, 3, S, S]. `null_LF`, features of the null branch, if guidance is not 1."""
+        null = None
+        if null_LF is not None:
+            null = tuple(part.expand(noise_BChw.shape[0], *part.shape[1:]) for part in self.condition(null_LF[None]))
+        return to_images(self.vae, self.sample(noise_BChw, self.condition(features_BLF), null))
+
+    def _guided(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
+        if null is None:
+            return self.predict(noisy_BChw, time_B, condition)
+        both = tuple(torch.cat(pair) for pair in zip(condition, null, strict=True))
+        conditional, unconditional = self.predict(noisy_BChw.repeat(2, 1, 1, 1), time_B.repeat(2), both).chunk(2)
+        return guide(conditional, unconditional, self.config.guidance)
+
+
+class SdxlDecoder(LatentDecoder):
+    """Noise prediction by a U-Net: cross-attention to the tokens, their mean and six size numbers with the time."""
+
+    config: SdxlDecoderConfig
+
+    def __init__(self, config: SdxlDecoderConfig, *, feature_dim: int) -> None:
+        super().__init__(config)
+        self.unet = _unet(config, feature_dim)
+
+    def condition(self, features_BLF: Tensor) -> Tensors:
+        """The tokens [B, L, F] and their mean [B, F]."""
+        return features_BLF, features_BLF.mean(dim=1)
+
+    def noised(self, latents_BChw: Tensor, noise_BChw: Tensor, uniform_B: Tensor) -> Noised:
+        """√ᾱ_t x + √(1 − ᾱ_t) ε at t = floor(1000 u) in 0 … 999; the target is ε (DDPM, arXiv 2006.11239)."""
+        time = torch.floor(uniform_B * NUM_TRAIN_STEPS)
+        signal = signal_levels().to(time.device)[time.long()].to(latents_BChw.dtype).view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * latents_BChw + (1 - signal).sqrt() * noise_BChw
+        return Noised(noisy=noisy, time=time, target=noise_BChw)
+
+    def predict(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors) -> Tensor:
+        """The predicted noise [B, C, h, w] at times 0 … 999."""
+        dtype, side = self.unet.dtype, self.config.image_size
+        tokens, pooled = (part.to(dtype) for part in condition)
+        # Original size, crop corner, target size: whole square images, in training as in sampling.
+        sizes = torch.tensor([side, side, 0, 0, side, side], device=tokens.device, dtype=dtype)
+        added = {"text_embeds": pooled, "time_ids": sizes.expand(tokens.shape[0], 6)}
+        output = self.unet(noisy_BChw.to(dtype), time_B, encoder_hidden_states=tokens, added_cond_kwargs=added)
+        return output.sample.to(noisy_BChw.dtype)
+
+    def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
+        """`steps` steps of diffusers' Euler scheduler in BLIP3-o's setting, each one evaluation per branch."""
+        scheduler = _euler_scheduler(self.config.steps)
+        latents = noise_BChw * scheduler.init_noise_sigma
+        for time in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, time)
+            noise = self._guided(scaled, time.to(latents.device).expand(latents.shape[0]), condition, null)
+            latents = scheduler.step(noise, time, latents, return_dict=False)[0]
+        return latents
+
+
+class SanaDecoder(LatentDecoder):
+    """Flow matching by SANA's transformer over tokens that a connector maps to its caption width."""
+
+    config: SanaDecoderConfig
+
+    def __init__(self, config: SanaDecoderConfig, *, feature_dim: int) -> None:
+        super().__init__(config)
+        width = config.caption_width
+        self.connector = nn.Sequential(
+            nn.Linear(feature_dim, width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(width, width),
+            nn.RMSNorm(width, eps=1e-5),
+        )
+        self.transformer = _sana(config)
+
+    def condition(self, features_BLF: Tensor) -> Tensors:
+        """The tokens through the connector, [B, L, caption_width]."""
+        return (self.connector(features_BLF.to(self.transformer.dtype)),)
+
+    def noised(self, latents_BChw: Tensor, noise_BChw: Tensor, uniform_B: Tensor) -> Noised:
+        """(1 − σ) x + σ ε at time 1000 σ of uniform density; the target is ε − x, as in `model.flow`."""
+        sigma = noise_level(uniform_B, FlowConfig(), shift=self.config.sampler.shift)
+        return Noised(
+            noisy=interpolate(latents_BChw, noise_BChw, sigma),
+            time=NUM_TRAIN_STEPS * sigma,
+            target=velocity_target(latents_BChw, noise_BChw),
+        )
+
+    def predict(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors) -> Tensor:
+        """The predicted velocity [B, C, h, w] at times 1 … 1000."""
+        output = self.transformer(
+            noisy_BChw.to(self.transformer.dtype), encoder_hidden_states=condition[0], timestep=time_B
+        )
+        return output.sample.to(noisy_BChw.dtype)
+
+    def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
+        """The flow from noise to latents by the configured solver."""
+        sampler = self.config.sampler
+
+        def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
+            time = NUM_TRAIN_STEPS * sigma_B
+            return self._guided(latents, time.trunc() if sampler.truncate_time else time, condition, null)
+
+        return integrate(velocity, noise_BChw, sampler.steps, solver=sampler.solver, shift=sampler.shift)
+
+
+def signal_levels() -> Tensor:
+    """ᾱ_t of SDXL's 1000 training steps, [1000] fp32: running products of 1 − β, √β linear between `BETAS`."""
+    first, last = (beta**0.5 for beta in BETAS)
+    betas = torch.linspace(first, last, NUM_TRAIN_STEPS, dtype=torch.float64).square()
+    return (1 - betas).cumprod(0).float()
+
+
+def _euler_scheduler(steps: int) -> Any:  # noqa: ANN401 - a diffusers scheduler
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(
+        num_train_timesteps=NUM_TRAIN_STEPS,
+        beta_start=BETAS[0],
+        beta_end=BETAS[1],
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def _unet(config: SdxlDecoderConfig, feature_dim: int) -> Any:  # noqa: ANN401 - a module of diffusers
+    from diffusers import UNet2DConditionModel
+
+    down = ["CrossAttnDownBlock2D" if layers else "DownBlock2D" for layers in config.attention_layers]
+    up = ["CrossAttnUpBlock2D" if layers else "UpBlock2D" for layers in reversed(config.attention_layers)]
+    channels = config.autoencoder.latent_channels
+    return UNet2DConditionModel(
+        sample_size=config.autoencoder.grid,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=down,
+        up_block_types=up,
+        transformer_layers_per_block=[max(layers, 1) for layers in config.attention_layers],
+        attention_head_dim=config.heads,  # diffusers' name for the number of heads
+        cross_attention_dim=feature_dim,
+        norm_num_groups=config.groups,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=config.size_width,
+        projection_class_embeddings_input_dim=feature_dim + 6 * config.size_width,
+    )
+
+
+def _sana(config: SanaDecoderConfig) -> Any:  # noqa: ANN401 - as above
+    from diffusers import SanaTransformer2DModel
+
+    width, channels = config.heads * config.head_dim, config.autoencoder.latent_channels
+    return SanaTransformer2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=config.layers,
+        num_attention_heads=config.heads,
+        attention_head_dim=config.head_dim,
+        num_cross_attention_heads=config.cross_heads,
+        cross_attention_head_dim=width // config.cross_heads,
+        cross_attention_dim=width,
+        caption_channels=config.caption_width,
+        mlp_ratio=config.mlp_ratio,
+        sample_size=config.autoencoder.grid,
+        patch_size=config.patch_size,
+        qk_norm="rms_norm_across_heads" if config.qk_norm else None,
+    )

@@ -1,0 +1,1 @@
+"""Floating-point operations: exact formulas of a training step, and counts from running modules without data."""

@@ -1,0 +1,189 @@
+"""What an image costs in floating-point operations, counted by running the modules on tensors without data.
+
+torch's counter sees every matrix product, convolution and attention, forward and backward; a multiply-add is two.
+Norms, activations and embeddings count nothing. No formula stands in for a module, so a new kind of part is counted as
+it is. The model must be on the meta device (`describe.build_on_meta`).
+
+Legend: P prompt tokens, N queries, H the backbone's channels.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from blip3o.config.backbone import VisionConfig
+from blip3o.config.sampler import SamplerConfig
+from blip3o.model.backbone import keys_and_values_only
+from blip3o.model.decoders.autoencoder import to_images
+from blip3o.model.decoders.latent import LatentDecoder, SdxlDecoder
+from blip3o.model.decoders.pixel import PixelDecoder
+from blip3o.model.describe import META
+from blip3o.model.flow import integrate
+from blip3o.model.unified import UnifiedModel
+from blip3o.model.vision import TEMPORAL_PATCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One kind of work: floating-point operations of a call, and calls for one image."""
+
+    name: str
+    flops: int
+    calls: int = 1
+
+    @property
+    def total(self) -> int:
+        """Floating-point operations for one image."""
+        return self.flops * self.calls
+
+
+def measure(call: Callable[[], object]) -> int:
+    """Floating-point operations of a call, with those of a backward pass that it makes."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def evaluations(sampler: SamplerConfig) -> int:
+    """Evaluations per guidance branch of one sampling, counted while the solver runs on a single number."""
+    seen: list[Tensor] = []
+
+    def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
+        seen.append(sigma_B)
+        return latents
+
+    integrate(velocity, torch.ones(1, 1), sampler.steps, solver=sampler.solver)
+    return len(seen)
+
+
+@torch.no_grad()
+def drawing(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
+    """The work of drawing one image for a prompt of P tokens, template included."""
+    config = model.config
+    branches = 1 if config.sampler.guidance == 1 else 2
+    states = _empty(1, config.num_queries, config.backbone.hidden_size)
+    condition = model.denoiser.condition(states)
+    latents, time = _empty(1, *model.latent_shape), _empty(1)
+    yield from _prompt_and_queries(model, prompt_tokens)
+    yield Cost(name="condition", flops=measure(lambda: model.denoiser.condition(states)), calls=branches)
+    yield Cost(
+        name="velocity",
+        flops=measure(lambda: model.denoiser(latents, time, condition)),
+        calls=branches * evaluations(config.sampler),
+    )
+    yield from _decoding(model)
+
+
+def training(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
+    """The work of one image in the generate stage: backbone and encoder frozen, the backbone's prompt in a cache."""
+    config = model.config
+    model.backbone.requires_grad_(requires_grad=False)
+    pixels = torch.empty(1, config.target_size, config.target_size, 3, dtype=torch.uint8, device=META)
+    with torch.no_grad():
+        yield Cost(name="target features", flops=measure(lambda: model.features(pixels)))
+        with keys_and_values_only(model.backbone.text.layers):
+            yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
+        cache = _prompt(model, prompt_tokens)
+    queries = config.num_queries
+    yield Cost(
+        name=f"{queries} queries, with gradient", flops=measure(lambda: _pass(model, queries, cache).sum().backward())
+    )
+    states = _empty(1, queries, config.backbone.hidden_size).requires_grad_()
+    latents, time = _empty(1, *model.latent_shape), _empty(1)
+
+    def denoise() -> None:
+        model.denoiser(latents, time, model.denoiser.condition(states)).sum().backward()
+
+    yield Cost(name="condition and velocity, with gradient", flops=measure(denoise))
+
+
+def full_pass(model: UnifiedModel, prompt_tokens: int) -> Cost:
+    """What takes the place of prompt and queries in training without the frozen prefix.
+
+    Gradients go through P + N tokens, whose activations are computed twice, as keeping them takes too much memory.
+    """
+    tokens = prompt_tokens + model.config.num_queries
+    model.backbone.requires_grad_(requires_grad=False)
+    once = measure(lambda: _pass(model, tokens, None).sum().backward())
+    with torch.no_grad():
+        again = measure(lambda: _pass(model, tokens, None))
+    return Cost(name=f"{tokens} tokens with gradient, recomputed", flops=once + again)
+
+
+@torch.no_grad()
+def reading(model: UnifiedModel) -> Iterator[Cost]:
+    """The work of taking one image into a prompt; nothing for a backbone that sees none."""
+    vision = model.config.backbone.vision
+    if vision is None:
+        return
+    yield Cost(name="vision tower", flops=measure(lambda: _see(model, vision)))
+    yield Cost(name=f"its {vision.num_tokens} tokens", flops=measure(lambda: _prompt(model, vision.num_tokens)))
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(*shape, device=META)
+
+
+def _prompt_and_queries(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
+    yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
+    cache = _prompt(model, prompt_tokens)
+    queries = model.config.num_queries
+    yield Cost(name=f"{queries} queries", flops=measure(lambda: _pass(model, queries, cache)))
+
+
+def _prompt(model: UnifiedModel, tokens: int) -> Any:  # noqa: ANN401 - a transformers cache
+    """The cache of a prompt. Mask and positions cost nothing and, as making them reads values, are left out."""
+    embeddings = _empty(1, tokens, model.config.backbone.hidden_size)
+    return model.backbone.text(inputs_embeds=embeddings, use_cache=True).past_key_values
+
+
+def _pass(model: UnifiedModel, tokens: int, cache: Any) -> Tensor:  # noqa: ANN401 - as above
+    """Hidden states [1, tokens, H] of embeddings that ask for gradients, behind a cache or alone."""
+    embeddings = _empty(1, tokens, model.config.backbone.hidden_size).requires_grad_()
+    output = model.backbone.text(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None)
+    return output.last_hidden_state
+
+
+def _decoding(model: UnifiedModel) -> Iterator[Cost]:
+    features, noise = _empty(1, *model.latent_shape), _empty(1, *model.config.decoder.noise_shape)
+    decoder, time = model.decoder, _empty(1)
+    if isinstance(decoder, PixelDecoder):
+        yield Cost(name="coarse image", flops=measure(lambda: model.coarse(features)))
+        yield Cost(name="decoder", flops=measure(lambda: decoder.clean(noise, time, noise)), calls=decoder.config.steps)
+    elif isinstance(decoder, LatentDecoder):
+        condition = decoder.condition(features)
+        branches = 1 if decoder.config.guidance == 1 else 2
+        steps = decoder.config.steps if isinstance(decoder, SdxlDecoder) else evaluations(decoder.config.sampler)
+        yield Cost(name="decoder's condition", flops=measure(lambda: decoder.condition(features)))
+        yield Cost(
+            name="decoder", flops=measure(lambda: decoder.predict(noise, time, condition)), calls=branches * steps
+        )
+        yield Cost(name="latents to pixels", flops=measure(lambda: to_images(decoder.vae, noise)))
+    else:
+        yield Cost(name="latents to pixels", flops=measure(lambda: decoder(features)))
+
+
+def _see(model: UnifiedModel, vision: VisionConfig) -> Tensor:
+    if vision.kind == "siglip2":
+        pixels = torch.empty(1, vision.image_size, vision.image_size, 3, dtype=torch.uint8, device=META)
+        return model.backbone.vision(pixels)
+    from transformers import vision_utils
+
+    side = vision.grid * vision.merge
+    tower = model.backbone.hf.model.visual
+    grid_thw = torch.tensor([[1, side, side]])
+    windows, lengths = vision_utils.get_vision_window_index(
+        grid_thw, spatial_merge_size=vision.merge, window_size=tower.window_size, patch_size=vision.patch_size
+    )
+    return tower(
+        _empty(side * side, 3 * TEMPORAL_PATCH * vision.patch_size**2),
+        grid_thw=grid_thw,
+        # What the tower would work out from the grid's values, given beforehand: it indexes tensors without data.
+        position_ids=vision_utils.get_vision_position_ids(grid_thw, vision.merge).to(META),
+        window_index=windows.to(META),
+        cu_window_seqlens=lengths,
+    ).pooler_output

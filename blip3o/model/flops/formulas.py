@@ -1,0 +1,153 @@
+"""What a training step computes, part by part, in floating-point operations: exact formulas of the sizes.
+
+A multiply-add is two operations. Norms, activations, softmax and embeddings count nothing, the mask of an attention
+saves nothing, and padding counts, as it is computed. What activation checkpointing computes a second time is not
+counted: these are the operations that a step needs, which is what a share of the peak (MFU) is measured by.
+Equal to what torch's counter sees of the modules (tests/model/test_work.py). Convolutional decoders have no formula
+here: `blip3o.model.flops.counted` counts them on tensors without data.
+"""
+
+from enum import Enum
+
+from blip3o.config.backbone import BackboneConfig, VisionConfig
+from blip3o.config.decoder import DecoderConfig
+from blip3o.config.model import EncoderConfig, ModelConfig, TextTowerConfig
+
+TEMPORAL_PATCH = 2  # frames that Qwen2.5-VL folds into one patch
+TIME_FREQUENCIES = 256
+
+
+class Grad(Enum):
+    """How far the backward pass goes: how many products the size of a forward one it takes.
+
+    The product of a matrix with its input has a gradient for each of the two; an attention's both factors have one.
+    """
+
+    NONE = (1, 1)  # forward alone
+    ONE = (2, 3)  # of a matrix and its input, one has a gradient: frozen weights pass it on, or trained ones read data
+    BOTH = (3, 3)
+
+    def cost(self, linear: int, attention: int = 0) -> int:
+        """Operations of forward and backward, from those of the forward's matrix products and attentions."""
+        return self.value[0] * linear + self.value[1] * attention
+
+
+def _entry(grad: Grad) -> Grad:
+    """Of the first matrix of a tower that reads pixels or noise: nothing asks for the gradient of its input."""
+    return Grad.ONE if grad is Grad.BOTH else Grad.NONE
+
+
+def _blocks(*, rows: int, tokens: int, width: int, mlp_width: int, matrices: int, grad: Grad) -> int:
+    """One transformer block that sees all of its tokens, with an MLP of so many matrices."""
+    linear = 2 * rows * tokens * (4 * width * width + matrices * width * mlp_width)
+    return grad.cost(linear, 4 * rows * tokens * tokens * width)
+
+
+def language_model(config: BackboneConfig, *, rows: int, tokens: int, context: int, grad: Grad) -> int:
+    """The decoder layers over `tokens` tokens a row that attend to `context` ones (cached ones included)."""
+    inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    matrices = config.hidden_size * (2 * inner + 2 * kv + 3 * config.mlp_width)
+    return grad.cost(2 * rows * tokens * config.layers * matrices, 4 * rows * config.layers * tokens * context * inner)
+
+
+def language_head(config: BackboneConfig, *, tokens: int, grad: Grad) -> int:
+    """Logits at so many positions in all."""
+    return grad.cost(2 * tokens * config.hidden_size * config.vocab_size)
+
+
+def vision_tower(vision: VisionConfig, *, out_width: int, images: int, grad: Grad) -> int:
+    """A backbone's own tower with what maps its tokens to the language model's width."""
+    side = vision.grid * vision.merge
+    patches, w = side * side, vision.width
+    frames = TEMPORAL_PATCH if vision.kind == "qwen2_5_vl" else 1
+    total = _entry(grad).cost(2 * images * patches * 3 * frames * vision.patch_size**2 * w)
+    if vision.kind == "siglip2":
+        block = _blocks(rows=images, tokens=patches, width=w, mlp_width=vision.mlp_width, matrices=2, grad=grad)
+        return total + vision.layers * block + grad.cost(2 * images * patches * (w + out_width) * out_width)
+    pairs = vision.layers * patches**2
+    if vision.window is not None:
+        full = len(set(vision.full_layers))
+        pairs = full * patches**2 + (vision.layers - full) * _windowed_pairs(vision, vision.window)
+    linear = 2 * images * patches * vision.layers * (4 * w * w + 3 * w * vision.mlp_width)
+    merged = w * vision.merge**2
+    merger = 2 * images * vision.num_tokens * (merged * merged + merged * out_width)
+    return total + grad.cost(linear + merger, 4 * images * pairs * w)
+
+
+def _windowed_pairs(vision: VisionConfig, side: int) -> int:
+    """Pairs of patches of one image that see each other in windows of so many pixels, smaller at the edge."""
+    window = side // vision.merge // vision.patch_size
+    cuts = [min(window, vision.grid - start) for start in range(0, vision.grid, window)]
+    return sum(cut * cut for cut in cuts) ** 2 * vision.merge**4
+
+
+def encoder(config: EncoderConfig, *, images: int, grad: Grad) -> int:
+    """The vision tower whose pooled features are generated."""
+    patches = config.patches**2
+    tokens = patches + (1 if config.kind == "eva_clip" else 0)  # EVA has a class token
+    total = _entry(grad).cost(2 * images * patches * 3 * config.patch_size**2 * config.width)
+    block = _blocks(rows=images, tokens=tokens, width=config.width, mlp_width=config.mlp_width, matrices=2, grad=grad)
+    total += config.layers * block
+    if config.feature_dim:
+        total += grad.cost(2 * images * config.num_tokens * config.width * config.feature_dim)
+    return total
+
+
+def contrastive(config: TextTowerConfig, *, features: int, rows: int, tokens: int, grad: Grad = Grad.BOTH) -> int:
+    """The text tower, both projections, and every image with every text; `features` are numbers of one image's."""
+    block = _blocks(rows=rows, tokens=tokens, width=config.width, mlp_width=4 * config.width, matrices=2, grad=grad)
+    projections = 2 * rows * config.embed_dim * (config.width + features)
+    return config.layers * block + grad.cost(projections + 2 * rows * rows * config.embed_dim)
+
+
+def coarse_head(config: DecoderConfig, *, channels: int, grid: int, images: int, features: Grad) -> int:
+    """Features to the coarse image, trained; `features` is ONE where no gradient reaches them, else BOTH."""
+    side = config.image_size // grid
+    places = 2 * images * grid * grid
+    expand, draw = places * 9 * channels * config.coarse_width, places * config.coarse_width * 3 * side * side
+    return features.cost(expand) + Grad.BOTH.cost(draw)
+
+
+def diffusion_transformer(model: ModelConfig, *, rows: int, draws: int) -> int:
+    """Condition of `rows` samples and velocity at `draws` draws of each, trained."""
+    dit, patch = model.dit, model.dit.patch_size
+    c, t, n = dit.dim, dit.time_width, model.num_queries
+    kv = c // dit.heads * dit.kv_heads
+    folded = model.latent_channels * patch**2
+    tokens = (model.latent_grid // patch) ** 2
+    condition = rows * n * (model.backbone.hidden_size * c + c * c + 2 * dit.layers * c * kv) + rows * c * t
+    wide = rows * draws
+    block = tokens * (3 * c * c + 2 * c * kv + 3 * c * dit.mlp_width) + 4 * c * t
+    ends = tokens * c * folded + t * t + t * c
+    attention = 4 * wide * dit.layers * tokens * (tokens + n) * c
+    entry = Grad.ONE.cost(2 * wide * (tokens * folded * c + TIME_FREQUENCIES * t))
+    return entry + Grad.BOTH.cost(2 * (condition + wide * (dit.layers * block + ends)), attention)
+
+
+def regression_head(model: ModelConfig, *, rows: int) -> int:
+    """One linear map of each query's state to one feature, trained."""
+    return Grad.BOTH.cost(2 * rows * model.num_queries * model.backbone.hidden_size * model.latent_channels)
+
+
+def generating(model: ModelConfig, *, rows: int, prompt_tokens: int, draws: int) -> dict[str, int]:
+    """A micro-batch of a stage that trains queries and what denoises, by the frozen prefix; targets come beside."""
+    queries, backbone = model.num_queries, model.backbone
+    # Of the prompt, keys and values alone are asked for: nothing comes after the last layer's attention.
+    unread = 2 * rows * prompt_tokens * 3 * backbone.hidden_size * backbone.mlp_width
+    prompt = language_model(backbone, rows=rows, tokens=prompt_tokens, context=prompt_tokens, grad=Grad.NONE)
+    parts = {
+        "prompt": prompt - unread,
+        "queries": language_model(backbone, rows=rows, tokens=queries, context=prompt_tokens + queries, grad=Grad.ONE),
+    }
+    if model.objective == "clip_mse":
+        return {**parts, "head": regression_head(model, rows=rows)}
+    return {**parts, "dit": diffusion_transformer(model, rows=rows, draws=draws)}
+
+
+def understanding(backbone: BackboneConfig, *, rows: int, tokens: int, images: int, judged: int) -> dict[str, int]:
+    """A micro-batch that trains the whole backbone on text: `judged` positions have logits."""
+    parts = {"backbone": language_model(backbone, rows=rows, tokens=tokens, context=tokens, grad=Grad.BOTH)}
+    parts["logits"] = language_head(backbone, tokens=judged, grad=Grad.BOTH)
+    if backbone.vision is not None:
+        parts["vision"] = vision_tower(backbone.vision, out_width=backbone.hidden_size, images=images, grad=Grad.BOTH)
+    return parts

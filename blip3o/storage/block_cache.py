@@ -1,0 +1,107 @@
+"""Byte ranges of files through a bounded cache of aligned blocks.
+
+The order mixes samples inside a window of neighbours, so successive micro-batches want bytes that lie side by side.
+Reading whole blocks once and keeping the newest ones turns dozens of small requests a micro-batch into about one. Where
+several readers share the micro-batches of a window, each of them wants a part of nearly every large block: they read
+smaller ones. Threads of one reader share its blocks, also those that are on their way.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+
+from blip3o.errors import StorageError
+from blip3o.storage import files as storage
+
+BLOCK_BYTES = 2**20
+SHARED_BLOCK_BYTES = 2**18
+CACHE_BYTES = 256 * 2**20
+
+
+def block_bytes_for(readers: int) -> int:
+    """The size of a block, in bytes, where so many readers share the micro-batches of a window."""
+    return BLOCK_BYTES if readers <= 2 else SHARED_BLOCK_BYTES
+
+
+class BlockCache:
+    """Blocks of `block_bytes` by (URI, number), the least recently used dropped first. Threads may share it: a block
+    that one of them has asked for is waited for by the others.
+    """
+
+    def __init__(self, *, capacity: int = CACHE_BYTES, block_bytes: int = BLOCK_BYTES) -> None:
+        """`capacity` in bytes; at least what the ranges of one call span is needed for them to be read once."""
+        self._size = block_bytes
+        self._limit = max(capacity // block_bytes, 1)
+        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, uri: str, file_bytes: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each `(offset, size)` of a file of `file_bytes`, in order. Raises `StorageError` as reads do."""
+        numbers = sorted({number for offset, size in ranges for number in self._spanned(offset, size)})
+        awaited, lacking = self._claim(uri, numbers)
+        self._fetch(uri, file_bytes, lacking)
+        blocks = {number: block.result() for number, block in awaited.items()}
+        return [self._cut(blocks, offset, size) for offset, size in ranges]
+
+    def _claim(self, uri: str, numbers: Sequence[int]) -> tuple[dict[int, Future[bytes]], dict[int, Future[bytes]]]:
+        """All of some blocks, and those among them that nobody has asked for: the caller must fetch these."""
+        awaited: dict[int, Future[bytes]] = {}
+        lacking: dict[int, Future[bytes]] = {}
+        with self._lock:
+            for number in numbers:
+                block = self._blocks.pop((uri, number), None)
+                if block is None:
+                    block = lacking[number] = Future()
+                awaited[number] = self._blocks[uri, number] = block  # put last: used just now
+            while len(self._blocks) > self._limit:
+                self._blocks.popitem(last=False)
+        return awaited, lacking
+
+    def _fetch(self, uri: str, file_bytes: int, lacking: Mapping[int, Future[bytes]]) -> None:
+        """Reads blocks, neighbours in one range. If that fails, those who wait for them fail too, and nobody later."""
+        runs = list(_runs(sorted(lacking)))
+        extents = [self._extent(run, file_bytes) for run in runs]
+        failure = StorageError(f"{uri}: the read was interrupted")
+        try:
+            for run, data in zip(runs, storage.read_ranges(uri, extents) if extents else [], strict=True):
+                for position, number in enumerate(run):
+                    lacking[number].set_result(data[position * self._size : (position + 1) * self._size])
+        except StorageError as error:
+            failure = error
+            raise
+        finally:  # a block that nobody brings would be waited for without end
+            self._fail(uri, {number: block for number, block in lacking.items() if not block.done()}, failure)
+
+    def _fail(self, uri: str, blocks: Mapping[int, Future[bytes]], failure: StorageError) -> None:
+        with self._lock:
+            for number, block in blocks.items():
+                if self._blocks.get((uri, number)) is block:
+                    del self._blocks[uri, number]
+        for block in blocks.values():
+            block.set_exception(failure)
+
+    def _spanned(self, offset: int, size: int) -> range:
+        return range(offset // self._size, (offset + max(size, 1) - 1) // self._size + 1)
+
+    def _extent(self, run: Sequence[int], file_bytes: int) -> tuple[int, int]:
+        """Offset and size of a run of blocks; the last block of a file is short."""
+        start = run[0] * self._size
+        return start, min((run[-1] + 1) * self._size, file_bytes) - start
+
+    def _cut(self, blocks: Mapping[int, bytes], offset: int, size: int) -> bytes:
+        numbers = self._spanned(offset, size)
+        start = offset - numbers[0] * self._size
+        return b"".join(blocks[number] for number in numbers)[start : start + size]
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers in groups of direct neighbours, each read as one range."""
+    run: list[int] = []
+    for number in numbers:
+        if run and number != run[-1] + 1:
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run

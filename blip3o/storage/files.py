@@ -1,0 +1,376 @@
+"""Every path is a URI: `s3://bucket/key`, `file:///path` or a plain path.
+
+Endpoint, region and credentials of S3 come from the standard AWS chain (environment, config files, instance profile),
+so any S3-compatible store works: `blip3o.storage.s3_connection`. Objects are read by `blip3o.storage.s3`, which checks
+their length; pyarrow's S3 is used for streams to large objects only. What fails for a moment (5xx, throttling, lost
+connections, stalls) is tried again: `blip3o.storage.retry`. Writes become visible whole or not at all: S3 objects are
+atomic, local files are renamed into place. Errors name the URI and what to do about it.
+"""
+
+import errno
+import functools
+import logging
+import os
+import posixpath
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pyarrow import NativeFile, fs
+
+from blip3o.errors import StorageError
+from blip3o.storage import s3, s3_connection
+from blip3o.storage.retry import patiently
+from blip3o.storage.s3_filesystem import s3_filesystem
+from blip3o.storage.uris import BadUriError, is_canonical, join, normalize, shown
+from blip3o.storage.uris import within as within
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PIECE_BYTES = 16 * 2**20  # of a file that is too large to be held
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """One stored file: its `uri`, `size` in bytes, and a `version` that changes when its content does (the ETag of
+    an object, the mtime in ns of a local file)."""
+
+    uri: str
+    size: int
+    version: str
+
+
+class MissingFileError(StorageError):
+    """The store answers, and there is no such file."""
+
+
+_FAULTS_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+
+
+_LOCAL = fs.LocalFileSystem()
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """pyarrow's file system of a URI, to be kept as long as one likes, and the path inside it.
+
+    Raises `BadUriError` for what no file can be called, `ConfigError` if S3 is not configured.
+    """
+    path, on_s3 = _place(uri)
+    return (s3_filesystem() if on_s3 else _LOCAL), path
+
+
+def _place(uri: str) -> tuple[str, bool]:
+    """The path of a URI as its store has it, and whether that is S3."""
+    uri = normalize(uri)
+    return uri.removeprefix("s3://"), uri.startswith("s3://")
+
+
+def forget_clients() -> None:
+    """Drops what holds connections and credentials: environment and config files are read again."""
+    s3_connection.forget()
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turns the errors of pyarrow and of our reader into one line with the URI, the cause and the fix."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _missing(uri) from error
+    except UnicodeDecodeError as error:  # pyarrow decodes the name of a local file when it is asked for it
+        raise StorageError(f"{shown(uri)}: a name in it is not UTF-8: rename {error.object!r}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _FAULTS_OF_PATHS:
+            raise BadUriError(f"{shown(uri)[:300]}: {os.strerror(error.errno)}: correct the path") from error
+        raise StorageError(f"{shown(uri)}: {_cause(str(error))}") from error
+
+
+def _missing(uri: str) -> MissingFileError:
+    return MissingFileError(f"{shown(uri)} does not exist: check the spelling, or create it first")
+
+
+def _tried(uri: str, attempt: Callable[[], T]) -> T:
+    """`attempt()`, tried again while the store fails for a moment, its errors explained."""
+    with _explained(uri):
+        return patiently(uri, attempt)
+
+
+_SILENCE = "the store does not answer: check AWS_ENDPOINT_URL and that the store is up"
+_NO_BUCKET = "the bucket does not exist: create it, or correct its name"
+_ACCESS_KEY = "the store does not know this access key: check AWS_ACCESS_KEY_ID"
+_SECRET_KEY = "the store rejects the signature: check AWS_SECRET_ACCESS_KEY"
+_DENIED = "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+_EXPIRED = "the credentials have expired: renew them, in AWS_SESSION_TOKEN or by logging in again"
+_CLOCK = "the clock of this machine differs from the store's: set it"
+_CAUSES = {
+    "NO_SUCH_BUCKET": _NO_BUCKET,
+    "NoSuchBucket": _NO_BUCKET,
+    "INVALID_ACCESS_KEY_ID": _ACCESS_KEY,
+    "InvalidAccessKeyId": _ACCESS_KEY,
+    "SIGNATURE_DOES_NOT_MATCH": _SECRET_KEY,
+    "SignatureDoesNotMatch": _SECRET_KEY,
+    "ExpiredToken": _EXPIRED,
+    "EXPIRED_TOKEN": _EXPIRED,
+    "RequestTimeTooSkewed": _CLOCK,
+    "REQUEST_TIME_TOO_SKEWED": _CLOCK,
+    "ACCESS_DENIED": _DENIED,
+    "AccessDenied": _DENIED,
+    "(403)": f"{_DENIED}; a missing file is answered so too where the bucket may not be listed",  # of a HEAD
+    "NETWORK_CONNECTION": _SILENCE,
+    "curlCode: 7": _SILENCE,
+    "Could not connect": _SILENCE,
+    "timeout on endpoint": _SILENCE,
+}
+_TRIES = re.compile(r" \(tried \d+ times in \d+ s\)$")
+
+
+def _cause(message: str) -> str:
+    tries = _TRIES.search(message)
+    for mark, explanation in _CAUSES.items():
+        if mark in message:
+            return explanation + (tries.group() if tries else "")
+    return " ".join(message.split())[:300]
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file. Raises `MissingFileError`, `BadUriError`, or `StorageError` if it cannot be read."""
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.read(_object(uri, path)))
+    with _explained(uri):
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, path)
+        with _LOCAL.open_input_file(path) as file:
+            return file.read()
+
+
+def _object(uri: str, path: str) -> str:
+    if "/" not in path:
+        raise BadUriError(f"{uri} is a bucket: name a file in it")
+    return path
+
+
+class RangeReader:
+    """One file, for many reads of parts of it. Threads may share it."""
+
+    def __init__(self, uri: str, file: NativeFile | None) -> None:
+        """`file` is held open; an object of S3 needs none."""
+        self._uri, self._file = uri, file
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of the file. Raises `StorageError` if it is missing."""
+        return stat(self._uri).size if self._file is None else int(self._file.size())
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on.
+
+        Raises `CutFileError` (a `StorageError`) if the file is shorter, `StorageError` if it cannot be read.
+        """
+        if self._file is None:
+            path, _ = _place(self._uri)
+            return _tried(self._uri, lambda: s3.read(path, (offset, size)))
+        with _explained(self._uri):
+            part = self._file.read_at(size, min(offset, self.size))
+        if len(part) != size:
+            raise s3.cut(self._uri, offset, size, self.size)
+        return part
+
+
+@contextmanager
+def open_ranges(uri: str) -> Iterator[RangeReader]:
+    """A file open for reading ranges. Raises `StorageError` if it is missing: for an object, at the first read."""
+    path, on_s3 = _place(uri)
+    if on_s3:
+        yield RangeReader(uri, None)
+        return
+    with _explained(uri):
+        file = _LOCAL.open_input_file(path)
+    with file:
+        yield RangeReader(uri, file)
+
+
+def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """The bytes of each `(offset, size)` of one file, in the order given.
+
+    Raises `StorageError` if the file is missing or cannot be read, `CutFileError` (one too) if it is shorter than a
+    range says.
+    """
+    with open_ranges(uri) as file:
+        return [file.read(offset, size) for offset, size in ranges]
+
+
+def open_write(uri: str) -> AbstractContextManager[NativeFile]:
+    """A stream to a file that is there whole when the block ends. Parent folders of local paths are made.
+
+    If the block fails, a local file is left as it was; an object store may be left with a cut object, so that whatever
+    vouches for the file must be written after it. Raises `StorageError` if the store refuses.
+    """
+    return _stream(uri, _explained)
+
+
+@contextmanager
+def _stream(
+    uri: str, guard: Callable[[str], AbstractContextManager[None]], aside: str | None = None
+) -> Iterator[NativeFile]:
+    """What `open_write` says; the store's errors pass through `guard`. A local file grows in folder `aside`."""
+    path, on_s3 = _place(uri)
+    local = not on_s3
+    filesystem = s3_connection.connection().filesystem() if on_s3 else _LOCAL
+    # A name of its own: several processes may write one file at a time, as they do with ledgers.
+    growing = path if aside is None else join(normalize(aside), posixpath.basename(path))
+    target = f"{growing}.{uuid.uuid4().hex}.partial" if local else path
+    with guard(uri):
+        if local:
+            for folder in {posixpath.dirname(path), posixpath.dirname(target)}:
+                _make_folder(filesystem, folder)
+        file = filesystem.open_output_stream(target, compression=None)
+    with ExitStack() as on_failure:  # an interrupt too: whatever ended the block, its half-written file must not stay
+        on_failure.callback(_discard, file, filesystem, target if local else None)
+        yield file
+        with guard(uri):
+            file.close()
+            if local:
+                filesystem.move(target, path)
+        on_failure.pop_all()
+
+
+def _make_folder(filesystem: fs.FileSystem, folder: str) -> None:
+    try:
+        filesystem.create_dir(folder, recursive=True)
+    except FileNotFoundError as error:  # as below /proc; the file itself need not exist
+        raise OSError(f"the folder {folder} cannot be made: write to another place") from error
+
+
+def _discard(file: NativeFile, filesystem: fs.FileSystem, target: str | None) -> None:
+    with suppress(OSError):  # what went wrong first is what is told
+        file.close()
+    if target is not None:
+        with suppress(OSError):
+            filesystem.delete_file(target)
+
+
+def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:
+    """Writes a file whole or not at all. Parent folders of local paths are made. Raises `StorageError`.
+
+    A local file grows under another name in its own folder, or in the folder `aside` (of the same file system) where
+    a process that is killed must leave nothing beside it.
+    """
+
+    path, on_s3 = _place(uri)
+
+    def attempt() -> None:
+        if on_s3:
+            return s3.write(_object(uri, path), data)
+        with _stream(uri, lambda _: nullcontext(), aside) as file:
+            file.write(data)
+
+    _tried(uri, attempt)
+
+
+def upload(source: Path, uri: str) -> None:
+    """Copies a file of this machine, whole or not at all, whatever its size. Raises `StorageError`."""
+
+    def attempt() -> None:
+        with _stream(uri, lambda _: nullcontext()) as sink, source.open("rb") as file:
+            shutil.copyfileobj(file, sink, PIECE_BYTES)
+
+    _tried(uri, attempt)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file (not a folder) is there. Raises `StorageError` if the store cannot say."""
+    try:
+        _stat(uri)
+    except MissingFileError:
+        return False
+    return True
+
+
+def stat(uri: str) -> FileInfo:
+    """Size and version of a file. Raises `StorageError` if it is missing."""
+    return _stat(uri)[0]
+
+
+def modified(uri: str) -> float:
+    """When a file was last written by the store's clock, seconds since 1970. Raises `StorageError` if it is missing."""
+    return _stat(uri)[1]
+
+
+def _stat(uri: str) -> tuple[FileInfo, float]:
+    path, on_s3 = _place(uri)
+    if on_s3:
+        if "/" not in path:
+            raise _missing(uri)
+        found = _tried(uri, lambda: s3.head(path))
+        return _file_info(found), found.modified.timestamp()
+    with _explained(uri):
+        info = _LOCAL.get_file_info(path)
+    if info.type != fs.FileType.File:
+        raise _missing(uri)
+    return FileInfo(uri=path, size=info.size, version=str(info.mtime_ns)), info.mtime_ns / 1e9
+
+
+def _file_info(found: s3.ObjectInfo) -> FileInfo:
+    # The time of an object has whole seconds: too coarse to tell a shard from its successor.
+    return FileInfo(uri=f"s3://{found.path}", size=found.size, version=found.etag)
+
+
+def list_files(uri: str, *, suffix: str = "", recursive: bool = True) -> list[FileInfo]:
+    """The files below a folder, or only those right in it, whose names end in `suffix`, sorted by URI; empty where the
+    folder does not exist.
+
+    Raises `StorageError` if the bucket is missing, the store refuses, or a local name is not UTF-8.
+    """
+    path, on_s3 = _place(uri)
+    if on_s3:
+        found = _addressable(
+            _file_info(item) for item in _tried(uri, lambda: s3.objects_below(path, recursive=recursive))
+        )
+    else:
+        with _explained(uri):
+            infos = _LOCAL.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+            files = [it for it in infos if it.type == fs.FileType.File]
+            found = [FileInfo(uri=it.path, size=it.size, version=str(it.mtime_ns)) for it in files]
+    return sorted((file for file in found if file.uri.endswith(suffix)), key=lambda file: file.uri)
+
+
+def _addressable(files: Iterable[FileInfo]) -> list[FileInfo]:
+    """Leaves out, with a warning, the objects whose keys no URI of ours stands for: those with `//`, `.` or `..`."""
+    kept = []
+    for file in files:
+        if is_canonical(file.uri):
+            kept.append(file)
+        else:
+            logger.warning("%s is left out: its key has '//', '.' or '..': rename it", shown(file.uri))
+    return kept
+
+
+def list_folders(uri: str) -> list[str]:
+    """The names of the folders right below a folder, sorted; empty where it does not exist. Raises `StorageError`."""
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.folders_below(path))
+    with _explained(uri):
+        found = _LOCAL.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
+def delete(uri: str) -> None:
+    """Removes a file, or a folder with all that is below it; a missing one is no error."""
+    path, on_s3 = _place(uri)
+    if on_s3:
+        return _tried(uri, lambda: s3.delete(_object(uri, path)))
+    with _explained(uri):
+        kind = _LOCAL.get_file_info(path).type
+        if kind == fs.FileType.File:
+            _LOCAL.delete_file(path)
+        elif kind == fs.FileType.Directory:
+            _LOCAL.delete_dir(path)

@@ -1,0 +1,227 @@
+"""Requests for S3 objects by boto3: what comes back is what was asked, or it is an error.
+
+pyarrow's own ranged read cannot promise that. If a store answers a range with fewer bytes than were asked, as it does
+for an object that was replaced by a shorter one, it returns the full length all the same, the rest being memory that
+nobody wrote (seen with pyarrow 26). Here the length is checked against what was asked and what the store says it has.
+One attempt a call: `blip3o.storage.retry` tries again. Where the requests go is `blip3o.storage.s3_connection`'s
+business.
+"""
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from blip3o.errors import StorageError, one_line
+from blip3o.storage.s3_connection import Connection, connection
+
+_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+_GONE_CODES = {"NoSuchKey", "404"}
+_REGION_CODES = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "302", "307"}
+DELETED_AT_ONCE = 1000  # the most that S3 takes in a request
+
+
+class TransientError(OSError):
+    """The store or the way to it failed in a way that may be over in a moment.
+
+    `wait_s` are the seconds that the other side asks to wait (0: it doesn't say).
+    """
+
+    def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class _NoRangeError(OSError):
+    """The object has no byte of the range that was asked for."""
+
+
+class CutFileError(StorageError):
+    """A file is shorter than what was asked of it: it was cut, or replaced by another."""
+
+
+def read(path: str, extent: tuple[int, int] | None = None) -> bytes:
+    """The object `bucket/key`, or `extent` (offset, size) of it.
+
+    Raises `TransientError`, `CutFileError` if the object ends before the extent does, `FileNotFoundError`, and
+    `OSError` where the store refuses.
+    """
+    if extent is not None and extent[1] == 0:
+        return b""
+    answer, data = _get(path, extent)
+    # `bytes 0-99/1234`; a store that ignores ranges sends the whole object, without this line.
+    total = int(answer.get("ContentRange", "/-1").rpartition("/")[2])
+    if extent is None:
+        if len(data) != (total if total >= 0 else len(data)):
+            raise TransientError(f"asked {total} bytes, got {len(data)}")
+        return data
+    offset, size = extent
+    if 0 <= total < offset + size:
+        raise cut(f"s3://{path}", offset, size, total)
+    if len(data) != size or total < 0:
+        raise TransientError(f"asked {size} bytes at {offset}, got {len(data)}")
+    return data
+
+
+def cut(uri: str, offset: int, size: int, total: int | None) -> CutFileError:
+    """The error for a range beyond the end of a file of `total` bytes (None where the store does not say)."""
+    has = "fewer" if total is None else total
+    return CutFileError(
+        f"{uri}: asked {size} bytes at {offset}, the file has {has}: it was cut or replaced; index it again"
+    )
+
+
+def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], bytes]:
+    bucket, _, key = path.partition("/")
+    # The whole is asked for as a range too: only then does the answer say how much the store holds.
+    wanted = "bytes=0-" if extent is None else f"bytes={extent[0]}-{sum(extent) - 1}"
+    try:
+        with _refusals(path, extent) as store:
+            answer = store.client.get_object(Bucket=bucket, Key=key, Range=wanted)
+            return answer, answer["Body"].read()
+    except _NoRangeError:
+        return {}, b""  # an empty object has no range
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """An object `bucket/key`, its `size` in bytes, when it was `modified`, and its `etag`, which is another one when
+    the bytes are."""
+
+    path: str
+    size: int
+    etag: str
+    modified: datetime
+
+
+def head(path: str) -> ObjectInfo:
+    """What the store says of the object `bucket/key`. Raises as `read` does."""
+    bucket, _, key = path.partition("/")
+    with _refusals(path) as store:
+        answer = store.client.head_object(Bucket=bucket, Key=key)
+    modified = answer["LastModified"]
+    # Few stores have no tags: the time, of whole seconds, must do.
+    etag = answer["ETag"].strip('"') if "ETag" in answer else modified.isoformat()
+    return ObjectInfo(path=path, size=answer["ContentLength"], etag=etag, modified=modified)
+
+
+def objects_below(path: str, *, recursive: bool = True) -> list[ObjectInfo]:
+    """The objects below `bucket/folder` or in a whole bucket, or only those right in it, by name. Raises as `read`."""
+    bucket, _, _ = path.partition("/")
+    found = _listed(path, "Contents") if recursive else _listed(path, "Contents", Delimiter="/")
+    entries = sorted(found, key=lambda entry: entry["Key"])
+    # A key that ends with a slash stands for a folder.
+    return [_object_info(f"{bucket}/{entry['Key']}", entry) for entry in entries if not entry["Key"].endswith("/")]
+
+
+def folders_below(path: str) -> list[str]:
+    """The names of the folders right below `bucket/folder`, sorted. Raises as `read` does."""
+    return sorted(entry["Prefix"].split("/")[-2] for entry in _listed(path, "CommonPrefixes", Delimiter="/"))
+
+
+def _object_info(path: str, entry: dict[str, Any]) -> ObjectInfo:
+    if "ETag" not in entry:
+        return head(path)
+    return ObjectInfo(path=path, size=entry["Size"], etag=entry["ETag"].strip('"'), modified=entry["LastModified"])
+
+
+def _listed(path: str, kind: str, **options: str) -> list[dict[str, Any]]:
+    """The entries of one kind of all pages of a listing."""
+    bucket, _, folder = path.partition("/")
+    found: list[dict[str, Any]] = []
+    with _refusals(path) as store:
+        pages = store.client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=folder and f"{folder}/", **options):
+            if "IsTruncated" not in page:  # HTML, say, is read as a listing of nothing
+                raise OSError("the answer is no listing of an S3 store: check AWS_ENDPOINT_URL and its port")
+            found += page.get(kind, ())
+    return found
+
+
+def write(path: str, data: bytes) -> None:
+    """Makes or replaces the object `bucket/key`, whole or not at all. Raises as `read` does."""
+    bucket, _, key = path.partition("/")
+    with _refusals(path) as store:
+        store.client.put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def delete(path: str) -> None:
+    """Removes the object `bucket/key`, or, where there is none, all that is below it. Raises as `read` does."""
+    bucket, _, key = path.partition("/")
+    try:
+        head(path)
+        keys = [key]
+    except FileNotFoundError:
+        keys = [entry["Key"] for entry in _listed(path, "Contents")]
+    for start in range(0, len(keys), DELETED_AT_ONCE):
+        some = [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]]
+        with _refusals(path) as store:
+            wanted = {"Objects": some, "Quiet": True}
+            answer = store.client.delete_objects(Bucket=bucket, Delete=wanted)
+        for failure in answer.get("Errors", ()):
+            raise OSError(f"{failure['Key']} cannot be deleted: {failure.get('Code')} {failure.get('Message')}")
+
+
+@contextmanager
+def _refusals(path: str, extent: tuple[int, int] | None = None) -> Iterator[Connection]:
+    """The connection for one request; boto3's errors become what `read` raises."""
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+
+    store = connection()
+    try:
+        yield store
+    except ParamValidationError as error:
+        raise OSError(one_line(error)) from error
+    except BotoCoreError as error:
+        raise _failure(error, store) from error
+    except ClientError as error:
+        store.answered.set()
+        raise _refusal(error, path, extent) from error
+    store.answered.set()
+
+
+def _failure(error: Exception, store: Connection) -> OSError:
+    """What it means that a request got no answer: most often, that another attempt may get one."""
+    where = f"{store.address.scheme}://{store.address.host}"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return OSError(f"the certificate of {where} is not trusted here: set AWS_CA_BUNDLE to that of its authority")
+    if "WRONG_VERSION_NUMBER" in str(error):
+        return OSError(f"{where} does not speak TLS: write http:// in AWS_ENDPOINT_URL")
+    # AWS itself is asked for want of another endpoint: a name that was known a while ago may be so again.
+    if store.endpoint is None and not store.answered.is_set() and _is_of_a_name(error):
+        return OSError(f"no endpoint is set, and {where} is not known here: set AWS_ENDPOINT_URL, or check the network")
+    return TransientError(str(error))
+
+
+def _is_of_a_name(error: BaseException | None) -> bool:
+    """Whether an error goes back to a host's name that could not be resolved."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception:  # noqa: ANN401 - a ClientError
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    code = error.response["Error"]["Code"]
+    if code == "InvalidRange" and extent is not None:
+        return cut(f"s3://{path}", *extent, error.response["Error"].get("ActualObjectSize"))
+    if code == "InvalidRange":
+        return _NoRangeError(str(error))
+    if code in _GONE_CODES:
+        return FileNotFoundError(path)
+    if code in _REGION_CODES:
+        return OSError(_elsewhere(error, path.partition("/")[0]))
+    kind = TransientError if status >= 500 or status == 429 or code in _TRANSIENT_CODES else OSError
+    return kind(str(error))
+
+
+def _elsewhere(error: Any, bucket: str) -> str:  # noqa: ANN401 - a ClientError
+    details, headers = error.response["Error"], error.response["ResponseMetadata"].get("HTTPHeaders", {})
+    told = re.search("expecting '([^']+)'", details.get("Message", ""))
+    region = details.get("Region") or headers.get("x-amz-bucket-region") or (told and told[1])
+    if region:
+        return f"the bucket '{bucket}' is in region '{region}': set AWS_REGION={region}"
+    return f"the bucket '{bucket}' is in another region or at another endpoint: set AWS_REGION or AWS_ENDPOINT_URL"

@@ -1,0 +1,1 @@
+"""The DeepSpeed engine of a stage, and whole tensors out of what it spreads over the ranks."""

@@ -1,0 +1,157 @@
+"""One shard → its file of features: read, decode, encode, write. No Ray; `jobs.encode` spreads shards over actors.
+
+Images are read and decoded by a few threads ahead of the encoder, which sees batches of one width only: the last one of
+a shard is filled up. So a record is a function of the shard, the encoder and the width, and the work can be done again
+anywhere.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from blip3o import storage
+from blip3o.config.recipe import Recipe
+from blip3o.data.features.files import (
+    FeatureFolder,
+    FeatureFooter,
+    read_footer,
+    read_header,
+    scan_records,
+    write_features,
+)
+from blip3o.data.features.records import StoredError
+from blip3o.data.images.decode import decode_image
+from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.shards.fetch import ShardReader
+from blip3o.data.shards.ledger import Ledger
+from blip3o.data.shards.manifest import Manifest
+from blip3o.errors import DataError
+from blip3o.types import RawSample, SampleRef
+
+STAGE = "encode"
+AHEAD = 3  # batches that are read and decoded while the encoder works
+# How far features that are encoded again may be from the stored ones (root mean square, relative), beyond the error of
+# storing them: kernels round by device and shape. In bf16 arithmetic one rounding is 2e-3, and dozens of layers follow.
+AGAIN_FP32, AGAIN_BF16 = 1e-4, 3e-2
+
+Encode = Callable[[np.ndarray], np.ndarray]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEncoder:
+    """Encodes the shards of one source with `encode` (uint8 [B, S, S, 3] → float32 [B, N, F]).
+
+    `threads` read and decode; `width` is the size of every batch.
+    """
+
+    recipe: Recipe
+    manifest: Manifest
+    folder: FeatureFolder
+    encode: Encode
+    width: int
+    threads: int
+
+    def write(self, shard: int) -> FeatureFooter:
+        """Encodes a shard's good rows and writes its file.
+
+        Images that turn out to be damaged go to the ledger beside the files. Raises `StorageError` and `DataError` as
+        reading, `FeatureMaker` and `write_features` do.
+        """
+        header = self.folder.header(self.manifest.shards[shard])
+        features = self._features(shard, self._good_rows(shard))
+        return write_features(self.folder.file(shard), header, self._by_row(header.rows, features))
+
+    def verify(self, shard: int) -> FeatureFooter:
+        """Reads a shard's file whole and encodes its first batch again.
+
+        Raises `StorageError` if a header, a record or the footer is not what was written, `DataError` if a good row has
+        no features or features are not those of the images.
+        """
+        uri = self.folder.file(shard)
+        header = read_header(uri)
+        footer = read_footer(uri, header)
+        first = self._good_rows(shard)[: self.width]
+        wanted = dict(self._features(shard, first))
+        error, encoded = StoredError(), 0
+        for row, record in scan_records(uri, header):
+            stored = header.record.unpack(record)
+            encoded += stored is not None
+            made = wanted.get(row)
+            if (stored is None) != (made is None) and row in wanted:
+                raise DataError(f"{uri}: row {row} has features, or an image, where the other is missing: encode again")
+            if stored is not None and made is not None:
+                error.add(made, stored)
+        if encoded != footer.encoded:
+            raise DataError(f"{uri}: {encoded} rows have features, its footer says {footer.encoded}: encode again")
+        allowed = footer.relative_error + (AGAIN_BF16 if self.recipe.parallel.precision == "bf16" else AGAIN_FP32)
+        if error.relative > allowed:
+            raise DataError(
+                f"{uri}: features of rows {first[0]} to {first[-1]}, encoded again, differ by {error.relative:.2e}, "
+                f"{allowed:.2e} is allowed: delete the file and encode again"
+            )
+        return footer
+
+    def _good_rows(self, shard: int) -> list[int]:
+        row = self.manifest.shards[shard]
+        bad = set(row.bad_rows)
+        return [number for number in range(row.rows) if number not in bad]
+
+    def _by_row(self, rows: int, features: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[np.ndarray | None]:
+        """Features of every row in order, None for those that `features` skips."""
+        coming = next(features, None)
+        for row in range(rows):
+            if coming is not None and coming[0] == row:
+                yield coming[1]
+                coming = next(features, None)
+            else:
+                yield None
+
+    def _features(self, shard: int, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray | None]]:
+        """(row, features [N, F]) of some rows in their order, None where the image is damaged."""
+        reader = ShardReader([self.manifest], threads=self.threads)
+        groups = [rows[start : start + self.width] for start in range(0, len(rows), self.width)]
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="decoder") as pool:
+            for group, pixels in zip(
+                groups, ahead(pool, lambda group: self._pixels(reader, shard, group), groups), strict=True
+            ):
+                whole = [image for image in pixels if image is not None]
+                if whole:
+                    filled = np.stack(whole + [whole[-1]] * (self.width - len(whole)))
+                    made = iter(self.encode(filled)[: len(whole)])
+                yield from (
+                    (row, None if image is None else next(made)) for row, image in zip(group, pixels, strict=True)
+                )
+
+    def _pixels(self, reader: ShardReader, shard: int, rows: Sequence[int]) -> list[np.ndarray | None]:
+        """The images of some rows as the encoder sees them, uint8 [S, S, 3]; None for those that are damaged."""
+        refs = [SampleRef(source=0, shard=shard, row=row, pass_index=0) for row in rows]
+        return [self._image(reader, ref, raw) for ref, raw in zip(refs, reader.fetch_each(refs), strict=True)]
+
+    def _image(self, reader: ShardReader, ref: SampleRef, raw: RawSample | DamagedSampleError) -> np.ndarray | None:
+        try:
+            if isinstance(raw, DamagedSampleError):
+                raise raw
+            return decode_image(raw.image, self.recipe.model.encoder.image_size, self.recipe.model.encoder.fit)
+        except DamagedSampleError as damage:
+            place = reader.place(ref)
+            offset, size = place.span
+            ledger = Ledger(storage.join(self.folder.uri, "ledger"), STAGE)
+            ledger.record(uid=place.uid, uri=place.file.uri, offset=offset, size=size, reason=damage.reason)
+            return None
+
+
+def ahead(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
+    """`make(item)` of every item in order, the next `AHEAD` of them made in the pool meanwhile."""
+    waiting: deque[Future[Made]] = deque()
+    for item in items:
+        waiting.append(pool.submit(make, item))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,139 @@
+"""The frozen encoder whose features a stage trains on, by itself: for the feature cache and the stream's encoders.
+
+Its weights are those that the trainer would load, from the runs in `stage.start_from`, in the arithmetic that it would
+use (`parallel.precision`). They are read tensor by tensor: what asks only for their sha256 needs no memory for them.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blip3o.config.recipe import Recipe
+from blip3o.data.features.files import FeatureFolder, provenance_sha256, require_features
+from blip3o.data.features.reader import feature_folders, record_format
+from blip3o.data.features.records import to_bf16_bits
+from blip3o.data.shards.locations import source_locations
+from blip3o.data.shards.manifest import Manifest, read_manifest
+from blip3o.errors import CheckpointError, ConfigError
+from blip3o.model.encoder import TargetEncoder, build_encoder, tensors_sha256
+from blip3o.model.unfilled import unfilled
+from blip3o.train.weights import final_uri, read_description, read_shapes, read_tensors
+
+PREFIX = "encoder."
+_TORCH_TYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """The stored features that a recipe trains on: what they are made by, and where they are."""
+
+    recipe: Recipe
+    provenance: dict[str, Any]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "FeatureCache":
+        """Reads every weight of the encoder once. Raises `ConfigError` as `require_encoder` does."""
+        weights = tensors_sha256(_encoder_tensors(recipe))
+        made_by = _unfilled(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
+        return cls(recipe=recipe, provenance={**asdict(made_by), "stored": asdict(record_format(recipe))})
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The hash of the provenance."""
+        return provenance_sha256(self.provenance)
+
+    def sources(self) -> list[tuple[Manifest, FeatureFolder]]:
+        """Each training source with the folder of its features. Raises `DataError` if one is not indexed."""
+        folders = feature_folders(self.recipe, self.sha256)
+        manifests = [read_manifest(location.manifest) for location in source_locations(self.recipe.data)]
+        return [(manifest, folders[manifest.name]) for manifest in manifests]
+
+    def require(self) -> None:
+        """Raises `DataError`, naming file and values, unless every shard has features of exactly this provenance."""
+        for manifest, folder in self.sources():
+            require_features(folder, manifest, self.provenance)
+
+
+def require_encoder(recipe: Recipe) -> None:
+    """Raises `ConfigError` if a run of `stage.start_from` has not finished, or none of them holds the encoder, and
+    `CheckpointError` if it is an encoder of other shapes.
+    """
+    _holders(recipe)
+
+
+def _unfilled(recipe: Recipe) -> TargetEncoder:
+    """The encoder without memory for its weights."""
+    with unfilled():
+        return build_encoder(recipe.model.encoder)
+
+
+def _holders(recipe: Recipe) -> dict[str, str]:
+    """For each of the encoder's tensors, sorted by name, the result that holds it. Raises as `require_encoder`."""
+    asked = f"data.features '{recipe.data.features}' needs the encoder's weights before training begins"
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for run in recipe.stage.start_from:
+        uri = final_uri(recipe.run.storage, run)
+        if read_description(uri) is None:
+            raise ConfigError(
+                f"{asked}, and run '{run}' in stage.start_from has not finished under {recipe.run.storage}: train it "
+                "first"
+            )
+        found |= {
+            name: (uri, shape) for name, shape in read_shapes(uri).items()
+        }  # later runs overrule earlier ones, as in the trainer
+    holders = {}
+    for name, tensor in sorted(_unfilled(recipe).state_dict().items()):
+        if PREFIX + name not in found:
+            runs = ", ".join(recipe.stage.start_from) or "empty"
+            raise ConfigError(f"{asked}, and stage.start_from ({runs}) holds no {PREFIX}{name}: name the run that does")
+        holders[name], shape = found[PREFIX + name]
+        if shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{holders[name]}: {PREFIX}{name} has shape {shape}, the model needs {tuple(tensor.shape)}: use the "
+                "same model preset"
+            )
+    return holders
+
+
+def _encoder_tensors(recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
+    """Names without prefix, sorted, and weights in the arithmetic of the recipe, one at a time."""
+    for uri, group in itertools.groupby(_holders(recipe).items(), key=lambda item: item[1]):
+        names = [name for name, _ in group]
+        for name, tensor in zip(names, read_tensors(uri, [PREFIX + name for name in names]), strict=True):
+            yield name, tensor.to(_TORCH_TYPE[recipe.parallel.precision])
+
+
+class FeatureMaker:
+    """The encoder with its weights: pixels to features, bit for bit as the recipe's trainer makes them online.
+
+    That holds for batches of the trainer's size on the trainer's kind of device: matrix kernels round by their shapes.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        """Raises `ConfigError` as `require_encoder` does."""
+        torch.set_num_threads(recipe.parallel.threads)
+        self._device, self._half = device, recipe.parallel.precision == "bf16"
+        self._encoder = _unfilled(recipe).requires_grad_(requires_grad=False)
+        self._encoder.load_state_dict(dict(_encoder_tensors(recipe)), assign=True)
+        self._encoder.to(device).eval()
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Of the weights as they are held."""
+        return self._encoder.provenance().weights_sha256
+
+    @torch.inference_mode()
+    def __call__(self, pixels_BSS3: np.ndarray) -> np.ndarray:
+        """uint8 [B, S, S, 3] → features float32 [B, N, F]."""
+        return self._encoder(torch.tensor(pixels_BSS3, device=self._device)).float().cpu().numpy()
+
+    def column(self, pixels_BSS3: np.ndarray) -> np.ndarray:
+        """The same as a column of a micro-batch: what was computed in bfloat16 travels as its bits, uint16."""
+        features = self(pixels_BSS3)
+        return to_bf16_bits(features) if self._half else features

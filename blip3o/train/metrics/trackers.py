@@ -1,0 +1,193 @@
+"""Where rows of metrics go: JSON lines, TensorBoard, Weights & Biases, MLflow.
+
+Rows arrive in groups, one for each interval of a run, in the order of steps. A run that is resumed sends the groups
+since its checkpoint again, with the same values. Files are therefore named by the step that a group ends with, and are
+replaced; a tracker keeps values by step.
+"""
+
+import importlib.util
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from blip3o import settings, storage
+from blip3o.config.recipe import Recipe
+from blip3o.errors import ConfigError
+from blip3o.runs.paths import TENSORBOARD, metrics_folder, tensorboard_folder
+from blip3o.runs.rows import Row
+
+
+class Sink(Protocol):
+    """Takes the rows of one interval after another."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Keeps a group of rows, not empty; the same group may come again."""
+
+    def close(self) -> None:
+        """Called once, when the stage is done."""
+
+
+class JsonLines:
+    """One file of JSON lines for each interval, below a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Raises `StorageError`."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.write_bytes(storage.join(self._folder, f"step-{rows[-1]['step'] + 1:08d}.jsonl"), lines.encode())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class TensorBoard:
+    """One file of events for each interval, below a folder of any storage: `tensorboard --logdir FOLDER` joins them.
+
+    An object of a store cannot grow, and a file that grew before a crash would hold steps twice.
+    """
+
+    def __init__(self, folder: str, *, name: str = "train") -> None:
+        """`name` tells the files of several writers apart."""
+        self._folder, self._name = folder, name
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """A scalar for each number of each row. Raises `StorageError`."""
+        from tensorboardX import summary
+
+        self._put(
+            rows[-1]["step"] + 1,
+            (
+                (row["step"], summary.scalar(name, value))
+                for row in rows
+                for name, value in row.items()
+                if name != "step" and isinstance(value, int | float)
+            ),
+        )
+
+    def write_image(self, step: int, tag: str, png: bytes, *, size: tuple[int, int]) -> None:
+        """A picture of width and height `size`, as PNG. Raises `StorageError`."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
+        self._put(step, [(step, Summary(value=[Summary.Value(tag=tag, image=image)]))], kind="image")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _put(self, done: int, events: Iterable[tuple[int, Any]], *, kind: str = "scalars") -> None:
+        # TensorBoard reads files of a folder by name, in which it looks for "tfevents".
+        name = f"events.out.tfevents.{done:010d}.{self._name}.{kind}"
+        storage.write_bytes(storage.join(self._folder, name), event_file(events))
+
+
+def event_file(summaries: Iterable[tuple[int, Any]]) -> bytes:
+    """Steps and their summaries (protocol buffers) as the bytes of a TensorBoard file."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    now = time.time()
+    events = [Event(wall_time=now, file_version="brain.Event:2")]
+    events += [Event(wall_time=now, step=step, summary=it) for step, it in summaries]
+    return b"".join(framed(event.SerializeToString()) for event in events)
+
+
+def framed(data: bytes) -> bytes:
+    """A record as TensorFlow's files have it: length, checksum of the length, data, checksum of the data."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = len(data).to_bytes(8, "little")
+    return b"".join(
+        (length, masked_crc32c(length).to_bytes(4, "little"), data, masked_crc32c(data).to_bytes(4, "little"))
+    )
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, continued under the same id. Where and how it sends is said by `WANDB_…` variables."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Raises `ConfigError` as `require_sinks`."""
+        require_sinks(recipe)
+        import wandb
+
+        self._run = wandb.init(
+            project=recipe.log.project,
+            name=recipe.run.name,
+            id=recipe.run.name,
+            resume="allow",
+            config=recipe.model_dump(mode="json"),
+            dir=settings.get("WANDB_DIR") or tempfile.mkdtemp(prefix="blip3o-wandb-"),
+        )
+        # Its own counter only runs forward; with a step of ours, what is sent again lands where it was.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Sends in the background, by a process of its own."""
+        for row in rows:
+            self._run.log(dict(row))
+
+    def close(self) -> None:
+        """Waits until all is sent."""
+        self._run.finish()
+
+
+class MlFlow:
+    """A run of MLflow, found again by its name. The server is that of `MLFLOW_TRACKING_URI`."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Raises `ConfigError` as `require_sinks`."""
+        require_sinks(recipe)
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient()
+        found = self._client.get_experiment_by_name(recipe.log.project)
+        experiment = found.experiment_id if found else self._client.create_experiment(recipe.log.project)
+        runs = self._client.search_runs([experiment], f"attributes.run_name = '{recipe.run.name}'")
+        made = runs[0] if runs else self._client.create_run(experiment, run_name=recipe.run.name)
+        self._id = made.info.run_id
+        self._client.log_dict(self._id, recipe.model_dump(mode="json"), "recipe.json")
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Sends them, one request a row."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for row in rows:
+            values = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+            metrics = [Metric(name, float(value), now, row["step"]) for name, value in values.items()]
+            self._client.log_batch(self._id, metrics=metrics)
+
+    def close(self) -> None:
+        """Marks the run as finished."""
+        self._client.set_terminated(self._id)
+
+
+_TRACKERS: Mapping[str, Callable[[Recipe], Sink]] = {
+    TENSORBOARD: lambda recipe: TensorBoard(tensorboard_folder(recipe.run.storage, recipe.run.name)),
+    "wandb": WeightsAndBiases,
+    "mlflow": MlFlow,
+}
+
+
+def require_sinks(recipe: Recipe) -> None:
+    """Raises `ConfigError` if a tracker's package is missing here, or the address of MLflow's server is not set."""
+    for package in ("wandb", "mlflow"):
+        if package in recipe.log.sinks and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"log.sinks names {package}, which is not installed: pip install 'blip3o[{package}]', or leave it out"
+            )
+    if "mlflow" in recipe.log.sinks and settings.get("MLFLOW_TRACKING_URI") is None:
+        raise ConfigError("log.sinks names mlflow, and MLFLOW_TRACKING_URI is not set: give the server's address")
+
+
+def open_sinks(recipe: Recipe) -> Iterator[Sink]:
+    """The sinks of a recipe: JSON lines always, and those of `log.sinks` that are of this library.
+
+    Raises `ConfigError` for one that cannot be used here.
+    """
+    yield JsonLines(metrics_folder(recipe.run.storage, recipe.run.name))
+    for name in recipe.log.sinks:
+        if name in _TRACKERS:
+            yield _TRACKERS[name](recipe)

@@ -1,0 +1,175 @@
+"""What can be known of a run before its first step, without a cluster: each check is a line that names its numbers.
+
+A check is right, wrong, or not known (how much memory a cluster has that nobody named). What is wrong stops
+`python -m jobs.train` before workers start, and `blip3o preflight RECIPE` prints all of it. What needs Ray is in
+`jobs.preflight`.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from blip3o import storage
+from blip3o.config.cluster import ClusterConfig
+from blip3o.config.recipe import GENERATING, Recipe
+from blip3o.errors import Blip3oError, ConfigError, StorageError
+from blip3o.train.deepspeed.engine import deepspeed_config
+from blip3o.train.features.encoder import FeatureCache, require_encoder
+from blip3o.train.preflight.memory import GIB, SHARE, Parameters, count, footprint
+from blip3o.train.schedule import learning_rate
+
+SKEW_SECONDS = 60.0  # a store tells whole seconds, and refuses requests that are a quarter of an hour off
+
+State = Literal["ok", "wrong", "not known"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at: what it is, how it is, and the numbers, with the fix where it is wrong."""
+
+    name: str
+    state: State
+    detail: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.state:9} {self.name}: {self.detail}"
+
+
+def require(checks: list[Check]) -> None:
+    """Raises `ConfigError` that names every check that is wrong."""
+    wrong = [f"{check.name}: {check.detail}" for check in checks if check.state == "wrong"]
+    if wrong:
+        raise ConfigError("preflight: " + "; ".join(wrong))
+
+
+def judged(name: str, *, good: bool, detail: str, fix: str) -> Check:
+    """A check with its numbers, and with the fix if it is not good."""
+    return Check(name=name, state="ok" if good else "wrong", detail=detail if good else f"{detail}: {fix}")
+
+
+def of_recipe(recipe: Recipe) -> Iterator[Check]:
+    """What the recipe alone decides: clipping, dropped conditions, division into micro-batches, end of the schedule."""
+    optim, sampler = recipe.optim, recipe.model.sampler
+    clip = deepspeed_config(recipe)["gradient_clipping"]
+    yield judged(
+        "clipping", good=clip > 0, detail=f"gradients above norm {clip:g} are scaled down", fix="set optim.clip=1"
+    )
+    if recipe.stage.name in GENERATING and recipe.model.objective != "clip_mse":
+        yield judged(
+            "condition dropout",
+            good=sampler.condition_dropout > 0 or sampler.guidance == 1,
+            detail=f"{sampler.condition_dropout:g} of the conditions are dropped, sampling has guidance "
+            f"{sampler.guidance:g}",
+            fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance=1",
+        )
+    fewest, most = recipe.parallel.fewest, recipe.parallel.most
+    yield judged(
+        "micro-batches",
+        good=not optim.micro_batches % fewest and not optim.micro_batches % most,
+        detail=f"{optim.micro_batches} of {optim.micro_batch} samples a step over {fewest} to {most} workers",
+        fix="set optim.micro_batches to a multiple of parallel.workers",
+    )
+    last = learning_rate(optim, optim.steps - 1)
+    yield judged(
+        "schedule",
+        good=abs(last - optim.min_lr) <= 1e-6 * optim.lr,
+        detail=f"{optim.lr:g} at its peak, {last:g} at step {optim.steps}, the last",
+        fix=f"it should end at optim.min_lr {optim.min_lr:g}",
+    )
+
+
+def of_memory(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig | None) -> Iterator[Check]:
+    """Whether weights, gradients and optimizer fit a worker's device, and checkpoints the disk of a node."""
+    need = footprint(recipe, parameters, workers=recipe.parallel.fewest)  # where a worker's share is largest
+    asked = (
+        f"{need.device / GIB:.1f} GiB a worker ({parameters.trained / 1e9:.3f} G parameters trained, "
+        f"{parameters.frozen / 1e9:.3f} G frozen, {recipe.parallel.precision}, ZeRO {recipe.parallel.zero_stage})"
+    )
+    offered = None if cluster is None else _memory_of_a_worker(recipe, cluster)
+    if offered is None:
+        yield Check(name="memory", state="not known", detail=f"{asked}; name the cluster to judge it (--cluster)")
+    else:
+        yield judged(
+            "memory",
+            good=need.device <= SHARE * offered * GIB,
+            detail=f"{asked} of {offered:.1f} GiB, of which {SHARE:.0%} may be taken beside activations",
+            fix="raise parallel.zero_stage or parallel.workers, or take a larger device",
+        )
+    if cluster is not None and cluster.disk_gib is not None:
+        # A node holds its workers' shares of the newest checkpoint, and of the one before while that is uploaded.
+        held = 2 * need.checkpoint / cluster.nodes / GIB
+        yield judged(
+            "disk",
+            good=held <= cluster.disk_gib,
+            detail=f"{held:.1f} GiB of checkpoints in flight on a node of {cluster.disk_gib:g} GiB free",
+            fix="give nodes more disk",
+        )
+    kept = recipe.checkpoint.keep * need.checkpoint / GIB
+    yield Check(name="store", state="ok", detail=f"{kept:.1f} GiB for the newest {recipe.checkpoint.keep} checkpoints")
+
+
+def _memory_of_a_worker(recipe: Recipe, cluster: ClusterConfig) -> float | None:
+    """GiB of the device that a worker computes on."""
+    if recipe.parallel.device == "gpu":
+        return cluster.gib_of_a_gpu
+    on_a_node = max(1, -(-recipe.parallel.most // cluster.nodes))
+    return cluster.memory_gib / on_a_node
+
+
+def of_store(uri: str) -> Iterator[Check]:
+    """Writes a small object below `uri`, reads it back, compares its time with this machine's clock, and removes it."""
+    location = storage.join(uri, f".preflight-{uuid.uuid4().hex}")
+    data = uuid.uuid4().bytes
+    try:
+        storage.write_bytes(location, data)
+        now = time.time()
+        written = storage.modified(location)
+        back = storage.read_bytes(location)
+        storage.delete(location)
+    except StorageError as error:
+        yield Check(name="storage", state="wrong", detail=str(error))
+        return
+    yield judged(
+        "storage", good=back == data, detail=f"{uri} is written and read", fix="what was read is not what was written"
+    )
+    skew = abs(now - written)
+    yield judged(
+        "clock",
+        good=skew <= SKEW_SECONDS,
+        detail=f"{skew:.0f} s between this machine and the store",
+        fix=f"more than {SKEW_SECONDS:g} s: synchronise this machine's clock",
+    )
+
+
+def of_features(recipe: Recipe) -> Iterator[Check]:
+    """Whether stored features are those of the encoder that the recipe names."""
+    if recipe.data.features == "online":
+        return
+    try:
+        if recipe.data.features == "stream":
+            require_encoder(recipe)
+            yield Check(name="features", state="ok", detail="streamed by the encoder of stage.start_from")
+        else:
+            cache = FeatureCache.of(recipe)
+            cache.require()
+            yield Check(name="features", state="ok", detail=f"stored, provenance sha256 {cache.sha256[:12]}")
+    except Blip3oError as error:
+        yield Check(name="features", state="wrong", detail=str(error))
+
+
+def attempted(name: str, call: Callable[[], Any]) -> Check:
+    """A check that is right where a call succeeds, and wrong where it raises a user's error."""
+    try:
+        call()
+    except Blip3oError as error:
+        return Check(name=name, state="wrong", detail=str(error))
+    return Check(name=name, state="ok", detail="complete")
+
+
+def counted(recipe: Recipe, cluster: ClusterConfig | None) -> Iterator[Check]:
+    """All checks that need neither store nor Ray."""
+    yield from of_recipe(recipe)
+    yield from of_memory(recipe, count(recipe), cluster)

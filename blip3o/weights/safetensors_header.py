@@ -1,0 +1,126 @@
+"""The head of a safetensors file: a length, then JSON with each tensor's type, shape and place in the file.
+
+It is read alone, so that a file of any size costs one small read. A type that is not known here is no fault of the
+file: who needs such a tensor decides.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from blip3o import storage
+from blip3o.errors import BundleError, one_line
+from blip3o.storage.magic import SNIFFED_BYTES, recognise
+
+MAX_HEAD_BYTES = 100_000_000  # as the safetensors library has it: a file that claims more is not one
+# Bits of one value, by the format's name for its type.
+BITS = {
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+# The types in which weights are read. Those of 8 bits and integers mean nothing without the scales beside them.
+READ = ("F64", "F32", "F16", "BF16")
+
+
+class ForeignFileError(BundleError):
+    """A file that is something else than weights, or a tensor in a type that is not read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies: `size` bytes from `offset` in the file `uri`. `dtype` is the format's name for its type."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    uri: str
+    offset: int
+    size: int
+
+
+def require_read(entry: StoredTensor) -> None:
+    """Raises `ForeignFileError` if a tensor that is needed is stored in a type that is not read."""
+    if entry.dtype not in READ:
+        raise ForeignFileError(
+            f"{entry.uri}: {entry.name} is stored as {entry.dtype}: bf16, fp16, fp32 are read, so give the weights "
+            "before they were quantized"
+        )
+
+
+def read_head(uri: str, file: storage.RangeReader) -> tuple[bytes, list[StoredTensor]]:
+    """Length and head as they are in the file, and its tensors in the order of their bytes.
+
+    Raises `StorageError` if it is missing, `BundleError` if it is no safetensors file, and `ForeignFileError` (one too)
+    if it is known what it is instead.
+    """
+    size = file.size
+    length = int.from_bytes(file.read(0, 8), "little") if size >= 8 else MAX_HEAD_BYTES + 1
+    if length > MAX_HEAD_BYTES:
+        raise _no_safetensors(uri, file, f"its head would be {length} bytes long" if size >= 8 else f"{size} bytes")
+    if length > size - 8:
+        raise _no_safetensors(uri, file, f"its head has {length} bytes, the file {size}: it is cut off")
+    head = file.read(8, length)
+    try:
+        entries = _entries(uri, head, data=8 + length)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _no_safetensors(uri, file, f"{one_line(repr(error))} in its head") from error
+    entries.sort(key=lambda entry: (entry.offset, entry.size))
+    _require_whole(uri, entries, begin=8 + length, size=size)
+    return length.to_bytes(8, "little") + head, entries
+
+
+def _no_safetensors(uri: str, file: storage.RangeReader, why: str) -> BundleError:
+    size = file.size
+    found = recognise(file.read(0, min(size, SNIFFED_BYTES)) if size else b"", size=size)
+    if found is not None:
+        return ForeignFileError(f"{uri} {found}")
+    return BundleError(f"{uri} is no safetensors file ({why}): fetch it again")
+
+
+def _require_whole(uri: str, entries: list[StoredTensor], *, begin: int, size: int) -> None:
+    end = begin
+    for entry in entries:
+        if entry.offset != end:
+            name = one_line(repr(entry.name))
+            raise BundleError(f"{uri}: tensor {name} does not begin where the one before ends: fetch it again")
+        end += entry.size
+    if end != size:
+        cut = "it is cut off, " if size < end else ""
+        raise BundleError(f"{uri} has {size} bytes, its head describes {end}: {cut}fetch it again")
+
+
+def _entries(uri: str, head: bytes, *, data: int) -> list[StoredTensor]:
+    entries = []
+    for name, about in json.loads(head.decode(), object_pairs_hook=_once).items():
+        if name == "__metadata__":
+            continue
+        name.encode()  # half of a UTF-16 pair cannot be printed
+        begin, end = (_count(number) for number in about["data_offsets"])
+        shape, dtype = tuple(_count(side) for side in about["shape"]), about["dtype"]
+        if not isinstance(dtype, str) or end < begin:
+            raise ValueError(f"{name} of type {dtype!r} from {begin} to {end}")
+        entry = StoredTensor(name=name, dtype=dtype, shape=shape, uri=uri, offset=data + begin, size=end - begin)
+        if dtype in BITS and 8 * entry.size != BITS[dtype] * math.prod(shape):
+            raise ValueError(f"{name} of shape {shape} in {entry.size} bytes")
+        entries.append(entry)
+    return entries
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name} is named twice")
+        found[name] = value
+    return found
+
+
+def _count(number: object) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**63:
+        raise ValueError(f"{number!r} is no count")
+    return number

@@ -1,0 +1,71 @@
+"""Tensors out of a PyTorch pickle into a safetensors file, which everything else here reads.
+
+BLIP3-o's EVA-CLIP tower is published as `pytorch_model.bin`. Only tensors are taken: PyTorch's restricted unpickler
+refuses whatever would run code, and the file is mapped, so that no more than a piece of it is in memory.
+"""
+
+import pickle
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip3o.errors import BundleError, one_line
+from blip3o.storage.magic import FIX_OF_A_PICKLE, SNIFFED_BYTES, recognise
+from blip3o.weights.safetensors_stream import CODES, Slot, write_tensors
+
+# What a pickle that is damaged, or none, makes the unpickler raise.
+_FAULTS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    pickle.UnpicklingError,
+)
+
+
+def unpickle_tensors(path: Path, out: str) -> int:
+    """Writes the tensors of a local pickle under their names to a safetensors file; returns how many.
+
+    Raises `BundleError` if the file is missing, or holds anything but a dictionary of tensors.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except _FAULTS as error:
+        raise BundleError(_explained(path, error)) from error
+    if not isinstance(loaded, dict):
+        raise BundleError(f"{path} holds {type(loaded).__name__}: give a file with a state dictionary and nothing else")
+    odd = [name for name, value in loaded.items() if not (isinstance(value, Tensor) and _is_plain(value))]
+    if odd:
+        raise BundleError(f"{path}: {odd[0]} is no tensor: give a file with a state dictionary and nothing else")
+    unknown = {tensor.dtype for tensor in loaded.values()} - CODES.keys()
+    if unknown:
+        raise BundleError(f"{path} holds tensors of {unknown.pop()}, which are not read here")
+    slots = [Slot(name=str(name), shape=tuple(tensor.shape), source=tensor) for name, tensor in loaded.items()]
+    write_tensors(out, slots, metadata={"format": "pt"})
+    return len(slots)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is rows of numbers in memory: a sparse one, and one without numbers, are not."""
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _explained(path: Path, error: Exception) -> str:
+    """What to say of a file that could not be unpickled."""
+    try:
+        with path.open("rb") as file:
+            found = recognise(file.read(SNIFFED_BYTES), size=path.stat().st_size)
+    except OSError:
+        found = None
+    known = found is not None and not found.endswith(FIX_OF_A_PICKLE)
+    return f"{path} is no pickle of tensors" + (f": it {found}" if known else f" ({one_line(error)})")

@@ -1,0 +1,1 @@
+"""Pages of the `blip3o` command that need no cluster."""

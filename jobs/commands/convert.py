@@ -1,0 +1,76 @@
+"""Released BLIP3o-Model folders into bundles and back.
+
+`blip3o convert import FOLDER --out BUNDLE` and `blip3o convert export BUNDLE --out FOLDER`. Every tensor is accounted
+for: a summary is printed, `--report FILE` writes the whole list.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from blip3o.convert.keys import KeyReport
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Read and write the folders in which BLIP3o-Model-4B and -8B are published.",
+)
+
+Report = Annotated[str | None, typer.Option(help="URI of a JSON file for what became of every tensor")]
+
+
+@app.command("import")
+def import_folder(
+    folder: Annotated[str, typer.Argument(help="URI of a released folder; its name does not matter")],
+    out: Annotated[str, typer.Option(help="URI of the bundle to write")],
+    tower: Annotated[
+        str | None, typer.Option(help="safetensors file of the EVA-CLIP tower, where it is kept apart")
+    ] = None,
+    vision_size: Annotated[int, typer.Option(help="side to which shown images are scaled, pixels")] = 448,
+    report: Report = None,
+) -> None:
+    """Make a bundle of a released folder, tensor by tensor."""
+    from blip3o.convert.from_released import import_released
+
+    _tell(import_released(folder, out, tower=tower, vision_size=vision_size), out, report)
+
+
+@app.command("unpickle")
+def unpickle(
+    file: Annotated[Path, typer.Argument(help="a local pytorch_model.bin, such as the published EVA-CLIP tower")],
+    out: Annotated[str, typer.Option(help="URI of the safetensors file to write")],
+) -> None:
+    """Take the tensors, and nothing else, out of a PyTorch pickle, for `import --tower`."""
+    from blip3o.weights.unpickle import unpickle_tensors
+
+    print(f"wrote {out}: {unpickle_tensors(file, out)} tensors")
+
+
+@app.command("export")
+def export_bundle(
+    bundle: Annotated[str, typer.Argument(help="URI of a bundle")],
+    out: Annotated[str, typer.Option(help="URI of the folder to write")],
+    report: Report = None,
+) -> None:
+    """Write a bundle in the released layout, which upstream's code loads."""
+    from blip3o.convert.to_released import export_released
+
+    _tell(export_released(bundle, out), out, report)
+
+
+def _tell(keys: "KeyReport", out: str, report: str | None) -> None:
+    from blip3o import storage
+
+    print(f"wrote {out}: {keys.summary}")
+    for reason, count in Counter(keys.ignored.values()).items():
+        print(f"  ignored {count}: {reason}")
+    for name in keys.unknown:
+        print(f"  unknown, left out: {name}")
+    if report is not None:
+        storage.write_bytes(report, json.dumps(asdict(keys), indent=1).encode())

@@ -1,0 +1,64 @@
+"""A bundle as a model of lmms-eval, in its process: `python -m lmms_eval --model blip3o --model_args bundle=URI …`.
+
+lmms-eval (0.7) finds it by the entry point `lmms_eval.models`. It is none of this project's dependencies, and nothing
+else imports this module: `make lmms` builds an environment that holds both. A server needs none of it, since lmms-eval
+speaks its API as it is (`--model openai`; `python -m jobs.lmms`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+from tqdm import tqdm
+
+import blip3o
+from blip3o.data.text.templates import Turn
+from blip3o.errors import RequestError
+from blip3o.inference import Pipeline
+
+MAX_NEW_TOKENS = 32  # of a task that names no limit
+
+
+def manifest() -> ModelManifest:
+    """What the entry point gives: the model `blip3o`."""
+    return ModelManifest(model_id="blip3o", simple_class_path=f"{__name__}.Blip3o")
+
+
+class Blip3o(lmms):
+    """Greedy replies of a bundle to a task's questions, one picture each or none."""
+
+    def __init__(self, bundle: str, *, batch_size: int | str = 1, device: str | None = None) -> None:
+        """`batch_size` and `device` are lmms-eval's own arguments: the bundle's width and the CPU hold here."""
+        super().__init__()
+        self._pipeline = blip3o.load(bundle)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """A reply to each request. Raises `RequestError` for one with several pictures."""
+        return [self._reply(*request.args) for request in tqdm(requests, desc="replies")]
+
+    def _reply(
+        self, question: str, options: dict[str, Any], pictures: Callable[..., Any], row: int, task: str, split: str
+    ) -> str:
+        return reply(self._pipeline, question, pictures(self.task_dict[task][split][row]), options)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Not offered: raises `RequestError`."""
+        raise RequestError("blip3o replies with text: choose a task whose output_type is generate_until")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Not offered: raises `RequestError`."""
+        raise RequestError("blip3o replies once: choose a task whose output_type is generate_until")
+
+
+def reply(pipeline: Pipeline, question: str, pictures: Sequence[Image.Image], options: dict[str, Any]) -> str:
+    """The greedy reply to a question, cut before the first of the task's `until`."""
+    if len(pictures) > 1:
+        raise RequestError(f"{len(pictures)} pictures with a question: this model looks at one")
+    turns = [Turn(role="user", text=question)]
+    limit = options.get("max_new_tokens", MAX_NEW_TOKENS)
+    said = pipeline.chat(turns, image=pictures[0] if pictures else None, max_new_tokens=limit)
+    for stop in options.get("until") or ():
+        said = said.split(stop, 1)[0]
+    return said

@@ -1,0 +1,61 @@
+"""What a demo proves beside its figures: scenes by GenEval's rules with every control, and understanding that
+generation training left as it was.
+
+Both are measured: the first by the benchmark job, the second by asking the weights of the understand stage, which no
+later stage has touched, what the final bundle is asked.
+"""
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from blip3o import storage
+from blip3o.config.recipe import Recipe
+from blip3o.evaluate.benchmark.plan import Plan
+from blip3o.evaluate.benchmark.registry import entry
+from blip3o.evaluate.metrics import understanding
+from jobs.evaluate import answers
+from jobs.evaluation.bundle_target import BundleTarget, digest
+from jobs.evaluation.command import run
+from jobs.export import export
+
+if TYPE_CHECKING:
+    from jobs.evaluate import Evaluation
+
+WIDTH = 30  # images that are drawn together
+
+
+def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
+    """The `scenes` suite on the first `items` held-out scenes, its files in a folder of the bundle's own below `out`.
+
+    `overall` and its `families`; the controls `shuffled` (other captions), `untrained` (fresh weights) and
+    `upper_bound` (true features through the decoder); `n`. Goes on from what is there. Raises `BundleError`.
+    """
+    target = BundleTarget(bundle=bundle, width=WIDTH, actors=0)
+    folder = storage.normalize(storage.join(out, digest(bundle)[:12]))
+    suite = entry("scenes")
+    untrained = replace(target, untrained=True)
+    run(Plan(out=folder, entries=(suite,), target=target, untrained=untrained, limit=items))
+    score = json.loads(storage.read_bytes(storage.join(folder, suite.suite.name, "score.json")))
+    return {
+        "overall": score["overall"],
+        **score["controls"],
+        "families": score["categories"],
+        "interval": score["interval"],
+        "n": score["coverage"]["n_scored"],
+        "judge": score["judge"]["id"],
+    }
+
+
+def understanding_before(recipe: Recipe, runs: list[str], out: str, after: "Evaluation") -> dict[str, Any]:
+    """What the understand stage's own weights (of `runs`, as a bundle at `out`) answer to the evaluation's questions.
+
+    `accuracy` and `n` as in the evaluation's scores, and how many of all replies are the same words as `after`
+    (`same_replies` of `replies`). Raises `CheckpointError` for a run that has not finished.
+    """
+    export(recipe, runs, out, parts=("backbone",))
+    before = answers(recipe, out)
+    scores = understanding.score(before, seed=recipe.evaluate.seed)
+    replies = [item.record.reply for item in after.images.answered]
+    same = sum(one.reply == reply for one, reply in zip(before, replies, strict=True))
+    return {"accuracy": scores["accuracy"], "n": scores["n"], "same_replies": same, "replies": len(replies)}

@@ -1,0 +1,145 @@
+"""Runs as a storage shows them: listed, compared, and one of them as a page. Their files are made by those who write
+them."""
+
+import io
+import json
+import re
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from blip3o import storage
+from blip3o.errors import StorageError
+from blip3o.runs.paths import ATTEMPTS, EVENTS, recipe_uri, validation_uri
+from blip3o.runs.rows import with_rates
+from blip3o.train.metrics.trackers import open_sinks
+from blip3o.train.weights import final_uri, write_final
+from jobs.cli import app
+from jobs.commands.runs import compare, list_runs, read_rows
+from tests.recipes import recipe
+
+STEPS = 6
+
+
+def rows(count, *, begin=0):
+    for step in range(begin, count):
+        row = {"step": step, "loss": 1 / (step + 1), "loss/flow": 1 / (step + 1), "grad_norm": 1.0, "lr": 0.1}
+        work = {"samples": 8, "tokens": 90, "flops/dit": 3e9, "flops/prompt": 1e9}
+        clock = {"time": 1e9 + step, "seconds": 0.5, "data_wait": 0.1, "checkpoint_stall": 0.1, "memory_bytes": 2e9}
+        yield with_rates({**row, **work, **clock}, peak_flops=1e11)
+
+
+def write(base, name, groups=(), **sections):
+    made = recipe(run={"name": name, "storage": base}, optim={"steps": STEPS}, **sections)
+    storage.write_bytes(recipe_uri(base, name), json.dumps(made.model_dump(mode="json")).encode())
+    for sink in open_sinks(made):
+        for group in groups:
+            sink.write(group)
+
+
+@pytest.fixture
+def base(tmp_path):
+    uri = str(tmp_path / "runs")
+    write(uri, "whole", [list(rows(4)), list(rows(6, begin=4))])
+    write_final(final_uri(uri, "whole"), {}, {})
+    write(uri, "going", [list(rows(3))], parallel={"threads": 3})
+    write(uri, "begun")
+    storage.write_bytes(f"{uri}/a-pipeline/snapshot.json", b"{}")  # a folder of Ray Train's, and no run
+    return uri
+
+
+def add_history(base, run):
+    for step, flow in ((2, 0.7), (4, 0.5)):
+        bins = {"validation/flow/0-0.5": flow - 0.1, "validation/flow/0.5-1": flow + 0.1}
+        found = {"step": step, "validation/flow": flow, "validation/loss": flow, **bins}
+        storage.write_bytes(validation_uri(base, run, step), json.dumps(found).encode())
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(buffer, "PNG")
+        storage.write_bytes(validation_uri(base, run, step, suffix="png"), buffer.getvalue())
+    event = {"time": 1e9 + 2, "kind": "checkpoint", "step": 3, "message": "shard <0> is missing"}
+    attempt = {"step": 1, "workers": 2, "began": 1e9, "first_step": 1e9 + 4.25}
+    storage.write_bytes(f"{base}/{run}/{EVENTS}/1.json", json.dumps(event).encode())
+    storage.write_bytes(f"{base}/{run}/{ATTEMPTS}/1.json", json.dumps(attempt).encode())
+
+
+def run_cli(*arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_runs_are_listed_with_how_far_they_are(base):
+    found = {state.run: state for state in list_runs(base)}
+    assert sorted(found) == ["begun", "going", "whole"]
+    assert [(it.finished, it.done, it.steps) for it in found.values()] == [(False, 0, 6), (False, 3, 6), (True, 6, 6)]
+    assert found["going"].loss == pytest.approx(1 / 3)
+    assert (found["begun"].loss, found["begun"].age) == (None, None)
+    lines = run_cli("runs", "--storage", base).splitlines()
+    assert lines[0].split() == ["begun", "generate", "unfinished", "0/6"]
+    assert re.fullmatch(r"going +generate +unfinished +3/6  loss 0.3333  \d+ d ago", lines[1])
+    assert lines[2].split() == ["whole", "generate", "finished", "6/6", "loss", "0.1667"]
+    assert json.loads(run_cli("runs", "--storage", base, "--json"))[2]["run"] == "whole"
+    assert "no runs under" in run_cli("runs", "--storage", f"{base}-of-nobody")
+
+
+def test_two_runs_are_compared_by_their_recipes(base):
+    differing = compare(base, "whole", "going")
+    assert differing == {"run.name": ("whole", "going"), "parallel.threads": (1, 3)}
+    assert "parallel.threads: 1 → 3" in run_cli("runs", "--storage", base, "--diff", "whole", "going")
+    assert compare(base, "whole", "whole") == {}
+
+
+def test_rows_that_were_written_in_two_cuts_count_once_the_newest_first(base):
+    again = [row | {"time": row["time"] + 50} for row in rows(5, begin=2)]
+    write(base, "whole", [again])
+    found = read_rows(base, "whole")
+    assert [row["step"] for row in found] == list(range(6))
+    assert [row["time"] - 1e9 for row in found] == [0, 1, 52, 53, 54, 5]
+
+
+def test_the_page_of_a_run_stands_alone_and_tells_its_history(base, tmp_path):
+    add_history(base, "whole")
+    out = tmp_path / "pages" / "whole.html"
+    assert "wrote" in run_cli("report", "whole", "--storage", base, "--out", str(out))
+    page = out.read_text()
+    assert "Stage generate, 6 of 6 steps, finished." in page
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == [
+        "Training", "Speed", "Where the operations go", "Validation", "Drawings", "Events", "Recipe",
+    ]  # fmt: skip
+    assert page.count("<svg") == 3
+    assert "flow by noise level" in page
+    assert "0.5-1" in page
+    assert page.index("after 4 steps") < page.index("after 2 steps")
+    assert "75.0 %" in page  # the DiT's share of operations
+    assert "2 workers; step 1 done 4.2 s later" in page
+    assert "shard &lt;0&gt; is missing" in page
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_a_run_that_has_just_begun_has_a_page_too(base, tmp_path):
+    out = tmp_path / "begun.html"
+    run_cli("report", "begun", "--storage", base, "-o", str(out))
+    assert re.findall(r"<h2>(.*?)</h2>", out.read_text()) == ["Recipe"]
+
+
+def test_a_page_goes_to_a_uri_and_is_named_as_given(base, s3):
+    assert run_cli("report", "begun", "--storage", base, "--out", f"{s3}/pages/begun.html") == (
+        f"wrote {s3}/pages/begun.html\n"
+    )
+    assert b"<h2>Recipe</h2>" in storage.read_bytes(f"{s3}/pages/begun.html")
+
+
+@pytest.mark.parametrize("out", ["{folder}", "/proc/x/y.html", "{folder}/file/y.html"])
+def test_a_page_that_cannot_be_written_is_an_error_of_one_line(base, tmp_path, out):
+    storage.write_bytes(f"{tmp_path}/folder/file", b"")
+    uri = out.format(folder=tmp_path / "folder")
+    result = CliRunner().invoke(app, ["report", "begun", "--storage", base, "--out", uri])
+    assert isinstance(result.exception, StorageError)
+    assert re.fullmatch(f"{uri}: .+", str(result.exception))
+
+
+def test_a_run_that_is_not_there_is_named(base):
+    result = CliRunner().invoke(app, ["report", "nobody", "--storage", base])
+    assert "has no run 'nobody'" in str(result.exception)

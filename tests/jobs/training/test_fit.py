@@ -1,0 +1,105 @@
+"""What a fit asks of Ray, and what it says of itself afterwards, as plain values."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+
+from blip3o.config.pipeline import Pipeline
+from blip3o.data.stream import data_config
+from blip3o.errors import ConfigError
+from jobs.training.fit import FitPlan, scaling, sharing, stream_encoders
+from jobs.training.worker import summarize
+from tests import recipes
+from tests.jobs import world
+
+
+def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
+    labels = {"ray-subcluster": "training"}
+    asked = {"workers": 2, "cpus_per_worker": 3.0}
+    placed = scaling(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel, most=2)
+    assert (placed.num_workers, placed.use_gpu, placed.label_selector) == (2, False, labels)
+    assert placed.resources_per_worker == {"CPU": 3.0, "GPU": 0}
+    assert scaling(recipes.recipe(parallel=asked).parallel, most=2).label_selector is None
+
+
+def test_workers_may_be_a_range_that_ends_where_they_can_share_a_step():
+    asked = {"workers": {"min": 2, "max": 12}}
+    stages = [recipes.recipe(run={"name": f"m{m}"}, optim={"micro_batches": m}, parallel=asked) for m in (12, 24)]
+    pipeline = Pipeline(name="p", stages=tuple(stages))
+    assert scaling(stages[0].parallel, most=12).num_workers == (2, 12)
+    assert [sharing(pipeline, count) for count in (12, 11, 6, 5, 3, 2)] == [12, 6, 6, 4, 3, 2]
+    assert scaling(stages[0].parallel, most=2).num_workers == 2
+    with pytest.raises(ConfigError, match="micro_batches 12 is not a multiple of parallel.workers 5"):
+        recipes.recipe(optim={"micro_batches": 12}, parallel={"workers": {"min": 5, "max": 12}})
+    with pytest.raises(ConfigError, match="min 3 is above max 2: swap them"):
+        recipes.recipe(parallel={"workers": {"min": 3, "max": 2}})
+
+
+DECODE, ENCODE = {"kind": "decode"}, {"kind": "encode"}
+
+
+def plan(features="stream", **parallel):
+    made = recipes.recipe(data={"features": features}, stage={"name": "generate"}, parallel=parallel)
+    return FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
+
+
+@pytest.mark.parametrize(("encoding", "both"), [(ENCODE, None), ({}, None), (DECODE, DECODE)])
+def test_encoders_of_the_stream_have_labels_of_their_own(encoding, both):
+    """What the whole data set asks for, no operator of it can drop: so that is no more than all of them want."""
+    encoders = stream_encoders(plan(data_labels=DECODE, encoder_labels=encoding))
+    assert encoders.labels == encoding
+    assert data_config(DECODE, encoders)._user_execution_options.label_selector == both
+
+
+MAKES_A_MICRO_BATCH = """
+import json, sys
+from jobs.training.fit import FitPlan, staged_micro_batches
+plan = FitPlan(**json.load(sys.stdin))
+made = staged_micro_batches(plan.pipeline(), plan.features)(0)
+print(len(made["input_ids"]), "torch" in sys.modules)
+"""
+
+
+def test_who_makes_micro_batches_does_not_load_pytorch(base):
+    """Which would be a second of each start, and memory in every process that decodes."""
+    made = world.recipe(base)
+    told = FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
+    command = [sys.executable, "-c", MAKES_A_MICRO_BATCH]
+    done = subprocess.run(command, input=json.dumps(asdict(told)), capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(made.optim.micro_batch), "False"], done.stderr
+
+
+def test_without_encoders_the_whole_stream_has_the_labels_of_decoding():
+    assert stream_encoders(plan("online", data_labels=DECODE, encoder_labels=ENCODE)) is None
+    assert data_config(DECODE)._user_execution_options.label_selector == DECODE
+
+
+def test_a_stream_over_two_subclusters_is_refused():
+    """Ray Data would count no node of the second one, and its actors would wait for ever."""
+    labels = {"ray-subcluster": "preprocess"}
+    with pytest.raises(ConfigError, match="data_labels has preprocess, parallel.encoder_labels None: give both"):
+        plan(data_labels=labels)
+    assert plan(data_labels=labels, encoder_labels=labels | ENCODE)
+    assert plan("online", data_labels=labels)
+
+
+def test_stages_whose_labels_differ_are_no_pipeline():
+    stages = [recipes.recipe(run={"name": kind}, parallel={"data_labels": {"kind": kind}}) for kind in ("a", "b")]
+    with pytest.raises(ConfigError, match="the stages differ in parallel.data_labels"):
+        Pipeline(name="p", stages=tuple(stages))
+
+
+def test_a_summary_tells_how_long_steps_wait_for_data():
+    made = recipes.recipe(optim={"steps": 100})
+    rows = [
+        {"step": n, "loss": 1.0 - n / 100, "seconds": 0.5, "data_wait": 0.001 * n, "checkpoint_stall": 0.25}
+        for n in range(100)
+    ]
+    summary = summarize(made, rows, workers=2)
+    assert summary.data_wait_fraction == pytest.approx(4.95 / 50)
+    assert (summary.data_wait_p50, summary.data_wait_p95) == pytest.approx((0.0495, 0.09405))
+    assert summary.checkpoint_stall == 25
+    assert (summary.first_loss, summary.last_loss) == pytest.approx((0.955, 0.055))

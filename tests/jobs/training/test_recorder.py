@@ -1,0 +1,93 @@
+"""What rank 0 says of each step: rows in the store before a checkpoint counts, and no failure of a sink unheard."""
+
+import json
+import re
+import urllib.request
+
+import pytest
+import torch
+
+from blip3o import storage
+from blip3o.errors import StorageError
+from blip3o.runs.paths import metrics_folder, recipe_uri
+from blip3o.train.loop import StepRecord
+from jobs.commands.runs import read_rows
+from jobs.training.progress import board
+from jobs.training.recorder import Recorder, peak_flops
+from tests.jobs.test_train import wait_until
+from tests.recipes import recipe
+
+
+def record(step):
+    work = {"flops/dit": 4 * 10**9, "tokens": 50}
+    return StepRecord(
+        step=step,
+        loss=0.5,
+        terms={"flow": 0.5},
+        grad_norm=1.0,
+        lr=0.1,
+        samples=8,
+        seconds=0.5,
+        data_wait=0.0,
+        work=work,
+    )
+
+
+def made(storage_uri, **log):
+    return recipe(run={"storage": storage_uri, "name": "recorded"}, optim={"steps": 6}, log={"every": 2, **log})
+
+
+def steps_stored(tmp_path):
+    return [row["step"] for row in read_rows(str(tmp_path), "recorded")]
+
+
+@pytest.mark.parametrize(("flush", "before"), [(None, []), (2, [0, 1])])
+def test_rows_are_there_when_they_are_settled(ray_cluster, tmp_path, flush, before):
+    settings = made(str(tmp_path), flush=flush)
+    handle = board()
+    recorder = Recorder(settings, peak_flops=16e9)
+    for step in range(3):
+        recorder.add(step + 1, record(step))
+    recorder.settle()
+    assert steps_stored(tmp_path) == before
+    recorder.flush()
+    recorder.settle()
+    assert steps_stored(tmp_path) == [0, 1, 2]
+    recorder.close()
+    assert json.loads(storage.read_bytes(recipe_uri(str(tmp_path), "recorded"))) == settings.model_dump(mode="json")
+    assert ray_cluster.get(handle.ask.remote(["recorded"])) == {"recorded": {"step": 2, "loss": 0.5}}
+    [row, *_] = read_rows(str(tmp_path), "recorded")
+    assert (row["mfu"], row["samples_per_second"]) == (0.5, 16)
+
+
+def test_prometheus_finds_the_newest_values_at_rays_door(ray_cluster, tmp_path):
+    recorder = Recorder(made(str(tmp_path)), peak_flops=None)
+    recorder.add(2, record(1))
+    [node] = [node for node in ray_cluster.nodes() if node["Alive"]]
+    door = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    found = wait_until(
+        lambda: re.findall(r"^ray_blip3o_train_flops_dit\{.*run=\"recorded\".*\} (.*)$", page(door), re.M)
+    )
+    assert [float(value) for value in found] == [4e9]
+    recorder.close()
+
+
+def page(address):
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        return answer.read().decode()
+
+
+def test_a_sink_that_fails_ends_the_run(ray_cluster, tmp_path):
+    recorder = Recorder(made(str(tmp_path)), peak_flops=None)
+    (tmp_path / "recorded" / "metrics").write_text("a file where the folder of rows should be")
+    assert metrics_folder(str(tmp_path), "recorded") == str(tmp_path / "recorded" / "metrics")
+    recorder.add(1, record(0))
+    recorder.flush()
+    with pytest.raises(StorageError, match="metrics"):
+        recorder.settle()
+
+
+def test_the_recipes_word_on_the_peak_counts_for_every_worker():
+    cpu = torch.device("cpu")
+    assert peak_flops(recipe(parallel={"peak_tflops": 0.5}), cpu, workers=4) == 2e12
+    assert peak_flops(recipe(), cpu, workers=4) is None

@@ -1,0 +1,274 @@
+"""Stored features are those that the trainer would compute, from the weights it would load: equal loss, to the bit."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from blip3o import storage
+from blip3o.data.batches import Task, build_micro_batches
+from blip3o.data.features.files import lacking, read_header, record_range, write_provenance
+from blip3o.data.features.records import to_float
+from blip3o.data.shards.ledger import read_ledger
+from blip3o.data.shards.manifest import read_manifest
+from blip3o.data.text.tokenizer import ChatTokenizer
+from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
+from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.train.features.encode import AGAIN_FP32, STAGE, ShardEncoder, ahead
+from blip3o.train.features.encoder import FeatureCache, FeatureMaker, require_encoder
+from blip3o.train.loop import to_batch
+from blip3o.train.stages import stage_of
+from blip3o.train.weights import final_uri, read_final, write_final
+from jobs.training.worker import prepare_module
+from tests.evaluate.world import add_source, scenes
+from tests.jobs import world
+
+SCENES = 22  # shards of ten, so that their last batches are not full
+BATCHES = 4
+CPU = torch.device("cpu")
+
+
+def made(base, *, dtype=None, features="cache", **sections):
+    data = {
+        "root": f"{base}/data",
+        "max_length": 96,
+        "sources": [{"name": "scenes", "shards": "scenes/part-*.tar"}],
+        "features": features,
+        "feature_dtype": dtype,
+    }
+    return world.recipe(str(base), data=data, **sections)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Scenes, a tokenizer, the weights to start from, and features as the encoder computes them."""
+    folder = tmp_path_factory.mktemp("encoding")
+    content = scenes("train", size=SCENES)
+    add_source(f"{folder}/data", "scenes", content)
+    texts = [caption for scene in content for caption in scene.record["captions"]]
+    storage.write_bytes(f"{folder}/data/tokenizer.json", ChatTokenizer.train(texts, 512).to_bytes())
+    world.write_finals(made(folder))
+    store(made(folder))
+    return folder
+
+
+def encoder_of(recipe):
+    cache = FeatureCache.of(recipe)
+    ((manifest, folder),) = cache.sources()
+    maker = FeatureMaker(recipe, CPU)
+    width = recipe.optim.micro_batch
+    return cache, ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, width=width, threads=2)
+
+
+def store(recipe):
+    cache, work = encoder_of(recipe)
+    write_provenance(work.folder, cache.provenance)
+    footers = [work.write(shard.shard) for shard in work.manifest.shards]
+    return cache, work, footers
+
+
+def module_of(recipe):
+    tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(f"{recipe.data.root}/tokenizer.json"))
+    return prepare_module(recipe, tokenizer)
+
+
+def batches(recipe, sha256=None):
+    build = build_micro_batches(recipe, stage_of(recipe).task, sha256)
+    return [build(number) for number in range(BATCHES)]
+
+
+def losses(recipe, sha256=None):
+    """Loss and gradient's norm of some micro-batches."""
+    module = module_of(recipe)
+    found = []
+    for arrays in batches(recipe, sha256):
+        module.zero_grad()
+        loss = sum(module(to_batch(arrays, pad_id=0, device=CPU)).values())
+        loss.backward()
+        norm = sum(float(p.grad.double().square().sum()) for p in module.parameters() if p.grad is not None)
+        found.append((loss.item(), norm**0.5))
+    return found
+
+
+STAGES = {
+    "flow": {"stage": {"name": "generate", "start_from": ["world-encoder", "world-understand"]}},
+    "pixels": {"stage": {"name": "decoder", "start_from": ["world-encoder"]}},
+}
+
+
+@pytest.mark.parametrize("sections", STAGES.values(), ids=STAGES)
+def test_the_loss_from_stored_features_is_the_online_loss_to_the_bit(base, sections):
+    cached = made(base, **sections)
+    sha256 = FeatureCache.of(cached).sha256
+    assert losses(cached, sha256) == losses(made(base, features="online", **sections))
+    assert not hasattr(module_of(cached).model, "encoder")
+
+
+# Of the loss. Measured on the four micro-batches: up to 2.1e-4 (bf16), 1.5e-5 (fp16), 2.2e-4 (int8).
+TOLERANCE = {"bf16": 1e-3, "fp16": 1e-4, "int8": 1e-3}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_smaller_records_cost_a_loss_and_an_error_that_are_stated(base, dtype):
+    recipe = made(base, dtype=dtype)
+    cache, work, footers = store(recipe)
+    online = losses(made(base, features="online"))
+    for (loss, _), (expected, _) in zip(losses(recipe, cache.sha256), online, strict=True):
+        assert loss != expected
+        assert loss == pytest.approx(expected, rel=TOLERANCE[dtype])
+    assert [footer.encoded for footer in footers] == [10, 10, 2]
+    assert all(0 < footer.relative_error < {"bf16": 2e-3, "fp16": 3e-4, "int8": 1e-2}[dtype] for footer in footers)
+    assert work.verify(0) == footers[0]
+
+
+def test_an_encoder_beside_the_trainers_gives_the_same_column(base):
+    recipe = made(base, features="stream")
+    maker = FeatureMaker(recipe, CPU)
+    sha256 = FeatureCache.of(made(base)).sha256
+    for streamed, cached in zip(batches(recipe), batches(made(base), sha256), strict=True):
+        assert set(cached) == {"features", *streamed} - {"encoder_pixels"}
+        assert np.array_equal(maker.column(streamed["encoder_pixels"]), cached["features"])
+        assert np.array_equal(streamed["draw_key"], cached["draw_key"])
+
+
+def test_what_bf16_arithmetic_makes_is_kept_whole_and_travels_as_its_bits(base):
+    recipe = made(base, parallel={"precision": "bf16"})
+    cache, work, footers = store(recipe)
+    assert (cache.provenance["dtype"], cache.provenance["stored"]["dtype"]) == ("bfloat16", "bf16")
+    assert [footer.relative_error for footer in footers] == [0, 0, 0]
+    assert work.verify(1) == footers[1]
+    encoder = module_of(made(base, features="online")).model.encoder.bfloat16()
+    (pixels, *_), (cached, *_) = batches(made(base, features="stream")), batches(recipe, cache.sha256)
+    assert cached["features"].dtype == np.uint16
+    with torch.no_grad():
+        online = encoder(torch.tensor(pixels["encoder_pixels"]))
+    assert torch.equal(to_batch({"features": cached["features"]}, pad_id=0, device=CPU)["features"], online)
+    assert np.array_equal(FeatureMaker(recipe, CPU).column(pixels["encoder_pixels"]), cached["features"])
+
+
+def test_provenance_is_that_of_the_encoder_itself(base):
+    cache = FeatureCache.of(made(base))
+    online = module_of(made(base, features="online")).model.encoder.provenance()
+    stored = cache.provenance.pop("stored")
+    assert cache.provenance == json.loads(json.dumps(online.__dict__))
+    assert stored == {"dtype": "fp32", "tokens": 4, "channels": 16}
+    assert FeatureMaker(made(base), CPU).weights_sha256 == online.weights_sha256
+
+
+def test_another_encoder_is_refused_by_its_weights(base):
+    other = UnifiedModel(made(base).model, image_token_id=5, parts=("encoder",), max_length=96)
+    initialize(other, 99)
+    uri = final_uri(made(base).run.storage, "other-encoder")
+    write_final(uri, dict(other.named_parameters()), {"run": "other-encoder", "identity": "x"})
+    stage = {"name": "generate", "start_from": ["world-encoder", "world-understand", "other-encoder"]}
+    asked = FeatureCache.of(made(base, stage=stage))
+    held, wanted = FeatureCache.of(made(base)).provenance["weights_sha256"], asked.provenance["weights_sha256"]
+    with pytest.raises(DataError, match=f"weights_sha256 {held} where the recipe has {wanted}: run `python -m jobs.e"):
+        asked.require()
+    FeatureCache.of(made(base)).require()
+
+
+def test_an_encoder_that_is_not_there_yet_is_named(base):
+    missing = made(base, stage={"name": "generate", "start_from": ["world-understand"]})
+    with pytest.raises(ConfigError, match=r"stage.start_from \(world-understand\) holds no encoder\.\w"):
+        require_encoder(missing)
+    unfinished = made(base, features="stream", stage={"name": "generate", "start_from": ["world-encoder", "later"]})
+    with pytest.raises(
+        ConfigError, match="'stream' needs the encoder's .* run 'later' in stage.start_from has not fin"
+    ):
+        require_encoder(unfinished)
+    tensors, _ = read_final(final_uri(missing.run.storage, "world-encoder"))
+    changed = {name: tensor[..., :1] for name, tensor in tensors.items()}
+    write_final(final_uri(missing.run.storage, "narrow"), changed, {"run": "narrow", "identity": "x"})
+    with pytest.raises(CheckpointError, match=r"narrow/final: encoder.\S+ has shape .* use the same model preset"):
+        require_encoder(made(base, stage={"name": "generate", "start_from": ["narrow"]}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "features", "message"),
+    [
+        ({"stage": {"name": "understand"}}, "cache", "'cache' stores or streams .* stage 'understand'"),
+        ({"stage": {"name": "encoder"}}, "stream", "'stream' stores or streams .* leave data.features at online"),
+    ],
+)
+def test_stages_without_a_frozen_encoder_take_no_features(base, sections, features, message):
+    with pytest.raises(ConfigError, match=message):
+        made(base, features=features, **sections)
+    with pytest.raises(ConfigError, match="feature_dtype int8 is of stored features, and data.features is 'online'"):
+        made(base, features="online", dtype="int8")
+
+
+def test_a_damaged_image_has_no_features_and_is_replaced_as_online(base, tmp_path):
+    content = scenes("train", size=SCENES)
+    root = f"{tmp_path}/data"
+    add_source(root, "scenes", content)
+    storage.write_bytes(f"{root}/tokenizer.json", storage.read_bytes(f"{base}/data/tokenizer.json"))
+    world.write_finals(made(tmp_path))
+    manifest = read_manifest(f"{root}/manifests/scenes")
+    # Damaged after it was indexed, in place: size and version of the file are those of the manifest.
+    uri = manifest.shards[0].uri
+    whole = storage.read_bytes(uri)
+    at = whole.index(content[3].image)
+    storage.write_bytes(uri, whole[:at] + bytes(len(content[3].image)) + whole[at + len(content[3].image) :])
+    cache, work, footers = store(made(tmp_path))
+    assert (footers[0].encoded, footers[0].absent) == (9, 1)
+    (entry,) = read_ledger(f"{work.folder.uri}/ledger")
+    assert (entry.uid, entry.stage) == ("scenes/0/3", STAGE)
+    assert work.verify(0) == footers[0]
+    online, cached = batches(made(tmp_path, features="online")), batches(made(tmp_path), cache.sha256)
+    assert [one["draw_key"].tolist() for one in online] == [one["draw_key"].tolist() for one in cached]
+
+
+def test_verifying_finds_what_is_damaged_and_what_is_of_other_images(base, tmp_path):
+    recipe = made(base, dtype="fp16")
+    cache, work, footers = store(recipe)
+    uri = work.folder.file(1)
+    whole = storage.read_bytes(uri)
+    offset, size = record_range(work.folder.record, 4)
+    storage.write_bytes(uri, whole[:offset] + b"\x01" + whole[offset + 1 :])
+    assert not lacking(work.folder, work.manifest)
+    with pytest.raises(StorageError, match=r"00001.bin: the features of row 4 are damaged"):
+        work.verify(1)
+    swapped = whole[offset + size : offset + 2 * size] + whole[offset : offset + size]
+    storage.write_bytes(uri, whole[:offset] + swapped + whole[offset + 2 * size :])
+    with pytest.raises(DataError, match="features of rows 0 to 7, encoded again, differ by .* is allowed: delete"):
+        work.verify(1)
+    storage.write_bytes(uri, whole[:offset] + work.folder.record.absent + whole[offset + size :])
+    with pytest.raises(DataError, match="row 4 has features, or an image, where the other is missing"):
+        work.verify(1)
+    storage.write_bytes(uri, whole)
+    assert work.verify(1) == footers[1]
+    assert footers[1].relative_error + AGAIN_FP32 < 1e-3
+    assert read_header(uri) == work.folder.header(work.manifest.shards[1])
+
+
+def test_a_record_does_not_depend_on_the_rows_around_it(base):
+    """A shard of ten in batches of eight: the last two are encoded as in a batch of eight of their own."""
+    recipe = made(base)
+    _, work = encoder_of(recipe)
+    alone = replace(work, encode=lambda pixels: np.stack([work.encode(pixels[[i] * 8])[0] for i in range(8)]))
+    rows = [dict(which._features(0, range(10))) for which in (work, alone)]
+    assert all(np.array_equal(rows[0][row], rows[1][row]) for row in range(10))
+
+
+def test_work_ahead_keeps_its_order_and_passes_errors_on():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(ahead(pool, lambda number: number * number, range(20))) == [number * number for number in range(20)]
+        with pytest.raises(ZeroDivisionError):
+            list(ahead(pool, lambda number: 1 // (5 - number), range(20)))
+
+
+def test_cached_rows_of_the_decoder_stage_keep_their_pixels(base):
+    recipe = made(base, **STAGES["pixels"])
+    (first, *_) = batches(recipe, FeatureCache.of(recipe).sha256)
+    assert stage_of(recipe).task is Task.PIXELS
+    assert {name: first[name].shape for name in first} == {
+        "features": (8, 4, 16),
+        "decoder_pixels": (8, *[recipe.model.decoder.image_size] * 2, 3),
+        "draw_key": (8,),
+    }
+    assert to_float(first["features"]).dtype == np.float32

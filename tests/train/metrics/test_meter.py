@@ -1,0 +1,93 @@
+"""The work of a step by formula against torch's counter over the real step, forward and backward, of every stage."""
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from blip3o.data.text.templates import IGNORE
+from blip3o.runs.rows import FLOPS
+from blip3o.train.metrics.meter import Meter
+from blip3o.train.objectives import build_stage_module
+from blip3o.train.stages import freeze, stage_of
+from tests.model.families import FAMILIES, QWEN_VISION
+from tests.model.helpers import IMAGE_TOKEN, PAD
+from tests.model.variants import VARIANTS, variant
+from tests.recipes import recipe
+from tests.train.test_objectives import ROWS, batch
+
+LATENT_DECODERS = ("sdxl", "sana")
+STEPS = [(name, "generate") for name in VARIANTS if name not in LATENT_DECODERS]
+STEPS += [("clip_flow", stage) for stage in ("encoder", "understand", "instruct", "joint", "decoder")]
+STEPS += [(name, "decoder") for name in LATENT_DECODERS]
+
+
+def counted(made, whole):
+    """What torch's counter sees of a micro-batch's step; attention as its matrix products, which it counts exactly."""
+    module = build_stage_module(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)
+    freeze(module.model, stage_of(made))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        sum(module(whole).values()).backward()
+    return counter.get_total_flops()
+
+
+def metered(made, whole):
+    return Meter(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)(whole)
+
+
+def total(work):
+    return sum(value for name, value in work.items() if name.startswith(FLOPS))
+
+
+@pytest.mark.parametrize(("name", "stage"), STEPS)
+def test_the_parts_of_a_step_are_what_torch_counts(name, stage):
+    draws = 3 if stage == "generate" and name != "clip_mse" else 1
+    made = recipe(model=variant(name), stage={"name": stage, "noise_draws": draws})
+    whole = batch(stage)
+    assert total(metered(made, whole)) == counted(made, whole)
+
+
+def with_backbone(config, stage):
+    """A step of a backbone, and its micro-batch: for a stage with images, as many image tokens as its tower makes."""
+    sizes = config.model_dump() | {"vocab_size": 1024}
+    made, whole = recipe(model={"backbone": sizes}, stage={"name": stage}), batch(stage)
+    if stage == "understand":
+        ids = whole["input_ids"].repeat(1, 2)
+        ids[ids == IMAGE_TOKEN] = 10
+        ids[:, 1 : 1 + config.image_tokens] = IMAGE_TOKEN
+        whole |= {"input_ids": ids, "labels": whole["labels"].repeat(1, 2)}
+    return made, whole
+
+
+@pytest.mark.parametrize(
+    ("family", "stage"),
+    [(name, "generate") for name in sorted(FAMILIES)] + [(name, "understand") for name in ("qwen2_5_vl", "qwen3")],
+)
+def test_every_family_of_backbones_is_counted(family, stage):
+    made, whole = with_backbone(FAMILIES[family], stage)
+    assert total(metered(made, whole)) == counted(made, whole)
+
+
+def test_windows_that_do_not_fill_the_image_are_smaller_at_its_edge():
+    vision = QWEN_VISION.model_copy(update={"window": 24})  # three merged patches of four
+    made, whole = with_backbone(FAMILIES["qwen2_5_vl"].model_copy(update={"vision": vision}), "understand")
+    assert total(metered(made, whole)) == counted(made, whole)
+
+
+def test_features_that_come_with_the_batch_cost_no_encoder():
+    made = recipe(stage={"name": "generate"})
+    whole = batch("generate")
+    online, cached = metered(made, whole), metered(made, whole | {"features": whole["draw_key"]})
+    assert set(online) - set(cached) == {"flops/encoder"}
+    assert cached == {name: value for name, value in online.items() if name != "flops/encoder"}
+
+
+def test_tokens_are_real_ones_and_logits_those_that_are_judged():
+    made = recipe(stage={"name": "understand"})
+    whole = batch("understand")
+    work = metered(made, whole)
+    assert work["tokens"] == ROWS * 16 - 4
+    fewer = whole | {"labels": whole["labels"].clone()}
+    fewer["labels"][1:] = IGNORE
+    logits = {name: metered(made, it)["flops/logits"] for name, it in (("all", whole), ("one", fewer))}
+    assert logits["all"] == 7 * logits["one"]  # 3 x 8 + 4 positions, and 4
+    assert "tokens" not in metered(recipe(stage={"name": "decoder"}), {"draw_key": whole["draw_key"]})

@@ -1,0 +1,118 @@
+"""Rows and where they go: files that are replaced by the same ones, trackers that keep values by step."""
+
+import io
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from blip3o import settings, storage
+from blip3o.errors import ConfigError
+from blip3o.runs.paths import metrics_folder, tensorboard_folder
+from blip3o.runs.rows import reproducible, with_rates
+from blip3o.train.metrics.trackers import JsonLines, MlFlow, TensorBoard, WeightsAndBiases, open_sinks, require_sinks
+from tests.recipes import recipe
+from tests.train.events import read_events, read_scalars
+
+ROWS = [{"step": step, "loss": 1 / (step + 1), "lr": 0.5} for step in range(5)]
+
+
+def row(**columns):
+    return {"step": 0, "loss": 1.0, "samples": 8, "seconds": 2.0, "data_wait": 0.5, "memory_bytes": 1, **columns}
+
+
+def test_rates_are_per_second_and_shares_of_the_peak():
+    work = {"tokens": 600, "flops/dit": 30_000, "flops/prompt": 10_000}
+    made = with_rates(row(**work), peak_flops=100_000.0)
+    assert (made["samples_per_second"], made["tokens_per_second"]) == (4, 300)
+    assert made["mfu/dit"] == pytest.approx(0.15)
+    assert made["mfu"] == pytest.approx(0.2)
+    assert "mfu" not in with_rates(row(**work), peak_flops=None)
+    assert "tokens_per_second" not in with_rates(row(), peak_flops=1.0)
+
+
+def test_what_the_clock_decides_is_left_out_of_a_comparison():
+    made = with_rates(row(**{"loss/flow": 1.0, "tokens": 600, "flops/dit": 5}), peak_flops=1.0)
+    kept = {"step": 0, "loss": 1.0, "samples": 8, "loss/flow": 1.0, "tokens": 600, "flops/dit": 5}
+    assert reproducible(made | {"checkpoint_stall": 3.0}) == kept
+
+
+def test_json_lines_of_an_interval_are_replaced_by_the_same(tmp_path):
+    sink = JsonLines(str(tmp_path))
+    for group in (ROWS[:2], ROWS[2:], ROWS[2:]):
+        sink.write(group)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["step-00000002.jsonl", "step-00000005.jsonl"]
+    assert [json.loads(line) for file in files for line in file.read_text().splitlines()] == ROWS
+
+
+def test_tensorboard_has_each_step_once_though_groups_come_again(tmp_path):
+    sink = TensorBoard(str(tmp_path))
+    for group in (ROWS[:2], ROWS[2:], ROWS[2:]):
+        sink.write(group)
+    found = list(read_scalars(str(tmp_path)))
+    assert [(step, tag) for step, tag, _ in found] == [(it["step"], tag) for it in ROWS for tag in ("loss", "lr")]
+    losses = [value for _, tag, value in found if tag == "loss"]
+    assert losses == pytest.approx([it["loss"] for it in ROWS], rel=1e-6)  # TensorBoard keeps fp32
+
+
+def test_tensorboard_shows_a_picture(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), "red").save(buffer, "PNG")
+    TensorBoard(str(tmp_path), name="validation").write_image(7, "grid", buffer.getvalue(), size=(6, 4))
+    [event] = read_events(str(tmp_path))
+    [value] = event.summary.value
+    assert (event.step, value.tag) == (7, "grid")
+    shown = Image.open(io.BytesIO(value.image.encoded_image_string))
+    assert shown.size == (value.image.width, value.image.height) == (6, 4)
+
+
+def test_a_recipe_has_json_lines_and_the_sinks_that_it_names(tmp_path):
+    made = recipe(run={"storage": str(tmp_path)})
+    for sink in open_sinks(made):
+        sink.write(ROWS)
+        sink.close()
+    for folder in (metrics_folder, tensorboard_folder):
+        assert len(storage.list_files(folder(str(tmp_path), made.run.name))) == 1
+    assert len(list(open_sinks(recipe(log={"sinks": []})))) == 1
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])  # as if nothing were installed
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ConfigError, match=r"log.sinks names wandb, which is not installed: pip install 'blip3o\[wandb"):
+        require_sinks(recipe(log={"sinks": ["wandb"]}))
+
+
+def test_mlflow_keeps_the_values_of_a_run_by_step(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder is enough for a test
+    made = recipe(log={"sinks": ["mlflow"]})
+    for _ in range(2):  # the second is a resumed run
+        sink = MlFlow(made)
+        sink.write(ROWS)
+        sink.close()
+    client = mlflow.MlflowClient()
+    [run] = client.search_runs([client.get_experiment_by_name("blip3o").experiment_id])
+    history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "loss")}
+    assert history == {it["step"]: it["loss"] for it in ROWS}
+
+
+def test_mlflow_without_a_server_is_refused(monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI is not set: give the server's address"):
+        MlFlow(recipe(log={"sinks": ["mlflow"]}))
+
+
+def test_wandb_takes_rows_without_a_network(tmp_path):
+    wandb = pytest.importorskip("wandb")
+    settings.override({"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)})
+    sink = WeightsAndBiases(recipe(log={"sinks": ["wandb"]}))
+    sink.write(ROWS)
+    sink.close()
+    wandb.teardown()  # else its service would live as long as this process
+    [file] = tmp_path.rglob("*.wandb")
+    assert file.stat().st_size > 0
