@@ -45,7 +45,7 @@ def _recipe(root: str, arguments: argparse.Namespace, *, features: str, dtype: s
             root,
             data={"features": features, "feature_dtype": dtype},
             stage={"start_from": [ENCODER]},
-            optim={"steps": 1000, "micro_batch": arguments.batch},
+            optim={"steps": 1000, "micro_batch_size": arguments.batch},
             checkpoint={"every": 1000},
         )
     )
@@ -70,7 +70,7 @@ def _encode(recipe: Recipe) -> tuple[FeatureCache, dict[str, Any]]:
     """Stores the features of every shard; what that took and what it cost."""
     cache = FeatureCache.of(recipe)
     ((manifest, folder),) = cache.sources()
-    encode, width = FeatureMaker(recipe, CPU), recipe.optim.micro_batch
+    encode, width = FeatureMaker(recipe, CPU), recipe.optim.micro_batch_size
     work = ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=encode, width=width, threads=1)
     began = time.perf_counter()
     footers = [work.write(shard.shard) for shard in manifest.shards]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks._measure import in_turns, options, report
 from blip3o.config.backbone import BackboneConfig, VisionConfig
-from blip3o.model.activation_checkpointing import recompute_layers
+from blip3o.model.activation_checkpointing import checkpoint_layers
 from blip3o.model.backbone import Backbone, Prompt
 
 TOLERANCE = 1e-5  # of loss and gradient, relative, in fp32
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     ours, prompt = _backbone(arguments), _prompt(arguments)
     other = _backbone(arguments)
     other.load_state_dict(ours.state_dict())
-    recompute_layers(other.text.layers)
+    checkpoint_layers(other.text.layers)
     queries = nn.Parameter(torch.randn(arguments.queries, arguments.width))
     weight = torch.randn(arguments.batch, arguments.queries, arguments.width)
     fast, slow = (_step(model, prompt, queries, weight, full=full) for model, full in ((ours, False), (other, True)))

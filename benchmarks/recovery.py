@@ -54,9 +54,9 @@ def tree(base: str, name: str, *, zero: int, steps: int, workers: int | dict[str
         data={"root": f"{base}/data", "template": {"system": ""}},
         model={"preset": "nano"},
         stage={"start_from": list(START)},
-        optim={"steps": steps, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
-        parallel={"workers": workers, "zero_stage": zero, "cpus_per_data_task": 0.5},
-        checkpoint={"every": 5, "max_failures": 1000, "keep": 3, "notice_every": 2},
+        optim={"steps": steps, "warmup_steps": 2, "micro_batch_size": 8, "micro_batches": 2},
+        parallel={"workers": workers, "zero_stage": zero, "cpus_per_data_actor": 0.5},
+        checkpoint={"every": 5, "max_failures": 1000, "keep": 3, "preemption_check_every": 2},
         log={"every": 1},
         guard={"hang_seconds": HANG_S},
     )

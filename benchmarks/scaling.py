@@ -44,8 +44,8 @@ def _recipe(root: str, arguments: argparse.Namespace) -> Recipe:
         recipe_tree(
             root,
             stage={"start_from": list(START)},
-            optim={"steps": arguments.steps, "micro_batch": arguments.batch},
-            parallel={"cpus_per_data_task": 0.5},
+            optim={"steps": arguments.steps, "micro_batch_size": arguments.batch},
+            parallel={"cpus_per_data_actor": 0.5},
             checkpoint={"every": arguments.every, "max_failures": 0},
         )
     )
@@ -73,7 +73,7 @@ def _bare(recipe: Recipe, tokenizer: ChatTokenizer, steps: int) -> tuple[float, 
         optimizer.zero_grad()
         loss = module(batch)["flow"] / module.counts(batch)["flow"]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, recipe.optim.clip)
+        torch.nn.utils.clip_grad_norm_(trained, recipe.optim.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - began)

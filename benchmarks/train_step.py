@@ -24,7 +24,7 @@ from benchmarks._measure import all_in_turns, keep, options
 from blip3o.config.load import build_recipe, preset_model
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
-from blip3o.model.activation_checkpointing import recompute_layers
+from blip3o.model.activation_checkpointing import checkpoint_layers
 from blip3o.model.backbone import Prompt
 from blip3o.model.describe import META
 from blip3o.model.flops.counted import full_pass, measure, training
@@ -88,7 +88,7 @@ class PlainStep:
 
     def __init__(self, module: StageModule, recipe: Recipe) -> None:
         self.module, self.recipe = module, recipe
-        recompute_layers(module.model.backbone.text.layers)
+        checkpoint_layers(module.model.backbone.text.layers)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and the query states [B, N, H] twice: as they came from the backbone, and as the DiT took them.
@@ -189,7 +189,7 @@ def _recipe(arguments: argparse.Namespace, features: str) -> Recipe:
             },
             "model": MODEL,
             "stage": {"name": "generate"},
-            "optim": {"steps": 1000, "lr": 1e-4, "micro_batch": arguments.batch, "micro_batches": 1},
+            "optim": {"steps": 1000, "lr": 1e-4, "micro_batch_size": arguments.batch, "micro_batches": 1},
             "parallel": {"device": "cpu", "precision": "fp32"},
             "checkpoint": {"every": 1000},
         }

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
-from blip3o.config.fit import FitConfig
+from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import CROP, to_square
 from blip3o.data.text.templates import ChatTemplate, Turn
 from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
@@ -104,7 +104,7 @@ class Pipeline:
         """
         if self.model.config.decoder.kind != "autoencoder":
             self._need("encoder", "draws and chats, but encodes no images")
-        pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_fit)
+        pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
         return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
 
     @functools.cached_property
@@ -223,8 +223,8 @@ class Pipeline:
         mask = (torch.arange(self.max_length) < lengths[:, None]).long()
         return ids.to(self.device), mask.to(self.device)
 
-    def _pixels(self, images: Sequence[Image.Image], size: int, fit: FitConfig = CROP) -> Tensor:
-        return torch.from_numpy(np.stack([to_square(image, size, fit) for image in images])).to(self.device)
+    def _pixels(self, images: Sequence[Image.Image], size: int, resize: ResizeConfig = CROP) -> Tensor:
+        return torch.from_numpy(np.stack([to_square(image, size, resize) for image in images])).to(self.device)
 
     @property
     def _stop_ids(self) -> frozenset[int]:
@@ -239,7 +239,7 @@ class Pipeline:
         tensors = [ids, mask]
         if images is not None:
             backbone = self.model.config.backbone
-            tensors.append(self._pixels(images, backbone.image_size, backbone.image_fit))
+            tensors.append(self._pixels(images, backbone.image_size, backbone.image_resize))
         for count, rows in self._chunks(*tensors):
             yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 

@@ -86,7 +86,7 @@ def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = 
     for name, cost in costs.items():
         # A joint run has to learn to answer as well, with the operations that the others spent on it before.
         own = tflops * 1e12 - (before if stages[name].stage.name == "generate" else 0)
-        if own < cost * stages[name].optim.warmup * 2:
+        if own < cost * stages[name].optim.warmup_steps * 2:
             raise ConfigError(f"--tflops {tflops:g} leaves {own / cost:.0f} steps to {name}: give more")
         stages[name] = load_recipe(find_recipe(name), [*below, f"optim.steps={round(own / cost)}"])
     train_pipeline(Pipeline(name="ablation", stages=tuple(stages.values())))
@@ -179,14 +179,14 @@ def step_flops(recipe: Recipe) -> int:
     from blip3o.data.text.tokenizer_files import read_tokenizer_json
     from blip3o.runs.rows import FLOPS
     from blip3o.train.loop import to_batch
-    from blip3o.train.metrics.meter import Meter
+    from blip3o.train.metrics.meter import FlopsMeter
     from blip3o.train.stages import stage_of
 
     tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
     pad = tokenizer.ids[PAD]
     arrays = build_micro_batches(recipe, stage_of(recipe).task)(0)
     batch = to_batch(arrays, pad_id=pad, device=torch.device("cpu"))
-    work = Meter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=pad)(batch)
+    work = FlopsMeter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=pad)(batch)
     return sum(count for name, count in work.items() if name.startswith(FLOPS)) * recipe.optim.micro_batches
 
 

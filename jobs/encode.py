@@ -193,7 +193,7 @@ class _Actor:
                 manifest=manifest,
                 folder=folder,
                 encode=maker,
-                width=recipe.optim.micro_batch,
+                width=recipe.optim.micro_batch_size,
                 threads=max(int(self._pool.cpus), 1),
             )
         return self._encoder

@@ -88,7 +88,7 @@ def _pipeline(recipe: Recipe, bundle_uri: str) -> Pipeline:
     from blip3o.device import select
 
     # Training is over: the cores that its workers had are free.
-    torch.set_num_threads(recipe.parallel.most * recipe.parallel.threads)
+    torch.set_num_threads(recipe.parallel.max_workers * recipe.parallel.threads)
     return load_pipeline(bundle_uri, device=select(recipe.parallel.device), width=WIDTH)
 
 

@@ -41,7 +41,7 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
     recipe = recipe.online()
     torch.set_num_threads(recipe.parallel.threads)
     model = _target_model(recipe, name).to(select(recipe.parallel.device))
-    count = -(-images // recipe.optim.micro_batch)
+    count = -(-images // recipe.optim.micro_batch_size)
     mean, std = channel_statistics(_features(recipe, model, count))
     tensors = {"latent_scale.mean": mean, "latent_scale.std": std}
     tree = recipe.model_dump(mode="json")
@@ -53,7 +53,7 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
             "stage": "latents",
             "identity": hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest(),
             "recipe": tree,
-            "summary": {"images": count * recipe.optim.micro_batch},
+            "summary": {"images": count * recipe.optim.micro_batch_size},
         },
     )
     logger.info("%s: means %.3g … %.3g, deviations %.3g … %.3g", name, mean.min(), mean.max(), std.min(), std.max())

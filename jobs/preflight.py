@@ -59,11 +59,15 @@ def asked(pipeline: Pipeline) -> tuple[float, float]:
     from jobs.training.fit import streams_features
 
     parallel = pipeline.stages[0].parallel
-    encoders = parallel.encoders if streams_features(pipeline) else 0
-    cpus = parallel.fewest * parallel.cpus_per_worker + parallel.data_tasks * parallel.cpus_per_data_task
+    encoders = parallel.encoder_actors if streams_features(pipeline) else 0
+    cpus = parallel.min_workers * parallel.cpus_per_worker + parallel.data_actors * parallel.cpus_per_data_actor
     validated = [recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None]
-    cpus += encoders * parallel.cpus_per_encoder + max((it.cpus for it in validated), default=0)
-    devices = parallel.fewest + encoders * parallel.gpus_per_encoder + max((it.gpus for it in validated), default=0)
+    cpus += encoders * parallel.cpus_per_encoder_actor + max((it.cpus for it in validated), default=0)
+    devices = (
+        parallel.min_workers
+        + encoders * parallel.gpus_per_encoder_actor
+        + max((it.gpus for it in validated), default=0)
+    )
     gpus = devices * gpus_per_worker(parallel.device)
     return cpus, gpus
 
@@ -120,7 +124,7 @@ def of_ranks(pipeline: Pipeline) -> Check:
         _rank,
         train_loop_config={"recipes": [stage.model_dump(mode="json") for stage in pipeline.stages]},
         torch_config=TorchConfig(backend=collective_backend(recipe.parallel.device)),
-        scaling_config=scaling(recipe.parallel, most=recipe.parallel.most),
+        scaling_config=scaling(recipe.parallel, most=recipe.parallel.max_workers),
         run_config=ray.train.RunConfig(
             name=f"{pipeline.name}-{RANKS}", storage_path=path, storage_filesystem=filesystem
         ),

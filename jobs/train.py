@@ -40,11 +40,11 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
     Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
     first step where that is possible.
     """
-    from blip3o.train.metrics.trackers import require_sinks
+    from blip3o.train.metrics.trackers import require_trackers
     from jobs.training.progress import Shown, shown
 
     for recipe in pipeline.stages:
-        require_sinks(recipe)
+        require_trackers(recipe)
     caches = [_cache(recipe) for recipe in pipeline.stages]
     features = [cache.sha256 if cache else None for cache in caches]
     data = [
@@ -132,7 +132,7 @@ def check_data(recipe: Recipe) -> list[str]:
         raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, model.backbone.vocab_size is {rows}: raise it")
     select_samples(recipe.data.sources, manifests)
     order = build_order(recipe, manifests)
-    for quality in measure_shuffle(order, batch=recipe.optim.global_batch):
+    for quality in measure_shuffle(order, batch=recipe.optim.global_batch_size):
         logger.info("%s reads %s", recipe.run.name, quality)
     data = [order.fingerprint(), *[manifest.fingerprint for manifest in manifests]]
     return [*data, hashlib.sha256(tokens).hexdigest()]
@@ -241,7 +241,9 @@ def _preview_order(recipe: Recipe) -> None:
 
     try:
         manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
-        found = [str(it) for it in measure_shuffle(build_order(recipe, manifests), batch=recipe.optim.global_batch)]
+        found = [
+            str(it) for it in measure_shuffle(build_order(recipe, manifests), batch=recipe.optim.global_batch_size)
+        ]
     except (DataError, StorageError) as error:
         found = [f"order not known yet: {error}"]
     for line in found:

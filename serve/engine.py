@@ -138,7 +138,7 @@ class Engine:
         return ModelInfo(
             image_size=config.decoder.image_size,
             vision_size=config.backbone.image_size,
-            vision_fit=config.backbone.image_fit,
+            vision_fit=config.backbone.image_resize,
             image_tokens=self._pipeline.model.latent_shape[0],
             steps=config.sampler.steps,
             guidance=config.sampler.guidance,

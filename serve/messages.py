@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from blip3o.config.fit import FitConfig
+from blip3o.config.resize import ResizeConfig
 from blip3o.data.text.templates import Turn
 from blip3o.errors import Blip3oError
 
@@ -67,7 +67,7 @@ class ModelInfo:
 
     image_size: int
     vision_size: int
-    vision_fit: FitConfig
+    vision_fit: ResizeConfig
     image_tokens: int
     steps: int
     guidance: float

@@ -17,7 +17,7 @@ NANO: dict[str, Any] = {
     },
     "model": {"preset": "nano"},
     "stage": {"name": "generate"},
-    "optim": {"steps": 4, "lr": 1e-3, "micro_batch": 4, "micro_batches": 2},
+    "optim": {"steps": 4, "lr": 1e-3, "micro_batch_size": 4, "micro_batches": 2},
     "parallel": {"workers": 1, "device": "cpu", "precision": "fp32"},
     "checkpoint": {"every": 2},
 }

@@ -54,7 +54,7 @@ class Job:
                 },
                 "model": {"preset": "nano"},
                 "stage": {"name": "generate"},
-                "optim": {"steps": 1, "lr": 1e-3, "micro_batch": BATCH, "micro_batches": 1},
+                "optim": {"steps": 1, "lr": 1e-3, "micro_batch_size": BATCH, "micro_batches": 1},
                 "parallel": {"workers": 1, "device": "cpu", "precision": "fp32"},
                 "checkpoint": {"every": 1},
             }

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen, _require
-from blip3o.config.fit import FitConfig
+from blip3o.config.resize import ResizeConfig
 
 
 class VisionConfig(Frozen):
@@ -19,7 +19,7 @@ class VisionConfig(Frozen):
         description="qwen2_5_vl: the tower and merger of that model; siglip2: a SigLIP2 tower, whose last states reach "
         "the language model through linear, GELU, linear",
     )
-    fit: FitConfig = FitConfig()
+    resize: ResizeConfig = ResizeConfig()
     image_size: int = Field(gt=0, description="side of the square image shown to the backbone, pixels")
     patch_size: int = Field(gt=0, description="side of one patch, pixels")
     merge: int = Field(default=2, gt=0, description="patches merged along one side into one language token")
@@ -158,9 +158,9 @@ class BackboneConfig(Frozen):
         return 0 if self.vision is None else self.vision.image_size
 
     @property
-    def image_fit(self) -> FitConfig:
+    def image_resize(self) -> ResizeConfig:
         """How a shown image becomes that square."""
-        return FitConfig() if self.vision is None else self.vision.fit
+        return ResizeConfig() if self.vision is None else self.vision.resize
 
     @property
     def mrope_section(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from blip3o.config.backbone import BackboneConfig
 from blip3o.config.base import Frozen, _require
 from blip3o.config.decoder import AnyDecoderConfig
-from blip3o.config.fit import FitConfig
+from blip3o.config.resize import ResizeConfig
 from blip3o.config.sampler import SamplerConfig
 
 Objective = Literal["clip_flow", "clip_mse", "vae_flow"]
@@ -25,7 +25,7 @@ class EncoderConfig(Frozen):
         description="eva_clip: post-norm, CLS token dropped (the released target); siglip2: pre-norm, no final norm; "
         "for `hidden_states[-2]` of a published tower give one block less than it has",
     )
-    fit: FitConfig = FitConfig()
+    resize: ResizeConfig = ResizeConfig()
     image_size: int = Field(gt=0, description="side of the square input image, pixels")
     patch_size: int = Field(gt=0, description="side of one patch, pixels")
     width: int = Field(gt=0, description="channels of a token")
@@ -163,9 +163,9 @@ class ModelConfig(Frozen):
         return self.decoder.image_size if self.decoder.kind == "autoencoder" else self.encoder.image_size
 
     @property
-    def target_fit(self) -> FitConfig:
+    def target_resize(self) -> ResizeConfig:
         """How that image becomes a square."""
-        return FitConfig() if self.decoder.kind == "autoencoder" else self.encoder.fit
+        return ResizeConfig() if self.decoder.kind == "autoencoder" else self.encoder.resize
 
     @property
     def parts(self) -> frozenset[str]:

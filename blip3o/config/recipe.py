@@ -112,18 +112,18 @@ class DataConfig(Frozen):
     question_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}, description="how readily a kind of question is chosen, by kind; 1 where none is named"
     )
-    apart: bool = Field(
+    independent_questions: bool = Field(
         default=False,
         description="ask the questions of a sample side by side: each sees the image and nothing of the others, so "
         "that none gives another's answer away, at the price of one image",
     )
-    reading: float = Field(
+    form_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
         description="share of question samples that fill a form about a request to draw, in place of a picture",
     )
-    grey: float = Field(
+    grey_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
@@ -143,7 +143,7 @@ class DataConfig(Frozen):
     )
     chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
     window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
-    bucket: bool = Field(
+    group_by_length: bool = Field(
         default=False,
         description="put captions of like length into one micro-batch, inside spans as large as a window: less padding",
     )
@@ -191,7 +191,7 @@ class EvaluateConfig(Frozen):
         return self.every is not None and done % self.every == 0
 
 
-SinkName = Literal["tensorboard", "ray", "wandb", "mlflow"]
+TrackerName = Literal["tensorboard", "ray", "wandb", "mlflow"]
 
 
 class LogConfig(Frozen):
@@ -204,7 +204,7 @@ class LogConfig(Frozen):
         description="steps between writing what was measured (every step has its row) to the sinks; left out, they are "
         "written with the checkpoints",
     )
-    sinks: tuple[SinkName, ...] = Field(
+    trackers: tuple[TrackerName, ...] = Field(
         default=("tensorboard", "ray"),
         description="where rows go beside JSON lines below <run>/metrics: tensorboard (files below <run>/tensorboard), "
         "ray (gauges for Prometheus), wandb and mlflow (set by their own environment variables)",
@@ -230,11 +230,12 @@ class Recipe(Frozen):
     def _consistent(self) -> Self:
         m = self.optim.micro_batches
         image_tokens = self.model.backbone.image_tokens
-        for w in (self.parallel.fewest, self.parallel.most):
+        for w in (self.parallel.min_workers, self.parallel.max_workers):
             _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
         _require(
-            self.optim.warmup < self.optim.steps,
-            f"optim.warmup {self.optim.warmup} is not below optim.steps {self.optim.steps}: shorten the warm-up",
+            self.optim.warmup_steps < self.optim.steps,
+            f"optim.warmup_steps {self.optim.warmup_steps} is not below optim.steps "
+            f"{self.optim.steps}: shorten the warm-up",
         )
         _require(
             self.stage.name != "encoder" or self.model.text_tower is not None,
@@ -382,4 +383,4 @@ class Recipe(Frozen):
     @property
     def accumulation(self) -> int:
         """Micro-batches of one worker in one optimizer step, with as many workers as may train."""
-        return self.optim.micro_batches // self.parallel.most
+        return self.optim.micro_batches // self.parallel.max_workers

@@ -32,7 +32,7 @@ class CheckpointConfig(Frozen):
         description="figure of the validations, as validation/flow; the checkpoint where it is lowest is kept as well",
     )
     max_failures: int = Field(default=3, ge=0, description="worker failures after which the run gives up")
-    notice_every: int = Field(
+    preemption_check_every: int = Field(
         default=10,
         ge=0,
         description="steps between two looks for the notice that a node is about to be taken, at which a checkpoint is "
@@ -43,7 +43,7 @@ class CheckpointConfig(Frozen):
 class GuardConfig(Frozen):
     """What a run does about steps that go wrong by themselves. None of this changes a step that goes well."""
 
-    rewinds: int = Field(
+    max_rewinds: int = Field(
         default=3,
         ge=0,
         description="times that a run goes back to its last checkpoint because a loss or gradient is not finite, or "

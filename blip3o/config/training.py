@@ -41,7 +41,7 @@ class StageConfig(Frozen):
     query_questions: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
         description="questions of a form; their tokens' embeddings, repeated to fill, are the queries' first values "
-        "(normal draws if there are none): a small backbone that filled forms (data.reading) answers them from the "
+        "(normal draws if there are none): a small backbone that filled forms (data.form_share) answers them from the "
         "prompt, which normal draws do not make it do",
     )
     feature_noise: float = Field(
@@ -84,27 +84,29 @@ class OptimConfig(Frozen):
     steps: int = Field(gt=0, description="optimizer steps")
     lr: float = Field(gt=0, description="peak learning rate")
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the last step")
-    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
     groups: tuple[GroupConfig, ...] = Field(
         default=(), description="parameters with rates of their own; the first that matches a name has it"
     )
-    clip: float = Field(default=1.0, gt=0, description="global gradient norm above which gradients are scaled down")
-    ema: float | None = Field(
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="global gradient norm above which gradients are scaled down"
+    )
+    ema_decay: float | None = Field(
         default=None,
         gt=0,
         lt=1,
         description="decay of an exponential moving average of the trained parameters (0.9999), kept in fp32 beside "
         "them and exported in their place; none is kept if left out",
     )
-    micro_batch: int = Field(gt=0, description="samples in one micro-batch")
+    micro_batch_size: int = Field(gt=0, description="samples in one micro-batch")
     micro_batches: int = Field(gt=0, description="micro-batches per optimizer step over all workers (M)")
 
     @property
-    def global_batch(self) -> int:
+    def global_batch_size(self) -> int:
         """Samples per optimizer step."""
-        return self.micro_batch * self.micro_batches
+        return self.micro_batch_size * self.micro_batches
 
 
 class ParallelConfig(Frozen):
@@ -124,14 +126,14 @@ class ParallelConfig(Frozen):
         description="what waits in CPU memory: the optimizer's state, which is then stepped there (ZeRO 1 to 3), or "
         "the parameters as well (ZeRO 3)",
     )
-    whole_below: int = Field(
+    param_persistence_threshold: int = Field(
         default=100_000,
         ge=0,
         description="elements below which ZeRO 3 keeps a parameter whole on every worker instead of gathering it",
     )
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
     device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
-    recompute: bool = Field(
+    activation_checkpointing: bool = Field(
         default=False,
         description="compute the activations of backbone and DiT again in the backward pass instead of keeping them: "
         "less memory, more time, the same values and gradients",
@@ -147,14 +149,14 @@ class ParallelConfig(Frozen):
         "out, what is known of the device (none for a CPU: then there is no MFU)",
     )
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
-    data_tasks: int = Field(default=1, gt=0, description="decoding actors of the stream")
+    data_actors: int = Field(default=1, gt=0, description="decoding actors of the stream")
     data_threads: int = Field(
         default=1,
         gt=0,
         description="micro-batches that a decoding actor makes at once: threads, which share what was read, and decode "
         "outside the interpreter's lock",
     )
-    cpus_per_data_task: float = Field(default=1, gt=0, description="logical CPUs that a decoding actor reserves")
+    cpus_per_data_actor: float = Field(default=1, gt=0, description="logical CPUs that a decoding actor reserves")
     data_labels: dict[str, str] = Field(
         default={},
         description="labels of the nodes that read and decode, as {ray-subcluster: preprocess}; any node if left out",
@@ -166,9 +168,9 @@ class ParallelConfig(Frozen):
         default={},
         description="labels of the nodes that encode (jobs.encode, and data.features: stream); any node if left out",
     )
-    encoders: int = Field(default=1, gt=0, description="encoding actors of the stream (data.features: stream)")
-    cpus_per_encoder: float = Field(default=1, gt=0, description="logical CPUs that an encoding actor reserves")
-    gpus_per_encoder: float = Field(
+    encoder_actors: int = Field(default=1, gt=0, description="encoding actors of the stream (data.features: stream)")
+    cpus_per_encoder_actor: float = Field(default=1, gt=0, description="logical CPUs that an encoding actor reserves")
+    gpus_per_encoder_actor: float = Field(
         default=1, gt=0, description="GPUs, or a share of one, that an encoding actor reserves where device is gpu"
     )
 
@@ -190,11 +192,11 @@ class ParallelConfig(Frozen):
         return self
 
     @property
-    def fewest(self) -> int:
+    def min_workers(self) -> int:
         """The smallest number of workers that may train."""
         return self.workers if isinstance(self.workers, int) else self.workers.min
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         """The largest number of workers that may train."""
         return self.workers if isinstance(self.workers, int) else self.workers.max

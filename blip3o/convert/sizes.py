@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from blip3o.config.backbone import BackboneConfig, VisionConfig
 from blip3o.config.decoder import KlConfig, SdxlDecoderConfig
-from blip3o.config.fit import FitConfig
 from blip3o.config.model import DiTConfig, EncoderConfig, ModelConfig
 from blip3o.config.presets.decoders import SDXL_1024
 from blip3o.config.presets.released import EVA_448
+from blip3o.config.resize import ResizeConfig
 from blip3o.config.sampler import SamplerConfig
 from blip3o.errors import BundleError, one_line
 
@@ -85,7 +85,7 @@ def _backbone(config: Json, *, tied: bool, vision_size: int) -> BackboneConfig:
         positions="upstream",
         tied=tied,
         vision=VisionConfig(
-            fit=FitConfig(mode="stretch"),
+            resize=ResizeConfig(mode="stretch"),
             image_size=vision_size,
             patch_size=vision["patch_size"],
             merge=vision["spatial_merge_size"],

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from blip3o import storage
-from blip3o.config.fit import FitConfig
 from blip3o.config.recipe import Recipe
+from blip3o.config.resize import ResizeConfig
 from blip3o.data.features.reader import FeatureReader, feature_folders
 from blip3o.data.images.decode import CROP, decode_views, without_color
 from blip3o.data.order.length_buckets import BucketedOrder, CaptionLengths
@@ -102,7 +102,7 @@ class SampleEncoder:
     grey: float
     seed: int
     sizes: Mapping[str, int]
-    fits: Mapping[str, FitConfig]
+    fits: Mapping[str, ResizeConfig]
     cached: bool = False
     source_tasks: Mapping[str, str] = field(default_factory=dict)
 
@@ -270,24 +270,24 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
     order = build_order(recipe, manifests)
     return MicroBatchBuilder(
         order=order,
-        reader=ShardReader(manifests, sources=order.sources, block_bytes=block_bytes_for(recipe.parallel.data_tasks)),
+        reader=ShardReader(manifests, sources=order.sources, block_bytes=block_bytes_for(recipe.parallel.data_actors)),
         encoder=SampleEncoder(
             task=task,
             tokenizer=tokenizer,
             template=chat_template(recipe),
             max_length=recipe.data.max_length,
             questions=recipe.data.questions,
-            apart=recipe.data.apart,
+            apart=recipe.data.independent_questions,
             question_weights=recipe.data.question_weights,
-            reading=recipe.data.reading,
-            grey=recipe.data.grey,
+            reading=recipe.data.form_share,
+            grey=recipe.data.grey_share,
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,
                 "prompt_pixels": model.backbone.image_size,
                 "decoder_pixels": model.decoder.image_size,
             },
-            fits={"encoder_pixels": model.target_fit, "prompt_pixels": model.backbone.image_fit},
+            fits={"encoder_pixels": model.target_resize, "prompt_pixels": model.backbone.image_resize},
             cached=features_sha256 is not None,
             source_tasks={source.name: source.task for source in recipe.data.sources},
         ),
@@ -329,11 +329,11 @@ def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:
     options: dict[str, Any] = {
         "weights": [source.weight for source in recipe.data.sources],
         "seed": recipe.run.seed,
-        "micro_batch": recipe.optim.micro_batch,
+        "micro_batch": recipe.optim.micro_batch_size,
         "chunk": recipe.data.chunk,
         "window": recipe.data.window,
     }
-    if recipe.data.bucket:
+    if recipe.data.group_by_length:
         lengths = CaptionLengths(manifests)
         return BucketedOrder(sources, lengths=lengths, version=lengths.version, **options)
     return SampleOrder(sources, **options)

@@ -43,15 +43,15 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def recompute_layers(layers: Iterable[nn.Module]) -> None:
+def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
     """Makes each layer recompute its activations in the backward pass. Values and gradients stay what they were."""
     for layer in layers:
         layer.forward = _recomputed(layer.forward)
 
 
-def recompute_activations(model: UnifiedModel) -> None:
-    """Applies `recompute_layers` to what takes the memory: the layers of backbone and DiT, where those were built."""
+def checkpoint_activations(model: UnifiedModel) -> None:
+    """Applies `checkpoint_layers` to what takes the memory: the layers of backbone and DiT, where those were built."""
     if hasattr(model, "backbone"):
-        recompute_layers(model.backbone.text.layers)
+        checkpoint_layers(model.backbone.text.layers)
     if hasattr(model, "dit"):
-        recompute_layers(model.dit.layers)
+        checkpoint_layers(model.dit.layers)

@@ -117,7 +117,7 @@ class TargetEncoder(nn.Module, ABC):
             kind=config.kind,
             preprocessing={
                 "size": config.image_size,
-                **config.fit.model_dump(),
+                **config.resize.model_dump(),
                 "mean": list(self.mean),
                 "std": list(self.std),
             },

@@ -67,7 +67,7 @@ def _partition(optimizer: Any, parameter: Any) -> Piece | None:  # noqa: ANN401 
     return Piece(start=start, values=values[:length]) if length > 0 else None
 
 
-class Average:
+class Ema:
     """The moving average of an engine's trainable parameters. Every rank has one and calls it in step."""
 
     def __init__(self, engine: Any, parameters: Mapping[str, Tensor], *, decay: float) -> None:  # noqa: ANN401
@@ -137,7 +137,7 @@ def _copy(piece: Piece, start: int, stored: Any) -> int:  # noqa: ANN401 - a sli
     return last - first
 
 
-def read_average(directory: Path) -> dict[str, Tensor]:
+def read_ema(directory: Path) -> dict[str, Tensor]:
     """The average that all ranks saved below a directory, by parameter name, flat, fp32; empty where there is none."""
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
     for path in sorted(directory.glob(FILES)):

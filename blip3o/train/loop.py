@@ -107,7 +107,7 @@ class Loop:
                 terms=terms,
                 grad_norm=self._grad_norm(step),
                 lr=learning_rate(self.recipe.optim, step),
-                samples=self.recipe.optim.global_batch,
+                samples=self.recipe.optim.global_batch_size,
                 seconds=time.perf_counter() - began,
                 data_wait=self._wait,
                 checkpoint_stall=stall,
@@ -128,10 +128,10 @@ class Loop:
         if arrays is None:
             raise DataError(f"the stream ended before micro-batch {expected} of step {step}")
         number, rows = int(arrays["micro_batch"][0]), len(arrays["micro_batch"])
-        if (number, rows) != (expected, optim.micro_batch):
+        if (number, rows) != (expected, optim.micro_batch_size):
             raise DataError(
                 f"the stream gave micro-batch {number} of {rows} samples where step {step} of rank {self.rank} needs "
-                f"{expected} of {optim.micro_batch}"
+                f"{expected} of {optim.micro_batch_size}"
             )
         return to_batch(arrays, pad_id=self.pad_id, device=self.device)
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setback:
+class Interruption:
     """Why a stage's ranks stopped at `step`; plain values, since it travels from the workers to the driver.
 
     `micro_batches` are the numbers, in the stage, of those behind a bad step; `workers` is their number, where so many
@@ -35,34 +35,36 @@ class Setback:
     workers: int = 0
 
 
-def answer(pipeline: Pipeline, features: list[str | None], setback: Setback) -> None:
+def answer(pipeline: Pipeline, features: list[str | None], interruption: Interruption) -> None:
     """Makes the next fit one that gets further. `features` are the sha256 of each stage's stored features, if any.
 
     Raises `CheckpointError` if no checkpoint is left, and `DataError` if the run has been rewound as often as it may.
     """
-    stage = [recipe.run.name for recipe in pipeline.stages].index(setback.run)
+    stage = [recipe.run.name for recipe in pipeline.stages].index(interruption.run)
     recipe = pipeline.stages[stage]
-    note(recipe, setback.kind, setback.step, setback.message)
-    if setback.kind == "checkpoint":
-        committed.reject(recipe, pipeline.name, setback.step, setback.message)
+    note(recipe, interruption.kind, interruption.step, interruption.message)
+    if interruption.kind == "checkpoint":
+        committed.reject(recipe, pipeline.name, interruption.step, interruption.message)
     else:
-        _rewind(recipe, features[stage], setback, start=committed.committed_step(recipe, pipeline.name))
+        _rewind(recipe, features[stage], interruption, start=committed.committed_step(recipe, pipeline.name))
 
 
-def _rewind(recipe: Recipe, features_sha256: str | None, setback: Setback, *, start: int) -> None:
+def _rewind(recipe: Recipe, features_sha256: str | None, interruption: Interruption, *, start: int) -> None:
     """Puts the samples behind a bad step in quarantine, from the step on that the run goes back to."""
     from blip3o.data.batches import build_micro_batches
     from blip3o.train.stages import stage_of
 
     quarantine = read_quarantine(run_uri(recipe))
-    if len(quarantine.entries) >= recipe.guard.rewinds:
+    if len(quarantine.entries) >= recipe.guard.max_rewinds:
         raise DataError(
-            f"{setback.message}; the run was rewound {len(quarantine.entries)} times, guard.rewinds allows "
-            f"{recipe.guard.rewinds}: lower optim.lr, or look at the samples in {run_uri(recipe)}/quarantine.json"
+            f"{interruption.message}; the run was rewound {len(quarantine.entries)} times, guard.max_rewinds allows "
+            f"{recipe.guard.max_rewinds}: lower optim.lr, or look at the samples in {run_uri(recipe)}/quarantine.json"
         )
     batches = build_micro_batches(recipe, stage_of(recipe).task, features_sha256)
-    uids = tuple(uid for number in setback.micro_batches for uid in batches.uids(number))
+    uids = tuple(uid for number in interruption.micro_batches for uid in batches.uids(number))
     since = start * recipe.optim.micro_batches
-    entry = Entry(step=setback.step, reason=f"quarantined: {setback.message}", since=since, uids=uids)
+    entry = Entry(step=interruption.step, reason=f"quarantined: {interruption.message}", since=since, uids=uids)
     write_quarantine(run_uri(recipe), quarantine.plus(entry))
-    logger.error("%s: run '%s' goes back to step %d and leaves out %s", setback.message, setback.run, start, list(uids))
+    logger.error(
+        "%s: run '%s' goes back to step %d and leaves out %s", interruption.message, interruption.run, start, list(uids)
+    )

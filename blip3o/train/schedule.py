@@ -18,10 +18,10 @@ _SCALE = "lr_scale"
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
     """Learning rate of optimizer step `step` (from 0); reaches `min_lr` at the last step."""
-    if step < optim.warmup:
-        return optim.lr * (step + 1) / optim.warmup
-    span = max(optim.steps - 1 - optim.warmup, 1)
-    progress = (step - optim.warmup) / span
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    span = max(optim.steps - 1 - optim.warmup_steps, 1)
+    progress = (step - optim.warmup_steps) / span
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 

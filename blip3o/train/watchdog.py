@@ -38,7 +38,7 @@ class Hang:
         return f"at '{self.doing}' for {self.seconds:.0f} s\n{self.stack}"
 
 
-class Watch:
+class Watchdog:
     """Watches the thread that makes it, inside a `with` block; `told` is called once, in a thread of the watch, when
     `seconds` have passed since the last `begin`.
     """
@@ -78,7 +78,7 @@ class Watch:
         return Hang(doing=self._doing, begun=self._begun, seconds=passed, stack=stack)
 
 
-def end_hanging(recipe: Recipe, hang: Hang, *, rank: int) -> None:
+def end_hung_rank(recipe: Recipe, hang: Hang, *, rank: int) -> None:
     """Reports where this rank hangs, and ends its process, so that Ray Train starts all of them again."""
     logger.error("rank %d of run '%s' hangs %s", rank, recipe.run.name, hang)
     note(recipe, f"hang-rank-{rank}", hang.begun, f"rank {rank} hangs {hang}")

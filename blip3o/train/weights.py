@@ -90,7 +90,9 @@ def read_final(uri: str, *, averaged: bool = False) -> tuple[dict[str, Tensor], 
         raise CheckpointError(f"{uri} holds no finished run: train it first, or correct stage.start_from")
     file, key = (AVERAGE, "average_sha256") if averaged else (WEIGHTS, "sha256")
     if key not in description:
-        raise CheckpointError(f"{uri} holds no moving average: train the run with optim.ema, or take its last weights")
+        raise CheckpointError(
+            f"{uri} holds no moving average: train the run with optim.ema_decay, or take its last weights"
+        )
     try:
         data = storage.read_bytes(storage.join(uri, file))
     except StorageError as error:

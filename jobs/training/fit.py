@@ -14,7 +14,7 @@ from blip3o.config.training import ParallelConfig
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import Blip3oError, CheckpointError
 from blip3o.train.checkpoint.store import committed_step
-from blip3o.train.recovery import Setback, answer
+from blip3o.train.recovery import Interruption, answer
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | N
 
     recipes = tuple(recipe.model_dump(mode="json") for recipe in pipeline.stages)
     plan = FitPlan(name=pipeline.name, recipes=recipes, data_sha256=tuple(data_sha256), features=tuple(features))
-    most = pipeline.stages[0].parallel.most
+    most = pipeline.stages[0].parallel.max_workers
     while True:
         try:
             told = _trainer(plan, pipeline, most=most).fit().return_value
@@ -69,12 +69,12 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | N
             raise _user_error(error) from error
         if told is None:
             return
-        setback = Setback(**told)
-        if setback.kind == "workers":
-            most = sharing(pipeline, setback.workers)
-            logger.warning("%s: goes on with %d", setback.message, most)
+        interruption = Interruption(**told)
+        if interruption.kind == "workers":
+            most = sharing(pipeline, interruption.workers)
+            logger.warning("%s: goes on with %d", interruption.message, most)
         else:
-            answer(pipeline, features, setback)
+            answer(pipeline, features, interruption)
 
 
 def sharing(pipeline: Pipeline, workers: int) -> int:
@@ -120,7 +120,7 @@ def scaling(parallel: ParallelConfig, *, most: int) -> "ScalingConfig":
     from ray.train import ScalingConfig
 
     return ScalingConfig(
-        num_workers=most if parallel.fewest == most else (parallel.fewest, most),
+        num_workers=most if parallel.min_workers == most else (parallel.min_workers, most),
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         use_gpu=gpus_per_worker(parallel.device) > 0,
         resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
@@ -162,9 +162,9 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
             num_micro_batches=pipeline.ends[-1],
             first=next_micro_batch(pipeline),
             make_micro_batch_fn=lambda: staged_micro_batches(plan.pipeline(), plan.features),
-            concurrency=parallel.data_tasks,
+            concurrency=parallel.data_actors,
             threads=parallel.data_threads,
-            num_cpus=parallel.cpus_per_data_task,
+            num_cpus=parallel.cpus_per_data_actor,
             labels=parallel.data_labels,
             encoders=stream_encoders(plan),
         )
@@ -182,9 +182,9 @@ def stream_encoders(plan: FitPlan) -> "Encoders | None":
     parallel = pipeline.stages[0].parallel
     return Encoders(
         make=lambda: staged_encoders(plan.pipeline()),
-        count=parallel.encoders,
-        num_cpus=parallel.cpus_per_encoder,
-        num_gpus=parallel.gpus_per_encoder * gpus_per_worker(parallel.device),
+        count=parallel.encoder_actors,
+        num_cpus=parallel.cpus_per_encoder_actor,
+        num_gpus=parallel.gpus_per_encoder_actor * gpus_per_worker(parallel.device),
         labels=parallel.encoder_labels,
     )
 

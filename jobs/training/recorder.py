@@ -19,7 +19,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.runs.paths import recipe_uri
 from blip3o.runs.rows import Row, with_rates
 from blip3o.train.loop import StepRecord
-from blip3o.train.metrics.trackers import open_sinks
+from blip3o.train.metrics.trackers import open_trackers
 from jobs.training.progress import board
 
 
@@ -27,12 +27,12 @@ class Recorder:
     """`peak_flops` are operations a second of all workers together, None where they are not known."""
 
     def __init__(self, recipe: Recipe, *, peak_flops: float | None) -> None:
-        """Raises `ConfigError` if one of `log.sinks` cannot be used here."""
+        """Raises `ConfigError` if one of `log.trackers` cannot be used here."""
         self._recipe, self._peak_flops = recipe, peak_flops
         place = recipe_uri(recipe.run.storage, recipe.run.name)
         storage.write_bytes(place, json.dumps(recipe.model_dump(mode="json"), indent=1).encode())
-        self._sinks = list(open_sinks(recipe))
-        self._gauges = Gauges(recipe.run.name) if "ray" in recipe.log.sinks else None
+        self._sinks = list(open_trackers(recipe))
+        self._gauges = Gauges(recipe.run.name) if "ray" in recipe.log.trackers else None
         self._board: Any = board()
         self._rows: list[Row] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sinks")

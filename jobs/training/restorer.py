@@ -19,7 +19,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint import store as committed
 from blip3o.train.checkpoint.files import DamagedCheckpointError, RankFiles, pull, read_lists
-from blip3o.train.ema import Average
+from blip3o.train.ema import Ema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def restore(
     recipe: Recipe,
     identity: str,
     start: Start,
-    average: Average | None,
+    average: Ema | None,
 ) -> dict[str, Any]:
     """Loads the checkpoint into an engine, which was built for a universal one if `start.universal`, and its average.
 

@@ -20,7 +20,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint import store as committed
 from blip3o.train.checkpoint.files import list_rank, push, rank_uri
-from blip3o.train.ema import Average
+from blip3o.train.ema import Ema
 
 
 class Saver:
@@ -33,7 +33,7 @@ class Saver:
         identity: str,
         *,
         fit_name: str,
-        average: Average | None,
+        average: Ema | None,
     ) -> None:
         context = ray.train.get_context()
         self._recipe, self._engine, self._identity, self._fit_name = recipe, engine, identity, fit_name

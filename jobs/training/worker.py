@@ -25,15 +25,15 @@ from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.store import committed_step
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trained
-from blip3o.train.ema import Average
+from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, StepRecord
 from blip3o.train.lora import add_adapters, base_weights, merged
 from blip3o.train.loss_guard import BadStepError, Guard
-from blip3o.train.metrics.meter import Meter
+from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.objectives import StageModule, build_stage_module
-from blip3o.train.recovery import Setback
+from blip3o.train.recovery import Interruption
 from blip3o.train.stages import freeze, stage_of
-from blip3o.train.watchdog import Watch, end_hanging
+from blip3o.train.watchdog import Watchdog, end_hung_rank
 from blip3o.train.weights import (
     final_uri,
     load_into,
@@ -54,7 +54,7 @@ from jobs.training.saver import Saver
 def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
     """The `train_loop_per_worker`: `task` is a `FitPlan` as a dictionary. Trains the stages that have not finished.
 
-    Returns a `Setback` as a dictionary where all ranks stopped at something that the driver can answer.
+    Returns a `Interruption` as a dictionary where all ranks stopped at something that the driver can answer.
     """
     log.configure()
     plan = FitPlan(**task)
@@ -65,9 +65,9 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
             identity = checkpoint.identity(
                 recipe, data_sha256=plan.data_sha256[number], start_sha256=start_sha256(recipe)
             )
-            setback = _attempt(recipe, identity, batches, pipeline, number)
-            if setback is not None:
-                return asdict(setback)
+            interruption = _attempt(recipe, identity, batches, pipeline, number)
+            if interruption is not None:
+                return asdict(interruption)
             # The next stage reads this one's result: no rank may look before it is there.
             dist.barrier()
     return None
@@ -75,19 +75,19 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
 
 def _attempt(
     recipe: Recipe, identity: str, batches: Iterator[dict[str, np.ndarray]], pipeline: Pipeline, number: int
-) -> Setback | None:
+) -> Interruption | None:
     """Trains a stage; what stopped it, if all ranks found the same."""
     name, workers = recipe.run.name, ray.train.get_context().get_world_size()
     if recipe.optim.micro_batches % workers:
         message = f"{workers} workers cannot share {recipe.optim.micro_batches} micro-batches (optim.micro_batches)"
-        return Setback(run=name, kind="workers", step=0, message=message, workers=workers)
+        return Interruption(run=name, kind="workers", step=0, message=message, workers=workers)
     try:
         _train_stage(recipe, identity, batches, fit_name=pipeline.name, first_micro_batch=pipeline.start(number))
     except BadStepError as bad:
-        return Setback(run=name, kind="step", step=bad.step, message=str(bad), micro_batches=bad.micro_batches)
+        return Interruption(run=name, kind="step", step=bad.step, message=str(bad), micro_batches=bad.micro_batches)
     except DamagedCheckpointError as damage:
         step = committed_step(recipe, pipeline.name)
-        return Setback(run=name, kind="checkpoint", step=step, message=str(damage))
+        return Interruption(run=name, kind="checkpoint", step=step, message=str(damage))
     return None
 
 
@@ -101,14 +101,14 @@ def _train_stage(
     sized = recipe.on(world)
     device = select(recipe.parallel.device, local_rank=context.get_local_rank())
     tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
-    with Watch(recipe.guard.hang_seconds, lambda hang: end_hanging(recipe, hang, rank=rank)) as watch:
+    with Watchdog(recipe.guard.hang_seconds, lambda hang: end_hung_rank(recipe, hang, rank=rank)) as watch:
         module = prepare_module(recipe, tokenizer)
         watch.begin("comparing the ranks' weights")
         require_agreement(module, device)
         watch.begin("building the engine")
         start = find_start(recipe, fit_name=fit_name)
         engine = build_engine(sized, module, universal=start.universal)
-        average = Average(engine, trained(module.model), decay=recipe.optim.ema) if recipe.optim.ema else None
+        average = Ema(engine, trained(module.model), decay=recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         attempt.mark("built")
         watch.begin("restoring")
         state = restore(engine, recipe, identity, start, average)
@@ -129,7 +129,7 @@ def _train_stage(
             first_micro_batch=first_micro_batch,
             guard=guard,
             begin=watch.begin,
-            meter=Meter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD]),
+            meter=FlopsMeter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD]),
         ).run(start.step)
         watch.begin("leaving the result")
         weights, averaged = whole_result(recipe, module.model, average, keep=rank == 0)
@@ -187,7 +187,7 @@ class Reporter:
         attempt: Attempt,
         *,
         recorder: Recorder | None,
-        average: Average | None,
+        average: Ema | None,
     ) -> None:
         self._recipe, self._saver, self._guard, self._attempt = recipe, saver, guard, attempt
         self._recorder, self._average = recorder, average
@@ -206,7 +206,7 @@ class Reporter:
 
     def _notice(self, done: int) -> bool:
         """Whether a node is newly known to be taken soon: all ranks get the same answer, at the same steps."""
-        every = self._recipe.checkpoint.notice_every
+        every = self._recipe.checkpoint.preemption_check_every
         if self._noticed or every == 0 or done % every:
             return False
         self._noticed = ray.train.get_preemption_info() is not None
@@ -257,7 +257,7 @@ def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> St
         first_loss=sum(losses[:tenth]) / tenth,
         last_loss=sum(losses[-tenth:]) / tenth,
         seconds=seconds,
-        samples_per_second=len(rows) * recipe.optim.global_batch / seconds,
+        samples_per_second=len(rows) * recipe.optim.global_batch_size / seconds,
         data_wait_fraction=sum(waits) / seconds,
         data_wait_p50=float(np.percentile(waits, 50)),
         data_wait_p95=float(np.percentile(waits, 95)),
@@ -271,7 +271,7 @@ Tensors = dict[str, Tensor]
 
 
 def whole_result(
-    recipe: Recipe, model: UnifiedModel, average: Average | None, *, keep: bool
+    recipe: Recipe, model: UnifiedModel, average: Ema | None, *, keep: bool
 ) -> tuple[Tensors, Tensors | None]:
     """What the stage trained and its moving average, adapters merged; empty where not `keep`. For all ranks to call."""
     lora, base = recipe.stage.lora, gather_parameters(base_weights(model), keep=keep)

@@ -77,7 +77,7 @@ def test_extends_merges_below(tmp_path):
     path = write(tmp_path, {"extends": "base.yaml", "optim": {"steps": 7}})
     loaded = load_recipe(path, [])
     assert loaded.optim.steps == 7
-    assert loaded.optim.micro_batch == 4
+    assert loaded.optim.micro_batch_size == 4
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_extends_merges_below(tmp_path):
         ("model.dit.heads=3", "dit: dim 32 is not a multiple of 4 x heads 3"),
         ("model.encoder.patch_size=7", "encoder: image_size 32 is not a multiple of patch_size 7"),
         ("parallel.workers=3", "optim.micro_batches 2 is not a multiple of parallel.workers 3"),
-        ("optim.warmup=4", "optim.warmup 4 is not below optim.steps 4"),
+        ("optim.warmup_steps=4", "optim.warmup_steps 4 is not below optim.steps 4"),
         ("data.max_length=4", "data.max_length 4 leaves no room beside the 4 image tokens"),
         ("data.template.instruction=draw", "instruction 'draw' has no {caption}"),
         ("run.name=a/b", "'run.name' = 'a/b'"),

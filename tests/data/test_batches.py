@@ -45,7 +45,7 @@ def write_tokenizer(root, texts):
 
 def recipe(root, **data):
     values = {"root": str(root), "max_length": LENGTH, "chunk": 4, "window": 2}
-    return recipes.recipe(run={"storage": f"{root}/runs"}, data=values | data, optim={"micro_batch": B})
+    return recipes.recipe(run={"storage": f"{root}/runs"}, data=values | data, optim={"micro_batch_size": B})
 
 
 def builder(root, task, **data) -> MicroBatchBuilder:

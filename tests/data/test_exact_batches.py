@@ -64,7 +64,7 @@ def recipe(network, tmp_path_factory):
     made = recipes.recipe(
         run={"name": "exact", "storage": str(tmp_path_factory.mktemp("runs"))},
         data={"root": root, "chunk": 4, "window": 2, "max_length": 160},
-        optim={"steps": BATCHES, "micro_batch": BATCH, "micro_batches": 4},
+        optim={"steps": BATCHES, "micro_batch_size": BATCH, "micro_batches": 4},
         parallel={"workers": 4},
     )
     with environment(network):

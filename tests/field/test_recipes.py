@@ -25,8 +25,8 @@ data:
   max_length: 96
 model: {preset: nano}
 stage: {name: encoder}
-optim: {steps: 200, lr: 1.0e-3, micro_batch: 4, micro_batches: 1}
-parallel: {workers: 1, device: cpu, precision: fp32, cpus_per_worker: 1, data_tasks: 1, cpus_per_data_task: 0.5}
+optim: {steps: 200, lr: 1.0e-3, micro_batch_size: 4, micro_batches: 1}
+parallel: {workers: 1, device: cpu, precision: fp32, cpus_per_worker: 1, data_actors: 1, cpus_per_data_actor: 0.5}
 checkpoint: {every: 2}
 """
 
@@ -53,7 +53,7 @@ def changed(old, new):
     return RECIPE.replace(old, new)
 
 
-LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batch: 4, micro_batches: 1}\n"
+LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batch_size: 4, micro_batches: 1}\n"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,10 @@ LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batc
         (changed("lr: 1.0e-3", "lr: .inf"), "'optim.lr' = inf: input should be a finite number"),
         (changed("lr: 1.0e-3", "lr: 1e400"), "'optim.lr' = inf: input should be a finite number"),
         (changed("lr: 1.0e-3", "lr: .nan"), "'optim.lr' = nan"),
-        (changed("lr: 1.0e-3", "lr: 1.0e-3, clip: .inf"), "'optim.clip' = inf: input should be a finite number"),
+        (
+            changed("lr: 1.0e-3", "lr: 1.0e-3, max_grad_norm: .inf"),
+            "'optim.max_grad_norm' = inf: input should be a finite number",
+        ),
         (changed("lr: 1.0e-3", "lr: yes"), "'optim.lr' = 'yes': input should be a valid number"),
         (changed("steps: 200", "steps: 1:30"), "'optim.steps' = '1:30': input should be a valid integer"),
         (changed("steps: 200", "steps: 1_000"), "'optim.steps' = '1_000': input should be a valid integer"),
@@ -80,8 +83,8 @@ LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batc
         (changed("steps: 200", "steps: true"), "'optim.steps' = True: input should be a valid integer"),
         (changed("steps: 200", "steps: 1.5"), "'optim.steps' = 1.5: input should be a valid integer"),
         (
-            changed("precision: fp32", "recompute: yes"),
-            "'parallel.recompute' = 'yes': input should be a valid boolean: write true or false",
+            changed("precision: fp32", "activation_checkpointing: yes"),
+            "'parallel.activation_checkpointing' = 'yes': input should be a valid boolean: write true or false",
         ),
         (changed("name: field", "name: 2024"), "'run.name' = 2024: input should be a valid string: put it in quotes"),
         (changed("steps: 200", "steps: !!python/name:os.system x"), "line 10, column 16: the tag !!python/name:os"),

@@ -23,7 +23,7 @@ def made(tmp_path_factory):
     texts = [caption for scene in content for caption in scene.record["captions"]]
     storage.write_bytes(f"{root}/data/tokenizer.json", ChatTokenizer.train(texts, 512).to_bytes())
     sources = "data.sources=[{name: scenes, shards: 'scenes/part-*.tar'}]"
-    below = [f"run.storage={root}/runs", f"data.root={root}/data", sources, "optim.micro_batch=4"]
+    below = [f"run.storage={root}/runs", f"data.root={root}/data", sources, "optim.micro_batch_size=4"]
     return {name: load_recipe(find_recipe(name), below) for name in COMPARED}
 
 

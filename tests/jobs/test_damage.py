@@ -53,8 +53,8 @@ def test_damage_is_named_and_left_out_of_the_micro_batches(damaged):
         assert entries[uid].stage == "index"
     train_tokenizer(damaged)
     build = build_micro_batches(damaged, Task.DRAW)
-    batches = range(-(-summary.manifest.good_rows // damaged.optim.micro_batch))
-    assert [len(build(number)["input_ids"]) for number in batches] == [damaged.optim.micro_batch] * len(batches)
+    batches = range(-(-summary.manifest.good_rows // damaged.optim.micro_batch_size))
+    assert [len(build(number)["input_ids"]) for number in batches] == [damaged.optim.micro_batch_size] * len(batches)
     drawn = {uid for number in batches for uid in build.uids(number)}
     every = {f"scenes/{shard}/{row}" for shard, rows in enumerate((12, 10)) for row in range(rows)}
     assert drawn == every - set(DAMAGED)

@@ -33,8 +33,8 @@ SMALL = Pool(cpus=0.5)
 def made(base, name="encode", *, features="cache", dtype=None, sources=None, **sections):
     data = {"root": f"{base}/data", "max_length": 96, "features": features, "feature_dtype": dtype}
     data |= {"sources": sources} if sources else {}
-    parallel = {"workers": 2, "cpus_per_worker": 1, "cpus_per_data_task": 0.5, "cpus_per_encoder": 0.5}
-    optim = {"steps": STEPS, "warmup": 2, "micro_batch": 8, "micro_batches": 2}
+    parallel = {"workers": 2, "cpus_per_worker": 1, "cpus_per_data_actor": 0.5, "cpus_per_encoder_actor": 0.5}
+    optim = {"steps": STEPS, "warmup_steps": 2, "micro_batch_size": 8, "micro_batches": 2}
     return world.recipe(base, run={"name": name}, data=data, parallel=parallel, optim=optim, **sections)
 
 
@@ -101,7 +101,7 @@ def trained(base, many):
     good = world.SCENES - 1
     assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, good, 1, 0)
     assert done.stored_bytes == world.SCENES * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
-    last = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"rewinds": 1})
+    last = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"max_rewinds": 1})
     uids = build_micro_batches(last, Task.DRAW, FeatureCache.of(last).sha256).uids(BLAMED)
     stages.append(last)
     with poisoned(last, uids[3]):

@@ -43,11 +43,11 @@ def test_every_shipped_recipe_is_part_of_a_pipeline_or_passes_by_itself():
 
 def test_the_released_recipes_are_the_papers():
     pretrain, instruct = load_pipeline(find_recipe("blip3o-8b"), []).stages
-    assert (pretrain.optim.global_batch, instruct.optim.global_batch) == (512, 128)
+    assert (pretrain.optim.global_batch_size, instruct.optim.global_batch_size) == (512, 128)
     assert (pretrain.optim.steps, instruct.optim.steps) == (150_000, 10_000)
     assert (pretrain.optim.lr, pretrain.optim.min_lr, instruct.optim.lr, instruct.optim.min_lr) == (1e-4, 1e-5, 1e-4, 0)
-    assert pretrain.optim.warmup == 0.003 * pretrain.optim.steps
-    assert (pretrain.optim.clip, pretrain.parallel.precision) == (1.0, "bf16")
+    assert pretrain.optim.warmup_steps == 0.003 * pretrain.optim.steps
+    assert (pretrain.optim.max_grad_norm, pretrain.parallel.precision) == (1.0, "bf16")
     assert (pretrain.model.sampler.condition_dropout, pretrain.optim.weight_decay) == (0.1, 0.0)
     counted = count(pretrain)  # 1.37 G of DiT and 64 queries; the encoder's features are stored
     assert counted.trained == pytest.approx(1.37e9, rel=0.01)
@@ -90,7 +90,7 @@ def test_guidance_without_dropped_conditions_is_wrong():
         ({"zero_stage": 1}, {}, 10 + 2 + 1.5),
         ({"zero_stage": 2}, {}, 10 + 0.25 + 1.5),
         ({"zero_stage": 3}, {}, 1.25 + 0.25 + 1.5),
-        ({"zero_stage": 1}, {"ema": 0.999}, 10 + 2 + 2),
+        ({"zero_stage": 1}, {"ema_decay": 0.999}, 10 + 2 + 2),
         ({"zero_stage": 2, "offload": "optimizer"}, {}, 10 + 0.25),
         ({"zero_stage": 3, "offload": "parameters"}, {}, 0.25),
     ],

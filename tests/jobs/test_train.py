@@ -191,7 +191,7 @@ def second(name, *, after):
     return {
         "run": {"name": name},
         "stage": {"name": "joint", "start_from": ["world-encoder", "world-understand", after]},
-        "optim": {"steps": 16, "micro_batch": 4, "ema": 0.9},
+        "optim": {"steps": 16, "micro_batch_size": 4, "ema_decay": 0.9},
     }
 
 

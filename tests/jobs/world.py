@@ -24,8 +24,8 @@ def tree(base: str, **sections: dict[str, Any]) -> dict[str, Any]:
         "run": {"name": "quiet", "storage": f"{base}/runs", "seed": SEED},
         "data": {"root": f"{base}/data", "max_length": 96, "max_bad_share": 0.02},
         "stage": {"name": "generate", "start_from": ["world-encoder", "world-understand"]},
-        "optim": {"steps": 24, "warmup": 2, "micro_batch": 8, "micro_batches": 2},
-        "parallel": {"workers": 2, "zero_stage": 1, "cpus_per_worker": 1, "cpus_per_data_task": 0.5},
+        "optim": {"steps": 24, "warmup_steps": 2, "micro_batch_size": 8, "micro_batches": 2},
+        "parallel": {"workers": 2, "zero_stage": 1, "cpus_per_worker": 1, "cpus_per_data_actor": 0.5},
         "checkpoint": {"every": 3, "max_failures": 1},
         "log": {"every": 1},
     }

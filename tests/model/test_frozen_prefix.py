@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.config.model import ModelConfig
 from blip3o.config.presets.models import PRESETS
-from blip3o.model.activation_checkpointing import recompute_activations
+from blip3o.model.activation_checkpointing import checkpoint_activations
 from blip3o.model.backbone import Prompt
 from blip3o.model.flow import interpolate, velocity_target
 from blip3o.model.unified import UnifiedModel, initialize
@@ -90,7 +90,7 @@ def test_loss_and_every_gradient_are_those_of_the_full_pass(side, images, recomp
     assert set(expected[1]) == {"queries"} | {f"dit.{name}" for name, _ in model.dit.named_parameters()}
     assert all(gradient.abs().max() > 0 for gradient in expected[1].values())
     if recompute:
-        recompute_activations(model)
+        checkpoint_activations(model)
         # A recomputed full pass is the same arithmetic, so the same to the bit.
         assert worst(loss_and_gradients(model, prompt, full=True), expected) == 0
     # The same arithmetic in another blocking. Measured worst case 1e-6.
@@ -117,7 +117,7 @@ def test_in_bf16_the_frozen_prefix_errs_as_the_full_pass_does(images):
 
 def test_recomputed_queries_still_see_their_prompt():
     model = build()
-    recompute_activations(model)
+    checkpoint_activations(model)
     one, other = (
         model.backbone.query_states(prompts([length], side="right", images=False), model.queries) for length in (20, 9)
     )
@@ -126,7 +126,7 @@ def test_recomputed_queries_still_see_their_prompt():
 
 def test_a_recomputed_layer_leaves_the_prompts_cache_as_it_was():
     model = build()
-    recompute_activations(model)
+    checkpoint_activations(model)
     with torch.no_grad():
         cached = model.backbone.prefill(prompts([20], side="right", images=False))
     model.backbone.extend(cached, model.queries.expand(1, -1, -1)).states.sum().backward()
@@ -135,7 +135,7 @@ def test_a_recomputed_layer_leaves_the_prompts_cache_as_it_was():
 
 def test_a_recomputed_layer_refuses_to_fill_a_cache_with_gradient():
     model = build()
-    recompute_activations(model)
+    checkpoint_activations(model)
     with pytest.raises(RuntimeError, match="no_grad"):
         model.backbone.prefill(prompts([20], side="right", images=False))
 
@@ -155,7 +155,7 @@ def test_cost_is_one_pass_over_the_prompt_and_two_over_the_queries():
     unused = 2 * 3 * sizes.hidden_size * sizes.mlp_width * WIDTH  # the last MLP, of the prompt
     expected = once * (WIDTH + 2 * QUERIES) / (WIDTH + QUERIES) - unused
     assert fast == pytest.approx(expected, rel=0.05)  # attention, a few percent here, grows otherwise than the rest
-    recompute_activations(model)
+    checkpoint_activations(model)
     # A layer is computed again up to the last value that its gradients need, so a little less than whole.
     assert 2.7 * once < flops(model, prompt, full=True) < 3 * once
     again = flops(model, prompt, full=False) - fast

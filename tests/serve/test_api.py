@@ -8,7 +8,7 @@ import openai
 import pytest
 from PIL import Image
 
-from blip3o.config.fit import FitConfig
+from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import to_square
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
@@ -118,10 +118,10 @@ def ask_about(pipeline):
 @pytest.mark.parametrize("mode", ["crop", "stretch"])
 def test_a_picture_is_cut_or_stretched_as_the_model_wants_it(ask_about, reference, mode):
     wide = PICTURE.resize((90, 40))
-    vision = reference.model.config.backbone.vision.model_copy(update={"fit": FitConfig(mode=mode)})
+    vision = reference.model.config.backbone.vision.model_copy(update={"fit": ResizeConfig(mode=mode)})
     answer, [shown] = ask_about(vision, wide)
     assert answer.status == 200
-    assert shown.tobytes() == to_square(wide, vision.image_size, vision.fit).tobytes()
+    assert shown.tobytes() == to_square(wide, vision.image_size, vision.resize).tobytes()
 
 
 def test_a_picture_is_refused_by_a_model_that_sees_none(ask_about):

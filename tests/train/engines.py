@@ -15,7 +15,7 @@ from blip3o.model.unified import initialize
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trained
-from blip3o.train.ema import Average
+from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, StepRecord, to_batch
 from blip3o.train.lora import add_adapters
 from blip3o.train.objectives import StageModule, build_stage_module
@@ -32,10 +32,10 @@ CPU = torch.device("cpu")
 
 def made(*, world: int, stage: str = "generate", lora: bool = False, **parallel: Any) -> Recipe:
     """A nano recipe of three steps: two micro-batches each, whatever the world."""
-    optim = {"steps": STEPS, "lr": 1e-3, "micro_batch": ROWS, "micro_batches": MICRO_BATCHES, "weight_decay": 0.1}
+    optim = {"steps": STEPS, "lr": 1e-3, "micro_batch_size": ROWS, "micro_batches": MICRO_BATCHES, "weight_decay": 0.1}
     groups = [{"match": "dit.layers.*", "lr": 5e-4, "weight_decay": 0.0}] if stage == "generate" else []
     # A clip that acts: the gradients of a random nano model are larger.
-    optim |= {"clip": 0.05, "groups": groups}
+    optim |= {"max_grad_norm": 0.05, "groups": groups}
     adapters = {"rank": 2, "alpha": 4.0} if lora else None
     return recipe(stage={"name": stage, "lora": adapters}, optim=optim, parallel={"workers": world, **parallel})
 
@@ -75,7 +75,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(values)
     engine = build_engine(values, module, universal=universal)
-    average = Average(engine, trained(module.model), decay=DECAY)
+    average = Ema(engine, trained(module.model), decay=DECAY)
     rows: list[dict[str, Any]] = []
     saved: dict[str, Tensor] = {}
     start = 0
@@ -127,7 +127,7 @@ def by_hand(values: Recipe) -> dict[str, Any]:
                 counts[name] = counts.get(name, 0) + module.counts(part)[name]
         loss = sum(module.weights.get(name, 1.0) * sums[name] / max(counts[name], 1) for name in sums)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(names.values()), values.optim.clip)
+        norm = torch.nn.utils.clip_grad_norm_(list(names.values()), values.optim.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(values.optim, step) * group["own"]
         optimizer.step()

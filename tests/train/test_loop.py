@@ -79,7 +79,7 @@ def arrays(number, x=None):
 
 
 def loop(batches, *, steps=3, accumulation=2, rank=0, world=1):
-    optim = {"steps": steps, "lr": 0.1, "micro_batch": ROWS, "micro_batches": accumulation * world}
+    optim = {"steps": steps, "lr": 0.1, "micro_batch_size": ROWS, "micro_batches": accumulation * world}
     module = Terms()
     records: list[tuple[int, StepRecord]] = []
     made = Loop(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from blip3o.model.activation_checkpointing import recompute_activations
+from blip3o.model.activation_checkpointing import checkpoint_activations
 from tests.train.test_objectives import batch
 from tests.train.test_variants import module_of
 
@@ -28,7 +28,7 @@ def step(module, stage):
 def test_loss_and_gradients_stay_and_activations_go(stage):
     module = module_of("clip_flow", stage).train()
     terms, gradients, kept = step(module, stage)
-    recompute_activations(module.model)
+    checkpoint_activations(module.model)
     again, recomputed, left = step(module, stage)
     assert {name: term.item() for name, term in again.items()} == {name: term.item() for name, term in terms.items()}
     for name, gradient in gradients.items():

@@ -7,7 +7,7 @@ from tests.recipes import recipe
 
 
 def test_warm_up_peak_and_end():
-    optim = recipe(optim={"steps": 100, "lr": 1e-3, "min_lr": 1e-5, "warmup": 10}).optim
+    optim = recipe(optim={"steps": 100, "lr": 1e-3, "min_lr": 1e-5, "warmup_steps": 10}).optim
     assert learning_rate(optim, 0) == pytest.approx(1e-4)
     assert learning_rate(optim, 9) == pytest.approx(1e-3)
     assert learning_rate(optim, 10) == pytest.approx(1e-3)
@@ -17,5 +17,5 @@ def test_warm_up_peak_and_end():
 
 
 def test_half_way_is_the_mean_of_peak_and_end():
-    optim = recipe(optim={"steps": 101, "lr": 1.0, "min_lr": 0.2, "warmup": 0}).optim
+    optim = recipe(optim={"steps": 101, "lr": 1.0, "min_lr": 0.2, "warmup_steps": 0}).optim
     assert learning_rate(optim, 50) == pytest.approx(0.6)

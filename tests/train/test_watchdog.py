@@ -2,7 +2,7 @@
 
 import threading
 
-from blip3o.train.watchdog import Watch
+from blip3o.train.watchdog import Watchdog
 
 PATIENCE_S = 30
 
@@ -18,7 +18,7 @@ def test_a_thread_that_stands_still_is_reported_with_its_place():
         told.append(hang)
         reported.set()
 
-    with Watch(0.05, tell) as watch:
+    with Watchdog(0.05, tell) as watch:
         watch.begin("data of step 6")
         watch.begin("sums of step 7")
         stand_still(reported)
@@ -31,7 +31,7 @@ def test_a_thread_that_stands_still_is_reported_with_its_place():
 
 def test_a_thread_that_goes_on_is_not_reported():
     told = []
-    with Watch(PATIENCE_S, told.append) as watch:
+    with Watchdog(PATIENCE_S, told.append) as watch:
         for step in range(1000):
             watch.begin(f"step {step}")
     assert not told

@@ -33,7 +33,7 @@ def test_a_moving_average_is_beside_the_weights(tmp_path):
     assert torch.equal(read_final(str(tmp_path))[0]["a"], last["a"])
     assert torch.equal(read_final(str(tmp_path), averaged=True)[0]["a"], mean["a"])
     write_final(str(tmp_path), last, {"run": "x"})
-    with pytest.raises(CheckpointError, match="holds no moving average: train the run with optim.ema"):
+    with pytest.raises(CheckpointError, match="holds no moving average: train the run with optim.ema_decay"):
         read_final(str(tmp_path), averaged=True)
 
 

@@ -23,7 +23,7 @@ EVA_448: dict[str, Any] = {
 # so400m-patch16-512 up to `hidden_states[-2]`, so 26 of its 27 blocks: 1024 patches, pooled to 64 tokens of 1152.
 SIGLIP2_512: dict[str, Any] = {
     "kind": "siglip2",
-    "fit": {"mode": "stretch", "resample": "bilinear"},
+    "resize": {"mode": "stretch", "resample": "bilinear"},
     "image_size": 512,
     "patch_size": 16,
     "width": 1152,
@@ -41,7 +41,7 @@ _QWEN: dict[str, Any] = {
     "rope_theta": 1e6,
     "vision": {
         "kind": "qwen2_5_vl",
-        "fit": {"mode": "stretch"},
+        "resize": {"mode": "stretch"},
         "image_size": 448,
         "patch_size": 14,
         "merge": 2,
@@ -86,7 +86,7 @@ QWEN3_4B_SIGLIP2: dict[str, Any] = {
     "tied": True,
     "vision": {
         "kind": "siglip2",
-        "fit": {"mode": "stretch", "resample": "bilinear"},
+        "resize": {"mode": "stretch", "resample": "bilinear"},
         "image_size": 512,
         "patch_size": 16,
         "merge": 1,

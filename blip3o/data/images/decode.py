@@ -1,4 +1,4 @@
-"""Encoded image → RGB pixels as an encoder takes them: upright, on white, scaled to S×S by its fit.
+"""Encoded image → RGB pixels as an encoder takes them: upright, on white, scaled to S×S as its `ResizeConfig` says.
 
 Takes bytes that nobody has vouched for: only the formats that are asked for are tried, sizes are checked before pixels
 are made, and no copy of more than `MAX_PIXELS` is made. Metadata never decides over pixels: decoders get files without
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, features
 
-from blip3o.config.fit import FitConfig
+from blip3o.config.resize import ResizeConfig
 from blip3o.config.shards import MAX_PIXELS
 from blip3o.data.images.containers import Stripped, image_format, strip
 from blip3o.data.images.containers.orientation import exif_orientation
@@ -43,18 +43,18 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-CROP = FitConfig()
-View = tuple[int, FitConfig]  # side in pixels, and how a picture comes to it
+CROP = ResizeConfig()
+View = tuple[int, ResizeConfig]  # side in pixels, and how a picture comes to it
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def decode_image(data: bytes, size: int, fit: FitConfig = CROP) -> np.ndarray:
+def decode_image(data: bytes, size: int, resize: ResizeConfig = CROP) -> np.ndarray:
     """Encoded bytes → RGB uint8 [size, size, 3].
 
     Raises `DamagedSampleError` (a `DataError`) if they are no JPEG, PNG or WebP, are damaged, or hold over
     `MAX_PIXELS` pixels.
     """
-    return to_square(open_image(data, at_least=size), size, fit)
+    return to_square(open_image(data, at_least=size), size, resize)
 
 
 def open_image(
@@ -93,7 +93,7 @@ def _register_heif() -> bool:
 
 
 def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
-    """What `decode_image` gives for each view (size, fit) alone, with the picture decoded as seldom as that allows.
+    """What `decode_image` gives for each view (size, resize) alone, with the picture decoded as seldom as that allows.
 
     A view's pixels must not depend on which other views are wanted, or a feature cache could not equal training
     without one. So a JPEG is decoded once for each scale that the views call for, and any other picture once. Raises
@@ -102,12 +102,12 @@ def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
     source = _source(data, FORMATS)
     decoded: dict[tuple[int, int], Image.Image] = {}
     squares: dict[View, np.ndarray] = {}
-    for size, fit in dict.fromkeys(views):
+    for size, resize in dict.fromkeys(views):
         with _explained():
             header = _header(source, size, MAX_PIXELS)
             if header.size not in decoded:
                 decoded[header.size] = _pixels(header, source)
-        squares[size, fit] = to_square(decoded[header.size], size, fit)
+        squares[size, resize] = to_square(decoded[header.size], size, resize)
     return squares
 
 
@@ -201,7 +201,7 @@ def _explained() -> Iterator[None]:
         raise DamagedSampleError(f"undecodable image: {reason}") from error
 
 
-def to_square(image: Image.Image, size: int, fit: FitConfig = CROP) -> np.ndarray:
+def to_square(image: Image.Image, size: int, resize: ResizeConfig = CROP) -> np.ndarray:
     """An image as a square: RGB uint8 [size, size, 3].
 
     By default the shorter side is scaled to `size` (bicubic, antialiased) and the centre kept, as BLIP3-o's own
@@ -210,12 +210,12 @@ def to_square(image: Image.Image, size: int, fit: FitConfig = CROP) -> np.ndarra
     sharp edges.
     """
     image = _on_white(image)
-    scaled = (size, size) if fit.mode == "stretch" else _covering(image.size, size)
+    scaled = (size, size) if resize.mode == "stretch" else _covering(image.size, size)
     left, top = (round((side - size) / 2) for side in scaled)
     if scaled[0] * image.height > MAX_PIXELS:
-        return _kept_pixels_alone(image, size, scaled, FILTERS[fit.resample])
-    wide = image.resize((scaled[0], image.height), FILTERS[fit.resample]).crop((left, 0, left + size, image.height))
-    return np.asarray(wide.resize((size, scaled[1]), FILTERS[fit.resample]).crop((0, top, size, top + size)))
+        return _kept_pixels_alone(image, size, scaled, FILTERS[resize.resample])
+    wide = image.resize((scaled[0], image.height), FILTERS[resize.resample]).crop((left, 0, left + size, image.height))
+    return np.asarray(wide.resize((size, scaled[1]), FILTERS[resize.resample]).crop((0, top, size, top + size)))
 
 
 def without_color(pixels_SS3: np.ndarray) -> np.ndarray:

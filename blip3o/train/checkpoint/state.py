@@ -15,7 +15,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
 
 if TYPE_CHECKING:  # the stream's actors read names of checkpoints, and need no PyTorch
-    from blip3o.train.ema import Average
+    from blip3o.train.ema import Ema
 
 TAG, UNIVERSAL = "state", "universal"
 _STEP = "-step-"
@@ -58,7 +58,7 @@ def save(
     step: int,
     identity: str,
     state: Mapping[str, Any],
-    average: "Average | None" = None,
+    average: "Ema | None" = None,
 ) -> None:
     """Writes this rank's shards, those of the average if there is one, and `state`, plain values that the run goes on
     from. Every rank must call it.
@@ -96,7 +96,7 @@ def load(
     *,
     identity: str,
     universal: bool = False,
-    average: "Average | None" = None,
+    average: "Ema | None" = None,
 ) -> tuple[int, dict[str, Any]]:
     """Restores weights, optimizer and average; returns the step and the state that was saved.
 

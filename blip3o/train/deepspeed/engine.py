@@ -13,7 +13,7 @@ from torch import nn
 from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend
 from blip3o.errors import ConfigError
-from blip3o.model.activation_checkpointing import recompute_activations
+from blip3o.model.activation_checkpointing import checkpoint_activations
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.objectives import StageModule
 from blip3o.train.schedule import parameter_groups
@@ -30,11 +30,11 @@ def deepspeed_config(recipe: Recipe, *, universal: bool = False) -> dict[str, An
     if parallel.offload == "parameters":
         zero["offload_param"] = memory
     if parallel.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = parallel.whole_below
+        zero["stage3_param_persistence_threshold"] = parallel.param_persistence_threshold
     return {
-        "train_micro_batch_size_per_gpu": recipe.optim.micro_batch,
+        "train_micro_batch_size_per_gpu": recipe.optim.micro_batch_size,
         "gradient_accumulation_steps": recipe.accumulation,
-        "gradient_clipping": recipe.optim.clip,
+        "gradient_clipping": recipe.optim.max_grad_norm,
         "bf16": {"enabled": parallel.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -59,8 +59,8 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=collective_backend(recipe.parallel.device))
     freeze(module.model, stage_of(recipe))
-    if recipe.parallel.recompute:
-        recompute_activations(module.model)
+    if recipe.parallel.activation_checkpointing:
+        checkpoint_activations(module.model)
     if recipe.parallel.compile:
         _compile_layers(module.model)
     trainable = {name: p for name, p in module.model.named_parameters() if p.requires_grad}
@@ -121,7 +121,7 @@ def _keep_norm(engine: Any) -> None:  # noqa: ANN401 - as above
 def _assert_taken(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as above
     parallel = recipe.parallel
     asked = {
-        "clipping": recipe.optim.clip,
+        "clipping": recipe.optim.max_grad_norm,
         "bf16": parallel.precision == "bf16",
         "ZeRO stage": parallel.zero_stage,
         "accumulation": recipe.accumulation,

@@ -137,7 +137,7 @@ class ShardEncoder:
         try:
             if isinstance(raw, DamagedSampleError):
                 raise raw
-            return decode_image(raw.image, self.recipe.model.encoder.image_size, self.recipe.model.encoder.fit)
+            return decode_image(raw.image, self.recipe.model.encoder.image_size, self.recipe.model.encoder.resize)
         except DamagedSampleError as damage:
             place = reader.place(ref)
             offset, size = place.span

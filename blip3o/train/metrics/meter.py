@@ -24,7 +24,7 @@ from blip3o.train.objectives import Batch, split_tasks
 from blip3o.train.stages import freeze, stage_of
 
 
-class Meter:
+class FlopsMeter:
     """The work of micro-batches of a recipe's stage, as if it trained what its row says: `stage.trainable` and
     `stage.lora` change what needs a gradient, and are not counted.
     """

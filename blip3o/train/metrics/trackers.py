@@ -19,7 +19,7 @@ from blip3o.runs.paths import TENSORBOARD, metrics_folder, tensorboard_folder
 from blip3o.runs.rows import Row
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """Takes the rows of one interval after another."""
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -104,12 +104,12 @@ def framed(data: bytes) -> bytes:
     )
 
 
-class WeightsAndBiases:
+class WandbTracker:
     """A run of Weights & Biases, continued under the same id. Where and how it sends is said by `WANDB_…` variables."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Raises `ConfigError` as `require_sinks`."""
-        require_sinks(recipe)
+        """Raises `ConfigError` as `require_trackers`."""
+        require_trackers(recipe)
         import wandb
 
         self._run = wandb.init(
@@ -133,12 +133,12 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class MlFlow:
+class MlflowTracker:
     """A run of MLflow, found again by its name. The server is that of `MLFLOW_TRACKING_URI`."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Raises `ConfigError` as `require_sinks`."""
-        require_sinks(recipe)
+        """Raises `ConfigError` as `require_trackers`."""
+        require_trackers(recipe)
         from mlflow import MlflowClient
 
         self._client = MlflowClient()
@@ -164,30 +164,31 @@ class MlFlow:
         self._client.set_terminated(self._id)
 
 
-_TRACKERS: Mapping[str, Callable[[Recipe], Sink]] = {
+_TRACKERS: Mapping[str, Callable[[Recipe], Tracker]] = {
     TENSORBOARD: lambda recipe: TensorBoard(tensorboard_folder(recipe.run.storage, recipe.run.name)),
-    "wandb": WeightsAndBiases,
-    "mlflow": MlFlow,
+    "wandb": WandbTracker,
+    "mlflow": MlflowTracker,
 }
 
 
-def require_sinks(recipe: Recipe) -> None:
+def require_trackers(recipe: Recipe) -> None:
     """Raises `ConfigError` if a tracker's package is missing here, or the address of MLflow's server is not set."""
     for package in ("wandb", "mlflow"):
-        if package in recipe.log.sinks and importlib.util.find_spec(package) is None:
+        if package in recipe.log.trackers and importlib.util.find_spec(package) is None:
             raise ConfigError(
-                f"log.sinks names {package}, which is not installed: pip install 'blip3o[{package}]', or leave it out"
+                f"log.trackers names {package}, which is not installed: pip install 'blip3o[{package}]', or leave it "
+                "out"
             )
-    if "mlflow" in recipe.log.sinks and settings.get("MLFLOW_TRACKING_URI") is None:
-        raise ConfigError("log.sinks names mlflow, and MLFLOW_TRACKING_URI is not set: give the server's address")
+    if "mlflow" in recipe.log.trackers and settings.get("MLFLOW_TRACKING_URI") is None:
+        raise ConfigError("log.trackers names mlflow, and MLFLOW_TRACKING_URI is not set: give the server's address")
 
 
-def open_sinks(recipe: Recipe) -> Iterator[Sink]:
-    """The sinks of a recipe: JSON lines always, and those of `log.sinks` that are of this library.
+def open_trackers(recipe: Recipe) -> Iterator[Tracker]:
+    """The sinks of a recipe: JSON lines always, and those of `log.trackers` that are of this library.
 
     Raises `ConfigError` for one that cannot be used here.
     """
     yield JsonLines(metrics_folder(recipe.run.storage, recipe.run.name))
-    for name in recipe.log.sinks:
+    for name in recipe.log.trackers:
         if name in _TRACKERS:
             yield _TRACKERS[name](recipe)

@@ -55,7 +55,10 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
     optim, sampler = recipe.optim, recipe.model.sampler
     clip = deepspeed_config(recipe)["gradient_clipping"]
     yield judged(
-        "clipping", good=clip > 0, detail=f"gradients above norm {clip:g} are scaled down", fix="set optim.clip=1"
+        "clipping",
+        good=clip > 0,
+        detail=f"gradients above norm {clip:g} are scaled down",
+        fix="set optim.max_grad_norm=1",
     )
     if recipe.stage.name in GENERATING and recipe.model.objective != "clip_mse":
         yield judged(
@@ -65,11 +68,11 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
             f"{sampler.guidance:g}",
             fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance=1",
         )
-    fewest, most = recipe.parallel.fewest, recipe.parallel.most
+    fewest, most = recipe.parallel.min_workers, recipe.parallel.max_workers
     yield judged(
         "micro-batches",
         good=not optim.micro_batches % fewest and not optim.micro_batches % most,
-        detail=f"{optim.micro_batches} of {optim.micro_batch} samples a step over {fewest} to {most} workers",
+        detail=f"{optim.micro_batches} of {optim.micro_batch_size} samples a step over {fewest} to {most} workers",
         fix="set optim.micro_batches to a multiple of parallel.workers",
     )
     last = learning_rate(optim, optim.steps - 1)
@@ -83,7 +86,7 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
 
 def of_memory(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig | None) -> Iterator[Check]:
     """Whether weights, gradients and optimizer fit a worker's device, and checkpoints the disk of a node."""
-    need = footprint(recipe, parameters, workers=recipe.parallel.fewest)  # where a worker's share is largest
+    need = footprint(recipe, parameters, workers=recipe.parallel.min_workers)  # where a worker's share is largest
     asked = (
         f"{need.device / GIB:.1f} GiB a worker ({parameters.trained / 1e9:.3f} G parameters trained, "
         f"{parameters.frozen / 1e9:.3f} G frozen, {recipe.parallel.precision}, ZeRO {recipe.parallel.zero_stage})"
@@ -115,7 +118,7 @@ def _memory_of_a_worker(recipe: Recipe, cluster: ClusterConfig) -> float | None:
     """GiB of the device that a worker computes on."""
     if recipe.parallel.device == "gpu":
         return cluster.gib_of_a_gpu
-    on_a_node = max(1, -(-recipe.parallel.most // cluster.nodes))
+    on_a_node = max(1, -(-recipe.parallel.max_workers // cluster.nodes))
     return cluster.memory_gib / on_a_node
 
 

@@ -36,7 +36,7 @@ class Parameters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
+class MemoryEstimate:
     """Bytes that one worker holds on its device, and of one checkpoint of all workers."""
 
     device: float
@@ -54,18 +54,18 @@ def count(recipe: Recipe) -> Parameters:
     return Parameters(trained=sizes[True], frozen=sizes[False])
 
 
-def footprint(recipe: Recipe, parameters: Parameters, *, workers: int) -> Footprint:
+def footprint(recipe: Recipe, parameters: Parameters, *, workers: int) -> MemoryEstimate:
     """Bytes by the table above, less what waits in CPU memory; a checkpoint holds trained weights and optimizer.
 
-    A moving average (`optim.ema`) takes four bytes of a trained parameter more, where the optimizer is and in the
+    A moving average (`optim.ema_decay`) takes four bytes of a trained parameter more, where the optimizer is and in the
     checkpoint.
     """
     parallel = recipe.parallel
     element, stage = ELEMENT[parallel.precision], parallel.zero_stage
     trained, everything = parameters.trained, parameters.trained + parameters.frozen
-    state = ADAM + (AVERAGE if recipe.optim.ema else 0)
+    state = ADAM + (AVERAGE if recipe.optim.ema_decay else 0)
     weights = element * everything / (workers if stage == 3 else 1)
     gradients = element * trained / (workers if stage >= 2 else 1)
     optimizer = state * trained / (workers if stage >= 1 else 1)
     held = {"none": weights + optimizer, "optimizer": weights, "parameters": 0.0}[parallel.offload]
-    return Footprint(device=held + gradients, checkpoint=(element + state) * trained)
+    return MemoryEstimate(device=held + gradients, checkpoint=(element + state) * trained)

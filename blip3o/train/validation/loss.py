@@ -22,7 +22,12 @@ PREFIX = "validation/"
 def held_out(recipe: Recipe) -> Recipe:
     """The recipe of the held-out samples: no stored features, the evaluation's seed, and a ledger of their own."""
     data = recipe.data.model_copy(
-        update={"sources": recipe.evaluate.sources, "features": "online", "feature_dtype": None, "bucket": False}
+        update={
+            "sources": recipe.evaluate.sources,
+            "features": "online",
+            "feature_dtype": None,
+            "group_by_length": False,
+        }
     )
     run = recipe.run.model_copy(update={"name": f"{recipe.run.name}/held-out", "seed": recipe.evaluate.seed})
     return recipe.model_copy(update={"data": data, "run": run})
@@ -30,7 +35,7 @@ def held_out(recipe: Recipe) -> Recipe:
 
 def num_micro_batches(recipe: Recipe) -> int:
     """Micro-batches of a validation: as many as hold `evaluate.samples`, at least one."""
-    return max(recipe.evaluate.samples // recipe.optim.micro_batch, 1)
+    return max(recipe.evaluate.samples // recipe.optim.micro_batch_size, 1)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from blip3o.errors import CheckpointError
 from blip3o.model.unfilled import place, shared_names, unfilled
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.checkpoint.state import TAG
-from blip3o.train.ema import read_average
+from blip3o.train.ema import read_ema
 from blip3o.train.lora import adapted_layers, merged
 from blip3o.train.stages import stage_of
 from blip3o.train.weights import final_uri, read_final
@@ -36,7 +36,7 @@ def trained_weights(directory: Path) -> dict[str, Tensor]:
 
         found = get_fp32_state_dict_from_zero_checkpoint(str(directory), TAG, exclude_frozen_parameters=True)
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
-    return weights | {name: flat.view(weights[name].shape) for name, flat in read_average(directory).items()}
+    return weights | {name: flat.view(weights[name].shape) for name, flat in read_ema(directory).items()}
 
 
 def validation_model(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip3o.config.model import FitConfig
+from blip3o.config.model import ResizeConfig
 from blip3o.data.images.containers import image_format
 from blip3o.data.images.decode import MAX_PIXELS, decodable, decode_image, decode_views, open_image, to_square
 from blip3o.data.shards.damage import DamagedSampleError
@@ -80,7 +80,7 @@ def test_448_pixels_of_a_portrait_are_those_of_two_whole_passes():
 
 def test_a_stretched_image_keeps_its_corners():
     pixels = np.random.default_rng(1).integers(0, 256, (24, 60, 3), np.uint8)
-    ours = to_square(Image.fromarray(pixels), 16, FitConfig(mode="stretch", resample="bilinear"))
+    ours = to_square(Image.fromarray(pixels), 16, ResizeConfig(mode="stretch", resample="bilinear"))
     assert np.abs(ours.astype(int) - scaled(pixels, 16, 16, triangle, 1.0)).max() <= 1
 
 
@@ -90,7 +90,7 @@ def test_siglip_pixels_are_those_of_the_published_image_processor():
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (48, 70, 3), np.uint8))
     processor = SiglipImageProcessorPil(size={"height": 32, "width": 32}, resample=Image.Resampling.BILINEAR)
     expected = processor(images=[image], return_tensors="np").pixel_values[0].transpose(1, 2, 0)
-    ours = to_square(image, 32, FitConfig(mode="stretch", resample="bilinear"))
+    ours = to_square(image, 32, ResizeConfig(mode="stretch", resample="bilinear"))
     assert np.allclose(ours / 127.5 - 1, expected, atol=1e-6)
 
 
@@ -266,11 +266,11 @@ def test_pixels_of_a_photograph_decoded_small_are_within_a_bound(width, height, 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_view_is_the_same_alone_and_beside_others(kind):
     data = encode(photo(640, 420), kind)
-    views = [(side, FitConfig()) for side in (32, 100, 30, 32)] + [(48, FitConfig(mode="stretch"))]
+    views = [(side, ResizeConfig()) for side in (32, 100, 30, 32)] + [(48, ResizeConfig(mode="stretch"))]
     together = decode_views(data, views)
     assert set(together) == set(views)
-    for size, fit in views:
-        assert np.array_equal(together[size, fit], decode_image(data, size, fit))
+    for size, resize in views:
+        assert np.array_equal(together[size, resize], decode_image(data, size, resize))
 
 
 @given(progressive=st.booleans(), data=st.data())
@@ -373,7 +373,11 @@ def test_whatever_a_decoder_raises_is_damage(error, step, monkeypatch):
         return image
 
     monkeypatch.setitem(Image.OPEN, "PNG", (open_it, accept))
-    for decode in (open_image, lambda data: decode_image(data, 8), lambda data: decode_views(data, [(8, FitConfig())])):
+    for decode in (
+        open_image,
+        lambda data: decode_image(data, 8),
+        lambda data: decode_views(data, [(8, ResizeConfig())]),
+    ):
         with pytest.raises(DamagedSampleError, match="undecodable image: .*no good"):
             decode(encode(smooth(16, 16)))
 

@@ -13,7 +13,7 @@ from blip3o import storage
 from blip3o.errors import StorageError
 from blip3o.runs.paths import ATTEMPTS, EVENTS, recipe_uri, validation_uri
 from blip3o.runs.rows import with_rates
-from blip3o.train.metrics.trackers import open_sinks
+from blip3o.train.metrics.trackers import open_trackers
 from blip3o.train.weights import final_uri, write_final
 from jobs.cli import app
 from jobs.commands.runs import compare, list_runs, read_rows
@@ -33,7 +33,7 @@ def rows(count, *, begin=0):
 def write(base, name, groups=(), **sections):
     made = recipe(run={"name": name, "storage": base}, optim={"steps": STEPS}, **sections)
     storage.write_bytes(recipe_uri(base, name), json.dumps(made.model_dump(mode="json")).encode())
-    for sink in open_sinks(made):
+    for sink in open_trackers(made):
         for group in groups:
             sink.write(group)
 

@@ -69,7 +69,7 @@ def test_who_makes_micro_batches_does_not_load_pytorch(base):
     told = FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
     command = [sys.executable, "-c", MAKES_A_MICRO_BATCH]
     done = subprocess.run(command, input=json.dumps(asdict(told)), capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == [str(made.optim.micro_batch), "False"], done.stderr
+    assert done.stdout.split() == [str(made.optim.micro_batch_size), "False"], done.stderr
 
 
 def test_without_encoders_the_whole_stream_has_the_labels_of_decoding():

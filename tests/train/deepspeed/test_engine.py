@@ -14,7 +14,7 @@ from tests.distributed import run_ranks
 from tests.recipes import recipe
 from tests.train.engines import by_engine, by_hand, made, module_for
 
-SPREAD = {"zero_stage": 3, "whole_below": 0}
+SPREAD = {"zero_stage": 3, "param_persistence_threshold": 0}
 WAYS = {
     "nothing spread": {"zero_stage": 0},
     "optimizer": {"zero_stage": 1},
@@ -26,7 +26,7 @@ WAYS = {
         "stage": "joint",
         "lora": True,
         "offload": "parameters",
-        "recompute": True,
+        "activation_checkpointing": True,
     },
 }
 # Measured: 0 to 2.1e-7 at stages 0 to 2, 1.7e-6 at 3, after three steps of at most 1e-3. AdamW divides a gradient by
@@ -151,7 +151,7 @@ def named(*names):
 
 def test_groups_take_what_they_match_first_and_scale_the_schedule():
     groups = [{"match": "dit.layers.*", "lr": 5e-4}, {"match": "dit.*", "weight_decay": 0.5}]
-    optim = recipe(optim={"lr": 1e-3, "warmup": 2, "groups": groups}).optim
+    optim = recipe(optim={"lr": 1e-3, "warmup_steps": 2, "groups": groups}).optim
     parameters = named("queries", "dit.layers.0.gate", "dit.norm", "dit.layers.1.gate")
     made = parameter_groups(optim, parameters)
     assert [len(group["params"]) for group in made] == [2, 1, 1]

@@ -58,7 +58,7 @@ def encoder_of(recipe):
     cache = FeatureCache.of(recipe)
     ((manifest, folder),) = cache.sources()
     maker = FeatureMaker(recipe, CPU)
-    width = recipe.optim.micro_batch
+    width = recipe.optim.micro_batch_size
     return cache, ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, width=width, threads=2)
 
 

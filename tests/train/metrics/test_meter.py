@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.data.text.templates import IGNORE
 from blip3o.runs.rows import FLOPS
-from blip3o.train.metrics.meter import Meter
+from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from tests.model.families import FAMILIES, QWEN_VISION
@@ -31,7 +31,7 @@ def counted(made, whole):
 
 
 def metered(made, whole):
-    return Meter(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)(whole)
+    return FlopsMeter(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)(whole)
 
 
 def total(work):

@@ -11,7 +11,14 @@ from blip3o import settings, storage
 from blip3o.errors import ConfigError
 from blip3o.runs.paths import metrics_folder, tensorboard_folder
 from blip3o.runs.rows import reproducible, with_rates
-from blip3o.train.metrics.trackers import JsonLines, MlFlow, TensorBoard, WeightsAndBiases, open_sinks, require_sinks
+from blip3o.train.metrics.trackers import (
+    JsonLines,
+    MlflowTracker,
+    TensorBoard,
+    WandbTracker,
+    open_trackers,
+    require_trackers,
+)
 from tests.recipes import recipe
 from tests.train.events import read_events, read_scalars
 
@@ -70,28 +77,30 @@ def test_tensorboard_shows_a_picture(tmp_path):
 
 def test_a_recipe_has_json_lines_and_the_sinks_that_it_names(tmp_path):
     made = recipe(run={"storage": str(tmp_path)})
-    for sink in open_sinks(made):
+    for sink in open_trackers(made):
         sink.write(ROWS)
         sink.close()
     for folder in (metrics_folder, tensorboard_folder):
         assert len(storage.list_files(folder(str(tmp_path), made.run.name))) == 1
-    assert len(list(open_sinks(recipe(log={"sinks": []})))) == 1
+    assert len(list(open_trackers(recipe(log={"trackers": []})))) == 1
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(sys, "path", [])  # as if nothing were installed
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(ConfigError, match=r"log.sinks names wandb, which is not installed: pip install 'blip3o\[wandb"):
-        require_sinks(recipe(log={"sinks": ["wandb"]}))
+    with pytest.raises(
+        ConfigError, match=r"log.trackers names wandb, which is not installed: pip install 'blip3o\[wandb"
+    ):
+        require_trackers(recipe(log={"trackers": ["wandb"]}))
 
 
 def test_mlflow_keeps_the_values_of_a_run_by_step(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder is enough for a test
-    made = recipe(log={"sinks": ["mlflow"]})
+    made = recipe(log={"trackers": ["mlflow"]})
     for _ in range(2):  # the second is a resumed run
-        sink = MlFlow(made)
+        sink = MlflowTracker(made)
         sink.write(ROWS)
         sink.close()
     client = mlflow.MlflowClient()
@@ -104,13 +113,13 @@ def test_mlflow_without_a_server_is_refused(monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI is not set: give the server's address"):
-        MlFlow(recipe(log={"sinks": ["mlflow"]}))
+        MlflowTracker(recipe(log={"trackers": ["mlflow"]}))
 
 
 def test_wandb_takes_rows_without_a_network(tmp_path):
     wandb = pytest.importorskip("wandb")
     settings.override({"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)})
-    sink = WeightsAndBiases(recipe(log={"sinks": ["wandb"]}))
+    sink = WandbTracker(recipe(log={"trackers": ["wandb"]}))
     sink.write(ROWS)
     sink.close()
     wandb.teardown()  # else its service would live as long as this process

@@ -116,7 +116,7 @@ def test_held_out_samples_are_made_from_pixels_and_keep_a_ledger_of_their_own():
     assert [source.name for source in unseen.data.sources] == ["held"]
     assert (unseen.data.features, unseen.data.feature_dtype) == ("online", None)
     assert unseen.run.name != settings.run.name
-    assert num_micro_batches(settings) == 64 // settings.optim.micro_batch
+    assert num_micro_batches(settings) == 64 // settings.optim.micro_batch_size
 
 
 def finished(tmp_path, *runs):

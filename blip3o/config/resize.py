@@ -7,7 +7,7 @@ from pydantic import Field
 from blip3o.config.base import Frozen
 
 
-class FitConfig(Frozen):
+class ResizeConfig(Frozen):
     """How an image of any shape becomes a square of pixels."""
 
     mode: Literal["crop", "stretch"] = Field(
