@@ -309,7 +309,7 @@ def test_files_and_folders_that_may_not_be_read_are_listed(folder, monkeypatch):
         try:
             return refuse(uri) if uri.endswith("/2.png") else read(uri)
         except OSError as error:
-            raise storage.StorageError(f"{uri}: denied") from error
+            raise StorageError(f"{uri}: denied") from error
 
     monkeypatch.setattr(os, "scandir", lambda path: refuse(path) if str(path).endswith("/closed") else scandir(path))
     monkeypatch.setattr(storage, "read_bytes", refused)
