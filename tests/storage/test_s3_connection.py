@@ -11,7 +11,7 @@ from botocore.loaders import create_loader
 from pyarrow import fs
 
 from blip3o import settings, storage
-from blip3o.errors import ConfigError
+from blip3o.errors import ConfigError, StorageError
 from blip3o.storage import s3_connection
 from blip3o.storage.s3_connection import Address, connection
 from tests.faults import FaultProxy

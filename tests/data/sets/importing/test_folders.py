@@ -14,7 +14,7 @@ from blip3o.data.sets.imported import import_set
 from blip3o.data.sets.importing import items
 from blip3o.data.sets.importing.folders import list_folder
 from blip3o.data.shards.ledger import read_ledger
-from blip3o.errors import DataError
+from blip3o.errors import DataError, StorageError
 from tests.data.sets.importing.fuzzing import check_account, fuzz_folder, fuzz_table
 from tests.data.sets.importing.made import samples
 from tests.data.shard_files import png
