@@ -35,17 +35,23 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def build_stages(found: StageTrees) -> dict[str, Recipe]:
-    """The recipes of the stages that were read, by key. Raises `ConfigError`, which names the stage of a pipeline."""
-    return {key: _build_stage(key, tree, found) for key, tree in found.trees.items()}
+    """The recipes of the stages that were read, by key.
 
-
-def _build_stage(key: str, tree: Tree, found: StageTrees) -> Recipe:
-    try:
-        return build_recipe(tree)
-    except ConfigError as error:
-        if found.pipeline is None:
-            raise
-        raise ConfigError(f"stage '{key}': {error}") from error
+    Raises `ConfigError`, which names the stage that is wrong, unless all stages of a pipeline are, in the same way.
+    """
+    recipes: dict[str, Recipe] = {}
+    faults: dict[str, ConfigError] = {}
+    for key, tree in found.trees.items():
+        try:
+            recipes[key] = build_recipe(tree)
+        except ConfigError as error:
+            faults[key] = error
+    if not faults:
+        return recipes
+    key, first = next(iter(faults.items()))
+    if found.pipeline is None or [str(fault) for fault in faults.values()] == [str(first)] * len(found.trees):
+        raise first
+    raise ConfigError(f"stage '{key}': {first}") from first
 
 
 def build_recipe(tree: Tree) -> Recipe:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3o.config.load import build_stages
+from blip3o.config.load import build_stages, dump
 from blip3o.config.recipe import Recipe
-from blip3o.config.recipe_files import read_stages
+from blip3o.config.recipe_files import Tree, read_stages
+from blip3o.config.yaml_reader import dump_yaml
 from blip3o.errors import ConfigError
 
 # What the stages of a pipeline share, since the same workers train them one after the other.
@@ -46,7 +47,9 @@ class TrainingPipeline:
         """
         names = [recipe.run.name for recipe in self.stages]
         if len(set(names)) != len(names):
-            raise ConfigError(f"pipeline '{self.name}': run.name repeats among its stages: {', '.join(names)}")
+            raise ConfigError(
+                f"pipeline '{self.name}': run.name repeats among its stages: {', '.join(names)}: leave it out"
+            )
         for key in _SHARED:
             values = {recipe.run.name: _value(recipe, key) for recipe in self.stages}
             if any(value != values[names[0]] for value in values.values()):
@@ -95,6 +98,47 @@ def load_pipeline(reference: str | Path, overrides: Sequence[str] = ()) -> Train
     if found.pipeline is None:
         return TrainingPipeline.of(stages[0])
     return TrainingPipeline(name=found.pipeline, stages=stages)
+
+
+def dump_resolved(reference: str | Path, overrides: Sequence[str] = ()) -> str:
+    """A recipe or a pipeline with every value filled in, as a file from which an equal one is read.
+
+    Raises `ConfigError` as `load_pipeline` does.
+    """
+    found = read_stages(reference, overrides)
+    recipes = build_stages(found)
+    if found.pipeline is None:
+        return "".join(dump(recipe) for recipe in recipes.values())
+    TrainingPipeline(name=found.pipeline, stages=tuple(recipes.values()))  # checks that they go together
+    dumps = {key: recipe.model_dump(mode="json") for key, recipe in recipes.items()}
+    shared = _shared_sections(list(dumps.values()))
+    own = {key: _without(tree, shared) for key, tree in dumps.items()}
+    return dump_yaml({**shared, "pipeline": {"name": found.pipeline, "stages": own}})
+
+
+def _shared_sections(trees: Sequence[Tree]) -> Tree:
+    """The fields that are equal in all stages, by section.
+
+    A field is in or out as a whole, since a mapping of another `kind` replaces what it is merged over.
+    """
+    first, *others = trees
+    sections = {
+        section: {
+            field: value
+            for field, value in fields.items()
+            if all((field, value) in other[section].items() for other in others)
+        }
+        for section, fields in first.items()
+    }
+    return {section: fields for section, fields in sections.items() if fields}
+
+
+def _without(tree: Tree, shared: Tree) -> Tree:
+    sections = {
+        section: {field: value for field, value in fields.items() if field not in shared.get(section, {})}
+        for section, fields in tree.items()
+    }
+    return {section: fields for section, fields in sections.items() if fields}
 
 
 def _value(recipe: Recipe, key: str) -> Any:  # noqa: ANN401 - whatever the field holds

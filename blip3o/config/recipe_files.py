@@ -62,7 +62,7 @@ class StageTrees:
 
 def shipped() -> dict[str, Path]:
     """The files of the shipped recipes, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def find(reference: str, folder: Path | None = None) -> Place:
@@ -87,8 +87,8 @@ def find(reference: str, folder: Path | None = None) -> Place:
     if reference in runs:
         return runs[reference]
     raise ConfigError(
-        f"recipe '{reference}' is neither a file nor a shipped recipe (shipped: {', '.join(shipped())}) "
-        + closest(reference, [*shipped(), *runs])
+        f"recipe '{reference}' is neither a file nor a shipped recipe (shipped: {', '.join(shipped())})"
+        + _hint(reference, [*shipped(), *runs])
     )
 
 
@@ -100,7 +100,7 @@ def _file(name: str, folder: Path) -> Path | None:
 
 def _shipped_runs() -> dict[str, Place]:
     """The stages of the shipped pipelines, by the names of their runs."""
-    runs = {}
+    runs: dict[str, Place] = {}
     for file in shipped().values():
         found = _stages(read_tree(file), Place(file))
         if found.pipeline is not None:
@@ -131,7 +131,7 @@ def _stages(tree: Tree, place: Place, overrides: Sequence[str] = ()) -> StageTre
             tree = override(tree, item)
         return StageTrees(file=place.file, pipeline=None, trees={"": tree})
     pipeline, stages = _split(tree, place.file)
-    if place.stage not in (None, *stages):
+    if place.stage is not None and place.stage not in stages:
         raise ConfigError(f"pipeline {place.file} has no stage '{place.stage}': {nearest(place.stage, stages)}")
     meant = [key for key in stages if place.stage in (None, key)]
     for item in overrides:
@@ -263,8 +263,8 @@ def _addressed(item: str, stages: Sequence[str]) -> tuple[str | None, str]:
         return None, item
     if stage not in stages:
         raise ConfigError(
-            f"override '{item}': the pipeline has no stage '{stage}' (stages: {', '.join(stages)}) "
-            + closest(stage, stages)
+            f"override '{item}': the pipeline has no stage '{stage}' (stages: {', '.join(stages)})"
+            + _hint(stage, stages)
         )
     return stage, rest
 
@@ -295,6 +295,11 @@ def _below(tree: Tree, section: str, values: Tree) -> Tree:
     """`values` below those of a section, unless it is no mapping, which validation reports."""
     given = tree.get(section, {})
     return {**tree, section: {**values, **given}} if isinstance(given, dict) else tree
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    guess = closest(word, known)
+    return f": {guess}" if guess else ""
 
 
 def _shown(value: object) -> str:
