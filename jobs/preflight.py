@@ -16,19 +16,19 @@ from typing import Any
 
 from blip3o import log, settings
 from blip3o.config.cluster import ClusterConfig, parse_cluster
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import ConfigError
 from blip3o.train.preflight.checks import Check, attempted, counted, judged, of_features, of_recipe, of_store, require
 from blip3o.train.preflight.memory import GIB
-from jobs.common import find_recipe, guarded, join_ray, recipe_parser
+from jobs.common import guarded, join_ray, recipe_parser
 
 RANKS = "preflight-ranks"
 KIND = "accelerator_type:"  # how Ray names what a node's GPUs are
 
 
-def planned(pipeline: Pipeline, cluster: ClusterConfig | None) -> Iterator[tuple[str, Check]]:
+def planned(pipeline: TrainingPipeline, cluster: ClusterConfig | None) -> Iterator[tuple[str, Check]]:
     """(stage's run, check) of what needs neither store nor Ray: what `jobs.train --dry-run` tells."""
     for recipe in pipeline.stages:
         for check in counted(recipe, cluster):
@@ -37,13 +37,13 @@ def planned(pipeline: Pipeline, cluster: ClusterConfig | None) -> Iterator[tuple
         yield pipeline.name, of_resources(pipeline, cluster.total_cpus, cluster.total_gpus)
 
 
-def require_planned(pipeline: Pipeline) -> None:
+def require_planned(pipeline: TrainingPipeline) -> None:
     """The cheap checks, before workers start. Raises `ConfigError` that names what is wrong."""
     checks = [check for recipe in pipeline.stages for check in of_recipe(recipe)]
     require([*checks, *of_store(pipeline.stages[0].run.storage)])
 
 
-def of_resources(pipeline: Pipeline, cpus: float, gpus: float) -> Check:
+def of_resources(pipeline: TrainingPipeline, cpus: float, gpus: float) -> Check:
     """Whether so many CPUs and GPUs can hold the pipeline's workers, decoders and encoders."""
     asked_cpus, asked_gpus = asked(pipeline)
     return judged(
@@ -54,7 +54,7 @@ def of_resources(pipeline: Pipeline, cpus: float, gpus: float) -> Check:
     )
 
 
-def asked(pipeline: Pipeline) -> tuple[float, float]:
+def asked(pipeline: TrainingPipeline) -> tuple[float, float]:
     """Logical CPUs and GPUs that a pipeline's fit reserves with its fewest workers."""
     from jobs.training.fit import streams_features
 
@@ -72,7 +72,7 @@ def asked(pipeline: Pipeline) -> tuple[float, float]:
     return cpus, gpus
 
 
-def preflight(pipeline: Pipeline, cluster: ClusterConfig | None, *, ranks: bool) -> Iterator[tuple[str, Check]]:
+def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, ranks: bool) -> Iterator[tuple[str, Check]]:
     """(stage's run or pipeline, check) of everything; with a pretended cluster, Ray is not asked."""
     from jobs.train import check_data, check_weights
 
@@ -109,7 +109,7 @@ def ray_cluster() -> ClusterConfig:
     )
 
 
-def of_ranks(pipeline: Pipeline) -> Check:
+def of_ranks(pipeline: TrainingPipeline) -> Check:
     """Starts the workers, adds a one of each over all, and compares the weights that each finds to start from."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -188,7 +188,7 @@ def run(recipe: str, overrides: list[str], cluster: str | None, *, ranks: bool) 
     pretended = parse_cluster(cluster) if cluster else None
     if ranks and pretended:
         raise ConfigError(f"--ranks starts workers, and --cluster {cluster} is pretended: leave one of them out")
-    require(tell(preflight(load_pipeline(find_recipe(recipe), overrides), pretended, ranks=ranks)))
+    require(tell(preflight(load_pipeline(recipe, overrides), pretended, ranks=ranks)))
 
 
 def cluster_option(parser: argparse.ArgumentParser) -> None:

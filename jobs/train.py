@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from blip3o import log, settings
 from blip3o.config.cluster import parse_cluster
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
 from blip3o.train.preflight.checks import require
-from jobs.common import dump_pipeline, find_recipe, guarded, join_ray, on_a_cluster, recipe_parser
+from jobs.common import dump_pipeline, guarded, join_ray, on_a_cluster, recipe_parser
 from jobs.preflight import asked, cluster_option, planned, require_planned, tell
 from jobs.training.fit import fit
 
@@ -31,10 +31,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 def train(recipe: Recipe) -> dict[str, Any]:
     """Trains the recipe's stage to its last step and returns the description of its result. Raises as a pipeline."""
-    return train_pipeline(Pipeline.of(recipe))[0]
+    return train_pipeline(TrainingPipeline.of(recipe))[0]
 
 
-def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
+def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
     """Trains the stages in their order, each from the results before it; returns the description of each result.
 
     Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
@@ -84,7 +84,7 @@ def _warn_of_validations(recipe: Recipe) -> None:
         logger.warning("run '%s': no validation after steps %s: see the log of Ray Train", recipe.run.name, failed)
 
 
-def _finished(pipeline: Pipeline, data: list[list[str]]) -> list[dict[str, Any]]:
+def _finished(pipeline: TrainingPipeline, data: list[list[str]]) -> list[dict[str, Any]]:
     """Results of the stages that have finished, the first ones.
 
     Raises `ConfigError` if one was made with another recipe or data, or has finished before an earlier stage.
@@ -150,7 +150,7 @@ def _cache(recipe: Recipe) -> "FeatureCache | None":
     return FeatureCache.of(recipe) if recipe.data.features == "cache" else None
 
 
-def check_weights(pipeline: Pipeline) -> None:
+def check_weights(pipeline: TrainingPipeline) -> None:
     """Builds the stages without memory for their weights, to see that all fits and that what is frozen was trained."""
     import torch
 
@@ -193,7 +193,7 @@ def _shapes(recipe: Recipe, run: str, earlier: dict[str, Shapes]) -> Shapes:
     return read_shapes(uri)
 
 
-def _require_resources(pipeline: Pipeline) -> None:
+def _require_resources(pipeline: TrainingPipeline) -> None:
     """Raises `ConfigError` if this machine's own Ray can never start the run; a cluster may grow, so a run waits."""
     import ray
 
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    pipeline = load_pipeline(find_recipe(options.recipe), options.set)
+    pipeline = load_pipeline(options.recipe, options.set)
     print(dump_pipeline(pipeline))
     if options.dry_run:
         require(tell(planned(pipeline, parse_cluster(options.cluster) if options.cluster else None), mark="# "))

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import DataError
 from blip3o.runs.attempts import note, run_uri
@@ -35,7 +35,7 @@ class Interruption:
     workers: int = 0
 
 
-def answer(pipeline: Pipeline, features: list[str | None], interruption: Interruption) -> None:
+def answer(pipeline: TrainingPipeline, features: list[str | None], interruption: Interruption) -> None:
     """Makes the next fit one that gets further. `features` are the sha256 of each stage's stored features, if any.
 
     Raises `CheckpointError` if no checkpoint is left, and `DataError` if the run has been rewound as often as it may.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.training import ParallelConfig
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import Blip3oError, CheckpointError
@@ -43,14 +43,14 @@ class FitPlan:
     data_sha256: tuple[list[str], ...]
     features: tuple[str | None, ...]
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> TrainingPipeline:
         """The recipes, validated again."""
         from blip3o.config.load import build_recipe
 
-        return Pipeline(name=self.name, stages=tuple(build_recipe(tree) for tree in self.recipes))
+        return TrainingPipeline(name=self.name, stages=tuple(build_recipe(tree) for tree in self.recipes))
 
 
-def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | None]) -> None:
+def fit(pipeline: TrainingPipeline, data_sha256: list[list[str]], features: list[str | None]) -> None:
     """Trains every stage that has not finished; each leaves its result. Needs Ray to be initialised.
 
     `features` are the sha256 of the provenance of each stage's stored features, None where it has none.
@@ -77,7 +77,7 @@ def fit(pipeline: Pipeline, data_sha256: list[list[str]], features: list[str | N
             answer(pipeline, features, interruption)
 
 
-def sharing(pipeline: Pipeline, workers: int) -> int:
+def sharing(pipeline: TrainingPipeline, workers: int) -> int:
     """The largest number of workers, of at most so many, that can share the micro-batches of a step in every stage.
 
     That is at least `parallel.workers.min`, which the recipe's own check has found to divide them.
@@ -86,7 +86,7 @@ def sharing(pipeline: Pipeline, workers: int) -> int:
     return next(count for count in range(workers, 0, -1) if not any(m % count for m in batches))
 
 
-def _trainer(plan: FitPlan, pipeline: Pipeline, *, most: int) -> "TorchTrainer":
+def _trainer(plan: FitPlan, pipeline: TrainingPipeline, *, most: int) -> "TorchTrainer":
     """A trainer of at most so many workers that goes on where the run stands in its storage."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -189,7 +189,9 @@ def stream_encoders(plan: FitPlan) -> "Encoders | None":
     )
 
 
-def staged_micro_batches(pipeline: Pipeline, features: Sequence[str | None]) -> "Callable[[int], dict[str, Any]]":
+def staged_micro_batches(
+    pipeline: TrainingPipeline, features: Sequence[str | None]
+) -> "Callable[[int], dict[str, Any]]":
     """Micro-batch number → arrays, through all stages of a pipeline; `features` as for `fit`."""
     from functools import partial
 
@@ -203,12 +205,12 @@ def staged_micro_batches(pipeline: Pipeline, features: Sequence[str | None]) -> 
     return StagedMicroBatches(builders, pipeline.ends)
 
 
-def streams_features(pipeline: Pipeline) -> bool:
+def streams_features(pipeline: TrainingPipeline) -> bool:
     """Whether a stage's features are computed in the stream, by encoding actors."""
     return any(recipe.data.features == "stream" for recipe in pipeline.stages)
 
 
-def staged_encoders(pipeline: Pipeline) -> "Callable[[dict[str, Any]], dict[str, Any]]":
+def staged_encoders(pipeline: TrainingPipeline) -> "Callable[[dict[str, Any]], dict[str, Any]]":
     """Arrays of a micro-batch → the same with features in place of the encoder's pixels, where its stage streams them.
 
     The encoder of such a stage is built when it is reached; the newest is held.
@@ -234,7 +236,7 @@ def staged_encoders(pipeline: Pipeline) -> "Callable[[dict[str, Any]], dict[str,
     return encode
 
 
-def next_micro_batch(pipeline: Pipeline) -> int:
+def next_micro_batch(pipeline: TrainingPipeline) -> int:
     """Where the stream begins: at the newest checkpoint of the first stage that has not finished, or at its start."""
     from blip3o.train.weights import final_uri, read_description
 

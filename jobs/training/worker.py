@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blip3o import log
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.data.stream import iterate_micro_batches
@@ -74,7 +74,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _attempt(
-    recipe: Recipe, identity: str, batches: Iterator[dict[str, np.ndarray]], pipeline: Pipeline, number: int
+    recipe: Recipe, identity: str, batches: Iterator[dict[str, np.ndarray]], pipeline: TrainingPipeline, number: int
 ) -> Interruption | None:
     """Trains a stage; what stopped it, if all ranks found the same."""
     name, workers = recipe.run.name, ray.train.get_context().get_world_size()
