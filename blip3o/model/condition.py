@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Condition(ABC):
-    """Query states made ready for every step of a flow. Kinds differ in their tensors alone.
+    """Query states made ready for every step of a flow. Kinds differ only in their tensors.
 
     It is a batch of rows that a server may fill one by one.
     """
