@@ -31,4 +31,4 @@ class MaskedColor(Objective):
         """The frozen encoder and the head."""
         rows = batch["draw_key"].shape[0]
         coarse = coarse_flops(self.recipe, rows=rows, features=Grad.ONE)
-        return {"encoder": self.frozen_encoder(batch), "coarse": coarse}
+        return self.frozen_encoder(batch) | {"coarse": coarse}

@@ -20,6 +20,6 @@ class FlopsMeter:
     def __call__(self, batch: Batch) -> dict[str, int]:
         """`flops/PART` for each part of the step, forward and backward, and `tokens`, where the stage reads text."""
         work = self._objective.flops(batch, image_token_id=self._image_token_id)
-        parts = {FLOPS + name: flops for name, flops in work.items() if flops}
+        parts = {FLOPS + name: flops for name, flops in work.items()}
         tokens = int((batch["input_ids"] != self._pad_id).sum()) if "input_ids" in batch else 0
         return parts | {TOKENS: tokens} if tokens else parts

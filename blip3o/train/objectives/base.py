@@ -40,7 +40,8 @@ class Objective(ABC):
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """Floating-point operations of a micro-batch's step, forward and backward, by part.
 
-        What the stage's row trains needs a gradient: `stage.trainable` and `stage.lora` are not counted.
+        What the stage's row trains needs a gradient: `stage.trainable` and `stage.lora` are not counted. The parts are
+        those of a recipe, whatever a batch holds: ranks sum them in one reduction, by position.
         """
 
     def held_out(self, model: UnifiedModel, batch: Batch) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -54,10 +55,12 @@ class Objective(ABC):
         """Which of the batch's tokens are real, int64 [B, L]."""
         return (batch["input_ids"] != self.pad_id).long()
 
-    def frozen_encoder(self, batch: Batch) -> int:
-        """Operations of the frozen encoder on a micro-batch; none where the features came with it."""
+    def frozen_encoder(self, batch: Batch) -> dict[str, int]:
+        """Operations of the frozen encoder on a micro-batch, as part `encoder`; no part where features came with it."""
+        if "features" in batch:
+            return {}
         rows = batch["draw_key"].shape[0]
-        return 0 if "features" in batch else formulas.encoder(self.recipe.model.encoder, images=rows, grad=Grad.NONE)
+        return {"encoder": formulas.encoder(self.recipe.model.encoder, images=rows, grad=Grad.NONE)}
 
 
 def build_objective(spec: ObjectiveSpec, recipe: Recipe, *, pad_id: int) -> Objective:

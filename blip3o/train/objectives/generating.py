@@ -51,18 +51,18 @@ class Generating(Objective):
         """Targets, prompt, queries and the predictor."""
         rows, tokens = batch["input_ids"].shape
         prefix = formulas.prompt_and_queries(self.recipe.model, rows=rows, prompt_tokens=tokens)
-        return {"encoder": self._targets(batch, rows), **prefix, **self.predictor_flops(rows)}
-
-    def _targets(self, batch: Batch, rows: int) -> int:
-        """Of the frozen encoder, or the autoencoder in its place; none where the features came with the batch."""
-        if self.recipe.model.decoder.generated is None or "features" in batch:
-            return self.frozen_encoder(batch)
-        return rows * self._autoencoder
+        targets = self.frozen_encoder(batch) if self._autoencoder is None else {"encoder": rows * self._autoencoder}
+        return {**targets, **prefix, **self.predictor_flops(rows)}
 
     @functools.cached_property
-    def _autoencoder(self) -> int:
-        """Operations for one image, counted, since convolutions have no formula here."""
+    def _autoencoder(self) -> int | None:
+        """Operations for one image, counted, since convolutions have no formula here; None if an encoder has its place.
+
+        Its latents never come with the batch.
+        """
         config = self.recipe.model
+        if config.decoder.generated is None:
+            return None
         with META, torch.no_grad():
             model = UnifiedModel(config, image_token_id=0, parts=("decoder",), max_length=1)
             pixels = torch.empty(1, *[config.target_size] * 2, 3, dtype=torch.uint8)

@@ -52,7 +52,7 @@ class Joint(Objective):
         parts = self._text.flops(asked, image_token_id=image_token_id)
         parts |= self._generating.flops(drawn, image_token_id=image_token_id)
         queries = formulas.language_model(model.backbone, rows=rows, tokens=whole, context=whole, grad=Grad.BOTH)
-        return parts | {"prompt": 0, "queries": queries}
+        return {name: flops for name, flops in parts.items() if name != "prompt"} | {"queries": queries}
 
 
 def split_tasks(batch: Batch) -> tuple[Batch, Batch]:

@@ -44,7 +44,7 @@ class LatentDecoding(Objective):
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """The frozen encoder, the network, and the autoencoder's encoder."""
         rows = batch["draw_key"].shape[0]
-        return {"encoder": self.frozen_encoder(batch)} | {name: rows * flops for name, flops in self._counted.items()}
+        return self.frozen_encoder(batch) | {name: rows * flops for name, flops in self._counted.items()}
 
     @functools.cached_property
     def _counted(self) -> dict[str, int]:

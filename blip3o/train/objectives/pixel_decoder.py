@@ -40,7 +40,7 @@ class PixelDecoding(Objective):
         """The frozen encoder, the U-Net and the coarse head, to which gradients of both terms come."""
         rows = batch["draw_key"].shape[0]
         return {
-            "encoder": self.frozen_encoder(batch),
+            **self.frozen_encoder(batch),
             "decoder": rows * self._unet,
             "coarse": coarse_flops(self.recipe, rows=rows, features=Grad.ONE),
         }
