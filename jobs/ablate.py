@@ -25,7 +25,6 @@ from jobs.common import guarded, join_ray
 logger = logging.getLogger(__name__)
 
 PIPELINE = "ablation"  # the shipped recipe; its runs are named after it
-COMPARED = ("generate", "joint")  # stages of the runs that are compared
 AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
 LATENT_IMAGES = 512  # whose latents are measured
 # What is compared is what to generate, with encoder and autoencoder trained before, as in the paper: after so many
@@ -80,13 +79,13 @@ def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = 
     below = [f"run.storage={root}/runs", f"data.root={root}/data", *overrides]
     stages = _by_run(load_pipeline(PIPELINE, below))
     _prepare(stages, root, scenes)
-    costs = {name: step_flops(recipe) for name, recipe in stages.items() if recipe.stage.name in COMPARED}
+    costs = {name: step_flops(recipe) for name, recipe in stages.items() if recipe.objective.generation}
     first = stages["ablation-understand"]
     before = step_flops(first) * first.optim.steps
     steps = []
     for name, cost in costs.items():
         # A joint run has to learn to answer as well, with the operations that the others spent on it before.
-        own = tflops * 1e12 - (before if stages[name].stage.name == "generate" else 0)
+        own = tflops * 1e12 - (0 if "text" in stages[name].terms else before)
         if own < cost * stages[name].optim.warmup_steps * 2:
             raise ConfigError(f"--tflops {tflops:g} leaves {own / cost:.0f} steps to {name}: give more")
         steps.append(f"{name.removeprefix(f'{PIPELINE}-')}:optim.steps={round(own / cost)}")
@@ -136,7 +135,8 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     """
     import torch
 
-    from blip3o.data.batches import Task, build_micro_batches
+    from blip3o.config.objectives import Task
+    from blip3o.data.batches import build_micro_batches
     from blip3o.model.decoders.pixel import to_unit
     from blip3o.model.unified import UnifiedModel, initialize
     from blip3o.rng import torch_generator
@@ -203,7 +203,7 @@ def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
     from jobs.training.worker import read_metrics
 
     recipe = stages[name]
-    decoding = [] if recipe.model.objective == "vae_flow" else ["ablation-decoder"]
+    decoding = ["ablation-decoder"] if recipe.model.decoder.generated is None else []
     bundle = export(recipe, [*recipe.stage.start_from, *decoding, name], f"{root}/ablation/{name}/bundle")
     scores = evaluate(recipe, bundle, f"{root}/ablation/{name}").scores
     drawn, own, steps = scores["scenes"], scores["own"], recipe.optim.steps

@@ -133,7 +133,7 @@ class Demo:
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of one stage."""
-        return next(recipe for recipe in self.pipeline().stages if recipe.stage.name == stage)
+        return {recipe.stage.name: recipe for recipe in self.pipeline().stages}[stage]
 
     def _make_sets(self) -> None:
         from blip3o.data.sets.curated import build_curated

@@ -15,8 +15,9 @@ from PIL import Image
 
 from blip3o import settings, storage
 from blip3o.config.load import build_recipe
+from blip3o.config.objectives import Task
 from blip3o.config.recipe import Recipe
-from blip3o.data.batches import MicroBatchBuilder, SampleEncoder, Task, build_micro_batches
+from blip3o.data.batches import MicroBatchBuilder, SampleEncoder, build_micro_batches
 from blip3o.data.sets.writer import Sample, shard_bytes
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard

@@ -8,11 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen, _require
+from blip3o.config.objectives import StageName
 from blip3o.config.resilience import WorkersConfig
 from blip3o.config.sampler import FlowConfig
-
-StageName = Literal["encoder", "understand", "generate", "instruct", "joint", "decoder"]
-STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "joint", "decoder")
 
 
 class LoraConfig(Frozen):

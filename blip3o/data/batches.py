@@ -17,12 +17,12 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from blip3o import storage
+from blip3o.config.objectives import Task
 from blip3o.config.recipe import Recipe
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.features.reader import FeatureReader, feature_folders
@@ -48,18 +48,6 @@ DESCRIBE = "Describe the image."
 _ROLES = ("user", "assistant")
 
 
-class Task(Enum):
-    """What a sample becomes."""
-
-    CONTRAST = "contrast"  # caption and image, for the encoder stage
-    CHAT = "chat"  # questions and answers about an image
-    DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
-    DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
-    PIXELS = "pixels"  # image alone, for the decoder stage
-    JOINT = "joint"  # CHAT and DRAW of the same sample, as far as its source is for them
-    JOINT_PIXELS = "joint-pixels"  # CHAT and DRAW_PIXELS of the same
-
-
 _PIXELS = {
     Task.CONTRAST: ("encoder_pixels", "decoder_pixels"),
     Task.CHAT: ("prompt_pixels",),
@@ -69,7 +57,6 @@ _PIXELS = {
     Task.JOINT: ("prompt_pixels", "encoder_pixels"),
     Task.JOINT_PIXELS: ("prompt_pixels", "decoder_pixels"),
 }
-_BOTH = (Task.JOINT, Task.JOINT_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +104,7 @@ class SampleEncoder:
         if self.task is not Task.PIXELS:
             text = self._text(raw, numpy_generator(self.seed, "text", key))
             row |= self._pad(text)
-            if self.task in _BOTH:
+            if self.task.mixes:
                 row |= self._both(raw, key, row["labels"])
             if text.grey:
                 row["prompt_pixels"] = without_color(row["prompt_pixels"])
@@ -135,7 +122,7 @@ class SampleEncoder:
         }
 
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
-        if self.task in (Task.CHAT, *_BOTH):
+        if self.task.shows_images:
             return self._chat(raw, generator)
         caption = self._caption(raw, generator)
         if self.task in (Task.DRAW, Task.DRAW_PIXELS):

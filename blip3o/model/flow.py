@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip3o.config.sampler import FlowConfig, Solver
+from blip3o.config.sampler import FlowConfig, SamplerConfig, Solver
 
 NUM_TRAIN_STEPS = 1000
 _LARGEST_UNIFORM = 1 - 2**-24  # of torch.rand in fp32
@@ -101,6 +101,18 @@ def euler_step(latents: Tensor, velocity: Tensor, sigma_B: Tensor, next_sigma_B:
 def integrate(velocity: Velocity, noise: Tensor, steps: int, *, solver: Solver = "euler", shift: float = 1.0) -> Tensor:
     """Integrates a velocity field from noise [B, …] to data in `steps` steps of a solver (its evaluations: above)."""
     return _SOLVERS[solver](velocity, noise, sampling_sigmas(steps, shift).to(noise.device))
+
+
+def evaluations(sampler: SamplerConfig) -> int:
+    """Evaluations per guidance branch of one sampling, counted while the solver runs on a single number."""
+    seen: list[Tensor] = []
+
+    def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
+        seen.append(sigma_B)
+        return latents
+
+    integrate(velocity, torch.ones(1, 1), sampler.steps, solver=sampler.solver)
+    return len(seen)
 
 
 def _euler(velocity: Velocity, latents: Tensor, sigmas: Tensor) -> Tensor:

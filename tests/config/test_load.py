@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from blip3o.config.load import build_recipe, dump, load_recipe
+from blip3o.config.objectives import stage_names
 from blip3o.config.pipeline import load_pipeline
 from blip3o.config.recipe_files import shipped
-from blip3o.config.training import STAGES
 from blip3o.errors import ConfigError
 from tests.model.variants import VARIANTS, variant
 from tests.recipes import recipe, tree
@@ -160,4 +160,4 @@ def test_an_unknown_recipe_lists_the_shipped_ones(tmp_path):
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_is_valid(name):
-    assert all(recipe.stage.name in STAGES for recipe in load_pipeline(name).stages)
+    assert all(recipe.stage.name in stage_names() for recipe in load_pipeline(name).stages)

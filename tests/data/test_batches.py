@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, build_micro_batches
 from blip3o.data.images.decode import decode_image
 from blip3o.data.sets.writer import Sample
 from blip3o.data.shards.damage import DamagedSampleError

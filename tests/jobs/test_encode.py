@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from blip3o import storage
+from blip3o.config.objectives import Task
 from blip3o.config.pipeline import TrainingPipeline
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.features.files import FeatureFooter, record_range
 from blip3o.data.features.records import CRC_BYTES, RecordFormat
 from blip3o.data.sets.scenes import build_scenes

@@ -18,6 +18,7 @@ from blip3o.train.deepspeed.gather import gather_parameters, trained
 from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, StepRecord, to_batch
 from blip3o.train.lora import add_adapters
+from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.schedule import learning_rate
 from blip3o.train.stages import freeze, stage_of
@@ -67,7 +68,7 @@ def stream(stage: str, first: int, world: int) -> Iterator[dict[str, np.ndarray]
     return (arrays(number, stage) for number in range(first, STEPS * MICRO_BATCHES, world))
 
 
-def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[str, Any]:
+def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity: str = "x") -> dict[str, Any]:
     """Trains, and returns rows, whole weights (on the first rank) and how many numbers this rank held.
 
     The run goes on from the checkpoint in the folder if there is one, else makes one after the first step.
@@ -80,13 +81,13 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
     saved: dict[str, Tensor] = {}
     start = 0
     if any(folder.iterdir()):
-        start, _ = checkpoint.load(engine, str(folder), identity="x", universal=universal, average=average)
+        start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, average=average)
 
     def after_step(done: int, record: StepRecord) -> None:
         average.update(done)
         rows.append(record.row())
         if done == 1:
-            checkpoint.save(engine, str(folder), step=done, identity="x", state={}, average=average)
+            checkpoint.save(engine, str(folder), step=done, identity=identity, state={}, average=average)
             saved.update(average.gather(keep=rank == 0))
 
     Loop(
@@ -99,6 +100,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
         world=world,
         pad_id=PAD,
         after_step=after_step,
+        meter=FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD),
     ).run(start)
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
     weights = gather_parameters(trained(module.model), keep=rank == 0)
