@@ -1,4 +1,4 @@
-"""`blip3o data …`: what is in a set of shards, and what was found damaged in it."""
+"""`blip3o data …`: sets of shards: built, imported, looked at, and what was found damaged in them."""
 
 import json
 from collections import Counter
@@ -8,13 +8,105 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip3o.config.shards import KeyRule
+from jobs.common import new_app
 
 if TYPE_CHECKING:
+    from blip3o.data.sets.writer import SetSummary
     from blip3o.data.shards.ledger import LedgerEntry
 
-app = typer.Typer(no_args_is_help=True, help="Look at a set of shards, and at what is damaged in it.")
+app = new_app(help="Build, import and look at sets of shards, and at what is damaged in them.")
+build = new_app(help="Build the image-text sets that ship with the project.")
+app.add_typer(build, name="build")
 
-SHOWN = 20
+SHOWN = 20  # entries of a ledger
+SHOWN_INPUTS = 10  # of each kind that an import names
+
+Out = Annotated[str, typer.Option(help="Folder to write to: s3://bucket/prefix or a local path.")]
+
+
+def _report(summary: "SetSummary") -> None:
+    counts = ", ".join(f"{count} {split}" for split, count in summary.counts.items())
+    state = "wrote" if summary.built else "already there:"
+    print(f"{state} {counts} samples at {summary.uri}")
+
+
+@build.command("emoji")
+def build_emoji_set(
+    out: Out,
+    size: Annotated[int | None, typer.Option(help="side in pixels; as published if left out")] = None,
+    seed: Annotated[int, typer.Option(help="seed of captions and questions")] = 0,
+) -> None:
+    """Emoji in two styles with true names, groups and keywords (fetched with npm, checked by sha256)."""
+    from blip3o.data.sets.emoji import build_emoji
+    from jobs.commands.progress import bar
+
+    with bar("emoji") as progress:
+        summary = build_emoji(out, size=size, seed=seed, on_progress=progress)
+    _report(summary)
+
+
+@build.command("scenes")
+def build_scenes_set(
+    out: Out,
+    train: Annotated[int, typer.Option(help="training scenes")] = 4000,
+    heldout: Annotated[int, typer.Option(help="scenes of held-out compositions")] = 400,
+    size: Annotated[int, typer.Option(help="side in pixels")] = 64,
+    seed: Annotated[int, typer.Option(help="seed of everything drawn")] = 0,
+) -> None:
+    """A closed world of coloured shapes, drawn by code, where every fact about a picture is known."""
+    from blip3o.data.sets.scenes import build_scenes
+    from jobs.commands.progress import bar
+
+    with bar("scenes") as progress:
+        summary = build_scenes(out, train=train, heldout=heldout, size=size, seed=seed, on_progress=progress)
+    _report(summary)
+
+
+@build.command("curated")
+def build_curated_set(
+    out: Out,
+    sets: Annotated[
+        list[str], typer.Option("--from", metavar="URI", help="URI of a built set to choose from. Repeat.")
+    ],
+    samples: Annotated[int, typer.Option(help="samples to choose")] = 600,
+    seed: Annotated[int, typer.Option(help="seed of the choice")] = 0,
+) -> None:
+    """A small balanced choice with one caption each, for the instruct stage."""
+    from blip3o.data.sets.curated import build_curated
+
+    _report(build_curated(out, sets=sets, samples=samples, seed=seed))
+
+
+@app.command("import")
+def data_import(
+    source: Annotated[
+        str,
+        typer.Argument(help="folder of pictures with .txt or .json next to them, or a .csv, .json, .jsonl, .parquet"),
+    ],
+    out: Out,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="share of samples that is never trained on")] = 0.0,
+    image_column: Annotated[str | None, typer.Option(help="column of a table that names the picture")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="column of a table that holds the caption")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="what delimits a CSV: one character, or tab")] = None,
+) -> None:
+    """Your own images and texts as shards. What cannot be used is left out and listed."""
+    from blip3o.data.sets.imported import import_set
+    from blip3o.data.sets.importing.columns import TableOptions
+    from jobs.commands.progress import bar
+
+    options = TableOptions(
+        image_column=image_column, caption_column=caption_column, delimiter="\t" if delimiter == "tab" else delimiter
+    )
+    with bar("import") as progress:
+        imported = import_set(source, out, heldout=heldout, options=options, on_progress=progress)
+    _report(imported.summary)
+    for what, entries in (("samples", imported.damage), ("other files", imported.unused)):
+        if entries:
+            print(f"left out {len(entries)} {what}: blip3o data ledger {imported.ledger}")
+        for entry in entries[:SHOWN_INPUTS]:
+            print(f"  {entry.uri}: {entry.reason}")
+    for line in imported.account():
+        print(line)
 
 
 @app.command("ledger")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.commands import diagram
+from jobs.common import new_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from blip3o.model.describe import Weight
     from blip3o.model.flops.counted import Cost
 
-app = typer.Typer(no_args_is_help=True, help="Look at a model size without making it.")
+app = new_app(help="Look at a model size without making it.")
 
 
 @app.command("describe")
