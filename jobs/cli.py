@@ -6,7 +6,7 @@ cluster. Modules named here import no torch and no Ray: `--help` answers in half
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -64,7 +64,7 @@ HELP = "Train and serve a unified image understanding and generation model, from
 class _InOrder(TyperGroup):
     """Lists the verbs as the table does; typer lists commands before groups."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, _: Any) -> list[str]:  # noqa: ANN401 - a class that typer keeps to itself
         """Names of the verbs."""
         return [name for verbs in VERBS.values() for name in verbs]
 

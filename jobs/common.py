@@ -36,14 +36,13 @@ def find_recipe(name: str) -> Path:
     raise ConfigError(f"recipe '{name}' is neither a file nor a shipped recipe (shipped: {known})")
 
 
-RecipeName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe file, or the name of a shipped recipe.",
-        autocompletion=lambda: sorted(path.stem for path in RECIPES.glob("*.yaml")),
-    ),
-]
+RECIPE = typer.Argument(
+    metavar="RECIPE",
+    help="A recipe file, or the name of a shipped recipe.",
+    show_default=False,
+    autocompletion=lambda: sorted(path.stem for path in RECIPES.glob("*.yaml")),
+)
+RecipeName = Annotated[str, RECIPE]
 Overrides = Annotated[
     list[str],
     typer.Option(
@@ -60,12 +59,18 @@ Cluster = Annotated[
 ]
 
 
+class UsageError(typer.TyperException):
+    """Options that do not go together: a command line that cannot be run, exit code 2."""
+
+    exit_code = 2
+
+
 def new_app(**settings_of_typer: Any) -> typer.Typer:  # noqa: ANN401 - whatever typer takes
     """A typer application that leaves errors to `guarded`."""
     return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, **settings_of_typer)
 
 
-def entry_point(verb: str, command: Callable[..., None]) -> Callable[[Sequence[str] | None], int]:
+def entry_point(verb: str, command: Callable[..., None]) -> Callable[..., int]:
     """`main(argv)` of `python -m jobs.VERB`: parses, runs and fails as `blip3o VERB` does; returns the exit code."""
     app = new_app(add_completion=False)
     app.command(verb)(command)
@@ -153,7 +158,8 @@ def guarded(action: Callable[[], object]) -> int:
             print(f"error: {error}", file=sys.stderr)
             code = 1
         except typer.TyperException as error:
-            print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+            if message := " ".join(error.format_message().split()):  # a group without a command: help has been printed
+                print(f"error: {message}", file=sys.stderr)
             code = error.exit_code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -29,7 +29,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError, ServiceError
 from cluster.local_s3 import LocalS3
 from jobs.commands.progress import bar
-from jobs.common import entry_point, find_recipe, join_ray, leave_ray
+from jobs.common import UsageError, entry_point, find_recipe, join_ray, leave_ray
 
 if TYPE_CHECKING:
     from jobs.evaluation.heldout import Evaluation
@@ -328,7 +328,7 @@ def command(
     A demo that was stopped goes on where it was; one that has finished is only reported again.
     """
     if quick and full:
-        raise typer.BadParameter("--quick and --full are two sizes: give one of them")
+        raise UsageError("--quick and --full are two sizes: give one of them")
     scale = QUICK if quick else FULL if full else USUAL
     run_demo(out or Path("runs/demo-full" if full else "runs/demo"), scale=scale, fresh=fresh)
 

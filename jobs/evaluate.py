@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from blip3o import storage
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, parameters_of, show_recipe, with_parameters
+from jobs.common import (
+    RECIPE,
+    DryRun,
+    Overrides,
+    UsageError,
+    entry_point,
+    parameters_of,
+    show_recipe,
+    with_parameters,
+)
 from jobs.evaluation.options import BenchmarkOptions
 
 HELD_OUT = "Held-out data"
@@ -21,7 +30,7 @@ WAYS = "give RECIPE --bundle URI for its held-out data, or --suite NAME --target
 
 @with_parameters(parameters_of(BenchmarkOptions))
 def command(
-    recipe: RecipeName | None = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     *,
     out: Annotated[
         str | None,
@@ -39,27 +48,27 @@ def command(
     if options.suite is None:
         _require_defaults(options)
         if recipe is None:
-            raise typer.BadParameter(WAYS)
+            raise UsageError(WAYS)
         _held_out(recipe, overrides, bundle, out, dry_run=dry_run)
         return
     if recipe is not None or bundle is not None or overrides or dry_run:
-        raise typer.BadParameter(f"--suite takes neither a recipe nor its options: {WAYS}")
+        raise UsageError(f"--suite takes neither a recipe nor its options: {WAYS}")
     from jobs.evaluation.command import plan_of, run  # 2 s: torch
 
     run(plan_of(options, out))
 
 
 def _require_defaults(options: BenchmarkOptions) -> None:
-    """Raises `BadParameter` for options of benchmarks where there is no `--suite`."""
+    """Raises `UsageError` for options of benchmarks where there is no `--suite`."""
     for field in fields(options):
         default = [] if field.default is MISSING else field.default
         if getattr(options, field.name) != default:
-            raise typer.BadParameter(f"--{field.name.replace('_', '-')} goes with --suite: {WAYS}")
+            raise UsageError(f"--{field.name.replace('_', '-')} goes with --suite: {WAYS}")
 
 
 def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | None, *, dry_run: bool) -> None:
     if bundle is None:
-        raise typer.BadParameter("a recipe needs --bundle: the folder that `blip3o export` wrote")
+        raise UsageError("a recipe needs --bundle: the folder that `blip3o export` wrote")
     chosen = show_recipe(recipe, overrides)
     if dry_run:
         return

@@ -15,8 +15,14 @@ PANEL = "Benchmarks"
 
 
 def _option(help_text: str, *names: str, metavar: str | None = None, repeated: bool = False) -> typer.models.OptionInfo:
-    factory = {"default_factory": list, "show_default": False} if repeated else {}
-    return typer.Option(*names, metavar=metavar, help=help_text, rich_help_panel=PANEL, **factory)
+    return typer.Option(
+        *names,
+        metavar=metavar,
+        help=help_text,
+        rich_help_panel=PANEL,
+        default_factory=list if repeated else None,
+        show_default=not repeated,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
