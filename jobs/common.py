@@ -43,15 +43,16 @@ RECIPE = typer.Argument(
     autocompletion=lambda: sorted(path.stem for path in RECIPES.glob("*.yaml")),
 )
 RecipeName = Annotated[str, RECIPE]
-Overrides = Annotated[
+
+
+def _overrides(help_text: str) -> typer.models.OptionInfo:
+    return typer.Option("--set", metavar="KEY=VALUE", help=help_text, default_factory=list, show_default=False)
+
+
+Overrides = Annotated[list[str], _overrides("Override a value of the recipe, e.g. optim.steps=100. Repeat.")]
+StageOverrides = Annotated[
     list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a value, e.g. optim.steps=100; of one stage of a pipeline: STAGE:KEY=VALUE. Repeat.",
-        default_factory=list,
-        show_default=False,
-    ),
+    _overrides("Override a value, e.g. optim.steps=100; of one stage of a pipeline: STAGE:KEY=VALUE. Repeat."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 Cluster = Annotated[

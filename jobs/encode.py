@@ -23,7 +23,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.features.files import FeatureFooter, lacking, read_footer, read_header, write_provenance
 from blip3o.device import gpus_per_worker, select
 from blip3o.errors import Blip3oError, ConfigError, DataError
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, join_ray, show_pipeline
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
 
 if TYPE_CHECKING:
     from blip3o.train.features.encode import ShardEncoder
@@ -244,7 +244,7 @@ def _tell(summaries: Iterable[EncodeSummary], *, verified: bool) -> None:
 def command(
     recipe: RecipeName,
     *,
-    overrides: Overrides,
+    overrides: StageOverrides,
     dry_run: DryRun = False,
     actors: Annotated[str, typer.Option(metavar="MIN,MAX", help="Encoding actors, e.g. 1,8.")] = "1,1",
     num_cpus_per_actor: Annotated[float, typer.Option(metavar="N", help="CPUs and decoding threads.")] = 1,

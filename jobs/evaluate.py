@@ -6,7 +6,7 @@
 
 import json
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -60,10 +60,9 @@ def command(
 
 def _require_defaults(options: BenchmarkOptions) -> None:
     """Raises `UsageError` for options of benchmarks where there is no `--suite`."""
-    for field in fields(options):
-        default = [] if field.default is MISSING else field.default
-        if getattr(options, field.name) != default:
-            raise UsageError(f"--{field.name.replace('_', '-')} goes with --suite: {WAYS}")
+    for name, value in asdict(BenchmarkOptions()).items():
+        if getattr(options, name) != value:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --suite: {WAYS}")
 
 
 def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | None, *, dry_run: bool) -> None:

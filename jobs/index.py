@@ -39,7 +39,7 @@ from blip3o.data.shards.manifest import (
 from blip3o.data.shards.scan import ShardScan, scan_shard
 from blip3o.errors import DataError, StorageError
 from blip3o.storage.patterns import find_shards
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, join_ray, show_pipeline
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ def verify(recipe: Recipe) -> None:
 def command(
     recipe: RecipeName,
     *,
-    overrides: Overrides,
+    overrides: StageOverrides,
     dry_run: DryRun = False,
     compare: Annotated[
         bool, typer.Option("--verify", help="Read all shards again and compare them with the index; write nothing.")

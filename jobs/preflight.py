@@ -20,7 +20,7 @@ from blip3o.config.pipeline import Pipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import ConfigError
-from jobs.common import Cluster, DryRun, Overrides, RecipeName, dump_pipeline, entry_point, find_recipe, join_ray
+from jobs.common import Cluster, DryRun, RecipeName, StageOverrides, dump_pipeline, entry_point, find_recipe, join_ray
 
 if TYPE_CHECKING:
     from blip3o.train.preflight.checks import Check
@@ -197,7 +197,7 @@ def tell(found: Iterator[tuple[str, "Check"]], *, mark: str = "") -> "list[Check
 def command(
     recipe: RecipeName,
     *,
-    overrides: Overrides,
+    overrides: StageOverrides,
     cluster: Cluster = None,
     ranks: Annotated[bool, typer.Option("--ranks", help="Start the workers, and see that they agree.")] = False,
     dry_run: DryRun = False,

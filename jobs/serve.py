@@ -93,13 +93,17 @@ def _check(config: ServeConfig, port: int) -> None:
             raise ServiceError(f"port {port} of {HOST} is taken: give another one with --port") from error
 
 
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
 # The options of the command that are `ServeConfig`'s: described there, and only there.
 _CONFIGURED = [
     inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=DEFAULTS.get(name, field.default),
-        annotation=Annotated[field.annotation, typer.Option(help=field.description)],
+        annotation=Annotated[field.annotation, typer.Option(help=_sentence(field.description or ""))],
     )
     for name, field in ServeConfig.model_fields.items()
     if name != "bundle"

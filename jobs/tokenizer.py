@@ -20,7 +20,7 @@ from blip3o.data.shards.manifest import Manifest, read_manifest
 from blip3o.data.text.conversations import conversation_pairs
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.types import RawSample, SampleRef
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_pipeline
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, show_pipeline
 
 # Enough captions for stable merges, few enough to read in seconds from any set.
 SAMPLES_PER_SOURCE = 4000
@@ -61,7 +61,7 @@ def _sample_texts(sample: RawSample) -> Iterator[str]:
         yield from itertools.chain.from_iterable(conversation_pairs(sample.meta["conversations"]))
 
 
-def command(recipe: RecipeName, *, overrides: Overrides, dry_run: DryRun = False) -> None:
+def command(recipe: RecipeName, *, overrides: StageOverrides, dry_run: DryRun = False) -> None:
     """Train the tokenizer of a small model on the sources of a recipe, or of a pipeline's first stage."""
     pipeline = show_pipeline(recipe, overrides)
     if not dry_run:

@@ -16,7 +16,7 @@ from blip3o.config.cluster import parse_cluster
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
-from jobs.common import Cluster, Overrides, RecipeName, entry_point, join_ray, on_a_cluster, show_pipeline
+from jobs.common import Cluster, RecipeName, StageOverrides, entry_point, join_ray, on_a_cluster, show_pipeline
 from jobs.preflight import asked, planned, require_planned, tell
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _preview_order(recipe: Recipe) -> None:
 def command(
     recipe: RecipeName,
     *,
-    overrides: Overrides,
+    overrides: StageOverrides,
     cluster: Cluster = None,
     dry_run: Annotated[
         bool,

@@ -27,9 +27,9 @@ def from_released(
     folder: Annotated[str, typer.Argument(help="URI of a released folder; its name does not matter")],
     out: Annotated[str, typer.Option(help="URI of the bundle to write")],
     tower: Annotated[
-        str | None, typer.Option(help="safetensors file of the EVA-CLIP tower, where it is kept apart")
+        str | None, typer.Option(help="Safetensors file of the EVA-CLIP tower, where it is kept apart.")
     ] = None,
-    vision_size: Annotated[int, typer.Option(help="side to which shown images are scaled, pixels")] = 448,
+    vision_size: Annotated[int, typer.Option(help="Side to which shown images are scaled, pixels.")] = 448,
     report: Report = None,
 ) -> None:
     """Make a bundle of a released folder, tensor by tensor."""
@@ -40,7 +40,7 @@ def from_released(
 
 @app.command("unpickle")
 def unpickle(
-    file: Annotated[Path, typer.Argument(help="a local pytorch_model.bin, such as the published EVA-CLIP tower")],
+    file: Annotated[Path, typer.Argument(help="A local pytorch_model.bin, such as the published EVA-CLIP tower.")],
     out: Annotated[str, typer.Option(help="URI of the safetensors file to write")],
 ) -> None:
     """Take the tensors, and nothing else, out of a PyTorch pickle, for `from-released --tower`."""

@@ -33,8 +33,8 @@ def _report(summary: "SetSummary") -> None:
 @build.command("emoji")
 def build_emoji_set(
     out: Out,
-    size: Annotated[int | None, typer.Option(help="side in pixels; as published if left out")] = None,
-    seed: Annotated[int, typer.Option(help="seed of captions and questions")] = 0,
+    size: Annotated[int | None, typer.Option(help="Side in pixels; as published if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of captions and questions.")] = 0,
 ) -> None:
     """Emoji in two styles with true names, groups and keywords (fetched with npm, checked by sha256)."""
     from blip3o.data.sets.emoji import build_emoji
@@ -48,10 +48,10 @@ def build_emoji_set(
 @build.command("scenes")
 def build_scenes_set(
     out: Out,
-    train: Annotated[int, typer.Option(help="training scenes")] = 4000,
-    heldout: Annotated[int, typer.Option(help="scenes of held-out compositions")] = 400,
-    size: Annotated[int, typer.Option(help="side in pixels")] = 64,
-    seed: Annotated[int, typer.Option(help="seed of everything drawn")] = 0,
+    train: Annotated[int, typer.Option(help="Training scenes.")] = 4000,
+    heldout: Annotated[int, typer.Option(help="Scenes of held-out compositions.")] = 400,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
 ) -> None:
     """A closed world of coloured shapes, drawn by code, where every fact about a picture is known."""
     from blip3o.data.sets.scenes import build_scenes
@@ -68,8 +68,8 @@ def build_curated_set(
     sets: Annotated[
         list[str], typer.Option("--from", metavar="URI", help="URI of a built set to choose from. Repeat.")
     ],
-    samples: Annotated[int, typer.Option(help="samples to choose")] = 600,
-    seed: Annotated[int, typer.Option(help="seed of the choice")] = 0,
+    samples: Annotated[int, typer.Option(help="Samples to choose.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
 ) -> None:
     """A small balanced choice with one caption each, for the instruct stage."""
     from blip3o.data.sets.curated import build_curated
@@ -81,13 +81,13 @@ def build_curated_set(
 def data_import(
     source: Annotated[
         str,
-        typer.Argument(help="folder of pictures with .txt or .json next to them, or a .csv, .json, .jsonl, .parquet"),
+        typer.Argument(help="Folder of pictures with .txt or .json next to them, or a .csv, .json, .jsonl, .parquet."),
     ],
     out: Out,
-    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="share of samples that is never trained on")] = 0.0,
-    image_column: Annotated[str | None, typer.Option(help="column of a table that names the picture")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="column of a table that holds the caption")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="what delimits a CSV: one character, or tab")] = None,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of samples that is never trained on.")] = 0.0,
+    image_column: Annotated[str | None, typer.Option(help="Column of a table that names the picture.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Column of a table that holds the caption.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="What delimits a CSV: one character, or tab.")] = None,
 ) -> None:
     """Your own images and texts as shards. What cannot be used is left out and listed."""
     from blip3o.data.sets.imported import import_set
@@ -111,11 +111,11 @@ def data_import(
 
 @app.command("ledger")
 def data_ledger(
-    uri: Annotated[str, typer.Argument(help="folder of a manifest or of a run, or a ledger itself")],
-    stage: Annotated[list[str] | None, typer.Option(help="only entries of this stage of work; repeat")] = None,
-    reason: Annotated[str | None, typer.Option(help="only entries whose reason contains this")] = None,
+    uri: Annotated[str, typer.Argument(help="Folder of a manifest or of a run, or a ledger itself.")],
+    stage: Annotated[list[str] | None, typer.Option(help="Only entries of this stage of work. Repeat.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only entries whose reason contains this.")] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object on stdout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object on stdout.")] = False,
 ) -> None:
     """Every sample that was found damaged, counted by stage and reason."""
     from blip3o.data.shards.ledger import find_ledger, kind_of, read_ledger
@@ -147,15 +147,15 @@ def _line(entry: "LedgerEntry") -> str:
 
 @app.command("inspect")
 def data_inspect(
-    uri: Annotated[str, typer.Argument(help="folder of a manifest, or shards, with a `*` where they are many")],
+    uri: Annotated[str, typer.Argument(help="Folder of a manifest, or shards, with a `*` where they are many.")],
     out: Annotated[str | None, typer.Option(help="URI of an HTML page to write")] = None,
-    pictures: Annotated[int, typer.Option(min=1, max=500, help="samples shown on the page")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the choice of samples")] = 0,
+    pictures: Annotated[int, typer.Option(min=1, max=500, help="Samples shown on the page.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of samples.")] = 0,
     key: Annotated[
-        KeyRule, typer.Option(help="of shards: the dot at which the key of a tar member ends")
+        KeyRule, typer.Option(help="Of shards: the dot at which the key of a tar member ends.")
     ] = "first_dot",
-    image: Annotated[str | None, typer.Option(help="of shards: extension, or Parquet column, of images")] = None,
-    caption: Annotated[str | None, typer.Option(help="of shards: extension, or Parquet column, of captions")] = None,
+    image: Annotated[str | None, typer.Option(help="Of shards: extension, or Parquet column, of images.")] = None,
+    caption: Annotated[str | None, typer.Option(help="Of shards: extension, or Parquet column, of captions.")] = None,
 ) -> None:
     """Counts, sizes, shapes, caption lengths, near duplicates and a look at samples of a set."""
     from jobs.commands.inspection import inspect, scan_options

@@ -3,7 +3,7 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
@@ -50,10 +50,10 @@ class BenchmarkOptions:
     ] = MAX_NEW_TOKENS
     source: Annotated[
         list[str], _option("Prompts or questions of a suite. Repeat.", metavar="SUITE=URI", repeated=True)
-    ]
+    ] = field(default_factory=list)
     judge: Annotated[
         list[str], _option("Who judges (docs/evaluation.md). Repeat.", metavar="SUITE=JUDGE", repeated=True)
-    ]
+    ] = field(default_factory=list)
     judge_option: Annotated[
         list[str],
         _option(
@@ -61,7 +61,7 @@ class BenchmarkOptions:
             metavar="[SUITE:]NAME=VALUE",
             repeated=True,
         ),
-    ]
+    ] = field(default_factory=list)
     retry_refused: Annotated[
         bool, _option("Ask again about items that a judge's content filter refused.", "--retry-refused")
     ] = False
@@ -70,4 +70,6 @@ class BenchmarkOptions:
     untrained: Annotated[
         bool, _option("Also generate with untrained weights, as a control (bundles).", "--untrained")
     ] = False
-    compare: Annotated[list[str], _option("An earlier --out, for curves. Repeat.", metavar="URI", repeated=True)]
+    compare: Annotated[list[str], _option("An earlier --out, for curves. Repeat.", metavar="URI", repeated=True)] = (
+        field(default_factory=list)
+    )

@@ -65,11 +65,9 @@ def test_so_is_one_below_the_help(capsys, main):
     assert capsys.readouterr().err.startswith("error: the output cannot be written")
 
 
-def test_so_is_one_below_blip3o(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["blip3o", "--help"])
-    with full(), pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 1
+def test_so_is_one_below_blip3o(capsys):
+    with full():
+        assert cli.main(["--help"]) == 1
     assert capsys.readouterr().err.startswith("error: the output cannot be written")
 
 
