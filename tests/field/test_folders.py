@@ -1,4 +1,4 @@
-"""Folders of phones, notebooks and other tools, through `blip3o dataset import`."""
+"""Folders of phones, notebooks and other tools, through `blip3o data import`."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Lists as spreadsheets, scripts and other tools write them, through `blip3o dataset import`."""
+"""Lists as spreadsheets, scripts and other tools write them, through `blip3o data import`."""
 
 import gzip
 import json

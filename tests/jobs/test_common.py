@@ -58,10 +58,10 @@ def test_a_full_disk_below_stdout_is_one_line(capsys, text):
     )
 
 
-@pytest.mark.parametrize("main", [train.main, evaluate.main])
-def test_so_is_one_below_the_help(capsys, main):
+@pytest.mark.parametrize(("main", "options"), [(train.main, []), (evaluate.main, ["--suite", "scenes"])])
+def test_so_is_one_below_the_help(capsys, main, options):
     with full():
-        assert main(["--suite", "scenes", "--help"]) == 1
+        assert main([*options, "--help"]) == 1
     assert capsys.readouterr().err.startswith("error: the output cannot be written")
 
 

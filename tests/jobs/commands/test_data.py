@@ -1,4 +1,4 @@
-"""`blip3o data …` and `blip3o dataset import`: what they say on the terminal and write, from real shards."""
+"""`blip3o data …`: what it says on the terminal and writes, from real shards."""
 
 import json
 import re
