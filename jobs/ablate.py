@@ -6,7 +6,6 @@ step of its own, with those of the stage before it that taught the backbone to a
 `ablation.md` (the table) and `curves.svg` below `<root>/ablation`; run again, it goes on where it was.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -14,13 +13,15 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from blip3o import log, settings, storage
+import typer
+
+from blip3o import storage
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
-from jobs.common import guarded, join_ray
+from jobs.common import Overrides, entry_point, join_ray
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
 
 def measure_latents(recipe: Recipe) -> None:
     """Leaves the statistics of the autoencoder's latents as the finished run `LATENTS`."""
-    from jobs.latents import measure
+    from blip3o.train.features.latents import measure
 
     alone = recipe.stage.model_copy(update={"start_from": (AUTOENCODER,)})  # the backbone is trained later
     measure(recipe.model_copy(update={"stage": alone}), name=LATENTS, images=LATENT_IMAGES)
@@ -198,8 +199,8 @@ def step_flops(recipe: Recipe) -> int:
 
 
 def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
-    from jobs.evaluate import evaluate
-    from jobs.export import export
+    from blip3o.train.export import export
+    from jobs.evaluation.heldout import evaluate
     from jobs.training.worker import read_metrics
 
     recipe = stages[name]
@@ -247,29 +248,20 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {row.run} | {row.steps} | {row.loss:.4f} | {shares} |"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    log.configure()
-    settings.configure_ray()
-    parser = argparse.ArgumentParser(prog="python -m jobs.ablate", description="The design study at toy scale.")
-    parser.add_argument("--root", required=True, metavar="URI", help="folder of data, runs and results")
-    parser.add_argument(
-        "--tflops",
-        type=float,
-        default=20.0,
-        metavar="N",
-        help="10^12 operations of each run, understanding included (20)",
-    )
-    parser.add_argument("--scenes", type=int, default=2000, metavar="N", help="training scenes (2000)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, for every stage")
+def command(
+    root: Annotated[str, typer.Option(metavar="URI", help="Folder of data, runs and results.")],
+    *,
+    tflops: Annotated[
+        float, typer.Option(metavar="N", help="10^12 operations of each run, including those for understanding.")
+    ] = 20.0,
+    scenes: Annotated[int, typer.Option(metavar="N", help="Training scenes.")] = 2000,
+    overrides: Overrides,
+) -> None:
+    """Compare what to generate and by which loss: the paper's design study at toy scale."""
+    print("\n".join(table(ablate(root, scenes=scenes, tflops=tflops, overrides=overrides))))
 
-    def run() -> None:
-        options = parser.parse_args(argv)
-        rows = ablate(options.root, scenes=options.scenes, tflops=options.tflops, overrides=options.set)
-        print("\n".join(table(rows)))
 
-    return guarded(run)
-
+main = entry_point("ablate", command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,80 +1,132 @@
-"""What all jobs share: reading `RECIPE --set … --dry-run`, joining Ray, and turning user errors into one line."""
+"""What all verbs share: the options `RECIPE --set … --dry-run`, one way to run and to fail, and joining Ray."""
 
-import argparse
 import errno
+import functools
+import inspect
 import os
 import select
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.main import get_command
 
 from blip3o import log, settings
 from blip3o.config.load import dump, load_recipe
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
+from blip3o.config.recipe_files import shipped
 from blip3o.errors import Blip3oError
 
-Extend = Callable[[argparse.ArgumentParser], None]
+INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
 
 
-def recipe_parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """The options of every job that takes a recipe."""
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{verb}", description=description)
-    parser.add_argument("recipe", help="a recipe file or the name of a shipped one; one stage of it: tiny:generate")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.steps=100"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    return parser
+RECIPE = typer.Argument(
+    metavar="RECIPE",
+    help="A recipe file, the name of a shipped recipe, or one stage of either: tiny:generate.",
+    show_default=False,
+    autocompletion=lambda: sorted(shipped()),
+)
+RecipeName = Annotated[str, RECIPE]
 
 
-T = TypeVar("T")
-Action = Callable[[Recipe, argparse.Namespace], object]
-PipelineAction = Callable[[TrainingPipeline, argparse.Namespace], object]
+def _overrides(help_text: str) -> typer.models.OptionInfo:
+    return typer.Option("--set", metavar="KEY=VALUE", help=help_text, default_factory=list, show_default=False)
 
 
-def run_job(
-    verb: str, description: str, action: Action, argv: list[str] | None = None, *, extend: Extend | None = None
-) -> int:
-    """Runs one job from its command line; returns the exit code. User errors become one line on stderr.
-
-    `extend` adds the job's own options.
-    """
-    return _run(_parser(verb, description, extend), argv, load_recipe, dump, action)
-
-
-def run_pipeline_job(
-    verb: str, description: str, action: PipelineAction, argv: list[str] | None = None, *, extend: Extend | None = None
-) -> int:
-    """The same for a job that takes a pipeline too, with `--set STAGE:key=value`; a recipe is one of a single stage."""
-    return _run(_parser(verb, description, extend), argv, load_pipeline, dump_pipeline, action)
+Overrides = Annotated[list[str], _overrides("Override a value of the recipe, e.g. optim.steps=100. Repeat.")]
+StageOverrides = Annotated[
+    list[str],
+    _overrides("Override a value, e.g. optim.steps=100; of one stage of a pipeline: STAGE:KEY=VALUE. Repeat."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+Cluster = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Check against a pretended cluster: 4x8xH100, or a YAML file.")
+]
 
 
-def _parser(verb: str, description: str, extend: Extend | None) -> argparse.ArgumentParser:
-    parser = recipe_parser(verb, description)
-    if extend is not None:
-        extend(parser)
-    return parser
+class UsageError(typer.TyperException):
+    """Options that do not go together: a command line that cannot be run, exit code 2."""
+
+    exit_code = 2
 
 
-def _run(
-    parser: argparse.ArgumentParser,
-    argv: list[str] | None,
-    load: Callable[[str, list[str]], T],
-    show: Callable[[T], str],
-    action: Callable[[T, argparse.Namespace], object],
-) -> int:
+def new_app(**settings_of_typer: Any) -> typer.Typer:  # noqa: ANN401 - whatever typer takes
+    """A typer application that leaves errors to `guarded`."""
+    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, **settings_of_typer)
+
+
+def entry_point(verb: str, command: Callable[..., None]) -> Callable[..., int]:
+    """`main(argv)` of `python -m jobs.VERB`: parses, runs and fails as `blip3o VERB` does; returns the exit code."""
+    app = new_app(add_completion=False)
+    app.command(verb)(command)
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        """Runs the verb from its command line; returns the exit code."""
+        return run_app(app, argv, program=f"blip3o {verb}")
+
+    return main
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> int:
+    """Runs a typer application from its command line (None: this process's); returns the exit code."""
     log.configure()
     settings.configure_ray()
+    arguments = sys.argv[1:] if argv is None else argv
 
     def run() -> None:
-        options = parser.parse_args(argv)
-        asked = load(options.recipe, options.set)
-        print(show(asked))
-        if not options.dry_run:
-            action(asked, options)
+        code = get_command(app).main(arguments, prog_name=program, standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+            raise KeyboardInterrupt
 
     return guarded(run)
+
+
+def with_parameters(parameters: Iterable[inspect.Parameter]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorates a function with `**values`: typer reads these parameters as if the function declared them by name."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**values: Any) -> None:  # noqa: ANN401 - typer has checked their types
+            function(**values)
+
+        named = [it for it in inspect.signature(function).parameters.values() if it.kind is not it.VAR_KEYWORD]
+        every = [it.replace(kind=it.KEYWORD_ONLY) for it in (*named, *parameters)]
+        command.__dict__["__signature__"] = inspect.Signature(every)
+        command.__annotations__ = {it.name: it.annotation for it in every}
+        return command
+
+    return decorate
+
+
+def parameters_of(options: type) -> list[inspect.Parameter]:
+    """The fields of a dataclass, whose annotations say how typer reads them, as parameters."""
+    hints = get_type_hints(options, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(options)
+    ]
+
+
+def show_recipe(name: str, overrides: Sequence[str]) -> Recipe:
+    """Loads a recipe, prints it resolved and returns it. Raises `ConfigError`."""
+    recipe = load_recipe(name, overrides)
+    print(dump(recipe))
+    return recipe
+
+
+def show_pipeline(name: str, overrides: Sequence[str]) -> TrainingPipeline:
+    """Loads a pipeline (a recipe is one of a single stage), prints it resolved and returns it. Raises `ConfigError`."""
+    pipeline = load_pipeline(name, overrides)
+    print(dump_pipeline(pipeline))
+    return pipeline
 
 
 def dump_pipeline(pipeline: TrainingPipeline) -> str:
@@ -83,9 +135,8 @@ def dump_pipeline(pipeline: TrainingPipeline) -> str:
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Runs an action; a user error is printed as one line and gives exit code 1, and so does output that is lost.
-
-    Ctrl-C gives 130, as in a shell.
+    """Runs an action and returns the exit code: 0, or 1 after a user error or lost output, 2 after a command line that
+    cannot be parsed, 130 after Ctrl-C. An error is printed as one line on stderr.
     """
     code = 0
     try:
@@ -94,9 +145,13 @@ def guarded(action: Callable[[], object]) -> int:
         except Blip3oError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 1
+        except typer.TyperException as error:
+            if message := " ".join(error.format_message().split()):  # a group without a command: help has been printed
+                print(f"error: {message}", file=sys.stderr)
+            code = error.exit_code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            code = 130
+            code = INTERRUPTED
         finally:  # what stdout still holds would fail as Python exits, with a traceback
             if sys.stdout is not None:  # a shell can close it: `>&-`
                 sys.stdout.flush()

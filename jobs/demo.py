@@ -11,14 +11,16 @@ import json
 import logging
 import multiprocessing
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
 from blip3o import settings
@@ -26,10 +28,11 @@ from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError, ServiceError
 from cluster.local_s3 import LocalS3
-from jobs.common import join_ray, leave_ray
+from jobs.commands.progress import bar
+from jobs.common import UsageError, entry_point, join_ray, leave_ray
 
 if TYPE_CHECKING:
-    from jobs.evaluate import Evaluation
+    from jobs.evaluation.heldout import Evaluation
 
 logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -163,7 +166,6 @@ class Demo:
     def _make_emoji(self) -> dict[str, int] | None:
         """The numbers of samples; None where the pictures cannot be had."""
         from blip3o.data.sets.emoji import build_emoji
-        from jobs.cli import bar
 
         try:
             with bar("emoji") as progress:
@@ -173,8 +175,8 @@ class Demo:
             return None
 
     def _train_and_evaluate(self) -> "Evaluation":
-        from jobs.evaluate import evaluate
-        from jobs.export import export
+        from blip3o.train.export import export
+        from jobs.evaluation.heldout import evaluate
         from jobs.index import index, with_own_sources
         from jobs.tokenizer import train_tokenizer
         from jobs.train import train_pipeline
@@ -310,3 +312,28 @@ def verdict(summary: dict[str, Any]) -> str:
         f"retrieval R@5 {generation['r5']:.2f} "
         f"(chance {generation['chance_r5']:.2f}, shuffled {generation['shuffled_r5']:.2f})"
     )
+
+
+def command(
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the store, the summary and the report (runs/demo; runs/demo-full).")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps of everything, to see that it works.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The recipe for an hour, tiny-full.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier demo in --out and start over.")] = False,
+) -> None:
+    """Train and serve a small unified model on this machine, from shards in an S3 store to an answer over HTTP.
+
+    A demo that was stopped goes on where it was; one that has finished is only reported again.
+    """
+    if quick and full:
+        raise UsageError("--quick and --full are two sizes: give one of them")
+    scale = QUICK if quick else FULL if full else USUAL
+    run_demo(out or Path("runs/demo-full" if full else "runs/demo"), scale=scale, fresh=fresh)
+
+
+main = entry_point("demo", command)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,15 +5,15 @@ appears when it is whole, so the job can be stopped anywhere, lose machines, and
 lacking, which is also how new and changed shards are added. `--verify` reads every record and encodes a part again.
 """
 
-import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -23,9 +23,11 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.features.files import FeatureFooter, lacking, read_footer, read_header, write_provenance
 from blip3o.device import gpus_per_worker, select
 from blip3o.errors import Blip3oError, ConfigError, DataError
-from blip3o.train.features.encode import ShardEncoder
-from blip3o.train.features.encoder import FeatureCache, FeatureMaker
-from jobs.common import join_ray, run_pipeline_job
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
+
+if TYPE_CHECKING:
+    from blip3o.train.features.encode import ShardEncoder
+    from blip3o.train.features.encoder import FeatureCache
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) ->
     Raises `ConfigError` if the recipe takes no stored features or its encoder has no weights, `DataError` if a source
     is not indexed or (with `verify`) its features are not whole and right, `StorageError` if the store refuses.
     """
+    from blip3o.train.features.encoder import FeatureCache
+
     if recipe.data.features != "cache":
         raise ConfigError(
             f"data.features is '{recipe.data.features}', and this job stores them: set data.features=cache"
@@ -76,7 +80,7 @@ def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) ->
     return [_encode_source(cache, number, pool or Pool(), verify=verify) for number in range(len(cache.sources()))]
 
 
-def _encode_source(cache: FeatureCache, number: int, pool: Pool, *, verify: bool) -> EncodeSummary:
+def _encode_source(cache: "FeatureCache", number: int, pool: Pool, *, verify: bool) -> EncodeSummary:
     manifest, folder = cache.sources()[number]
     every = [shard.shard for shard in manifest.shards]
     todo = every if verify else sorted(lacking(folder, manifest))
@@ -131,7 +135,7 @@ def shown(done: Iterable[Done], label: str, total: int, *, every: float = LINE_S
             yield shard, footer
 
 
-def _on_actors(cache: FeatureCache, number: int, shards: list[int], pool: Pool, *, verify: bool) -> Iterator[Done]:
+def _on_actors(cache: "FeatureCache", number: int, shards: list[int], pool: Pool, *, verify: bool) -> Iterator[Done]:
     """Each shard and its footer as they are done. Raises the errors of the actors."""
     if not shards:
         return
@@ -164,6 +168,8 @@ class _Actor:
     def __init__(
         self, tree: dict[str, Any], provenance: dict[str, Any], number: int, pool: Pool, *, verify: bool
     ) -> None:
+        from blip3o.train.features.encoder import FeatureCache
+
         self._cache = FeatureCache(recipe=build_recipe(tree), provenance=provenance)
         self._number, self._pool, self._verify = number, pool, verify
         self._encoder: ShardEncoder | None = None
@@ -177,7 +183,10 @@ class _Actor:
         except Blip3oError as error:
             return {"shard": task["shard"], "footer": None, "error": error}
 
-    def _shard_encoder(self) -> ShardEncoder:
+    def _shard_encoder(self) -> "ShardEncoder":
+        from blip3o.train.features.encode import ShardEncoder
+        from blip3o.train.features.encoder import FeatureMaker
+
         if self._encoder is None:
             recipe = self._cache.recipe
             maker = FeatureMaker(recipe, select(recipe.parallel.device))
@@ -199,42 +208,22 @@ class _Actor:
         return self._encoder
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--actors", default="1,1", metavar="MIN,MAX", help="encoding actors, e.g. 1,8 (1,1)")
-    parser.add_argument(
-        "--num-cpus-per-actor", type=float, default=1, metavar="N", help="CPUs and decoding threads (1)"
-    )
-    parser.add_argument(
-        "--num-gpus-per-actor", type=float, default=1, metavar="N", help="GPUs, where parallel.device is gpu (1)"
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="read every record, and encode a batch of each shard again"
-    )
-
-
-def _pool(options: argparse.Namespace) -> Pool:
+def _pool(actors: str, cpus: float, gpus: float) -> Pool:
     """Raises `ConfigError` if the number of actors is no pair of whole numbers in order."""
-    first, _, last = options.actors.partition(",")
+    first, _, last = actors.partition(",")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise ConfigError(f"--actors {options.actors} is no pair MIN,MAX with 1 <= MIN <= MAX: give e.g. 1,8")
-    return Pool(
-        smallest=int(first),
-        largest=int(last),
-        cpus=options.num_cpus_per_actor,
-        gpus=options.num_gpus_per_actor,
-    )
+        raise ConfigError(f"--actors {actors} is no pair MIN,MAX with 1 <= MIN <= MAX: give e.g. 1,8")
+    return Pool(smallest=int(first), largest=int(last), cpus=cpus, gpus=gpus)
 
 
-def _run(pipeline: TrainingPipeline, options: argparse.Namespace) -> None:
+def _taking(pipeline: TrainingPipeline) -> Sequence[Recipe]:
     """Every stage that takes stored features; what two stages share is there when the second one looks."""
-    pool = _pool(options)
     taking = [recipe for recipe in pipeline.stages if recipe.data.features == "cache"]
     if not taking and len(pipeline.stages) > 1:
         raise ConfigError(
             f"no stage of pipeline '{pipeline.name}' has data.features=cache: --set generate:data.features=cache"
         )
-    for recipe in taking or pipeline.stages:
-        _tell(encode(recipe, pool, verify=options.verify), verified=options.verify)
+    return taking or pipeline.stages
 
 
 def _tell(summaries: Iterable[EncodeSummary], *, verified: bool) -> None:
@@ -252,11 +241,28 @@ def _tell(summaries: Iterable[EncodeSummary], *, verified: bool) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    description = "Store the frozen encoder's features of the images of a recipe, or of a pipeline's stages."
-    return run_pipeline_job("encode", description, _run, argv, extend=_options)
+def command(
+    recipe: RecipeName,
+    *,
+    overrides: StageOverrides,
+    dry_run: DryRun = False,
+    actors: Annotated[str, typer.Option(metavar="MIN,MAX", help="Encoding actors, e.g. 1,8.")] = "1,1",
+    num_cpus_per_actor: Annotated[float, typer.Option(metavar="N", help="CPUs and decoding threads.")] = 1,
+    num_gpus_per_actor: Annotated[float, typer.Option(metavar="N", help="GPUs, where parallel.device is gpu.")] = 1,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every record, and encode a batch of each shard again.")
+    ] = False,
+) -> None:
+    """Store the frozen encoder's features of the images of a recipe, or of a pipeline's stages."""
+    pipeline = show_pipeline(recipe, overrides)
+    if dry_run:
+        return
+    pool = _pool(actors, num_cpus_per_actor, num_gpus_per_actor)
+    for stage in _taking(pipeline):
+        _tell(encode(stage, pool, verify=verify), verified=verify)
 
+
+main = entry_point("encode", command)
 
 if __name__ == "__main__":
     sys.exit(main())

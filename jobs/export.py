@@ -1,99 +1,41 @@
-"""Makes a bundle of finished runs: `python -m jobs.export RECIPE --from RUN [--from RUN …] --out URI`.
+"""`blip3o export RECIPE --from RUN [--from RUN …] --out URI`: a bundle of finished runs, which serving loads.
 
-Later runs win where two trained the same parameter. A run that kept a moving average gives that, unless another of the
-runs started from its last weights, or `--last-weights` is given. The bundle is reloaded and compared before the job
-succeeds.
+The work is `blip3o.train.export`. The bundle is reloaded and compared before the command succeeds.
 """
 
-import argparse
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated
 
-from torch import Tensor
+import typer
 
-from blip3o.bundle.files import PARTS, BundleConfig, write_bundle
-from blip3o.config.objectives import stage_names
-from blip3o.config.recipe import Recipe
-from blip3o.data.shards.locations import tokenizer_uri
-from blip3o.data.text.tokenizer import ChatTokenizer
-from blip3o.data.text.tokenizer_files import read_tokenizer_json
-from blip3o.errors import BundleError
-from blip3o.evaluate.reports.run import flattened
-from blip3o.train.weights import final_uri, read_description, read_final
-from jobs.common import run_job
-
-CONFIGURED = {"backbone", "encoder", "dit"}  # parts whose section of the recipe decides what their weights mean
-PROMPTED = {"backbone", "queries", "dit"}  # parts that were trained behind the template's words
+from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_recipe
 
 
-def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True, parts: tuple[str, ...] = PARTS) -> str:
-    """Writes the bundle of these runs and returns its URI; with `averages`, of moving averages where runs kept them.
+def command(
+    recipe: RecipeName,
+    *,
+    runs: Annotated[
+        list[str],
+        typer.Option(
+            "--from", metavar="RUN", help="A finished run; where two trained a parameter, the later one wins. Repeat."
+        ),
+    ],
+    last_weights: Annotated[
+        bool, typer.Option("--last-weights", help="Take the weights of the last step, not their moving average (EMA).")
+    ] = False,
+    out: Annotated[str, typer.Option(metavar="URI", help="Folder of the bundle.")],
+    overrides: Overrides,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a bundle of finished runs."""
+    chosen = show_recipe(recipe, overrides)
+    if not dry_run:
+        from blip3o.train.export import export  # 2 s: torch
 
-    With the `backbone` alone of the `parts` it chats and draws nothing. Raises `CheckpointError` or `BundleError`, also
-    where a run was trained with other settings of what it brings.
-    """
-    tensors: dict[str, Tensor] = {}
-    provenance: dict[str, Any] = {"runs": {}}
-    averaged = averaged_runs(recipe.run.storage, runs) if averages else set()
-    for run in runs:
-        trained, description = read_final(final_uri(recipe.run.storage, run), averaged=run in averaged)
-        require_as_trained(recipe, run, trained, description)
-        tensors |= trained
-        provenance["runs"][run] = {key: description[key] for key in ("stage", "identity", "sha256", "recipe")}
-        provenance["runs"][run]["averaged"] = run in averaged
-    config = BundleConfig(
-        model=recipe.model, template=recipe.data.template, max_length=recipe.data.max_length, parts=parts
-    )
-    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
-    write_bundle(out, config=config, tensors=tensors, tokenizer=tokenizer, provenance=provenance)
-    return out
-
-
-def require_as_trained(recipe: Recipe, run: str, trained: Iterable[str], description: Mapping[str, Any]) -> None:
-    """Raises `BundleError` if a run's own recipe says otherwise of the parts that it brings: weights would fit all the
-    same, and answer as another model. What samplers and decoders do at inference may differ.
-    """
-    parts = {name.partition(".")[0] for name in trained}
-    deciding = [f"model.{part}." for part in sorted(parts & CONFIGURED)]
-    if parts & PROMPTED and description["stage"] in stage_names():
-        deciding.append("data.template.")
-    theirs, ours = flattened(description["recipe"]), flattened(recipe.model_dump(mode="json"))
-    differing = [key for key in ours if key in theirs and key.startswith(tuple(deciding)) and ours[key] != theirs[key]]
-    if differing:
-        found = ", ".join(f"{key}={theirs[key]} (here {ours[key]})" for key in differing)
-        raise BundleError(f"run '{run}' was trained with {found}: export with the settings of its training")
+        export(chosen, runs, out, averages=not last_weights)
 
 
-def averaged_runs(storage_uri: str, runs: list[str]) -> set[str]:
-    """The runs whose moving average is exported: those that kept one and that no other of the runs started from.
-
-    What was trained on top of a run's last weights fits those, not their average.
-    """
-    found = {run: read_description(final_uri(storage_uri, run)) for run in runs}
-    known = {run: description for run, description in found.items() if description is not None}
-    built_on = {start for description in known.values() for start in description["recipe"]["stage"]["start_from"]}
-    return {run for run, description in known.items() if "average_sha256" in description} - built_on
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--from", dest="runs", action="append", required=True, metavar="RUN", help="a finished run; repeat"
-    )
-    parser.add_argument("--last-weights", action="store_true", help="no moving averages: the weights of the last step")
-    parser.add_argument("--out", required=True, metavar="URI", help="folder of the bundle")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    return run_job(
-        "export",
-        "Make a bundle of finished runs.",
-        lambda recipe, options: export(recipe, options.runs, options.out, averages=not options.last_weights),
-        argv,
-        extend=_options,
-    )
-
+main = entry_point("export", command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,13 +6,13 @@ The work of one shard is `blip3o.data.shards.scan`; here are finding the shards,
 where an earlier run stopped, and the budget for damage. The manifest is written last.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -39,7 +39,7 @@ from blip3o.data.shards.manifest import (
 from blip3o.data.shards.scan import ShardScan, scan_shard
 from blip3o.errors import DataError, StorageError
 from blip3o.storage.patterns import find_shards
-from jobs.common import join_ray, run_pipeline_job
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -252,24 +252,25 @@ def verify(recipe: Recipe) -> None:
         logger.info("%s: %d samples are as they were indexed", location.name, rows)
 
 
-def _run(pipeline: TrainingPipeline, options: argparse.Namespace) -> None:
-    for recipe in with_own_sources(pipeline):
-        if options.verify:
-            verify(recipe)
+def command(
+    recipe: RecipeName,
+    *,
+    overrides: StageOverrides,
+    dry_run: DryRun = False,
+    compare: Annotated[
+        bool, typer.Option("--verify", help="Read all shards again and compare them with the index; write nothing.")
+    ] = False,
+) -> None:
+    """Index the sources of a recipe or a pipeline: scan every shard once and write its manifest."""
+    pipeline = show_pipeline(recipe, overrides)
+    for own in () if dry_run else with_own_sources(pipeline):
+        if compare:
+            verify(own)
         else:
-            index(recipe)
+            index(own)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--verify", action="store_true", help="read all again and compare with the index; write nothing"
-    )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    return run_pipeline_job("index", "Index the sources of a recipe or a pipeline.", _run, argv, extend=_options)
-
+main = entry_point("index", command)
 
 if __name__ == "__main__":
     sys.exit(main())

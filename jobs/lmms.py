@@ -5,22 +5,23 @@
 questions with three or more answers, judged as `blip3o evaluate` judges them. All other tasks are lmms-eval's.
 """
 
-import argparse
 import importlib.util
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 
-from blip3o import log, settings
+from blip3o import settings
 from blip3o.data.sets.scenes import sample
 from blip3o.errors import ConfigError, ServiceError
 from blip3o.evaluate.metrics.understanding import MIN_CHOICES
-from jobs.common import guarded
+from jobs.common import entry_point
 from jobs.evaluation import lmms_scenes
 
 SCENES_TASK = "blip3o_scenes"
@@ -56,7 +57,9 @@ def write_scenes_task(folder: Path, *, scenes: int) -> int:
     return len(rows)
 
 
-def command(target: str, *, model: str, tasks: Sequence[str], folder: Path, out: Path, limit: int | None) -> list[str]:
+def lmms_eval_command(
+    target: str, *, model: str, tasks: Sequence[str], folder: Path, out: Path, limit: int | None
+) -> list[str]:
     """The command line of lmms-eval: a URL is asked as an OpenAI-compatible server, all else is a bundle."""
     if target.startswith(("http://", "https://")):
         base = target.rstrip("/").removesuffix("/v1") + "/v1"
@@ -84,7 +87,7 @@ def evaluate(target: str, *, model: str, tasks: Sequence[str], scenes: int, out:
         settings.export({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     settings.export({"OPENAI_API_KEY": "none"})  # the client refuses to start without one, whoever is asked
     folder.mkdir(parents=True, exist_ok=True)
-    line = command(target, model=model, tasks=tasks, folder=folder, out=out, limit=limit)
+    line = lmms_eval_command(target, model=model, tasks=tasks, folder=folder, out=out, limit=limit)
     before = _results(out)
     code = subprocess.run(line).returncode
     if code != 0 or _results(out) == before:  # it ends with 0 after errors, too
@@ -95,32 +98,20 @@ def _results(out: Path) -> set[Path]:
     return set(out.rglob("*_results.json"))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    log.configure()
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.lmms", description="Scores a server or a bundle with lmms-eval."
-    )
-    parser.add_argument("--target", required=True, metavar="URL|BUNDLE", help="a running server, or a bundle")
-    parser.add_argument("--tasks", default=SCENES_TASK, metavar="NAMES", help=f"comma-separated ({SCENES_TASK})")
-    parser.add_argument("--model", default="blip3o", metavar="NAME", help="the server's name of the model (blip3o)")
-    parser.add_argument("--scenes", type=int, default=100, metavar="N", help=f"held-out scenes of {SCENES_TASK} (100)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
-    parser.add_argument("--out", type=Path, default=Path("runs/lmms"), metavar="FOLDER", help="results (runs/lmms)")
+def command(
+    target: Annotated[str, typer.Option(metavar="URL|BUNDLE", help="A running server, or a bundle.")],
+    *,
+    tasks: Annotated[str, typer.Option(metavar="NAMES", help="Tasks of lmms-eval, comma-separated.")] = SCENES_TASK,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The server's name of the model.")] = "blip3o",
+    scenes: Annotated[int, typer.Option(metavar="N", help=f"Held-out scenes of {SCENES_TASK}.")] = 100,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N questions of each task.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the results.")] = Path("runs/lmms"),
+) -> None:
+    """Score a server or a bundle with lmms-eval, in the environment that `make lmms` builds."""
+    evaluate(target, model=model, tasks=tasks.split(","), scenes=scenes, out=out, limit=limit)
 
-    def run() -> None:
-        options = parser.parse_args(argv)
-        evaluate(
-            options.target,
-            model=options.model,
-            tasks=options.tasks.split(","),
-            scenes=options.scenes,
-            out=options.out,
-            limit=options.limit,
-        )
 
-    return guarded(run)
-
+main = entry_point("lmms", command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,35 +1,38 @@
-"""Everything that can be known before the first step: `python -m jobs.preflight RECIPE [--cluster 4x8xH100] [--ranks]`.
+"""Everything that can be known before the first step: `blip3o preflight RECIPE [--cluster 4x8xH100] [--ranks]`.
 
 The recipe, memory and disk, storage and clocks, data, weights and features, and what the cluster offers. `--ranks`
 starts the recipe's workers, adds a number over all of them, and compares what each reads of the weights to start from.
-`jobs.train` makes the cheap ones of these checks by itself.
+`blip3o train` makes the cheap ones of these checks by itself.
 """
 
-import argparse
 import hashlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from blip3o import log, settings
+import typer
+
 from blip3o.config.cluster import ClusterConfig, parse_cluster
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend, gpus_per_worker
 from blip3o.errors import ConfigError
-from blip3o.train.preflight.checks import Check, attempted, counted, judged, of_features, of_recipe, of_store, require
-from blip3o.train.preflight.memory import GIB
-from jobs.common import guarded, join_ray, recipe_parser
+from jobs.common import Cluster, DryRun, RecipeName, StageOverrides, dump_pipeline, entry_point, join_ray
+
+if TYPE_CHECKING:
+    from blip3o.train.preflight.checks import Check
 
 RANKS = "preflight-ranks"
 KIND = "accelerator_type:"  # how Ray names what a node's GPUs are
 
 
-def planned(pipeline: TrainingPipeline, cluster: ClusterConfig | None) -> Iterator[tuple[str, Check]]:
-    """(stage's run, check) of what needs neither store nor Ray: what `jobs.train --dry-run` tells."""
+def planned(pipeline: TrainingPipeline, cluster: ClusterConfig | None) -> Iterator[tuple[str, "Check"]]:
+    """(stage's run, check) of what needs neither store nor Ray: what `blip3o train --dry-run` prints."""
+    from blip3o.train.preflight.checks import counted
+
     for recipe in pipeline.stages:
         for check in counted(recipe, cluster):
             yield recipe.run.name, check
@@ -39,12 +42,16 @@ def planned(pipeline: TrainingPipeline, cluster: ClusterConfig | None) -> Iterat
 
 def require_planned(pipeline: TrainingPipeline) -> None:
     """The cheap checks, before workers start. Raises `ConfigError` that names what is wrong."""
+    from blip3o.train.preflight.checks import of_recipe, of_store, require
+
     checks = [check for recipe in pipeline.stages for check in of_recipe(recipe)]
     require([*checks, *of_store(pipeline.stages[0].run.storage)])
 
 
-def of_resources(pipeline: TrainingPipeline, cpus: float, gpus: float) -> Check:
+def of_resources(pipeline: TrainingPipeline, cpus: float, gpus: float) -> "Check":
     """Whether so many CPUs and GPUs can hold the pipeline's workers, decoders and encoders."""
+    from blip3o.train.preflight.checks import judged
+
     asked_cpus, asked_gpus = asked(pipeline)
     return judged(
         "resources",
@@ -72,8 +79,11 @@ def asked(pipeline: TrainingPipeline) -> tuple[float, float]:
     return cpus, gpus
 
 
-def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, ranks: bool) -> Iterator[tuple[str, Check]]:
+def preflight(
+    pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, ranks: bool
+) -> Iterator[tuple[str, "Check"]]:
     """(stage's run or pipeline, check) of everything; with a pretended cluster, Ray is not asked."""
+    from blip3o.train.preflight.checks import attempted, of_features, of_store
     from jobs.train import check_data, check_weights
 
     yield from planned(pipeline, cluster or ray_cluster())
@@ -93,6 +103,8 @@ def ray_cluster() -> ClusterConfig:
     """The nodes that Ray has now, each as its smallest; the disk is what this node has free for temporary files."""
     import ray
 
+    from blip3o.train.preflight.memory import GIB
+
     join_ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     with_gpus = [node for node in nodes if node.get("GPU")] or nodes
@@ -109,12 +121,13 @@ def ray_cluster() -> ClusterConfig:
     )
 
 
-def of_ranks(pipeline: TrainingPipeline) -> Check:
+def of_ranks(pipeline: TrainingPipeline) -> "Check":
     """Starts the workers, adds a one of each over all, and compares the weights that each finds to start from."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from blip3o import storage
+    from blip3o.train.preflight.checks import judged
     from jobs.training.fit import scaling
 
     join_ray()
@@ -174,7 +187,7 @@ def _start(recipes: list[Recipe]) -> Iterator[str]:
             yield description["sha256"] if description else f"{run} has not finished"
 
 
-def tell(found: Iterator[tuple[str, Check]], *, mark: str = "") -> list[Check]:
+def tell(found: Iterator[tuple[str, "Check"]], *, mark: str = "") -> "list[Check]":
     """Prints checks as they come, a line each; returns them."""
     checks = []
     for name, check in found:
@@ -183,33 +196,28 @@ def tell(found: Iterator[tuple[str, Check]], *, mark: str = "") -> list[Check]:
     return checks
 
 
-def run(recipe: str, overrides: list[str], cluster: str | None, *, ranks: bool) -> None:
-    """Makes all checks and prints them. Raises `ConfigError` that names what is wrong."""
+def command(
+    recipe: RecipeName,
+    *,
+    overrides: StageOverrides,
+    cluster: Cluster = None,
+    ranks: Annotated[bool, typer.Option("--ranks", help="Start the workers, and see that they agree.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Check everything that can be known of a run before its first step, and say what is wrong."""
     pretended = parse_cluster(cluster) if cluster else None
     if ranks and pretended:
         raise ConfigError(f"--ranks starts workers, and --cluster {cluster} is pretended: leave one of them out")
-    require(tell(preflight(load_pipeline(recipe, overrides), pretended, ranks=ranks)))
+    pipeline = load_pipeline(recipe, overrides)
+    if dry_run:
+        print(dump_pipeline(pipeline))
+        return
+    from blip3o.train.preflight.checks import require  # 2 s: torch
+
+    require(tell(preflight(pipeline, pretended, ranks=ranks)))
 
 
-def cluster_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--cluster`."""
-    parser.add_argument("--cluster", help="check against a pretended cluster: 4x8xH100, or a YAML file")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    log.configure()
-    settings.configure_ray()
-    parser = recipe_parser("preflight", "Everything that can be known before the first step.")
-    cluster_option(parser)
-    parser.add_argument("--ranks", action="store_true", help="start the workers, and see that they agree")
-
-    def check() -> None:
-        options = parser.parse_args(argv)
-        run(options.recipe, options.set, options.cluster, ranks=options.ranks)
-
-    return guarded(check)
-
+main = entry_point("preflight", command)
 
 if __name__ == "__main__":
     sys.exit(main())

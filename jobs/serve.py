@@ -1,27 +1,27 @@
-"""Serves a bundle over HTTP: `python -m jobs.serve --bundle URI [--port 8000] [--set key=value …]`, until Ctrl-C.
+"""Serves a bundle over HTTP: `blip3o serve --bundle URI [--port 8000] [--width 8 …]`, until Ctrl-C.
 
 For a machine of one's own, and for the demo; it listens on 127.0.0.1. In a cluster use a Serve config, or
 `serve run serve.app:app bundle=URI`.
 """
 
-import argparse
+import inspect
 import signal
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
-from blip3o import log, settings
 from blip3o.config.load import explain
-from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import BundleError, ConfigError, ServiceError
-from jobs.common import guarded, join_ray
+from jobs.common import entry_point, join_ray, with_parameters
 from serve.config import ServeConfig
 
 HOST = "127.0.0.1"
 APP = "blip3o"
+DEFAULTS: dict[str, Any] = {"num_cpus": 0.5}  # where they differ from `ServeConfig`'s: a laptop has few cores
 # Serve gives its proxy 5 s to start and kills it after the third time; a busy laptop may need longer.
 _CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}}
 
@@ -45,7 +45,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     Raises `BundleError` if there is no bundle, `ConfigError` for an unknown option or a bad value, `ServiceError` if
     the port is taken, the cluster serves something already, or the model does not come up.
     """
-    config = _config({"bundle": bundle, "num_cpus": 0.5, **(options or {})})
+    config = _config({"bundle": bundle, **DEFAULTS, **(options or {})})
     _check(config, port)
     join_ray()
     from ray import serve as ray_serve
@@ -77,19 +77,12 @@ def _config(values: dict[str, Any]) -> ServeConfig:
         raise ConfigError(f"option {first['loc'][0]}: {explain(first)} (options: {known})") from error
 
 
-def _option(pair: str) -> tuple[str, Any]:
-    key, equals, value = pair.partition("=")
-    if not (key and equals):
-        raise ConfigError(f"option '{pair}' is not KEY=VALUE, e.g. --set width=8")
-    return key, load_yaml(value, f"option '{pair}'")
-
-
 def _check(config: ServeConfig, port: int) -> None:
     from blip3o import storage
     from blip3o.bundle.files import SEAL
 
     if not storage.exists(storage.join(storage.normalize(config.bundle), SEAL)):
-        raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that jobs.export wrote")
+        raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that `blip3o export` wrote")
     if not 0 < port < 65536:
         raise ConfigError(f"port {port} is not between 1 and 65535: give another one with --port")
     with socket.socket() as probe:
@@ -100,10 +93,33 @@ def _check(config: ServeConfig, port: int) -> None:
             raise ServiceError(f"port {port} of {HOST} is taken: give another one with --port") from error
 
 
-def _serve(arguments: argparse.Namespace) -> None:
-    options = dict(map(_option, arguments.set))
-    handle = start(arguments.bundle, port=arguments.port, options=options)
-    print(f"serving {arguments.bundle} at {handle.url} (Ctrl-C ends it)")
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
+# The options of the command that are `ServeConfig`'s: described there, and only there.
+_CONFIGURED = [
+    inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=DEFAULTS.get(name, field.default),
+        annotation=Annotated[field.annotation, typer.Option(help=_sentence(field.description or ""))],
+    )
+    for name, field in ServeConfig.model_fields.items()
+    if name != "bundle"
+]
+
+
+@with_parameters(_CONFIGURED)
+def command(
+    bundle: Annotated[str, typer.Option(metavar="URI", help="The bundle to serve, as `blip3o export` wrote it.")],
+    *,
+    port: Annotated[int, typer.Option(help=f"Port on {HOST}.")] = 8000,
+    **options: Any,  # noqa: ANN401 - the fields of `ServeConfig`
+) -> None:
+    """Serve a bundle over HTTP on this machine, until Ctrl-C: OpenAI's API and a web page."""
+    handle = start(bundle, port=port, options=options)
+    print(f"serving {bundle} at {handle.url} (Ctrl-C ends it)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()
@@ -113,17 +129,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         handle.stop()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.serve", description="Serve a bundle over HTTP.")
-    parser.add_argument("--bundle", required=True, help="URI of a bundle")
-    parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of ServeConfig, e.g. width=8")
-    log.configure()
-    settings.configure_ray()
-    return guarded(lambda: _serve(parser.parse_args(argv)))
-
+main = entry_point("serve", command)
 
 if __name__ == "__main__":
-    settings.configure_ray()
     sys.exit(main())

@@ -20,7 +20,7 @@ from blip3o.data.shards.manifest import Manifest, read_manifest
 from blip3o.data.text.conversations import conversation_pairs
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.types import RawSample, SampleRef
-from jobs.common import run_pipeline_job
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, show_pipeline
 
 # Enough captions for stable merges, few enough to read in seconds from any set.
 SAMPLES_PER_SOURCE = 4000
@@ -61,11 +61,14 @@ def _sample_texts(sample: RawSample) -> Iterator[str]:
         yield from itertools.chain.from_iterable(conversation_pairs(sample.meta["conversations"]))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    description = "Train the tokenizer of a small model on the sources of a recipe, or of a pipeline's first stage."
-    return run_pipeline_job("tokenizer", description, lambda pipeline, _: train_tokenizer(pipeline.stages[0]), argv)
+def command(recipe: RecipeName, *, overrides: StageOverrides, dry_run: DryRun = False) -> None:
+    """Train the tokenizer of a small model on the sources of a recipe, or of a pipeline's first stage."""
+    pipeline = show_pipeline(recipe, overrides)
+    if not dry_run:
+        train_tokenizer(pipeline.stages[0])
 
+
+main = entry_point("tokenizer", command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,25 +1,23 @@
-"""Trains a stage, or a pipeline of them: `python -m jobs.train RECIPE [--set key=value …] [--dry-run]`.
+"""Trains a stage, or a pipeline of them: `blip3o train RECIPE [--set key=value …] [--dry-run]`.
 
 Submitting the same run again resumes it where it stopped, and does nothing if it has finished. `--set STAGE:key=value`
 overrides one stage of a pipeline. `--dry-run` checks what needs neither data nor Ray; with `--cluster 4x8xH100`,
 against a cluster that need not be there.
 """
 
-import argparse
 import hashlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from blip3o import log, settings
+import typer
+
 from blip3o.config.cluster import parse_cluster
-from blip3o.config.pipeline import TrainingPipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
-from blip3o.train.preflight.checks import require
-from jobs.common import dump_pipeline, guarded, join_ray, on_a_cluster, recipe_parser
-from jobs.preflight import asked, cluster_option, planned, require_planned, tell
-from jobs.training.fit import fit
+from jobs.common import Cluster, RecipeName, StageOverrides, entry_point, join_ray, on_a_cluster, show_pipeline
+from jobs.preflight import asked, planned, require_planned, tell
 
 if TYPE_CHECKING:
     from blip3o.train.features.encoder import FeatureCache
@@ -41,6 +39,7 @@ def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
     first step where that is possible.
     """
     from blip3o.train.metrics.trackers import require_trackers
+    from jobs.training.fit import fit
     from jobs.training.progress import Shown, shown
 
     for recipe in pipeline.stages:
@@ -211,27 +210,6 @@ def _require_resources(pipeline: TrainingPipeline) -> None:
         raise ConfigError(f"{message}: lower parallel.workers, set parallel.device=cpu, or submit to a cluster")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
-    log.configure()
-    settings.configure_ray()
-    parser = recipe_parser("train", "Train a stage or a pipeline of stages; run again to resume.")
-    cluster_option(parser)
-    return guarded(lambda: _run(parser.parse_args(argv)))
-
-
-def _run(options: argparse.Namespace) -> None:
-    pipeline = load_pipeline(options.recipe, options.set)
-    print(dump_pipeline(pipeline))
-    if options.dry_run:
-        require(tell(planned(pipeline, parse_cluster(options.cluster) if options.cluster else None), mark="# "))
-        # Who pretends a cluster may have no way to the store either: there, asking it takes minutes of retries.
-        for recipe in () if options.cluster else pipeline.stages:
-            _preview_order(recipe)
-    else:
-        train_pipeline(pipeline)
-
-
 def _preview_order(recipe: Recipe) -> None:
     """Prints, as comments below the recipe, how well its order shuffles; a source that is not indexed yet is named."""
     from blip3o.data.batches import build_order
@@ -249,6 +227,31 @@ def _preview_order(recipe: Recipe) -> None:
     for line in found:
         print(f"# {recipe.run.name}: {line}")
 
+
+def command(
+    recipe: RecipeName,
+    *,
+    overrides: StageOverrides,
+    cluster: Cluster = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved recipe, check it without data or Ray, and stop."),
+    ] = False,
+) -> None:
+    """Train a stage or a pipeline of stages; run it again to resume."""
+    from blip3o.train.preflight.checks import require  # 2 s: torch
+
+    pipeline = show_pipeline(recipe, overrides)
+    if not dry_run:
+        train_pipeline(pipeline)
+        return
+    require(tell(planned(pipeline, parse_cluster(cluster) if cluster else None), mark="# "))
+    # Who pretends a cluster may have no way to the store either: there, asking it takes minutes of retries.
+    for stage in () if cluster else pipeline.stages:
+        _preview_order(stage)
+
+
+main = entry_point("train", command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Released BLIP3o-Model folders into bundles and back.
 
-`blip3o convert import FOLDER --out BUNDLE` and `blip3o convert export BUNDLE --out FOLDER`. Every tensor is accounted
-for: a summary is printed, `--report FILE` writes the whole list.
+`blip3o convert from-released FOLDER --out BUNDLE` and `blip3o convert to-released BUNDLE --out FOLDER`. Every tensor is
+accounted for: a summary is printed, `--report FILE` writes the whole list.
 """
 
 import json
@@ -12,27 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.common import new_app
+
 if TYPE_CHECKING:
     from blip3o.convert.keys import KeyReport
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Read and write the folders in which BLIP3o-Model-4B and -8B are published.",
-)
+app = new_app(help="Read and write the folders in which BLIP3o-Model-4B and -8B are published.")
 
 Report = Annotated[str | None, typer.Option(help="URI of a JSON file for what became of every tensor")]
 
 
-@app.command("import")
-def import_folder(
+@app.command("from-released")
+def from_released(
     folder: Annotated[str, typer.Argument(help="URI of a released folder; its name does not matter")],
     out: Annotated[str, typer.Option(help="URI of the bundle to write")],
     tower: Annotated[
-        str | None, typer.Option(help="safetensors file of the EVA-CLIP tower, where it is kept apart")
+        str | None, typer.Option(help="Safetensors file of the EVA-CLIP tower, where it is kept apart.")
     ] = None,
-    vision_size: Annotated[int, typer.Option(help="side to which shown images are scaled, pixels")] = 448,
+    vision_size: Annotated[int, typer.Option(help="Side to which shown images are scaled, pixels.")] = 448,
     report: Report = None,
 ) -> None:
     """Make a bundle of a released folder, tensor by tensor."""
@@ -43,17 +40,17 @@ def import_folder(
 
 @app.command("unpickle")
 def unpickle(
-    file: Annotated[Path, typer.Argument(help="a local pytorch_model.bin, such as the published EVA-CLIP tower")],
+    file: Annotated[Path, typer.Argument(help="A local pytorch_model.bin, such as the published EVA-CLIP tower.")],
     out: Annotated[str, typer.Option(help="URI of the safetensors file to write")],
 ) -> None:
-    """Take the tensors, and nothing else, out of a PyTorch pickle, for `import --tower`."""
+    """Take the tensors, and nothing else, out of a PyTorch pickle, for `from-released --tower`."""
     from blip3o.weights.unpickle import unpickle_tensors
 
     print(f"wrote {out}: {unpickle_tensors(file, out)} tensors")
 
 
-@app.command("export")
-def export_bundle(
+@app.command("to-released")
+def to_released(
     bundle: Annotated[str, typer.Argument(help="URI of a bundle")],
     out: Annotated[str, typer.Option(help="URI of the folder to write")],
     report: Report = None,

@@ -1,4 +1,4 @@
-"""`blip3o data …`: what is in a set of shards, and what was found damaged in it."""
+"""`blip3o data …`: sets of shards: built, imported, looked at, and what was found damaged in them."""
 
 import json
 from collections import Counter
@@ -8,22 +8,114 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip3o.config.shards import KeyRule
+from jobs.common import new_app
 
 if TYPE_CHECKING:
+    from blip3o.data.sets.writer import SetSummary
     from blip3o.data.shards.ledger import LedgerEntry
 
-app = typer.Typer(no_args_is_help=True, help="Look at a set of shards, and at what is damaged in it.")
+app = new_app(help="Build, import and look at sets of shards, and at what is damaged in them.")
+build = new_app(help="Build the image-text sets that ship with the project.")
+app.add_typer(build, name="build")
 
-SHOWN = 20
+SHOWN = 20  # entries of a ledger
+SHOWN_INPUTS = 10  # of each kind that an import names
+
+Out = Annotated[str, typer.Option(help="Folder to write to: s3://bucket/prefix or a local path.")]
+
+
+def _report(summary: "SetSummary") -> None:
+    counts = ", ".join(f"{count} {split}" for split, count in summary.counts.items())
+    state = "wrote" if summary.built else "already there:"
+    print(f"{state} {counts} samples at {summary.uri}")
+
+
+@build.command("emoji")
+def build_emoji_set(
+    out: Out,
+    size: Annotated[int | None, typer.Option(help="Side in pixels; as published if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of captions and questions.")] = 0,
+) -> None:
+    """Emoji in two styles with true names, groups and keywords (fetched with npm, checked by sha256)."""
+    from blip3o.data.sets.emoji import build_emoji
+    from jobs.commands.progress import bar
+
+    with bar("emoji") as progress:
+        summary = build_emoji(out, size=size, seed=seed, on_progress=progress)
+    _report(summary)
+
+
+@build.command("scenes")
+def build_scenes_set(
+    out: Out,
+    train: Annotated[int, typer.Option(help="Training scenes.")] = 4000,
+    heldout: Annotated[int, typer.Option(help="Scenes of held-out compositions.")] = 400,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+) -> None:
+    """A closed world of coloured shapes, drawn by code, where every fact about a picture is known."""
+    from blip3o.data.sets.scenes import build_scenes
+    from jobs.commands.progress import bar
+
+    with bar("scenes") as progress:
+        summary = build_scenes(out, train=train, heldout=heldout, size=size, seed=seed, on_progress=progress)
+    _report(summary)
+
+
+@build.command("curated")
+def build_curated_set(
+    out: Out,
+    sets: Annotated[
+        list[str], typer.Option("--from", metavar="URI", help="URI of a built set to choose from. Repeat.")
+    ],
+    samples: Annotated[int, typer.Option(help="Samples to choose.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+) -> None:
+    """A small balanced choice with one caption each, for the instruct stage."""
+    from blip3o.data.sets.curated import build_curated
+
+    _report(build_curated(out, sets=sets, samples=samples, seed=seed))
+
+
+@app.command("import")
+def data_import(
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of pictures with .txt or .json next to them, or a .csv, .json, .jsonl, .parquet."),
+    ],
+    out: Out,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of samples that is never trained on.")] = 0.0,
+    image_column: Annotated[str | None, typer.Option(help="Column of a table that names the picture.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Column of a table that holds the caption.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="What delimits a CSV: one character, or tab.")] = None,
+) -> None:
+    """Your own images and texts as shards. What cannot be used is left out and listed."""
+    from blip3o.data.sets.imported import import_set
+    from blip3o.data.sets.importing.columns import TableOptions
+    from jobs.commands.progress import bar
+
+    options = TableOptions(
+        image_column=image_column, caption_column=caption_column, delimiter="\t" if delimiter == "tab" else delimiter
+    )
+    with bar("import") as progress:
+        imported = import_set(source, out, heldout=heldout, options=options, on_progress=progress)
+    _report(imported.summary)
+    for what, entries in (("samples", imported.damage), ("other files", imported.unused)):
+        if entries:
+            print(f"left out {len(entries)} {what}: blip3o data ledger {imported.ledger}")
+        for entry in entries[:SHOWN_INPUTS]:
+            print(f"  {entry.uri}: {entry.reason}")
+    for line in imported.account():
+        print(line)
 
 
 @app.command("ledger")
 def data_ledger(
-    uri: Annotated[str, typer.Argument(help="folder of a manifest or of a run, or a ledger itself")],
-    stage: Annotated[list[str] | None, typer.Option(help="only entries of this stage of work; repeat")] = None,
-    reason: Annotated[str | None, typer.Option(help="only entries whose reason contains this")] = None,
+    uri: Annotated[str, typer.Argument(help="Folder of a manifest or of a run, or a ledger itself.")],
+    stage: Annotated[list[str] | None, typer.Option(help="Only entries of this stage of work. Repeat.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only entries whose reason contains this.")] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object on stdout")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object on stdout.")] = False,
 ) -> None:
     """Every sample that was found damaged, counted by stage and reason."""
     from blip3o.data.shards.ledger import find_ledger, kind_of, read_ledger
@@ -55,15 +147,15 @@ def _line(entry: "LedgerEntry") -> str:
 
 @app.command("inspect")
 def data_inspect(
-    uri: Annotated[str, typer.Argument(help="folder of a manifest, or shards, with a `*` where they are many")],
+    uri: Annotated[str, typer.Argument(help="Folder of a manifest, or shards, with a `*` where they are many.")],
     out: Annotated[str | None, typer.Option(help="URI of an HTML page to write")] = None,
-    pictures: Annotated[int, typer.Option(min=1, max=500, help="samples shown on the page")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the choice of samples")] = 0,
+    pictures: Annotated[int, typer.Option(min=1, max=500, help="Samples shown on the page.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of samples.")] = 0,
     key: Annotated[
-        KeyRule, typer.Option(help="of shards: the dot at which the key of a tar member ends")
+        KeyRule, typer.Option(help="Of shards: the dot at which the key of a tar member ends.")
     ] = "first_dot",
-    image: Annotated[str | None, typer.Option(help="of shards: extension, or Parquet column, of images")] = None,
-    caption: Annotated[str | None, typer.Option(help="of shards: extension, or Parquet column, of captions")] = None,
+    image: Annotated[str | None, typer.Option(help="Of shards: extension, or Parquet column, of images.")] = None,
+    caption: Annotated[str | None, typer.Option(help="Of shards: extension, or Parquet column, of captions.")] = None,
 ) -> None:
     """Counts, sizes, shapes, caption lengths, near duplicates and a look at samples of a set."""
     from jobs.commands.inspection import inspect, scan_options

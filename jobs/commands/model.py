@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.commands import diagram
+from jobs.common import new_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
     from blip3o.model.describe import Weight
     from blip3o.model.flops.counted import Cost
 
-app = typer.Typer(no_args_is_help=True, help="Look at a model size without making it.")
+app = new_app(help="Look at a model size without making it.")
 
 
 @app.command("describe")
 def model_describe(
-    preset: Annotated[str, typer.Argument(help="name of a preset, e.g. 4b or 8b")],
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="tokens of the prompt, template included")] = 136,
-    depth: Annotated[int, typer.Option(min=0, max=3, help="how deep modules are listed; 0 lists parts alone")] = 3,
+    preset: Annotated[str, typer.Argument(help="Name of a preset, e.g. 4b or 8b.")],
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, template included.")] = 136,
+    depth: Annotated[int, typer.Option(min=0, max=3, help="How deep modules are listed; 0 lists parts alone.")] = 3,
 ) -> None:
     """Parameters of every module, and floating-point operations per image."""
     from blip3o.config.load import preset_model
@@ -44,7 +45,7 @@ def model_describe(
 
 @app.command("draw")
 def model_draw(
-    preset: Annotated[str, typer.Argument(help="name of a preset, e.g. 4b or 8b")],
+    preset: Annotated[str, typer.Argument(help="Name of a preset, e.g. 4b or 8b.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="SVG file to write")] = Path("model.svg"),
 ) -> None:
     """Draw the model as one picture, with its sizes."""

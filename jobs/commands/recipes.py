@@ -1,14 +1,18 @@
 """`blip3o recipes`: the shipped recipes, and what one of them, or one of your own, resolves to."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from blip3o.config.pipeline import dump_resolved
 from blip3o.config.recipe_files import shipped
+from jobs.common import RecipeName, StageOverrides
 
-app = typer.Typer(invoke_without_command=True, help="List the shipped recipes, or print one with all of its values.")
+app = typer.Typer(
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    help="List the shipped recipes, or print one with all of its values.",
+)
 
 
 @app.callback()
@@ -21,13 +25,9 @@ def recipes(context: typer.Context) -> None:
 
 
 @app.command("show")
-def show(
-    recipe: Annotated[str, typer.Argument(help="a recipe file or the name of a shipped one; one stage: tiny:generate")],
-    *,
-    override: Annotated[list[str], typer.Option("--set", help="override, e.g. optim.steps=100; repeat")] = [],  # noqa: B006 - typer copies it
-) -> None:
+def show(recipe: RecipeName, *, overrides: StageOverrides) -> None:
     """Print a recipe resolved: with what it extends, presets and defaults filled in. The output is a recipe file."""
-    print(dump_resolved(recipe, override), end="")
+    print(dump_resolved(recipe, overrides), end="")
 
 
 def summary(file: Path) -> str:

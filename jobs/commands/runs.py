@@ -114,7 +114,7 @@ def compare(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any, Any]
 
     Raises `DataError` if there is no such run.
     """
-    from blip3o.evaluate.reports.run import flattened
+    from blip3o.config.flat import flattened
 
     first, second = (flattened(read_recipe(storage_uri, run)) for run in (one, other))
     keys = [*first, *(key for key in second if key not in first)]

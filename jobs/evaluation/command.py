@@ -1,25 +1,17 @@
-"""The command line of benchmarks: `blip3o evaluate --suite NAME[,NAME] --target URI|http://HOST:PORT [--out URI] …`.
+"""Benchmarks of a bundle or a server: what `blip3o evaluate --suite NAME[,NAME] --target URI|http://HOST:PORT` does."""
 
---stage prepare|generate|judge|score|report    one stage alone; all of them if left out
-"""
-
-import argparse
-import logging
-from collections.abc import Sequence
+from dataclasses import replace
 from urllib.parse import urlsplit
 
-from blip3o import log, settings, storage
+from blip3o import storage
 from blip3o.errors import ConfigError
 from blip3o.evaluate.benchmark.making import generate, prepare
-from blip3o.evaluate.benchmark.plan import STAGES, Plan, by_suite, find_stages, find_suites, judge_options
-from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS, Target
+from blip3o.evaluate.benchmark.plan import Plan, by_suite, find_stages, find_suites, judge_options
 from blip3o.inference import DEFAULT_WIDTH
-from jobs.common import guarded
 from jobs.evaluation.bundle_target import BundleTarget, Sampler
 from jobs.evaluation.http_target import HttpTarget
+from jobs.evaluation.options import BenchmarkOptions
 from jobs.evaluation.scoring import find_judges, judge, report, score
-
-logger = logging.getLogger(__name__)
 
 ACTIONS = {"prepare": prepare, "generate": generate, "judge": judge, "score": score, "report": report}
 FOLDER = "runs/evaluation"  # of results, where --out is left out
@@ -33,56 +25,30 @@ def run(plan: Plan) -> None:
         ACTIONS[stage](plan)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of `blip3o evaluate --suite …`."""
-    parser = argparse.ArgumentParser(prog="blip3o evaluate", description="Score a bundle or a server on benchmarks.")
-    add = parser.add_argument
-    add("--suite", required=True, metavar="NAME[,NAME]", help="benchmarks, e.g. scenes or geneval,dpg")
-    add("--target", metavar="URI", help="a bundle, or a server as http://HOST:PORT")
-    add("--out", metavar="URI", help=f"where everything goes (default: {FOLDER}/TARGET)")
-    add("--stage", help=f"one of {', '.join(STAGES)} alone; all of them if left out")
-    add("--actors", type=int, default=1, metavar="N", help="actors that draw, or requests at a time (1; 0: no Ray)")
-    add("--cpus-per-actor", type=float, default=1, metavar="N", help="logical CPUs (1)")
-    add("--gpus-per-actor", type=float, default=0, metavar="N", help="GPUs; 0 computes on the CPU (0)")
-    width = f"images drawn together; as the server's, for equal images ({DEFAULT_WIDTH})"
-    add("--width", type=int, default=DEFAULT_WIDTH, metavar="N", help=width)
-    add("--steps", type=int, metavar="N", help="sampling steps; the target's default if left out")
-    add("--guidance", type=float, metavar="G", help="guidance; the target's default if left out")
-    limit = f"tokens of a reply to a question; more for a model that thinks ({MAX_NEW_TOKENS})"
-    add("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, metavar="N", help=limit)
-    add("--source", action="append", default=[], metavar="SUITE=URI", help="prompts or questions of a suite; repeat")
-    add("--judge", action="append", default=[], metavar="SUITE=JUDGE", help="who judges (docs/evaluation.md); repeat")
-    option = "of requests to --judge …=openai:…, e.g. max_tokens=4096, temperature=none (docs/evaluation.md); repeat"
-    add("--judge-option", action="append", default=[], metavar="[SUITE:]NAME=VALUE", help=option)
-    add("--retry-refused", action="store_true", help="ask again about items that a judge's content filter refused")
-    add("--limit", type=int, metavar="N", help="the first N items of each suite alone")
-    add("--samples", type=int, metavar="N", help="drawings of each item; the suite's number if left out")
-    add("--untrained", action="store_true", help="also draw with fresh weights, as a control (bundles)")
-    add("--compare", action="append", default=[], metavar="URI", help="an earlier --out, for curves; repeat")
-    return parser
-
-
-def plan_of(options: argparse.Namespace) -> Plan:
+def plan_of(options: BenchmarkOptions, out: str | None) -> Plan:
     """What the options ask for. Raises `ConfigError` for options that do not fit together."""
-    entries = find_suites(options.suite)
-    for name in ("limit", "samples", "width", "steps", "max_new_tokens"):
+    entries = find_suites(options.suite or "")
+    for name in ("limit", "samples", "width", "num_inference_steps", "max_new_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1")
     if options.actors < 0:
         raise ConfigError(f"--actors {options.actors} is negative: give 0 to draw in this process")
-    if options.target is None and options.out is None:
+    if options.target is None and out is None:
         raise ConfigError("neither --target nor --out is given: name a bundle's URI, http://HOST:PORT, or results")
-    target = None if options.target is None else _target(options)
-    if options.untrained and not isinstance(target, BundleTarget):
-        raise ConfigError("--untrained needs the weights' shapes: give a bundle as --target")
+    target = None if options.target is None else _target(options, options.target)
+    untrained = None
+    if options.untrained:
+        if not isinstance(target, BundleTarget):
+            raise ConfigError("--untrained needs the weights' shapes: give a bundle as --target")
+        untrained = replace(target, untrained=True)
     judges = by_suite("--judge", options.judge, entries)
     return Plan(
-        out=storage.normalize(options.out or _default_out(options.target)),
+        out=storage.normalize(out or _default_out(options.target or "")),
         entries=entries,
         stages=find_stages(options.stage),
         target=target,
-        untrained=_target(options, untrained=True) if options.untrained else None,
+        untrained=untrained,
         sources=by_suite("--source", options.source, entries),
         judges=judges,
         judge_options=judge_options(options.judge_option, judges),
@@ -93,18 +59,17 @@ def plan_of(options: argparse.Namespace) -> Plan:
     )
 
 
-def _target(options: argparse.Namespace, *, untrained: bool = False) -> Target:
-    sampler = Sampler(steps=options.steps, guidance=options.guidance)
-    if urlsplit(options.target).scheme in ("http", "https"):
+def _target(options: BenchmarkOptions, target: str) -> BundleTarget | HttpTarget:
+    sampler = Sampler(steps=options.num_inference_steps, guidance=options.guidance_scale)
+    if urlsplit(target).scheme in ("http", "https"):
         limit = options.max_new_tokens
-        return HttpTarget(url=options.target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
+        return HttpTarget(url=target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
     return BundleTarget(
-        bundle=options.target,
-        width=options.width,
+        bundle=target,
+        width=options.width or DEFAULT_WIDTH,
         actors=options.actors,
         cpus=options.cpus_per_actor,
         gpus=options.gpus_per_actor,
-        untrained=untrained,
         sampler=sampler,
         max_new_tokens=options.max_new_tokens,
     )
@@ -116,10 +81,3 @@ def _default_out(target: str) -> str:
         parts.netloc.replace(":", "-") if parts.scheme in ("http", "https") else target.rstrip("/").rpartition("/")[2]
     )
     return storage.join(FOLDER, last)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs one evaluation from its command line; returns the exit code. User errors become one line on stderr."""
-    log.configure()
-    settings.configure_ray()
-    return guarded(lambda: run(plan_of(parser().parse_args(list(argv)))))

@@ -14,13 +14,13 @@ from blip3o.config.recipe import Recipe
 from blip3o.evaluate.benchmark.plan import Plan
 from blip3o.evaluate.benchmark.registry import entry
 from blip3o.evaluate.metrics import understanding
-from jobs.evaluate import answers
+from blip3o.train.export import export
 from jobs.evaluation.bundle_target import BundleTarget, digest
 from jobs.evaluation.command import run
-from jobs.export import export
+from jobs.evaluation.heldout import answers
 
 if TYPE_CHECKING:
-    from jobs.evaluate import Evaluation
+    from jobs.evaluation.heldout import Evaluation
 
 WIDTH = 30  # images that are drawn together
 

@@ -59,14 +59,12 @@ def adopted(tmp_path):
     return {name.removeprefix("encoder."): t for name, t in read_final(final_uri(f"{tmp_path}/runs", "new"))[0].items()}
 
 
-def command(capsys, monkeypatch, *argv):
+def command(capsys, *argv):
     """The output and the error's line of a `blip3o` command."""
-    monkeypatch.setattr("sys.argv", ["blip3o", *map(str, argv)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    code = cli.main([*map(str, argv)])
     out, err = capsys.readouterr()
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert (ended.value.code or 0) == len(errors)
+    assert code == len(errors)
     return out, "".join(errors)
 
 
@@ -100,9 +98,7 @@ def test_a_file_that_is_no_such_checkpoint_is_named_with_the_fix(adopt, capsys, 
     if "lacks" not in fault:
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "model.safetensors").write_bytes(data)
-        assert (
-            fault in command(capsys, monkeypatch, "convert", "import", tmp_path / "folder", "--out", tmp_path / "o")[1]
-        )
+        assert fault in command(capsys, "convert", "from-released", tmp_path / "folder", "--out", tmp_path / "o")[1]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +107,7 @@ def test_a_file_that_is_no_such_checkpoint_is_named_with_the_fix(adopt, capsys, 
 def test_what_is_no_pickle_is_refused_in_one_line(capsys, monkeypatch, tmp_path, data):
     (tmp_path / "pytorch_model.bin").write_bytes(data)
     _, error = command(
-        capsys, monkeypatch, "convert", "unpickle", tmp_path / "pytorch_model.bin", "--out", tmp_path / "o.safetensors"
+        capsys, "convert", "unpickle", tmp_path / "pytorch_model.bin", "--out", tmp_path / "o.safetensors"
     )
     assert "pytorch_model.bin is no pickle of tensors" in error
     assert ("git lfs pull" in error) == (data == POINTER)
@@ -121,7 +117,7 @@ def test_a_pickle_gives_tensors_of_any_type_and_nothing_else(capsys, monkeypatch
     file, out = tmp_path / "pytorch_model.bin", tmp_path / "o.safetensors"
     tensors = {"scale": torch.ones(3).to(torch.float8_e4m3fn), "w": torch.ones(2, dtype=torch.uint16)}
     torch.save(tensors, file)
-    printed, error = command(capsys, monkeypatch, "convert", "unpickle", file, "--out", out)
+    printed, error = command(capsys, "convert", "unpickle", file, "--out", out)
     assert (printed, error) == (f"wrote {out}: 2 tensors\n", "")
     assert {name: tensor.dtype for name, tensor in load_file(out).items()} == {n: t.dtype for n, t in tensors.items()}
     for odd in (
@@ -131,10 +127,7 @@ def test_a_pickle_gives_tensors_of_any_type_and_nothing_else(capsys, monkeypatch
         {"a": {"b": 1}},
     ):
         torch.save(odd, file)
-        assert (
-            "a state dictionary and nothing else"
-            in command(capsys, monkeypatch, "convert", "unpickle", file, "--out", out)[1]
-        )
+        assert "a state dictionary and nothing else" in command(capsys, "convert", "unpickle", file, "--out", out)[1]
 
 
 def test_tensors_that_are_not_needed_may_be_of_any_type(adopt, tmp_path, weights):
@@ -257,9 +250,7 @@ def test_a_released_folder_behind_a_wrapper_with_its_bases_tokenizer_becomes_a_b
     whole = json.loads(complete_tokenizer(toy.slow_tokenizer_files(), source=""))
     whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"].startswith("<|")]
     (folder / "tokenizer.json").write_text(json.dumps(whole))
-    out, error = command(
-        capsys, monkeypatch, "convert", "import", folder, "--out", tmp_path / "bundle", "--vision-size", 56
-    )
+    out, error = command(capsys, "convert", "from-released", folder, "--out", tmp_path / "bundle", "--vision-size", 56)
     assert not error
     assert "0 unknown, 0 missing" in out
     tokenizer = load_pipeline(str(tmp_path / "bundle")).tokenizer
@@ -279,11 +270,11 @@ def test_a_released_folder_behind_a_wrapper_with_its_bases_tokenizer_becomes_a_b
         {"num_attention_heads": 0},
     ):
         (folder / "config.json").write_text(json.dumps({**json.loads(config), **changes}))
-        _, error = command(capsys, monkeypatch, "convert", "import", folder, "--out", tmp_path / "b")
+        _, error = command(capsys, "convert", "from-released", folder, "--out", tmp_path / "b")
         assert str(folder) in error or "config.json" in error
     (folder / "config.json").write_text(config)
     (folder / "added_tokens.json").write_text(json.dumps({"[IMG]": 301}))
-    _, error = command(capsys, monkeypatch, "convert", "import", folder, "--out", tmp_path / "b", "--vision-size", 56)
+    _, error = command(capsys, "convert", "from-released", folder, "--out", tmp_path / "b", "--vision-size", 56)
     assert "added_tokens.json gives [IMG] the id 301, tokenizer.json gives that to <|im_start|>" in error
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from jobs.evaluation import command
+from jobs.evaluate import main
 from tests.evaluate.suites.sources import DPG, SOURCES, text_of
 from tests.jobs.stranger import stranger
 
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 def evaluate(folder, suite, source, server, *options):
     common = ["--suite", suite, "--source", f"{suite}={source}", "--out", str(folder / "out"), "--actors", "1"]
-    return command.main([*common, "--target", server, *options])
+    return main([*common, "--target", server, *options])
 
 
 def score_of(folder, suite="vqa"):

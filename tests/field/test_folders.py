@@ -1,4 +1,4 @@
-"""Folders of phones, notebooks and other tools, through `blip3o dataset import`."""
+"""Folders of phones, notebooks and other tools, through `blip3o data import`."""
 
 import io
 import json
@@ -21,7 +21,7 @@ HEIC, AVIF = (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(188) f
 
 def run(source: Path | str, out: Path | str, *options: str) -> str:
     """What an import that ends well prints."""
-    done = CliRunner().invoke(app, ["dataset", "import", str(source), "--out", str(out), *options])
+    done = CliRunner().invoke(app, ["data", "import", str(source), "--out", str(out), *options])
     assert done.exit_code == 0, done.output
     return done.stdout
 

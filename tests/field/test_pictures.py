@@ -6,7 +6,6 @@ All are 32×16, red on the left and blue on the right, or turned by an orientati
 import base64
 import json
 import random
-import sys
 import zlib
 
 import numpy as np
@@ -22,7 +21,8 @@ from blip3o.evaluate.benchmark.files import read_rows
 from blip3o.evaluate.benchmark.plan import Plan
 from blip3o.evaluate.benchmark.registry import entry as entry_of
 from jobs import cli
-from jobs.evaluation import command, scoring
+from jobs.evaluate import main
+from jobs.evaluation import scoring
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
 from tests.bundles import write_nano_bundle
@@ -127,15 +127,13 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture
-def blip3o(monkeypatch, capsys):
+def blip3o(capsys):
     """Runs the `blip3o` command and returns its exit code and what it printed."""
 
     def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["blip3o", *argv])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        code = cli.main(argv)
         said = capsys.readouterr()
-        return ended.value.code, said.out + said.err
+        return code, said.out + said.err
 
     return run
 
@@ -160,7 +158,7 @@ def test_a_folder_is_imported_whole(blip3o, tmp_path):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / f"in/{number}{stem}.{ending}").write_bytes(data)
         (tmp_path / f"in/{number}{stem}.txt").write_text(name)
-    code, said = blip3o("dataset", "import", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
+    code, said = blip3o("data", "import", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
     count = len(PICTURES)
     assert code == 0 and f"{count} of {count} pictures became samples, 0 are left out" in said, said
 
@@ -243,7 +241,7 @@ def test_an_evaluation_asks_about_all_and_counts_the_damaged_one(folder, bundle,
         "--actors",
         "0",
     ]
-    assert command.main(options) == 0
+    assert main(options) == 0
     coverage = json.loads((tmp_path / "vqa/score.json").read_text())["coverage"]
     assert coverage["n_expected"] == len(rows) and coverage["n_scored"] == len(PICTURES)
     faults = [

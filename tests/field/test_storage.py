@@ -88,7 +88,7 @@ def test_a_table_names_its_pictures_alike_on_disk_and_in_a_store(base):
         put(f"{base}/img", f"{number}.png", png(number))
     lines = [f"{way.replace('{base}', base)},caption {number}" for number, way in enumerate(WAYS)]
     put(base, "table.csv", "\n".join(["image,caption", *lines]).encode())
-    blip3o("dataset", "import", f"{base}/table.csv", "--out", f"{base}/out", "--heldout", "0")
+    blip3o("data", "import", f"{base}/table.csv", "--out", f"{base}/out", "--heldout", "0")
     assert f" {len(WAYS)} samples" in blip3o("data", "inspect", f"{base}/out/train-*.tar")
 
 
@@ -98,12 +98,12 @@ def test_file_uris_are_decoded(tmp_path):
         put(str(tmp_path / "my photos é"), f"{number}.txt", b"caption")
     photos = (tmp_path / "my photos é").as_uri()
     assert "%20" in photos
-    blip3o("dataset", "import", photos, "--out", f"file://localhost{tmp_path}/my%20out/", "--heldout", "0")
+    blip3o("data", "import", photos, "--out", f"file://localhost{tmp_path}/my%20out/", "--heldout", "0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my out", "my photos é"]
     assert " 3 samples" in blip3o("data", "inspect", f"{(tmp_path / 'my out').as_uri()}/train-*.tar")
     plain = tmp_path / "my%20photos"
     shutil.copytree(tmp_path / "my photos é", plain)
-    blip3o("dataset", "import", plain, "--out", tmp_path / "plain%20out", "--heldout", "0")
+    blip3o("data", "import", plain, "--out", tmp_path / "plain%20out", "--heldout", "0")
     assert (tmp_path / "plain%20out").is_dir()
 
 
@@ -180,7 +180,7 @@ def test_a_profile_alone_leads_a_command_to_its_store(s3, environment, tmp_path)
         lines = "".join(f"{name.lower()} = {value}\n" for name, value in keys.items())
         (tmp_path / "credentials").write_text(f"[lab]\n{lines}[default]\n{lines}")
         environment(AWS_PROFILE="lab")
-        command = ["dataset", "import", str(tmp_path / "photos"), "--out", f"{s3}/profile/set", "--heldout", "0"]
+        command = ["data", "import", str(tmp_path / "photos"), "--out", f"{s3}/profile/set", "--heldout", "0"]
         program = [sys.executable, "-m", "jobs.cli", *command]
         done = subprocess.run(program, capture_output=True, text=True, cwd=Path(__file__).parents[2])
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Lists as spreadsheets, scripts and other tools write them, through `blip3o dataset import`."""
+"""Lists as spreadsheets, scripts and other tools write them, through `blip3o data import`."""
 
 import gzip
 import json
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 def refused(source: Path) -> str:
     """The line of an import that is refused."""
-    done = CliRunner().invoke(app, ["dataset", "import", str(source), "--out", f"{source}-out"])
+    done = CliRunner().invoke(app, ["data", "import", str(source), "--out", f"{source}-out"])
     assert isinstance(done.exception, DataError)
     return str(done.exception)
 

@@ -7,10 +7,11 @@ from safetensors.torch import save_file
 from blip3o.bundle.files import load_pipeline
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.decoders.autoencoder import build_autoencoder
+from blip3o.train.adopt import adopt
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.weights import final_uri, load_into, read_final, require_covered
-from jobs.adopt import adopt, main
+from jobs.adopt import main
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 from tests.jobs import world
 from tests.model.variants import variant
@@ -85,5 +86,5 @@ def test_the_command_line(tmp_path, folder, capsys):
     assert main([file, "--name", "vae", "--part", f"decoder.vae.={folder}"]) == 0
     assert main([file, "--name", "vae", "--part", f"decoder.unet.={folder}"]) == 1
     assert "lacks" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([file, "--name", "vae", "--part", "decoder.vae."])
+    assert main([file, "--name", "vae", "--part", "decoder.vae."]) == 2
+    assert "'decoder.vae.' is not PREFIX=URI" in capsys.readouterr().err

@@ -1,11 +1,9 @@
 """The demo's sizes: each is a shipped pipeline whose data its sets provide."""
 
 import pytest
-from typer.testing import CliRunner
 
 from blip3o.errors import ConfigError
-from jobs.cli import app
-from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, run_demo, verdict
+from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, main, run_demo, verdict
 from jobs.index import with_own_sources
 
 
@@ -35,9 +33,9 @@ def test_without_emoji_every_other_source_stays(tmp_path):
     assert names(full["understand"].data.sources) == ["scenes"]
 
 
-def test_two_sizes_at_once_are_refused(tmp_path):
-    result = CliRunner().invoke(app, ["demo", "--quick", "--full", "--out", str(tmp_path / "demo")])
-    assert result.exit_code == 2 and "give one of them" in result.output
+def test_two_sizes_at_once_are_refused(tmp_path, capsys):
+    assert main(["--quick", "--full", "--out", str(tmp_path / "demo")]) == 2
+    assert "give one of them" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

@@ -7,9 +7,10 @@ from blip3o import storage
 from blip3o.data.batches import build_micro_batches
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import CheckpointError, ConfigError
+from blip3o.train.features.latents import measure
 from blip3o.train.stages import stage_of
 from blip3o.train.weights import final_uri, read_final
-from jobs.latents import main, measure
+from jobs.latents import main
 from jobs.training.worker import prepare_module
 from tests.evaluate.world import add_source, scenes
 from tests.jobs import world

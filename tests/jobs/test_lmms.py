@@ -43,7 +43,7 @@ def test_the_task_stands_beside_what_it_calls(task):
     ],
 )
 def test_a_url_is_asked_as_a_server_and_all_else_is_a_bundle(tmp_path, target, asked):
-    line = lmms.command(target, model="mine", tasks=["mme", "vqav2"], folder=tmp_path, out=tmp_path, limit=3)
+    line = lmms.lmms_eval_command(target, model="mine", tasks=["mme", "vqav2"], folder=tmp_path, out=tmp_path, limit=3)
     assert asked in shlex.join(line)
     assert "--tasks mme,vqav2" in shlex.join(line)
     assert line[-2:] == ["--limit", "3"]

@@ -6,6 +6,7 @@ import torch
 from blip3o import storage
 from blip3o.errors import CheckpointError
 from blip3o.model.unified import initialize
+from blip3o.train.export import averaged_runs
 from blip3o.train.weights import (
     WEIGHTS,
     final_uri,
@@ -15,7 +16,6 @@ from blip3o.train.weights import (
     require_covered,
     write_final,
 )
-from jobs.export import averaged_runs
 from tests.model.helpers import nano_model
 
 

@@ -45,5 +45,5 @@ def not_a_shard(head: bytes, *, size: int) -> str:
             return f"is {kind}: write its files to a plain tar (training reads byte ranges)"
     for magic, kind in _PICTURES:
         if head.startswith(magic):
-            return f"is {kind}: shards are tars or Parquet files, and `blip3o dataset import` makes them of pictures"
+            return f"is {kind}: shards are tars or Parquet files, and `blip3o data import` makes them of pictures"
     return recognise(head, size=size) or ""

@@ -1,4 +1,4 @@
-"""`blip3o data …` and `blip3o dataset import`: what they say on the terminal and write, from real shards."""
+"""`blip3o data …`: what it says on the terminal and writes, from real shards."""
 
 import json
 import re
@@ -125,7 +125,7 @@ def test_a_set_is_inspected_by_its_manifest_and_by_its_shards(blip3o, manifest, 
 def test_an_import_says_what_it_wrote_and_left_out(blip3o, tmp_path):
     for name, data in {"a.png": png(), "a.txt": b"a", "b.png": b"", "b.txt": b"b"}.items():
         storage.write_bytes(f"{tmp_path}/in/{name}", data)
-    said = blip3o("dataset", "import", f"{tmp_path}/in", "--out", f"{tmp_path}/out")
+    said = blip3o("data", "import", f"{tmp_path}/in", "--out", f"{tmp_path}/out")
     assert said.startswith(f"wrote 1 train samples at {tmp_path}/out\nleft out 1 samples: blip3o data ledger ")
     assert f"{tmp_path}/in/b.png: undecodable image" in said
     assert blip3o("data", "ledger", f"{tmp_path}/out").splitlines()[0] == "1 entries"

@@ -19,7 +19,9 @@ from blip3o.evaluate.benchmark.plan import Plan
 from blip3o.evaluate.benchmark.registry import entry
 from blip3o.evaluate.suites.geneval.suite import OFFICIAL_JUDGE, GenEval
 from blip3o.evaluate.suites.suite import Judge, Judgement, items_digest
-from jobs.evaluation import command
+from jobs.evaluate import main
+from jobs.evaluation.command import plan_of
+from jobs.evaluation.options import BenchmarkOptions
 from tests.evaluate.suites.sources import changed, leaves
 
 GENEVAL = GenEval()
@@ -51,7 +53,7 @@ def results(correct=lambda sample: sample != 0, leave_out=(), items=553):
 
 
 def stage(out, name, *options):
-    return command.main(["--suite", "geneval", "--out", str(out), "--stage", name, *options])
+    return main(["--suite", "geneval", "--out", str(out), "--stage", name, *options])
 
 
 def score_of(out):
@@ -402,9 +404,9 @@ def test_a_file_of_the_results_that_was_damaged_is_one_line(file, old, new, smal
     assert file in told and "Traceback" not in told
 
 
-@pytest.mark.parametrize("options", [["--limit", "552"], ["--samples", "3"], ["--samples", "5"], ["--limit", "1"]])
+@pytest.mark.parametrize("options", [{"limit": 552}, {"samples": 3}, {"samples": 5}, {"limit": 1}])
 def test_a_part_or_another_number_of_samples_is_not_comparable(options):
-    plan = command.plan_of(command.parser().parse_args(["--suite", "geneval", "--out", "x", *options]))
+    plan = plan_of(BenchmarkOptions(suite="geneval", **options), "x")
     chosen = list(OFFICIAL)[: plan.limit]
     chosen = [replace(item, samples=plan.samples or 4) for item in chosen]
     found = [replace(FINDINGS[0], key=item.key, sample=n) for item in chosen for n in range(item.samples)]

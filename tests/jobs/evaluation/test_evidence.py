@@ -11,7 +11,8 @@ from blip3o.evaluate.benchmark.plan import Plan
 from blip3o.evaluate.benchmark.registry import entry
 from blip3o.evaluate.benchmark.work import Done, keep_image, keep_reply, png
 from blip3o.evaluate.suites.registry import suites
-from jobs.evaluation import command, scoring
+from jobs.evaluate import main
+from jobs.evaluation import scoring
 from tests.evaluate.suites.sources import write
 
 HERE = "tests.jobs.evaluation.test_evidence"
@@ -83,7 +84,7 @@ def missing(score):
 def test_two_samples_are_two_files_or_are_refused_before_anything_is_written(suite, tmp_path, capsys):
     plan = plan_of(tmp_path, suite)
     options = ["--suite", suite, "--out", plan.out, "--source", f"{suite}={plan.sources[suite]}", "--stage", "prepare"]
-    if command.main([*options, "--samples", "2"]):
+    if main([*options, "--samples", "2"]):
         assert f"{suite} has a place for one sample of each item" in capsys.readouterr().err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
         return
@@ -141,7 +142,7 @@ def test_a_file_that_holds_no_reply_is_one_line(reply, tmp_path, capsys):
     plan = plan_of(tmp_path, "vqa")
     run(plan, "prepare", "generate")
     (place_of(plan) / "replies/1-0.json").write_text(reply)
-    assert command.main(["--suite", "vqa", "--out", plan.out, "--stage", "judge"]) == 1
+    assert main(["--suite", "vqa", "--out", plan.out, "--stage", "judge"]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()[-1]) > 10
 
 
@@ -249,7 +250,7 @@ def test_a_damaged_row_of_ours_is_one_line(name, row, tmp_path, capsys):
     with (place_of(plan) / f"{name}.jsonl").open("a") as file:
         file.write(f"{row}\n")
     capsys.readouterr()
-    assert command.main(["--suite", "vqa", "--out", plan.out, "--stage", "score"]) == 1
+    assert main(["--suite", "vqa", "--out", plan.out, "--stage", "score"]) == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert f"{name}.jsonl" in said[-1] and len(said) == 1
 
@@ -261,5 +262,5 @@ def test_a_damaged_file_of_ours_is_one_line(name, content, tmp_path, capsys):
     run(plan)
     (place_of(plan) / name).write_text(content)
     stage = "score" if name == "judge.json" else "report"
-    assert command.main(["--suite", "vqa", "--out", plan.out, "--stage", stage]) == 1
+    assert main(["--suite", "vqa", "--out", plan.out, "--stage", stage]) == 1
     assert name.rpartition("/")[2] in capsys.readouterr().err.strip().splitlines()[-1]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from blip3o.evaluate.benchmark.work import Work
 from blip3o.storage import retry
-from jobs.evaluation import command
+from jobs.evaluate import main
 from jobs.evaluation.bundle_target import BundleTarget, Worker
 from jobs.evaluation.http_target import HttpTarget
 from tests.evaluate.endpoint import Answer, completion, error, serving
@@ -37,7 +37,7 @@ def evaluated(folder, server, *options):
     Image.new("RGB", (9, 9), "red").save(folder / "a.png")
     (folder / "q.jsonl").write_text(json.dumps(QUESTION))
     source = ["--suite", "vqa", "--source", f"vqa={folder}/q.jsonl", "--out", f"{folder}/out"]
-    assert command.main([*source, "--target", server.url, *options]) == 0
+    assert main([*source, "--target", server.url, *options]) == 0
     score = json.loads((folder / "out/vqa/score.json").read_text())
     made = json.loads((folder / "out/vqa/files.jsonl").read_text())
     return score, made["fault"]
@@ -87,7 +87,7 @@ def test_the_limit_is_part_of_what_was_evaluated_where_it_is_not_the_usual_one(m
 
 
 def test_the_limit_is_above_0(capsys):
-    assert command.main(["--suite", "vqa", "--target", "http://h", "--max-new-tokens", "0"]) == 1
+    assert main(["--suite", "vqa", "--target", "http://h", "--max-new-tokens", "0"]) == 1
     assert "--max-new-tokens 0 is below 1" in capsys.readouterr().err
 
 

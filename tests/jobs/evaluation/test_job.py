@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from blip3o.bundle.files import load_pipeline
-from jobs.evaluation import command
+from jobs.evaluate import main
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
 from tests.bundles import write_nano_bundle
@@ -19,7 +19,7 @@ from tests.jobs.stranger import stranger
 from tests.serve.client import Server
 
 ITEMS = 12  # two of each family
-SHORT = ["--limit", str(ITEMS), "--steps", "2"]
+SHORT = ["--limit", str(ITEMS), "--num-inference-steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def offline(bundle, tmp_path_factory):
 
 
 def evaluate(out, target, *options):
-    return command.main(["--suite", "scenes", "--target", target, "--out", str(out), *SHORT, *options])
+    return main(["--suite", "scenes", "--target", target, "--out", str(out), *SHORT, *options])
 
 
 def sums(out):
@@ -128,7 +128,7 @@ def test_controls_and_report_stand_beside_the_score(offline):
     assert "upper bound" in page and "scenes by category" in page
     assert json.loads((offline / "report.json").read_text())["suites"]["scenes"]["overall"] == score["overall"]
     options = ["--suite", "scenes", "--out", str(offline), "--stage", "report", "--compare", str(offline)]
-    assert command.main(options) == 0
+    assert main(options) == 0
     assert "<svg" in (offline / "report.html").read_text(), "one point from each evaluation is a curve"
     decoded = sorted((offline / "scenes/controls/upper_bound/images").rglob("*.png"))
     assert len(decoded) == ITEMS and Image.open(decoded[0]).size == Image.open(images(offline)[0]).size
@@ -160,7 +160,7 @@ def last_error(capsys):
     ],
 )
 def test_a_command_that_cannot_run_says_so_in_one_line(options, fault, tmp_path, capsys):
-    assert command.main([str(tmp_path) if option == "OUT" else option for option in options]) == 1
+    assert main([str(tmp_path) if option == "OUT" else option for option in options]) == 1
     assert fault in last_error(capsys)
 
 

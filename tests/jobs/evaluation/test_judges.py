@@ -8,7 +8,7 @@ from PIL import Image
 from blip3o.bundle.files import load_pipeline
 from blip3o.data.text.templates import Turn
 from blip3o.evaluate.suites.geneval.suite import Detected
-from jobs.evaluation import command
+from jobs.evaluate import main
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
 from tests.bundles import write_nano_bundle
@@ -28,8 +28,8 @@ def bundle(tmp_path_factory):
 
 
 def evaluate(suite, target, out, *options):
-    common = ["--suite", suite, "--target", target, "--out", str(out), "--actors", "0", "--steps", "1"]
-    return command.main([*common, *options])
+    common = ["--suite", suite, "--target", target, "--out", str(out), "--actors", "0", "--num-inference-steps", "1"]
+    return main([*common, *options])
 
 
 def score_of(out, suite):
@@ -194,10 +194,10 @@ def test_questions_are_put_to_bundle_and_server_alike(bundle, tmp_path):
 )
 def test_a_suite_without_its_judge_says_which_it_takes(judge, fault, tmp_path, capsys):
     options = ["--suite", "geneval", "--out", str(tmp_path), "--limit", "1"]
-    assert command.main([*options, "--stage", "prepare"]) == 0
-    assert command.main([*options, *judge, "--stage", "judge"]) == 1
+    assert main([*options, "--stage", "prepare"]) == 0
+    assert main([*options, *judge, "--stage", "judge"]) == 1
     assert fault in capsys.readouterr().err.splitlines()[-1]
-    assert command.main([*options, *judge, "--target", str(tmp_path / "bundle")]) == 1
+    assert main([*options, *judge, "--target", str(tmp_path / "bundle")]) == 1
     assert fault in capsys.readouterr().err.splitlines()[-1], "it drew, or tried to, with no judge for its drawings"
 
 
@@ -206,5 +206,5 @@ def test_an_endpoint_without_its_model_is_refused_before_anything_is_drawn(spec,
     source = tmp_path / "wise.json"
     source.write_text(json.dumps([{"Prompt": "a thing", "Explanation": "it is so", "prompt_id": 1}]))
     options = ["--suite", "wise", "--source", f"wise={source}", "--judge", f"wise=openai:{spec}"]
-    assert command.main([*options, "--target", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")]) == 1
+    assert main([*options, "--target", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")]) == 1
     assert "give openai:http://HOST:PORT/v1:MODEL" in capsys.readouterr().err.splitlines()[-1]

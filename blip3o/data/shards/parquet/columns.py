@@ -71,7 +71,7 @@ def _image(named: dict[str, pa.DataType], asked: ColumnsConfig) -> str:
     paths = _usual(texts, [asked.image] if asked.image else IMAGE_NAMES)
     fix = "set columns.image"
     if paths:
-        fix += f"; {quoted(paths)} holds text, and paths are not followed: `blip3o dataset import` reads such a table"
+        fix += f"; {quoted(paths)} holds text, and paths are not followed: `blip3o data import` reads such a table"
     elif other := _usual(list(named), [asked.image] if asked.image else IMAGE_NAMES):
         fix = f"write {quoted(other)} as binary, or set columns.image"
     wanted = quoted(asked.image or IMAGE_NAMES[0])

@@ -1,0 +1,73 @@
+"""Makes a bundle of finished runs: the work of `blip3o export`.
+
+Later runs win where two trained the same parameter. A run that kept a moving average gives that, unless another of the
+runs started from its last weights, or `--last-weights` is given. The bundle is reloaded and compared before the job
+succeeds.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from blip3o.bundle.files import PARTS, BundleConfig, write_bundle
+from blip3o.config.flat import flattened
+from blip3o.config.objectives import stage_names
+from blip3o.config.recipe import Recipe
+from blip3o.data.shards.locations import tokenizer_uri
+from blip3o.data.text.tokenizer import ChatTokenizer
+from blip3o.data.text.tokenizer_files import read_tokenizer_json
+from blip3o.errors import BundleError
+from blip3o.train.weights import final_uri, read_description, read_final
+
+CONFIGURED = {"backbone", "encoder", "dit"}  # parts whose section of the recipe decides what their weights mean
+PROMPTED = {"backbone", "queries", "dit"}  # parts that were trained behind the template's words
+
+
+def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True, parts: tuple[str, ...] = PARTS) -> str:
+    """Writes the bundle of these runs and returns its URI; with `averages`, of moving averages where runs kept them.
+
+    With the `backbone` alone of the `parts` it chats and draws nothing. Raises `CheckpointError` or `BundleError`, also
+    where a run was trained with other settings of what it brings.
+    """
+    tensors: dict[str, Tensor] = {}
+    provenance: dict[str, Any] = {"runs": {}}
+    averaged = averaged_runs(recipe.run.storage, runs) if averages else set()
+    for run in runs:
+        trained, description = read_final(final_uri(recipe.run.storage, run), averaged=run in averaged)
+        require_as_trained(recipe, run, trained, description)
+        tensors |= trained
+        provenance["runs"][run] = {key: description[key] for key in ("stage", "identity", "sha256", "recipe")}
+        provenance["runs"][run]["averaged"] = run in averaged
+    config = BundleConfig(
+        model=recipe.model, template=recipe.data.template, max_length=recipe.data.max_length, parts=parts
+    )
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
+    write_bundle(out, config=config, tensors=tensors, tokenizer=tokenizer, provenance=provenance)
+    return out
+
+
+def require_as_trained(recipe: Recipe, run: str, trained: Iterable[str], description: Mapping[str, Any]) -> None:
+    """Raises `BundleError` if a run's own recipe says otherwise of the parts that it brings: weights would fit all the
+    same, and answer as another model. What samplers and decoders do at inference may differ.
+    """
+    parts = {name.partition(".")[0] for name in trained}
+    deciding = [f"model.{part}." for part in sorted(parts & CONFIGURED)]
+    if parts & PROMPTED and description["stage"] in stage_names():
+        deciding.append("data.template.")
+    theirs, ours = flattened(description["recipe"]), flattened(recipe.model_dump(mode="json"))
+    differing = [key for key in ours if key in theirs and key.startswith(tuple(deciding)) and ours[key] != theirs[key]]
+    if differing:
+        found = ", ".join(f"{key}={theirs[key]} (here {ours[key]})" for key in differing)
+        raise BundleError(f"run '{run}' was trained with {found}: export with the settings of its training")
+
+
+def averaged_runs(storage_uri: str, runs: list[str]) -> set[str]:
+    """The runs whose moving average is exported: those that kept one and that no other of the runs started from.
+
+    What was trained on top of a run's last weights fits those, not their average.
+    """
+    found = {run: read_description(final_uri(storage_uri, run)) for run in runs}
+    known = {run: description for run, description in found.items() if description is not None}
+    built_on = {start for description in known.values() for start in description["recipe"]["stage"]["start_from"]}
+    return {run for run, description in known.items() if "average_sha256" in description} - built_on

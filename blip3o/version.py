@@ -1,0 +1,49 @@
+"""Which software this is: the version, the commit, and the versions of what it runs on. Imports none of them."""
+
+import json
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGE = "blip3o"
+SHOWN = ("torch", "ray")
+_COMMIT = ("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def version(package: str = PACKAGE) -> str | None:
+    """The version of an installed package, from its metadata; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the source: of the checkout this runs from, or the one that pip installed; None if unknown.
+
+    A checkout with changes that are not committed is marked `-dirty`.
+    """
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return _installed_commit()
+    try:
+        described = subprocess.run(_COMMIT, cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return described.stdout.strip() or None
+
+
+def _installed_commit() -> str | None:
+    """As pip notes it (PEP 610) for a package that it took from a repository."""
+    try:
+        url = metadata.distribution(PACKAGE).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    return json.loads(url).get("vcs_info", {}).get("commit_id") if url else None
+
+
+def describe() -> str:
+    """One line for `blip3o --version` and for reports of faults."""
+    source = commit()
+    ours = f"{PACKAGE} {version() or '(not installed)'}" + (f" (commit {source})" if source else "")
+    return ", ".join([ours, *(f"{name} {version(name) or '(not installed)'}" for name in SHOWN)])

@@ -1,0 +1,96 @@
+"""`blip3o generate` and `blip3o chat`: a trained model on the command line, with local pictures in and out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blip3o.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Bundle = Annotated[str, typer.Option(metavar="URI", help="The bundle to use, as `blip3o export` wrote it.")]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    bundle: Bundle,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write; several images become a row.")] = Path(
+        "out.png"
+    ),
+    n: Annotated[int, typer.Option("-n", "--n", min=1, max=64, help="Images; seeds run up from --seed.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Sampling steps; the bundle's default if left out.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; the bundle's default if left out.")
+    ] = None,
+) -> None:
+    """Generate images from a prompt."""
+    import blip3o
+
+    images = blip3o.load(bundle).generate(
+        [prompt] * n, seeds=range(seed, seed + n), steps=num_inference_steps, guidance=guidance_scale
+    )
+    save_image(side_by_side(images), out)
+    drawn = f"1 image, seed {seed}" if n == 1 else f"{n} images, seed {seed} to {seed + n - 1}"
+    print(f"wrote {out} ({drawn})")
+
+
+def chat(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    bundle: Bundle,
+    image: Annotated[Path | None, typer.Option(help="Picture to ask about.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, tokens.")] = 32,
+) -> None:
+    """Ask a question, about an image or without one."""
+    import blip3o
+    from blip3o.data.text.templates import Turn
+
+    if not question.strip():
+        raise RequestError("the question is empty: say what to ask")
+    picture = open_image(image) if image else None
+    print(blip3o.load(bundle).chat([Turn(role="user", text=question)], image=picture, max_new_tokens=max_new_tokens))
+
+
+def open_image(path: Path) -> "Image.Image":
+    """Reads an image file. Raises `RequestError` if it is missing or no image."""
+    from blip3o.data.images import decode
+
+    _require_local(path)
+    try:
+        return decode.open_image(path.read_bytes())
+    except DataError as error:
+        raise RequestError(f"{path} is not an image that can be read: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{path} is not an image that can be read: {error.strerror or error}") from error
+
+
+def _require_local(path: Path) -> None:
+    """Raises `RequestError` for a URI, which as a path would be a folder `s3:` here."""
+    if path.parts and path.parts[0].endswith(":"):
+        raise RequestError(f"{path.parts[0]}// begins a URI, and pictures are read and written here by local paths")
+
+
+def save_image(image: "Image.Image", path: Path) -> None:
+    """Writes an image file, and the folders above it. Raises `RequestError` if that cannot be."""
+    _require_local(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be written: {error}; name a file that ends in .png") from error
+
+
+def side_by_side(images: "list[Image.Image]") -> "Image.Image":
+    """One row of images of equal height."""
+    from PIL import Image
+
+    row = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
+    return row
