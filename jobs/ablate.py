@@ -191,7 +191,7 @@ def step_flops(recipe: Recipe) -> int:
 
 
 def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
-    from jobs.evaluate import evaluate
+    from blip3o.evaluate.heldout.evaluation import evaluate
     from jobs.export import export
     from jobs.training.worker import read_metrics
 

@@ -29,7 +29,7 @@ from cluster.local_s3 import LocalS3
 from jobs.common import find_recipe, join_ray, leave_ray
 
 if TYPE_CHECKING:
-    from jobs.evaluate import Evaluation
+    from blip3o.evaluate.heldout.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -173,7 +173,7 @@ class Demo:
             return None
 
     def _train_and_evaluate(self) -> "Evaluation":
-        from jobs.evaluate import evaluate
+        from blip3o.evaluate.heldout.evaluation import evaluate
         from jobs.export import export
         from jobs.index import index, with_own_sources
         from jobs.tokenizer import train_tokenizer

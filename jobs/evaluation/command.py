@@ -10,27 +10,17 @@ from urllib.parse import urlsplit
 
 from blip3o import log, settings, storage
 from blip3o.errors import ConfigError
-from blip3o.evaluate.benchmark.making import generate, prepare
+from blip3o.evaluate.benchmark.bundle_target import BundleTarget
+from blip3o.evaluate.benchmark.http_target import HttpTarget
 from blip3o.evaluate.benchmark.plan import STAGES, Plan, by_suite, find_stages, find_suites, judge_options
-from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS, Target
+from blip3o.evaluate.benchmark.stages import run
+from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS, SamplerOverrides, Target
 from blip3o.inference import DEFAULT_WIDTH
 from jobs.common import guarded
-from jobs.evaluation.bundle_target import BundleTarget, Sampler
-from jobs.evaluation.http_target import HttpTarget
-from jobs.evaluation.scoring import find_judges, judge, report, score
 
 logger = logging.getLogger(__name__)
 
-ACTIONS = {"prepare": prepare, "generate": generate, "judge": judge, "score": score, "report": report}
 FOLDER = "runs/evaluation"  # of results, where --out is left out
-
-
-def run(plan: Plan) -> None:
-    """The stages of a plan, in order. A judge that is lacking is noticed before anything is drawn for it."""
-    for stage in plan.stages:
-        if stage == "generate" and "judge" in plan.stages:
-            find_judges(plan)
-        ACTIONS[stage](plan)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     """What the options ask for. Raises `ConfigError` for options that do not fit together."""
-    entries = find_suites(options.suite)
+    suites = find_suites(options.suite)
     for name in ("limit", "samples", "width", "steps", "max_new_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -76,14 +66,14 @@ def plan_of(options: argparse.Namespace) -> Plan:
     target = None if options.target is None else _target(options)
     if options.untrained and not isinstance(target, BundleTarget):
         raise ConfigError("--untrained needs the weights' shapes: give a bundle as --target")
-    judges = by_suite("--judge", options.judge, entries)
+    judges = by_suite("--judge", options.judge, suites)
     return Plan(
         out=storage.normalize(options.out or _default_out(options.target)),
-        entries=entries,
+        suites=suites,
         stages=find_stages(options.stage),
         target=target,
         untrained=_target(options, untrained=True) if options.untrained else None,
-        sources=by_suite("--source", options.source, entries),
+        sources=by_suite("--source", options.source, suites),
         judges=judges,
         judge_options=judge_options(options.judge_option, judges),
         retry_refused=options.retry_refused,
@@ -94,20 +84,23 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def _target(options: argparse.Namespace, *, untrained: bool = False) -> Target:
-    sampler = Sampler(steps=options.steps, guidance=options.guidance)
+    sampler = SamplerOverrides(steps=options.steps, guidance=options.guidance)
+    limit = options.max_new_tokens
     if urlsplit(options.target).scheme in ("http", "https"):
-        limit = options.max_new_tokens
         return HttpTarget(url=options.target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
-    return BundleTarget(
+    bundle = BundleTarget(
         bundle=options.target,
         width=options.width,
-        actors=options.actors,
-        cpus=options.cpus_per_actor,
         gpus=options.gpus_per_actor,
         untrained=untrained,
         sampler=sampler,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=limit,
     )
+    if options.actors == 0:
+        return bundle
+    from jobs.evaluation.actors import on_actors  # imports Ray Data, which `--actors 0` and servers do without
+
+    return on_actors(bundle, actors=options.actors, cpus=options.cpus_per_actor)
 
 
 def _default_out(target: str) -> str:
@@ -122,4 +115,4 @@ def main(argv: Sequence[str]) -> int:
     """Runs one evaluation from its command line; returns the exit code. User errors become one line on stderr."""
     log.configure()
     settings.configure_ray()
-    return guarded(lambda: run(plan_of(parser().parse_args(list(argv)))))
+    return guarded(lambda: run(plan_of(parser().parse_args(list(argv))), print))

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.evaluate import evaluate, main
+from blip3o.evaluate.heldout.evaluation import evaluate
+from jobs.evaluate import main
 from tests.evaluate.world import add_source, make_bundle, recipe, scenes
 
 
