@@ -192,8 +192,8 @@ def step_flops(recipe: Recipe) -> int:
 
 
 def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
+    from blip3o.evaluate.heldout.evaluation import evaluate
     from blip3o.train.export import export
-    from jobs.evaluation.heldout import evaluate
     from jobs.training.worker import read_metrics
 
     recipe = stages[name]

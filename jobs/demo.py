@@ -32,7 +32,7 @@ from jobs.commands.progress import bar
 from jobs.common import UsageError, entry_point, find_recipe, join_ray, leave_ray
 
 if TYPE_CHECKING:
-    from jobs.evaluation.heldout import Evaluation
+    from blip3o.evaluate.heldout.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -175,8 +175,8 @@ class Demo:
             return None
 
     def _train_and_evaluate(self) -> "Evaluation":
+        from blip3o.evaluate.heldout.evaluation import evaluate
         from blip3o.train.export import export
-        from jobs.evaluation.heldout import evaluate
         from jobs.index import index, with_own_sources
         from jobs.tokenizer import train_tokenizer
         from jobs.train import train_pipeline

@@ -7,20 +7,17 @@ later stage has touched, what the final bundle is asked.
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blip3o import storage
 from blip3o.config.recipe import Recipe
+from blip3o.evaluate.benchmark.bundle_target import BundleTarget, bundle_digest
 from blip3o.evaluate.benchmark.plan import Plan
-from blip3o.evaluate.benchmark.registry import entry
+from blip3o.evaluate.benchmark.stages import run
+from blip3o.evaluate.heldout.evaluation import Evaluation, answers
 from blip3o.evaluate.metrics import understanding
+from blip3o.evaluate.suites.registry import find_suite
 from blip3o.train.export import export
-from jobs.evaluation.bundle_target import BundleTarget, digest
-from jobs.evaluation.command import run
-from jobs.evaluation.heldout import answers
-
-if TYPE_CHECKING:
-    from jobs.evaluation.heldout import Evaluation
 
 WIDTH = 30  # images that are drawn together
 
@@ -31,12 +28,12 @@ def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
     `overall` and its `families`; the controls `shuffled` (other captions), `untrained` (fresh weights) and
     `upper_bound` (true features through the decoder); `n`. Goes on from what is there. Raises `BundleError`.
     """
-    target = BundleTarget(bundle=bundle, width=WIDTH, actors=0)
-    folder = storage.normalize(storage.join(out, digest(bundle)[:12]))
-    suite = entry("scenes")
+    target = BundleTarget(bundle=bundle, width=WIDTH)
+    folder = storage.normalize(storage.join(out, bundle_digest(bundle)[:12]))
+    suite = find_suite("scenes")
     untrained = replace(target, untrained=True)
-    run(Plan(out=folder, entries=(suite,), target=target, untrained=untrained, limit=items))
-    score = json.loads(storage.read_bytes(storage.join(folder, suite.suite.name, "score.json")))
+    run(Plan(out=folder, suites=(suite,), target=target, untrained=untrained, limit=items), print)
+    score = json.loads(storage.read_bytes(storage.join(folder, suite.name, "score.json")))
     return {
         "overall": score["overall"],
         **score["controls"],
@@ -47,7 +44,7 @@ def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
     }
 
 
-def understanding_before(recipe: Recipe, runs: list[str], out: str, after: "Evaluation") -> dict[str, Any]:
+def understanding_before(recipe: Recipe, runs: list[str], out: str, after: Evaluation) -> dict[str, Any]:
     """What the understand stage's own weights (of `runs`, as a bundle at `out`) answer to the evaluation's questions.
 
     `accuracy` and `n` as in the evaluation's scores, and how many of all replies are the same words as `after`

@@ -26,9 +26,9 @@ from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.data.text.tokenizer_files import read_tokenizer_json
 from blip3o.device import select
-from blip3o.evaluate.heldout.measure import draw_seed
-from blip3o.evaluate.heldout.samples import choose
-from blip3o.evaluate.heldout.sampling import HeldOutItem
+from blip3o.evaluate.heldout.outputs import draw_seed
+from blip3o.evaluate.heldout.reader import choose
+from blip3o.evaluate.heldout.selection import HeldOutSample
 from blip3o.evaluate.reports.grid import GridRow, GridSection, render_grid
 from blip3o.inference import Pipeline
 from blip3o.model.decoders.pixel import to_pixels
@@ -120,7 +120,7 @@ def _grid(recipe: Recipe, model: UnifiedModel, tokenizer: ChatTokenizer, step: i
     return render_grid([section], title=GRID_TITLE, subtitle=title)
 
 
-def _rows(recipe: Recipe, pipeline: Pipeline, items: tuple[HeldOutItem, ...]) -> tuple[GridRow, ...]:
+def _rows(recipe: Recipe, pipeline: Pipeline, items: tuple[HeldOutSample, ...]) -> tuple[GridRow, ...]:
     captions, seed = [item.caption for item in items], recipe.evaluate.seed
     columns = []
     for number in range(recipe.evaluate.grid_seeds):

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.evaluate.benchmark.files import Place, read_rows
-from blip3o.evaluate.benchmark.registry import entry
+from blip3o.evaluate.benchmark.folder import SuiteFolder
+from blip3o.evaluate.benchmark.rows import read_rows
 from blip3o.evaluate.benchmark.work import png
 from blip3o.evaluate.judges.client import Clock, JudgeClient
 from blip3o.evaluate.judges.replies import REFUSED
 from blip3o.evaluate.suites.edits import gedit_grades
+from blip3o.evaluate.suites.registry import find_suite
 from jobs import evaluate as job
 from tests.evaluate.endpoint import Answer, completion, error, serving
 
@@ -45,7 +46,7 @@ class Evaluation:
     """One suite whose pictures are drawn; `judge` runs the command and says what it left."""
 
     def __init__(self, folder, suite, source, spec):
-        self.place = Place(out=str(folder / "out"), suite=entry(suite).suite, asks=entry(suite).asks)
+        self.place = SuiteFolder(out=str(folder / "out"), suite=find_suite(suite).suite, asks=find_suite(suite).asks)
         self.common = ["--suite", suite, "--out", str(folder / "out")]
         self.spec = [] if spec is None else ["--judge", f"{suite}={spec}"]
         assert self.run("--stage", "prepare", "--source", f"{suite}={source}") == 0
@@ -55,7 +56,7 @@ class Evaluation:
                 if not self.place.asks:
                     picture = png(Image.new("RGB", (8, 8), (number, sample, 9)))
                     storage.write_bytes(self.place.file(self.place.path(item, sample)), picture)
-        self.place.write_made(self.place.describe(items, {}))
+        self.place.write_files(self.place.describe(items, {}))
 
     def run(self, *options):
         return job.main([*self.common, *options])
@@ -265,7 +266,7 @@ def test_a_model_that_thinks_is_scored_by_its_answer(tmp_path):
     run = Evaluation(tmp_path, "choice", tmp_path / "q.jsonl", None)
     for item, text in zip(run.place.read_items(), said, strict=True):
         storage.write_bytes(run.place.file(run.place.path(item, 0)), json.dumps({"reply": text}).encode())
-    run.place.write_made(run.place.describe(run.place.read_items(), {}))
+    run.place.write_files(run.place.describe(run.place.read_items(), {}))
     assert run.judge() == 0
     score = run.score()
     assert (score["details"]["plain"], score["overall"], score["coverage"]["n_parse_failed"]) == (1.0, None, 1)

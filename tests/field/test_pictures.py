@@ -16,13 +16,14 @@ from blip3o import storage
 from blip3o.bundle.files import load_pipeline
 from blip3o.data.images.decode import open_image
 from blip3o.data.shards.scan import scan_shard
-from blip3o.evaluate.benchmark import making
-from blip3o.evaluate.benchmark.files import read_rows
+from blip3o.evaluate.benchmark.judge import judge
 from blip3o.evaluate.benchmark.plan import Plan
-from blip3o.evaluate.benchmark.registry import entry as entry_of
+from blip3o.evaluate.benchmark.prepare import prepare
+from blip3o.evaluate.benchmark.rows import read_rows
+from blip3o.evaluate.benchmark.score import score
+from blip3o.evaluate.suites.registry import find_suite as entry_of
 from jobs import cli
 from jobs.evaluate import main
-from jobs.evaluation import scoring
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
 from tests.bundles import write_nano_bundle
@@ -252,15 +253,15 @@ def test_an_evaluation_asks_about_all_and_counts_the_damaged_one(folder, bundle,
 
 
 def test_a_drawing_that_is_damaged_is_an_unread_finding(tmp_path):
-    plan = Plan(out=str(tmp_path), entries=(entry_of("scenes"),), limit=3, samples=1)
-    making.prepare(plan)
-    place = plan.place(plan.entries[0])
+    plan = Plan(out=str(tmp_path), suites=(entry_of("scenes"),), limit=3, samples=1)
+    prepare(plan)
+    place = plan.folder(plan.suites[0])
     drawings = [PNG, PNG[:60], CUT]
     for item, data in zip(place.read_items(), drawings, strict=True):
         storage.write_bytes(place.file(place.path(item, 0)), data)
-    place.write_made(place.describe(place.read_items(), {}))
-    scoring.judge(plan)
-    scoring.score(plan)
+    place.write_files(place.describe(place.read_items(), {}))
+    judge(plan)
+    score(plan)
     coverage = json.loads((tmp_path / "scenes/score.json").read_text())["coverage"]
     assert (coverage["n_scored"], coverage["n_parse_failed"]) == (1, 2)
     faults = [row["fault"] for row in read_rows(place.file("judgements.jsonl")) if row["value"] is None]

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from blip3o.evaluate.heldout.evaluation import evaluate
 from jobs.evaluate import main
-from jobs.evaluation.heldout import evaluate
 from tests.evaluate.world import add_source, make_bundle, recipe, scenes
 
 

@@ -5,8 +5,8 @@ import shlex
 import pyarrow.parquet as pq
 import pytest
 
+from blip3o.evaluate.lmms import scenes_utils as lmms_scenes
 from jobs import lmms
-from jobs.evaluation import lmms_scenes
 
 
 @pytest.fixture

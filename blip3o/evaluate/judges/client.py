@@ -23,7 +23,7 @@ from blip3o.errors import Blip3oError, ConfigError, ServiceError, one_line
 from blip3o.evaluate.judges.faults import SHOWN_CHARS, Kind, Trouble, parse, trouble_of, unsupported
 from blip3o.evaluate.judges.options import TOKEN_FIELDS, JudgeOptions
 from blip3o.evaluate.judges.replies import REFUSED, Reply, read_completion
-from blip3o.evaluate.suites.suite import Judge
+from blip3o.evaluate.records import Judge
 
 logger = logging.getLogger(__name__)
 

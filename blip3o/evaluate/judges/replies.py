@@ -69,6 +69,11 @@ class Reply:
     broken: bool = False
 
 
+def is_refusal(fault: str) -> bool:
+    """Whether a fault is a refusal of the content."""
+    return fault.startswith(REFUSED)
+
+
 def answer(text: str) -> str | None:
     """A reply without its reasoning; None where it ends within a thought.
 

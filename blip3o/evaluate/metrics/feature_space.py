@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from blip3o.errors import DataError
-from blip3o.evaluate.metrics.intervals import checked
-from blip3o.evaluate.metrics.moments import mmd_of_pairs
+from blip3o.evaluate.metrics.distribution_distance import mmd_of_pairs
+from blip3o.evaluate.metrics.intervals import RESAMPLES, wilson_at_the_edges
 from blip3o.evaluate.metrics.retrieval import KS, derangement, hits, similarity
-from blip3o.evaluate.suites.suite import RESAMPLES
 from blip3o.rng import numpy_generator
 
 MIN_SAMPLES = 2  # drawings of a prompt, to tell how much they differ
@@ -86,7 +85,7 @@ def _figure(
     interval = (float(low), float(high))
     return {
         "value": float(values.mean()),
-        "interval": list(checked(interval, float(values.mean()), [len(values)]) if share else interval),
+        "interval": list(wilson_at_the_edges(interval, float(values.mean()), [len(values)]) if share else interval),
         "shuffled": float(of_rows(cosines[others]).mean()),
     }
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from blip3o.evaluate.metrics.intervals import checked
+from blip3o.evaluate.metrics.intervals import RESAMPLES, wilson_at_the_edges
 from blip3o.rng import numpy_generator
 
 MIN_CHOICES = 3  # of a headline question
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +99,4 @@ def _interval(correct: Sequence[bool], seed: int) -> list[float] | None:
         return None
     drawn = numpy_generator(seed, "evaluate", "bootstrap").integers(len(correct), size=(RESAMPLES, len(correct)))
     low, high = np.quantile(np.asarray(correct, dtype=float)[drawn].mean(axis=1), [0.025, 0.975])
-    return list(checked((float(low), float(high)), sum(correct) / len(correct), [len(correct)]))
+    return list(wilson_at_the_edges((float(low), float(high)), sum(correct) / len(correct), [len(correct)]))

@@ -26,7 +26,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedRow:
     """A published figure of another model: `value` as it is printed, how it was measured, and where it stands."""
 
     model: str
@@ -40,7 +40,7 @@ class SuiteResult:
     """All that the report shows of a suite.
 
     `score` is its score.json; `history` the scores of other evaluations by label, in their order; `cost` its cost.json;
-    `part` the best that a category can have (None: the best overall).
+    `best_category` the best possible value of a category (None: that of the overall).
     """
 
     score: ScoreRow
@@ -48,8 +48,8 @@ class SuiteResult:
     best: tuple[Example, ...] = ()
     worst: tuple[Example, ...] = ()
     history: tuple[tuple[str, ScoreRow], ...] = ()
-    published: tuple[Published, ...] = ()
-    part: float | None = None
+    published: tuple[PublishedRow, ...] = ()
+    best_category: float | None = None
 
 
 def render_suites(results: Sequence[SuiteResult], *, target: Mapping[str, Any]) -> str:
@@ -117,7 +117,7 @@ def _ground_row(score: ScoreRow) -> list[str]:
 
 def _categories(result: SuiteResult) -> str:
     score = result.score
-    best = score["best"] if result.part is None else result.part
+    best = score["best"] if result.best_category is None else result.best_category
     rows = [[text(name), number(value, best), _bar(value, best)] for name, value in score["categories"].items()]
     return section(f"{score['suite']} by category", "", table(("", "score", ""), rows)) if rows else ""
 

@@ -9,32 +9,32 @@ import csv
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from blip3o.data.images.decode import open_image
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.judges.replies import answer
-from blip3o.evaluate.suites.files import json_value, read_text, require
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Coverage,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    findings,
-    mean,
-    reasons,
+from blip3o.evaluate.judges.replies import Reply, answer
+from blip3o.evaluate.judges.runner import (
+    CONCURRENT_REQUESTS,
+    JudgeRequest,
+    JudgeRunner,
+    endpoint_client,
+    load_plug_in,
+    split_spec,
 )
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Coverage, Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import json_value, read_text, require
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, mean, reasons
 from blip3o.storage import list_files, read_bytes
 
 TILES = 4
 BEST = 100.0
 OFFICIAL_ITEMS = 1065
 OFFICIAL_JUDGE = Judge(id="mplug-large-vqa", version="modelscope")
+PROMPT_VERSION = "blip3o-1"  # of the words in which this project asks a judge, and of how it reads the replies
 _COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 _YES_OR_NO = re.compile(r"(?:(?:the )?(?:final )?answer(?: is)?[\s*:]{1,9})?[*_`\"'(]{0,3}(yes|no)", re.IGNORECASE)
 _AROUND = " \t\r\n*_`\"'().!"  # a yes or no that is set off or ended
@@ -276,3 +276,53 @@ def _folder(uri: str) -> tuple[list[tuple[str, str]], dict[str, list[dict[str, A
     if len(tables) > 1:
         raise DataError(f"{len(tables)} CSV files below {uri}: leave one, that of the questions")
     return prompts, read_questions(read_bytes(tables[0].uri), tables[0].uri) if tables else {}
+
+
+def make_judge(request: JudgeRequest) -> JudgeRunner:
+    """An endpoint, or a plug-in `f(image, question) -> "yes" or "no"`, asked about one tile at a time.
+
+    Raises `ConfigError` without either.
+    """
+    kind, rest = split_spec("dpg", request.spec, "openai:BASE_URL:MODEL or MODULE:FUNCTION")
+    if kind == "openai":
+        client = endpoint_client(rest, request.options, PROMPT_VERSION)
+
+        def ask_endpoint(data: bytes, question: Question) -> Reply:
+            return client.ask(question_text(question), [data])
+
+        return JudgeRunner(
+            judge=client.judge, find=_tile_judge(ask_endpoint), threads=CONCURRENT_REQUESTS, finish=client.finish
+        )
+    answerer, judge = load_plug_in(kind, rest)
+
+    def ask_plug_in(data: bytes, question: Question) -> Reply:
+        return Reply(text=str(answerer(open_image(data), question["text"])))
+
+    return JudgeRunner(judge=judge, find=_tile_judge(ask_plug_in))
+
+
+def _tile_judge(ask: Callable[[bytes, Question], Reply]) -> Callable[[Item, int, bytes], Judgement]:
+    def find(item: Item, sample: int, data: bytes) -> Judgement:
+        read: dict[int, str | None] = {}
+        for question in item.record["questions"]:
+            reply = ask(data, question)
+            if reply.fault:  # the tile cannot be judged any more, so its other questions need not be paid for
+                fault = f"{reply.fault} (question {question['number']})"
+                return Judgement(key=item.key, sample=sample, value=None, fault=fault, reply=reply.said)
+            read[question["number"]] = read_answer(reply.text)
+        # A reply that is neither yes nor no is left out. That makes the tile unreadable; it does not count as a no.
+        return judgement(item, sample, {number: word for number, word in read.items() if word is not None})
+
+    return find
+
+
+def grade(item: Item, value: Mapping[str, Any]) -> float | None:
+    """The grade of one tile: the share of its questions that were answered yes."""
+    answers = list(value["answers"].values())
+    return sum(answer == "yes" for answer in answers) / len(answers) if answers else None
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """The questions about a tile that were answered no, in a line."""
+    noes = [number for number, answer in value["answers"].items() if answer != "yes"]
+    return f"no to question {', '.join(noes)}" if noes else "yes to every question"

@@ -4,26 +4,20 @@ The published figures are of three protocols that differ in size and resizing, s
 judge's version. Source: the data set's card, and FID's paper (https://arxiv.org/abs/1706.08500).
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from blip3o import storage
+from blip3o.data.images.decode import open_image
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.metrics.moments import Moments, frechet, frechet_name, mmd, too_few
-from blip3o.evaluate.suites.files import json_value, require
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Coverage,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    findings,
-    only_sample,
-    reasons,
-)
-from blip3o.storage import read_bytes
+from blip3o.evaluate.judges.runner import JudgeRequest, JudgeRunner, load_plug_in, split_spec
+from blip3o.evaluate.metrics.distribution_distance import Moments, frechet_distance, frechet_name, mmd, too_few
+from blip3o.evaluate.records import Coverage, Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import json_value, require
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, only_sample, reasons
 
 OFFICIAL_ITEMS = 30_000
 FIELDS = ("category", "prompt")
@@ -40,7 +34,7 @@ class Mjhq(Suite):
         """The prompts of a JSON object {key: {category, prompt}}. Raises `ConfigError`, `DataError`."""
         if source is None:
             raise ConfigError("mjhq ships no prompts: name your copy of meta_data.json")
-        rows = json_value(read_bytes(source), source)
+        rows = json_value(storage.read_bytes(source), source)
         if not isinstance(rows, dict):
             raise DataError(f"{source} is a {type(rows).__name__}: expected {{key: {{category, prompt}}}}")
         for key, row in rows.items():
@@ -93,7 +87,7 @@ class Mjhq(Suite):
         both = (generated, reference) if coverage.complete and generated and reference else None
         name = frechet_name(judge.id, judge.version)
         few = too_few(*both) if both else ""
-        distance = frechet(*both) if both and not few else None
+        distance = frechet_distance(*both) if both and not few else None
         discrepancy = mmd(*both) if both and min(both[0].n, both[1].n) > 1 else None
         why_not = {
             f"no {name}: {few}": bool(few),
@@ -114,3 +108,26 @@ class Mjhq(Suite):
             best=None,
             details={name: distance, f"mmd_{judge.id}": discrepancy, "n": coverage.n_scored},
         )
+
+
+def make_judge(request: JudgeRequest) -> JudgeRunner:
+    """A plug-in `f(image) -> [d]`: features of generated images, and of the data set's images next to the source.
+
+    Raises `ConfigError` without a plug-in or a source.
+    """
+    features, judge = load_plug_in(*split_spec("mjhq", request.spec, "MODULE:FUNCTION"))
+    if request.source is None:
+        raise ConfigError("mjhq compares with the data set's pictures: name its meta_data.json with --source mjhq=…")
+    folder = storage.normalize(request.source.rpartition("/")[0] or ".")
+    suite = Mjhq()
+
+    def vector(data: bytes) -> list[float]:
+        return [float(value) for value in features(open_image(data))]
+
+    def find(item: Item, sample: int, data: bytes) -> Judgement:
+        uri = storage.join(folder, suite.reference_path(item))
+        reference = storage.read_bytes(uri)
+        found = suite.judgement(item, sample, vector(data), vector(reference))
+        return replace(found, sources={uri: hashlib.sha256(reference).hexdigest()})
+
+    return JudgeRunner(judge=judge, find=find)

@@ -4,23 +4,18 @@ The prompts are this project's own, so the score compares runs and models under 
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from blip3o.data.images.decode import open_image
 from blip3o.errors import ConfigError
-from blip3o.evaluate.suites.files import json_lines, require, text_id
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    findings,
-    mean,
-    reasons,
-)
+from blip3o.evaluate.judges.runner import JudgeRequest, JudgeRunner, load_plug_in, split_spec
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import json_lines, require, text_id
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, mean, reasons
 from blip3o.storage import read_bytes
 
 _TEXTS = {
@@ -145,10 +140,33 @@ class RapidOcr:
 
     def lines(self, png: bytes) -> list[str]:
         """The lines of text in a picture, top to bottom as the recogniser orders them."""
-        import numpy as np
-
-        from blip3o.data.images.decode import open_image
-
         pixels = np.asarray(open_image(png))
         found, _ = self._read(np.ascontiguousarray(pixels[:, :, ::-1]))  # it takes blue, green, red
         return [line[1] for line in found or []]
+
+
+def make_judge(request: JudgeRequest) -> JudgeRunner:
+    """A plug-in `f(image) -> [line]`, or by default `RapidOcr`. Raises `ConfigError` if that is not installed."""
+    if request.spec is None:
+        recogniser = RapidOcr()
+        read, judge = recogniser.lines, recogniser.judge
+    else:
+        plug_in, judge = load_plug_in(*split_spec("ocr", request.spec, "MODULE:FUNCTION"))
+
+        def read(png: bytes) -> list[str]:
+            return [str(line) for line in plug_in(open_image(png))]
+
+    def find(item: Item, sample: int, data: bytes) -> Judgement:
+        return Judgement(key=item.key, sample=sample, value={"lines": read(data)})
+
+    return JudgeRunner(judge=judge, find=find)
+
+
+def grade(item: Item, value: Mapping[str, Any]) -> float:
+    """The grade of one image: the `similarity` of what was read."""
+    return similarity(item.record["text"], value["lines"])
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """What was read in an image, in a line."""
+    return f"read: {' / '.join(value['lines']) or 'nothing'}"

@@ -9,7 +9,7 @@ from blip3o.errors import ConfigError, ServiceError
 from blip3o.evaluate.judges.client import DOUBTS, JudgeClient
 from blip3o.evaluate.judges.options import JudgeOptions, parse_options
 from blip3o.evaluate.judges.replies import REFUSED
-from blip3o.evaluate.suites.suite import Item, Judge
+from blip3o.evaluate.records import Item, Judge
 from blip3o.evaluate.suites.wise.suite import WISE
 from tests.evaluate.endpoint import Answer, Stopped, completion, error, serving
 

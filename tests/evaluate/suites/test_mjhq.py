@@ -5,8 +5,8 @@ import json
 import pytest
 
 from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.records import Judge, Judgement
 from blip3o.evaluate.suites.mjhq import Mjhq
-from blip3o.evaluate.suites.suite import Judge, Judgement
 from blip3o.rng import numpy_generator
 
 MJHQ = Mjhq()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.suite import Item, Judge, Judgement, bootstrap, findings, item_seed, items_digest, mean
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement
+from blip3o.evaluate.suites.suite import findings, item_seed, items_digest, mean
 from serve.schema import MAX_SEED
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from blip3o.bundle.files import load_pipeline
+from blip3o.evaluate.heldout.evaluation import evaluate
 from blip3o.train.weights import final_uri, write_final
 from jobs.evaluation import proof
-from jobs.evaluation.heldout import evaluate
 from tests.evaluate.world import add_source, make_bundle, recipe, scenes
 
 

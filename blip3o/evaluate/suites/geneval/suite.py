@@ -6,35 +6,23 @@ findings come in. Source: the GenEval paper (https://arxiv.org/abs/2310.11513) a
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from blip3o.data.sets.scenes_world import relations
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.files import json_lines, parse_json, require, shown
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.geneval import prompts as geneval_prompts
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    differing,
-    findings,
-    mean,
-    reasons,
-)
+from blip3o.evaluate.suites.parsing import json_lines, require, shown
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, differing, findings, mean, reasons
 from blip3o.storage import read_bytes
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score is above it, or it isn't there
 MAX_OBJECTS = 16  # of one class
 SAMPLES = 4
-MAX_DIGITS = 10  # of a file's or folder's number
 OFFICIAL_JUDGE = Judge(id="mask2former-swin-s-lsj-coco + clip-vit-l-14", version="mmdet 2")
 Box = tuple[float, float, float, float]
 
@@ -127,6 +115,16 @@ def _clause_fault(
 
 def _words(holding: Iterable[frozenset[str]]) -> str:
     return ", ".join(sorted({" and ".join(sorted(names)) or "no relation" for names in holding}))
+
+
+def grade(item: Item, value: Mapping[str, Any]) -> float:
+    """The grade of one image: 1 where it shows everything that its record states, else 0."""
+    return float(value["correct"])
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """What is wrong with an image, in a line."""
+    return str(value["reason"]) or "as asked"
 
 
 def judgement(item: Item, sample: int, detections: Detections, colors: ColorClassifier = known_colors) -> Judgement:
@@ -226,11 +224,11 @@ def _prompt_means(by_tag: Mapping[str, Mapping[str, Sequence[bool]]]) -> list[li
 def _read_records(uri: str) -> list[dict[str, Any]]:
     rows = json_lines(read_bytes(uri), uri)
     for number, row in enumerate(rows, start=1):
-        _checked(row, f"{uri}, record {number}")
+        checked_record(row, f"{uri}, record {number}")
     return rows
 
 
-def _checked(row: object, where: str) -> Mapping[str, Any]:
+def checked_record(row: object, where: str) -> Mapping[str, Any]:
     """A record that `check` can read. Raises `DataError` for anything else."""
     require(row, ("tag", "include", "prompt"), where, texts=("tag", "prompt"))
     assert isinstance(row, Mapping)  # `require` saw to it
@@ -267,51 +265,3 @@ def _check_position(position: object, place: int, where: str) -> None:
     well = isinstance(position, list) and len(position) == 2 and isinstance(position[0], str)
     if not (isinstance(position, list) and well and type(position[1]) is int and 0 <= position[1] < place):
         raise DataError(f'{where}: position is {shown(position)}, expected ["left of", number of an earlier clause]')
-
-
-def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:
-    """The findings of the official scorer's `results.jsonl`: rows with filename, prompt, correct and reason.
-
-    The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged, of
-    no item or sample, or of another prompt, tag or `metadata` (the record that the scorer read) than the item's.
-    """
-    by_number = {_number(item.key): item for item in items}
-    rows = json_lines(data, where)
-    return [_imported(row, by_number, f"{where}, record {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> Judgement:
-    if not (isinstance(row.get("filename"), str) and isinstance(row.get("correct"), bool)):
-        raise DataError(f"{where} lacks a filename or a true or false correct: expected a row of GenEval's scorer")
-    path = PurePosixPath(row["filename"])
-    folder = path.parent.parent.name
-    item = items.get(_number(folder)) if folder.isdecimal() else None
-    if item is None or not 0 <= _number(path.stem) < item.samples:
-        raise DataError(f"{where} is of '{row['filename']}', which is no picture of these items")
-    if row.get("prompt") != item.prompt:
-        raise DataError(f"{where} judged '{row.get('prompt')}', but the prompt of {item.key} is '{item.prompt}'")
-    _check_metadata(row, item, where)
-    return Judgement(
-        key=item.key,
-        sample=_number(path.stem),
-        value={"correct": row["correct"], "reason": str(row.get("reason", ""))},
-    )
-
-
-def _number(name: str) -> int:
-    """The number that a file or folder is named by, -1 for another name."""
-    return int(name) if name.isdecimal() and len(name) < MAX_DIGITS else -1
-
-
-def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
-    """Raises `DataError` if the scorer judged by another record: a `metadata.jsonl` that was changed, for example."""
-    suite = GenEval()
-    if row.get("tag", item.record["tag"]) != item.record["tag"]:
-        raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
-    if row.get("metadata") is not None:  # a JSON text as officially, or the object itself
-        told = row["metadata"]
-        record = _checked(
-            parse_json(told, f"{where}: metadata") if isinstance(told, str) else told, f"{where}: metadata"
-        )
-        if differing([replace(item, record=record)], [item], suite.facts):
-            raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")

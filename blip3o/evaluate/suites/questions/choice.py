@@ -8,9 +8,10 @@ from typing import Any, Literal
 from blip3o.errors import DataError
 from blip3o.evaluate.judges.replies import answer
 from blip3o.evaluate.metrics.understanding import normalise
-from blip3o.evaluate.suites.files import text_list
-from blip3o.evaluate.suites.questions.asked import accuracy_score, read_questions, replies
-from blip3o.evaluate.suites.suite import Item, Judge, Judgement, Score, Suite, mean
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import text_list
+from blip3o.evaluate.suites.questions.common import accuracy_score, read_questions, replies
+from blip3o.evaluate.suites.suite import Suite, mean
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

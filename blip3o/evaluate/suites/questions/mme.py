@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.files import require
-from blip3o.evaluate.suites.questions.asked import EXACT_MATCH, UNCHECKED, read_questions, replies
-from blip3o.evaluate.suites.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, reasons
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import require
+from blip3o.evaluate.suites.questions.common import EXACT_MATCH, UNCHECKED, read_questions, replies
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, reasons
 
 PERCEPTION = (
     "existence",

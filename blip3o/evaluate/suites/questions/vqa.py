@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.files import text_list
-from blip3o.evaluate.suites.questions.asked import accuracy_score, read_questions, replies
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import text_list
+from blip3o.evaluate.suites.questions.common import accuracy_score, read_questions, replies
 from blip3o.evaluate.suites.questions.vqa_words import normalise_reply, normalise_words, vqa_eval_words
-from blip3o.evaluate.suites.suite import Item, Judge, Judgement, Score, Suite
+from blip3o.evaluate.suites.suite import Suite
 
 AGREEING = 3  # annotators that make a reply fully right
 MIN_ANSWERS = AGREEING + 1  # one is left out each time

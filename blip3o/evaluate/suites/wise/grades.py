@@ -7,7 +7,7 @@ from typing import Any
 
 from blip3o.errors import DataError
 from blip3o.evaluate.judges.replies import answer
-from blip3o.evaluate.suites.files import json_lines, json_value
+from blip3o.evaluate.suites.parsing import json_lines, json_value
 
 VOID = (9.9, 999)  # written by official evaluators for a reply that they could not read
 _BOM = b"\xef\xbb\xbf"

@@ -11,20 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.suites.files import json_value, require
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    findings,
-    mean,
-    only_sample,
-    reasons,
-)
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import json_value, require
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, mean, only_sample, reasons
 from blip3o.evaluate.suites.wise.grades import VOID, file_rows, prompt_number, read_grades, whole_grade
 from blip3o.storage import exists, join, read_bytes
 
@@ -199,6 +189,15 @@ class Wise(Suite):
         if len(self.grades) == 1:
             return value[self.grades[0]] / self.highest
         return sum(WEIGHTS[grade] * value[grade] for grade in self.grades) / self.highest
+
+    def grade(self, item: Item, value: Mapping[str, Any]) -> float:
+        """The grade of one image: its `item_score`."""
+        return self.item_score(value)
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """The grades of an image, in a line."""
+    return ", ".join(f"{name.replace('_', ' ')} {grade}" for name, grade in value.items())
 
 
 WISE = Wise(
