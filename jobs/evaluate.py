@@ -41,6 +41,7 @@ from blip3o.evaluate.metrics.understanding import MIN_CHOICES, AnswerRecord
 from blip3o.evaluate.reports.grid import render_grid
 from blip3o.evaluate.reports.heldout import AnsweredPicture, ReportImages, render_report
 from blip3o.inference import Pipeline
+from blip3o.runs.paths import evaluation_uri
 from jobs.common import run_job
 from jobs.evaluation import command
 
@@ -215,7 +216,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(recipe: Recipe, options: argparse.Namespace) -> None:
-    out = options.out or storage.join(recipe.run.storage, recipe.run.name, "evaluation")
+    out = options.out or evaluation_uri(recipe.run.storage, recipe.run.name)
     scores = evaluate(recipe, options.bundle, out).scores
     print(json.dumps(scores, indent=1, ensure_ascii=False))
     print(f"written to {storage.normalize(out)}: evaluation.json, answers.jsonl, grid.png, report.html")

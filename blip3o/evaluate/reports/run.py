@@ -13,6 +13,7 @@ from PIL import Image
 
 from blip3o.evaluate.reports.curves import Panel, draw_panels
 from blip3o.evaluate.reports.html import page, percent, picture, section, table, text
+from blip3o.runs.recipes import flattened
 
 Row = Mapping[str, Any]
 
@@ -171,17 +172,6 @@ def _moment(seconds: float) -> str:
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
     return table([], [[text(key), text(value)] for key, value in flattened(recipe).items()], words=True)
-
-
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names; lists are values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _wrapped(svg: str) -> str:
