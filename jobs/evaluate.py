@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from blip3o import storage
+from blip3o.runs.paths import evaluation_uri
 from jobs.common import (
     RECIPE,
     DryRun,
@@ -74,7 +75,7 @@ def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | 
         return
     from blip3o.evaluate.heldout.evaluation import evaluate  # 2 s: torch
 
-    folder = out or storage.join(chosen.run.storage, chosen.run.name, "evaluation")
+    folder = out or evaluation_uri(chosen.run.storage, chosen.run.name)
     scores = evaluate(chosen, bundle, folder).scores
     print(json.dumps(scores, indent=1, ensure_ascii=False))
     print(f"written to {storage.normalize(folder)}: evaluation.json, answers.jsonl, grid.png, report.html")

@@ -17,6 +17,7 @@ from blip3o import settings, storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import MicroBatchBuilder, SampleEncoder, Task, build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.writer import Sample, shard_bytes
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard
@@ -62,7 +63,7 @@ class Job:
 
     def builder(self) -> MicroBatchBuilder:
         """Our micro-batch function."""
-        made = build_micro_batches(self.recipe, Task.DRAW)
+        made = build_micro_batches(StageInputs(self.recipe), Task.DRAW)
         sized = dataclasses.replace(made.encoder, sizes={"encoder_pixels": self.size})
         return dataclasses.replace(made, encoder=sized)
 

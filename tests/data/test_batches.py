@@ -9,6 +9,7 @@ from PIL import Image
 from blip3o import storage
 from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, Task, build_micro_batches
 from blip3o.data.images.decode import decode_image
+from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.writer import Sample
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.ledger import read_ledger
@@ -49,7 +50,7 @@ def recipe(root, **data):
 
 
 def builder(root, task, **data) -> MicroBatchBuilder:
-    return build_micro_batches(recipe(root, **data), task)
+    return build_micro_batches(StageInputs(recipe(root, **data)), task)
 
 
 def equal(one, other):
@@ -116,7 +117,7 @@ def test_every_column_has_the_size_of_its_part(root):
     values = recipe(root).model_copy(
         update={"model": recipes.recipe(model={"preset": "nano", **sides}).model},
     )
-    arrays = build_micro_batches(values, Task.PIXELS)(0)
+    arrays = build_micro_batches(StageInputs(values), Task.PIXELS)(0)
     assert arrays["encoder_pixels"].shape == (B, 64, 64, 3)
     assert arrays["decoder_pixels"].shape == (B, 48, 48, 3)
 
@@ -297,7 +298,7 @@ def source_with(root, caption):
 @pytest.mark.parametrize("task", [Task.DRAW, Task.CONTRAST, Task.CHAT])
 def test_a_sample_that_does_not_fit_is_replaced_and_named(tmp_path, task):
     source_with(tmp_path, " ".join(f"{n}!?" for n in range(200)))
-    build = build_micro_batches(recipe(tmp_path), task)
+    build = build_micro_batches(StageInputs(recipe(tmp_path)), task)
     refs, arrays = build.order.micro_batch_refs(0), build(0)
     [slot] = {slot for slot, ref in enumerate(refs[:6]) if ref.row == 2}
     long = derive_seed("draw", "scenes/0/2", 0)
@@ -313,7 +314,7 @@ def test_a_sample_that_does_not_fit_is_replaced_and_named(tmp_path, task):
 def test_a_source_in_which_nothing_fits_stops(tmp_path):
     source_with(tmp_path, "a red circle 2")
     with pytest.raises(DataError, match="is damaged, and so is all that could replace it"):
-        build_micro_batches(recipe(tmp_path, max_length=5), Task.DRAW)(0)
+        build_micro_batches(StageInputs(recipe(tmp_path, max_length=5)), Task.DRAW)(0)
 
 
 def test_a_conversation_is_told_as_it_went_as_far_as_it_fits(root):

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save, save_file
 import jobs.adopt
 from blip3o.bundle.files import load_pipeline
 from blip3o.errors import Blip3oError, BundleError
-from blip3o.train.weights import final_uri, read_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final
 from blip3o.weights.safetensors_stream import read_entries, read_in_order
 from jobs import cli
 from tests import recipes

@@ -7,10 +7,12 @@ from safetensors.torch import save_file
 from blip3o.bundle.files import load_pipeline
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.decoders.autoencoder import build_autoencoder
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final
 from blip3o.train.adopt import adopt
+from blip3o.train.initial_weights import load_into, require_covered
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
-from blip3o.train.weights import final_uri, load_into, read_final, require_covered
 from jobs.adopt import main
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 from tests.jobs import world

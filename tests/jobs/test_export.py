@@ -7,8 +7,9 @@ from blip3o import storage
 from blip3o.bundle.files import load_pipeline
 from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.errors import BundleError
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 from blip3o.train.export import export
-from blip3o.train.weights import final_uri, write_final
 from tests.bundles import MAX_LENGTH, tokenizer, weights
 from tests.recipes import recipe
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
 from blip3o.model.unified import initialize
+from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trained
 from blip3o.train.ema import Ema
-from blip3o.train.loop import Loop, StepRecord, to_batch
+from blip3o.train.loop import Loop, to_batch
 from blip3o.train.lora import add_adapters
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.schedule import learning_rate
@@ -82,10 +83,16 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
     if any(folder.iterdir()):
         start, _ = checkpoint.load(engine, str(folder), identity="x", universal=universal, average=average)
 
-    def after_step(done: int, record: StepRecord) -> None:
-        average.update(done)
-        rows.append(record.row())
-        if done == 1:
+    class SavesFirst(Callback):
+        """Keeps rows, and saves after the first step."""
+
+        def after_step(self, done: int, record: StepRecord) -> None:
+            rows.append(record.row())
+
+        def wants_checkpoint(self, done: int) -> bool:
+            return done == 1
+
+        def on_checkpoint(self, done: int, record: StepRecord) -> None:
             checkpoint.save(engine, str(folder), step=done, identity="x", state={}, average=average)
             saved.update(average.gather(keep=rank == 0))
 
@@ -98,7 +105,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
         rank=rank,
         world=world,
         pad_id=PAD,
-        after_step=after_step,
+        callbacks=[average, SavesFirst()],
     ).run(start)
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
     weights = gather_parameters(trained(module.model), keep=rank == 0)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from blip3o import storage
 from blip3o.config.cluster import ClusterConfig
 from blip3o.config.recipe import GENERATING, Recipe
+from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, ConfigError, StorageError
 from blip3o.train.deepspeed.engine import deepspeed_config
 from blip3o.train.features.encoder import FeatureCache, require_encoder
@@ -147,8 +148,9 @@ def of_store(uri: str) -> Iterator[Check]:
     )
 
 
-def of_features(recipe: Recipe) -> Iterator[Check]:
+def of_features(inputs: StageInputs) -> Iterator[Check]:
     """Whether stored features are those of the encoder that the recipe names."""
+    recipe = inputs.recipe
     if recipe.data.features == "online":
         return
     try:
@@ -157,7 +159,7 @@ def of_features(recipe: Recipe) -> Iterator[Check]:
             yield Check(name="features", state="ok", detail="streamed by the encoder of stage.start_from")
         else:
             cache = FeatureCache.of(recipe)
-            cache.require()
+            cache.require(inputs.manifests)
             yield Check(name="features", state="ok", detail=f"stored, provenance sha256 {cache.sha256[:12]}")
     except Blip3oError as error:
         yield Check(name="features", state="wrong", detail=str(error))

@@ -4,7 +4,8 @@ import pytest
 
 from blip3o.bundle.files import load_pipeline
 from blip3o.evaluate.heldout.evaluation import evaluate
-from blip3o.train.weights import final_uri, write_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 from jobs.evaluation import proof
 from tests.evaluate.world import add_source, make_bundle, recipe, scenes
 

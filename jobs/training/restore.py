@@ -1,4 +1,4 @@
-"""How a worker goes on from a checkpoint: checked file by file, and cut anew if it was of another number of workers.
+"""How a worker goes on from a checkpoint: checked file by file, and resharded if it was of another number of workers.
 
 At the same number, a rank reads its own shards and rank 0's, and the state is what it was to the bit. At another one,
 each node reads all shards once and makes DeepSpeed's universal form of them, from which every rank takes its share.
@@ -16,9 +16,10 @@ import ray.train
 import torch.distributed as dist
 
 from blip3o.config.recipe import Recipe
+from blip3o.runs.checkpoints import lists_uri, shards_uri
 from blip3o.train.checkpoint import state as checkpoint
-from blip3o.train.checkpoint import store as committed
 from blip3o.train.checkpoint.files import DamagedCheckpointError, RankFiles, pull, read_lists
+from blip3o.train.checkpoint.resume import ResumePoint
 from blip3o.train.ema import Ema
 
 
@@ -26,7 +27,7 @@ from blip3o.train.ema import Ema
 class Start:
     """Where a stage goes on: after `step` steps, from what the ranks of `lists` saved; from nothing at step 0.
 
-    `universal` if it must be cut anew: the optimizer's state is spread over another number of ranks than these.
+    `universal` if it must be resharded: the optimizer's state is spread over another number of ranks than these.
     """
 
     step: int
@@ -34,23 +35,21 @@ class Start:
     universal: bool = False
 
 
-def find_start(recipe: Recipe, *, fit_name: str) -> Start:
-    """The checkpoint that a stage goes on from. `fit_name` is the name under which Ray Train knows the run.
+def find_start(recipe: Recipe, point: ResumePoint, *, fit_name: str) -> Start:
+    """The checkpoint at a stage's resume point. `fit_name` is the name under which Ray Train knows the run.
 
-    Raises `DamagedCheckpointError`, on every rank, if a rank's list of files is missing, and `CheckpointError` as
-    `committed.committed_step`.
+    Raises `DamagedCheckpointError`, on every rank, if a rank's list of files is missing.
     """
-    step = committed.committed_step(recipe, fit_name)
-    if step == 0:
+    if point.source != "checkpoint":
         return Start(step=0)
     damage, lists = None, []
     try:
-        lists = read_lists(committed.lists_uri(recipe, fit_name, step))
+        lists = read_lists(lists_uri(recipe, fit_name, point.step))
     except DamagedCheckpointError as error:
         damage = str(error)
     _agree(damage)
     reshaped = len(lists) != dist.get_world_size() and recipe.parallel.zero_stage > 0
-    return Start(step=step, lists=tuple(lists), universal=reshaped)
+    return Start(step=point.step, lists=tuple(lists), universal=reshaped)
 
 
 def restore(
@@ -98,7 +97,7 @@ def _fetch(recipe: Recipe, start: Start, directory: Path, *, first_of_node: bool
     ranks: Sequence[int] = range(count) if start.universal else sorted({0, min(dist.get_rank(), count - 1)})
     try:
         for rank in ranks:
-            pull(committed.shards_uri(recipe, start.step), start.lists[rank], directory)
+            pull(shards_uri(recipe, start.step), start.lists[rank], directory)
     except DamagedCheckpointError as damage:
         return str(damage)
     if start.universal:
