@@ -18,14 +18,14 @@ from typing import Annotated, Any
 import typer
 
 from blip3o import storage
-from blip3o.config.load import load_recipe
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
-from jobs.common import Overrides, entry_point, find_recipe, join_ray
+from jobs.common import StageOverrides, entry_point, join_ray
 
 logger = logging.getLogger(__name__)
 
+PIPELINE = "ablation"  # the shipped recipe; its runs are named after it
 COMPARED = ("generate", "joint")  # stages of the runs that are compared
 AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
 LATENT_IMAGES = 512  # whose latents are measured
@@ -79,21 +79,28 @@ def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = 
         raise ConfigError(f"--tflops {tflops:g} is no number above 0")
     root = storage.normalize(root)
     below = [f"run.storage={root}/runs", f"data.root={root}/data", *overrides]
-    stages = {recipe.run.name: recipe for recipe in load_pipeline(find_recipe("ablation"), below).stages}
+    stages = _by_run(load_pipeline(PIPELINE, below))
     _prepare(stages, root, scenes)
     costs = {name: step_flops(recipe) for name, recipe in stages.items() if recipe.stage.name in COMPARED}
     first = stages["ablation-understand"]
     before = step_flops(first) * first.optim.steps
+    steps = []
     for name, cost in costs.items():
         # A joint run has to learn to answer as well, with the operations that the others spent on it before.
         own = tflops * 1e12 - (before if stages[name].stage.name == "generate" else 0)
         if own < cost * stages[name].optim.warmup_steps * 2:
             raise ConfigError(f"--tflops {tflops:g} leaves {own / cost:.0f} steps to {name}: give more")
-        stages[name] = load_recipe(find_recipe(name), [*below, f"optim.steps={round(own / cost)}"])
-    train_pipeline(Pipeline(name="ablation", stages=tuple(stages.values())))
+        steps.append(f"{name.removeprefix(f'{PIPELINE}-')}:optim.steps={round(own / cost)}")
+    pipeline = load_pipeline(PIPELINE, [*below, *steps])
+    stages = _by_run(pipeline)
+    train_pipeline(pipeline)
     rows = [_score(stages, name, root) for name in costs]
     _write(storage.join(root, "ablation"), stages, rows, {"scenes": scenes, "tflops": tflops})
     return rows
+
+
+def _by_run(pipeline: TrainingPipeline) -> dict[str, Recipe]:
+    return {recipe.run.name: recipe for recipe in pipeline.stages}
 
 
 def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
@@ -247,7 +254,7 @@ def command(
         float, typer.Option(metavar="N", help="10^12 operations of each run, including those for understanding.")
     ] = 20.0,
     scenes: Annotated[int, typer.Option(metavar="N", help="Training scenes.")] = 2000,
-    overrides: Overrides,
+    overrides: StageOverrides,
 ) -> None:
     """Compare what to generate and by which loss: the paper's design study at toy scale."""
     print("\n".join(table(ablate(root, scenes=scenes, tflops=tflops, overrides=overrides))))

@@ -27,12 +27,12 @@ from jobs import (
     tokenizer,
     train,
 )
-from jobs.commands import convert, data, inference, model, runs
+from jobs.commands import convert, data, inference, model, recipes, runs
 from jobs.common import new_app, run_app
 
 # Panel of `--help` → name → a command, or an application with commands of its own.
 VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
-    "Start": {"demo": demo.command, "model": model.app},
+    "Start": {"demo": demo.command, "recipes": recipes.app, "model": model.app},
     "Data": {
         "data": data.app,
         "index": index.command,

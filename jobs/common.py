@@ -8,7 +8,6 @@ import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -16,31 +15,18 @@ from typer.main import get_command
 
 from blip3o import log, settings
 from blip3o.config.load import dump, load_recipe
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.errors import Blip3oError, ConfigError
+from blip3o.config.recipe_files import shipped
+from blip3o.errors import Blip3oError
 
-RECIPES = Path(__file__).parent / "recipes"
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe by path, or by the bare name of a shipped one. Raises `ConfigError` if there is neither."""
-    path = Path(name)
-    if path.exists():
-        return path
-    shipped = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.exists():
-        return shipped
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise ConfigError(f"recipe '{name}' is neither a file nor a shipped recipe (shipped: {known})")
-
 
 RECIPE = typer.Argument(
     metavar="RECIPE",
-    help="A recipe file, or the name of a shipped recipe.",
+    help="A recipe file or the name of a shipped one; one stage of it: tiny:generate.",
     show_default=False,
-    autocompletion=lambda: sorted(path.stem for path in RECIPES.glob("*.yaml")),
+    autocompletion=lambda: sorted(shipped()),
 )
 RecipeName = Annotated[str, RECIPE]
 
@@ -130,19 +116,19 @@ def parameters_of(options: type) -> list[inspect.Parameter]:
 
 def show_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     """Loads a recipe, prints it resolved and returns it. Raises `ConfigError`."""
-    recipe = load_recipe(find_recipe(name), list(overrides))
+    recipe = load_recipe(name, list(overrides))
     print(dump(recipe))
     return recipe
 
 
-def show_pipeline(name: str, overrides: Sequence[str]) -> Pipeline:
+def show_pipeline(name: str, overrides: Sequence[str]) -> TrainingPipeline:
     """Loads a pipeline (a recipe is one of a single stage), prints it resolved and returns it. Raises `ConfigError`."""
-    pipeline = load_pipeline(find_recipe(name), list(overrides))
+    pipeline = load_pipeline(name, list(overrides))
     print(dump_pipeline(pipeline))
     return pipeline
 
 
-def dump_pipeline(pipeline: Pipeline) -> str:
+def dump_pipeline(pipeline: TrainingPipeline) -> str:
     """The resolved recipes of all stages, as documents of one YAML stream."""
     return "---\n".join(dump(recipe) for recipe in pipeline.stages)
 

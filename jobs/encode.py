@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o.config.load import build_recipe
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.features.files import FeatureFolder, FeatureFooter, lacking, read_footer, read_header, write_provenance
 from blip3o.data.inputs import StageInputs
@@ -221,7 +221,7 @@ def _pool(actors: str, cpus: float, gpus: float) -> Pool:
     return Pool(smallest=int(first), largest=int(last), cpus=cpus, gpus=gpus)
 
 
-def _taking(pipeline: Pipeline) -> Sequence[Recipe]:
+def _taking(pipeline: TrainingPipeline) -> Sequence[Recipe]:
     """Every stage that takes stored features; what two stages share is there when the second one looks."""
     taking = [recipe for recipe in pipeline.stages if recipe.data.features == "cache"]
     if not taking and len(pipeline.stages) > 1:

@@ -14,7 +14,7 @@ import typer
 from blip3o.config.cluster import parse_cluster
 from blip3o.config.pipeline import load_pipeline
 from blip3o.errors import ConfigError
-from jobs.common import Cluster, DryRun, RecipeName, StageOverrides, dump_pipeline, entry_point, find_recipe
+from jobs.common import Cluster, DryRun, RecipeName, StageOverrides, dump_pipeline, entry_point
 
 if TYPE_CHECKING:
     from blip3o.train.preflight.checks import Check
@@ -41,7 +41,7 @@ def command(
     pretended = parse_cluster(cluster) if cluster else None
     if ranks and pretended:
         raise ConfigError(f"--ranks starts workers, and --cluster {cluster} is pretended: leave one of them out")
-    pipeline = load_pipeline(find_recipe(recipe), overrides)
+    pipeline = load_pipeline(recipe, overrides)
     if dry_run:
         print(dump_pipeline(pipeline))
         return

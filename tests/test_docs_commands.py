@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from blip3o.config.pipeline import load_pipeline
-from jobs.common import RECIPES, find_recipe
+from blip3o.config.recipe_files import shipped
 from tests.docs_commands import PAGES, ROOT, commands_in, parse
 
 COMMANDS = [command for page in PAGES for command in commands_in(page)]
@@ -35,9 +35,9 @@ def test_a_command_of_ours_parses_and_its_recipe_resolves(command):
         message = error.format_message()
         assert not command.whole and message.startswith(PARTIAL), f"{command}: {message}"
         return
-    recipe = parameters.get("recipe")
-    if recipe in {path.stem for path in RECIPES.glob("*.yaml")}:
-        load_pipeline(find_recipe(str(recipe)), list(parameters["overrides"]))
+    recipe = str(parameters.get("recipe"))
+    if recipe.partition(":")[0] in shipped():
+        load_pipeline(recipe, list(parameters["overrides"]))
 
 
 @pytest.mark.parametrize("command", MODULES, ids=str)

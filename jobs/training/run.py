@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blip3o import storage
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, CheckpointError, ConfigError
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 def train(recipe: Recipe) -> dict[str, Any]:
     """Trains the recipe's stage to its last step and returns the description of its result. Raises as a pipeline."""
-    return train_pipeline(Pipeline.of(recipe))[0]
+    return train_pipeline(TrainingPipeline.of(recipe))[0]
 
 
-def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
+def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
     """Trains the stages in their order, each from the results before it; returns the description of each result.
 
     Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
@@ -70,7 +70,7 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
     return results
 
 
-def finished_results(pipeline: Pipeline, stages: Sequence[StageInputs]) -> list[dict[str, Any]]:
+def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> list[dict[str, Any]]:
     """Results of the stages that have finished, the first ones.
 
     Raises `ConfigError` if one was made with another recipe or data, or has finished before an earlier stage.
@@ -94,7 +94,7 @@ def finished_results(pipeline: Pipeline, stages: Sequence[StageInputs]) -> list[
     return results
 
 
-def fit(pipeline: Pipeline, stages: Sequence[StageInputs]) -> None:
+def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:
     """Trains every stage that has not finished; each leaves its result. Needs Ray to be initialised.
 
     Raises the `Blip3oError` of a worker, or `CheckpointError` for what else ended the run.

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 import jobs
 from blip3o import settings
+from blip3o.config.recipe_files import shipped
 from jobs import cli, common
 
 # Modules of jobs that are no verb.
@@ -153,4 +154,4 @@ def test_shells_complete_verbs_and_recipes():
         return done.stdout.split()
 
     assert completed("blip3o tra") == ["train"]
-    assert completed("blip3o train tin") == sorted(path.stem for path in common.RECIPES.glob("tin*.yaml"))
+    assert completed("blip3o train tin") == [name for name in sorted(shipped()) if name.startswith("tin")]
