@@ -153,7 +153,7 @@ def generate(
     import blip3o
 
     images = blip3o.load(bundle).generate(
-        [prompt] * count, seeds=range(seed, seed + count), steps=steps, guidance=guidance
+        prompt, seed=seed, n=count, num_inference_steps=steps, guidance_scale=guidance
     )
     save_image(side_by_side(images), out)
     drawn = f"1 image, seed {seed}" if count == 1 else f"{count} images, seed {seed} to {seed + count - 1}"
@@ -169,12 +169,11 @@ def chat(
 ) -> None:
     """Ask a question, about an image or without one."""
     import blip3o
-    from blip3o.data.text.templates import Turn
 
     if not question.strip():
         raise RequestError("the question is empty: say what to ask")
     picture = open_image(image) if image else None
-    print(blip3o.load(bundle).chat([Turn(role="user", text=question)], image=picture, max_new_tokens=max_new_tokens))
+    print(blip3o.load(bundle).chat(question, image=picture, max_tokens=max_new_tokens))
 
 
 def open_image(path: Path) -> "Image.Image":

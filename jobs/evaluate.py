@@ -40,7 +40,7 @@ from blip3o.evaluate.metrics import feature_space as own
 from blip3o.evaluate.metrics.understanding import MIN_CHOICES, AnswerRecord
 from blip3o.evaluate.reports.grid import render_grid
 from blip3o.evaluate.reports.heldout import AnsweredPicture, ReportImages, render_report
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from jobs.common import run_job
 from jobs.evaluation import command
 
@@ -81,18 +81,18 @@ def answers(recipe: Recipe, bundle_uri: str) -> list[AnswerRecord]:
         return ask(pipeline, questions, images=images, on_done=on_done)
 
 
-def _pipeline(recipe: Recipe, bundle_uri: str) -> Pipeline:
+def _pipeline(recipe: Recipe, bundle_uri: str) -> Blip3oPipeline:
     import torch
 
-    from blip3o.bundle.files import load_pipeline
+    from blip3o.bundle.reading import load_bundle
     from blip3o.device import select
 
     # Training is over: the cores that its workers had are free.
     torch.set_num_threads(recipe.parallel.max_workers * recipe.parallel.threads)
-    return load_pipeline(bundle_uri, device=select(recipe.parallel.device), width=WIDTH)
+    return load_bundle(bundle_uri, device=select(recipe.parallel.device), batch_size=WIDTH)
 
 
-def _measure(recipe: Recipe, pipeline: Pipeline, chosen: Chosen, provenance: dict[str, Any]) -> Evaluation:
+def _measure(recipe: Recipe, pipeline: Blip3oPipeline, chosen: Chosen, provenance: dict[str, Any]) -> Evaluation:
     seed = recipe.evaluate.seed
     answered, understood = _ask(pipeline, chosen, seed)
     with _progress("drawings", len(chosen.items)) as on_done:
@@ -116,7 +116,9 @@ def _measure(recipe: Recipe, pipeline: Pipeline, chosen: Chosen, provenance: dic
     return Evaluation(scores=scores, images=ReportImages(grid=grid, answered=answered))
 
 
-def _ask(pipeline: Pipeline, chosen: Chosen, seed: int) -> tuple[tuple[AnsweredPicture, ...], dict[str, Any] | None]:
+def _ask(
+    pipeline: Blip3oPipeline, chosen: Chosen, seed: int
+) -> tuple[tuple[AnsweredPicture, ...], dict[str, Any] | None]:
     """Every question with its reply, and their scores; `shuffled` is the accuracy with other pictures.
 
     The scores are None where the held-out data ask nothing.
@@ -162,18 +164,18 @@ def _scenes(drawings: Drawings, pictures: Pictures, rows: list[int], seed: int) 
 
 
 def _bundle_provenance(uri: str) -> dict[str, Any]:
-    from blip3o.bundle.files import SEAL
+    from blip3o.bundle.layout import SEAL
 
     digest = hashlib.sha256(storage.read_bytes(storage.join(uri, SEAL))).hexdigest()
     return {"bundle": storage.normalize(uri), f"sha256 of {SEAL}": digest}
 
 
-def _provenance(recipe: Recipe, pipeline: Pipeline, chosen: Chosen) -> dict[str, Any]:
+def _provenance(recipe: Recipe, pipeline: Blip3oPipeline, chosen: Chosen) -> dict[str, Any]:
     sampler = pipeline.model.config.sampler
     return {
         **{f"manifest of {name}": fingerprint for name, fingerprint in chosen.fingerprints.items()},
         "evaluation's seed": recipe.evaluate.seed,
-        "sampler": f"{sampler.steps} steps, guidance {sampler.guidance:g}",
+        "sampler": f"{sampler.num_inference_steps} steps, guidance {sampler.guidance_scale:g}",
         "comparable with published benchmarks": f"no ({NOT_COMPARABLE})",
     }
 

@@ -80,13 +80,13 @@ def _config(values: dict[str, Any]) -> ServeConfig:
 def _option(pair: str) -> tuple[str, Any]:
     key, equals, value = pair.partition("=")
     if not (key and equals):
-        raise ConfigError(f"option '{pair}' is not KEY=VALUE, e.g. --set width=8")
+        raise ConfigError(f"option '{pair}' is not KEY=VALUE, e.g. --set batch_size=8")
     return key, load_yaml(value, f"option '{pair}'")
 
 
 def _check(config: ServeConfig, port: int) -> None:
     from blip3o import storage
-    from blip3o.bundle.files import SEAL
+    from blip3o.bundle.layout import SEAL
 
     if not storage.exists(storage.join(storage.normalize(config.bundle), SEAL)):
         raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that jobs.export wrote")
@@ -118,7 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.serve", description="Serve a bundle over HTTP.")
     parser.add_argument("--bundle", required=True, help="URI of a bundle")
     parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of ServeConfig, e.g. width=8")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of ServeConfig, e.g. batch_size=8"
+    )
     log.configure()
     settings.configure_ray()
     return guarded(lambda: _serve(parser.parse_args(argv)))

@@ -1,13 +1,13 @@
 """A bundle as an evaluation's target: one pipeline in this process, or one in each actor of a Ray Data pool.
 
-Every batch is padded to the same width, so an image does not depend on which others are drawn beside it: any number of
-actors, and a server of the same width, give the same bytes.
+Every batch is padded to the same size, so an image does not depend on which others are drawn beside it: any number of
+actors, and a server of the same batch size, give the same bytes.
 """
 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip3o import storage
@@ -30,7 +30,7 @@ from jobs.common import join_ray
 if TYPE_CHECKING:
     from PIL import Image
 
-    from blip3o.inference import Pipeline
+    from blip3o.inference.pipeline import Blip3oPipeline
 
 UNTRAINED_SEED = 0  # of the fresh weights
 
@@ -39,13 +39,13 @@ UNTRAINED_SEED = 0  # of the fresh weights
 class Sampler:
     """Overrides of the target's own sampler; None leaves its default."""
 
-    steps: int | None = None
-    guidance: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
 
 
 def digest(bundle: str) -> str:
     """The sha256 of a bundle's seal, which has the sums of all its files. Raises `StorageError` if it has none."""
-    from blip3o.bundle.files import SEAL
+    from blip3o.bundle.layout import SEAL
 
     return hashlib.sha256(storage.read_bytes(storage.join(bundle, SEAL))).hexdigest()
 
@@ -58,7 +58,7 @@ class BundleTarget:
     """
 
     bundle: str
-    width: int
+    batch_size: int
     actors: int = 1
     cpus: float = 1
     gpus: float = 0
@@ -74,24 +74,22 @@ class BundleTarget:
         return f"{storage.normalize(self.bundle)}{' with fresh weights' if self.untrained else ''}"
 
     def identity(self) -> dict[str, Any]:
-        """The bundle by its seal, the sampler, and the width, which rounding depends on. Raises `BundleError`."""
-        from blip3o.bundle.files import open_bundle
+        """The bundle by its seal, the sampler, and the batch size, which rounding depends on. Raises `BundleError`."""
+        from blip3o.bundle.reading import open_bundle
 
         config = open_bundle(self.bundle).config.model.sampler
-        chosen = self.sampler
         return {
             "target": "bundle",
             "sha256": digest(self.bundle),
-            "steps": config.steps if chosen.steps is None else chosen.steps,
-            "guidance": config.guidance if chosen.guidance is None else chosen.guidance,
-            "width": self.width,
+            **{name: getattr(config, name) if value is None else value for name, value in asdict(self.sampler).items()},
+            "batch_size": self.batch_size,
             "untrained": self.untrained,
             **other_limit(self.max_new_tokens),
         }
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
         """Makes the files; see `Target`. Raises the errors of the actors."""
-        groups = batches(work, self.width)
+        groups = batches(work, self.batch_size)
         if self.actors == 0:
             worker = Worker(self, groups)
             for number in range(len(groups)):
@@ -128,7 +126,7 @@ class Worker:
 
     def __init__(self, target: BundleTarget, groups: Sequence[tuple[Work, ...]]) -> None:
         self._target, self._groups = target, groups
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Blip3oPipeline | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """What became of a batch, or the user's error, which Ray would bury."""
@@ -160,26 +158,32 @@ class Worker:
             done += [Done(uri=work.uri, seconds=0.0, fault=faults.get(work.uri, "")) for work in sound]
         return without_faults(done, time.monotonic() - began)
 
-    def _draw(self, pipeline: "Pipeline", work: Sequence[Work], _: "Sequence[Image.Image]") -> dict[str, str]:
+    def _draw(self, pipeline: "Blip3oPipeline", work: Sequence[Work], _: "Sequence[Image.Image]") -> dict[str, str]:
         prompts, seeds = [piece.prompt for piece in work], [piece.seed for piece in work]
         sampler = self._target.sampler
-        images = pipeline.generate(prompts, seeds=seeds, steps=sampler.steps, guidance=sampler.guidance)
+        images = pipeline.generate(
+            prompts, seed=seeds, num_inference_steps=sampler.num_inference_steps, guidance_scale=sampler.guidance_scale
+        )
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
         return {}
 
-    def _decode(self, pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> dict[str, str]:
+    def _decode(
+        self, pipeline: "Blip3oPipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]"
+    ) -> dict[str, str]:
         features = pipeline.encode(pictures)
         images = pipeline.decode(features, seeds=[piece.seed for piece in work])
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
         return {}
 
-    def _ask(self, pipeline: "Pipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]") -> dict[str, str]:
+    def _ask(
+        self, pipeline: "Blip3oPipeline", work: Sequence[Work], pictures: "Sequence[Image.Image]"
+    ) -> dict[str, str]:
         images = pictures or None  # a batch has them all or none
         turns = [[_turn(piece)] for piece in work]
         limit = self._target.max_new_tokens
-        replies = pipeline.reply_ids(turns, images=images, max_new_tokens=limit)
+        replies = pipeline.reply_ids(turns, images=images, max_tokens=limit)
         faults: dict[str, str] = {}
         for piece, reply in zip(work, replies, strict=True):
             try:
@@ -188,23 +192,23 @@ class Worker:
                 faults[piece.uri] = str(error)
         return faults
 
-    def _loaded(self) -> "Pipeline":
+    def _loaded(self) -> "Blip3oPipeline":
         if self._pipeline is None:
-            from blip3o.bundle.files import load_pipeline
+            from blip3o.bundle.reading import load_bundle
             from blip3o.device import select
             from blip3o.model.unified import initialize
 
             device = select("gpu" if self._target.gpus else "cpu")
-            self._pipeline = load_pipeline(self._target.bundle, device=device, width=self._target.width)
+            self._pipeline = load_bundle(self._target.bundle, device=device, batch_size=self._target.batch_size)
             if self._target.untrained:
                 initialize(self._pipeline.model, UNTRAINED_SEED)
         return self._pipeline
 
 
-def _check(pipeline: "Pipeline", work: Work) -> None:
+def _check(pipeline: "Blip3oPipeline", work: Work) -> None:
     """Raises `RequestError` if the model cannot take this prompt."""
     if work.kind == "draw":
-        pipeline.draw_ids(work.prompt)
+        pipeline.generation_ids(work.prompt)
     elif work.kind == "ask":
         pipeline.chat_ids([_turn(work)], with_image=work.picture is not None)
 

@@ -13,7 +13,7 @@ from blip3o.errors import ConfigError
 from blip3o.evaluate.benchmark.making import generate, prepare
 from blip3o.evaluate.benchmark.plan import STAGES, Plan, by_suite, find_stages, find_suites, judge_options
 from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS, Target
-from blip3o.inference import DEFAULT_WIDTH
+from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE
 from jobs.common import guarded
 from jobs.evaluation.bundle_target import BundleTarget, Sampler
 from jobs.evaluation.http_target import HttpTarget
@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     add("--actors", type=int, default=1, metavar="N", help="actors that draw, or requests at a time (1; 0: no Ray)")
     add("--cpus-per-actor", type=float, default=1, metavar="N", help="logical CPUs (1)")
     add("--gpus-per-actor", type=float, default=0, metavar="N", help="GPUs; 0 computes on the CPU (0)")
-    width = f"images drawn together; as the server's, for equal images ({DEFAULT_WIDTH})"
-    add("--width", type=int, default=DEFAULT_WIDTH, metavar="N", help=width)
+    width = f"images drawn together; as the server's, for equal images ({DEFAULT_BATCH_SIZE})"
+    add("--width", type=int, default=DEFAULT_BATCH_SIZE, metavar="N", help=width)
     add("--steps", type=int, metavar="N", help="sampling steps; the target's default if left out")
     add("--guidance", type=float, metavar="G", help="guidance; the target's default if left out")
     limit = f"tokens of a reply to a question; more for a model that thinks ({MAX_NEW_TOKENS})"
@@ -94,13 +94,13 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def _target(options: argparse.Namespace, *, untrained: bool = False) -> Target:
-    sampler = Sampler(steps=options.steps, guidance=options.guidance)
+    sampler = Sampler(num_inference_steps=options.steps, guidance_scale=options.guidance)
     if urlsplit(options.target).scheme in ("http", "https"):
         limit = options.max_new_tokens
         return HttpTarget(url=options.target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
     return BundleTarget(
         bundle=options.target,
-        width=options.width,
+        batch_size=options.width,
         actors=options.actors,
         cpus=options.cpus_per_actor,
         gpus=options.gpus_per_actor,

@@ -31,7 +31,7 @@ def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
     `overall` and its `families`; the controls `shuffled` (other captions), `untrained` (fresh weights) and
     `upper_bound` (true features through the decoder); `n`. Goes on from what is there. Raises `BundleError`.
     """
-    target = BundleTarget(bundle=bundle, width=WIDTH, actors=0)
+    target = BundleTarget(bundle=bundle, batch_size=WIDTH, actors=0)
     folder = storage.normalize(storage.join(out, digest(bundle)[:12]))
     suite = entry("scenes")
     untrained = replace(target, untrained=True)

@@ -118,7 +118,7 @@ def test_another_kind_of_decoder_replaces_the_presets_whole(tmp_path):
     assert load_recipe(path, ["model.decoder.layers=5"]).model.decoder.layers == 5
     with pytest.raises(ConfigError, match="unknown key 'model.decoder.layer': did you mean 'layers'"):
         load_recipe(path, ["model.decoder.layer=5"])
-    assert load_recipe(write(tmp_path, tree()), ["model.decoder.steps=5"]).model.decoder.channels == (16,)
+    assert load_recipe(write(tmp_path, tree()), ["model.decoder.num_inference_steps=5"]).model.decoder.channels == (16,)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

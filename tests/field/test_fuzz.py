@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from jobs import cli, evaluate, index
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
@@ -125,7 +125,7 @@ def test_no_question_file_breaks_an_evaluation(rounds, ends_well, bundle):
 
 
 def test_no_request_breaks_the_server(rounds, bundle):
-    engine = Engine(load_pipeline(bundle))
+    engine = Engine(load_bundle(bundle))
     engine.start()
 
     def one_round(rng, folder):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.data.images.decode import open_image
 from blip3o.data.shards.scan import scan_shard
 from blip3o.evaluate.benchmark import making
@@ -200,7 +200,7 @@ def test_a_picture_that_is_damaged_is_one_line(bundle, blip3o, tmp_path):
 
 
 def test_the_server_takes_them_all_and_refuses_damage(bundle):
-    engine = Engine(load_pipeline(bundle))
+    engine = Engine(load_bundle(bundle))
     engine.start()
     rest = CUT, PNG[:50], encode(halves().convert("P"), "GIF"), b"II*\0"
     chance = random.Random(0)

@@ -154,8 +154,8 @@ def test_every_other_yaml_is_read_by_the_same_rules(tmp_path, capsys):
     twice.write_text("cluster_name: a\ncluster_name: b\n")
     with pytest.raises(ConfigError, match=r"twice.yaml, line 2, column 1: 'cluster_name' is given twice"):
         cluster.validate.validate_file(twice)
-    assert serve.main(["--bundle", str(tmp_path), "--set", "width=yes"]) == 1
-    assert "option width: 'width' = 'yes'" in capsys.readouterr().err
+    assert serve.main(["--bundle", str(tmp_path), "--set", "batch_size=yes"]) == 1
+    assert "option batch_size: 'batch_size' = 'yes'" in capsys.readouterr().err
 
 
 ODD = [None, True, 0, -1, 1.5, float("inf"), float("nan"), 10**400, "", "x", "200", [], [[]], {}, {"kind": []}, {1: 2}]

@@ -200,8 +200,8 @@ def test_ports_that_cannot_be(refused, bundle, taken_port):
     ("override", "expected"),
     [
         ("widht=4", "option widht: "),
-        ("width=many", "option width: "),
-        ("width", "option 'width' is not KEY=VALUE"),
+        ("batch_size=many", "option batch_size: "),
+        ("batch_size", "option 'batch_size' is not KEY=VALUE"),
     ],
 )
 def test_a_wrong_option_of_the_server(refused, bundle, override, expected):

@@ -159,9 +159,9 @@ class Thinker:
     def chat_ids(self, turns, with_image):
         return []
 
-    def reply_ids(self, turns, images, max_new_tokens):
-        assert max_new_tokens == 256
-        says = {"long": "<think>long", "short": "<think>x</think>red", "nothing": " " * max_new_tokens, "blank": " "}
+    def reply_ids(self, turns, images, max_tokens):
+        assert max_tokens == 256
+        says = {"long": "<think>long", "short": "<think>x</think>red", "nothing": " " * max_tokens, "blank": " "}
         return [[ord(char) for char in says[turn[0].text]] for turn in turns]
 
 
@@ -170,7 +170,7 @@ def test_a_bundle_that_is_cut_before_it_answers_has_not_answered_either(tmp_path
         Work(kind="ask", uri=f"{tmp_path}/{prompt}.json", aside=f"{tmp_path}/partial", prompt=prompt, seed=0)
         for prompt in ("long", "short", "nothing", "blank")
     )
-    worker = Worker(BundleTarget(bundle="b", width=4, actors=0, max_new_tokens=256), [work])
+    worker = Worker(BundleTarget(bundle="b", batch_size=4, actors=0, max_new_tokens=256), [work])
     worker._pipeline = Thinker()
     cut, whole, nothing, blank = worker.make(0)
     for unanswered, name in ((cut, "long"), (nothing, "nothing")):

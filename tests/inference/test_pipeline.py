@@ -7,27 +7,27 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 
 PROMPTS = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("circle", "square", "star", "ring")][:7]
 SEEDS = list(range(3, 10))
-WIDTH = 4  # so that seven rows are a full group and one that is filled up
+BATCH_SIZE = 4  # so that seven rows are a full group and one that is filled up
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     uri = str(tmp_path_factory.mktemp("bundle"))
     write_nano_bundle(uri)
-    return load_pipeline(uri, width=WIDTH)
+    return load_bundle(uri, batch_size=BATCH_SIZE)
 
 
 @pytest.fixture(scope="module")
 def images(pipeline):
     """All prompts in one batch."""
-    return [np.asarray(image) for image in pipeline.generate(PROMPTS, seeds=SEEDS)]
+    return [np.asarray(image) for image in pipeline.generate(PROMPTS, seed=SEEDS)]
 
 
 def picture(seed):
@@ -41,9 +41,9 @@ def ask(text):
 
 def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline, images):
     assert {image.shape for image in images} == {(32, 32, 3)}
-    alone = [pipeline.generate([prompt], seeds=[seed])[0] for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
-    backwards = pipeline.generate(PROMPTS[::-1], seeds=SEEDS[::-1])[::-1]
-    rotated = pipeline.generate(PROMPTS[3:] + PROMPTS[:3], seeds=SEEDS[3:] + SEEDS[:3])
+    alone = [pipeline.generate([prompt], seed=[seed])[0] for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+    backwards = pipeline.generate(PROMPTS[::-1], seed=SEEDS[::-1])[::-1]
+    rotated = pipeline.generate(PROMPTS[3:] + PROMPTS[:3], seed=SEEDS[3:] + SEEDS[:3])
     for others in (alone, backwards, rotated[4:] + rotated[:4]):
         for image, other in zip(images, others, strict=True):
             assert np.array_equal(image, np.asarray(other))
@@ -55,15 +55,22 @@ def test_features_are_equal_to_the_bit(pipeline):
         assert torch.equal(pipeline.generate_features([prompt], seeds=[seed])[0], together[row])
 
 
-@pytest.mark.parametrize("changed", [{"prompt": "a blue star"}, {"seed": 99}, {"guidance": 1.5}, {"steps": 3}])
+@pytest.mark.parametrize(
+    "changed", [{"prompt": "a blue star"}, {"seed": 99}, {"guidance_scale": 1.5}, {"num_inference_steps": 3}]
+)
 def test_prompt_seed_guidance_and_steps_each_change_the_image(pipeline, images, changed):
     prompt, seed = changed.pop("prompt", PROMPTS[0]), changed.pop("seed", SEEDS[0])
-    assert not np.array_equal(images[0], np.asarray(pipeline.generate([prompt], seeds=[seed], **changed)[0]))
+    assert not np.array_equal(images[0], np.asarray(pipeline.generate([prompt], seed=[seed], **changed)[0]))
 
 
 def test_defaults_are_the_bundles(pipeline, images):
     sampler = pipeline.model.config.sampler
-    explicit = pipeline.generate(PROMPTS[:1], seeds=SEEDS[:1], steps=sampler.steps, guidance=sampler.guidance)
+    explicit = pipeline.generate(
+        PROMPTS[:1],
+        seed=SEEDS[:1],
+        num_inference_steps=sampler.num_inference_steps,
+        guidance_scale=sampler.guidance_scale,
+    )
     assert np.array_equal(images[0], np.asarray(explicit[0]))
 
 
@@ -71,7 +78,7 @@ def test_defaults_are_the_bundles(pipeline, images):
 def test_steps_are_evaluations(pipeline, steps, guidance, evaluations):
     calls = []
     hook = pipeline.model.dit.register_forward_hook(lambda *_: calls.append(1))
-    pipeline.generate_features(PROMPTS[:2], seeds=SEEDS[:2], steps=steps, guidance=guidance)
+    pipeline.generate_features(PROMPTS[:2], seeds=SEEDS[:2], num_inference_steps=steps, guidance_scale=guidance)
     hook.remove()
     assert len(calls) == evaluations
 
@@ -80,25 +87,27 @@ def test_every_batch_of_arithmetic_has_one_shape(pipeline):
     shapes = set()
     hook = pipeline.model.dit.register_forward_hook(lambda _, args, __: shapes.add(tuple(args[0].shape)))
     for count in (1, 4, 7):
-        pipeline.generate_features(PROMPTS[:count], seeds=SEEDS[:count], steps=1)
+        pipeline.generate_features(PROMPTS[:count], seeds=SEEDS[:count], num_inference_steps=1)
     hook.remove()
-    assert shapes == {(WIDTH, *pipeline.model.latent_shape)}
+    assert shapes == {(BATCH_SIZE, *pipeline.model.latent_shape)}
 
 
 def test_a_reply_is_its_own_alone_and_in_a_batch(pipeline):
     questions = [ask(f"what is in picture {number}?") for number in range(6)]
     pictures = [picture(seed) for seed in range(6)]
-    together = pipeline.reply_ids(questions, images=pictures, max_new_tokens=12)
+    together = pipeline.reply_ids(questions, images=pictures, max_tokens=12)
     for question, shown, reply in zip(questions, pictures, together, strict=True):
-        assert pipeline.reply_ids([question], images=[shown], max_new_tokens=12) == [reply]
-    assert pipeline.chat(questions[0], image=pictures[0], max_new_tokens=12) == pipeline.tokenizer.decode(together[0])
+        assert pipeline.reply_ids([question], images=[shown], max_tokens=12) == [reply]
+    assert pipeline.chat("what is in picture 0?", image=pictures[0], max_tokens=12) == pipeline.tokenizer.decode(
+        together[0]
+    )
 
 
 def test_a_reply_depends_on_question_and_picture(pipeline):
     def first_states(text, shown):
         states = []
         hook = pipeline.model.backbone.text.register_forward_hook(lambda *call: states.append(call[-1][0]))
-        pipeline.reply_ids([ask(text)], images=None if shown is None else [shown], max_new_tokens=1)
+        pipeline.reply_ids([ask(text)], images=None if shown is None else [shown], max_tokens=1)
         hook.remove()
         ids = pipeline.chat_ids(ask(text), with_image=shown is not None)
         return states[0][0, len(ids) - 1]
@@ -111,9 +120,9 @@ def test_a_reply_depends_on_question_and_picture(pipeline):
 
 
 def test_a_reply_ends_where_it_must(pipeline):
-    [reply] = pipeline.reply_ids([ask("what?")], images=None, max_new_tokens=5)
+    [reply] = pipeline.reply_ids([ask("what?")], images=None, max_tokens=5)
     assert len(reply) <= 5
-    assert pipeline.reply_ids([ask("what?")], images=None, max_new_tokens=3) == [reply[:3]]
+    assert pipeline.reply_ids([ask("what?")], images=None, max_tokens=3) == [reply[:3]]
 
 
 def test_what_encode_gives_is_what_training_aims_at(pipeline):
@@ -129,31 +138,31 @@ def test_what_encode_gives_is_what_training_aims_at(pipeline):
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt_is_refused(pipeline, prompt):
     with pytest.raises(RequestError, match="the prompt is empty: say what to draw"):
-        pipeline.generate([PROMPTS[0], prompt], seeds=[0, 1])
+        pipeline.generate([PROMPTS[0], prompt], seed=[0, 1])
 
 
 def test_a_prompt_is_refused_exactly_where_it_no_longer_fits(pipeline):
     room = MAX_LENGTH - len(pipeline.template.draw(pipeline.tokenizer, "x")) + 1
     fits = "x" * room
-    assert len(pipeline.draw_ids(fits)) == MAX_LENGTH
-    assert len(pipeline.generate([fits], seeds=[0], steps=1)) == 1
+    assert len(pipeline.generation_ids(fits)) == MAX_LENGTH
+    assert len(pipeline.generate([fits], seed=[0], num_inference_steps=1)) == 1
     too_long = f"the prompt takes {MAX_LENGTH + 1} tokens, this model reads {MAX_LENGTH}: shorten it"
     with pytest.raises(RequestError, match=too_long):
-        pipeline.generate([fits + "x"], seeds=[0])
+        pipeline.generate([fits + "x"], seed=[0])
     with pytest.raises(RequestError, match=f"this model reads {MAX_LENGTH}: shorten it"):
-        pipeline.chat(ask("x" * MAX_LENGTH))
+        pipeline.chat("x" * MAX_LENGTH)
 
 
 @pytest.mark.parametrize(("prompts", "seeds"), [(["a", "b"], [1]), (["a"], [1, 2]), ([], [1])])
 def test_prompts_and_seeds_belong_together(pipeline, prompts, seeds):
     with pytest.raises(RequestError, match=f"{len(prompts)} prompts and {len(seeds)} seeds"):
-        pipeline.generate(prompts, seeds=seeds)
+        pipeline.generate(prompts, seed=seeds)
 
 
 @pytest.mark.parametrize("image", [None, picture(3)])
 def test_a_streamed_reply_is_the_whole_reply_in_pieces_of_whole_characters(pipeline, image):
-    whole = pipeline.chat(ask("what is this?"), image=image, max_new_tokens=24)
-    pieces = list(pipeline.stream_chat(ask("what is this?"), image=image, max_new_tokens=24))
+    whole = pipeline.chat("what is this?", image=image, max_tokens=24)
+    pieces = list(pipeline.stream_chat("what is this?", image=image, max_tokens=24))
     assert "".join(pieces) == whole
     assert len(pieces) > 3
 
@@ -163,10 +172,10 @@ def test_a_streamed_reply_of_many_bytes_to_a_character_waits_for_them(pipeline, 
     ids = pipeline.tokenizer.encode(text)
     assert len(ids) > len(text)
     monkeypatch.setattr(type(pipeline.model.backbone), "stream", lambda *_, **__: iter([(token,) for token in ids]))
-    assert list(pipeline.stream_chat(ask("how much?"))) == list(text)
+    assert list(pipeline.stream_chat("how much?")) == list(text)
 
 
 def test_a_model_that_reads_text_alone_refuses_an_image(pipeline):
     blind = dataclasses.replace(pipeline, template=dataclasses.replace(pipeline.template, image_tokens=0))
     with pytest.raises(RequestError, match="reads text alone: ask without the image"):
-        blind.chat(ask("what is this?"), image=picture(3))
+        blind.chat("what is this?", image=picture(3))
