@@ -10,16 +10,21 @@ from collections.abc import Iterable
 from blip3o.errors import RequestError, quoted
 
 
+def kind(value: object) -> str:
+    """What is wrong with a value of another type, after "is"."""
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
 def read_prompts(prompt: object) -> list[str]:
     """One prompt, or a list of them, as a list."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | dict):
-        raise RequestError(f"the prompt is {_kind(prompt)}: give a string or a list of strings")
+        raise RequestError(f"the prompt is {kind(prompt)}: give a string or a list of strings")
     prompts = list(prompt)
     for number, item in enumerate(prompts):
         if not isinstance(item, str):
-            raise RequestError(f"prompt {number} is {_kind(item)}: give a string")
+            raise RequestError(f"prompt {number} is {kind(item)}: give a string")
     return prompts
 
 
@@ -30,10 +35,12 @@ def read_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
     by one; None counts from 0. A list has one seed for each image.
     """
     if seed is None or not isinstance(seed, Iterable):
+        if not prompts:
+            raise RequestError("there are 0 prompts: give at least one")
         first = 0 if seed is None else _seed(seed)
         return list(range(first, first + n)) * prompts
     if isinstance(seed, str | bytes | dict):
-        raise RequestError(f"seed is {_kind(seed)}: give a whole number, or a list with one for each image")
+        raise RequestError(f"seed is {kind(seed)}: give a whole number, or a list with one for each image")
     seeds = [_seed(item) for item in seed]
     if not prompts or len(seeds) != prompts * n:
         images = "image" if n == 1 else f"of the {prompts * n} images (n={n})"
@@ -71,10 +78,6 @@ def _seed(value: object) -> int:
 
 def _is_whole(value: object) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def _kind(value: object) -> str:
-    return "missing" if value is None else f"of type {type(value).__name__}"
 
 
 def _shown(value: object) -> str:

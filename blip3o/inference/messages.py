@@ -13,7 +13,6 @@ are functions over any `Spoken`; `serve.schema` uses them too.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 from PIL import Image
@@ -22,6 +21,7 @@ from blip3o import storage
 from blip3o.data.images.decode import open_image
 from blip3o.data.text.templates import Turn
 from blip3o.errors import DataError, RequestError, StorageError, one_line, quoted
+from blip3o.inference.arguments import kind
 from blip3o.inference.data_urls import read_data_url
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -115,7 +115,7 @@ def read_conversation(
             raise RequestError("the question is empty: say what to ask")
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
-        raise RequestError(f"messages is a {_type(messages)}: give a string, or a list of messages")
+        raise RequestError(f"messages is {kind(messages)}: give a string, or a list of messages")
     read = [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
     if wrong := why_unanswerable(read) or why_unseen(read):
         raise RequestError(f"messages{_at(wrong.place)}: {wrong.saying}")
@@ -135,14 +135,14 @@ def open_source(source: object, place: str = "image") -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, str | os.PathLike):
-        raise RequestError(f"{place} is a {_type(source)}: give a PIL image or a path")
+        raise RequestError(f"{place} is {kind(source)}: give a PIL image or a path")
     name = os.fspath(source)
     try:
         return open_image(_read(name))
     except RequestError as error:
         raise RequestError(f"{place} {error}") from error
     except StorageError as error:
-        raise RequestError(f"{place}: {error}: give the path of a picture") from error
+        raise RequestError(f"{place}: {error}") from error
     except DataError as error:
         shown = "the data URL" if name[:5].lower() == "data:" else quoted(name)
         raise RequestError(f"{place}: {shown} is not an image that can be read: {one_line(error)}") from error
@@ -153,8 +153,6 @@ def _read(name: str) -> bytes:
         return read_data_url(name)
     if name.lower().startswith(("http:", "https:")):
         raise RequestError(f"is {quoted(name)}, and nothing is downloaded: give a path, or a PIL image")
-    if not storage.normalize(name).startswith("s3:") and Path(name).is_dir():
-        raise RequestError(f"is {quoted(name)}, which is a folder: give the path of a picture")
     return storage.read_bytes(name)
 
 
@@ -174,7 +172,7 @@ class _Read:
 
 def _read_message(message: object, place: str) -> _Read:
     if not _is_object(message):
-        raise RequestError(f"{place} is a {_type(message)}: give a dict with role and content")
+        raise RequestError(f"{place} is {kind(message)}: give a dict with role and content")
     if extra := sorted(set(message) - {"role", "content", "name"}, key=str):
         raise RequestError(f"{place} has {quoted(str(extra[0]))}: a message has role and content")
     role, content = message.get("role"), message.get("content")
@@ -185,7 +183,7 @@ def _read_message(message: object, place: str) -> _Read:
     if isinstance(content, str):
         return _Read(role=role, parts=(content,), image_places=())
     if not isinstance(content, list | tuple):
-        raise RequestError(f"{place}['content'] is a {_type(content)}: give a string or a list of parts")
+        raise RequestError(f"{place}['content'] is {kind(content)}: give a string or a list of parts")
     read = [_read_part(part, f"{place}['content'][{number}]") for number, part in enumerate(content)]
     images = tuple(number for number, (is_image, _) in enumerate(read) if is_image)
     return _Read(role=role, parts=tuple(value for _, value in read), image_places=images)
@@ -193,15 +191,14 @@ def _read_message(message: object, place: str) -> _Read:
 
 def _read_part(part: object, place: str) -> tuple[bool, Any]:
     """Whether a part is an image, and its text or its image as it was given."""
-    kind = part.get("type") if _is_object(part) else None
-    if not _is_object(part) or kind not in _PART_TYPES:
+    if not _is_object(part) or part.get("type") not in _PART_TYPES:
         raise RequestError(f"{place} is no part: give a dict with type {', '.join(_PART_TYPES)}")
-    value = part.get(kind)
-    if kind == "text":
+    value = part.get(part["type"])
+    if part["type"] == "text":
         if not isinstance(value, str):
-            raise RequestError(f"{place}['text'] is a {_type(value)}: give a string")
+            raise RequestError(f"{place}['text'] is {kind(value)}: give a string")
         return False, value
-    if kind == "image_url":
+    if part["type"] == "image_url":
         if not _is_object(value) or not isinstance(value.get("url"), str):
             raise RequestError(f'{place}: give "image_url": {{"url": …}}, a data URL or a path')
         value = value["url"]
@@ -210,10 +207,6 @@ def _read_part(part: object, place: str) -> tuple[bool, Any]:
 
 def _is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping)
-
-
-def _type(value: object) -> str:
-    return type(value).__name__
 
 
 def _at(place: tuple[str | int, ...]) -> str:

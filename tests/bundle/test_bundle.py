@@ -12,7 +12,7 @@ from blip3o.bundle import reading
 from blip3o.bundle.layout import PARTS, SEAL
 from blip3o.bundle.reading import load_bundle
 from blip3o.bundle.writing import write_bundle
-from blip3o.errors import BundleError, StorageError
+from blip3o.errors import BundleError, ConfigError, StorageError
 from blip3o.model import unified
 from tests.bundles import MAX_LENGTH, bundle_config, tokenizer, weights, write_nano_bundle
 
@@ -143,6 +143,21 @@ def test_another_format_is_refused_by_name(folder):
     seal(folder)
     with pytest.raises(BundleError, match=r"config\.json is not that of a blip3o-bundle-2"):
         load_bundle(str(folder))
+
+
+def test_a_bundle_of_the_last_layout_is_named_before_its_old_keys(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["sampler"] = {"steps": 4, "guidance": 3.0}
+    (folder / "config.json").write_text(json.dumps(config | {"format": "blip3o-bundle-1"}))
+    seal(folder)
+    with pytest.raises(BundleError, match="'blip3o-bundle-1', this version reads blip3o-bundle-2: export it again"):
+        load_bundle(str(folder))
+
+
+@pytest.mark.parametrize("device", ["gpux", "meta:x"])
+def test_a_device_that_does_not_exist_is_refused(folder, device):
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used .*: leave it out for the CPU"):
+        blip3o.load(str(folder), device=device)
 
 
 def test_weights_of_another_model_are_refused(folder):

@@ -96,8 +96,12 @@ def test_extends_merges_below(tmp_path):
         ("data.max_length=4", "data.max_length 4 leaves no room beside the 4 image tokens"),
         ("data.template.instruction=draw", "instruction 'draw' has no {caption}"),
         ("run.name=a/b", "'run.name' = 'a/b'"),
-        ("model.decoder.stepz=3", "unknown key 'model.decoder.stepz': did you mean 'steps'"),
+        (
+            "model.decoder.num_inference_stepz=3",
+            "unknown key 'model.decoder.num_inference_stepz': did you mean 'num_inference_steps'",
+        ),
         ("model.decoder.kind=sdx", "'model.decoder'"),
+        ("model.sampler.guidance=2", "unknown key 'model.sampler.guidance': did you mean 'guidance_scale'"),
         ("model.objective=vae_flow", "objective vae_flow does not go with decoder.kind pixel"),
         ("model.sampler.solver=rk4", "'model.sampler.solver' = 'rk4'"),
         ("steps", "override 'steps' is not key=value"),

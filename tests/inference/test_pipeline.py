@@ -135,6 +135,77 @@ def test_what_encode_gives_is_what_training_aims_at(pipeline):
     assert torch.equal(pipeline.encode([picture(seed) for seed in range(5)]), expected)
 
 
+def same(images, others):
+    return [image.tobytes() for image in images] == [other.tobytes() for other in others]
+
+
+def test_a_list_gives_what_its_prompts_give_one_by_one(pipeline):
+    one, other = PROMPTS[:2]
+    assert same(pipeline.generate(one, seed=3), pipeline.generate([one], seed=[3]))
+    assert same(
+        pipeline.generate([one, other], seed=3), pipeline.generate(one, seed=3) + pipeline.generate(other, seed=3)
+    )
+    assert same(
+        pipeline.generate([one, other], seed=3, n=2), pipeline.generate([one, one, other, other], seed=[3, 4] * 2)
+    )
+    assert same(pipeline.generate(one, n=2), pipeline.generate([one, one], seed=[0, 1]))
+    assert same(pipeline.generate(one, seed=np.int64(3), n=2), pipeline.generate(one, seed=range(3, 5), n=2))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        (7, {}, "the prompt is of type int: give a string or a list of strings"),
+        (None, {}, "the prompt is missing"),
+        ({"a": 1}, {}, "the prompt is of type dict"),
+        (["a", 7], {}, "prompt 1 is of type int: give a string"),
+        ([], {"seed": 1}, "there are 0 prompts: give at least one"),
+        ("a", {"seed": "1"}, "seed is of type str: give a whole number, or a list"),
+        ("a", {"seed": 1.0}, "seed is 1.0: give a whole number, 0 or more"),
+        ("a", {"seed": True}, "seed is True"),
+        ("a", {"seed": -1}, "seed is -1"),
+        ("a", {"seed": ["1"]}, "seed is '1'"),
+        (
+            ["a", "b"],
+            {"seed": [1, 2, 3], "n": 2},
+            r"2 prompts and 3 seeds: give one seed for each of the 4 images \(n=2\)",
+        ),
+        ("a", {"n": 0}, "n is 0: give a whole number, 1 or more"),
+        ("a", {"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ("a", {"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ("a", {"guidance_scale": -1}, "guidance_scale is -1: give a number, 0 or more"),
+        ("a", {"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ("a", {"guidance_scale": "3"}, "guidance_scale is '3'"),
+        ("a", {"negative_prompt": "blur"}, "negative_prompt is 'blur'.* leave it out"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_is_computed(pipeline, prompt, options, said):
+    calls = []
+    hook = pipeline.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(RequestError, match=said):
+        pipeline.generate(prompt, **options)
+    hook.remove()
+    assert not calls
+
+
+def test_an_empty_negative_prompt_changes_nothing(pipeline, images):
+    assert np.array_equal(images[0], pipeline.generate(PROMPTS[0], seed=SEEDS[0], negative_prompt="")[0])
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, None])
+def test_a_limit_of_tokens_that_cannot_be_is_refused(pipeline, limit):
+    with pytest.raises(RequestError, match="max_tokens is .*: give a whole number, 1 or more"):
+        pipeline.chat("what?", max_tokens=limit)
+
+
+def test_messages_are_answered_as_their_question(pipeline):
+    parts = [{"type": "image", "image": picture(3)}, {"type": "text", "text": "what is this?"}]
+    messages = [{"role": "user", "content": parts}]
+    said = pipeline.chat("what is this?", image=picture(3))
+    assert said == pipeline.chat(messages) == "".join(pipeline.stream_chat(messages))
+    assert said == pipeline.chat_batch([ask("what is this?")], images=[picture(3)])[0]
+
+
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt_is_refused(pipeline, prompt):
     with pytest.raises(RequestError, match="the prompt is empty: say what to draw"):

@@ -190,7 +190,7 @@ def test_a_conversation_does_not_wait_for_a_long_drawing(pipeline, engine, monke
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(engine):
     for _ in range(7):
-        engine.generate(_generate(seed=[1, 2]))  # 14 rows: 4 slots and 10 places
+        engine.generate(_generate(seeds=[1, 2]))  # 14 rows: 4 slots and 10 places
     with pytest.raises(BusyError, match="try again in 1 s") as caught:
         engine.generate(_generate())
     assert caught.value.retry_after_s == 1
@@ -204,7 +204,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(engine):
 
 
 def test_a_cancelled_request_frees_its_rows_and_changes_no_neighbour(pipeline, reference, engine, monkeypatch):
-    victim = engine.generate(_generate(PROMPTS[2], seed=[7, 8, 9], steps=50))
+    victim = engine.generate(_generate(PROMPTS[2], seeds=[7, 8, 9], steps=50))
     neighbour, waiting = _generate(steps=6), _generate(PROMPTS[1], seeds=[3, 4], steps=2)
     Spy(monkeypatch, pipeline.model.dit, "forward", at=5, action=victim.cancel)
     futures = [engine.generate(neighbour), engine.generate(waiting)]
@@ -288,7 +288,7 @@ def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine
         go_on.wait(TIMEOUT)
 
     Spy(monkeypatch, pipeline.model.dit, "forward", at=2, action=pause)
-    futures = [engine.generate(_generate(steps=50)), engine.generate(_generate(seed=range(9)))]
+    futures = [engine.generate(_generate(steps=50)), engine.generate(_generate(seeds=range(9)))]
     engine.start()
     engine.check()
     stepping.wait(TIMEOUT)
