@@ -39,9 +39,14 @@ def read_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
             raise RequestError("there are 0 prompts: give at least one")
         first = 0 if seed is None else _seed(seed)
         return list(range(first, first + n)) * prompts
-    if isinstance(seed, str | bytes | dict):
-        raise RequestError(f"seed is {kind(seed)}: give a whole number, or a list with one for each image")
-    seeds = [_seed(item) for item in seed]
+    return read_seed_list(seed, prompts=prompts, n=n)
+
+
+def read_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
+    """As `read_seeds`, of a list only."""
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes | dict):
+        raise RequestError(f"seed is {kind(seeds)}: give a list with one seed for each image")
+    seeds = [_seed(item) for item in seeds]
     if not prompts or len(seeds) != prompts * n:
         images = "image" if n == 1 else f"of the {prompts * n} images (n={n})"
         raise RequestError(f"{prompts} prompts and {len(seeds)} seeds: give one seed for each {images}")

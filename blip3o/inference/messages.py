@@ -173,7 +173,8 @@ class _Read:
 def _read_message(message: object, place: str) -> _Read:
     if not _is_object(message):
         raise RequestError(f"{place} is {kind(message)}: give a dict with role and content")
-    if extra := sorted(set(message) - {"role", "content", "name"}, key=str):
+    given = {name for name, value in message.items() if value is not None}  # a reply of the server has "refusal": None
+    if extra := sorted(given - {"role", "content", "name"}, key=str):
         raise RequestError(f"{place} has {quoted(str(extra[0]))}: a message has role and content")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:

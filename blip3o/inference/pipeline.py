@@ -60,7 +60,7 @@ class Blip3oPipeline:
     ) -> list[Image.Image]:
         """Generates `n` RGB images for a prompt, or for each of a list of prompts; always returns a list.
 
-        >>> image, = pipeline.generate("a red circle", seed=1)
+        >>> image = pipeline.generate("a red circle", seed=1)[0]
         >>> four = pipeline.generate("a red circle", seed=1, n=4)  # seeds 1, 2, 3 and 4
         >>> circle, star = pipeline.generate(["a red circle", "a blue star"], seed=[1, 7])
 
@@ -93,7 +93,7 @@ class Blip3oPipeline:
     ) -> Tensor:
         """Features [n, L, F] generated for each prompt and seed. Raises `RequestError` as `generate` does."""
         prompts = arguments.read_prompts(prompts)
-        seeds = arguments.read_seeds(list(seeds), prompts=len(prompts))
+        seeds = arguments.read_seed_list(seeds, prompts=len(prompts))
         if num_inference_steps is not None:
             arguments.require_count("num_inference_steps", num_inference_steps)
         if guidance_scale is not None:

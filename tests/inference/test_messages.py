@@ -44,7 +44,7 @@ def test_roles_texts_and_order_are_kept():
         {"role": "developer", "content": "Be brief."},
         {"role": "system", "content": [text("Be"), text("kind.")]},
         user("hi"),
-        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": None, "refusal": None},
         {"role": "system", "content": "now"},
         user(text("what"), text("is it?")),
     ]

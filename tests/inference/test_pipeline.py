@@ -160,7 +160,7 @@ def test_a_list_gives_what_its_prompts_give_one_by_one(pipeline):
         ({"a": 1}, {}, "the prompt is of type dict"),
         (["a", 7], {}, "prompt 1 is of type int: give a string"),
         ([], {"seed": 1}, "there are 0 prompts: give at least one"),
-        ("a", {"seed": "1"}, "seed is of type str: give a whole number, or a list"),
+        ("a", {"seed": "1"}, "seed is of type str: give a list with one seed for each image"),
         ("a", {"seed": 1.0}, "seed is 1.0: give a whole number, 0 or more"),
         ("a", {"seed": True}, "seed is True"),
         ("a", {"seed": -1}, "seed is -1"),
@@ -186,6 +186,11 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_computed(pipeline,
         pipeline.generate(prompt, **options)
     hook.remove()
     assert not calls
+
+
+def test_features_take_a_list_of_seeds_only(pipeline):
+    with pytest.raises(RequestError, match="seed is of type int: give a list with one seed for each image"):
+        pipeline.generate_features(["a"], seeds=1)
 
 
 def test_an_empty_negative_prompt_changes_nothing(pipeline, images):
