@@ -16,22 +16,22 @@ MAX_IMAGES = 10  # of one request, as in OpenAI's API
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawRequest:
-    """One image for each seed. `steps` Euler steps; `guidance` 1 asks for the conditional branch alone."""
+class GenerateRequest:
+    """One image for each seed, by Euler steps. A `guidance_scale` of 1 asks for the conditional branch only."""
 
     prompt: str
     seeds: tuple[int, ...]
-    steps: int
-    guidance: float
+    num_inference_steps: int
+    guidance_scale: float
 
     def __post_init__(self) -> None:
         """Checks what no client can reach, as the HTTP face has checked it already."""
         assert 1 <= len(self.seeds) <= MAX_IMAGES, f"{len(self.seeds)} seeds"
-        assert self.steps >= 1, f"{self.steps} steps"
+        assert self.num_inference_steps >= 1, f"{self.num_inference_steps} steps"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawReply:
+class GenerateReply:
     """The RGB images in the order of the seeds, and the tokens that the prompt took."""
 
     images: tuple[Image.Image, ...]
@@ -61,16 +61,16 @@ class ChatReply:
 class ModelInfo:
     """What the HTTP face has to know of the model.
 
-    Sides in pixels of an image that it draws and of one that it looks at (0 if it sees none), how a picture comes to
-    the latter, feature tokens of a drawn image, and the sampler's defaults.
+    Sides in pixels of an image that it generates and of one that it looks at (0 if it sees none), how a picture comes
+    to the latter, feature tokens of a generated image, and the sampler's defaults.
     """
 
     image_size: int
     vision_size: int
     vision_fit: ResizeConfig
     image_tokens: int
-    steps: int
-    guidance: float
+    num_inference_steps: int
+    guidance_scale: float
 
 
 class Backend(Protocol):
@@ -80,12 +80,12 @@ class Backend(Protocol):
         """What the model is."""
         ...
 
-    async def draw(self, request: DrawRequest) -> DrawReply:
+    async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Raises `RequestError`, `BusyError`, `UnavailableError` or `EngineError`; cancelling it frees the work."""
         ...
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """Raises as `draw` does."""
+        """Raises as `generate` does."""
         ...
 
 

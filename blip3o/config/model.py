@@ -200,11 +200,11 @@ class ModelConfig(Frozen):
     def _regression_takes_one_pass(self) -> Self:
         if self.objective != "clip_mse":
             return self
-        plain = SamplerConfig(steps=1, guidance=1, condition_dropout=0)
+        plain = SamplerConfig(num_inference_steps=1, guidance_scale=1, condition_dropout=0)
         _require(
             self.sampler == plain,
-            "objective clip_mse predicts in one pass: give sampler {steps: 1, guidance: 1, condition_dropout: 0} and "
-            "nothing else",
+            "objective clip_mse predicts in one pass: give sampler "
+            "{num_inference_steps: 1, guidance_scale: 1, condition_dropout: 0} and nothing else",
         )
         tokens = self.encoder.num_tokens
         _require(

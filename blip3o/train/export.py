@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from blip3o.bundle.files import PARTS, BundleConfig, write_bundle
+from blip3o.bundle.layout import PARTS, BundleConfig
+from blip3o.bundle.writing import write_bundle
 from blip3o.config.recipe import Recipe
 from blip3o.config.training import STAGES
 from blip3o.data.inputs import StageInputs

@@ -22,7 +22,7 @@ class ActorPoolTarget(BundleTarget):
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
         """Makes the files; see `Target`. Raises the errors of the actors."""
-        groups = batches(work, self.width)
+        groups = batches(work, self.batch_size)
         if not groups:
             return
         join_ray()

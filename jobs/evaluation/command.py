@@ -9,7 +9,7 @@ from blip3o.evaluate.benchmark.bundle_target import BundleTarget
 from blip3o.evaluate.benchmark.http_target import HttpTarget
 from blip3o.evaluate.benchmark.plan import Plan, by_suite, find_stages, find_suites, judge_options
 from blip3o.evaluate.benchmark.work import SamplerOverrides
-from blip3o.inference import DEFAULT_WIDTH
+from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE
 from jobs.evaluation.options import BenchmarkOptions
 
 FOLDER = "runs/evaluation"  # of results, where --out is left out
@@ -18,7 +18,7 @@ FOLDER = "runs/evaluation"  # of results, where --out is left out
 def plan_of(options: BenchmarkOptions, out: str | None) -> Plan:
     """What the options ask for. Raises `ConfigError` for options that do not fit together."""
     suites = find_suites(options.suite or "")
-    for name in ("limit", "samples", "width", "num_inference_steps", "max_new_tokens"):
+    for name in ("limit", "samples", "batch_size", "num_inference_steps", "max_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1")
@@ -50,13 +50,13 @@ def plan_of(options: BenchmarkOptions, out: str | None) -> Plan:
 
 
 def _target(options: BenchmarkOptions, target: str) -> BundleTarget | HttpTarget:
-    sampler = SamplerOverrides(steps=options.num_inference_steps, guidance=options.guidance_scale)
-    limit = options.max_new_tokens
+    sampler = SamplerOverrides(num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale)
+    limit = options.max_tokens
     if urlsplit(target).scheme in ("http", "https"):
         return HttpTarget(url=target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
     bundle = BundleTarget(
         bundle=target,
-        width=options.width or DEFAULT_WIDTH,
+        batch_size=options.batch_size or DEFAULT_BATCH_SIZE,
         gpus=options.gpus_per_actor,
         sampler=sampler,
         max_new_tokens=limit,

@@ -28,7 +28,7 @@ def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
     `overall` and its `families`; the controls `shuffled` (other captions), `untrained` (fresh weights) and
     `upper_bound` (true features through the decoder); `n`. Goes on from what is there. Raises `BundleError`.
     """
-    target = BundleTarget(bundle=bundle, width=WIDTH)
+    target = BundleTarget(bundle=bundle, batch_size=WIDTH)
     folder = storage.normalize(storage.join(out, bundle_digest(bundle)[:12]))
     suite = find_suite("scenes")
     untrained = replace(target, untrained=True)

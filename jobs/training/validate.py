@@ -28,7 +28,7 @@ from blip3o.evaluate.heldout.outputs import draw_seed
 from blip3o.evaluate.heldout.reader import choose
 from blip3o.evaluate.heldout.selection import HeldOutSample
 from blip3o.evaluate.reports.grid import GridRow, GridSection, render_grid
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.checkpoints import lists_uri, parse_name, shards_uri
@@ -104,20 +104,20 @@ def _grid(recipe: Recipe, unseen: StageInputs, model: UnifiedModel, step: int) -
         return None
     evaluate = recipe.evaluate
     chosen = choose(recipe.data, evaluate.model_copy(update={"images": evaluate.grid, "questions": 1}))
-    pipeline = Pipeline(
+    pipeline = Blip3oPipeline(
         model=model,
         tokenizer=unseen.tokenizer,
         template=unseen.template,
         max_length=recipe.data.max_length,
         device=next(model.parameters()).device,
-        width=evaluate.grid,
+        batch_size=evaluate.grid,
     )
     title = f"{recipe.run.name} after {step} steps"
     section = GridSection(title=", ".join(chosen.fingerprints), rows=_rows(recipe, pipeline, chosen.items))
     return render_grid([section], title=GRID_TITLE, subtitle=title)
 
 
-def _rows(recipe: Recipe, pipeline: Pipeline, items: tuple[HeldOutSample, ...]) -> tuple[GridRow, ...]:
+def _rows(recipe: Recipe, pipeline: Blip3oPipeline, items: tuple[HeldOutSample, ...]) -> tuple[GridRow, ...]:
     captions, seed = [item.caption for item in items], recipe.evaluate.seed
     columns = []
     for number in range(recipe.evaluate.grid_seeds):
@@ -131,7 +131,7 @@ def _rows(recipe: Recipe, pipeline: Pipeline, items: tuple[HeldOutSample, ...]) 
 
 
 @torch.inference_mode()
-def _pictures(pipeline: Pipeline, features: torch.Tensor, seeds: list[int]) -> list[Image.Image]:
+def _pictures(pipeline: Blip3oPipeline, features: torch.Tensor, seeds: list[int]) -> list[Image.Image]:
     """Pictures by the decoder, or by the coarse head alone where the decoder has not been trained yet."""
     if hasattr(pipeline.model, "decoder"):
         return pipeline.decode(features, seeds=seeds)

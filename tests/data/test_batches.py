@@ -16,7 +16,7 @@ from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.text.templates import IGNORE, Turn
 from blip3o.data.text.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, VISION_END, ChatTokenizer
 from blip3o.errors import DataError
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.rng import derive_seed
 from blip3o.types import RawSample
 from tests import recipes
@@ -148,11 +148,11 @@ def test_another_pass_may_choose_another_caption_and_other_questions(root):
 def test_a_request_to_draw_is_the_same_in_training_and_in_use(root):
     build = builder(root, Task.DRAW)
     encoder = build.encoder
-    pipeline = Pipeline(
+    pipeline = Blip3oPipeline(
         model=None, tokenizer=encoder.tokenizer, template=encoder.template, max_length=LENGTH, device=None
     )
     ids = text_of(build, encoder(raw("a red circle")))
-    assert ids == pipeline.draw_ids("a red circle")
+    assert ids == pipeline.generation_ids("a red circle")
     assert ids[-1] == encoder.tokenizer.ids[GENERATE]
 
 

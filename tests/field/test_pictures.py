@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.data.images.decode import open_image
 from blip3o.data.shards.scan import scan_shard
 from blip3o.evaluate.benchmark.judge import judge
@@ -180,7 +180,7 @@ def test_a_shard_is_indexed_and_inspected_whole(blip3o, tmp_path):
 
 @pytest.mark.parametrize("name", CRASHED)
 def test_a_picture_is_asked_about(name, folder, bundle, blip3o):
-    arguments = ["--image", str(folder / name), "--bundle", bundle, "--max-new-tokens", "1"]
+    arguments = ["--image", str(folder / name), "--bundle", bundle, "--max-tokens", "1"]
     code, said = blip3o("chat", "what is it?", *arguments)
     assert code == 0, said
 
@@ -199,7 +199,7 @@ def test_a_picture_that_is_damaged_is_one_line(bundle, blip3o, tmp_path):
 
 
 def test_the_server_takes_them_all_and_refuses_damage(bundle):
-    engine = Engine(load_pipeline(bundle))
+    engine = Engine(load_bundle(bundle))
     engine.start()
     rest = CUT, PNG[:50], encode(halves().convert("P"), "GIF"), b"II*\0"
     chance = random.Random(0)

@@ -74,11 +74,11 @@ def test_a_cluster_file_says_what_the_short_form_does(tmp_path):
 
 
 def test_guidance_without_dropped_conditions_is_wrong():
-    made = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 3.0}})
+    made = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance_scale": 3.0}})
     assert states(of_recipe(made))["condition dropout"] == "wrong"
     with pytest.raises(ConfigError, match=r"set model.sampler.condition_dropout=0.1"):
         preflight.require_planned(TrainingPipeline.of(made))
-    plain = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 1.0}})
+    plain = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance_scale": 1.0}})
     assert states(of_recipe(plain))["condition dropout"] == "ok"
 
 

@@ -1,20 +1,21 @@
 """A bundle as an evaluation's target: one pipeline in this process.
 
-`jobs.evaluation.actors` runs the same worker in a pool of Ray actors. Every batch is padded to the same width, so an
-image does not depend on the others in its batch: any number of actors, and a server of the same width, give the same
-bytes.
+`jobs.evaluation.actors` runs the same worker in a pool of Ray actors. Every batch is padded to the same size, so an
+image does not depend on the others in its batch: any number of actors, and a server of the same batch size, give the
+same bytes.
 """
 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL import Image
 
 from blip3o import storage
-from blip3o.bundle.files import SEAL, load_pipeline, open_bundle
+from blip3o.bundle.layout import SEAL
+from blip3o.bundle.reading import load_bundle, open_bundle
 from blip3o.data.images.decode import open_image
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.text.templates import Turn
@@ -31,7 +32,7 @@ from blip3o.evaluate.benchmark.work import (
     share_seconds,
     token_limit_identity,
 )
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.unified import initialize
 
 UNTRAINED_SEED = 0  # of the fresh weights
@@ -50,7 +51,7 @@ class BundleTarget:
     """
 
     bundle: str
-    width: int
+    batch_size: int
     gpus: float = 0
     untrained: bool = False
     sampler: SamplerOverrides = SamplerOverrides()
@@ -64,22 +65,20 @@ class BundleTarget:
         return f"{storage.normalize(self.bundle)}{' with fresh weights' if self.untrained else ''}"
 
     def identity(self) -> dict[str, Any]:
-        """The bundle by its seal, the sampler, and the width, which affects rounding. Raises `BundleError`."""
+        """The bundle by its seal, the sampler, and the batch size, which affects rounding. Raises `BundleError`."""
         config = open_bundle(self.bundle).config.model.sampler
-        chosen = self.sampler
         return {
             "target": "bundle",
             "sha256": bundle_digest(self.bundle),
-            "steps": config.steps if chosen.steps is None else chosen.steps,
-            "guidance": config.guidance if chosen.guidance is None else chosen.guidance,
-            "width": self.width,
+            **{name: getattr(config, name) if value is None else value for name, value in asdict(self.sampler).items()},
+            "batch_size": self.batch_size,
             "untrained": self.untrained,
             **token_limit_identity(self.max_new_tokens),
         }
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
         """Makes the files in this process; see `Target`. Raises the pipeline's errors."""
-        groups = batches(work, self.width)
+        groups = batches(work, self.batch_size)
         worker = BundleWorker(self, groups)
         for number in range(len(groups)):
             yield from worker.make(number)
@@ -90,7 +89,7 @@ class BundleWorker:
 
     def __init__(self, target: BundleTarget, groups: Sequence[tuple[Work, ...]]) -> None:
         self._target, self._groups = target, groups
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Blip3oPipeline | None = None
 
     def make(self, number: int) -> list[Done]:
         """Makes the files of batch `number`.
@@ -115,26 +114,30 @@ class BundleWorker:
             done += [Done(uri=work.uri, seconds=0.0, fault=faults.get(work.uri, "")) for work in accepted]
         return share_seconds(done, time.monotonic() - began)
 
-    def _draw(self, pipeline: Pipeline, work: Sequence[Work], _: Sequence[Image.Image]) -> dict[str, str]:
+    def _draw(self, pipeline: Blip3oPipeline, work: Sequence[Work], _: Sequence[Image.Image]) -> dict[str, str]:
         prompts, seeds = [piece.prompt for piece in work], [piece.seed for piece in work]
         sampler = self._target.sampler
-        images = pipeline.generate(prompts, seeds=seeds, steps=sampler.steps, guidance=sampler.guidance)
+        images = pipeline.generate(
+            prompts, seed=seeds, num_inference_steps=sampler.num_inference_steps, guidance_scale=sampler.guidance_scale
+        )
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
         return {}
 
-    def _decode(self, pipeline: Pipeline, work: Sequence[Work], pictures: Sequence[Image.Image]) -> dict[str, str]:
+    def _decode(
+        self, pipeline: Blip3oPipeline, work: Sequence[Work], pictures: Sequence[Image.Image]
+    ) -> dict[str, str]:
         features = pipeline.encode(pictures)
         images = pipeline.decode(features, seeds=[piece.seed for piece in work])
         for piece, image in zip(work, images, strict=True):
             keep_image(piece, image)
         return {}
 
-    def _ask(self, pipeline: Pipeline, work: Sequence[Work], pictures: Sequence[Image.Image]) -> dict[str, str]:
+    def _ask(self, pipeline: Blip3oPipeline, work: Sequence[Work], pictures: Sequence[Image.Image]) -> dict[str, str]:
         images = pictures or None  # either all pieces of a batch have a picture or none has
         turns = [[_turn(piece)] for piece in work]
         limit = self._target.max_new_tokens
-        replies = pipeline.reply_ids(turns, images=images, max_new_tokens=limit)
+        replies = pipeline.reply_ids(turns, images=images, max_tokens=limit)
         faults: dict[str, str] = {}
         for piece, reply in zip(work, replies, strict=True):
             try:
@@ -143,19 +146,19 @@ class BundleWorker:
                 faults[piece.uri] = str(error)
         return faults
 
-    def _loaded(self) -> Pipeline:
+    def _loaded(self) -> Blip3oPipeline:
         if self._pipeline is None:
             device = select("gpu" if self._target.gpus else "cpu")
-            self._pipeline = load_pipeline(self._target.bundle, device=device, width=self._target.width)
+            self._pipeline = load_bundle(self._target.bundle, device=device, batch_size=self._target.batch_size)
             if self._target.untrained:
                 initialize(self._pipeline.model, UNTRAINED_SEED)
         return self._pipeline
 
 
-def _check(pipeline: Pipeline, work: Work) -> None:
+def _check(pipeline: Blip3oPipeline, work: Work) -> None:
     """Raises `RequestError` if the model cannot take this prompt."""
     if work.kind == "draw":
-        pipeline.draw_ids(work.prompt)
+        pipeline.generation_ids(work.prompt)
     elif work.kind == "ask":
         pipeline.chat_ids([_turn(work)], with_image=work.picture is not None)
 

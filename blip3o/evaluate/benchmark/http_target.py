@@ -9,7 +9,7 @@ import http.client
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from blip3o import storage
@@ -64,9 +64,8 @@ class HttpTarget:
         if not listed.get("data"):
             raise ServiceError(f"{self._base}/v1/models names no model: is a model served there?")
         model = listed["data"][0]
-        chosen = {"steps": self.sampler.steps, "guidance": self.sampler.guidance}
-        defaults = {"steps": model.get("num_inference_steps"), "guidance": model.get("guidance_scale")}
-        used = {name: defaults[name] if value is None else value for name, value in chosen.items()}
+        sampler = asdict(self.sampler)
+        used = {name: model.get(name) if value is None else value for name, value in sampler.items()}
         named = {"target": "http", "url": self._base, "model": model["id"], "size": model.get("size")}
         return {**named, **used, **token_limit_identity(self.max_new_tokens)}
 
@@ -94,8 +93,7 @@ class HttpTarget:
 
     def _draw(self, work: Work, model: str) -> None:
         body = {"model": model, "prompt": work.prompt, "n": 1, "response_format": "b64_json", "seed": work.seed}
-        body |= {"num_inference_steps": self.sampler.steps} if self.sampler.steps is not None else {}
-        body |= {"guidance_scale": self.sampler.guidance} if self.sampler.guidance is not None else {}
+        body |= {name: value for name, value in asdict(self.sampler).items() if value is not None}
         reply = self._call("/v1/images/generations", body)
         try:
             [item] = reply["data"]

@@ -18,7 +18,7 @@ from blip3o.evaluate.benchmark.rows import json_bytes
 from blip3o.evaluate.judges.replies import answer
 
 MAX_NEW_TOKENS = 32  # of a reply, by default
-WITHIN_REASONING = "the reply ends within its reasoning: raise --max-new-tokens, with another --out"
+WITHIN_REASONING = "the reply ends within its reasoning: raise --max-tokens, with another --out"
 
 Kind = Literal["draw", "decode", "ask"]
 
@@ -27,8 +27,8 @@ Kind = Literal["draw", "decode", "ask"]
 class SamplerOverrides:
     """Overrides of the target's own sampler; None keeps its default."""
 
-    steps: int | None = None
-    guidance: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

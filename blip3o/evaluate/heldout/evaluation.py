@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from blip3o import storage
-from blip3o.bundle.files import SEAL, load_pipeline
+from blip3o.bundle.layout import SEAL
+from blip3o.bundle.reading import load_bundle
 from blip3o.config.recipe import Recipe
 from blip3o.device import select
 from blip3o.evaluate.heldout import scene_accuracy
@@ -37,7 +38,7 @@ from blip3o.evaluate.metrics.understanding import MIN_CHOICES, AnswerRecord
 from blip3o.evaluate.progress import progress_bar
 from blip3o.evaluate.reports.grid import render_grid
 from blip3o.evaluate.reports.heldout import AnsweredPicture, ReportImages, render_report
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 
 WIDTH = 32  # rows of one batch
 GRID_ROWS, GRID_COLUMNS = 4, 4  # prompts of each source, drawings of each prompt
@@ -76,13 +77,15 @@ def answers(recipe: Recipe, bundle_uri: str) -> list[AnswerRecord]:
         return ask(pipeline, questions, images=images, on_done=on_done)
 
 
-def _pipeline(recipe: Recipe, bundle_uri: str) -> Pipeline:
+def _pipeline(recipe: Recipe, bundle_uri: str) -> Blip3oPipeline:
     # Training has ended, so the cores of its workers are free.
     torch.set_num_threads(recipe.parallel.max_workers * recipe.parallel.threads)
-    return load_pipeline(bundle_uri, device=select(recipe.parallel.device), width=WIDTH)
+    return load_bundle(bundle_uri, device=select(recipe.parallel.device), batch_size=WIDTH)
 
 
-def _score(recipe: Recipe, pipeline: Pipeline, samples: EvaluationSamples, provenance: dict[str, Any]) -> Evaluation:
+def _score(
+    recipe: Recipe, pipeline: Blip3oPipeline, samples: EvaluationSamples, provenance: dict[str, Any]
+) -> Evaluation:
     seed = recipe.evaluate.seed
     answered, understood = _ask(pipeline, samples, seed)
     with progress_bar("evaluate: drawings", len(samples.items)) as on_done:
@@ -107,7 +110,7 @@ def _score(recipe: Recipe, pipeline: Pipeline, samples: EvaluationSamples, prove
 
 
 def _ask(
-    pipeline: Pipeline, samples: EvaluationSamples, seed: int
+    pipeline: Blip3oPipeline, samples: EvaluationSamples, seed: int
 ) -> tuple[tuple[AnsweredPicture, ...], dict[str, Any] | None]:
     """Every question with its reply, and their scores; `shuffled` is the accuracy with exchanged images.
 
@@ -158,12 +161,12 @@ def _bundle_provenance(uri: str) -> dict[str, Any]:
     return {"bundle": storage.normalize(uri), f"sha256 of {SEAL}": digest}
 
 
-def _provenance(recipe: Recipe, pipeline: Pipeline, samples: EvaluationSamples) -> dict[str, Any]:
+def _provenance(recipe: Recipe, pipeline: Blip3oPipeline, samples: EvaluationSamples) -> dict[str, Any]:
     sampler = pipeline.model.config.sampler
     return {
         **{f"manifest of {name}": fingerprint for name, fingerprint in samples.fingerprints.items()},
         "evaluation's seed": recipe.evaluate.seed,
-        "sampler": f"{sampler.steps} steps, guidance {sampler.guidance:g}",
+        "sampler": f"{sampler.num_inference_steps} steps, guidance {sampler.guidance_scale:g}",
         "comparable with published benchmarks": f"no ({NOT_COMPARABLE})",
     }
 

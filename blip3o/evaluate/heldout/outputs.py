@@ -17,7 +17,7 @@ from blip3o.evaluate.heldout.selection import HeldOutSample, Question
 from blip3o.evaluate.metrics.retrieval import derangement
 from blip3o.evaluate.metrics.understanding import AnswerRecord
 from blip3o.evaluate.reports.grid import GridRow, GridSection
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.rng import derive_seed, numpy_generator
 
 OnDone = Callable[[int], None]
@@ -47,11 +47,11 @@ def draw_seed(seed: int, uid: str, number: int = 0) -> int:
 
 
 def ask(
-    pipeline: Pipeline, questions: Sequence[Question], *, images: Sequence[Image.Image], on_done: OnDone
+    pipeline: Blip3oPipeline, questions: Sequence[Question], *, images: Sequence[Image.Image], on_done: OnDone
 ) -> list[AnswerRecord]:
     """The model's replies to questions about `images`, one each: the question's own, or another as a control."""
     records: list[AnswerRecord] = []
-    for rows in _chunks(len(questions), pipeline.width):
+    for rows in _chunks(len(questions), pipeline.batch_size):
         turns = [[Turn(role="user", text=questions[row].question)] for row in rows]
         replies = pipeline.chat_batch(turns, images=[images[row] for row in rows])
         records += [_answered(questions[row], reply) for row, reply in zip(rows, replies, strict=True)]
@@ -86,11 +86,11 @@ def exchanged_images(questions: Sequence[Question], seed: int) -> list[Image.Ima
     return images
 
 
-def draw(pipeline: Pipeline, items: Sequence[HeldOutSample], *, seed: int, on_done: OnDone) -> Drawings:
+def draw(pipeline: Blip3oPipeline, items: Sequence[HeldOutSample], *, seed: int, on_done: OnDone) -> Drawings:
     """The features of one drawing of each item's caption, and of its true picture."""
     seeds = tuple(draw_seed(seed, item.uid) for item in items)
     generated, truth = [], []
-    for rows in _chunks(len(items), pipeline.width):
+    for rows in _chunks(len(items), pipeline.batch_size):
         prompts = [items[row].caption for row in rows]
         generated.append(pipeline.generate_features(prompts, seeds=[seeds[row] for row in rows]))
         truth.append(pipeline.encode([items[row].image for row in rows]))
@@ -98,11 +98,11 @@ def draw(pipeline: Pipeline, items: Sequence[HeldOutSample], *, seed: int, on_do
     return Drawings(items=tuple(items), seeds=seeds, generated=torch.cat(generated), truth=torch.cat(truth))
 
 
-def decode(pipeline: Pipeline, drawings: Drawings, rows: Sequence[int], *, on_done: OnDone) -> DecodedImages:
+def decode(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *, on_done: OnDone) -> DecodedImages:
     """The pictures of some rows: only those that someone looks at, since decoding costs as much as drawing."""
     drawn: dict[int, Image.Image] = {}
     decoded: dict[int, Image.Image] = {}
-    for chunk in _chunks(len(rows), pipeline.width):
+    for chunk in _chunks(len(rows), pipeline.batch_size):
         part = [rows[place] for place in chunk]
         seeds = [drawings.seeds[row] for row in part]
         for features, images in ((drawings.generated, drawn), (drawings.truth, decoded)):
@@ -128,7 +128,7 @@ class Variants:
     features: Tensor
 
 
-def vary(pipeline: Pipeline, drawings: Drawings, rows: Sequence[int], *, columns: int, seed: int) -> Variants:
+def vary(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *, columns: int, seed: int) -> Variants:
     """`columns` drawings (at least 2) of each row's caption, one of which is there already."""
     seeds = tuple(tuple(draw_seed(seed, drawings.items[row].uid, n) for n in range(1, columns)) for row in rows)
     further = pipeline.generate_features(
@@ -146,7 +146,7 @@ def vary(pipeline: Pipeline, drawings: Drawings, rows: Sequence[int], *, columns
 
 
 def grid_sections(
-    pipeline: Pipeline,
+    pipeline: Blip3oPipeline,
     drawings: Drawings,
     pictures: DecodedImages,
     *,

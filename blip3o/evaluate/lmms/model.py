@@ -14,9 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import blip3o
-from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 
 MAX_NEW_TOKENS = 32  # of a task that names no limit
 
@@ -30,7 +29,7 @@ class Blip3o(lmms):
     """Greedy replies of a bundle to a task's questions, one picture each or none."""
 
     def __init__(self, bundle: str, *, batch_size: int | str = 1, device: str | None = None) -> None:
-        """`batch_size` and `device` are lmms-eval's own arguments: the bundle's width and the CPU hold here."""
+        """`batch_size` and `device` are lmms-eval's own arguments: the bundle's batch size and the CPU hold here."""
         super().__init__()
         self._pipeline = blip3o.load(bundle)
 
@@ -52,13 +51,13 @@ class Blip3o(lmms):
         raise RequestError("blip3o replies once: choose a task whose output_type is generate_until")
 
 
-def reply(pipeline: Pipeline, question: str, pictures: Sequence[Image.Image], options: dict[str, Any]) -> str:
+def reply(pipeline: Blip3oPipeline, question: str, pictures: Sequence[Image.Image], options: dict[str, Any]) -> str:
     """The greedy reply to a question, cut before the first of the task's `until`."""
     if len(pictures) > 1:
         raise RequestError(f"{len(pictures)} pictures with a question: this model looks at one")
-    turns = [Turn(role="user", text=question)]
+    messages = [{"role": "user", "content": question}]
     limit = options.get("max_new_tokens", MAX_NEW_TOKENS)
-    said = pipeline.chat(turns, image=pictures[0] if pictures else None, max_new_tokens=limit)
+    said = pipeline.chat(messages, image=pictures[0] if pictures else None, max_tokens=limit)
     for stop in options.get("until") or ():
         said = said.split(stop, 1)[0]
     return said

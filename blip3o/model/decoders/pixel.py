@@ -69,9 +69,9 @@ class PixelDecoder(nn.Module):
         return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold).to(noisy_B3SS.dtype)
 
     def forward(self, coarse_B3SS: Tensor, noise_B3SS: Tensor) -> Tensor:
-        """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by `config.steps` Euler steps."""
+        """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by Euler steps."""
 
         def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
             return (noisy - self.clean(noisy, sigma_B, coarse_B3SS)) / sigma_B.view(-1, 1, 1, 1)
 
-        return integrate(velocity, noise_B3SS, self.config.steps)
+        return integrate(velocity, noise_B3SS, self.config.num_inference_steps)

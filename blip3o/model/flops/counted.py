@@ -56,7 +56,7 @@ def evaluations(sampler: SamplerConfig) -> int:
         seen.append(sigma_B)
         return latents
 
-    integrate(velocity, torch.ones(1, 1), sampler.steps, solver=sampler.solver)
+    integrate(velocity, torch.ones(1, 1), sampler.num_inference_steps, solver=sampler.solver)
     return len(seen)
 
 
@@ -64,7 +64,7 @@ def evaluations(sampler: SamplerConfig) -> int:
 def drawing(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
     """The work of drawing one image for a prompt of P tokens, template included."""
     config = model.config
-    branches = 1 if config.sampler.guidance == 1 else 2
+    branches = 1 if config.sampler.guidance_scale == 1 else 2
     states = _empty(1, config.num_queries, config.backbone.hidden_size)
     condition = model.denoiser.condition(states)
     latents, time = _empty(1, *model.latent_shape), _empty(1)
@@ -153,11 +153,19 @@ def _decoding(model: UnifiedModel) -> Iterator[Cost]:
     decoder, time = model.decoder, _empty(1)
     if isinstance(decoder, PixelDecoder):
         yield Cost(name="coarse image", flops=measure(lambda: model.coarse(features)))
-        yield Cost(name="decoder", flops=measure(lambda: decoder.clean(noise, time, noise)), calls=decoder.config.steps)
+        yield Cost(
+            name="decoder",
+            flops=measure(lambda: decoder.clean(noise, time, noise)),
+            calls=decoder.config.num_inference_steps,
+        )
     elif isinstance(decoder, LatentDecoder):
         condition = decoder.condition(features)
-        branches = 1 if decoder.config.guidance == 1 else 2
-        steps = decoder.config.steps if isinstance(decoder, SdxlDecoder) else evaluations(decoder.config.sampler)
+        branches = 1 if decoder.config.guidance_scale == 1 else 2
+        steps = (
+            decoder.config.num_inference_steps
+            if isinstance(decoder, SdxlDecoder)
+            else evaluations(decoder.config.sampler)
+        )
         yield Cost(name="decoder's condition", flops=measure(lambda: decoder.condition(features)))
         yield Cost(
             name="decoder", flops=measure(lambda: decoder.predict(noise, time, condition)), calls=branches * steps

@@ -64,10 +64,10 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
     if recipe.stage.name in GENERATING and recipe.model.objective != "clip_mse":
         yield judged(
             "condition dropout",
-            good=sampler.condition_dropout > 0 or sampler.guidance == 1,
+            good=sampler.condition_dropout > 0 or sampler.guidance_scale == 1,
             detail=f"{sampler.condition_dropout:g} of the conditions are dropped, sampling has guidance "
-            f"{sampler.guidance:g}",
-            fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance=1",
+            f"{sampler.guidance_scale:g}",
+            fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance_scale=1",
         )
     fewest, most = recipe.parallel.min_workers, recipe.parallel.max_workers
     yield judged(

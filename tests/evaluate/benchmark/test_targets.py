@@ -15,7 +15,7 @@ from tests.evaluate.endpoint import Answer, completion, error, serving
 
 QUESTION = {"id": "q", "image": "a.png", "question": "What colour?", "answers": ["red"] * 10}
 MODELS = Answer(body={"object": "list", "data": [{"id": "m"}]})
-LONG = ["--max-new-tokens", "256"]
+LONG = ["--max-tokens", "256"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_model_that_is_cut_while_it_thinks_has_not_answered(cut, server, tmp_p
     server.script(cut)
     score, fault = evaluated(tmp_path, server)
     assert (score["coverage"]["n_missing"], score["overall"]) == (1, None)
-    assert fault == "the reply ends within its reasoning: raise --max-new-tokens, with another --out"
+    assert fault == "the reply ends within its reasoning: raise --max-tokens, with another --out"
 
 
 @pytest.mark.parametrize("said", ["red", "<think>It is blue? No.</think>red"])
@@ -87,8 +87,8 @@ def test_the_limit_is_part_of_what_was_evaluated_where_it_is_not_the_usual_one(m
 
 
 def test_the_limit_is_above_0(capsys):
-    assert main(["--suite", "vqa", "--target", "http://h", "--max-new-tokens", "0"]) == 1
-    assert "--max-new-tokens 0 is below 1" in capsys.readouterr().err
+    assert main(["--suite", "vqa", "--target", "http://h", "--max-tokens", "0"]) == 1
+    assert "--max-tokens 0 is below 1" in capsys.readouterr().err
 
 
 PASSES = [
@@ -159,9 +159,9 @@ class Thinker:
     def chat_ids(self, turns, with_image):
         return []
 
-    def reply_ids(self, turns, images, max_new_tokens):
-        assert max_new_tokens == 256
-        says = {"long": "<think>long", "short": "<think>x</think>red", "nothing": " " * max_new_tokens, "blank": " "}
+    def reply_ids(self, turns, images, max_tokens):
+        assert max_tokens == 256
+        says = {"long": "<think>long", "short": "<think>x</think>red", "nothing": " " * max_tokens, "blank": " "}
         return [[ord(char) for char in says[turn[0].text]] for turn in turns]
 
 
@@ -170,7 +170,7 @@ def test_a_bundle_that_is_cut_before_it_answers_has_not_answered_either(tmp_path
         Work(kind="ask", uri=f"{tmp_path}/{prompt}.json", partial=f"{tmp_path}/partial", prompt=prompt, seed=0)
         for prompt in ("long", "short", "nothing", "blank")
     )
-    worker = BundleWorker(BundleTarget(bundle="b", width=4, max_new_tokens=256), [work])
+    worker = BundleWorker(BundleTarget(bundle="b", batch_size=4, max_new_tokens=256), [work])
     worker._pipeline = Thinker()
     cut, whole, nothing, blank = worker.make(0)
     for unanswered, name in ((cut, "long"), (nothing, "nothing")):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.errors import DataError
 from blip3o.evaluate.heldout.outputs import (
     ask,
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
         add_source(root, name, scenes(seed=seed))
     make_bundle(f"{root}/bundle")
     made = recipe(root, "first", "second", questions=10, images=10)
-    return load_pipeline(f"{root}/bundle", width=4), choose(made.data, made.evaluate)
+    return load_bundle(f"{root}/bundle", batch_size=4), choose(made.data, made.evaluate)
 
 
 class Counted:
@@ -116,7 +116,7 @@ def test_the_grid_shows_the_first_rows_and_the_scored_drawing_first(world):
     row, item = sections[1].rows[1], chosen.items[3]
     assert (row.caption, row.truth) == (item.caption, item.image)
     assert row.drawn[0] is pictures.drawn[3]
-    expected = pipeline.generate([item.caption] * 2, seeds=[draw_seed(0, item.uid, number) for number in (1, 2)])
+    expected = pipeline.generate([item.caption] * 2, seed=[draw_seed(0, item.uid, number) for number in (1, 2)])
     assert [image.tobytes() for image in row.drawn[1:]] == [image.tobytes() for image in expected]
 
 
@@ -124,6 +124,6 @@ def test_a_wider_pipeline_gives_the_same_replies(world):
     pipeline, chosen = world
     images = [question.item.image for question in chosen.questions]
     narrow, wide = (
-        ask(replace(pipeline, width=width), chosen.questions, images=images, on_done=Counted()) for width in (2, 8)
+        ask(replace(pipeline, batch_size=width), chosen.questions, images=images, on_done=Counted()) for width in (2, 8)
     )
     assert narrow == wide

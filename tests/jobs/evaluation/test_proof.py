@@ -2,7 +2,7 @@
 
 import pytest
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.evaluate.heldout.evaluation import evaluate
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import write_final
@@ -16,7 +16,7 @@ def root(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("proof"))
     add_source(folder, "held", scenes())
     make_bundle(f"{folder}/bundle")
-    pipeline = load_pipeline(f"{folder}/bundle")
+    pipeline = load_bundle(f"{folder}/bundle")
     with open(f"{folder}/tokenizer.json", "wb") as file:
         file.write(pipeline.tokenizer.to_bytes())
     backbone = {name: value for name, value in pipeline.model.named_parameters() if name.startswith("backbone.")}

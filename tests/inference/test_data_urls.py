@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip3o.errors import RequestError
-from serve.data_urls import read_data_url
+from blip3o.inference.data_urls import read_data_url
 
 TYPES = ("", "image/png", "image/jpg", "IMAGE/JPEG", "application/octet-stream", "image%2Fpng", "nonsense")
 PARAMETERS = ("", ";charset=utf-8", ";name=a.png", ';name="a,b.png"', ";charset=US-ASCII;name=x", ";", "; q=1 ")
@@ -64,7 +64,7 @@ def test_any_other_text_is_read_or_refused_in_one_line(text):
     [
         ("", "is empty"),
         (" \n", "is empty"),
-        ("https://www.example.com/a.png", "is a https: URL, and this server fetches nothing"),
+        ("https://www.example.com/a.png", "is a https: URL, and nothing is fetched"),
         ("file:///etc/passwd", "is a file: URL"),
         ("blob:null/1", "is a blob: URL"),
         ("iVBORw0KGgo=", "is no data URL"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.data.text.tokenizer import GENERATE
 from blip3o.errors import BundleError
@@ -19,7 +19,7 @@ SAMPLERS = {
     "heun": {"solver": "heun"},
     "unipc": {"solver": "unipc"},
     "shifted": {"shift": 3.0},
-    "truncated": {"truncate_time": True, "steps": 7},
+    "truncated": {"truncate_time": True, "num_inference_steps": 7},
 }
 
 
@@ -32,7 +32,7 @@ def pipeline_of(tmp_path_factory):
         if name not in built:
             uri = str(tmp_path_factory.mktemp("bundle"))
             write_nano_bundle(uri, model=with_sampler(name) if name in SAMPLERS else model_config(name))
-            built[name] = load_pipeline(uri, width=2)
+            built[name] = load_bundle(uri, batch_size=2)
         return built[name]
 
     return pipeline
@@ -46,11 +46,11 @@ def with_sampler(name):
 @pytest.mark.parametrize("name", [*VARIANTS, *SAMPLERS])
 def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline_of, name):
     pipeline = pipeline_of(name)
-    together = [np.asarray(image) for image in pipeline.generate(PROMPTS, seeds=SEEDS)]
-    backwards = [np.asarray(image) for image in pipeline.generate(PROMPTS[::-1], seeds=SEEDS[::-1])][::-1]
+    together = [np.asarray(image) for image in pipeline.generate(PROMPTS, seed=SEEDS)]
+    backwards = [np.asarray(image) for image in pipeline.generate(PROMPTS[::-1], seed=SEEDS[::-1])][::-1]
     for prompt, seed, image, other in zip(PROMPTS, SEEDS, together, backwards, strict=True):
         assert image.shape == (32, 32, 3)
-        assert np.array_equal(image, np.asarray(pipeline.generate([prompt], seeds=[seed])[0]))
+        assert np.array_equal(image, np.asarray(pipeline.generate([prompt], seed=[seed])[0]))
         assert np.array_equal(image, other)
     assert not np.array_equal(together[0], together[1])
 
@@ -59,13 +59,13 @@ def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline_of, na
 @torch.inference_mode()
 def test_rows_that_step_together_are_the_pipelines(pipeline_of, name):
     pipeline = pipeline_of(name)
-    steps = pipeline.model.config.sampler.steps
+    steps = pipeline.model.config.sampler.num_inference_steps
     batch, conditions = DenoiseBatch(pipeline), prepare(pipeline, PROMPTS[:2])
     expected = pipeline.generate_features(PROMPTS[:2], seeds=SEEDS[:2])
-    guidance = pipeline.model.config.sampler.guidance
+    guidance = pipeline.model.config.sampler.guidance_scale
     for slot in (0, 1):
         noise = pipeline.feature_noise(SEEDS[slot])
-        batch.put(slot, noise, condition=conditions[slot], steps=steps, guidance=guidance)
+        batch.put(slot, noise, condition=conditions[slot], num_inference_steps=steps, guidance_scale=guidance)
     for step in range(steps):
         batch.step([step, step])
     assert torch.equal(torch.stack([batch.features(0), batch.features(1)]), expected)
@@ -80,8 +80,8 @@ def test_the_server_refuses_a_solver_that_it_would_not_follow(pipeline_of, name)
 @pytest.mark.parametrize("name", ["shifted", "truncated", "heun", "unipc"])
 def test_a_samplers_options_act(pipeline_of, name):
     plain, other = pipeline_of("clip_flow"), pipeline_of(name)
-    steps = other.model.config.sampler.steps
-    features = [p.generate_features(PROMPTS[:1], seeds=[3], steps=steps) for p in (plain, other)]
+    steps = other.model.config.sampler.num_inference_steps
+    features = [p.generate_features(PROMPTS[:1], seeds=[3], num_inference_steps=steps) for p in (plain, other)]
     assert not torch.equal(*features)
 
 
@@ -96,7 +96,7 @@ def test_a_regression_ignores_the_seed_and_a_flow_does_not(pipeline_of):
 def test_truncated_times_are_integers(pipeline_of):
     pipeline, times = pipeline_of("truncated"), []
     hook = pipeline.model.dit.register_forward_hook(lambda _, args, __: times.append(args[1][0].item()))
-    pipeline.generate_features(PROMPTS[:1], seeds=[1], guidance=1.0)
+    pipeline.generate_features(PROMPTS[:1], seeds=[1], guidance_scale=1.0)
     hook.remove()
     assert times == [1000, 857, 714, 571, 428, 285, 142]  # 1000 k / 7 without its fraction, as upstream's inference
 
@@ -114,7 +114,7 @@ def test_the_null_branch_is_made_once(pipeline_of, name):
     pipeline.decode(features, seeds=SEEDS)
     hook.remove()
     # For an empty prompt: one sampling of both branches. For a black image: one encoding.
-    assert made == len(passes) == (2 * pipeline.model.config.sampler.steps if name == "sdxl" else 1)
+    assert made == len(passes) == (2 * pipeline.model.config.sampler.num_inference_steps if name == "sdxl" else 1)
 
 
 def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipeline_of):
@@ -128,7 +128,7 @@ def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipe
     with torch.inference_mode():
         conditions = sdxl.model.query_states(Prompt(input_ids=states, attention_mask=mask))
         noise = sdxl.feature_noise(0).expand(2, -1, -1)
-        expected = sdxl.model.sample_features(conditions, noise, steps=4, guidance=3.0)
+        expected = sdxl.model.sample_features(conditions, noise, num_inference_steps=4, guidance_scale=3.0)
     assert torch.equal(sdxl.null_features, expected[0])
 
 

@@ -57,5 +57,5 @@ def _not_a_data_url(url: str) -> str:
     if not url:
         return f"is empty: send '{FORM}'"
     if scheme := _SCHEME.match(url):
-        return f"is a {scheme[0]} URL, and this server fetches nothing from elsewhere: send the image as '{FORM}'"
+        return f"is a {scheme[0]} URL, and nothing is fetched from elsewhere: send the image as '{FORM}'"
     return f"is no data URL: send '{FORM}', the media type before the base64"

@@ -1,8 +1,8 @@
-"""The trained model as one object: `.generate(prompts, seeds=…)` and `.chat(turns, image=…)`.
+"""The trained model as one object: `generate` makes images, `chat` answers.
 
-The command line, the evaluation and the server all go through here. Every batch is padded to one fixed width and every
-prompt to one fixed length, so a request's arithmetic has the same shape whatever stands beside it: the same prompt and
-seed give the same image alone, in any batch, and in any place of it.
+The command line, the evaluation and the server all go through here. Every batch is padded to one fixed size and every
+prompt to one fixed length, so the arithmetic of a request has the same shape whatever else is in its batch: the same
+prompt and seed give the same image alone, in any batch, and in any place of it.
 """
 
 import functools
@@ -20,65 +20,110 @@ from blip3o.data.images.decode import CROP, to_square
 from blip3o.data.text.templates import ChatTemplate, Turn
 from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
 from blip3o.errors import PromptTooLongError, RequestError
+from blip3o.inference import arguments
+from blip3o.inference.messages import ImageSource, Message, read_conversation
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
 
-DEFAULT_WIDTH = 4
+DEFAULT_BATCH_SIZE = 4
+DEFAULT_MAX_TOKENS = 32
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are still to come
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """A model ready to use. `width` is the number of rows that every batch of arithmetic has."""
+class Blip3oPipeline:
+    """A model ready to use. Every batch of arithmetic has `batch_size` rows.
+
+    >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
+    >>> pipeline.generate("a red circle", seed=1)[0].save("out.png")
+    >>> pipeline.chat("What color is the circle?", image="out.png")
+    """
 
     model: UnifiedModel
     tokenizer: ChatTokenizer
     template: ChatTemplate
     max_length: int
     device: torch.device
-    width: int = DEFAULT_WIDTH
+    batch_size: int = DEFAULT_BATCH_SIZE
 
     def generate(
-        self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] | None = None,
+        n: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
     ) -> list[Image.Image]:
-        """One RGB image for each prompt and seed. Steps and guidance default to the bundle's.
+        """Generates `n` RGB images for a prompt, or for each of a list of prompts; always returns a list.
 
-        Raises `RequestError` for a prompt that is empty or too long, and unless there is one seed for each prompt.
+        >>> image = pipeline.generate("a red circle", seed=1)[0]
+        >>> four = pipeline.generate("a red circle", seed=1, n=4)  # seeds 1, 2, 3 and 4
+        >>> circle, star = pipeline.generate(["a red circle", "a blue star"], seed=[1, 7])
+
+        Images come prompt by prompt. The i-th image of a prompt is made from `seed` + i (0 + i without a seed), so a
+        list gives what its prompts give one by one; a list of seeds has one for each image. Steps and guidance default
+        to the bundle's; a guidance of 1 is none, at half the work.
+
+        Raises `RequestError` for a prompt that is empty or too long, for a value of another type or range, for a
+        `negative_prompt` (the unconditional branch of this model takes no text), and if the bundle cannot generate.
         """
-        self.require_drawing()
-        features = self.generate_features(prompts, seeds=seeds, steps=steps, guidance=guidance)
+        self.require_generation()
+        arguments.refuse_negative_prompt(negative_prompt)
+        arguments.require_count("n", n)
+        prompts = arguments.read_prompts(prompt)
+        seeds = arguments.read_seeds(seed, prompts=len(prompts), n=n)
+        repeated = [prompt for prompt in prompts for _ in range(n)]
+        features = self.generate_features(
+            repeated, seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
         return self.decode(features, seeds=seeds)
 
     @torch.inference_mode()
     def generate_features(
-        self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
     ) -> Tensor:
-        """Features [n, L, F] drawn for each prompt and seed. Raises `RequestError` as `generate` does."""
-        if not prompts or len(prompts) != len(seeds):
-            raise RequestError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each of the prompts")
-        ids = [self.draw_ids(prompt) for prompt in prompts]
-        return self._features(ids, seeds=seeds, steps=steps, guidance=guidance)
+        """Features [n, L, F] generated for each prompt and seed. Raises `RequestError` as `generate` does."""
+        prompts = arguments.read_prompts(prompts)
+        seeds = arguments.read_seed_list(seeds, prompts=len(prompts))
+        if num_inference_steps is not None:
+            arguments.require_count("num_inference_steps", num_inference_steps)
+        if guidance_scale is not None:
+            arguments.require_guidance(guidance_scale)
+        ids = [self.generation_ids(prompt) for prompt in prompts]
+        return self._features(ids, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
     def _features(
-        self, ids: Sequence[list[int]], *, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+        self,
+        ids: Sequence[list[int]],
+        seeds: Sequence[int],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
     ) -> Tensor:
         sampler = self.model.config.sampler
-        steps = sampler.steps if steps is None else steps
-        guidance = sampler.guidance if guidance is None else guidance
+        steps = sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance = sampler.guidance_scale if guidance_scale is None else guidance_scale
         states = self._states(ids)
         noise = torch.stack([self.feature_noise(seed) for seed in seeds])
         chunks = [
-            self.model.sample_features(rows, start, steps=steps, guidance=guidance)[:count]
+            self.model.sample_features(rows, start, num_inference_steps=steps, guidance_scale=guidance)[:count]
             for count, (rows, start) in self._chunks(states, noise)
         ]
         return torch.cat(chunks)
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Tensor:
-        """Query states [n, N, H] of requests to draw. Raises `RequestError` for an empty or over-long prompt."""
-        return self._states([self.draw_ids(prompt) for prompt in prompts])
+        """Query states [n, N, H] of requests for images. Raises `RequestError` for an empty or over-long prompt."""
+        return self._states([self.generation_ids(prompt) for prompt in prompts])
 
     def _states(self, rows: Sequence[list[int]]) -> Tensor:
         ids, mask = self._pad(rows)
@@ -114,39 +159,68 @@ class Pipeline:
         Of a black image, or, as upstream's pipeline does, generated with seed 0 for a prompt of `[IMG]` alone.
         """
         decoder = self.model.config.decoder
-        if not isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig) or decoder.guidance == 1:
+        if not isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig) or decoder.guidance_scale == 1:
             return None
         if decoder.null == "black":
             return self.encode([Image.new("RGB", (1, 1))])[0]
-        return self._features([[self.tokenizer.ids[GENERATE]]], seeds=[0])[0]
+        return self._features([[self.tokenizer.ids[GENERATE]]], [0])[0]
 
-    def chat(self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32) -> str:
-        """The assistant's reply to a conversation, about an image if there is one."""
-        images = None if image is None else [image]
-        return self.chat_batch([list(turns)], images=images, max_new_tokens=max_new_tokens)[0]
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        image: ImageSource | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> str:
+        """The assistant's reply of at most `max_tokens` to a question, or to messages in OpenAI's form.
+
+        >>> pipeline.chat("What color is the circle?", image="out.png")
+        >>> pipeline.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it red?"}])
+        >>> ask = {"type": "text", "text": "What is it?"}
+        >>> pipeline.chat([{"role": "user", "content": [ask, {"type": "image", "image": picture}]}])
+
+        A conversation has at most one image, a PIL image or a path, in the user's first message;
+        `blip3o.inference.messages` describes all forms. Decoding is greedy: one conversation has one reply.
+
+        Raises `RequestError` for what cannot be answered, `PromptTooLongError` if it does not fit.
+        """
+        arguments.require_count("max_tokens", max_tokens)
+        turns, shown = read_conversation(messages, image)
+        images = None if shown is None else [shown]
+        return self.chat_batch([turns], images=images, max_tokens=max_tokens)[0]
 
     def chat_batch(
-        self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int = 32
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        *,
+        images: Sequence[Image.Image] | None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> list[str]:
         """One reply for each conversation; either all of them have an image or none has.
 
         Raises `RequestError` for a conversation that does not fit.
         """
-        replies = self.reply_ids(conversations, images=images, max_new_tokens=max_new_tokens)
+        replies = self.reply_ids(conversations, images=images, max_tokens=max_tokens)
         return [self.tokenizer.decode(reply) for reply in replies]
 
     @torch.inference_mode()
     def stream_chat(
-        self, turns: Sequence[Turn], *, image: Image.Image | None = None, max_new_tokens: int = 32
+        self,
+        messages: str | Sequence[Message],
+        *,
+        image: ImageSource | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> Iterator[str]:
         """The reply of `chat` in pieces, each given as soon as its tokens make whole characters.
 
         Raises `RequestError` as `chat` does. Costs what `chat` does for as many tokens as were taken.
         """
-        (_, prompt), *_ = self._prompts([list(turns)], None if image is None else [image])
+        arguments.require_count("max_tokens", max_tokens)
+        turns, shown = read_conversation(messages, image)
+        (_, prompt), *_ = self._prompts([turns], None if shown is None else [shown])
         ids: list[int] = []
         said = ""
-        for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_new_tokens, stop_ids=self._stop_ids):
+        for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids):
             if tokens[0] is None:
                 break
             ids.append(tokens[0])
@@ -160,12 +234,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def reply_ids(
-        self, conversations: Sequence[list[Turn]], *, images: Sequence[Image.Image] | None, max_new_tokens: int
+        self, conversations: Sequence[Sequence[Turn]], *, images: Sequence[Image.Image] | None, max_tokens: int
     ) -> list[list[int]]:
         """As `chat_batch`, but token ids without the closing one; as many as were allowed mean that it was cut off."""
         replies: list[list[int]] = []
         for count, prompt in self._prompts(conversations, images):
-            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_new_tokens, stop_ids=self._stop_ids)
+            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids)
             replies += tokens[:count]
         return replies
 
@@ -178,8 +252,8 @@ class Pipeline:
         shape = self.model.config.decoder.noise_shape
         return torch.randn(shape, generator=torch_generator(seed, "pixels")).to(self.device)
 
-    def draw_ids(self, prompt: str) -> list[int]:
-        """Token ids of a request to draw. Raises `RequestError` for an empty or over-long prompt."""
+    def generation_ids(self, prompt: str) -> list[int]:
+        """Token ids of a request for an image. Raises `RequestError` for an empty or over-long prompt."""
         _check_text(prompt)
         if not prompt.strip():
             raise RequestError("the prompt is empty: say what to draw")
@@ -196,8 +270,8 @@ class Pipeline:
             _check_text(turn.text)
         return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
 
-    def require_drawing(self) -> None:
-        """Raises `RequestError` if the bundle lacks a part that images are drawn with."""
+    def require_generation(self) -> None:
+        """Raises `RequestError` if the bundle has not all parts that generation takes."""
         self._need("queries", "chats, but draws nothing")
         self._need("decoder", "draws features, but no images")
 
@@ -206,8 +280,8 @@ class Pipeline:
             raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
     def fill(self, rows: Tensor) -> Tensor:
-        """Repeats the last of up to `width` rows until there are `width`."""
-        return torch.cat([rows, rows[-1:].expand(self.width - rows.shape[0], *rows.shape[1:])])
+        """Repeats the last of up to `batch_size` rows until there are `batch_size`."""
+        return torch.cat([rows, rows[-1:].expand(self.batch_size - rows.shape[0], *rows.shape[1:])])
 
     def _fitting(self, ids: list[int]) -> list[int]:
         if len(ids) > self.max_length:
@@ -231,9 +305,9 @@ class Pipeline:
         return frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
 
     def _prompts(
-        self, conversations: Sequence[list[Turn]], images: Sequence[Image.Image] | None
+        self, conversations: Sequence[Sequence[Turn]], images: Sequence[Image.Image] | None
     ) -> Iterator[tuple[int, Prompt]]:
-        """Conversations in groups of `width` rows, with how many of them are real."""
+        """Conversations in batches of `batch_size` rows, with how many of them are real."""
         with_image = images is not None
         ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
         tensors = [ids, mask]
@@ -244,9 +318,9 @@ class Pipeline:
             yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 
     def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        """Groups of `width` rows: how many of them are real, and for each tensor its rows, filled up to the width."""
-        for start in range(0, tensors[0].shape[0], self.width):
-            parts = [tensor[start : start + self.width] for tensor in tensors]
+        """Batches of `batch_size` rows: how many of them are real, and for each tensor its rows, filled up."""
+        for start in range(0, tensors[0].shape[0], self.batch_size):
+            parts = [tensor[start : start + self.batch_size] for tensor in tensors]
             yield parts[0].shape[0], [self.fill(part) for part in parts]
 
 

@@ -8,9 +8,12 @@ import torch
 
 import blip3o
 from blip3o import storage
-from blip3o.bundle import files as bundle
-from blip3o.bundle.files import SEAL, load_pipeline, write_bundle
-from blip3o.errors import BundleError, StorageError
+from blip3o.bundle import reading
+from blip3o.bundle.layout import PARTS, SEAL
+from blip3o.bundle.reading import load_bundle
+from blip3o.bundle.writing import write_bundle
+from blip3o.errors import BundleError, ConfigError, StorageError
+from blip3o.model import unified
 from tests.bundles import MAX_LENGTH, bundle_config, tokenizer, weights, write_nano_bundle
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "provenance.json")
@@ -54,6 +57,10 @@ def test_what_was_written_is_read(files, folder):
     assert json.loads((folder / "provenance.json").read_text()) == {"seed": 0}
 
 
+def test_a_bundle_may_hold_every_part_of_a_model_that_serves():
+    assert PARTS == tuple(part for part in unified.PARTS if part != "contrastive")
+
+
 def test_one_content_gives_one_bundle(files, tmp_path):
     write_nano_bundle(str(tmp_path))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
@@ -66,28 +73,28 @@ def test_a_flipped_byte_is_found_in_every_file(folder, name, place):
     data[int(place * len(data))] ^= 0x80
     (folder / name).write_bytes(bytes(data))
     with pytest.raises(BundleError, match=f"{folder}: {name} is not what was exported .*: export it again"):
-        load_pipeline(str(folder))
+        load_bundle(str(folder))
 
 
 def test_a_missing_seal_and_a_missing_folder_are_no_bundle(folder):
     (folder / SEAL).unlink()
     for uri in (folder, folder / "nowhere"):
         with pytest.raises(BundleError, match=f"^{uri} is not a bundle .*: give the folder that"):
-            load_pipeline(str(uri))
+            load_bundle(str(uri))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(BundleError, match=f"the bundle is incomplete .*{name} does not exist"):
-        load_pipeline(str(folder))
+        load_bundle(str(folder))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80{}", b"[]", b'["config.json"]', b'{"config.json": 1}', b"{}"])
 def test_a_seal_that_is_none_is_an_error_in_one_line(folder, content):
     (folder / SEAL).write_bytes(content)
     with pytest.raises(BundleError) as caught:
-        load_pipeline(str(folder))
+        load_bundle(str(folder))
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -106,7 +113,7 @@ def test_an_export_that_breaks_off_leaves_no_bundle(tmp_path, monkeypatch, writt
     with pytest.raises(StorageError):
         write_nano_bundle(str(tmp_path))
     with pytest.raises(BundleError, match="is not a bundle"):
-        load_pipeline(str(tmp_path))
+        load_bundle(str(tmp_path))
 
 
 def test_an_export_over_another_that_breaks_off_is_not_mistaken_for_either(folder, monkeypatch):
@@ -121,19 +128,36 @@ def test_an_export_over_another_that_breaks_off_is_not_mistaken_for_either(folde
     with pytest.raises(StorageError):
         write_nano_bundle(str(folder), seed=1)
     with pytest.raises(BundleError, match="is not what was exported"):
-        load_pipeline(str(folder))
+        load_bundle(str(folder))
 
 
 def test_another_format_is_refused_by_name(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": "blip3o-bundle-0"}))
     seal(folder)
-    with pytest.raises(BundleError, match="has format 'blip3o-bundle-0', this version reads blip3o-bundle-1"):
-        load_pipeline(str(folder))
+    with pytest.raises(
+        BundleError, match="has format 'blip3o-bundle-0', this version reads blip3o-bundle-2: export it again"
+    ):
+        load_bundle(str(folder))
     (folder / "config.json").write_text("{}")
     seal(folder)
-    with pytest.raises(BundleError, match=r"config\.json is not that of a blip3o-bundle-1"):
-        load_pipeline(str(folder))
+    with pytest.raises(BundleError, match=r"config\.json is not that of a blip3o-bundle-2"):
+        load_bundle(str(folder))
+
+
+def test_a_bundle_of_the_last_layout_is_named_before_its_old_keys(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["sampler"] = {"steps": 4, "guidance": 3.0}
+    (folder / "config.json").write_text(json.dumps(config | {"format": "blip3o-bundle-1"}))
+    seal(folder)
+    with pytest.raises(BundleError, match="'blip3o-bundle-1', this version reads blip3o-bundle-2: export it again"):
+        load_bundle(str(folder))
+
+
+@pytest.mark.parametrize("device", ["gpux", "meta:x"])
+def test_a_device_that_does_not_exist_is_refused(folder, device):
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used .*: leave it out for the CPU"):
+        blip3o.load(str(folder), device=device)
 
 
 def test_weights_of_another_model_are_refused(folder):
@@ -145,7 +169,7 @@ def test_weights_of_another_model_are_refused(folder):
         (folder / "model.safetensors").write_bytes(save(other))
         seal(folder)
         with pytest.raises(BundleError, match="queries"):
-            load_pipeline(str(folder))
+            load_bundle(str(folder))
 
 
 def test_untrained_parts_are_not_exported(tmp_path):
@@ -157,12 +181,12 @@ def test_untrained_parts_are_not_exported(tmp_path):
 
 def test_an_export_that_reads_back_otherwise_fails(tmp_path, monkeypatch):
     tensors = {name: tensor.detach().clone() for name, tensor in weights().items()}
-    read_in_order = bundle.read_in_order
+    read_in_order = reading.read_in_order
 
     def altered(uri, digest):
         for entry, tensor in read_in_order(uri, digest):
             yield entry, tensor + 1 if entry.name == "queries" else tensor
 
-    monkeypatch.setattr(bundle, "read_in_order", altered)
+    monkeypatch.setattr(reading, "read_in_order", altered)
     with pytest.raises(BundleError, match="queries reads back other than it was written"):
         write_bundle(str(tmp_path), config=bundle_config(), tensors=tensors, tokenizer=tokenizer(), provenance={})

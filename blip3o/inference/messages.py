@@ -1,0 +1,214 @@
+"""Conversations in OpenAI's form to turns of the chat template and the image they are about. Needs no torch.
+
+A message is `{"role": …, "content": …}`; its content is a string or a list of parts:
+
+    {"type": "text", "text": "What is this?"}
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}   # or a path, or an s3:// URI
+    {"type": "image", "image": picture}                                      # a PIL image, or a path
+
+The rules that do not depend on Python or HTTP (what can be answered, where an image may be, how messages become turns)
+are functions over any `Spoken`; `serve.schema` uses them too.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeGuard
+
+from PIL import Image
+
+from blip3o import storage
+from blip3o.data.images.decode import open_image
+from blip3o.data.text.templates import Turn
+from blip3o.errors import DataError, RequestError, StorageError, one_line, quoted
+from blip3o.inference.arguments import kind
+from blip3o.inference.data_urls import read_data_url
+
+ROLES = ("system", "developer", "user", "assistant")
+ImageSource = Image.Image | str | os.PathLike[str]
+Message = Mapping[str, Any]
+_PART_TYPES = ("text", "image_url", "image")
+
+
+class Spoken(Protocol):
+    """A message that was read: its role, its text, and the places of images among its parts."""
+
+    @property
+    def role(self) -> str:
+        """One of `ROLES`."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """Its text parts, each on a line of its own."""
+        ...
+
+    @property
+    def image_places(self) -> tuple[int, ...]:
+        """Which of its parts are images."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What is wrong with a conversation: the place below `messages`, and a sentence."""
+
+    place: tuple[str | int, ...]
+    saying: str
+
+
+def to_turns(messages: Sequence[Spoken]) -> tuple[Turn, ...]:
+    """The conversation as the template takes it: the system messages before all others are one turn."""
+    begin = next((i for i, message in enumerate(messages) if _speaker(message) != "system"), len(messages))
+    system = "\n\n".join(message.text for message in messages[:begin])
+    rest = [Turn(role=_speaker(message), text=message.text) for message in messages[begin:]]
+    return (Turn(role="system", text=system), *rest) if begin else tuple(rest)
+
+
+def why_unanswerable(messages: Sequence[Spoken]) -> Fault | None:
+    """Why a conversation does not wait for the assistant; None if it does."""
+    spoken = [i for i, message in enumerate(messages) if _speaker(message) != "system"]
+    if not spoken:
+        return Fault(place=(), saying="there is no message of the user, which is what gets answered")
+    if messages[spoken[-1]].role != "user":
+        saying = "the last message must be the user's: it is what gets answered"
+        return Fault(place=(spoken[-1], "role"), saying=saying)
+    return None
+
+
+def why_unseen(messages: Sequence[Spoken]) -> Fault | None:
+    """Why the model cannot look at the images of a conversation; None if it has none, or one where it looks."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    for count, (i, j) in enumerate(_image_places(messages)):
+        place, role = (i, "content", j), messages[i].role
+        if role != "user":
+            return Fault(
+                place=place, saying=f"an image in a message of the {role}: the model looks at the user's alone"
+            )
+        if count:
+            return Fault(place=place, saying="this is a second image, and the model reads one in a conversation")
+        if i != first:
+            saying = f"the image must be in the user's first message, messages.{first}: the model looks for it there"
+            return Fault(place=place, saying=saying)
+    return None
+
+
+def _image_places(messages: Sequence[Spoken]) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i, message in enumerate(messages) for j in message.image_places)
+
+
+def _speaker(message: Spoken) -> str:
+    """A message's role in the model's template, which has no developer."""
+    return "system" if message.role == "developer" else message.role
+
+
+def read_conversation(
+    messages: str | Sequence[Message], image: ImageSource | None = None
+) -> tuple[tuple[Turn, ...], Image.Image | None]:
+    """The turns of a question or of messages in OpenAI's form, and the image that they are about, if there is one.
+
+    `image` belongs to the user's first message. Raises `RequestError` for anything the model cannot answer, with its
+    place: a value of another type, an image that cannot be read, a second image.
+    """
+    if isinstance(messages, str):
+        if not messages.strip():
+            raise RequestError("the question is empty: say what to ask")
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
+        raise RequestError(f"messages is {kind(messages)}: give a string, or a list of messages")
+    read = [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    if wrong := why_unanswerable(read) or why_unseen(read):
+        raise RequestError(f"messages{_at(wrong.place)}: {wrong.saying}")
+    shown = [(f"messages[{i}]{_at(('content', j))}", read[i].parts[j]) for i, j in _image_places(read)]
+    if image is not None:
+        shown.append(("image", image))
+    if len(shown) > 1:
+        raise RequestError("image: the messages hold one already, and the model reads one in a conversation")
+    return to_turns(read), open_source(shown[0][1], shown[0][0]) if shown else None
+
+
+def open_source(source: object, place: str = "image") -> Image.Image:
+    """A picture: a PIL image as it is, or the content of a path, of a URI that storage reads, or of a `data:` URL.
+
+    Raises `RequestError`, which names `place`, if there is none.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise RequestError(f"{place} is {kind(source)}: give a PIL image or a path")
+    name = os.fspath(source)
+    try:
+        return open_image(_read(name))
+    except RequestError as error:
+        raise RequestError(f"{place} {error}") from error
+    except StorageError as error:
+        raise RequestError(f"{place}: {error}") from error
+    except DataError as error:
+        shown = "the data URL" if name[:5].lower() == "data:" else quoted(name)
+        raise RequestError(f"{place}: {shown} is not an image that can be read: {one_line(error)}") from error
+
+
+def _read(name: str) -> bytes:
+    if name[:5].lower() == "data:":
+        return read_data_url(name)
+    if name.lower().startswith(("http:", "https:")):
+        raise RequestError(f"is {quoted(name)}, and nothing is downloaded: give a path, or a PIL image")
+    return storage.read_bytes(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """A message whose parts are texts and images, the latter still as they were given."""
+
+    role: str
+    parts: tuple[Any, ...]
+    image_places: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The text of the message, its parts on lines of their own."""
+        return "\n".join(part for place, part in enumerate(self.parts) if place not in self.image_places)
+
+
+def _read_message(message: object, place: str) -> _Read:
+    if not _is_object(message):
+        raise RequestError(f"{place} is {kind(message)}: give a dict with role and content")
+    given = {name for name, value in message.items() if value is not None}  # a reply of the server has "refusal": None
+    if extra := sorted(given - {"role", "content", "name"}, key=str):
+        raise RequestError(f"{place} has {quoted(str(extra[0]))}: a message has role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise RequestError(f"{place}['role'] is {quoted(str(role))}: give one of {', '.join(ROLES)}")
+    if content is None and role == "assistant":
+        content = ""
+    if isinstance(content, str):
+        return _Read(role=role, parts=(content,), image_places=())
+    if not isinstance(content, list | tuple):
+        raise RequestError(f"{place}['content'] is {kind(content)}: give a string or a list of parts")
+    read = [_read_part(part, f"{place}['content'][{number}]") for number, part in enumerate(content)]
+    images = tuple(number for number, (is_image, _) in enumerate(read) if is_image)
+    return _Read(role=role, parts=tuple(value for _, value in read), image_places=images)
+
+
+def _read_part(part: object, place: str) -> tuple[bool, Any]:
+    """Whether a part is an image, and its text or its image as it was given."""
+    if not _is_object(part) or part.get("type") not in _PART_TYPES:
+        raise RequestError(f"{place} is no part: give a dict with type {', '.join(_PART_TYPES)}")
+    value = part.get(part["type"])
+    if part["type"] == "text":
+        if not isinstance(value, str):
+            raise RequestError(f"{place}['text'] is {kind(value)}: give a string")
+        return False, value
+    if part["type"] == "image_url":
+        if not _is_object(value) or not isinstance(value.get("url"), str):
+            raise RequestError(f'{place}: give "image_url": {{"url": …}}, a data URL or a path')
+        value = value["url"]
+    return True, value
+
+
+def _is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _at(place: tuple[str | int, ...]) -> str:
+    return "".join(f"[{part!r}]" for part in place)
