@@ -13,9 +13,9 @@ merged over them:
         generate:
           stage: {start_from: [encoder]}
 
-The key of a stage is its `stage.name`, and `<pipeline>-<key>` is its `run.name`, unless the file gives others. Names in
-`stage.start_from` that are keys of earlier stages stand for their runs. `extends: OTHER` merges a file over another
-one, or over one stage of a pipeline.
+The key of a stage is its `stage.name`, and `<pipeline>-<key>` is its `run.name`, unless the file gives others. In
+`stage.start_from` and `evaluate.grid_from`, the key of a stage stands for its run. `extends: OTHER` merges a file over
+another one, or over one stage of a pipeline.
 
 Nothing is validated here except the structure of the files; `blip3o.config.load` makes recipes of the values.
 """
@@ -38,6 +38,7 @@ SHIPPED = Path(__file__).parents[2] / "jobs" / "recipes"
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # without the dots and colons of overrides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as run.name, which it begins
+_RUNS = (("stage", "start_from"), ("evaluate", "grid_from"))  # fields that name runs
 _FORM = "write pipeline: {name: NAME, stages: {KEY: {optim: …}, …}}"
 
 
@@ -270,25 +271,34 @@ def _addressed(item: str, stages: Sequence[str]) -> tuple[str | None, str]:
 
 
 def _with_names(pipeline: str, stages: Mapping[str, Tree]) -> dict[str, Tree]:
-    """The stages with `run.name` and `stage.name` where none is given, and names of runs in `stage.start_from`."""
+    """The stages with `run.name` and `stage.name` where none is given, and with runs named by their names."""
     named = {
         key: _below(_below(tree, "run", {"name": f"{pipeline}-{key}"}), "stage", {"name": key})
         for key, tree in stages.items()
     }
-    runs: dict[str, Any] = {}
-    for key, tree in named.items():
-        stage = tree["stage"]
-        names = stage.get("start_from") if isinstance(stage, dict) else None
-        if isinstance(names, list):
-            later = [name for name in names if isinstance(name, str) and name in stages and name not in runs]
-            if later:
-                raise ConfigError(
-                    f"pipeline '{pipeline}': stage '{key}' starts from '{later[0]}', which is not trained before it: "
-                    "change their order"
-                )
-            named[key] = {**tree, "stage": {**stage, "start_from": [runs.get(str(name), name) for name in names]}}
-        runs[key] = tree["run"].get("name") if isinstance(tree["run"], dict) else None
+    runs = {key: tree["run"].get("name") for key, tree in named.items() if isinstance(tree["run"], dict)}
+    for number, (key, tree) in enumerate(named.items()):
+        early = {name for name in _listed(tree, "stage", "start_from") if name in list(stages)[number:]}
+        if early:
+            raise ConfigError(
+                f"pipeline '{pipeline}': stage '{key}' starts from '{min(early)}', which is not trained before it: "
+                "change their order"
+            )
+        for section, field in _RUNS:
+            names = _listed(tree, section, field)
+            if names:
+                given = {field: [runs.get(name, name) for name in names]}
+                tree = {**tree, section: {**tree[section], **given}}
+        named[key] = tree
     return named
+
+
+def _listed(tree: Tree, section: str, field: str) -> list[str]:
+    """The texts in a list of a section; none if it is anything else, which validation reports."""
+    fields = tree.get(section)
+    names = fields.get(field) if isinstance(fields, dict) else None
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return list(names) if texts and names else []
 
 
 def _below(tree: Tree, section: str, values: Tree) -> Tree:

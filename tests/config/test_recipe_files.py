@@ -54,6 +54,12 @@ def test_names_that_are_given_stay(write):
     assert last.stage.start_from == ("mine",)
 
 
+def test_a_grid_may_be_drawn_by_the_decoder_of_the_pipeline(write):
+    stages = {"decoder": {}, "generate": {"evaluate": {"grid_from": ["decoder", "other"]}}}
+    generate = load_pipeline(write(pipeline(pipeline={"name": "p", "stages": stages}))).stages[1]
+    assert generate.evaluate.grid_from == ("p-decoder", "other")
+
+
 @pytest.mark.parametrize("start", [["generate"], ["decoder"]], ids=["itself", "later"])
 def test_a_stage_that_starts_from_one_that_is_not_trained_before_it_is_refused(write, start):
     stages = {"generate": {"stage": {"start_from": start}}, "decoder": {}}
