@@ -1,8 +1,8 @@
 """Scores a server or a bundle with lmms-eval: `.venv-lmms/bin/python -m jobs.lmms --target http://… [--tasks mme,…]`.
 
-`make lmms` builds that environment. A server is asked over its OpenAI-compatible API, a bundle in lmms-eval's process
-(blip3o.evaluate.lmms.model). `blip3o_scenes`, the task that comes with the project, asks about held-out scenes:
-questions with three or more answers, judged as `blip3o evaluate` judges them. All other tasks are lmms-eval's.
+`make lmms` builds that environment. A server is asked over its OpenAI-compatible API; a bundle is loaded into the
+process of lmms-eval (`blip3o.evaluate.lmms.model`). The task `blip3o_scenes` comes with the project: questions with
+three or more choices about held-out scenes, judged as `blip3o evaluate` does. All other tasks are lmms-eval's.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from jobs.common import entry_point
 def lmms_eval_command(
     target: str, *, model: str, tasks: Sequence[str], folder: Path, out: Path, limit: int | None
 ) -> list[str]:
-    """The command line of lmms-eval: a URL is asked as an OpenAI-compatible server, all else is a bundle."""
+    """The command line of lmms-eval: a URL is an OpenAI-compatible server, anything else is a bundle."""
     if target.startswith(("http://", "https://")):
         base = target.rstrip("/").removesuffix("/v1") + "/v1"
         asked = ["openai", "--model_args", f"model={model},base_url={base},api_key=none,num_concurrent=4"]
@@ -35,7 +35,7 @@ def lmms_eval_command(
 
 
 def evaluate(target: str, *, model: str, tasks: Sequence[str], scenes: int, out: Path, limit: int | None) -> None:
-    """Runs lmms-eval, whose table is printed and whose files come into `out`.
+    """Runs lmms-eval, which prints its table and writes its files below `out`.
 
     Raises `ConfigError` where lmms-eval is not installed, `ServiceError` if it fails.
     """
@@ -46,14 +46,14 @@ def evaluate(target: str, *, model: str, tasks: Sequence[str], scenes: int, out:
     folder = out / "tasks"
     if SCENES_TASK in tasks:
         print(f"{SCENES_TASK}: {write_scenes_task(folder, scenes=scenes)} questions about {scenes} held-out scenes")
-    if tasks == [SCENES_TASK]:  # it needs no network, and must not wait for one
+    if tasks == [SCENES_TASK]:  # this task needs no network, and must not wait for one
         settings.export({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
-    settings.export({"OPENAI_API_KEY": "none"})  # the client refuses to start without one, whoever is asked
+    settings.export({"OPENAI_API_KEY": "none"})  # the client requires one, even for a local server
     folder.mkdir(parents=True, exist_ok=True)
     line = lmms_eval_command(target, model=model, tasks=tasks, folder=folder, out=out, limit=limit)
     before = _results(out)
     code = subprocess.run(line).returncode
-    if code != 0 or _results(out) == before:  # it ends with 0 after errors, too
+    if code != 0 or _results(out) == before:  # lmms-eval also exits with 0 after some errors
         raise ServiceError(f"lmms-eval ended with exit code {code} and left no results: {' '.join(line)}")
 
 

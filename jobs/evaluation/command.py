@@ -63,7 +63,7 @@ def _target(options: BenchmarkOptions, target: str) -> BundleTarget | HttpTarget
     )
     if options.actors == 0:
         return bundle
-    from jobs.evaluation.actors import on_actors  # imports Ray Data, which `--actors 0` and servers do without
+    from jobs.evaluation.actors import on_actors  # 5 s: Ray Data, which servers and `--actors 0` do without
 
     return on_actors(bundle, actors=options.actors, cpus=options.cpus_per_actor)
 

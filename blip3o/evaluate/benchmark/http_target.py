@@ -1,7 +1,7 @@
-"""A server with OpenAI's images and chat routes as an evaluation's target, and as many requests at a time as wanted.
+"""A server with OpenAI's images and chat routes as an evaluation's target, with concurrent requests.
 
-Every image is asked for with its own seed, and the reply must name that seed: a server that draws from one of its own
-would give other images whenever it is asked. Overload, restarts and lost connections are waited out.
+Every image is requested with its own seed, and the reply must name that seed: a server that picks its own seeds would
+return other images for every request. Overload, restarts and lost connections are retried.
 """
 
 import base64
@@ -24,20 +24,20 @@ from blip3o.evaluate.benchmark.work import (
     keep_reply,
     token_limit_identity,
 )
-from blip3o.evaluate.judges.client import data_url, fetched
-from blip3o.evaluate.judges.faults import Kind, parse, trouble_of
+from blip3o.evaluate.judges.client import data_url, fetch
+from blip3o.evaluate.judges.faults import FaultKind, fault_of, parse_body
 from blip3o.evaluate.judges.replies import Reply, read_completion
 from blip3o.storage.retry import patiently
 from blip3o.storage.s3 import TransientError
 
 T = TypeVar("T")
 
-TIMEOUT_S = 600.0  # of one request; a large model on a busy server
+TIMEOUT_S = 600.0  # of one request: a large model on a busy server takes long
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpTarget:
-    """The server at `url` (with `/v1` or without), asked by `requests` threads at a time.
+    """The server at `url` (with or without `/v1`), asked by `requests` threads at a time.
 
     A reply to a question has at most `max_new_tokens`.
     """
@@ -59,7 +59,7 @@ class HttpTarget:
         return self.url.rstrip("/").removesuffix("/v1")
 
     def identity(self) -> dict[str, Any]:
-        """The server's address, and what it says of its model. Raises `ServiceError` if it does not answer at once."""
+        """The server's address, and what it says about its model. Raises `ServiceError` without an answer."""
         listed = self._call("/v1/models", patient=False)
         if not listed.get("data"):
             raise ServiceError(f"{self._base}/v1/models names no model: is a model served there?")
@@ -70,7 +70,7 @@ class HttpTarget:
         return {**named, **used, **token_limit_identity(self.max_new_tokens)}
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
-        """Makes the files; see `Target`. Raises `ServiceError` if the server stays away or answers otherwise."""
+        """Makes the files; see `Target`. Raises `ServiceError` for a server that stays unreachable or is another API."""
         if not work:
             return
         model = self.identity()["model"]
@@ -78,7 +78,7 @@ class HttpTarget:
         try:
             for future in as_completed([pool.submit(self._make, piece, model) for piece in work]):
                 yield future.result()
-        finally:  # after an error the rest need not be tried
+        finally:  # after an error, the remaining requests are not sent
             pool.shutdown(cancel_futures=True)
 
     def _make(self, work: Work, model: str) -> Done:
@@ -87,7 +87,7 @@ class HttpTarget:
             raise ConfigError(f"{self._base} draws and chats, but decodes no features: use a bundle")
         try:
             (self._draw if work.kind == "draw" else self._ask)(work, model)
-        except RequestError as error:  # the server refuses this prompt; others may do
+        except RequestError as error:  # the server refuses only this prompt; others may work
             return Done(uri=work.uri, seconds=0.0, fault=str(error))
         return Done(uri=work.uri, seconds=time.monotonic() - began)
 
@@ -99,7 +99,7 @@ class HttpTarget:
             [item] = reply["data"]
             data, seed = base64.b64decode(item["b64_json"], validate=True), item.get("seed", reply.get("seed"))
             image = open_image(data)
-        except (DataError, LookupError, TypeError, ValueError) as error:  # other JSON, or no image or part of one
+        except (DataError, LookupError, TypeError, ValueError) as error:  # other JSON, no image, or a truncated one
             raise ServiceError(f"{self._base} answered without one image as b64_json: {error!r}") from error
         if seed != work.seed:
             raise ServiceError(
@@ -119,7 +119,7 @@ class HttpTarget:
         keep_reply(work, reply.said, truncated=reply.cut)
 
     def _reply(self, answer: dict[str, Any]) -> Reply:
-        """The reply in a completion, as far as its limit let it go. Raises `RequestError` where it was refused."""
+        """The reply in a completion, even if it was truncated. Raises `RequestError` if it was refused."""
         reply = read_completion(answer, limit=self.max_new_tokens)
         if reply is None:
             raise ServiceError(f"{self._base} answered without a message that has a text")
@@ -130,7 +130,7 @@ class HttpTarget:
         return reply
 
     def _call(self, route: str, body: dict[str, Any] | None = None, *, patient: bool = True) -> dict[str, Any]:
-        """The JSON of a reply. Raises `RequestError` where the server refuses the request itself."""
+        """The JSON of a reply. Raises `RequestError` if the server refuses the request itself."""
         return self._asked(route, body, lambda answer: answer, patient=patient)
 
     def _asked(
@@ -145,17 +145,21 @@ class HttpTarget:
 
 def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
     try:
-        status, headers, data = fetched(url, body, headers={}, timeout_s=TIMEOUT_S)
-    except (OSError, http.client.HTTPException, UnicodeError) as error:  # refused, reset, cut off, no such host
+        status, headers, data = fetch(url, body, headers={}, timeout_s=TIMEOUT_S)
+    except (
+        OSError,
+        http.client.HTTPException,
+        UnicodeError,
+    ) as error:  # connection refused or reset, truncated answer, no such host
         raise TransientError(str(error) or type(error).__name__) from error
-    trouble = trouble_of(status, headers, data, now=time.time())
-    if trouble is None:
-        parsed = parse(data)
+    fault = fault_of(status, headers, data, now=time.time())
+    if fault is None:
+        parsed = parse_body(data)
         if not isinstance(parsed, dict):
             raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
         return parsed
-    if trouble.kind is Kind.PASSES:
-        raise TransientError(trouble.said, wait_s=trouble.wait_s or 0.0)
-    if trouble.kind is Kind.EVERYTHING:
-        raise ServiceError(f"{url} answered {trouble.said}")
-    raise RequestError(trouble.said)
+    if fault.kind is FaultKind.TRANSIENT:
+        raise TransientError(fault.said, wait_s=fault.wait_s or 0.0)
+    if fault.kind is FaultKind.FATAL:
+        raise ServiceError(f"{url} answered {fault.said}")
+    raise RequestError(fault.said)

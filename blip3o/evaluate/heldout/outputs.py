@@ -1,7 +1,7 @@
-"""Puts a trained model to the held-out samples: asks it the questions, draws the prompts. Scoring is elsewhere.
+"""The outputs of a trained model on held-out samples: replies to their questions, drawings of their prompts.
 
-Every draw's seed is a function of (evaluation's seed, sample), so a figure depends on nothing but the bundle and the
-recipe. `on_done(n)` is called whenever n more questions or drawings are finished.
+The seed of every drawing is a function of the evaluation's seed and the sample, so a figure depends only on the bundle
+and the recipe. `on_done(n)` is called whenever n more questions or drawings are finished.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ OnDone = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawings:
-    """Features [n, L, F] of some items' drawings (`generated`, from `seeds`) and of their true pictures."""
+    """Features [n, L, F] of the items' drawings (`generated`, from `seeds`) and of their true images (`truth`)."""
 
     items: tuple[HeldOutSample, ...]
     seeds: tuple[int, ...]
@@ -35,7 +35,7 @@ class Drawings:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImages:
-    """What the decoder makes of some rows of `Drawings`: of the drawn features, and of the true ones."""
+    """Decoded images of some rows of `Drawings`: from the drawn features, and from the true ones."""
 
     drawn: Mapping[int, Image.Image]
     decoded: Mapping[int, Image.Image]
@@ -49,7 +49,7 @@ def draw_seed(seed: int, uid: str, number: int = 0) -> int:
 def ask(
     pipeline: Blip3oPipeline, questions: Sequence[Question], *, images: Sequence[Image.Image], on_done: OnDone
 ) -> list[AnswerRecord]:
-    """The model's replies to questions about `images`, one each: the question's own, or another as a control."""
+    """The model's replies to questions about `images`, one each: the question's own image, or another as a control."""
     records: list[AnswerRecord] = []
     for rows in _chunks(len(questions), pipeline.batch_size):
         turns = [[Turn(role="user", text=questions[row].question)] for row in rows]
@@ -72,9 +72,9 @@ def _answered(question: Question, reply: str) -> AnswerRecord:
 
 
 def exchanged_images(questions: Sequence[Question], seed: int) -> list[Image.Image]:
-    """For each question the picture of another one of its source: what the words alone let the model answer.
+    """For each question the image of another question of its source: a control for what the text alone gives away.
 
-    Raises `DataError` if a source has a single question.
+    Raises `DataError` if a source has only one question.
     """
     images = [question.item.image for question in questions]
     sources = np.array([question.item.source for question in questions])
@@ -87,7 +87,7 @@ def exchanged_images(questions: Sequence[Question], seed: int) -> list[Image.Ima
 
 
 def draw(pipeline: Blip3oPipeline, items: Sequence[HeldOutSample], *, seed: int, on_done: OnDone) -> Drawings:
-    """The features of one drawing of each item's caption, and of its true picture."""
+    """The features of one drawing of each item's caption, and of its true image."""
     seeds = tuple(draw_seed(seed, item.uid) for item in items)
     generated, truth = [], []
     for rows in _chunks(len(items), pipeline.batch_size):
@@ -99,7 +99,7 @@ def draw(pipeline: Blip3oPipeline, items: Sequence[HeldOutSample], *, seed: int,
 
 
 def decode(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *, on_done: OnDone) -> DecodedImages:
-    """The pictures of some rows: only those that someone looks at, since decoding costs as much as drawing."""
+    """The images of some rows: only the rows that are needed, because decoding costs as much as drawing."""
     drawn: dict[int, Image.Image] = {}
     decoded: dict[int, Image.Image] = {}
     for chunk in _chunks(len(rows), pipeline.batch_size):
@@ -112,7 +112,7 @@ def decode(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *,
 
 
 def first_rows(items: Sequence[HeldOutSample], count: int) -> dict[str, list[int]]:
-    """For each source the places of its first `count` items."""
+    """For each source, the rows of its first `count` items."""
     by_source: dict[str, list[int]] = {}
     for row, item in enumerate(items):
         by_source.setdefault(item.source, []).append(row)
@@ -129,7 +129,7 @@ class Variants:
 
 
 def vary(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *, columns: int, seed: int) -> Variants:
-    """`columns` drawings (at least 2) of each row's caption, one of which is there already."""
+    """`columns` drawings (at least 2) of each row's caption, the first of which exists already."""
     seeds = tuple(tuple(draw_seed(seed, drawings.items[row].uid, n) for n in range(1, columns)) for row in rows)
     further = pipeline.generate_features(
         [drawings.items[row].caption for row in rows for _ in range(1, columns)],
@@ -153,7 +153,7 @@ def grid_sections(
     shown: Mapping[str, list[int]],
     variants: Variants,
 ) -> list[GridSection]:
-    """The `shown` rows of each source (those of `variants`) with all of their drawings; the first is the scored one."""
+    """The `shown` rows of each source (those of `variants`) with all their drawings; the first is the scored one."""
     further = pipeline.decode(
         variants.features[:, 1:].flatten(0, 1), seeds=[n for of_row in variants.seeds for n in of_row[1:]]
     )

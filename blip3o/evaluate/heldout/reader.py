@@ -1,7 +1,6 @@
-"""Reads the held-out samples that an evaluation uses: some of each source, in an order drawn from the evaluation's
-seed.
+"""Reads the held-out samples of an evaluation: some of each source, in a random order of the evaluation's seed.
 
-Little more is read than is used. A sample whose record says that it was trained on is refused, since a figure on
+It reads little more than is used. It refuses a sample whose record says that it was trained on, because a figure on
 training data looks like any other.
 """
 
@@ -27,12 +26,12 @@ from blip3o.evaluate.heldout.selection import (
 from blip3o.rng import numpy_generator
 from blip3o.types import RawSample, SampleRef
 
-READ_TOGETHER = 64  # samples
+READ_TOGETHER = 64  # samples of one batch of range reads
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSamples:
-    """What an evaluation draws (`items`) and asks, sources alternating, and each manifest's fingerprint."""
+    """What an evaluation draws (`items`) and asks (`questions`), and the manifests' fingerprints. Sources alternate."""
 
     items: tuple[HeldOutSample, ...]
     questions: tuple[Question, ...]
@@ -42,7 +41,7 @@ class EvaluationSamples:
 def choose(data: DataConfig, evaluate: EvaluateConfig) -> EvaluationSamples:
     """The evaluation's samples, a function of the held-out manifests and of `evaluate`.
 
-    There are fewer than asked for where the sources run out of distinct captions or of pictures with questions. Raises
+    There are fewer than configured where the sources run out of distinct captions or of images with questions. Raises
     `ConfigError` if no held-out source is named, `DataError` if one is not indexed, has changed, or was trained on.
     """
     if not evaluate.sources:
@@ -68,14 +67,14 @@ def choose(data: DataConfig, evaluate: EvaluateConfig) -> EvaluationSamples:
 
 
 class HeldOutReader:
-    """Held-out sources, each as a stream of its rows that may be used, in one drawn order."""
+    """Held-out sources, each as a stream of its usable rows in one random order."""
 
     def __init__(self, manifests: list[Manifest], sources: list[SourceRows], seed: int) -> None:
         self._manifests, self._sources, self._seed = manifests, sources, seed
         self._reader = ShardReader(manifests)
 
     def stream(self, source: int) -> Iterator[HeldOutSample]:
-        """All items of source number `source`. Raises `DataError` for one that its record calls a training sample."""
+        """All items of source number `source`. Raises `DataError` for a sample that was trained on."""
         name = self._manifests[source].name
         rows = self._sources[source]
         order = numpy_generator(self._seed, "evaluate", "order", name).permutation(len(rows))

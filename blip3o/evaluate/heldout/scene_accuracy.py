@@ -1,8 +1,7 @@
-"""How many pictures of scenes show exactly what their caption says, by the exact judge of the closed world.
+"""How many images of scenes show exactly what their caption says, by the exact judge of the closed world.
 
-The same judge scores four sets of pictures: the model's drawings; the true features through the decoder (what the
-decoder allows at best); the true pictures (the judge's own reliability); and the drawings against other captions (what
-luck gives).
+The same judge scores four sets of images: the model's drawings; the true features through the decoder (the best that
+the decoder allows); the true images (the judge's own reliability); and the drawings against other captions (chance).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ def is_scene(record: Record) -> bool:
 
 
 def verdicts(records: Sequence[Record], images: Sequence[Image.Image]) -> list[Verdict]:
-    """The verdict on each picture by the record of its scene."""
+    """The verdict on each image by the record of its scene."""
     return [check(record, detect(image)) for record, image in zip(records, images, strict=True)]
 
 

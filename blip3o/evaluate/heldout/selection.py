@@ -1,8 +1,8 @@
-"""Which held-out samples are drawn and asked about: deterministic, stratified over sources, and never chosen by result.
+"""Which held-out samples are drawn and asked about: deterministic, stratified by source, never chosen by result. Pure.
 
-Each source gets its share by weight. Drawn prompts are distinct, since two images of one caption would make retrieval a
-guess. Every question is about another picture, and the kinds of a source take turns. Pure; the samples come in an order
-that the caller has drawn.
+Each source gets its share by weight. Prompts are distinct, because two images with one caption would make retrieval a
+guess. Every question is about a different image, and the kinds of question of a source take turns. The samples arrive
+in the random order that the caller chose.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutSample:
-    """One held-out sample: where it is from, its caption, its whole record, and its picture in RGB."""
+    """One held-out sample: its source, its caption, its whole record, and its image in RGB."""
 
     uid: str
     source: str
@@ -31,7 +31,7 @@ class HeldOutSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about an item, with its true answer and the closed set it is from (empty: an open question)."""
+    """One question about an item, with its true answer and its choices (empty: an open question)."""
 
     item: HeldOutSample
     kind: str
@@ -41,7 +41,7 @@ class Question:
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
-    """`total` split in proportion to weights; what rounding leaves goes to the largest remainders."""
+    """`total` split in proportion to weights, by the largest-remainder method."""
     exact = [total * weight / sum(weights) for weight in weights]
     whole = [int(value) for value in exact]
     by_remainder = sorted(range(len(weights)), key=lambda i: (whole[i] - exact[i], i))
@@ -53,7 +53,7 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
 def distinct_captions(items: Iterable[HeldOutSample], limit: int, *, taken: Iterable[str] = ()) -> list[HeldOutSample]:
     """The first `limit` items whose captions, normalised, differ from each other and from those `taken`.
 
-    Neither here nor below is an item read that is not needed: reading fetches it from the store.
+    Like `pick_questions`, it takes no item that it does not need, because taking one reads it from the store.
     """
     seen = {normalise(caption) for caption in taken}
 
@@ -68,7 +68,7 @@ def distinct_captions(items: Iterable[HeldOutSample], limit: int, *, taken: Iter
 
 
 def pick_questions(items: Iterable[HeldOutSample], limit: int) -> list[Question]:
-    """Up to `limit` questions, one about each item: of the kinds its record has, the one asked least so far."""
+    """Up to `limit` questions, one per item: of the kinds in its record, the one that was picked least so far."""
     asked: Counter[str] = Counter()
 
     def questions() -> Iterator[Question]:
@@ -83,7 +83,7 @@ def pick_questions(items: Iterable[HeldOutSample], limit: int) -> list[Question]
 
 
 def alternate(groups: Sequence[Sequence[T]]) -> list[T]:
-    """All members of the groups: the first of each group, then the second of each, and so on."""
+    """All members of the groups, interleaved: the first of each group, then the second of each, and so on."""
     turns = zip_longest(*([(member,) for member in group] for group in groups), fillvalue=())
     return [member for turn in turns for members in turn for member in members]
 

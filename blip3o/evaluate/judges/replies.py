@@ -1,7 +1,7 @@
-"""What a chat completion says: the answer without the model's reasoning, or the reason why there is none. Pure.
+"""Parses chat completions: the answer without the model's reasoning, or the reason why there is none. Pure.
 
-A grade that a model only considers is no grade, so text inside a thought never reaches a reader. A reply that was cut
-off, filtered or broken off is no answer either, whatever it holds.
+A grade that a model merely considers is no grade, so the text of its reasoning never reaches a parser. A reply that was
+truncated, filtered or interrupted is no answer either, whatever it contains.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-REFUSED = "refused by the judge: "  # how the fault of a content refusal begins; such an item is not asked about again
+REFUSED = "refused by the judge: "  # starts the fault of a content refusal; such an item is not judged again
 
 _LT, _GT = "(?:<|&lt;)", "(?:>|&gt;)"
 _TAG = r"(?:[\w.-]*[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)(?:_\w+)?"
@@ -24,10 +24,10 @@ _CLOSES = re.compile(
     re.IGNORECASE,
 )
 _EMPTY = re.compile(rf"<\s*{_TAG}\s*/>", re.IGNORECASE)
-# Sections that a requested format may hold before or after the answer; only `think` and its like are always before it.
+# Sections that a requested format may place before or after the answer; only `think` and its like always precede it.
 _SECTION = re.compile(r"<(/?)(reason|reasoning|reflection|analysis|scratchpad)>", re.IGNORECASE)
 _DETAILS = re.compile(r"<details\s[^<>]{0,99}reasoning[^<>]{0,99}>.*?(?:</details>|$)", re.IGNORECASE | re.DOTALL)
-# gpt-oss: channels, with their marks or with the marks' letters alone.
+# The channels of gpt-oss, with their marker tokens or with only the markers' letters.
 _CHANNEL = re.compile(r"<\|(?:channel|start)\|>")
 _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
@@ -55,10 +55,10 @@ _ENDS: tuple[tuple[End, re.Pattern[str]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A judge's reply: `text` is its answer without reasoning, `said` its words as they came.
+    """A judge's reply: `text` is its answer without reasoning, `said` its verbatim words.
 
-    With a `fault` there is no answer: `cut` by a limit of tokens, `refused` for its content, or `broken` off on the
-    way, which asking again may mend.
+    With a `fault` there is no answer: the reply was `cut` at the token limit, `refused` for its content, or `broken`
+    off on the way, which asking again may fix.
     """
 
     text: str = ""
@@ -75,10 +75,9 @@ def is_refusal(fault: str) -> bool:
 
 
 def answer(text: str) -> str | None:
-    """A reply without its reasoning; None where it ends within a thought.
+    """A reply without its reasoning; None where it ends within the reasoning.
 
-    A thought ends where the last mark of its end stands, whether or not it was opened. Text without such marks comes
-    back as it is.
+    Reasoning ends at the last closing marker, whether or not it was opened. Text without markers is returned unchanged.
     """
     for step in (_after_channels, _after_headings, _after_thoughts):
         found = step(text)
@@ -123,16 +122,16 @@ def _without_sections(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Without marks of the tokenizer and of answers: `<answer>B</answer>` and `\\boxed{B}` are B."""
+    """The text without special tokens and answer markers: `<answer>B</answer>` and `\\boxed{B}` become B."""
     text = _BOXED.sub(lambda match: match.group(1) or match.group(2) or "", _TOKEN.sub("", text))
     answers = _ANSWER.findall(text)
     return answers[0] if len(answers) == 1 else text
 
 
 def content_text(content: object) -> str | None:
-    """The text of a message's content: a text, a list of parts (of which those of text count) or null, which is "".
+    """The text of a message's content: a string, a list of parts (of which only text parts count) or null, which is "".
 
-    None for content of another kind. Halves of surrogate pairs, which no file can hold, become question marks.
+    None for content of another kind. Halves of surrogate pairs, which no file can contain, become question marks.
     """
     if content is None:
         return ""
@@ -143,7 +142,7 @@ def content_text(content: object) -> str | None:
 
 
 def writable(text: str) -> str:
-    """A text that UTF-8 can hold: a reply that is cut within a letter may end with half a surrogate pair."""
+    """A text that UTF-8 can encode: a reply truncated within a character may end with half a surrogate pair."""
     return text.encode(errors="replace").decode()
 
 
@@ -158,7 +157,7 @@ def _part_text(part: object) -> str:
 
 
 def ending(reason: str) -> End:
-    """What a `finish_reason`, of whatever server, says of the reply."""
+    """How a reply ended, by the `finish_reason` of any server."""
     name = reason.strip().lower()
     if name in _DONE or re.fullmatch(r"</?s>|<\|\w+\|>|", name):
         return "done"
@@ -166,7 +165,7 @@ def ending(reason: str) -> End:
 
 
 def read_completion(body: object, *, limit: int) -> Reply | None:
-    """The reply in a chat completion that was asked for with `limit` tokens; None where it is no chat completion."""
+    """The reply in a chat completion that was requested with `limit` tokens; None if the body is no chat completion."""
     choice = _first_choice(body)
     message = choice.get("message", choice) if choice is not None else None
     if choice is None or not isinstance(message, Mapping):
@@ -187,7 +186,7 @@ _REASONS = ("finish_reason", "native_finish_reason", "stop_reason")
 
 
 def _read(said: str, reasons: list[str], limit: int) -> Reply:
-    # A further reason may be the stop text itself, or a provider's own word: it says nothing where it is not known.
+    # Only the first reason has to be known. Others may be the stop text itself, or a provider's own word.
     known = [reason for place, reason in enumerate(reasons) if place == 0 or ending(reason) != "unknown"]
     ends = {ending(reason): reason for reason in reversed(known)}
     if "refused" in ends:

@@ -1,8 +1,8 @@
 """A bundle as a model of lmms-eval, in its process: `python -m lmms_eval --model blip3o --model_args bundle=URI …`.
 
-lmms-eval (0.7) finds it by the entry point `lmms_eval.models`. It is none of this project's dependencies, and nothing
-else imports this module: `make lmms` builds an environment that holds both. A server needs none of it, since lmms-eval
-speaks its API as it is (`--model openai`; `python -m jobs.lmms`).
+lmms-eval (0.7) finds it through the entry point `lmms_eval.models`. It is not a dependency of this project: `make lmms`
+builds an environment with both. A server needs no adapter, because lmms-eval speaks its API (`--model openai`;
+`python -m jobs.lmms`).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,24 +17,24 @@ import blip3o
 from blip3o.errors import RequestError
 from blip3o.inference.pipeline import Blip3oPipeline
 
-MAX_NEW_TOKENS = 32  # of a task that names no limit
+MAX_NEW_TOKENS = 32  # for a task without a limit of its own
 
 
 def manifest() -> ModelManifest:
-    """What the entry point gives: the model `blip3o`."""
+    """The entry point: the model `blip3o`."""
     return ModelManifest(model_id="blip3o", simple_class_path=f"{__name__}.Blip3o")
 
 
 class Blip3o(lmms):
-    """Greedy replies of a bundle to a task's questions, one picture each or none."""
+    """Greedy replies of a bundle to a task's questions, each with one image or none."""
 
     def __init__(self, bundle: str, *, batch_size: int | str = 1, device: str | None = None) -> None:
-        """`batch_size` and `device` are lmms-eval's own arguments: the bundle's batch size and the CPU hold here."""
+        """`batch_size` and `device` are lmms-eval's arguments and ignored: the bundle's batch size and the CPU apply."""
         super().__init__()
         self._pipeline = blip3o.load(bundle)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """A reply to each request. Raises `RequestError` for one with several pictures."""
+        """A reply to each request. Raises `RequestError` for one with several images."""
         return [self._reply(*request.args) for request in tqdm(requests, desc="replies")]
 
     def _reply(
@@ -52,7 +52,7 @@ class Blip3o(lmms):
 
 
 def reply(pipeline: Blip3oPipeline, question: str, pictures: Sequence[Image.Image], options: dict[str, Any]) -> str:
-    """The greedy reply to a question, cut before the first of the task's `until`."""
+    """The greedy reply to a question, truncated before the first of the task's `until` strings."""
     if len(pictures) > 1:
         raise RequestError(f"{len(pictures)} pictures with a question: this model looks at one")
     messages = [{"role": "user", "content": question}]

@@ -1,7 +1,8 @@
-"""Distances between two sets of pictures' features, from sums that parts of a set can make apart and add up. Pure.
+"""Fréchet distance and MMD between the features of two sets of images. Pure.
 
-What they are called says whose features they are of: `frechet_<features>`. FID is the name of one network's figure,
-and is given to nothing else.
+Both are computed from sums, which parts of a set can compute separately and add up. A distance is named after its
+features: `frechet_<features>`. FID is the distance in the features of one particular network, and nothing else is
+called by that name.
 """
 
 import functools
@@ -14,13 +15,13 @@ import numpy as np
 
 from blip3o.errors import DataError
 
-MIN_PER_DIMENSION = 10  # items for each feature dimension below which the Fréchet distance is mostly bias
-INCEPTION_SHA256 = "6726825d"  # start of the digest of the weights that FID is defined by (pt_inception-2015-12-05)
+MIN_PER_DIMENSION = 10  # items per feature dimension; with fewer, the Fréchet distance is mostly bias
+INCEPTION_SHA256 = "6726825d"  # start of the digest of the weights that define FID (pt_inception-2015-12-05)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Sums over n feature vectors x [d]: of x, x xᵀ, |x|² and |x|⁴ (float64). Parts are merged by adding."""
+    """Sums over n feature vectors x [d]: of x, x xᵀ, |x|² and |x|⁴ (float64). Add two to merge them."""
 
     n: int
     total: np.ndarray
@@ -30,7 +31,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Self:
-        """The sums of features [n, d]. Raises `DataError` for another shape or values that are not finite."""
+        """The sums of features [n, d]. Raises `DataError` for another shape or non-finite values."""
         x = np.asarray(features, dtype=np.float64)
         if x.ndim != 2:
             raise DataError(f"features of shape {list(x.shape)}: expected one vector a picture, [n, d]")
@@ -68,7 +69,7 @@ class Moments:
 
 
 def merged(parts: Iterable[Moments]) -> Moments:
-    """All parts together. Raises `DataError` for none, or for parts of different widths."""
+    """The sums of all parts. Raises `DataError` for no parts, or for parts of different widths."""
     all_parts = list(parts)
     if not all_parts:
         raise DataError("no features were measured: there is nothing to compare")
@@ -78,8 +79,8 @@ def merged(parts: Iterable[Moments]) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """The Fréchet distance between Gaussians of these moments: |μ₁-μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½).
 
-    Raises `DataError` for fewer than ten items a dimension in either set: two samples of that size from the *same*
-    distribution would lie far apart. Source: Dowson and Landau 1982; FID's definition.
+    Raises `DataError` for fewer than ten items per dimension in either set: even two samples from the *same*
+    distribution would then be far apart. Source: Dowson and Landau 1982; FID's definition.
     """
     if few := too_few(a, b):
         raise DataError(few)
@@ -99,8 +100,9 @@ def too_few(a: Moments, b: Moments) -> str:
 def mmd(a: Moments, b: Moments) -> float:
     """The unbiased squared maximum mean discrepancy under the kernel (x·y / d + 1)²; 0 on average for equal sets.
 
-    It sees means and covariances, can be slightly negative, and holds at any n of at least 2 (say n beside it). Raises
-    `DataError` below that. Source: Gretton et al. 2012, eq. 3; KID with degree 2 instead of 3, which sums can carry.
+    It compares means and covariances, can be slightly negative, and is unbiased for any n of at least 2 (report n with
+    it). Raises `DataError` below that. Source: Gretton et al. 2012, eq. 3. It is KID with degree 2 instead of 3,
+    because sums of second moments suffice for degree 2.
     """
     _check_alike(a, b)
     if min(a.n, b.n) < 2:
@@ -112,7 +114,7 @@ def mmd(a: Moments, b: Moments) -> float:
 
 
 def mmd_of_pairs(x: np.ndarray, y: np.ndarray) -> float:
-    """`mmd` from features [n, d] and [m, d] themselves: for few pictures of more dimensions than moments hold."""
+    """`mmd` directly from features [n, d] and [m, d]: for few images with too many dimensions for moments."""
     a, b = (np.asarray(z, dtype=np.float64) for z in (x, y))
     if min(len(a), len(b)) < 2:
         raise DataError(f"{len(a)} and {len(b)} pictures: a discrepancy takes at least 2 of each")
@@ -124,7 +126,7 @@ def mmd_of_pairs(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def frechet_name(features: str, weights_sha256: str) -> str:
-    """What a Fréchet distance is called: `frechet_<features>`, and `fid` for the official Inception weights alone."""
+    """The name of a Fréchet distance: `frechet_<features>`; `fid` only for the official Inception weights."""
     return "fid" if weights_sha256.startswith(INCEPTION_SHA256) else f"frechet_{features}"
 
 

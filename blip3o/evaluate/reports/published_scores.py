@@ -1,8 +1,8 @@
-"""Published figures of other models, as they were printed, each with what sets it apart. Data.
+"""Published figures of other models, verbatim, each with what sets it apart. Data.
 
-They stand beside a score for orientation. A figure of another judge, prompt list or protocol says nothing about a
-difference: independent repetitions of one model lie up to 16 GenEval points from its paper. Nothing here
-was measured by this project.
+They are shown next to a score for orientation. Figures of different judges, prompt lists or protocols cannot be
+compared: independent repetitions of one model differ by up to 16 GenEval points from its paper. None of these was
+measured by this project.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PROPRIETARY = "trained on 30M proprietary images; not the released weights"
 WITH_THINKING = "with thinking before drawing"
 MATCHING_FID = "FID by torchmetrics at 256, centre crop"
 
-# The suite's protocol that a column's figures follow where no flag says otherwise.
+# The protocol that a suite's figures follow unless a flag says otherwise.
 PROTOCOLS = {
     "geneval": "official prompts, Mask2Former + CLIP",
     "dpg": "official scorer with its faults, mPLUG",

@@ -1,6 +1,6 @@
-"""DPG-Bench: long prompts, four drawings each, and a graph of yes/no questions about every drawing.
+"""DPG-Bench: long prompts, four images each, and a graph of yes/no questions about every image.
 
-Two scores come of one set of answers. `official` repeats what the published scorer does, faults included, because every
+One set of answers gives two scores. `official` reproduces the published scorer including its faults, because every
 published figure has them; `fixed` does what the paper says. Source: the benchmark's paper
 (https://arxiv.org/abs/2403.05135) and its scorer's behaviour.
 """
@@ -37,22 +37,22 @@ OFFICIAL_JUDGE = Judge(id="mplug-large-vqa", version="modelscope")
 PROMPT_VERSION = "blip3o-1"  # of the words in which this project asks a judge, and of how it reads the replies
 _COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 _YES_OR_NO = re.compile(r"(?:(?:the )?(?:final )?answer(?: is)?[\s*:]{1,9})?[*_`\"'(]{0,3}(yes|no)", re.IGNORECASE)
-_AROUND = " \t\r\n*_`\"'().!"  # a yes or no that is set off or ended
+_AROUND = " \t\r\n*_`\"'().!"  # characters that may surround a yes or no
 Question = Mapping[str, Any]
 Scores = dict[int, float]  # of questions, by their number
 
 
 class _Tile(NamedTuple):
     raw: Scores
-    final: Scores  # a question whose parent is answered no is itself no
+    final: Scores  # a question whose parent is answered no counts as no
 
 
 def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
     """The questions by item, from the benchmark's CSV.
 
     Each is {number, text, parents (0: none), category, broad, row (from 0, of the whole file), prompt}. Raises
-    `DataError` for what is no CSV in UTF-8, missing columns, rows that end early, numbers that are none or twice there,
-    and parents that the item lacks.
+    `DataError` for anything but CSV in UTF-8, missing columns, truncated rows, invalid or duplicate numbers, and
+    parents that the item does not have.
     """
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     reader = csv.DictReader(io.StringIO(read_text(data, where)))
@@ -64,7 +64,7 @@ def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
             raise DataError(f"{where} has two columns '{twice}': keep one of them")
         for row, line in enumerate(reader):
             found[line["item_id"]].append(_question(row, line, f"{where}, row {row + 1}"))
-    except csv.Error as error:  # a quote that is never closed, say
+    except csv.Error as error:  # for example a quote that is never closed
         raise DataError(f"{where} is no CSV after line {reader.line_num}: {error}") from error
     for key, questions in found.items():
         _check_graph(key, questions)
@@ -99,44 +99,44 @@ def _parsed(row: int, line: Mapping[str, str], where: str) -> dict[str, Any]:
 
 def _check_graph(key: str, questions: Sequence[Question]) -> None:
     numbers = Counter(question["number"] for question in questions)
-    doubled = [number for number, times in numbers.items() if times > 1]
-    if doubled:
-        raise DataError(f"item '{key}' has question {doubled[0]} {numbers[doubled[0]]} times: numbers are unique")
+    duplicates = [number for number, times in numbers.items() if times > 1]
+    if duplicates:
+        raise DataError(f"item '{key}' has question {duplicates[0]} {numbers[duplicates[0]]} times: numbers are unique")
     for question in questions:
-        lacking = [parent for parent in question["parents"] if parent not in (0, *numbers)]
-        if lacking:
-            raise DataError(f"item '{key}': question {question['number']} depends on {lacking[0]}, which isn't there")
+        unknown = [parent for parent in question["parents"] if parent not in (0, *numbers)]
+        if unknown:
+            raise DataError(f"item '{key}': question {question['number']} depends on {unknown[0]}, which isn't there")
 
 
 def judgement(item: Item, sample: int, answers: Mapping[int, str]) -> Judgement:
-    """The finding on one tile: the judge's answer to each question by its number, as it was given.
+    """The judgement of one tile: the judge's verbatim answer to each question, by its number.
 
-    Only `yes`, exactly, counts as one. A question without an answer makes the tile unreadable.
+    Only exactly `yes` counts as a yes. A question without an answer makes the tile unreadable.
     """
-    lacking = [q["number"] for q in item.record["questions"] if q["number"] not in answers]
-    if lacking:
-        fault = f"no answer to {len(lacking)} of the questions, the first is {lacking[0]}"
+    unanswered = [q["number"] for q in item.record["questions"] if q["number"] not in answers]
+    if unanswered:
+        fault = f"no answer to {len(unanswered)} of the questions, the first is {unanswered[0]}"
         return Judgement(key=item.key, sample=sample, value=None, fault=fault)
     value = {"answers": {str(number): answer for number, answer in answers.items()}}
     return Judgement(key=item.key, sample=sample, value=value)
 
 
 def question_text(question: Question) -> str:
-    """How a judge that chats is asked one question about a tile."""
+    """The request to a chat model for one question about a tile."""
     return f"{question['text']}\nAnswer with a single word, yes or no, by what can be seen in the image."
 
 
 def read_answer(reply: str) -> str | None:
-    """The yes or no of a judge that chats, in any setting ("**Yes.**", "Answer: yes"); None if its reply is more."""
+    """The yes or no in a chat model's reply, in any formatting ("**Yes.**", "Answer: yes"); None if it says more."""
     match = _YES_OR_NO.fullmatch((answer(reply) or "").strip(_AROUND))
     return match.group(1).lower() if match else None
 
 
 def tile_scores(questions: Sequence[Question], answers: Mapping[str, str]) -> tuple[Scores, Scores]:
-    """The questions' scores by number: as answered, and after each whose parent is 0 has become 0.
+    """The questions' scores by number: as answered, and after every question with a parent of 0 has become 0.
 
-    In the questions' order, so that a no goes down a chain; a parent that comes later is seen as answered. Raises
-    `KeyError` for a parent that is not among the questions.
+    Questions are processed in their order, so a no propagates down a chain; a parent that comes later still counts as
+    answered. Raises `KeyError` for a parent that is not among the questions.
     """
     raw = {q["number"]: float(answers[str(q["number"])] == "yes") for q in questions}
     final = dict(raw)
@@ -147,7 +147,7 @@ def tile_scores(questions: Sequence[Question], answers: Mapping[str, str]) -> tu
 
 
 class Dpg(Suite):
-    """The benchmark, from the user's files; the headline is the `official` score, `details` hold both."""
+    """The benchmark, from the user's files. The headline is the `official` score; `details` hold both."""
 
     name = "dpg"
     protocol = "official: with the published scorer's faults"
@@ -156,8 +156,8 @@ class Dpg(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The items of a questions CSV, a JSON file {name: prompt}, or a folder of `<name>.txt` (and at most one CSV).
 
-        Without the CSV they can be drawn but not scored. Raises `ConfigError` without a source, `DataError` for another
-        format.
+        Without the CSV, the items can be drawn but not scored. Raises `ConfigError` without a source, `DataError` for
+        another format.
         """
         if source is None:
             raise ConfigError("dpg needs its prompts: name the questions CSV, or a JSON file or folder of prompts")
@@ -174,7 +174,7 @@ class Dpg(Suite):
         )
 
     def image_path(self, item: Item, sample: int) -> str:
-        """`tiles/<name>/<sample>.png`: the official folder takes the grid alone."""
+        """`tiles/<name>/<sample>.png`, because the official folder holds only the grids."""
         return f"tiles/{item.key}/{sample}.png"
 
     def grids(self, items: Sequence[Item]) -> dict[str, tuple[str, str, str, str]]:
@@ -218,7 +218,7 @@ def _interval(prompts: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _mode(items: Sequence[Item], values: Mapping[tuple[str, int], Any], coverage: Coverage, *, faults: bool) -> dict:
-    """One mode's figures (0 to 100); `survivors` is the mean over prompts that could be scored, however many."""
+    """The figures (0 to 100) of one mode; `survivors` is the mean over the prompts that could be scored."""
     prompts: list[float] = []
     categories: dict[str, list[float]] = defaultdict(list)
     broad: dict[str, list[float]] = defaultdict(list)
@@ -253,11 +253,11 @@ def _tiles(item: Item, values: Mapping[tuple[str, int], Any], *, faults: bool) -
         return None
     if not faults:
         return [_Tile(*tile_scores(questions, of_tile)) for of_tile in answers]
-    # The official reader takes the first row of the file for its header, a second time.
+    # The official reader skips the first row of the file as if it were a second header.
     questions = [question for question in questions if question["row"] > 0]
     try:
         return [_Tile(*tile_scores(questions, of_tile)) for of_tile in answers] if questions else None
-    except KeyError:  # a child of the lost question: the official scorer prints the error and goes on
+    except KeyError:  # a child of the skipped question: the official scorer prints the error and continues
         return None
 
 

@@ -1,7 +1,7 @@
-"""Scores of edited images, ImgEdit and GEdit, from the grades of a vision-language judge. Pure.
+"""ImgEdit and GEdit: scores of edited images, from the grades of a vision-language judge. Pure.
 
-A reply that cannot be read is a fault; the official GEdit scorer puts a random number in its place, which is not done
-here. Otherwise replies are read as the official readers do, and text inside a model's reasoning never is.
+An unreadable reply is a fault (the official GEdit scorer puts a random number in its place). Otherwise replies are
+parsed as the official parsers do, but without the text of a model's reasoning.
 Source: the papers of ImgEdit (https://arxiv.org/abs/2505.20275) and GEdit (https://arxiv.org/abs/2504.17761).
 """
 
@@ -32,8 +32,8 @@ _GRADE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(?: ?/ ?10)?")
 def imgedit_grades(reply: str) -> tuple[list[int] | None, str]:
     """The three grades (1 to 5) of the lines `label: number` in a reply, and ""; or None and the fault.
 
-    Differing from the official reader, a final period and the scale ("4/5") are no part of the number: it loses such a
-    line and averages over the rest.
+    Unlike the official parser, this one accepts a final period and the scale ("4/5") after the number: the official one
+    drops such a line and averages over the rest.
     """
     text = answer(reply)
     if text is None:
@@ -69,8 +69,9 @@ def imgedit_score(items: Mapping[str, tuple[str, Sequence[int] | None]]) -> dict
 def gedit_grades(reply: str) -> tuple[list[float] | None, str]:
     """The grades (0 to 10, one or two) of a reply, and ""; or None and the fault.
 
-    They stand in a JSON object as `score`: a list, as officially, or a number or text of them. Line breaks within its
-    texts, trailing commas and fences do no harm. A bare number or list will do. One grade stands for both.
+    They are the `score` of a JSON object: a list, as in the official format, or a number, or a text of numbers. Line
+    breaks within its texts, trailing commas and code fences are accepted, and so is a bare number or list. A single
+    grade counts as both.
     """
     text = answer(reply)
     if text is None:
@@ -86,18 +87,18 @@ def gedit_grades(reply: str) -> tuple[list[float] | None, str]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """The fields of a JSON object, one that stands there twice among them."""
+    """The fields of a JSON object, including duplicates."""
 
 
 def _scores(text: str) -> list[Any]:
-    """What stands as `score` in the JSON objects of a text, each time."""
-    return _scores_in(_strings_alone(_STRING_OR_COMMA, text)) or _scores_in(
-        _strings_alone(_STRING_OR_COMMA, _strings_alone(_STRING_OR_COMMENT, text))
+    """Every value of a field `score` in the JSON objects of a text."""
+    return _scores_in(_keep_strings(_STRING_OR_COMMA, text)) or _scores_in(
+        _keep_strings(_STRING_OR_COMMA, _keep_strings(_STRING_OR_COMMENT, text))
     )
 
 
-def _strings_alone(pattern: re.Pattern[str], text: str) -> str:
-    """The text without what a pattern matches beside the strings."""
+def _keep_strings(pattern: re.Pattern[str], text: str) -> str:
+    """The text without the matches of a pattern; matches that are strings stay."""
     return pattern.sub(lambda match: match.group() if match.group().startswith('"') else "", text)
 
 
@@ -117,8 +118,8 @@ def _scores_in(text: str) -> list[Any]:
 
 
 def _two_grades(score: object) -> tuple[list[float] | None, str]:
-    told = re.sub(r"^\[(.*)\]$", r"\1", score.strip()).split(",") if isinstance(score, str) else score
-    grades = [_grade(one) for one in (told if isinstance(told, list) else [told])]
+    parts = re.sub(r"^\[(.*)\]$", r"\1", score.strip()).split(",") if isinstance(score, str) else score
+    grades = [_grade(one) for one in (parts if isinstance(parts, list) else [parts])]
     low, high = GEDIT_RANGE
     shown = json.dumps(score)[:80]
     if len(grades) not in (1, 2) or None in grades:

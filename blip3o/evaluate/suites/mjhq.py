@@ -1,7 +1,7 @@
-"""MJHQ-30K: how far drawings of its prompts lie from its pictures, in some network's features. Pure.
+"""MJHQ-30K: how far images of its prompts are from its reference images, in the features of some network. Pure.
 
-The published figures are of three protocols that differ in size and resizing, so the one that was used is part of the
-judge's version. Source: the data set's card, and FID's paper (https://arxiv.org/abs/1706.08500).
+Published figures follow three protocols that differ in size and resizing, so the protocol is part of the judge's
+version. Source: the data set's card, and FID's paper (https://arxiv.org/abs/1706.08500).
 """
 
 import hashlib
@@ -24,7 +24,7 @@ FIELDS = ("category", "prompt")
 
 
 class Mjhq(Suite):
-    """The user's copy of `meta_data.json`; a finding is {"generated": [d], "reference": [d]}: both features."""
+    """The user's copy of `meta_data.json`; a judgement holds both features: {"generated": [d], "reference": [d]}."""
 
     name = "mjhq"
     protocol = "Fréchet distance of features, named by network; less is better"
@@ -47,11 +47,11 @@ class Mjhq(Suite):
         return f"images/{item.key}.png"
 
     def reference_path(self, item: Item) -> str:
-        """The true picture's path below the data set's folder: `<category>/<key>.jpg`."""
+        """The reference image's path below the data set's folder: `<category>/<key>.jpg`."""
         return f"{item.record['category']}/{item.key}.jpg"
 
     def judgement(self, item: Item, sample: int, generated: Sequence[float], reference: Sequence[float]) -> Judgement:
-        """The finding of both pictures' features; a fault where they are not finite."""
+        """The judgement of both images' features; a fault where they are not finite."""
         if not np.isfinite([*generated, *reference]).all():
             return Judgement(key=item.key, sample=sample, value=None, fault="the network's features are not finite")
         return Judgement(
@@ -59,9 +59,10 @@ class Mjhq(Suite):
         )
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The distance over all pairs of features; `judge.id` is the network's name, `judge.version` starts with the
-        sha256 of its weights. See `distances` for findings that are summed elsewhere. Raises `DataError` for features
-        of different lengths.
+        """The distance between both sets of features; `judge.id` is the network's name.
+
+        `judge.version` starts with the sha256 of its weights. See `distances` for features that are summed elsewhere.
+        Raises `DataError` for features of different lengths.
         """
         values, coverage = findings(items, judgements)
         if not values:
@@ -79,10 +80,10 @@ class Mjhq(Suite):
     def distances(
         self, generated: Moments | None, reference: Moments | None, coverage: Coverage, judge: Judge
     ) -> Score:
-        """The score from moments of both sets, which parts of the data can make apart and add up.
+        """The score from the moments of both sets, which parts of the data can compute separately and add up.
 
-        Below ten pictures for each feature dimension there is no Fréchet distance (`why_not` has the numbers), but the
-        MMD, which takes two.
+        With fewer than ten images per feature dimension there is no Fréchet distance (`why_not` has the numbers), but
+        there is an MMD, which takes two images.
         """
         both = (generated, reference) if coverage.complete and generated and reference else None
         name = frechet_name(judge.id, judge.version)

@@ -33,10 +33,11 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
 
 
 def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:
-    """The findings of the official scorer's `results.jsonl`: rows with filename, prompt, correct and reason.
+    """The judgements in the official scorer's `results.jsonl`: rows with filename, prompt, correct and reason.
 
-    The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged, of
-    no item or sample, or of another prompt, tag or `metadata` (the record that the scorer read) than the item's.
+    The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged,
+    that belong to no item or sample, or whose prompt, tag or `metadata` (the record that the scorer read) differs from
+    the item's.
     """
     by_number = {_number(item.key): item for item in items}
     rows = json_lines(data, where)
@@ -62,19 +63,19 @@ def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> 
 
 
 def _number(name: str) -> int:
-    """The number that a file or folder is named by, -1 for another name."""
+    """The number that names a file or folder; -1 for any other name."""
     return int(name) if name.isdecimal() and len(name) < MAX_DIGITS else -1
 
 
 def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
-    """Raises `DataError` if the scorer judged by another record: a `metadata.jsonl` that was changed, for example."""
+    """Raises `DataError` if the scorer used another record, for example from an edited `metadata.jsonl`."""
     suite = GenEval()
     if row.get("tag", item.record["tag"]) != item.record["tag"]:
         raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
-    if row.get("metadata") is not None:  # a JSON text as officially, or the object itself
-        told = row["metadata"]
+    if row.get("metadata") is not None:  # JSON text as in the official file, or the object itself
+        stated = row["metadata"]
         record = checked_record(
-            parse_json(told, f"{where}: metadata") if isinstance(told, str) else told, f"{where}: metadata"
+            parse_json(stated, f"{where}: metadata") if isinstance(stated, str) else stated, f"{where}: metadata"
         )
         if differing([replace(item, record=record)], [item], suite.facts):
             raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")

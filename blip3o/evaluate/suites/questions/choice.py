@@ -1,4 +1,4 @@
-"""Multiple choice (MMBench, SEED-Bench, RealWorldQA): an option's letter or exact words, and nothing guessed. Pure."""
+"""Multiple choice (MMBench, SEED-Bench, RealWorldQA): an option's letter or exact words, without guessing. Pure."""
 
 import re
 from collections import defaultdict
@@ -16,7 +16,7 @@ from blip3o.evaluate.suites.suite import Suite, mean
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-BEYOND = 100  # characters that are read behind "answer", beside those of an option
+BEYOND = 100  # characters that are read after a word like "answer", in addition to the length of an option
 _MARKS = r"\s*_`\"'"
 _LETTER = re.compile(rf"[{_MARKS}(\[<]*([A-Za-z])([{_MARKS})\]>.:,!-]*)")
 _CUE = re.compile(
@@ -24,7 +24,7 @@ _CUE = re.compile(
     rf"(?:[{_MARKS}]*\b(?:option|choice|letter)\b)?[{_MARKS}]*[:=]?[{_MARKS}]*",
     re.IGNORECASE,
 )
-_TRANSLATED = re.compile(  # "answer" in other languages, and what stands between it and the letter
+_TRANSLATED = re.compile(  # "answer" in other languages, and what comes between it and the letter
     rf"(?:答案|选项|選項|答え|正解|정답|应选|應選|选择|選擇|[选選](?=[\s(*]*[A-Za-z])|"
     rf"\b(?:réponse|antwort|respuesta|risposta|resposta|ответ)\b)"
     rf"(?:[{_MARKS}]*(?:是|为|為|应为|選|选|は|은|는|(?:est|ist|es|è|é|lautet)\b(?:\s+(?:la|die|l'option|option)\b)?))?"
@@ -34,7 +34,7 @@ _TRANSLATED = re.compile(  # "answer" in other languages, and what stands betwee
 _WIDE = str.maketrans("（）［］：，。．、！", "()[]:,..,!") | {0xFF21 + n: letter for n, letter in enumerate(LETTERS)}
 _RETRACTED = re.compile(r"[\s,.;:—–-]*\b(?:(?i:no|wait|actually|sorry|correction|i mean|hmm))\b.*?\b[A-Z]\b", re.DOTALL)
 _MARKED = re.compile(r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*")
-_ANOTHER = re.compile(r"(?:or|and|nor|&|/|,|\+|then|not)?[\s*_`\"'(\[]*([A-Z])(?![\w'])")  # right behind a letter
+_ANOTHER = re.compile(r"(?:or|and|nor|&|/|,|\+|then|not)?[\s*_`\"'(\[]*([A-Z])(?![\w'])")  # directly after a letter
 _REASON = re.compile(r"(?:because|since|as it|is (?:the )?(?:correct|right|answer|best))\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
 
@@ -42,10 +42,10 @@ _ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
 def chosen(reply: str, options: Sequence[str]) -> int | None:
     """The number of the option that a reply names, or None.
 
-    By its letter alone or before a mark or its own words ("B", "(b)", "**B**", "B. a dog", "B a dog"), by its words
-    alone, or by either of them behind "answer", "option", "choice" and the like ("The answer is B."). A letter that
-    starts a word, an option that isn't there, and a reply that names or fits two options name none. The official
-    readers take the first letter, or draw lots, where this one reads nothing.
+    A reply names an option by its letter only, or followed by punctuation or the option's words ("B", "(b)", "**B**",
+    "B. a dog", "B a dog"), by its words only, or by either after "answer", "option", "choice" and the like ("The answer
+    is B."). A letter that starts a word, an option that does not exist, and a reply that names or fits two options name
+    none. Where this parser finds nothing, the official ones take the first letter or choose at random.
     """
     text = answer(reply)
     if text is None:
@@ -71,7 +71,7 @@ def _sentence(text: str) -> str:
 
 
 def _named(text: str, options: Sequence[str]) -> int | None:
-    """The option that a text begins with by its letter, or is by its words."""
+    """The option whose letter starts a text, or whose words are the text."""
     same = _same(text, options)
     if same:
         return same[0] if len(same) == 1 else None
@@ -87,7 +87,7 @@ def _named(text: str, options: Sequence[str]) -> int | None:
 
 
 def _same(text: str, options: Sequence[str]) -> list[int]:
-    """The options that have the words of a text: as `normalise` compares them, else without marks and articles."""
+    """The options with the words of a text: compared by `normalise`, or else also without punctuation and articles."""
     words = normalise(text)
     exact = [number for number, option in enumerate(options) if normalise(option) == words]
     bare = _bare(text)
@@ -99,14 +99,14 @@ def _bare(text: str) -> str:
 
 
 def _stands(marks: str, rest: str) -> bool:
-    """Whether a letter stands for itself: alone, behind marks that part it from what follows, or before its reason."""
+    """Whether a letter is an answer: alone, separated by punctuation from what follows, or followed by its reason."""
     closing = marks.strip()
     parted = closing and (marks != marks.rstrip() or closing[-1] in ')]>*`"')  # not as in "B.5", "B-side", "I'm"
     return not rest or bool(parted) or "\n" in marks or (marks != "" and _REASON.match(rest) is not None)
 
 
 def _several(text: str) -> bool:
-    """Whether a text begins with a letter and then names another, as "A or B"."""
+    """Whether a text starts with a letter and then names another, as in "A or B"."""
     match = _LETTER.match(text)
     return match is not None and match.group(2) != "" and _ANOTHER.match(text[match.end() :]) is not None
 
@@ -114,7 +114,7 @@ def _several(text: str) -> bool:
 class Choice(Suite):
     """Questions with options: {id, image, question, options, answer (a letter), category, group (both optional)}.
 
-    Questions of one `group` are rotations of one another, and count as one that is right if all of them are.
+    Questions of one `group` are rotations of each other; the group counts as one question, right if all of them are.
     """
 
     name = "choice"
@@ -136,10 +136,10 @@ class Choice(Suite):
         return tuple(Item(key=row["id"], prompt=_prompt(row), record=row, samples=1) for row in rows)
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The share of right groups (a question without one is its own), from findings {"reply": str}.
+        """The share of right groups (a question without a group is its own), from judgements {"reply": str}.
 
-        `details`: `plain`, the share of right questions; `chance`, what drawing lots would give of those; `n_unparsed`,
-        the replies that name no option and count as wrong.
+        `details`: `plain` is the share of right questions, `chance` its chance level, and `n_unparsed` the number of
+        replies that name no option and count as wrong.
         """
         answered, coverage = replies(items, judgements)
         picks = [(item, chosen(reply, item.record["options"])) for item, reply in answered]

@@ -1,6 +1,6 @@
-"""What the suites of questions about pictures share: their local files, and scores of replies. Pure.
+"""What the suites of questions share: their local files, the accuracy score, and the judge. Pure.
 
-A file is JSON Lines, a question each: {id, image, question, …}; an image's path is relative to the file.
+A file is JSON Lines with one question per line: {id, image, question, …}. The image's path is relative to the file.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ UNCHECKED = "the official questions' digest is not on record, so they cannot be 
 def read_questions(suite: str, source: str | None, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     """The records of a question file, with `image` as a URI.
 
-    Raises `ConfigError` without a source, `DataError` for records that lack id, image, question or one of `fields`,
+    Raises `ConfigError` without a source, `DataError` for records that miss id, image, question or one of `fields`,
     whose image or question is no text, or that share an id.
     """
     if source is None:
@@ -44,7 +44,8 @@ def read_questions(suite: str, source: str | None, fields: tuple[str, ...]) -> l
 def replies(items: Sequence[Item], judgements: Iterable[Any]) -> tuple[list[tuple[Item, str]], Coverage]:
     """The answered items with their replies, in the items' order, and the coverage.
 
-    A model's reasoning is no part of its reply; one that ends within it replied nothing, which is wrong.
+    A model's reasoning is not part of its reply; a model whose reply ends within its reasoning has replied nothing,
+    which is wrong.
     """
     values, coverage = findings(items, judgements)
     there = [item for item in items if (item.key, 0) in values]
@@ -52,7 +53,7 @@ def replies(items: Sequence[Item], judgements: Iterable[Any]) -> tuple[list[tupl
 
 
 def by_category(scored: Iterable[tuple[Item, float]]) -> dict[str, list[float]]:
-    """The scores of items by their record's `category`, sorted by name; those without one are left out."""
+    """The scores of items by their record's `category`, sorted by name; items without a category are left out."""
     found: dict[str, list[float]] = defaultdict(list)
     for item, value in scored:
         if "category" in item.record:
@@ -68,7 +69,7 @@ def accuracy_score(
     units: Sequence[float],
     details: Mapping[str, Any],
 ) -> Score:
-    """A score whose parts are mean accuracies of questions, and whose overall is the mean of `units`."""
+    """A score whose categories are mean accuracies of questions, and whose overall is the mean of `units`."""
     whole = coverage.complete
     return Score(
         suite=suite.name,

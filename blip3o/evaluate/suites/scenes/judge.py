@@ -1,7 +1,7 @@
-"""The judge of the closed world: finds the coloured shapes in a picture, and checks them against a scene's caption.
+"""The exact judge of the closed world: detects the coloured shapes in an image, and checks them against its caption.
 
-Detection is colour threshold, connected components, and a comparison of each component with every shape drawn in its
-box. It works at 64 pixels whatever the picture's size (boxes are given back in the picture's pixels). What is not
+Detection is a colour threshold, connected components, and a comparison of each component with every shape drawn in its
+box. It works at 64 pixels whatever the image's size (boxes are returned in the image's pixels). Anything that is not
 clearly one of the world's shapes in one of its colours is not detected. The rules of the six families are GenEval's.
 """
 
@@ -20,17 +20,17 @@ from blip3o.errors import DataError
 from blip3o.evaluate.suites.geneval import suite as geneval
 
 _SIDE = 64  # pixels; the size at which the numbers below were measured
-_FOREGROUND = 55.0  # RGB distance to the ground from which a pixel belongs to an object; the nearest colour has 121
-_MIN_GROUND_SHARE = 0.6  # of the rim; leaves room for an object that is cut off by the picture's edge
+_FOREGROUND = 55.0  # RGB distance from the ground at which a pixel belongs to an object; the nearest colour has 121
+_MIN_GROUND_SHARE = 0.6  # of the rim; leaves room for an object that the image's edge clips
 _MAX_COLOR_DISTANCE = 80.0  # RGB distance up to which a component's colour is one of the world's
 _MIN_CORE = 4  # pixels of one colour that must survive an erosion; the smallest drawn star keeps about 20
-_MIN_CORE_SHARE = 0.1  # of the largest core of a touching group: less is the rim of another object
+_MIN_CORE_SHARE = 0.1  # of the largest core of a touching group: a smaller one is the rim of another object
 _MIN_SIDE, _MAX_SIDE = 7, 58  # pixels; drawn objects have 14 to 48
 _MAX_ASPECT = 2.0  # longer over shorter side; drawn objects have 1
 _MIN_SCORE = 0.72  # overlap with the best shape; drawn ones reach 0.95, and 0.8 with a blur of 0.7 pixels
-_STEEPNESS = 3.0  # of edges before the comparison, in what is seen and in what is drawn
+_STEEPNESS = 3.0  # of edges before the comparison, both seen and drawn
 
-SURE = 0.9  # least confidence of what is detected at all, in GenEval's terms
+SURE = 0.9  # the lowest confidence of a detection, on GenEval's scale
 
 _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 _NAMES = tuple(COLORS)
@@ -38,7 +38,7 @@ _NAMES = tuple(COLORS)
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """One shape that was found: `box` = (x0, y0, x1, y1) in its picture's pixels, `score` its fit to the shape."""
+    """One detected shape: `box` = (x0, y0, x1, y1) in the image's pixels, `score` its fit to the shape."""
 
     shape: str
     color: str
@@ -48,13 +48,13 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether a picture shows what its caption says, and which part of it.
+    """Whether an image shows what its caption says, and which part of it.
 
-    `correct` and `reason` ("" where it is correct) are GenEval's. `shape_ok`: every shape is there often enough,
-    whatever its colour; `color_ok`: every colour that the caption states is there often enough, whatever its shape;
-    `count_ok`: there are as many objects as drawn, no more, no fewer; `relation_ok`: the objects are there and the
-    relation holds (True where none is stated). A picture with shape_ok and color_ok that is not `correct` has bound a
-    colour to the wrong shape, or has the wrong number or relation.
+    `correct` and `reason` ("" where it is correct) are GenEval's. `shape_ok`: every shape appears often enough,
+    whatever its colour; `color_ok`: every colour in the caption appears often enough, whatever its shape; `count_ok`:
+    there are exactly as many objects as in the scene; `relation_ok`: the objects are there and the relation holds (True
+    where none is stated). An image with shape_ok and color_ok that is not `correct` has bound a colour to the wrong
+    shape, or has the wrong number or relation.
     """
 
     correct: bool
@@ -83,7 +83,7 @@ def detect(image: Image.Image | np.ndarray) -> list[Detection]:
 def _ground(pixels: np.ndarray) -> np.ndarray | None:
     """The ground's colour, float32 [3]: the median of the two outermost rings, which no drawn object reaches.
 
-    None where most of the rings is of other colours: a mosaic has no ground, and its tiles are not shapes on one.
+    None where too much of the rings has other colours: a mosaic has no ground, and its tiles are not shapes on one.
     """
     rim = np.ones(pixels.shape[:2], dtype=bool)
     rim[2:-2, 2:-2] = False
@@ -93,10 +93,10 @@ def _ground(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _objects(pixels: np.ndarray, ground: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """For each object two masks [64, 64]: its `core`, well inside and of one colour, and its `region`, out to its edge.
+    """Two masks [64, 64] for each object: its `core`, well inside and of one colour, and its `region`, up to its edge.
 
-    The cores come first because a blurred edge passes through other colours: rims are thin and do not survive the
-    erosion. A group of touching objects is shared out between their cores, each pixel to the nearest.
+    Cores are found first because a blurred edge passes through other colours; such rims are thin and do not survive the
+    erosion. The pixels of a group of touching objects are assigned to the nearest core.
     """
     foreground = np.linalg.norm(pixels - ground, axis=-1) > _FOREGROUND
     nearest = np.argmin(np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1), axis=-1)
@@ -111,14 +111,14 @@ def _objects(pixels: np.ndarray, ground: np.ndarray) -> Iterable[tuple[np.ndarra
 
 
 def _cores(mask: np.ndarray) -> list[np.ndarray]:
-    """The eroded part of each connected piece of a mask, where enough of it remains."""
+    """The eroded part of each connected component of a mask, where enough of it remains."""
     inner, pieces = _eroded(mask), label(mask)
     found = [inner & (pieces == number) for number in np.unique(pieces[inner])]
     return [core for core in found if core.sum() >= _MIN_CORE]
 
 
 def _shared_out(cores: Sequence[np.ndarray], foreground: np.ndarray) -> list[np.ndarray]:
-    """Grows every core step by step through the foreground until the growing cores meet; one mask a core."""
+    """Grows every core step by step through the foreground until the cores meet; returns one mask per core."""
     owner = np.zeros(foreground.shape, dtype=np.int32)
     for number, core in enumerate(cores, start=1):
         owner[core] = number
@@ -130,7 +130,7 @@ def _shared_out(cores: Sequence[np.ndarray], foreground: np.ndarray) -> list[np.
 
 
 def label(mask: np.ndarray) -> np.ndarray:
-    """Numbers the connected pieces (by sides and corners) of a mask [H, W]: int32 [H, W], 0 outside of them."""
+    """Labels the 8-connected components of a mask [H, W]: int32 [H, W], 0 outside of them."""
     numbers = np.where(mask, np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape), 0)
     while True:
         spread = np.where(mask, _neighbour_maximum(numbers), 0)
@@ -140,8 +140,8 @@ def label(mask: np.ndarray) -> np.ndarray:
 
 
 def _neighbour_maximum(values: np.ndarray) -> np.ndarray:
-    """The largest value of each 3 x 3 neighbourhood (`or`, where they are booleans)."""
-    rows = values.copy()  # slices rather than np.pad, which takes most of the time at this size
+    """The largest value of each 3 x 3 neighbourhood (a logical or, for booleans)."""
+    rows = values.copy()  # slices are much faster than np.pad at this size
     np.maximum(rows[1:], values[:-1], out=rows[1:])
     np.maximum(rows[:-1], values[1:], out=rows[:-1])
     both = rows.copy()
@@ -151,19 +151,19 @@ def _neighbour_maximum(values: np.ndarray) -> np.ndarray:
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:
-    """The pixels whose whole 3 x 3 neighbourhood is in the mask (the outside of the picture is not)."""
+    """The pixels whose whole 3 x 3 neighbourhood is in the mask (pixels outside the image are not)."""
     outside = np.pad(~mask, 1, constant_values=True)
     return ~_neighbour_maximum(outside)[1:-1, 1:-1]
 
 
 def _recognise(pixels: np.ndarray, ground: np.ndarray, core: np.ndarray, region: np.ndarray) -> Detection | None:
-    """The shape and colour of one object, or None if it is not clearly one of the world's."""
+    """The shape and colour of one object; None if it is not clearly one of the world's shapes and colours."""
     color = np.median(pixels[core], axis=0)
     distances = np.linalg.norm(_PALETTE - color, axis=-1)
     span = color - ground
     if distances.min() > _MAX_COLOR_DISTANCE or np.linalg.norm(span) <= _FOREGROUND:
         return None
-    # How far each pixel has gone from the ground's colour to the object's: what the object covers of it.
+    # How far each pixel is on the way from the ground's colour to the object's: the object's coverage of that pixel.
     alpha = _steeper((pixels - ground) @ span / (span @ span)) * _neighbour_maximum(region)
     box = _bounds(alpha > 0.5)
     if not _plausible(box):
@@ -187,7 +187,7 @@ def _plausible(box: tuple[int, int, int, int]) -> bool:
 
 
 def _boxes_near(box: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
-    """The box, and the ones a pixel larger on any sides: the tips of a shape cover less than half of their pixels."""
+    """The box, and those one pixel larger on any sides: the tips of a shape cover less than half of their pixels."""
     x0, y0, x1, y1 = box
     return [
         (left, top, right, bottom)
@@ -219,14 +219,14 @@ def _overlap(alpha: np.ndarray, shape: str, box: tuple[int, int, int, int]) -> f
 def check(record: Mapping[str, Any], detections: Sequence[Detection]) -> Verdict:
     """Judges detections by the record of a scene (its `family`, `objects` and `relation`; see the data contract).
 
-    The verdict is GenEval's, of the same function as the suites `geneval` and `scenes`. Raises `DataError` for a family
-    that is not of this world.
+    The verdict is GenEval's, by the same function as in the suites `geneval` and `scenes`. Raises `DataError` for a
+    family that is not of this world.
     """
     stated = clauses(record)
     verdict = geneval.check(stated, as_geneval(detections))
     objects = record["objects"]
-    shapes = _lacking((o["shape"] for o in objects), (d.shape for d in detections))
-    colors = _lacking((o["color"] for o in objects), (d.color for d in detections))
+    shapes = _too_few((o["shape"] for o in objects), (d.shape for d in detections))
+    colors = _too_few((o["color"] for o in objects), (d.color for d in detections))
     return Verdict(
         correct=verdict.correct,
         reason=verdict.reason,
@@ -238,10 +238,10 @@ def check(record: Mapping[str, Any], detections: Sequence[Detection]) -> Verdict
 
 
 def as_geneval(detections: Iterable[Detection]) -> dict[str, list[geneval.Detected]]:
-    """Detections by shape, as GenEval's rules take them.
+    """Detections by shape, in the format of GenEval's rules.
 
-    What the exact detector takes for a shape at all, it is sure of: its fits, from 0.72 on, become confidences above
-    what GenEval asks of any class (0.3) and in counting (0.9).
+    The exact detector is sure of every shape that it reports. So its fits, which start at 0.72, become confidences
+    above GenEval's thresholds (0.3, and 0.9 in counting).
     """
     found: dict[str, list[geneval.Detected]] = {}
     for one in detections:
@@ -251,7 +251,7 @@ def as_geneval(detections: Iterable[Detection]) -> dict[str, list[geneval.Detect
 
 
 def clauses(scene: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scene's caption states, as GenEval writes it: `tag`, `include` and, in counting, `exclude`.
+    """What a scene's caption states, in GenEval's format: `tag`, `include` and, in counting, `exclude`.
 
     Raises `DataError` for a family that is not of this world.
     """
@@ -275,6 +275,6 @@ def _clause(described: Mapping[str, Any], count: int, family: str) -> dict[str, 
     return {"class": described["shape"], "count": count, **color}
 
 
-def _lacking(wanted: Iterable[str], found: Iterable[str]) -> bool:
+def _too_few(wanted: Iterable[str], found: Iterable[str]) -> bool:
     """Whether anything is wanted more often than found."""
     return bool(Counter(wanted) - Counter(found))

@@ -1,10 +1,10 @@
 """Scenes: GenEval's six tasks in a closed world, where the judge is exact and every composition is held out.
 
-Items are held-out scenes, composed by code (every part of one is a constant of the world) or read from a file of
-records. A caption's clauses are written as GenEval's, with shapes for classes; the exact detector
-(`blip3o.evaluate.suites.scenes.judge`) finds shapes, boxes and colours, and GenEval's rules score them. Figures compare
-with their controls and between models of this world, and with nothing published. Pure, but for the reading of a named
-source.
+Items are held-out scenes, composed in code (every part of a scene is a constant of the world) or read from a file of
+records. A caption's clauses are in GenEval's format, with shapes for classes; the exact detector
+(`blip3o.evaluate.suites.scenes.judge`) finds shapes, boxes and colours, and GenEval's rules score them. Figures
+compare with their controls and between models of this world, never with published figures. Pure, except that a named
+source is read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,14 +31,14 @@ from blip3o.evaluate.suites.suite import items_digest, reasons
 from blip3o.rng import numpy_generator
 
 NAME = "scenes"
-ITEMS = 240  # held-out scenes, as many of each family
-SIDE = 64  # pixels of their true pictures
+ITEMS = 240  # held-out scenes, equally many of each family
+SIDE = 64  # pixels of their true images
 RECORD = ("family", "ground", "objects", "relation")
 JUDGE = Judge(id="exact detector of scenes", version="1")
 
 
 class Scenes(OfficialLayout):
-    """The suite. One drawing of each item."""
+    """The suite, with one image per item."""
 
     name = NAME
     protocol = "GenEval's rules, closed world of scenes"
@@ -49,7 +49,7 @@ class Scenes(OfficialLayout):
         return read_items(source) if source else held_out_items()
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The mean over the six families of the share of correct pictures."""
+        """The mean over the six families of the share of correct images."""
         why_not = reasons(
             {
                 "a closed world of this project: compare with the controls and between its models only": True,
@@ -60,7 +60,7 @@ class Scenes(OfficialLayout):
 
 
 def judge_picture(item: Item, sample_number: int, image: Image.Image) -> Judgement:
-    """The finding on a picture of an item; beside GenEval's verdict, `found` keeps what was detected."""
+    """The judgement of an image of an item: GenEval's verdict, and in `found` what was detected."""
     found = as_geneval(detect(image))
     by_rule = judgement(item, sample_number, found)
     assert by_rule.value is not None  # an exact judge always has a verdict
@@ -83,7 +83,7 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
 
 
 def shuffled(items: Sequence[Item], judgements: Iterable[Judgement]) -> list[Judgement]:
-    """The control: every picture judged by the caption of another item. Raises `DataError` below 2 items."""
+    """The control: every image judged by the caption of another item. Raises `DataError` below 2 items."""
     order = derangement(len(items), numpy_generator("evaluate", NAME, "shuffled"))
     other = {item.key: items[place] for item, place in zip(items, order, strict=True)}
     return [_by_another(one, other[one.key]) for one in judgements]
@@ -100,20 +100,20 @@ def _by_another(one: Judgement, other: Item) -> Judgement:
 
 
 def held_out_items(number: int = ITEMS) -> tuple[Item, ...]:
-    """The first `number` held-out scenes of seed 0, which every set of scenes with that seed begins with."""
+    """The first `number` held-out scenes of seed 0, with which every set of scenes of that seed begins."""
     made = [compose(index, split="heldout", size=SIDE) for index in range(number)]
     return tuple(_item(index, captions(scene)[0], _facts(scene)) for index, scene in enumerate(made))
 
 
 def _facts(scene: Scene) -> dict[str, Any]:
-    """What a set's record says of a scene, as far as a judge needs it."""
+    """The part of a set's record that a judge needs."""
     objects = [{"shape": o.shape, "color": o.color, "box": list(o.box)} for o in scene.objects]
     relation = {"relation": {"subject": 0, "relation": scene.relation, "object": 1}} if scene.relation else {}
     return {"family": scene.family, "ground": scene.ground, "objects": objects, **relation}
 
 
 def read_items(uri: str) -> tuple[Item, ...]:
-    """Items of a file of JSON lines, each with a scene's `captions` (or `prompt`) and facts, as a set's records are.
+    """The items of a JSON Lines file with a set's records: a scene's `captions` (or `prompt`) and its facts.
 
     Raises `DataError` for a line that is no such record.
     """
@@ -133,7 +133,7 @@ def _first(captions: object) -> object:
 
 
 def scene_fault(record: Mapping[str, Any]) -> str:
-    """Why a record holds no scene of this world that can be drawn and judged; "" where it does."""
+    """Why a record is no scene of this world that can be drawn and judged; "" where it is one."""
     objects, relation = record.get("objects"), record.get("relation")
     for name, known in (("family", FAMILIES), ("ground", tuple(GROUNDS))):
         if record.get(name) not in known:
@@ -172,7 +172,7 @@ def _item(index: int, prompt: str, record: Mapping[str, Any]) -> Item:
 
 
 def true_picture(item: Item) -> Image.Image:
-    """The scene of an item as it is drawn for training, `SIDE` pixels square."""
+    """The scene of an item as training draws it, `SIDE` pixels square."""
     scene = item.record["scene"]
     objects = tuple(SceneObject(shape=o["shape"], color=o["color"], box=tuple(o["box"])) for o in scene["objects"])
     return render(Scene(family=scene["family"], ground=scene["ground"], objects=objects, relation=None, size=SIDE))

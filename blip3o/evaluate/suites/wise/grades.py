@@ -1,4 +1,4 @@
-"""How WISE's grades are read: from a judge's words, and from the rows of the official evaluators' files. Pure."""
+"""Parses WISE's grades: from a judge's words, and from the rows of the official evaluators' files. Pure."""
 
 import re
 from bisect import bisect_left
@@ -9,7 +9,7 @@ from blip3o.errors import DataError
 from blip3o.evaluate.judges.replies import answer
 from blip3o.evaluate.suites.parsing import json_lines, json_value
 
-VOID = (9.9, 999)  # written by official evaluators for a reply that they could not read
+VOID = (9.9, 999)  # what official evaluators write for a reply that they could not parse
 _BOM = b"\xef\xbb\xbf"
 
 _SCALE = re.compile(
@@ -29,7 +29,7 @@ _AFTER_COLON = re.compile(rf"{_SCORE}{_MARKS}{_REMARK}{_MARKS}[:=：|>][\s*_`\"'
 _AFTER_LABEL = re.compile(
     rf"{_SCORE}[\s*_`\"'\[(]*(?:(?:is|was|of|gets|[–—→]|- ){_MARKS})?{_PIECE}(?![ \t*_`]*[:=：])", re.IGNORECASE
 )
-# "2 cats of 3 are there, so 1": a number that only counts something, and the grade.
+# "2 cats of 3 are there, so 1": a number that merely counts something, and then the grade.
 _CONCLUDED = re.compile(
     rf"(?:\b(?:so|thus|hence|therefore)\b|[-=]>|→)(?:(?!\bnot\b|n't)[^0-9\n]){{0,20}}{_PIECE}[ \t*_`\"').]*$",
     re.IGNORECASE | re.MULTILINE,
@@ -45,16 +45,17 @@ _WIDE = {ord(wide): plain for wide, plain in zip("０１２３４５６７８９
 _SET_OFF = re.compile(r"<\s*([0-9][^<>\n]{0,10})>|\\[(\[]([^\\\n]{1,20})\\[)\]]|\$([^$\n]{1,20})\$")
 _RULE = re.compile(r"[\s|:-]*-[\s|:-]*")  # between a table's header and its rows
 
-Piece = tuple[str, str]  # a number as it stands, and the scale that it is said to be of ("": not said)
+Piece = tuple[str, str]  # a number verbatim, and its stated scale ("" where none is stated)
 
 
 def read_grades(reply: str, grades: Sequence[str], *, highest: int) -> tuple[dict[str, int] | None, str]:
-    """The grades in a reply and "", or None and what is wrong with it.
+    """The grades in a reply and "", or None and the fault.
 
-    They are read from labels in any case ("**Aesthetic Quality**: 2/2"), the number behind the label or closing the
-    text that follows it; as many lines of one number each as there are grades will do. Reasoning and the scale that the
-    judge was told ("0 to 2") are no grades. A label that is missing, that is given two different numbers, or whose
-    number isn't a whole one from 0 to `highest`, is a fault: nothing is taken for the likelier of two.
+    A grade is the number after its label, in any case and formatting ("**Aesthetic Quality**: 2/2"), or the number that
+    ends the text after the label. A reply of as many lines as there are grades, with one number each, is accepted too.
+    Reasoning and the scale that the judge was given ("0 to 2") are no grades. A label that is missing, that has two
+    different numbers, or whose number is not a whole one from 0 to `highest`, is a fault: there is no guessing which of
+    two is meant.
     """
     text = answer(reply)
     if text is None:
@@ -69,8 +70,10 @@ def read_grades(reply: str, grades: Sequence[str], *, highest: int) -> tuple[dic
 
 
 def _plain(text: str, grades: Sequence[str]) -> str:
-    """Wide digits as others, numbers without brackets and signs of mathematics, tables with the labels in the header
-    as lines "label: number".
+    """A reply in plain notation.
+
+    Full-width digits become ASCII, numbers lose their brackets and maths delimiters, and tables with the labels in the
+    header become lines "label: number".
     """
     text = _SET_OFF.sub(lambda match: next(filter(None, match.groups())), text.translate(_WIDE))
     lines, header, found = text.splitlines(), [], []
@@ -97,14 +100,14 @@ def _labelled(text: str, grades: Sequence[str], highest: int, *, shown: str) -> 
         numbers = {_number(piece, highest) for piece in pieces}
         number = numbers.pop()
         if numbers or number is None:
-            told = " and ".join(sorted({"/".join(filter(None, piece)) for piece in pieces}))
-            return None, f"{grade.replace('_', ' ')} is {told} in {shown}"
+            values = " and ".join(sorted({"/".join(filter(None, piece)) for piece in pieces}))
+            return None, f"{grade.replace('_', ' ')} is {values} in {shown}"
         found[grade] = number
     return found, ""
 
 
 def _pieces(text: str, grade: str, grades: Sequence[str]) -> list[Piece]:
-    """What stands for a grade: behind its label and a colon; else closing the label's text; else behind the label."""
+    """The candidates for a grade: after label and colon; else at the end of the label's text; else after the label."""
     labels = list(_label(grade).finditer(text))
     borders = sorted([len(text), *(match.start() for name in grades for match in _label(name).finditer(text))])
     direct = [match for label in labels if (match := _AFTER_COLON.match(text, label.end()))]
@@ -135,7 +138,7 @@ def _number(piece: Piece, highest: int) -> int | None:
 
 
 def whole_grade(value: object, *, highest: int) -> int | None:
-    """A grade of a file, as 2, 2.0 or "2"; None for what is no whole number from 0 to `highest`."""
+    """A grade in a file, as 2, 2.0 or "2"; None for anything but a whole number from 0 to `highest`."""
     if isinstance(value, str):
         return _number((value.strip(), ""), highest)
     if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(highest + 1):
@@ -144,7 +147,7 @@ def whole_grade(value: object, *, highest: int) -> int | None:
 
 
 def prompt_number(value: object, where: str, *, last: int) -> int:
-    """An id as 7, 7.0 or "7". Raises `DataError` for what is no number from 1 to `last`."""
+    """An id, as 7, 7.0 or "7". Raises `DataError` for anything but a number from 1 to `last`."""
     number = whole_grade(value, highest=last)
     if not number:
         raise DataError(f"{where}: prompt_id {value!r}, expected a number from 1 to {last}")
@@ -152,7 +155,7 @@ def prompt_number(value: object, where: str, *, last: int) -> int:
 
 
 def file_rows(data: bytes, where: str) -> list[Any]:
-    """The rows of JSON Lines or of one JSON list. Raises `DataError` for what is neither."""
+    """The rows of JSON Lines or of one JSON list. Raises `DataError` for other content."""
     data = data.removeprefix(_BOM)
     if data.lstrip()[:1] != b"[":
         return json_lines(data, where)
