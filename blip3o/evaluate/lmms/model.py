@@ -29,7 +29,7 @@ class Blip3o(lmms):
     """Greedy replies of a bundle to a task's questions, each with one image or none."""
 
     def __init__(self, bundle: str, *, batch_size: int | str = 1, device: str | None = None) -> None:
-        """`batch_size` and `device` are lmms-eval's arguments and ignored: the bundle's batch size and the CPU apply."""
+        """`batch_size` and `device` are lmms-eval's arguments and ignored: the bundle's batch size and the CPU hold."""
         super().__init__()
         self._pipeline = blip3o.load(bundle)
 
