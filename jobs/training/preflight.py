@@ -59,7 +59,7 @@ def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, rank
         for check in of_features(inputs):
             yield inputs.recipe.run.name, check
     yield pipeline.name, attempted("weights", partial(check_weights, stages))
-    if ranks:
+    if ranks:  # loads Ray Train, which the other checks do without
         from jobs.training.ranks import of_ranks
 
         yield pipeline.name, of_ranks(pipeline)

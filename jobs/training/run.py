@@ -2,6 +2,9 @@
 
 Workers, stream and their processes are started once and serve every stage: for a short stage, starting them takes as
 long as training. If all ranks stop at something that can be mended, the next fit goes on from where it leaves the run.
+
+What starts workers is imported when it is needed: Ray Train and DeepSpeed take more than a second of processor time,
+for which neither a dry run nor a run that has finished has any use.
 """
 
 import logging
@@ -16,6 +19,7 @@ from blip3o.errors import Blip3oError, CheckpointError, ConfigError
 from blip3o.runs.paths import validation_uri
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.resume import resume_point
+from blip3o.train.features.encoder import FeatureCache
 from blip3o.train.metrics.trackers import require_trackers
 from blip3o.train.recovery import Interruption, recover
 from jobs.common import join_ray
@@ -38,8 +42,26 @@ def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
     Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
     first step where that is possible.
     """
-    from jobs.training.progress import Shown, shown
+    stages, caches = _open(pipeline)
+    results = finished_results(pipeline, stages)
+    if len(results) == len(stages):
+        return results
+    rest = pipeline.stages[len(results) :]
+    require_planned(pipeline)
+    _require_features(stages[len(results) :], caches[len(results) :])
+    join_ray()
+    require_resources(pipeline)
+    _fit_shown(pipeline, stages, rest)
+    results = finished_results(pipeline, stages)
+    for recipe in rest:
+        _warn_of_validations(recipe)
+    for recipe in pipeline.stages[len(results) :]:
+        raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
+    return results
 
+
+def _open(pipeline: TrainingPipeline) -> tuple[list[StageInputs], list[FeatureCache | None]]:
+    """The inputs of every stage, checked, and the features that it finds stored. Raises as the checks do."""
     for recipe in pipeline.stages:
         require_trackers(recipe)
     caches = [stored_features(recipe) for recipe in pipeline.stages]
@@ -50,24 +72,14 @@ def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
     for inputs in stages:
         check_data(inputs)
     check_weights(stages)
-    results = finished_results(pipeline, stages)
-    if len(results) == len(stages):
-        return results
-    require_planned(pipeline)
-    for cache, inputs in list(zip(caches, stages, strict=True))[len(results) :]:
+    return stages, caches
+
+
+def _require_features(stages: Sequence[StageInputs], caches: Sequence[FeatureCache | None]) -> None:
+    """Raises `DataError` unless all features that the stages train on are stored."""
+    for inputs, cache in zip(stages, caches, strict=True):
         if cache is not None:
             cache.require(inputs.manifests)
-    join_ray()
-    require_resources(pipeline)
-    rest = pipeline.stages[len(results) :]
-    with shown([Shown(run=recipe.run.name, total=recipe.optim.steps) for recipe in rest]):
-        fit(pipeline, stages)
-    results = finished_results(pipeline, stages)
-    for recipe in rest:
-        _warn_of_validations(recipe)
-    for recipe in pipeline.stages[len(results) :]:
-        raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
-    return results
 
 
 def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> list[dict[str, Any]]:
@@ -92,6 +104,14 @@ def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) 
             )
         results.append(result)
     return results
+
+
+def _fit_shown(pipeline: TrainingPipeline, stages: Sequence[StageInputs], rest: Sequence[Recipe]) -> None:
+    """Trains, with a bar for each of the stages that are left."""
+    from jobs.training.progress import Shown, shown
+
+    with shown([Shown(run=recipe.run.name, total=recipe.optim.steps) for recipe in rest]):
+        fit(pipeline, stages)
 
 
 def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:

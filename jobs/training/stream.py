@@ -1,7 +1,8 @@
 """The stream of a fit: micro-batches of all stages under one numbering, from where the run goes on.
 
 What runs in its actors is here too. Those that only decode start without PyTorch: a second of each start, and memory in
-every process.
+every process. Ray Data is imported when the stream is built, since a dry run asks this module for no more than what a
+stream would need.
 """
 
 from bisect import bisect_right
