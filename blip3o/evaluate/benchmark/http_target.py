@@ -71,7 +71,7 @@ class HttpTarget:
         return {**named, **used, **token_limit_identity(self.max_new_tokens)}
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
-        """Makes the files; see `Target`. Raises `ServiceError` for a server that stays unreachable or is another API."""
+        """Makes the files; see `Target`. Raises `ServiceError` if the server is unreachable or another API."""
         if not work:
             return
         model = self.identity()["model"]

@@ -214,7 +214,7 @@ class JudgeClient:
             fix = f"raise --judge-option patience={self.options.patience_s:g}"
         return ServiceError(
             f"the judge at {self._url} failed {tries} times in {waited:.0f} s of waiting ({fault.said}{asks}): "
-            f"{fix}, and judge again to go on"
+            f"{fix}, and judge again to resume"
         )
 
     def _refusal(self, fault: EndpointFault) -> ConfigError:
@@ -239,7 +239,7 @@ _STATUS_FIX = {
     "402": "settle the account, waiting does not help",
     "403": f"check what the key in ${KEY_VARIABLE} may use",
     "404": "check the address (it ends in /v1, say) and the model's name",
-    "429": "the account's quota is used up, waiting does not help: settle it, and judge again to go on",
+    "429": "the account's quota is used up, waiting does not help: settle it, and judge again to resume",
 }
 
 

@@ -33,7 +33,7 @@ class FaultKind(Enum):
 class EndpointFault:
     """A fault: its kind, what the endpoint `said` in one line, the seconds to wait (None: unknown), and the full text.
 
-    `empty` marks a completion without a reply, which tells more about the item than about the endpoint.
+    `empty` marks a completion without a reply, which says more about the item than about the endpoint.
     """
 
     kind: FaultKind

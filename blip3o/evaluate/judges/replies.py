@@ -194,7 +194,7 @@ def _read(said: str, reasons: list[str], limit: int) -> Reply:
     if "broken" in ends:
         return Reply(said=said, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
     if "cut" in ends:
-        return Reply(said=said, fault=f"cut off at {limit} tokens: finish_reason {ends['cut']}", cut=True)
+        return Reply(said=said, fault=f"truncated at {limit} tokens: finish_reason {ends['cut']}", cut=True)
     if "unknown" in ends:
         return Reply(said=said, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
     text = answer(said)

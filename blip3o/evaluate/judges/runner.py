@@ -104,7 +104,7 @@ def import_runner(judgements: Sequence[Judgement], data: bytes, official: Judge 
     by_sample = {(one.key, one.sample): one for one in judgements}
     if len(by_sample) < len(judgements):
         raise ConfigError(
-            f"{len(judgements) - len(by_sample)} findings of the file are on a picture that has one already"
+            f"{len(judgements) - len(by_sample)} judgements of the file are of an image that already has one"
         )
     return JudgeRunner(
         judge=_judge_of_file(data, official),

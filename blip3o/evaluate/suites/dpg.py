@@ -183,7 +183,7 @@ class Dpg(Suite):
         return {f"images/{key}.png": (a, b, c, d) for key, (a, b, c, d) in paths.items()}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The scores (0 to 100) from findings {"answers": {number: answer}}. Raises `ConfigError` without questions."""
+        """Scores (0 to 100) of judgements {"answers": {number: answer}}. Raises `ConfigError` without questions."""
         silent = [item.key for item in items if not item.record["questions"]]
         if silent:
             raise ConfigError(f"{len(silent)} items have no questions, the first is '{silent[0]}': give dpg the CSV")

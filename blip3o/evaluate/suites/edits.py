@@ -48,7 +48,7 @@ def imgedit_grades(reply: str) -> tuple[list[int] | None, str]:
 
 
 def imgedit_score(items: Mapping[str, tuple[str, Sequence[int] | None]]) -> dict[str, Any]:
-    """ImgEdit's means from {key: (edit type, three grades or None)}, rounded to 2 digits at each step as officially.
+    """ImgEdit's means from {key: (edit type, three grades or None)}, rounded to 2 digits at each step.
 
     `types`: the mean over a type's items that have grades; `overall`: the mean over types, None unless all items have.
     """

@@ -114,7 +114,7 @@ def test_a_wait_may_stand_in_the_text(server, message, wait):
 def test_patience_ends_and_is_an_option(server):
     judge = client(server.script(error(503, "loading")))
     with pytest.raises(
-        ServiceError, match="failed 6 times in 31 s of waiting .HTTP 503: loading.: .*judge again to go on"
+        ServiceError, match="failed 6 times in 31 s of waiting .HTTP 503: loading.: .*judge again to resume"
     ):
         judge.ask("x", [])
     assert judge.clock.waits == [1, 2, 4, 8, 16]
@@ -132,7 +132,7 @@ def test_patience_ends_and_is_an_option(server):
 def test_an_endpoint_that_is_not_there_is_named_soon():
     with serving() as gone:
         judge = client(gone)
-    with pytest.raises(ServiceError, match="failed 3 times .*judge again to go on"):
+    with pytest.raises(ServiceError, match="failed 3 times .*judge again to resume"):
         judge.ask("x", [])
 
 

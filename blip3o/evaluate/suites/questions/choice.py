@@ -99,7 +99,7 @@ def _bare(text: str) -> str:
 
 
 def _stands(marks: str, rest: str) -> bool:
-    """Whether a letter is an answer: alone, separated by punctuation from what follows, or followed by its reason."""
+    """Whether a letter is an answer: by itself, separated from the rest by punctuation, or followed by its reason."""
     closing = marks.strip()
     parted = closing and (marks != marks.rstrip() or closing[-1] in ')]>*`"')  # not as in "B.5", "B-side", "I'm"
     return not rest or bool(parted) or "\n" in marks or (marks != "" and _REASON.match(rest) is not None)
