@@ -118,7 +118,7 @@ class HttpTarget:
         messages = [{"role": "user", "content": parts}]
         body = {"model": model, "messages": messages, "max_tokens": self.max_new_tokens, "temperature": 0}
         reply = self._asked("/v1/chat/completions", body, self._reply)
-        keep_reply(work, reply.said, truncated=reply.cut)
+        keep_reply(work, reply.verbatim, truncated=reply.truncated)
 
     def _reply(self, answer: dict[str, Any]) -> Reply:
         """The reply in a completion, even if it was truncated. Raises `RequestError` if it was refused."""
@@ -161,7 +161,7 @@ def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
             raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
         return parsed
     if fault.kind is FaultKind.TRANSIENT:
-        raise TransientError(fault.said, wait_s=fault.wait_s or 0.0)
+        raise TransientError(fault.message, wait_s=fault.wait_s or 0.0)
     if fault.kind is FaultKind.FATAL:
-        raise ServiceError(f"{url} answered {fault.said}")
-    raise RequestError(fault.said)
+        raise ServiceError(f"{url} answered {fault.message}")
+    raise RequestError(fault.message)

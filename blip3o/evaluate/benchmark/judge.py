@@ -149,7 +149,7 @@ def _judgements(
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise DataError(f"{folder.file(file.path)} changed while it was judged: judge again")
         try:
-            return runner.find(items[file.key], file.sample, data)
+            return runner.judge_sample(items[file.key], file.sample, data)
         except DamagedSampleError as damage:  # a fault of this file only: the others can still be judged
             return Judgement(key=file.key, sample=file.sample, value=None, fault=damage.reason)
 

@@ -123,7 +123,7 @@ class JudgeClient:
                     return truncated
                 return self._fault(found)
             self._state.accepted = True
-            if not found.cut:
+            if not found.truncated:
                 self._state.limit = max(self._state.limit, limit)
                 return found
             if limit >= self.options.most_tokens:
@@ -133,14 +133,14 @@ class JudgeClient:
     def _fault(self, fault: EndpointFault) -> Reply:
         """The fault of a refused item. Raises `ConfigError` if the endpoint refuses everything."""
         if fault.kind is FaultKind.CONTENT:
-            return Reply(fault=f"{REFUSED}{fault.said}", refused=True)
+            return Reply(fault=f"{REFUSED}{fault.message}", refused=True)
         if fault.kind is FaultKind.FATAL or self._names_a_setting(fault):
             raise self._refusal(fault)
         if not self._state.accepted:
             self._state.doubts.append(fault)
             if len(self._state.doubts) >= DOUBTS:
                 raise self._refusal(fault)
-        return Reply(fault=f"the judge did not take the request: {fault.said}")
+        return Reply(fault=f"the judge did not take the request: {fault.message}")
 
     def _names_a_setting(self, fault: EndpointFault) -> bool:
         return unsupported_field(fault.words, (*TOKEN_FIELDS, "temperature", *self.options.extra)) is not None
@@ -186,7 +186,7 @@ class JudgeClient:
             http.client.HTTPException,
             UnicodeError,
         ) as error:  # connection refused or reset, truncated answer, no such host
-            return EndpointFault(kind=FaultKind.TRANSIENT, said=one_line(error) or type(error).__name__)
+            return EndpointFault(kind=FaultKind.TRANSIENT, message=one_line(error) or type(error).__name__)
         self._state.reached = True
         fault = fault_of(status, headers, data, now=self.clock.now())
         return self._read(data, limit) if fault is None else fault
@@ -196,12 +196,12 @@ class JudgeClient:
         reply = read_completion(body, limit=limit)
         if reply is not None and not reply.broken:
             return reply
-        said = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+        content = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
         if reply is not None or (isinstance(body, dict) and "choices" in body and not body["choices"]):
-            return EndpointFault(kind=FaultKind.TRANSIENT, said=f"no chat completion: {said}", empty=True)
+            return EndpointFault(kind=FaultKind.TRANSIENT, message=f"no chat completion: {content}", empty=True)
         if self._state.accepted:
-            return EndpointFault(kind=FaultKind.REQUEST, said=f"no chat completion: {said}")
-        raise ServiceError(f"the judge at {self._url} answered with no chat completion: {said}")
+            return EndpointFault(kind=FaultKind.REQUEST, message=f"no chat completion: {content}")
+        raise ServiceError(f"the judge at {self._url} answered with no chat completion: {content}")
 
     @property
     def _url(self) -> str:
@@ -213,12 +213,12 @@ class JudgeClient:
         if waited + wait > self.options.patience_s and self._state.reached:
             fix = f"raise --judge-option patience={self.options.patience_s:g}"
         return ServiceError(
-            f"the judge at {self._url} failed {tries} times in {waited:.0f} s of waiting ({fault.said}{asks}): "
+            f"the judge at {self._url} failed {tries} times in {waited:.0f} s of waiting ({fault.message}{asks}): "
             f"{fix}, and judge again to resume"
         )
 
     def _refusal(self, fault: EndpointFault) -> ConfigError:
-        return ConfigError(f"the judge at {self._url} refused the request ({fault.said}): {self._fix(fault)}")
+        return ConfigError(f"the judge at {self._url} refused the request ({fault.message}): {self._fix(fault)}")
 
     def _fix(self, fault: EndpointFault) -> str:
         named = unsupported_field(fault.words, ("temperature", *TOKEN_FIELDS, *self.options.extra))
@@ -228,7 +228,7 @@ class JudgeClient:
             return f"give other --judge-option values, it does not take {named}"
         if fault.kind is FaultKind.REQUEST:
             return "nothing it was asked was accepted: check the model, whether it takes images, and --judge-option"
-        status = fault.said.removeprefix("HTTP ")[:3]
+        status = fault.message.removeprefix("HTTP ")[:3]
         return _MOVED if status.startswith("3") else _STATUS_FIX.get(status, _ACCESS)
 
 

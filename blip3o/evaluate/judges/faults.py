@@ -31,13 +31,14 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointFault:
-    """A fault: its kind, what the endpoint `said` in one line, the seconds to wait (None: unknown), and the full text.
+    """A fault: its kind, what the endpoint said in one line (`message`), and the seconds to wait (None: unknown).
 
-    `empty` marks a completion without a reply, which says more about the item than about the endpoint.
+    `words` is the full text. `empty` marks a completion without a reply, which says more about the item than about the
+    endpoint.
     """
 
     kind: FaultKind
-    said: str
+    message: str
     wait_s: float | None = None
     words: str = ""
     empty: bool = False
@@ -120,11 +121,11 @@ def fault_of(status: int, headers: Mapping[str, str], data: bytes, *, now: float
         return None
     inner = _status_in(error)
     number = inner if status == 200 and inner is not None else status
-    said = writable(_said(error)) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+    stated = writable(_message(error)) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
     words = one_line(json.dumps(error, ensure_ascii=False), limit=4000)
     return EndpointFault(
         kind=_kind(number, _codes(error), words),
-        said=f"HTTP {status}: {said}" if number == status else f"HTTP {status} with an error {number}: {said}",
+        message=f"HTTP {status}: {stated}" if number == status else f"HTTP {status} with an error {number}: {stated}",
         wait_s=retry_after(headers, words, now=now, limited=number == 429),
         words=words,
     )
@@ -134,9 +135,9 @@ def _of_page(status: int, headers: Mapping[str, str], data: bytes, now: float) -
     text = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
     page = "<html" in text.lower() or "<!doctype" in text.lower()
     kind = FaultKind.TRANSIENT if status == 200 else _kind(status, (), "" if page else text)
-    said = f"HTTP {status}: {text}" if status != 200 else f"HTTP 200 without whole JSON: {text or 'an empty body'}"
+    message = f"HTTP {status}: {text}" if status != 200 else f"HTTP 200 without whole JSON: {text or 'an empty body'}"
     return EndpointFault(
-        kind=kind, said=said, wait_s=retry_after(headers, text, now=now, limited=status == 429), words=text
+        kind=kind, message=message, wait_s=retry_after(headers, text, now=now, limited=status == 429), words=text
     )
 
 
@@ -214,7 +215,7 @@ def _status_in(error: object) -> int | None:
     return None
 
 
-def _said(error: object) -> str:
+def _message(error: object) -> str:
     if isinstance(error, str):
         return one_line(error, limit=SHOWN_CHARS)
     texts = {key: value for key, value in reversed(list(_leaves(error))) if isinstance(value, str)}

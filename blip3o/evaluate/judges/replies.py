@@ -38,7 +38,7 @@ _TOKEN = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<s>|<(?:end|start)_of_turn>|<eos>|<p
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _BOXED = re.compile(r"\$*\\boxed\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}|([^{}]*))\s*\}\$*")
 
-End = Literal["done", "cut", "refused", "broken", "unknown"]
+End = Literal["done", "truncated", "refused", "broken", "unknown"]
 _DONE = frozenset(
     "stop eos eos_token end_turn stop_sequence stop_token finish finished finish_reason_stop complete completed end "
     "endoftext done null none finish_reason_unspecified".split()
@@ -48,23 +48,23 @@ _ENDS: tuple[tuple[End, re.Pattern[str]], ...] = (
         "refused",
         re.compile("filter|safety|refus|sensitive|recitation|blocklist|prohibited|spii|guardrail|moderat|policy"),
     ),
-    ("cut", re.compile("length|max|token|limit|context|budget|truncat|incomplete")),
+    ("truncated", re.compile("length|max|token|limit|context|budget|truncat|incomplete")),
     ("broken", re.compile("error|insufficient|abort|cancel|timeout|network|overload|interrupt|unavailable")),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A judge's reply: `text` is its answer without reasoning, `said` its verbatim words.
+    """A judge's reply: `text` is its answer without reasoning, `verbatim` its words as they came.
 
-    With a `fault` there is no answer: the reply was `cut` at the token limit, `refused` for its content, or `broken`
-    off on the way, which asking again may fix.
+    With a `fault` there is no answer: the reply was `truncated` at the token limit, `refused` for its content, or
+    `broken` off on the way, which asking again may fix.
     """
 
     text: str = ""
-    said: str = ""
+    verbatim: str = ""
     fault: str = ""
-    cut: bool = False
+    truncated: bool = False
     refused: bool = False
     broken: bool = False
 
@@ -170,35 +170,41 @@ def read_completion(body: object, *, limit: int) -> Reply | None:
     message = choice.get("message", choice) if choice is not None else None
     if choice is None or not isinstance(message, Mapping):
         return None
-    said = content_text(message.get("content", choice.get("text")))
-    if said is None:
+    verbatim = content_text(message.get("content", choice.get("text")))
+    if verbatim is None:
         return None
     refusal = next(_refusals(message), None)
     if refusal is not None:
-        return Reply(said=said, fault=f"{REFUSED}{_short(refusal)}", refused=True)
+        return Reply(verbatim=verbatim, fault=f"{REFUSED}{_short(refusal)}", refused=True)
     reasons = [writable(value) for value in map(choice.get, _REASONS) if isinstance(value, str)]
     if not reasons and _tokens(body) >= limit:
         reasons = ["length"]
-    return _read(said, reasons, limit)
+    return _read(verbatim, reasons, limit)
 
 
 _REASONS = ("finish_reason", "native_finish_reason", "stop_reason")
 
 
-def _read(said: str, reasons: list[str], limit: int) -> Reply:
+def _read(verbatim: str, reasons: list[str], limit: int) -> Reply:
     # Only the first reason has to be known. Others may be the stop text itself, or a provider's own word.
     known = [reason for place, reason in enumerate(reasons) if place == 0 or ending(reason) != "unknown"]
     ends = {ending(reason): reason for reason in reversed(known)}
     if "refused" in ends:
-        return Reply(said=said, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
+        return Reply(verbatim=verbatim, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
     if "broken" in ends:
-        return Reply(said=said, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
-    if "cut" in ends:
-        return Reply(said=said, fault=f"truncated at {limit} tokens: finish_reason {ends['cut']}", cut=True)
+        return Reply(verbatim=verbatim, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
+    if "truncated" in ends:
+        return Reply(
+            verbatim=verbatim, fault=f"truncated at {limit} tokens: finish_reason {ends['truncated']}", truncated=True
+        )
     if "unknown" in ends:
-        return Reply(said=said, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
-    text = answer(said)
-    return Reply(said=said, fault="ends within its reasoning") if text is None else Reply(said=said, text=text)
+        return Reply(verbatim=verbatim, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
+    text = answer(verbatim)
+    return (
+        Reply(verbatim=verbatim, fault="ends within its reasoning")
+        if text is None
+        else Reply(verbatim=verbatim, text=text)
+    )
 
 
 def _first_choice(body: object) -> Mapping[str, Any] | None:

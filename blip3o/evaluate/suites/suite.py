@@ -77,7 +77,9 @@ def item_seed(suite: str, key: str, sample: int) -> int:
     return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
 
 
-def findings(items: Sequence[Item], judgements: Iterable[Judgement]) -> tuple[dict[tuple[str, int], Any], Coverage]:
+def collect_values(
+    items: Sequence[Item], judgements: Iterable[Judgement]
+) -> tuple[dict[tuple[str, int], Any], Coverage]:
     """The readable judgements' values by (key, sample), in the order of the items, and the coverage.
 
     Raises `DataError` for two items with the same key, two judgements of one sample, and judgements of no item.

@@ -258,7 +258,7 @@ def test_a_reply_that_was_cut_is_asked_for_with_more_tokens_and_the_limit_is_kep
 def test_a_reply_that_is_always_cut_is_a_fault_whatever_it_holds(server, reason):
     judge = client(server.script(completion("Score: 0", reason)), "max_tokens=100", "most_tokens=300")
     reply = judge.ask("x", [])
-    assert (reply.text, reply.said, reply.cut) == ("", "Score: 0", True) and "300 tokens" in reply.fault
+    assert (reply.text, reply.verbatim, reply.truncated) == ("", "Score: 0", True) and "300 tokens" in reply.fault
     assert [body["max_tokens"] for body in server.bodies] == [100, 200, 300]
 
 
@@ -266,12 +266,12 @@ def test_an_endpoint_that_takes_no_more_tokens_leaves_the_reply_cut(server):
     server.script(FINE).answer = lambda body: (
         completion("Score: 0", "length") if body["max_tokens"] <= 512 else error(400, "max_tokens is too large: 1024")
     )
-    assert client(server).ask("x", []).cut
+    assert client(server).ask("x", []).truncated
 
 
 def test_a_cut_that_no_reason_names_is_told_by_the_tokens(server):
     body = completion("Score: 0", None).body | {"usage": {"completion_tokens": 64}}
-    assert client(server.script(Answer(body=body)), "max_tokens=64", "most_tokens=64").ask("x", []).cut
+    assert client(server.script(Answer(body=body)), "max_tokens=64", "most_tokens=64").ask("x", []).truncated
     assert client(server.script(Answer(body=body))).ask("x", []).text == "Score: 0"
 
 
