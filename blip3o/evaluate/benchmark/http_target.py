@@ -60,6 +60,7 @@ class HttpTarget:
 
     def identity(self) -> dict[str, Any]:
         """The server's address, and what it says about its model. Raises `ServiceError` without an answer."""
+        # A wrong address should fail at once, not after a minute of retries.
         listed = self._call("/v1/models", patient=False)
         if not listed.get("data"):
             raise ServiceError(f"{self._base}/v1/models names no model: is a model served there?")
@@ -103,6 +104,7 @@ class HttpTarget:
             image = open_image(data)
         except (DataError, LookupError, TypeError, ValueError) as error:  # other JSON, no image, or a truncated one
             raise ServiceError(f"{self._base} answered without one image as b64_json: {error!r}") from error
+        # An image from any other seed could not be reproduced.
         if seed != work.seed:
             raise ServiceError(
                 f"{self._base} was asked to draw from seed {work.seed} and names seed {seed}: its images would be "

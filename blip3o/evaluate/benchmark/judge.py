@@ -153,6 +153,7 @@ def _judgements(
         except DamagedSampleError as damage:  # a fault of this file only: the others can still be judged
             return Judgement(key=file.key, sample=file.sample, value=None, fault=damage.reason)
 
+    # Not a `with` block: leaving one after an error would wait for requests that have not even started.
     pool = ThreadPoolExecutor(runner.threads)
     yield from _as_completed(pool, {pool.submit(judge_file, file): file for file in todo})
 
@@ -162,7 +163,7 @@ def _as_completed(
 ) -> Iterator[tuple[SampleFile, Judgement | None]]:
     """Judgements as they come. After an error no new file is started; the error is raised once running calls ended."""
     failed: BaseException | None = None
-    left = dict(asked)
+    left = dict(asked)  # what is not yet yielded
     try:
         for future in as_completed(asked):
             failed = future.exception()

@@ -104,6 +104,7 @@ class JudgeClient:
             raise self._refusal(self._state.doubts[0])
 
     def _asked(self, messages: list[dict[str, Any]]) -> Reply:
+        # Other threads stop at once: the error of one request is the error of the endpoint.
         if self._state.stopped is not None:
             raise type(self._state.stopped)(*self._state.stopped.args)
         try:
@@ -119,11 +120,13 @@ class JudgeClient:
         while True:
             found = self._patient(messages, limit)
             if isinstance(found, EndpointFault):
+                # With the higher limit the request is refused: the truncated reply is the best that there is.
                 if truncated is not None and found.kind is FaultKind.REQUEST:  # it does not take so many tokens
                     return truncated
                 return self._fault(found)
             self._state.accepted = True
             if not found.truncated:
+                # Later requests start with the limit that this reply needed, instead of paying twice each time.
                 self._state.limit = max(self._state.limit, limit)
                 return found
             if limit >= self.options.most_tokens:
@@ -158,6 +161,7 @@ class JudgeClient:
             if found.empty and self._state.accepted and tries >= TRIES_EMPTY:
                 return replace(found, kind=FaultKind.REQUEST)
             asked = found.wait_s
+            # An endpoint that asks to wait 0 s would otherwise be called in a tight loop.
             wait = pause if asked is None else max(asked, min(pause, FIRST_PAUSE_S / 10))
             unreached = not self._state.reached and tries >= TRIES_UNREACHED
             if unreached or tries >= MAX_TRIES or waited + wait > self.options.patience_s:
@@ -197,6 +201,8 @@ class JudgeClient:
         if reply is not None and not reply.broken:
             return reply
         content = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+        # An empty or interrupted completion may succeed next time. JSON of another kind means that this is no chat API,
+        # unless the endpoint has given replies before.
         if reply is not None or (isinstance(body, dict) and "choices" in body and not body["choices"]):
             return EndpointFault(kind=FaultKind.TRANSIENT, message=f"no chat completion: {content}", empty=True)
         if self._state.accepted:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 REFUSED = "refused by the judge: "  # starts the fault of a content refusal; such an item is not judged again
 
+# Markers of reasoning, as models and gateways write them: tags (also HTML-escaped), and special tokens of some models.
 _LT, _GT = "(?:<|&lt;)", "(?:>|&gt;)"
 _TAG = r"(?:[\w.-]*[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)(?:_\w+)?"
 _OPENS = re.compile(
@@ -23,9 +24,11 @@ _CLOSES = re.compile(
     r"|<\|end_(?:of_)?(?:thought|think|thinking)\|>|<\|/think(?:ing)?\|>",
     re.IGNORECASE,
 )
+# A model that was told not to think may still emit an empty tag, which opens nothing.
 _EMPTY = re.compile(rf"<\s*{_TAG}\s*/>", re.IGNORECASE)
 # Sections that a requested format may place before or after the answer; only `think` and its like always precede it.
 _SECTION = re.compile(r"<(/?)(reason|reasoning|reflection|analysis|scratchpad)>", re.IGNORECASE)
+# How some chat front ends fold the reasoning away.
 _DETAILS = re.compile(r"<details\s[^<>]{0,99}reasoning[^<>]{0,99}>.*?(?:</details>|$)", re.IGNORECASE | re.DOTALL)
 # The channels of gpt-oss, with their marker tokens or with only the markers' letters.
 _CHANNEL = re.compile(r"<\|(?:channel|start)\|>")
@@ -33,11 +36,15 @@ _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|me
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
 _BARE_CHANNEL = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'(\d])")
 _BARE_FINAL = "assistantfinal"
+# The headings of Granite, which has no tags.
 _THOUGHT_LINE, _RESPONSE_LINE = "Here is my thought process:", "Here is my response:"
 _TOKEN = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<s>|<(?:end|start)_of_turn>|<eos>|<pad>")
+# Wrappers of the answer itself.
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _BOXED = re.compile(r"\$*\\boxed\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}|([^{}]*))\s*\}\$*")
 
+# The end of a reply by its finish_reason: exact words for a normal end, and fragments for the others, because every
+# provider has its own words. The first pattern that matches counts.
 End = Literal["done", "truncated", "refused", "broken", "unknown"]
 _DONE = frozenset(
     "stop eos eos_token end_turn stop_sequence stop_token finish finished finish_reason_stop complete completed end "
@@ -79,6 +86,7 @@ def answer(text: str) -> str | None:
 
     Reasoning ends at the last closing marker, whether or not it was opened. Text without markers is returned unchanged.
     """
+    # Channels enclose everything else, and headings may enclose tags, so the outermost form is stripped first.
     for step in (_after_channels, _after_headings, _after_thoughts):
         found = step(text)
         if found is None:
@@ -106,6 +114,8 @@ def _after_headings(text: str) -> str | None:
 
 def _after_thoughts(text: str) -> str | None:
     text = _DETAILS.sub("", _without_sections(_EMPTY.sub("", text)))
+    # Templates often open the reasoning in the prompt, so a closing marker alone is enough. An opening one after it
+    # means that the reply ends while the model is thinking again.
     closed = max((match.end() for match in _CLOSES.finditer(text)), default=0)
     return None if _OPENS.search(text, closed) else text[closed:]
 
@@ -125,6 +135,7 @@ def _unwrapped(text: str) -> str:
     """The text without special tokens and answer markers: `<answer>B</answer>` and `\\boxed{B}` become B."""
     text = _BOXED.sub(lambda match: match.group(1) or match.group(2) or "", _TOKEN.sub("", text))
     answers = _ANSWER.findall(text)
+    # Several answers are left in place, so that the suite's parser sees that the reply is ambiguous.
     return answers[0] if len(answers) == 1 else text
 
 
@@ -177,6 +188,7 @@ def read_completion(body: object, *, limit: int) -> Reply | None:
     if refusal is not None:
         return Reply(verbatim=verbatim, fault=f"{REFUSED}{_short(refusal)}", refused=True)
     reasons = [writable(value) for value in map(choice.get, _REASONS) if isinstance(value, str)]
+    # Some servers report no reason at all: a reply that used every token it was allowed was truncated.
     if not reasons and _tokens(body) >= limit:
         reasons = ["length"]
     return _read(verbatim, reasons, limit)

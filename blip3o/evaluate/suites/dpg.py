@@ -227,6 +227,7 @@ def _mode(items: Sequence[Item], values: Mapping[tuple[str, int], Any], coverage
         if tiles is None:
             continue
         prompts.append(100 * sum(sum(t.final.values()) / len(t.final) for t in tiles) / len(tiles))
+        # The official scorer keeps only the last tile's answers for the categories, from before a no has propagated.
         seen = [tiles[-1].raw] if faults else [tile.final for tile in tiles]
         for question in item.record["questions"]:
             found = [100 * scores[question["number"]] for scores in seen if question["number"] in scores]

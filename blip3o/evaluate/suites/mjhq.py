@@ -85,6 +85,7 @@ class Mjhq(Suite):
         With fewer than ten images per feature dimension there is no Fréchet distance (`why_not` has the numbers), but
         there is an MMD, which takes two images.
         """
+        # With incomplete coverage neither distance is computed: the missing images would bias it.
         both = (generated, reference) if coverage.complete and generated and reference else None
         name = frechet_name(judge.id, judge.version)
         few = too_few(*both) if both else ""

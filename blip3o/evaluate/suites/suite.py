@@ -74,7 +74,7 @@ class Suite(Protocol):
 def item_seed(suite: str, key: str, sample: int) -> int:
     """The seed of one sample, 0 to 2^52 - 1, by sha256 of its names: the same on every machine and in every run."""
     digest = hashlib.sha256(f"{suite}\n{key}\n{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
+    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)  # the top 52 bits
 
 
 def collect_values(
