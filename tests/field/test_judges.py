@@ -102,7 +102,7 @@ def test_a_reply_of_the_field_is_read_or_is_a_fault(case, server, tmp_path):
     assert run.counts() == ((0, 0, count) if fault else (count, 0, 0))
     wanted = {"answers": {"1": case["right"]}} if case["suite"] == "dpg" else case["right"]
     for row in run.rows:
-        assert row["value"] == (None if fault else wanted) and ("cut off" in row["fault"]) is fault
+        assert row["value"] == (None if fault else wanted) and ("truncated at" in row["fault"]) is fault
         assert case["suite"] == "dpg" or row["reply"] == case["content"]
     asked = len(server.received)
     assert run.judge() == 0
@@ -156,7 +156,8 @@ def test_refusals_of_content_are_rows_and_the_rest_is_judged(refusal, server, tm
     run = wise(tmp_path, server, count=12)
     server.answer = lambda body: refusal if "thing 1" in body["messages"][0]["content"][-1]["text"] else GRADED
     assert run.judge() == 0  # 1, 10, 11 and 12 are refused
-    assert "4 of 12 findings are unread, 4 of them refused; the first: refused by the judge" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "4 of 12 judgements are unread, 4 of them refused; the first: refused by the judge" in err
     assert run.counts() == (8, 0, 4)
     assert "8 of 12 scored, 0 missing, 4 unread (4 refused by the judge: --retry-refused" in capsys.readouterr().out
     assert run.score()["n_refused"] == 4 and run.score()["overall"] is None
@@ -174,7 +175,7 @@ def test_refusals_of_content_are_rows_and_the_rest_is_judged(refusal, server, tm
         (error(400, "'temperature' is not supported with this model"), "--judge-option temperature=none", 1),
         (error(400, "this model takes no images"), "nothing it was asked was accepted", 3),
         (error(429, "slow down", {"Retry-After": "3600"}), "asks to wait 3600 s", 1),
-        (error(503, "loading"), "judge again to go on", 6),
+        (error(503, "loading"), "judge again to resume", 6),
     ],
 )
 def test_what_ends_the_judging_is_one_line_and_a_later_run_goes_on(fault, message, requests, server, tmp_path, capsys):

@@ -49,10 +49,10 @@ def read_evidence(folder: SuiteFolder) -> Evidence:
     replaced = sum(now.get(_at(one), first) != first for one in files if (first := one.original or one.sha256))
     grids = stale_grids(folder, items, now)
     why_not = {
-        f"{stale} findings are about other files than lie there now: judge again": stale > 0,
-        f"{len(other_pictures)} replies are about other pictures than lie there now": len(other_pictures) > 0,
+        f"{stale} judgements are of files that have changed since: judge again": stale > 0,
+        f"{len(other_pictures)} replies are about images that have changed since": len(other_pictures) > 0,
         f"{replaced} files are not the ones that were made": replaced > 0,
-        f"{len(grids)} grids are not of the tiles that lie there now: generate again": len(grids) > 0,
+        f"{len(grids)} grids are not made of the current tiles: generate again": len(grids) > 0,
     }
     digests = {"items": items_digest(items, folder.suite.facts), "files": _digest(files, now, pictures)}
     return Evidence(items=items, judge=judge, judgements=current, why_not=reasons(why_not), digests=digests)

@@ -86,7 +86,7 @@ class SuiteFolder:
 
     @property
     def partial(self) -> str:
-        """Where local files grow: what a killed process leaves behind must not lie among finished images."""
+        """Where local files grow: leftovers of a killed process must not be among finished images."""
         return storage.join(self.out, "partial")
 
     @property

@@ -63,6 +63,7 @@ def _make(folders: Sequence[SuiteFolder], target: Target) -> None:
         for one in target.run(work):
             done[one.uri] = one
             advance(1)
+    # The target mixes the work of all folders, so each gets its share of the wall time by number of files.
     wall_each = (time.monotonic() - began) / max(len(work), 1)
     for folder in folders:
         of_folder = [done[piece.uri] for piece in missing[folder.uri]]

@@ -60,6 +60,7 @@ class HttpTarget:
 
     def identity(self) -> dict[str, Any]:
         """The server's address, and what it says about its model. Raises `ServiceError` without an answer."""
+        # A wrong address should fail at once, not after a minute of retries.
         listed = self._call("/v1/models", patient=False)
         if not listed.get("data"):
             raise ServiceError(f"{self._base}/v1/models names no model: is a model served there?")
@@ -70,7 +71,7 @@ class HttpTarget:
         return {**named, **used, **token_limit_identity(self.max_new_tokens)}
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
-        """Makes the files; see `Target`. Raises `ServiceError` for a server that stays away or has another API."""
+        """Makes the files; see `Target`. Raises `ServiceError` if the server is unreachable or another API."""
         if not work:
             return
         model = self.identity()["model"]
@@ -101,6 +102,7 @@ class HttpTarget:
             image = open_image(data)
         except (DataError, LookupError, TypeError, ValueError) as error:  # other JSON, no image, or a truncated one
             raise ServiceError(f"{self._base} answered without one image as b64_json: {error!r}") from error
+        # An image from any other seed could not be reproduced.
         if seed != work.seed:
             raise ServiceError(
                 f"{self._base} was asked to draw from seed {work.seed} and names seed {seed}: its images would be "
@@ -116,7 +118,7 @@ class HttpTarget:
         messages = [{"role": "user", "content": parts}]
         body = {"model": model, "messages": messages, "max_tokens": self.max_new_tokens, "temperature": 0}
         reply = self._asked("/v1/chat/completions", body, self._reply)
-        keep_reply(work, reply.said, truncated=reply.cut)
+        keep_reply(work, reply.verbatim, truncated=reply.truncated)
 
     def _reply(self, answer: dict[str, Any]) -> Reply:
         """The reply in a completion, even if it was truncated. Raises `RequestError` if it was refused."""
@@ -159,7 +161,7 @@ def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
             raise ServiceError(f"{url} answered with JSON that is no object: is it an OpenAI-compatible server?")
         return parsed
     if fault.kind is FaultKind.TRANSIENT:
-        raise TransientError(fault.said, wait_s=fault.wait_s or 0.0)
+        raise TransientError(fault.message, wait_s=fault.wait_s or 0.0)
     if fault.kind is FaultKind.FATAL:
-        raise ServiceError(f"{url} answered {fault.said}")
-    raise RequestError(fault.said)
+        raise ServiceError(f"{url} answered {fault.message}")
+    raise RequestError(fault.message)

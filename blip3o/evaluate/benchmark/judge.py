@@ -99,8 +99,8 @@ def _outdated_imports(folder: SuiteFolder, runner: JudgeRunner, now: Mapping[tup
     own = [row for row in read_judgement_rows(uri) if judge_of(row["judge"], uri) == runner.judge]
     outdated = [row for row in own if now.get((row["key"], row["sample"]), row["sha256"]) != row["sha256"]]
     if outdated:
-        why = "were read before, about other files than lie there now: have these judged, and name the new findings"
-        logger.warning("%s: %d findings %s", uri, len(outdated), why)
+        why = "were imported before, about files that have changed since: import judgements of the new files"
+        logger.warning("%s: %d judgements %s", uri, len(outdated), why)
     return outdated
 
 
@@ -113,18 +113,18 @@ def _warn_of_faults(folder: SuiteFolder, rows: Rows) -> None:
     """Logs how many judgements have no value, and why the first of them has none."""
     faults = [row["fault"] for row in rows if row["value"] is None]
     if faults:
-        counts = f"{len(faults)} of {len(rows)} findings are unread, {sum(map(is_refusal, faults))} of them refused"
+        counts = f"{len(faults)} of {len(rows)} judgements are unread, {sum(map(is_refusal, faults))} of them refused"
         logger.warning("%s: %s; the first: %s", folder.file("judgements.jsonl"), counts, one_line(faults[0]))
 
 
 def _earlier(
     folder: SuiteFolder, by: Judge, *, retry_refused: bool
 ) -> tuple[Rows, dict[tuple[str, int, str], dict[str, Any]]]:
-    """All rows of other judges, and the rows of this judge that stand, by key, sample and sha256 of the file.
+    """All rows of other judges, and the rows of this judge that are still valid, by key, sample and sha256.
 
     The rows of other judges stay as they are: they may have cost hours, and their judge may be asked again. Of this
-    judge, readable judgements and refusals stand. Those that depend on another file (a reference image) which has
-    changed since do not.
+    judge, readable judgements and refusals are valid, unless they depend on another file (a reference image) which has
+    changed since.
     """
     uri = folder.file("judgements.jsonl")
     rows: Rows = read_judgement_rows(uri) if storage.exists(uri) else []
@@ -133,12 +133,12 @@ def _earlier(
     for row in rows:
         (own if judge_of(row["judge"], uri) == by else others).append(row)
     sources = sha256_of(source for row in own for source in row.get("sources", {}))
-    standing = {}
+    valid = {}
     for row in own:
         settled = row["value"] is not None or (is_refusal(row["fault"]) and not retry_refused)
         if settled and row.get("sources", {}).items() <= sources.items():
-            standing[row["key"], row["sample"], row["sha256"]] = row
-    return others, standing
+            valid[row["key"], row["sample"], row["sha256"]] = row
+    return others, valid
 
 
 def _judgements(
@@ -149,10 +149,11 @@ def _judgements(
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise DataError(f"{folder.file(file.path)} changed while it was judged: judge again")
         try:
-            return runner.find(items[file.key], file.sample, data)
+            return runner.judge_sample(items[file.key], file.sample, data)
         except DamagedSampleError as damage:  # a fault of this file only: the others can still be judged
             return Judgement(key=file.key, sample=file.sample, value=None, fault=damage.reason)
 
+    # Not a `with` block: leaving one after an error would wait for requests that have not even started.
     pool = ThreadPoolExecutor(runner.threads)
     yield from _as_completed(pool, {pool.submit(judge_file, file): file for file in todo})
 
@@ -162,7 +163,7 @@ def _as_completed(
 ) -> Iterator[tuple[SampleFile, Judgement | None]]:
     """Judgements as they come. After an error no new file is started; the error is raised once running calls ended."""
     failed: BaseException | None = None
-    left = dict(asked)
+    left = dict(asked)  # what is not yet yielded
     try:
         for future in as_completed(asked):
             failed = future.exception()

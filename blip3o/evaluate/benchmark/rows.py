@@ -49,7 +49,7 @@ def read_judgement_rows(uri: str) -> Rows:
     for number, row in enumerate(rows, start=1):
         where = f"{uri}, record {number}"
         require(row, ("key", "sample", "value", "sha256", "judge", "fault"), where, texts=("key", "sha256", "fault"))
-        if type(row["sample"]) is not int:
+        if type(row["sample"]) is not int:  # a bool is an int to isinstance
             raise DataError(f"{where}: sample is {shown(row['sample'])}, expected a number")
     return rows
 

@@ -26,8 +26,8 @@ def score(plan: Plan, echo: Echo = silent) -> None:
         refused = sum(is_refusal(one.fault) for one in evidence.judgements)
         row = scored.as_json() | {"controls": controls, "digests": evidence.digests, "n_refused": refused}
         write_json(plan.folder(spec).file("score.json"), row)
-        beside = "".join(f", {name} {number(value, scored.best)}" for name, value in controls.items())
-        echo(f"{spec.name}: {number(scored.overall, scored.best)}{beside}; {_coverage(scored.coverage, refused)}")
+        controlled = "".join(f", {name} {number(value, scored.best)}" for name, value in controls.items())
+        echo(f"{spec.name}: {number(scored.overall, scored.best)}{controlled}; {_coverage(scored.coverage, refused)}")
         # A complete score without an overall says why; otherwise the counts above already do.
         refused_overall = scored.overall is None and scored.coverage.complete
         for reason in scored.why_not if refused_overall else evidence.why_not:

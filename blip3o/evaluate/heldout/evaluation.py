@@ -93,7 +93,7 @@ def _score(
     scenes = [row for row, item in enumerate(drawings.items) if scene_accuracy.is_scene(item.record)]
     shown = first_rows(drawings.items, GRID_ROWS)
     rows = list(itertools.chain(*shown.values()))
-    needed = sorted({*scenes, *rows})
+    needed = sorted({*scenes, *rows})  # decoding is expensive: only scored scenes and the grid need images
     with progress_bar("evaluate: pictures", len(needed)) as on_done:
         decoded = decode(pipeline, drawings, needed, on_done=on_done)
     variants = vary(pipeline, drawings, rows, columns=GRID_COLUMNS, seed=seed)

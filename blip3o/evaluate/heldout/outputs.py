@@ -131,6 +131,7 @@ class Variants:
 def vary(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *, columns: int, seed: int) -> Variants:
     """`columns` drawings (at least 2) of each row's caption, the first of which exists already."""
     seeds = tuple(tuple(draw_seed(seed, drawings.items[row].uid, n) for n in range(1, columns)) for row in rows)
+    # All further drawings in one call, so that the pipeline can fill its batches.
     further = pipeline.generate_features(
         [drawings.items[row].caption for row in rows for _ in range(1, columns)],
         seeds=[number for of_row in seeds for number in of_row],

@@ -53,6 +53,7 @@ def choose(data: DataConfig, evaluate: EvaluateConfig) -> EvaluationSamples:
     weights = [source.weight for source in evaluate.sources]
     drawn: list[list[HeldOutSample]] = []
     for source, share in enumerate(shares(weights, evaluate.images)):
+        # Captions must differ across sources as well, since retrieval runs over all of them.
         taken = [item.caption for group in drawn for item in group]
         drawn.append(distinct_captions(held_out.stream(source), share, taken=taken))
     asked = [

@@ -42,6 +42,7 @@ class Question:
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
     """`total` split in proportion to weights, by the largest-remainder method."""
+    # Round down, then give one more to the largest remainders; ties go to the earlier source.
     exact = [total * weight / sum(weights) for weight in weights]
     whole = [int(value) for value in exact]
     by_remainder = sorted(range(len(weights)), key=lambda i: (whole[i] - exact[i], i))

@@ -104,6 +104,7 @@ class JudgeClient:
             raise self._refusal(self._state.doubts[0])
 
     def _asked(self, messages: list[dict[str, Any]]) -> Reply:
+        # Other threads stop at once: the error of one request is the error of the endpoint.
         if self._state.stopped is not None:
             raise type(self._state.stopped)(*self._state.stopped.args)
         try:
@@ -119,11 +120,13 @@ class JudgeClient:
         while True:
             found = self._patient(messages, limit)
             if isinstance(found, EndpointFault):
+                # With the higher limit the request is refused: the truncated reply is the best that there is.
                 if truncated is not None and found.kind is FaultKind.REQUEST:  # it does not take so many tokens
                     return truncated
                 return self._fault(found)
             self._state.accepted = True
-            if not found.cut:
+            if not found.truncated:
+                # Later requests start with the limit that this reply needed, instead of paying twice each time.
                 self._state.limit = max(self._state.limit, limit)
                 return found
             if limit >= self.options.most_tokens:
@@ -133,14 +136,14 @@ class JudgeClient:
     def _fault(self, fault: EndpointFault) -> Reply:
         """The fault of a refused item. Raises `ConfigError` if the endpoint refuses everything."""
         if fault.kind is FaultKind.CONTENT:
-            return Reply(fault=f"{REFUSED}{fault.said}", refused=True)
+            return Reply(fault=f"{REFUSED}{fault.message}", refused=True)
         if fault.kind is FaultKind.FATAL or self._names_a_setting(fault):
             raise self._refusal(fault)
         if not self._state.accepted:
             self._state.doubts.append(fault)
             if len(self._state.doubts) >= DOUBTS:
                 raise self._refusal(fault)
-        return Reply(fault=f"the judge did not take the request: {fault.said}")
+        return Reply(fault=f"the judge did not take the request: {fault.message}")
 
     def _names_a_setting(self, fault: EndpointFault) -> bool:
         return unsupported_field(fault.words, (*TOKEN_FIELDS, "temperature", *self.options.extra)) is not None
@@ -158,6 +161,7 @@ class JudgeClient:
             if found.empty and self._state.accepted and tries >= TRIES_EMPTY:
                 return replace(found, kind=FaultKind.REQUEST)
             asked = found.wait_s
+            # An endpoint that asks to wait 0 s would otherwise be called in a tight loop.
             wait = pause if asked is None else max(asked, min(pause, FIRST_PAUSE_S / 10))
             unreached = not self._state.reached and tries >= TRIES_UNREACHED
             if unreached or tries >= MAX_TRIES or waited + wait > self.options.patience_s:
@@ -186,7 +190,7 @@ class JudgeClient:
             http.client.HTTPException,
             UnicodeError,
         ) as error:  # connection refused or reset, truncated answer, no such host
-            return EndpointFault(kind=FaultKind.TRANSIENT, said=one_line(error) or type(error).__name__)
+            return EndpointFault(kind=FaultKind.TRANSIENT, message=one_line(error) or type(error).__name__)
         self._state.reached = True
         fault = fault_of(status, headers, data, now=self.clock.now())
         return self._read(data, limit) if fault is None else fault
@@ -196,12 +200,14 @@ class JudgeClient:
         reply = read_completion(body, limit=limit)
         if reply is not None and not reply.broken:
             return reply
-        said = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+        content = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+        # An empty or interrupted completion may succeed next time. JSON of another kind means that this is no chat API,
+        # unless the endpoint has given replies before.
         if reply is not None or (isinstance(body, dict) and "choices" in body and not body["choices"]):
-            return EndpointFault(kind=FaultKind.TRANSIENT, said=f"no chat completion: {said}", empty=True)
+            return EndpointFault(kind=FaultKind.TRANSIENT, message=f"no chat completion: {content}", empty=True)
         if self._state.accepted:
-            return EndpointFault(kind=FaultKind.REQUEST, said=f"no chat completion: {said}")
-        raise ServiceError(f"the judge at {self._url} answered with no chat completion: {said}")
+            return EndpointFault(kind=FaultKind.REQUEST, message=f"no chat completion: {content}")
+        raise ServiceError(f"the judge at {self._url} answered with no chat completion: {content}")
 
     @property
     def _url(self) -> str:
@@ -213,12 +219,12 @@ class JudgeClient:
         if waited + wait > self.options.patience_s and self._state.reached:
             fix = f"raise --judge-option patience={self.options.patience_s:g}"
         return ServiceError(
-            f"the judge at {self._url} failed {tries} times in {waited:.0f} s of waiting ({fault.said}{asks}): "
-            f"{fix}, and judge again to go on"
+            f"the judge at {self._url} failed {tries} times in {waited:.0f} s of waiting ({fault.message}{asks}): "
+            f"{fix}, and judge again to resume"
         )
 
     def _refusal(self, fault: EndpointFault) -> ConfigError:
-        return ConfigError(f"the judge at {self._url} refused the request ({fault.said}): {self._fix(fault)}")
+        return ConfigError(f"the judge at {self._url} refused the request ({fault.message}): {self._fix(fault)}")
 
     def _fix(self, fault: EndpointFault) -> str:
         named = unsupported_field(fault.words, ("temperature", *TOKEN_FIELDS, *self.options.extra))
@@ -228,7 +234,7 @@ class JudgeClient:
             return f"give other --judge-option values, it does not take {named}"
         if fault.kind is FaultKind.REQUEST:
             return "nothing it was asked was accepted: check the model, whether it takes images, and --judge-option"
-        status = fault.said.removeprefix("HTTP ")[:3]
+        status = fault.message.removeprefix("HTTP ")[:3]
         return _MOVED if status.startswith("3") else _STATUS_FIX.get(status, _ACCESS)
 
 
@@ -239,7 +245,7 @@ _STATUS_FIX = {
     "402": "settle the account, waiting does not help",
     "403": f"check what the key in ${KEY_VARIABLE} may use",
     "404": "check the address (it ends in /v1, say) and the model's name",
-    "429": "the account's quota is used up, waiting does not help: settle it, and judge again to go on",
+    "429": "the account's quota is used up, waiting does not help: settle it, and judge again to resume",
 }
 
 

@@ -31,13 +31,14 @@ class FaultKind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointFault:
-    """A fault: its kind, what the endpoint `said` in one line, the seconds to wait (None: unknown), and the full text.
+    """A fault: its kind, what the endpoint said in one line (`message`), and the seconds to wait (None: unknown).
 
-    `empty` marks a completion without a reply, which tells more about the item than about the endpoint.
+    `words` is the full text. `empty` marks a completion without a reply, which says more about the item than about the
+    endpoint.
     """
 
     kind: FaultKind
-    said: str
+    message: str
     wait_s: float | None = None
     words: str = ""
     empty: bool = False
@@ -48,12 +49,15 @@ _NEVER_5XX = frozenset({501, 505})
 _STOPPING = frozenset({401, 402, 403, 404, 405, 407, 410}) | _NEVER_5XX
 _CONTENT_STATUS = frozenset({200, 400, 403, 422})  # with which a content filter may answer
 
+# Where providers put machine-readable codes, HTTP statuses and texts for people.
 _CODE_KEYS = frozenset(
     {"code", "type", "status", "reason", "errorcode", "error_code", "blockreason", "block_reason", "error_type"}
 )
 _STATUS_KEYS = frozenset({"code", "status", "statuscode", "status_code", "http_status", "httpstatuscode"})
 _TEXT_KEYS = ("message", "msg", "detail", "error_msg", "errormessage", "faultstring", "raw")
 
+# Codes are compared without case and punctuation (see `_codes`), texts as they are. Both were collected from the
+# documentation and the replies of many providers; a fault that no pattern knows is treated by its HTTP status.
 _CONTENT_CODE = re.compile(
     "contentfilter|contentpolic|contentmoderation|responsibleai|moderation|datainspection|prohibitedcontent|"
     "^imagesafety$|^safety$|sensitiveword|sensitivecontent|policyviolation|guardrail|unsafecontent|^recitation$|"
@@ -110,7 +114,7 @@ def fault_of(status: int, headers: Mapping[str, str], data: bytes, *, now: float
 
     `headers` have names in lower case.
     """
-    status = 200 if 200 <= status < 300 else status
+    status = 200 if 200 <= status < 300 else status  # every success is treated alike
     try:
         body = parse_body(data)
     except ValueError:
@@ -119,12 +123,13 @@ def fault_of(status: int, headers: Mapping[str, str], data: bytes, *, now: float
     if error is None:
         return None
     inner = _status_in(error)
+    # A gateway that answers 200 hides the real status inside the error.
     number = inner if status == 200 and inner is not None else status
-    said = writable(_said(error)) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+    stated = writable(_message(error)) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
     words = one_line(json.dumps(error, ensure_ascii=False), limit=4000)
     return EndpointFault(
         kind=_kind(number, _codes(error), words),
-        said=f"HTTP {status}: {said}" if number == status else f"HTTP {status} with an error {number}: {said}",
+        message=f"HTTP {status}: {stated}" if number == status else f"HTTP {status} with an error {number}: {stated}",
         wait_s=retry_after(headers, words, now=now, limited=number == 429),
         words=words,
     )
@@ -132,11 +137,12 @@ def fault_of(status: int, headers: Mapping[str, str], data: bytes, *, now: float
 
 def _of_page(status: int, headers: Mapping[str, str], data: bytes, now: float) -> EndpointFault:
     text = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+    # The words of a proxy's page are about the proxy, so only its status counts.
     page = "<html" in text.lower() or "<!doctype" in text.lower()
     kind = FaultKind.TRANSIENT if status == 200 else _kind(status, (), "" if page else text)
-    said = f"HTTP {status}: {text}" if status != 200 else f"HTTP 200 without whole JSON: {text or 'an empty body'}"
+    message = f"HTTP {status}: {text}" if status != 200 else f"HTTP 200 without whole JSON: {text or 'an empty body'}"
     return EndpointFault(
-        kind=kind, said=said, wait_s=retry_after(headers, text, now=now, limited=status == 429), words=text
+        kind=kind, message=message, wait_s=retry_after(headers, text, now=now, limited=status == 429), words=text
     )
 
 
@@ -150,6 +156,8 @@ def _kind(status: int, codes: tuple[str, ...], words: str) -> FaultKind:
     spent = _BILLING_WORDS.search(words) is not None and not coded(re.compile("exhausted"))
     if spent or coded(_BILLING_CODE) or coded(_ACCESS_CODE):
         return FaultKind.FATAL
+    # From here on the order matters: a known transient status wins over words such as "model", which also appear in
+    # the messages of overloaded servers.
     if status in _PASSING_4XX or (status >= 500 and status not in _NEVER_5XX):
         return FaultKind.TRANSIENT
     if status in _STOPPING or 300 <= status < 400 or _MODEL_WORDS.search(words) or _ACCESS_WORDS.search(words):
@@ -160,11 +168,13 @@ def _kind(status: int, codes: tuple[str, ...], words: str) -> FaultKind:
 
 
 def _refuses_content(status: int, words: str, *, coded: bool) -> bool:
+    # These statuses are never about content, even if the message mentions a policy.
     if status in (401, 402, 404, 407, 429):
         return False
     if coded or status == 451:  # "unavailable for legal reasons"
         return True
     stated = status in _CONTENT_STATUS and _CONTENT_WORDS.search(words) is not None
+    # A 403 that mentions the account is about access rights, whatever policy it cites.
     return stated and not (status == 403 and _ACCOUNT.search(words))
 
 
@@ -214,7 +224,7 @@ def _status_in(error: object) -> int | None:
     return None
 
 
-def _said(error: object) -> str:
+def _message(error: object) -> str:
     if isinstance(error, str):
         return one_line(error, limit=SHOWN_CHARS)
     texts = {key: value for key, value in reversed(list(_leaves(error))) if isinstance(value, str)}
@@ -235,6 +245,7 @@ def retry_after(headers: Mapping[str, str], words: str, *, now: float, limited: 
     `Retry-After` (seconds or a date) and its variants in milliseconds take precedence, then what the text says, then,
     for a request that was rate `limited`, the time at which the limit is reset.
     """
+    # The most precise header first.
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         wait = _number(headers.get(name))
         if wait is not None:
@@ -291,6 +302,7 @@ def _date(text: str) -> float | None:
 
 def _reset(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds until the exhausted limits are reset; of all limits where it is unknown which are exhausted."""
+    # A limit whose "remaining" is not 0 did not stop this request, so its reset does not matter.
     used: list[float] = []
     others: list[float] = []
     for name, value in headers.items():
@@ -305,6 +317,7 @@ def _reset(headers: Mapping[str, str], now: float) -> float | None:
 
 def unsupported_field(words: str, names: Mapping[str, Any] | tuple[str, ...]) -> str | None:
     """The field among `names` that an endpoint says it does not support, or None."""
+    # The message must say that something is unsupported, not merely mention the field.
     if not re.search(
         r"unsupported|not.{0,3}support|unrecogni[sz]ed|unknown|not permitted|not allowed|unexpected|deprecated|"
         r"extra (?:inputs|fields)|only the default|instead|invalid.?param|additional propert",

@@ -13,6 +13,7 @@ TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 MAX_TOKENS, MOST_TOKENS = 512, 8192
 PATIENCE_S, TIMEOUT_S = 60.0, 300.0
 _OWN = (*TOKEN_FIELDS, "most_tokens", "temperature", "patience", "timeout")
+# Fields that belong to the suite: other values would change what is asked, or how the reply is read.
 _FIXED = ("model", "messages", "stream", "n")
 _NEAR = 0.9  # similarity from which a name counts as a misspelling
 

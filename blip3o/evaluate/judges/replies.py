@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 REFUSED = "refused by the judge: "  # starts the fault of a content refusal; such an item is not judged again
 
+# Markers of reasoning, as models and gateways write them: tags (also HTML-escaped), and special tokens of some models.
 _LT, _GT = "(?:<|&lt;)", "(?:>|&gt;)"
 _TAG = r"(?:[\w.-]*[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)(?:_\w+)?"
 _OPENS = re.compile(
@@ -23,9 +24,11 @@ _CLOSES = re.compile(
     r"|<\|end_(?:of_)?(?:thought|think|thinking)\|>|<\|/think(?:ing)?\|>",
     re.IGNORECASE,
 )
+# A model that was told not to think may still emit an empty tag, which opens nothing.
 _EMPTY = re.compile(rf"<\s*{_TAG}\s*/>", re.IGNORECASE)
 # Sections that a requested format may place before or after the answer; only `think` and its like always precede it.
 _SECTION = re.compile(r"<(/?)(reason|reasoning|reflection|analysis|scratchpad)>", re.IGNORECASE)
+# How some chat front ends fold the reasoning away.
 _DETAILS = re.compile(r"<details\s[^<>]{0,99}reasoning[^<>]{0,99}>.*?(?:</details>|$)", re.IGNORECASE | re.DOTALL)
 # The channels of gpt-oss, with their marker tokens or with only the markers' letters.
 _CHANNEL = re.compile(r"<\|(?:channel|start)\|>")
@@ -33,12 +36,16 @@ _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|me
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
 _BARE_CHANNEL = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'(\d])")
 _BARE_FINAL = "assistantfinal"
+# The headings of Granite, which has no tags.
 _THOUGHT_LINE, _RESPONSE_LINE = "Here is my thought process:", "Here is my response:"
 _TOKEN = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<s>|<(?:end|start)_of_turn>|<eos>|<pad>")
+# Wrappers of the answer itself.
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _BOXED = re.compile(r"\$*\\boxed\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}|([^{}]*))\s*\}\$*")
 
-End = Literal["done", "cut", "refused", "broken", "unknown"]
+# The end of a reply by its finish_reason: exact words for a normal end, and fragments for the others, because every
+# provider has its own words. The first pattern that matches counts.
+End = Literal["done", "truncated", "refused", "broken", "unknown"]
 _DONE = frozenset(
     "stop eos eos_token end_turn stop_sequence stop_token finish finished finish_reason_stop complete completed end "
     "endoftext done null none finish_reason_unspecified".split()
@@ -48,23 +55,23 @@ _ENDS: tuple[tuple[End, re.Pattern[str]], ...] = (
         "refused",
         re.compile("filter|safety|refus|sensitive|recitation|blocklist|prohibited|spii|guardrail|moderat|policy"),
     ),
-    ("cut", re.compile("length|max|token|limit|context|budget|truncat|incomplete")),
+    ("truncated", re.compile("length|max|token|limit|context|budget|truncat|incomplete")),
     ("broken", re.compile("error|insufficient|abort|cancel|timeout|network|overload|interrupt|unavailable")),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A judge's reply: `text` is its answer without reasoning, `said` its verbatim words.
+    """A judge's reply: `text` is its answer without reasoning, `verbatim` its words as they came.
 
-    With a `fault` there is no answer: the reply was `cut` at the token limit, `refused` for its content, or `broken`
-    off on the way, which asking again may fix.
+    With a `fault` there is no answer: the reply was `truncated` at the token limit, `refused` for its content, or
+    `broken` off on the way, which asking again may fix.
     """
 
     text: str = ""
-    said: str = ""
+    verbatim: str = ""
     fault: str = ""
-    cut: bool = False
+    truncated: bool = False
     refused: bool = False
     broken: bool = False
 
@@ -79,6 +86,7 @@ def answer(text: str) -> str | None:
 
     Reasoning ends at the last closing marker, whether or not it was opened. Text without markers is returned unchanged.
     """
+    # Channels enclose everything else, and headings may enclose tags, so the outermost form is stripped first.
     for step in (_after_channels, _after_headings, _after_thoughts):
         found = step(text)
         if found is None:
@@ -106,6 +114,8 @@ def _after_headings(text: str) -> str | None:
 
 def _after_thoughts(text: str) -> str | None:
     text = _DETAILS.sub("", _without_sections(_EMPTY.sub("", text)))
+    # Templates often open the reasoning in the prompt, so a closing marker alone is enough. An opening one after it
+    # means that the reply ends while the model is thinking again.
     closed = max((match.end() for match in _CLOSES.finditer(text)), default=0)
     return None if _OPENS.search(text, closed) else text[closed:]
 
@@ -125,6 +135,7 @@ def _unwrapped(text: str) -> str:
     """The text without special tokens and answer markers: `<answer>B</answer>` and `\\boxed{B}` become B."""
     text = _BOXED.sub(lambda match: match.group(1) or match.group(2) or "", _TOKEN.sub("", text))
     answers = _ANSWER.findall(text)
+    # Several answers are left in place, so that the suite's parser sees that the reply is ambiguous.
     return answers[0] if len(answers) == 1 else text
 
 
@@ -170,35 +181,42 @@ def read_completion(body: object, *, limit: int) -> Reply | None:
     message = choice.get("message", choice) if choice is not None else None
     if choice is None or not isinstance(message, Mapping):
         return None
-    said = content_text(message.get("content", choice.get("text")))
-    if said is None:
+    verbatim = content_text(message.get("content", choice.get("text")))
+    if verbatim is None:
         return None
     refusal = next(_refusals(message), None)
     if refusal is not None:
-        return Reply(said=said, fault=f"{REFUSED}{_short(refusal)}", refused=True)
+        return Reply(verbatim=verbatim, fault=f"{REFUSED}{_short(refusal)}", refused=True)
     reasons = [writable(value) for value in map(choice.get, _REASONS) if isinstance(value, str)]
+    # Some servers report no reason at all: a reply that used every token it was allowed was truncated.
     if not reasons and _tokens(body) >= limit:
         reasons = ["length"]
-    return _read(said, reasons, limit)
+    return _read(verbatim, reasons, limit)
 
 
 _REASONS = ("finish_reason", "native_finish_reason", "stop_reason")
 
 
-def _read(said: str, reasons: list[str], limit: int) -> Reply:
+def _read(verbatim: str, reasons: list[str], limit: int) -> Reply:
     # Only the first reason has to be known. Others may be the stop text itself, or a provider's own word.
     known = [reason for place, reason in enumerate(reasons) if place == 0 or ending(reason) != "unknown"]
     ends = {ending(reason): reason for reason in reversed(known)}
     if "refused" in ends:
-        return Reply(said=said, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
+        return Reply(verbatim=verbatim, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
     if "broken" in ends:
-        return Reply(said=said, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
-    if "cut" in ends:
-        return Reply(said=said, fault=f"cut off at {limit} tokens: finish_reason {ends['cut']}", cut=True)
+        return Reply(verbatim=verbatim, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
+    if "truncated" in ends:
+        return Reply(
+            verbatim=verbatim, fault=f"truncated at {limit} tokens: finish_reason {ends['truncated']}", truncated=True
+        )
     if "unknown" in ends:
-        return Reply(said=said, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
-    text = answer(said)
-    return Reply(said=said, fault="ends within its reasoning") if text is None else Reply(said=said, text=text)
+        return Reply(verbatim=verbatim, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
+    text = answer(verbatim)
+    return (
+        Reply(verbatim=verbatim, fault="ends within its reasoning")
+        if text is None
+        else Reply(verbatim=verbatim, text=text)
+    )
 
 
 def _first_choice(body: object) -> Mapping[str, Any] | None:

@@ -26,14 +26,14 @@ CONCURRENT_REQUESTS = 8  # to an endpoint
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRunner:
-    """A judge at work: `find(item, sample, file)` judges the bytes of a file; None where it has no judgement of it.
+    """A judge at work: `judge_sample(item, sample, data)` judges the bytes of a file; None if it has no judgement.
 
     Up to `threads` calls run at a time. `imported` judgements were made elsewhere and do not say which bytes they are
     about. `finish()` is called after the last file; it raises `ConfigError` if the judge accepted no request at all.
     """
 
     judge: Judge
-    find: Callable[[Item, int, bytes], Judgement | None]
+    judge_sample: Callable[[Item, int, bytes], Judgement | None]
     threads: int = 1
     imported: bool = False
     finish: Callable[[], None] = lambda: None
@@ -104,11 +104,11 @@ def import_runner(judgements: Sequence[Judgement], data: bytes, official: Judge 
     by_sample = {(one.key, one.sample): one for one in judgements}
     if len(by_sample) < len(judgements):
         raise ConfigError(
-            f"{len(judgements) - len(by_sample)} findings of the file are on a picture that has one already"
+            f"{len(judgements) - len(by_sample)} judgements of the file are of an image that already has one"
         )
     return JudgeRunner(
         judge=_judge_of_file(data, official),
-        find=lambda item, sample, _: by_sample.get((item.key, sample)),
+        judge_sample=lambda item, sample, _: by_sample.get((item.key, sample)),
         imported=True,
     )
 

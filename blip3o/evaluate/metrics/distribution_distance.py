@@ -84,6 +84,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if few := too_few(a, b):
         raise DataError(few)
+    # tr (Σ₁ Σ₂)^½ needs no matrix square root of the non-symmetric product: see `_root_trace`.
     offset = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     return float(offset @ offset + traces - 2 * _root_trace(a.covariance, b.covariance))
@@ -108,6 +109,7 @@ def mmd(a: Moments, b: Moments) -> float:
     if min(a.n, b.n) < 2:
         raise DataError(f"{a.n} and {b.n} pictures: a discrepancy takes at least 2 of each")
     d = len(a.total)
+    # The unbiased estimate leaves out each vector's kernel with itself, (|x|²/d + 1)².
     own = [_kernel_sum(m, m, d) - (m.fourth / d**2 + 2 * m.square / d + m.n) for m in (a, b)]
     within = sum(kernel / (m.n * (m.n - 1)) for kernel, m in zip(own, (a, b), strict=True))
     return within - 2 * _kernel_sum(a, b, d) / (a.n * b.n)

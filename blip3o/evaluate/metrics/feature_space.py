@@ -55,7 +55,7 @@ def _vendi(x: np.ndarray) -> float:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     unit = np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
     shares = np.linalg.eigvalsh(unit @ unit.T / len(x))
-    shares = shares[shares > 1e-12]
+    shares = shares[shares > 1e-12]  # 0 · log 0 is 0, and rounding can make an eigenvalue negative
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 

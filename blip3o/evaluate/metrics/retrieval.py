@@ -49,7 +49,7 @@ def derangement(n: int, generator: np.random.Generator) -> np.ndarray:
         raise DataError(f"{n} held-out items cannot be exchanged for each other: the control needs at least 2")
     order = generator.permutation(n)
     permutation = np.empty(n, dtype=np.int64)
-    permutation[order] = np.roll(order, 1)
+    permutation[order] = np.roll(order, 1)  # each item gets its predecessor in a random cycle through all items
     return permutation
 
 

@@ -78,6 +78,7 @@ def draw_panels(wanted: Sequence[Panel]) -> str:
             place.set_axis_off()
         for place, panel in zip(places, panels, strict=False):
             _draw(place, panel)
+        # Without date and creator, and with a fixed hash salt, equal data give equal bytes.
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(_PAGE_INK, "currentColor")

@@ -73,7 +73,7 @@ _INTRO = (
 )
 _SCORES_NOTE = (
     "The tick on a bar is the control with exchanged captions where there is one. A dash is a score that is refused: "
-    "some findings are missing or could not be read, or for the reason in the last column under Judges."
+    "some judgements are missing or could not be read, or for the reason in the last column under Judges."
 )
 _HISTORY_NOTE = "Overall scores of the evaluations named by --compare, in their order; the last one is this."
 _COST_NOTE = "Seconds of workers, all together, and of the wall clock. What a killed run spent is not in it."

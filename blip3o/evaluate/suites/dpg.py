@@ -27,7 +27,7 @@ from blip3o.evaluate.judges.runner import (
 from blip3o.evaluate.metrics.intervals import bootstrap
 from blip3o.evaluate.records import Coverage, Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.parsing import json_value, read_text, require
-from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, mean, reasons
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, mean, reasons
 from blip3o.storage import list_files, read_bytes
 
 TILES = 4
@@ -183,11 +183,11 @@ class Dpg(Suite):
         return {f"images/{key}.png": (a, b, c, d) for key, (a, b, c, d) in paths.items()}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The scores (0 to 100) from findings {"answers": {number: answer}}. Raises `ConfigError` without questions."""
+        """Scores (0 to 100) of judgements {"answers": {number: answer}}. Raises `ConfigError` without questions."""
         silent = [item.key for item in items if not item.record["questions"]]
         if silent:
             raise ConfigError(f"{len(silent)} items have no questions, the first is '{silent[0]}': give dpg the CSV")
-        values, coverage = findings(items, judgements)
+        values, coverage = collect_values(items, judgements)
         official, fixed = (_mode(items, values, coverage, faults=faults) for faults in (True, False))
         why_not = reasons(
             {
@@ -227,6 +227,7 @@ def _mode(items: Sequence[Item], values: Mapping[tuple[str, int], Any], coverage
         if tiles is None:
             continue
         prompts.append(100 * sum(sum(t.final.values()) / len(t.final) for t in tiles) / len(tiles))
+        # The official scorer keeps only the last tile's answers for the categories, from before a no has propagated.
         seen = [tiles[-1].raw] if faults else [tile.final for tile in tiles]
         for question in item.record["questions"]:
             found = [100 * scores[question["number"]] for scores in seen if question["number"] in scores]
@@ -291,29 +292,32 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
             return client.ask(question_text(question), [data])
 
         return JudgeRunner(
-            judge=client.judge, find=_tile_judge(ask_endpoint), threads=CONCURRENT_REQUESTS, finish=client.finish
+            judge=client.judge,
+            judge_sample=_tile_judge(ask_endpoint),
+            threads=CONCURRENT_REQUESTS,
+            finish=client.finish,
         )
     answerer, judge = load_plug_in(kind, rest)
 
     def ask_plug_in(data: bytes, question: Question) -> Reply:
         return Reply(text=str(answerer(open_image(data), question["text"])))
 
-    return JudgeRunner(judge=judge, find=_tile_judge(ask_plug_in))
+    return JudgeRunner(judge=judge, judge_sample=_tile_judge(ask_plug_in))
 
 
 def _tile_judge(ask: Callable[[bytes, Question], Reply]) -> Callable[[Item, int, bytes], Judgement]:
-    def find(item: Item, sample: int, data: bytes) -> Judgement:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
         read: dict[int, str | None] = {}
         for question in item.record["questions"]:
             reply = ask(data, question)
             if reply.fault:  # the tile cannot be judged any more, so its other questions need not be paid for
                 fault = f"{reply.fault} (question {question['number']})"
-                return Judgement(key=item.key, sample=sample, value=None, fault=fault, reply=reply.said)
+                return Judgement(key=item.key, sample=sample, value=None, fault=fault, reply=reply.verbatim)
             read[question["number"]] = read_answer(reply.text)
         # A reply that is neither yes nor no is left out. That makes the tile unreadable; it does not count as a no.
         return judgement(item, sample, {number: word for number, word in read.items() if word is not None})
 
-    return find
+    return judge_sample
 
 
 def grade(item: Item, value: Mapping[str, Any]) -> float | None:

@@ -21,9 +21,11 @@ GEDIT_RANGE = (0, 10)
 _IMGEDIT_LINE = re.compile(
     r"^[^\n:：]*[:：][ \t*]*([0-9]{1,9})(?:\.0*)?[ \t*]*(?:(?:/|out of)[ \t]*5)?\.?[ \t*\r]*$", re.MULTILINE
 )
+# JSON as models write it: with comments and trailing commas, which strict JSON does not allow.
 _STRING = r'"(?:\\.|[^"\\])*"'
 _STRING_OR_COMMENT = re.compile(rf"{_STRING}|(?<!:)//[^\n]*|/\*.*?\*/", re.DOTALL)
 _STRING_OR_COMMA = re.compile(rf"{_STRING}|,(?=\s*[}}\]])", re.DOTALL)
+# The delimiter that GEdit's instructions ask for around the JSON object.
 _DELIMITED = re.compile(r"\|\|V\^=\^V\|\|(.*?)\|\|V\^=\^V\|\|", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _GRADE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(?: ?/ ?10)?")
@@ -48,7 +50,7 @@ def imgedit_grades(reply: str) -> tuple[list[int] | None, str]:
 
 
 def imgedit_score(items: Mapping[str, tuple[str, Sequence[int] | None]]) -> dict[str, Any]:
-    """ImgEdit's means from {key: (edit type, three grades or None)}, rounded to 2 digits at each step as officially.
+    """ImgEdit's means from {key: (edit type, three grades or None)}, rounded to 2 digits at each step.
 
     `types`: the mean over a type's items that have grades; `overall`: the mean over types, None unless all items have.
     """
@@ -105,6 +107,7 @@ def _keep_strings(pattern: re.Pattern[str], text: str) -> str:
 def _scores_in(text: str) -> list[Any]:
     decoder = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs)
     found: list[Any] = []
+    # Every "{" is tried, because prose before the object may contain braces of its own.
     start = text.find("{")
     while start >= 0:
         try:

@@ -17,7 +17,7 @@ from blip3o.evaluate.judges.runner import JudgeRequest, JudgeRunner, load_plug_i
 from blip3o.evaluate.metrics.distribution_distance import Moments, frechet_distance, frechet_name, mmd, too_few
 from blip3o.evaluate.records import Coverage, Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.parsing import json_value, require
-from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, only_sample, reasons
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, only_sample, reasons
 
 OFFICIAL_ITEMS = 30_000
 FIELDS = ("category", "prompt")
@@ -64,7 +64,7 @@ class Mjhq(Suite):
         `judge.version` starts with the sha256 of its weights. See `distances` for features that are summed elsewhere.
         Raises `DataError` for features of different lengths.
         """
-        values, coverage = findings(items, judgements)
+        values, coverage = collect_values(items, judgements)
         if not values:
             return self.distances(None, None, coverage, judge)
         widths = {len(value[name]) for value in values.values() for name in ("generated", "reference")}
@@ -85,6 +85,7 @@ class Mjhq(Suite):
         With fewer than ten images per feature dimension there is no Fréchet distance (`why_not` has the numbers), but
         there is an MMD, which takes two images.
         """
+        # With incomplete coverage neither distance is computed: the missing images would bias it.
         both = (generated, reference) if coverage.complete and generated and reference else None
         name = frechet_name(judge.id, judge.version)
         few = too_few(*both) if both else ""
@@ -125,10 +126,10 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
     def vector(data: bytes) -> list[float]:
         return [float(value) for value in features(open_image(data))]
 
-    def find(item: Item, sample: int, data: bytes) -> Judgement:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
         uri = storage.join(folder, suite.reference_path(item))
         reference = storage.read_bytes(uri)
         found = suite.judgement(item, sample, vector(data), vector(reference))
         return replace(found, sources={uri: hashlib.sha256(reference).hexdigest()})
 
-    return JudgeRunner(judge=judge, find=find)
+    return JudgeRunner(judge=judge, judge_sample=judge_sample)

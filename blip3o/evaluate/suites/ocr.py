@@ -16,7 +16,7 @@ from blip3o.evaluate.judges.runner import JudgeRequest, JudgeRunner, load_plug_i
 from blip3o.evaluate.metrics.intervals import bootstrap
 from blip3o.evaluate.records import Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.parsing import json_lines, require, text_id
-from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, mean, reasons
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, mean, reasons
 from blip3o.storage import read_bytes
 
 _TEXTS = {
@@ -75,7 +75,7 @@ class Ocr(Suite):
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The mean similarity over images; `details["exact"]` is the share of images read without an error."""
-        values, coverage = findings(items, judgements)
+        values, coverage = collect_values(items, judgements)
         by_key = {item.key: item for item in items}
         of_item: dict[str, list[float]] = {}
         by_category: dict[str, list[float]] = {}
@@ -157,10 +157,10 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
         def read(png: bytes) -> list[str]:
             return [str(line) for line in plug_in(open_image(png))]
 
-    def find(item: Item, sample: int, data: bytes) -> Judgement:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
         return Judgement(key=item.key, sample=sample, value={"lines": read(data)})
 
-    return JudgeRunner(judge=judge, find=find)
+    return JudgeRunner(judge=judge, judge_sample=judge_sample)
 
 
 def grade(item: Item, value: Mapping[str, Any]) -> float:

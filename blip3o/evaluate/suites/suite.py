@@ -23,7 +23,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a pair, which UTF-8 text 
 
 
 class Suite(Protocol):
-    """A benchmark: what to draw or ask, where its files lie, and how judgements become a score.
+    """A benchmark: what to draw or ask, where its files are, and how judgements become a score.
 
     `protocol` names the official scoring rule that `score` follows; `samples` is the number of samples per item. A
     suite of kind `draw` wants images of its prompts. One of kind `ask` wants replies to its prompts, each about the
@@ -49,9 +49,9 @@ class Suite(Protocol):
     def image_path(self, item: Item, sample: int) -> str:
         """The image's path relative to the suite's folder, with `/` between folders: one for each item and sample.
 
-        The official layout starts below `images/`. No other file may lie there, above all no unfinished ones, because
-        official scorers would read them. A suite of kind `ask` has no images. Raises `ConfigError` for a sample that
-        the layout has no path for.
+        The official layout starts below `images/`. It must contain no other files, above all no unfinished ones,
+        because official scorers would read them. A suite of kind `ask` has no images. Raises `ConfigError` for a sample
+        that the layout has no path for.
         """
         raise ConfigError(f"{self.name} draws nothing: it asks about existing images")
 
@@ -74,10 +74,12 @@ class Suite(Protocol):
 def item_seed(suite: str, key: str, sample: int) -> int:
     """The seed of one sample, 0 to 2^52 - 1, by sha256 of its names: the same on every machine and in every run."""
     digest = hashlib.sha256(f"{suite}\n{key}\n{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
+    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)  # the top 52 bits
 
 
-def findings(items: Sequence[Item], judgements: Iterable[Judgement]) -> tuple[dict[tuple[str, int], Any], Coverage]:
+def collect_values(
+    items: Sequence[Item], judgements: Iterable[Judgement]
+) -> tuple[dict[tuple[str, int], Any], Coverage]:
     """The readable judgements' values by (key, sample), in the order of the items, and the coverage.
 
     Raises `DataError` for two items with the same key, two judgements of one sample, and judgements of no item.
@@ -169,7 +171,7 @@ def differing(items: Sequence[Item], official: Sequence[Item], facts: Callable[[
     return changed
 
 
-INCOMPLETE = "findings are missing or could not be read"
+INCOMPLETE = "judgements are missing or could not be read"
 
 
 def reasons(checks: Mapping[str, bool]) -> tuple[str, ...]:

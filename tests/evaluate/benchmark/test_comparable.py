@@ -210,17 +210,17 @@ def record_of(number, **changes):
 
 
 MUTANTS = {
-    "a byte of a picture": (a_byte, "1 findings are about other files"),
-    "a picture of another prompt": (a_picture_of_another_prompt, "1 findings are about other files"),
-    "two pictures exchanged": (two_exchanged, "2 findings are about other files"),
-    "a picture deleted": (one_deleted, "1 findings are about other files"),
+    "a byte of a picture": (a_byte, "1 judgements are of files that have changed"),
+    "a picture of another prompt": (a_picture_of_another_prompt, "1 judgements are of files that have changed"),
+    "two pictures exchanged": (two_exchanged, "2 judgements are of files that have changed"),
+    "a picture deleted": (one_deleted, "1 judgements are of files that have changed"),
     "a sum in files.jsonl": (a_sum_in_files, "1 files are not the ones that were made"),
     "a finding dropped": (findings(lambda rows: rows[1:]), "findings are missing"),
     "all findings dropped": (findings(lambda rows: []), "findings are missing"),
     "a finding unread": (findings(lambda rows: [rows[0] | {"value": None}, *rows[1:]]), "findings are missing"),
     "a finding about other bytes": (
         findings(lambda rows: [rows[0] | {"sha256": "0" * 64}, *rows[1:]]),
-        "1 findings are about other files",
+        "1 judgements are of files that have changed",
     ),
     "a finding of another sample": (
         findings(
@@ -329,7 +329,9 @@ def test_a_file_that_was_read_before_does_not_speak_of_what_was_drawn_after(kind
     for _ in range(3):  # however often it is named
         score = judged_by(small, kind, results(items=3))
         assert (score["coverage"]["n_missing"], score["overall"], score["comparable"]) == (1, None, False)
-        assert "1 findings were read before, about other files" in " ".join(capsys.readouterr().err.split())
+        assert "1 judgements were imported before, about files that have changed" in " ".join(
+            capsys.readouterr().err.split()
+        )
     other = judged_by(small, kind, results(RULES["all"], items=3))  # made later, of these files as far as one can know
     assert other["coverage"]["n_missing"] == 0
     drawn.write_bytes(before)

@@ -94,8 +94,8 @@ def test_a_reply_about_another_picture_does_not_count_and_is_asked_for_again(sui
     capsys.readouterr()
     stale = run(plan, "score")
     assert missing(stale) == n
-    assert f"{n} replies are about other pictures than lie there now" in stale["why_not"]
-    assert f"{suite}: {n} replies are about other pictures" in capsys.readouterr().out
+    assert f"{n} replies are about images that have changed since" in stale["why_not"]
+    assert f"{suite}: {n} replies are about images that have changed" in capsys.readouterr().out
     assert stale["digests"]["files"] != first["digests"]["files"]
     assert stale["digests"]["items"] == first["digests"]["items"]
     plan.target.says, before = "blue", plan.target.made
@@ -134,7 +134,7 @@ def test_grids_follow_their_tiles(tmp_path):
     tile.write_bytes(png(Image.new("RGB", (16, 16), "white")))
     changed = run(plan, "score")
     assert missing(changed) == 1
-    assert "1 grids are not of the tiles that lie there now: generate again" in changed["why_not"]
+    assert "1 grids are not made of the current tiles: generate again" in changed["why_not"]
     again = run(plan, "generate", "judge", "score")
     assert missing(again) == 0 and "1 files are not the ones that were made" in again["why_not"]
     assert Image.open(grid).getpixel((1, 17)) == (255, 255, 255)
@@ -142,9 +142,9 @@ def test_grids_follow_their_tiles(tmp_path):
     restored = run(plan, "generate", "judge", "score")
     assert restored == first and grid.read_bytes() == joined
     grid.write_bytes(b"another grid")
-    assert "1 grids are not of the tiles that lie there now: generate again" in run(plan, "score")["why_not"]
+    assert "1 grids are not made of the current tiles: generate again" in run(plan, "score")["why_not"]
     grid.unlink()
-    assert "1 grids are not of the tiles that lie there now: generate again" in run(plan, "score")["why_not"]
+    assert "1 grids are not made of the current tiles: generate again" in run(plan, "score")["why_not"]
     assert run(plan, "generate", "score") == first and grid.read_bytes() == joined
 
 
@@ -216,7 +216,7 @@ def test_a_finding_of_no_item_is_counted_and_shown_nowhere(tmp_path):
         file.write(json.dumps(row | {"key": "00999"}) + "\n" + json.dumps(row | {"sample": 1}) + "\n")
     score = run(plan, "score")
     assert score["overall"] == first["overall"]
-    assert "2 findings are about other files than lie there now: judge again" in score["why_not"]
+    assert "2 judgements are of files that have changed since: judge again" in score["why_not"]
     report(plan)
 
 

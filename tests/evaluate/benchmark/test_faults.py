@@ -100,13 +100,13 @@ def reader(name, *, fails_after=ITEMS):
     """A judge that reads its own name everywhere, until it fails; and the list of what it was asked about."""
     asked = []
 
-    def find(item, sample, data):
+    def judge_sample(item, sample, data):
         if len(asked) == fails_after:
             raise ServiceError("the judge has gone away")
         asked.append(item.key)
         return Judgement(key=item.key, sample=sample, value={"lines": [name]})
 
-    return JudgeRunner(judge=Judge(id=name, version="1"), find=find), asked
+    return JudgeRunner(judge=Judge(id=name, version="1"), judge_sample=judge_sample), asked
 
 
 def judged_by(plan, finder):
@@ -155,7 +155,7 @@ def test_what_was_found_beside_a_failure_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", ended)
 
-    def find(item, sample, data):
+    def judge_sample(item, sample, data):
         if item.key in keys[:2]:
             both.wait()
         if item.key == keys[0]:
@@ -164,7 +164,7 @@ def test_what_was_found_beside_a_failure_is_kept(tmp_path, monkeypatch):
         return Judgement(key=item.key, sample=sample, value={"lines": ["x"]})
 
     with pytest.raises(ServiceError, match="gone away"):
-        judged_by(plan, JudgeRunner(judge=Judge(id="two", version="1"), find=find, threads=2))
+        judged_by(plan, JudgeRunner(judge=Judge(id="two", version="1"), judge_sample=judge_sample, threads=2))
     rows = read_rows(place.file("judgements.jsonl"))
     assert keys[1] in [row["key"] for row in rows], "what was paid for is lost"
 

@@ -13,7 +13,7 @@ from blip3o.evaluate.judges.runner import JudgeRequest, JudgeRunner
 from blip3o.evaluate.records import Item, Judge, Judgement, Score
 from blip3o.evaluate.suites import registry
 from blip3o.evaluate.suites.registry import SuiteSpec
-from blip3o.evaluate.suites.suite import Suite, findings, mean
+from blip3o.evaluate.suites.suite import Suite, collect_values, mean
 from tests.evaluate.benchmark.fake_target import FakeTarget
 
 # --- the one file of a suite: it asks for dark images, and grades how dark they are ---
@@ -33,7 +33,7 @@ class Dark(Suite):
         return f"images/{item.key}/{sample}.png"
 
     def score(self, items, judgements, judge):
-        values, coverage = findings(items, judgements)
+        values, coverage = collect_values(items, judgements)
         overall = mean(value["dark"] for value in values.values()) if coverage.complete else None
         return Score(
             suite=self.name,
@@ -56,7 +56,7 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
         raise ConfigError("dark takes no judge")
     return JudgeRunner(
         judge=Judge(id="darkness", version="1"),
-        find=lambda item, sample, data: Judgement(key=item.key, sample=sample, value={"dark": darkness(data)}),
+        judge_sample=lambda item, sample, data: Judgement(key=item.key, sample=sample, value={"dark": darkness(data)}),
     )
 
 

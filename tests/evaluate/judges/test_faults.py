@@ -74,8 +74,8 @@ def test_a_field_that_is_not_taken_is_named(words, name):
     ],
 )
 def test_the_kind_of_a_fault(status, body, kind):
-    trouble = fault_of(status, {}, body, now=NOW)
-    assert trouble is not None and trouble.kind is kind
+    fault = fault_of(status, {}, body, now=NOW)
+    assert fault is not None and fault.kind is kind
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -98,10 +98,10 @@ def test_any_answer_has_a_kind_and_a_wait_that_can_be_waited(seed):
         data = chance.choice([str(body).encode(errors="replace"), json.dumps(body).encode()])
         headers = {"retry-after": chance.choice(["1", "x", "", "1" * 400, "Fri, 15 Jan 2027 08:00:07 GMT"])}
         headers |= {"x-ratelimit-reset": chance.choice(["1s", "9" * 30, "-"])}
-        trouble = fault_of(chance.choice([200, 204, 302, 400, 401, 403, 429, 500, 529]), headers, data, now=NOW)
-        assert trouble is None or (isinstance(trouble.kind, FaultKind) and "\n" not in trouble.said)
-        assert trouble is None or trouble.wait_s is None or 0 <= trouble.wait_s < float("inf")
-        trouble is None or trouble.said.encode()
+        fault = fault_of(chance.choice([200, 204, 302, 400, 401, 403, 429, 500, 529]), headers, data, now=NOW)
+        assert fault is None or (isinstance(fault.kind, FaultKind) and "\n" not in fault.message)
+        assert fault is None or fault.wait_s is None or 0 <= fault.wait_s < float("inf")
+        fault is None or fault.message.encode()
 
 
 @pytest.mark.parametrize(

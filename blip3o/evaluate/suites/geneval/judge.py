@@ -26,10 +26,10 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
         return import_runner(imported, data, OFFICIAL_JUDGE if kind == "official" else None)
     detect, judge = load_plug_in(kind, rest)
 
-    def find(item: Item, sample: int, data: bytes) -> Judgement:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
         return judgement(item, sample, detect(open_image(data)))
 
-    return JudgeRunner(judge=judge, find=find)
+    return JudgeRunner(judge=judge, judge_sample=judge_sample)
 
 
 def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:

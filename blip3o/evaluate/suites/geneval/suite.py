@@ -17,7 +17,7 @@ from blip3o.evaluate.metrics.intervals import bootstrap
 from blip3o.evaluate.records import Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.geneval import prompts as geneval_prompts
 from blip3o.evaluate.suites.parsing import json_lines, require, shown
-from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, differing, findings, mean, reasons
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, differing, mean, reasons
 from blip3o.storage import read_bytes
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection counts only if its score is above it
@@ -189,7 +189,7 @@ def score_by_tag(
     `details`: `correct_images` is the share of all scored images, and `correct_prompts` the share of prompts with at
     least one correct image (None where the coverage is incomplete).
     """
-    values, coverage = findings(items, judgements)
+    values, coverage = collect_values(items, judgements)
     tag_of = {item.key: str(item.record.get("tag")) for item in items}
     by_tag: dict[str, dict[str, list[bool]]] = {tag: {} for tag in tag_of.values()}
     for (key, sample), value in values.items():

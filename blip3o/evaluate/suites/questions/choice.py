@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 BEYOND = 100  # characters that are read after a word like "answer", in addition to the length of an option
-_MARKS = r"\s*_`\"'"
+_MARKS = r"\s*_`\"'"  # spaces and Markdown around a letter
 _LETTER = re.compile(rf"[{_MARKS}(\[<]*([A-Za-z])([{_MARKS})\]>.:,!-]*)")
 _CUE = re.compile(
     rf"\b(?:answer|option|choice|choose|pick|select)\b(?:[{_MARKS}]*(?:is|would be|must be|should be|to be)\b)?"
@@ -32,7 +32,9 @@ _TRANSLATED = re.compile(  # "answer" in other languages, and what comes between
     re.IGNORECASE,
 )
 _WIDE = str.maketrans("（）［］：，。．、！", "()[]:,..,!") | {0xFF21 + n: letter for n, letter in enumerate(LETTERS)}
+# "B, no wait, C": the first letter is not the answer.
 _RETRACTED = re.compile(r"[\s,.;:—–-]*\b(?:(?i:no|wait|actually|sorry|correction|i mean|hmm))\b.*?\b[A-Z]\b", re.DOTALL)
+# A letter that is emphasised somewhere in a longer reply: "(B)" or "**B**".
 _MARKED = re.compile(r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*")
 _ANOTHER = re.compile(r"(?:or|and|nor|&|/|,|\+|then|not)?[\s*_`\"'(\[]*([A-Z])(?![\w'])")  # directly after a letter
 _REASON = re.compile(r"(?:because|since|as it|is (?:the )?(?:correct|right|answer|best))\b", re.IGNORECASE)
@@ -51,6 +53,7 @@ def chosen(reply: str, options: Sequence[str]) -> int | None:
     if text is None:
         return None
     text = re.sub(r"\\[(\[]\s*([A-Z])\s*\\[)\]]|\$([A-Z])\$", r"\1\2", text.translate(_WIDE))
+    # 1. The reply starts with the answer. 2. It follows a word such as "answer". 3. One letter is emphasised.
     direct = _named(text, options)
     if direct is not None or _several(text):
         return direct
@@ -59,6 +62,7 @@ def chosen(reply: str, options: Sequence[str]) -> int | None:
     tails = [text[end : end + longest] for end in cues]
     if any(map(_several, tails)):
         return None
+    # Both the whole tail and its first sentence are tried: "B. It barks." names B only up to the period.
     cued = {_named(part, options) for tail in tails for part in (tail, _sentence(tail))} - {None}
     if not cued:
         marked = {LETTERS.index(first or second) for first, second in _MARKED.findall(text)}
@@ -72,6 +76,7 @@ def _sentence(text: str) -> str:
 
 def _named(text: str, options: Sequence[str]) -> int | None:
     """The option whose letter starts a text, or whose words are the text."""
+    # Words come before letters: with an option "a cat", the reply "A cat" is that option and not option A.
     same = _same(text, options)
     if same:
         return same[0] if len(same) == 1 else None
@@ -99,7 +104,7 @@ def _bare(text: str) -> str:
 
 
 def _stands(marks: str, rest: str) -> bool:
-    """Whether a letter is an answer: alone, separated by punctuation from what follows, or followed by its reason."""
+    """Whether a letter is an answer: by itself, separated from the rest by punctuation, or followed by its reason."""
     closing = marks.strip()
     parted = closing and (marks != marks.rstrip() or closing[-1] in ')]>*`"')  # not as in "B.5", "B-side", "I'm"
     return not rest or bool(parted) or "\n" in marks or (marks != "" and _REASON.match(rest) is not None)

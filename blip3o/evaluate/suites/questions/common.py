@@ -13,7 +13,7 @@ from blip3o.evaluate.judges.runner import JudgeRequest, JudgeRunner, refuse_othe
 from blip3o.evaluate.metrics.intervals import bootstrap
 from blip3o.evaluate.records import Coverage, Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.parsing import json_lines, parse_reply, require, text_id
-from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, mean, reasons
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, mean, reasons
 from blip3o.storage import read_bytes, within
 
 EXACT_MATCH = Judge(id="exact-match", version="1")
@@ -47,7 +47,7 @@ def replies(items: Sequence[Item], judgements: Iterable[Any]) -> tuple[list[tupl
     A model's reasoning is not part of its reply; a model whose reply ends within its reasoning has replied nothing,
     which is wrong.
     """
-    values, coverage = findings(items, judgements)
+    values, coverage = collect_values(items, judgements)
     there = [item for item in items if (item.key, 0) in values]
     return [(item, answer(values[item.key, 0]["reply"]) or "") for item in there], coverage
 
@@ -89,13 +89,13 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
     """Takes every reply as it is: these suites compare replies themselves. Raises `ConfigError` if a judge is named."""
     refuse_other_judge("questions", request.spec)
 
-    def find(item: Item, sample: int, data: bytes) -> Judgement:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
         reply = parse_reply(data)
         if answer(reply) is None:  # written by a version that still kept such replies
             return Judgement(key=item.key, sample=sample, value=None, fault="ends within its reasoning", reply=reply)
         return Judgement(key=item.key, sample=sample, value={"reply": reply}, reply=reply)
 
-    return JudgeRunner(judge=BY_WORDS, find=find)
+    return JudgeRunner(judge=BY_WORDS, judge_sample=judge_sample)
 
 
 def reason(value: Mapping[str, Any]) -> str:

@@ -54,6 +54,7 @@ def _on_one_line(text: str) -> str:
 def accuracy(reply: str, answers: Sequence[str], reading: Reading = both_sides) -> float:
     """min(agreeing / 3, 1), averaged over leaving out each annotator (0 to 1)."""
     found, wanted = reading(reply, answers)
+    # The official average: for each annotator, the accuracy against all the others.
     agreeing = [answer == found for answer in wanted]
     return sum(min((sum(agreeing) - own) / AGREEING, 1.0) for own in agreeing) / len(agreeing)
 

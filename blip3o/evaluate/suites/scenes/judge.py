@@ -68,6 +68,7 @@ class Verdict:
 def detect(image: Image.Image | np.ndarray) -> list[Detection]:
     """The shapes in an RGB image (uint8 [H, W, 3] if an array), the best score first."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    # Shrink by averaging, which does not alias, and enlarge smoothly.
     method = Image.Resampling.BOX if min(picture.size) > _SIDE else Image.Resampling.BICUBIC
     small = picture.convert("RGB").resize((_SIDE, _SIDE), method)
     pixels = np.asarray(small, dtype=np.float32)
@@ -102,6 +103,7 @@ def _objects(pixels: np.ndarray, ground: np.ndarray) -> Iterable[tuple[np.ndarra
     nearest = np.argmin(np.linalg.norm(pixels[:, :, None] - _PALETTE, axis=-1), axis=-1)
     groups = label(foreground)
     cores = [core for c in np.unique(nearest[foreground]) for core in _cores(foreground & (nearest == c))]
+    # Remove cores that are only the rim of a larger object in the same group.
     largest: Counter[int] = Counter()
     for core in cores:
         group = int(groups[core][0])

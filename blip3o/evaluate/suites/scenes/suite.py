@@ -76,10 +76,10 @@ def make_judge(request: JudgeRequest) -> JudgeRunner:
     """The exact detector. Raises `ConfigError` if another judge is named."""
     refuse_other_judge("scenes", request.spec)
 
-    def find(item: Item, sample: int, data: bytes) -> Judgement:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
         return judge_picture(item, sample, open_image(data))
 
-    return JudgeRunner(judge=JUDGE, find=find)
+    return JudgeRunner(judge=JUDGE, judge_sample=judge_sample)
 
 
 def shuffled(items: Sequence[Item], judgements: Iterable[Judgement]) -> list[Judgement]:

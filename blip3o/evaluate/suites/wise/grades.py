@@ -12,6 +12,7 @@ from blip3o.evaluate.suites.parsing import json_lines, json_value
 VOID = (9.9, 999)  # what official evaluators write for a reply that they could not parse
 _BOM = b"\xef\xbb\xbf"
 
+# The scale as judges repeat it ("on a scale of 0 to 2", "(0-2)"): removed before grades are looked for.
 _SCALE = re.compile(
     r"\(?\b(?:(?:on|using) )?(?:a )?scale (?:of |from |is )?[0-9]+ ?(?:to|-|–|/) ?[0-9]+\)?|"
     r"[(\[] ?[0-9] ?(?:to|or|-|–|,) ?[0-9](?: ?(?:or|,) ?[0-9])? ?[)\]]",
@@ -25,6 +26,7 @@ _PIECE = (
 )
 _SCORE = r"(?:\s+(?:score|grade|rating))?"
 _REMARK = r"(?:\([^()\n]{0,40}\)|\[[^\[\]\n]{0,40}\]|[0-9] ?(?:/|-|–|to|or) ?[0-9](?=[\s*_`]*[:=：]))?"
+# The number directly after "label:", and after "label" without a colon ("Consistency is 2", "Realism 1").
 _AFTER_COLON = re.compile(rf"{_SCORE}{_MARKS}{_REMARK}{_MARKS}[:=：|>][\s*_`\"'\[(|]*{_PIECE}", re.IGNORECASE)
 _AFTER_LABEL = re.compile(
     rf"{_SCORE}[\s*_`\"'\[(]*(?:(?:is|was|of|gets|[–—→]|- ){_MARKS})?{_PIECE}(?![ \t*_`]*[:=：])", re.IGNORECASE
@@ -34,6 +36,7 @@ _CONCLUDED = re.compile(
     rf"(?:\b(?:so|thus|hence|therefore)\b|[-=]>|→)(?:(?!\bnot\b|n't)[^0-9\n]){{0,20}}{_PIECE}[ \t*_`\"').]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+# A grade at the end of an explanation: alone on a line, after "score is", or as the last word after punctuation.
 _IN_TEXT = (
     re.compile(rf"^[\s*_`\"'>#]*{_PIECE}[ \t*_`\"'.]*$", re.MULTILINE),
     re.compile(rf"\b(?:score|grade|rating){_MARKS}(?:is|of)?[\s*_`\"':=：]*{_PIECE}", re.IGNORECASE),
@@ -42,6 +45,7 @@ _IN_TEXT = (
 _BARE = re.compile(rf"[\s*_`\"'(\[]*{_PIECE}[\s*_`\"').\]]*")
 _WHOLE = re.compile(r"([0-9]{1,9})(?:\.0{1,9})?")
 _WIDE = {ord(wide): plain for wide, plain in zip("０１２３４５６７８９／（）［］", "0123456789/()[]", strict=True)}
+# Numbers in angle brackets, and in LaTeX maths.
 _SET_OFF = re.compile(r"<\s*([0-9][^<>\n]{0,10})>|\\[(\[]([^\\\n]{1,20})\\[)\]]|\$([^$\n]{1,20})\$")
 _RULE = re.compile(r"[\s|:-]*-[\s|:-]*")  # between a table's header and its rows
 
@@ -62,6 +66,7 @@ def read_grades(reply: str, grades: Sequence[str], *, highest: int) -> tuple[dic
         return None, f"ends within its reasoning: {_shown(reply)}"
     text = _SCALE.sub(" ", _plain(text, grades))
     bare = [_BARE.fullmatch(line) for line in text.splitlines() if line.strip() and not line.startswith("```")]
+    # Judges that were asked for three lines sometimes drop the labels.
     if len(bare) == len(grades) and all(bare):
         found = [_number((line[1], line[2] or ""), highest) for line in bare if line]
         if None not in found:
@@ -97,6 +102,7 @@ def _labelled(text: str, grades: Sequence[str], highest: int, *, shown: str) -> 
         pieces = _pieces(text, grade, grades)
         if not pieces:
             return None, f"no {grade.replace('_', ' ')} in {shown}"
+        # One value, given once or repeatedly, is a grade; anything that differs or is out of range is a fault.
         numbers = {_number(piece, highest) for piece in pieces}
         number = numbers.pop()
         if numbers or number is None:
@@ -111,6 +117,7 @@ def _pieces(text: str, grade: str, grades: Sequence[str]) -> list[Piece]:
     labels = list(_label(grade).finditer(text))
     borders = sorted([len(text), *(match.start() for name in grades for match in _label(name).finditer(text))])
     direct = [match for label in labels if (match := _AFTER_COLON.match(text, label.end()))]
+    # "Realism: 2 cats of 3 are there, so 1": the conclusion must agree with the number after the colon.
     if direct:
         rests = [text[match.end() : borders[bisect_left(borders, match.end())]].split("\n")[0] for match in direct]
         concluded = [match for rest in rests for match in _CONCLUDED.finditer(rest)]
@@ -156,6 +163,7 @@ def prompt_number(value: object, where: str, *, last: int) -> int:
 
 def file_rows(data: bytes, where: str) -> list[Any]:
     """The rows of JSON Lines or of one JSON list. Raises `DataError` for other content."""
+    # The first character decides between the two forms, whatever the file is called.
     data = data.removeprefix(_BOM)
     if data.lstrip()[:1] != b"[":
         return json_lines(data, where)

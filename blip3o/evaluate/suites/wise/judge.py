@@ -39,13 +39,13 @@ def judge_factory(suite: Wise) -> JudgeFactory:
 def _endpoint_judge(suite: Wise, rest: str, request: JudgeRequest) -> JudgeRunner:
     client = endpoint_client(rest, request.options, PROMPT_VERSION)
 
-    def find(item: Item, sample: int, data: bytes) -> Judgement:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
         reply = client.ask(suite.question(item), [data])
         if reply.fault:
-            return Judgement(key=item.key, sample=sample, value=None, fault=reply.fault, reply=reply.said)
-        return replace(suite.judgement(item, sample, reply.text), reply=reply.said)
+            return Judgement(key=item.key, sample=sample, value=None, fault=reply.fault, reply=reply.verbatim)
+        return replace(suite.judgement(item, sample, reply.text), reply=reply.verbatim)
 
-    return JudgeRunner(judge=client.judge, find=find, threads=CONCURRENT_REQUESTS, finish=client.finish)
+    return JudgeRunner(judge=client.judge, judge_sample=judge_sample, threads=CONCURRENT_REQUESTS, finish=client.finish)
 
 
 def _imported_judge(suite: Wise, uris: str, *, official: bool) -> JudgeRunner:

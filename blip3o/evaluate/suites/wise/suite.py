@@ -14,7 +14,7 @@ from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.metrics.intervals import bootstrap
 from blip3o.evaluate.records import Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.parsing import json_value, require
-from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, findings, mean, only_sample, reasons
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, mean, only_sample, reasons
 from blip3o.evaluate.suites.wise.grades import VOID, file_rows, prompt_number, read_grades, whole_grade
 from blip3o.storage import exists, join, read_bytes
 
@@ -156,7 +156,7 @@ class Wise(Suite):
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
         """The weighted mean of the categories (0 to 1); no overall unless all 1000 ids were graded."""
-        values, coverage = findings(items, judgements)
+        values, coverage = collect_values(items, judgements)
         by_category: dict[str, list[float]] = {name: [] for name in CATEGORIES}
         for item in items:
             if (item.key, 0) in values:
