@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from blip3o import settings, storage
+from blip3o.bundle.layout import SEAL
 from blip3o.config.recipe import Recipe
 from blip3o.evaluate.heldout.measure import (
     Drawings,
@@ -164,8 +165,6 @@ def _scenes(drawings: Drawings, pictures: Pictures, rows: list[int], seed: int) 
 
 
 def _bundle_provenance(uri: str) -> dict[str, Any]:
-    from blip3o.bundle.layout import SEAL
-
     digest = hashlib.sha256(storage.read_bytes(storage.join(uri, SEAL))).hexdigest()
     return {"bundle": storage.normalize(uri), f"sha256 of {SEAL}": digest}
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from blip3o import log, settings
+from blip3o.bundle.layout import SEAL
 from blip3o.config.load import explain
 from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import BundleError, ConfigError, ServiceError
@@ -86,7 +87,6 @@ def _option(pair: str) -> tuple[str, Any]:
 
 def _check(config: ServeConfig, port: int) -> None:
     from blip3o import storage
-    from blip3o.bundle.layout import SEAL
 
     if not storage.exists(storage.join(storage.normalize(config.bundle), SEAL)):
         raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that jobs.export wrote")

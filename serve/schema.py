@@ -23,7 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from blip3o.data.text.templates import Turn
 from blip3o.inference import messages
 from serve import fields
-from serve.messages import MAX_IMAGES
+from serve.protocol import MAX_IMAGES
 
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API; the model's own limit in tokens is far lower
 MAX_SEED = 2**53 - 1 - MAX_IMAGES  # what every JSON client can carry

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip3o import storage
+from blip3o.bundle.layout import SEAL
 from blip3o.data.images.decode import open_image
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.text.templates import Turn
@@ -45,8 +46,6 @@ class Sampler:
 
 def digest(bundle: str) -> str:
     """The sha256 of a bundle's seal, which has the sums of all its files. Raises `StorageError` if it has none."""
-    from blip3o.bundle.layout import SEAL
-
     return hashlib.sha256(storage.read_bytes(storage.join(bundle, SEAL))).hexdigest()
 
 
