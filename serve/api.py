@@ -22,7 +22,7 @@ from blip3o.data.images.decode import decode_image
 from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
 from blip3o.inference.data_urls import read_data_url
 from serve.bodies import read_body
-from serve.messages import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
+from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
 from serve.replies import CLIENT_GONE, ApiError, Edge, add_error_handlers
 from serve.schema import ChatBody, ImagesBody
 
@@ -202,7 +202,7 @@ def _read_image(path: str, url: str, info: ModelInfo) -> Image.Image:
     if len(data) > MAX_IMAGE:
         raise refuse(f"the image has {len(data)} bytes, at most {MAX_IMAGE} are read: send a smaller one")
     try:
-        return Image.fromarray(decode_image(data, info.vision_size, info.vision_fit))
+        return Image.fromarray(decode_image(data, info.vision_size, info.vision_resize))
     except DataError as error:
         raise refuse(
             f"image_url holds no image that can be read ({one_line(error)}): send PNG, JPEG or WebP"

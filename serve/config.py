@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen
 from blip3o.config.yaml_reader import load_yaml
-from serve.messages import MAX_IMAGES
+from serve.protocol import MAX_IMAGES
 
 
 class ServeConfig(Frozen):

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from blip3o.errors import Blip3oError
 from serve.api import build_api
 from serve.config import ServeConfig
-from serve.messages import (
+from serve.protocol import (
     BusyError,
     ChatReply,
     ChatRequest,

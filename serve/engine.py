@@ -27,7 +27,7 @@ from torch import Tensor
 from blip3o.errors import Blip3oError, BundleError
 from blip3o.inference.pipeline import Blip3oPipeline
 from serve.denoise import Condition, DenoiseBatch, prepare
-from serve.messages import (
+from serve.protocol import (
     BusyError,
     ChatReply,
     ChatRequest,
@@ -138,7 +138,7 @@ class Engine:
         return ModelInfo(
             image_size=config.decoder.image_size,
             vision_size=config.backbone.image_size,
-            vision_fit=config.backbone.image_resize,
+            vision_resize=config.backbone.image_resize,
             image_tokens=self._pipeline.model.latent_shape[0],
             num_inference_steps=config.sampler.num_inference_steps,
             guidance_scale=config.sampler.guidance_scale,

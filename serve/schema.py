@@ -23,7 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from blip3o.data.text.templates import Turn
 from blip3o.inference import messages
 from serve import fields
-from serve.messages import MAX_IMAGES
+from serve.protocol import MAX_IMAGES
 
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API; the model's own limit in tokens is far lower
 MAX_SEED = 2**53 - 1 - MAX_IMAGES  # what every JSON client can carry
@@ -219,7 +219,7 @@ class Message(Body):
         return "\n".join(part.text for part in self.content if not isinstance(part, ImagePart)) or self.refusal or ""
 
     @property
-    def image_places(self) -> tuple[int, ...]:
+    def image_indices(self) -> tuple[int, ...]:
         """Which of its parts are images."""
         return tuple(place for place, part in enumerate(self.content) if isinstance(part, ImagePart))
 
@@ -279,7 +279,7 @@ class ChatBody(Body):
 
     @model_validator(mode="after")
     def _answerable(self) -> Self:
-        if wrong := messages.why_unanswerable(self.messages):
+        if wrong := messages.order_problem(self.messages):
             raise fault(("messages", *wrong.place), None, wrong.saying)
         if (length := sum(len(message.text) for message in self.messages)) > MAX_PROMPT:
             saying = f"the conversation has {length} characters, at most {MAX_PROMPT} are read: shorten it"
@@ -288,6 +288,6 @@ class ChatBody(Body):
 
     @model_validator(mode="after")
     def _shows_one_image(self) -> Self:
-        if wrong := messages.why_unseen(self.messages):
+        if wrong := messages.image_problem(self.messages):
             raise fault(("messages", *wrong.place), None, wrong.saying)
         return self

@@ -1,5 +1,5 @@
-"""Inference: one pipeline that generates images and chats, and the reading of what its callers pass.
+"""Inference: one pipeline that generates images and chats, and the parsing of its arguments.
 
-`blip3o.inference.pipeline` holds `Blip3oPipeline`; the command line, the evaluation and the server use it. The other
-modules need no torch: `messages` (OpenAI's chat messages), `data_urls`, and `arguments` (prompts, seeds, steps).
+`blip3o.inference.pipeline` holds `Blip3oPipeline`, which the command line, the evaluation and the server use. The other
+modules need no torch: `messages` (chat messages in OpenAI's form), `data_urls`, `arguments` (prompts, seeds, steps).
 """

@@ -1,4 +1,4 @@
-"""Checks of what a caller of `Blip3oPipeline` passes, before anything is computed. Needs no torch.
+"""Checks of the arguments of `Blip3oPipeline`, before anything is computed. Needs no torch.
 
 Every function raises `RequestError` with the value and the fix.
 """
@@ -11,12 +11,12 @@ from blip3o.errors import RequestError, quoted
 
 
 def kind(value: object) -> str:
-    """What is wrong with a value of another type, after "is"."""
+    """The type of a wrong value, for a message: "… is of type int", "… is missing"."""
     return "missing" if value is None else f"of type {type(value).__name__}"
 
 
-def read_prompts(prompt: object) -> list[str]:
-    """One prompt, or a list of them, as a list."""
+def parse_prompts(prompt: object) -> list[str]:
+    """One prompt or several, as a list."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | dict):
@@ -28,22 +28,22 @@ def read_prompts(prompt: object) -> list[str]:
     return prompts
 
 
-def read_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
+def parse_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
     """One seed for each of `prompts` × `n` images, prompt by prompt.
 
-    A number counts up from it for the images of each prompt, so that a list of prompts gives what its prompts give one
-    by one; None counts from 0. A list has one seed for each image.
+    An integer is the seed of each prompt's first image, and the next images count up from it; None means 0. So a list
+    of prompts gives the images that its prompts give one by one. A list of seeds has one for each image.
     """
     if seed is None or not isinstance(seed, Iterable):
         if not prompts:
             raise RequestError("there are 0 prompts: give at least one")
         first = 0 if seed is None else _seed(seed)
         return list(range(first, first + n)) * prompts
-    return read_seed_list(seed, prompts=prompts, n=n)
+    return parse_seed_list(seed, prompts=prompts, n=n)
 
 
-def read_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
-    """As `read_seeds`, of a list only."""
+def parse_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
+    """As `parse_seeds`, for a list only."""
     if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes | dict):
         raise RequestError(f"seed is {kind(seeds)}: give a list with one seed for each image")
     seeds = [_seed(item) for item in seeds]
@@ -53,24 +53,23 @@ def read_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
     return seeds
 
 
-def require_count(name: str, value: object) -> None:
-    """Refuses what is not a whole number from 1 up."""
+def check_positive_int(name: str, value: object) -> None:
+    """Refuses anything but an integer of at least 1."""
     if not _is_whole(value) or operator.index(value) < 1:  # type: ignore[arg-type]
         raise RequestError(f"{name} is {_shown(value)}: give a whole number, 1 or more")
 
 
-def require_guidance(value: object) -> None:
-    """Refuses what is not a finite number from 0 up."""
+def check_guidance_scale(value: object) -> None:
+    """Refuses anything but a finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise RequestError(f"guidance_scale is {_shown(value)}: give a number, 0 or more; 1 is no guidance")
 
 
-def refuse_negative_prompt(value: object) -> None:
-    """Refuses anything but nothing, as the server does: the null branch of the sampler is not made from a text."""
+def check_negative_prompt(value: object) -> None:
+    """Refuses a negative prompt, as the server does: the unconditional branch of the sampler takes no text."""
     if value not in (None, ""):
         raise RequestError(
-            f"negative_prompt is {_shown(value)}, and this model has none: its unconditional branch takes no text; "
-            "leave it out"
+            f"negative_prompt is {_shown(value)}, but the unconditional branch of this model takes no text: omit it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Conversations in OpenAI's form to turns of the chat template and the image they are about. Needs no torch.
+"""Chat messages in OpenAI's form to turns of the chat template, and their image. Needs no torch.
 
 A message is `{"role": …, "content": …}`; its content is a string or a list of parts:
 
@@ -6,8 +6,8 @@ A message is `{"role": …, "content": …}`; its content is a string or a list 
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}   # or a path, or an s3:// URI
     {"type": "image", "image": picture}                                      # a PIL image, or a path
 
-The rules that do not depend on Python or HTTP (what can be answered, where an image may be, how messages become turns)
-are functions over any `Spoken`; `serve.schema` uses them too.
+What Python and HTTP have in common (the order of roles, the place of an image, turns of the template) are functions of
+any `ChatMessage`; `serve.schema` calls them too.
 """
 
 import os
@@ -30,8 +30,8 @@ Message = Mapping[str, Any]
 _PART_TYPES = ("text", "image_url", "image")
 
 
-class Spoken(Protocol):
-    """A message that was read: its role, its text, and the places of images among its parts."""
+class ChatMessage(Protocol):
+    """A parsed message, from Python or HTTP."""
 
     @property
     def role(self) -> str:
@@ -44,71 +44,71 @@ class Spoken(Protocol):
         ...
 
     @property
-    def image_places(self) -> tuple[int, ...]:
-        """Which of its parts are images."""
+    def image_indices(self) -> tuple[int, ...]:
+        """Indices of its parts that are images."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
-    """What is wrong with a conversation: the place below `messages`, and a sentence."""
+class Problem:
+    """What is wrong with a conversation: the path below `messages`, and a sentence for the caller."""
 
     place: tuple[str | int, ...]
     saying: str
 
 
-def to_turns(messages: Sequence[Spoken]) -> tuple[Turn, ...]:
-    """The conversation as the template takes it: the system messages before all others are one turn."""
-    begin = next((i for i, message in enumerate(messages) if _speaker(message) != "system"), len(messages))
+def to_turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
+    """The turns of the template. System messages at the start become one turn."""
+    begin = next((i for i, message in enumerate(messages) if _template_role(message) != "system"), len(messages))
     system = "\n\n".join(message.text for message in messages[:begin])
-    rest = [Turn(role=_speaker(message), text=message.text) for message in messages[begin:]]
+    rest = [Turn(role=_template_role(message), text=message.text) for message in messages[begin:]]
     return (Turn(role="system", text=system), *rest) if begin else tuple(rest)
 
 
-def why_unanswerable(messages: Sequence[Spoken]) -> Fault | None:
-    """Why a conversation does not wait for the assistant; None if it does."""
-    spoken = [i for i, message in enumerate(messages) if _speaker(message) != "system"]
+def order_problem(messages: Sequence[ChatMessage]) -> Problem | None:
+    """What is wrong with the order of roles; None if it is the assistant's turn."""
+    spoken = [i for i, message in enumerate(messages) if _template_role(message) != "system"]
     if not spoken:
-        return Fault(place=(), saying="there is no message of the user, which is what gets answered")
+        return Problem(place=(), saying="there is no message of the user, which is what gets answered")
     if messages[spoken[-1]].role != "user":
         saying = "the last message must be the user's: it is what gets answered"
-        return Fault(place=(spoken[-1], "role"), saying=saying)
+        return Problem(place=(spoken[-1], "role"), saying=saying)
     return None
 
 
-def why_unseen(messages: Sequence[Spoken]) -> Fault | None:
-    """Why the model cannot look at the images of a conversation; None if it has none, or one where it looks."""
+def image_problem(messages: Sequence[ChatMessage]) -> Problem | None:
+    """What is wrong with the images; None if there is none, or one in the user's first message."""
     first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
-    for count, (i, j) in enumerate(_image_places(messages)):
+    for count, (i, j) in enumerate(_image_positions(messages)):
         place, role = (i, "content", j), messages[i].role
         if role != "user":
-            return Fault(
+            return Problem(
                 place=place, saying=f"an image in a message of the {role}: the model looks at the user's alone"
             )
         if count:
-            return Fault(place=place, saying="this is a second image, and the model reads one in a conversation")
+            return Problem(place=place, saying="this is a second image, and the model reads one in a conversation")
         if i != first:
             saying = f"the image must be in the user's first message, messages.{first}: the model looks for it there"
-            return Fault(place=place, saying=saying)
+            return Problem(place=place, saying=saying)
     return None
 
 
-def _image_places(messages: Sequence[Spoken]) -> Iterator[tuple[int, int]]:
-    return ((i, j) for i, message in enumerate(messages) for j in message.image_places)
+def _image_positions(messages: Sequence[ChatMessage]) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i, message in enumerate(messages) for j in message.image_indices)
 
 
-def _speaker(message: Spoken) -> str:
+def _template_role(message: ChatMessage) -> str:
     """A message's role in the model's template, which has no developer."""
     return "system" if message.role == "developer" else message.role
 
 
-def read_conversation(
+def parse_messages(
     messages: str | Sequence[Message], image: ImageSource | None = None
 ) -> tuple[tuple[Turn, ...], Image.Image | None]:
-    """The turns of a question or of messages in OpenAI's form, and the image that they are about, if there is one.
+    """The turns and the image, if any, of a question (a string) or of messages in OpenAI's form.
 
-    `image` belongs to the user's first message. Raises `RequestError` for anything the model cannot answer, with its
-    place: a value of another type, an image that cannot be read, a second image.
+    `image` is added to the user's first message. Raises `RequestError` with the path of the value: for another type,
+    an unknown key or role, an image that cannot be read, a second image.
     """
     if isinstance(messages, str):
         if not messages.strip():
@@ -116,21 +116,21 @@ def read_conversation(
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
         raise RequestError(f"messages is {kind(messages)}: give a string, or a list of messages")
-    read = [_read_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
-    if wrong := why_unanswerable(read) or why_unseen(read):
+    parsed = [_parse_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    if wrong := order_problem(parsed) or image_problem(parsed):
         raise RequestError(f"messages{_at(wrong.place)}: {wrong.saying}")
-    shown = [(f"messages[{i}]{_at(('content', j))}", read[i].parts[j]) for i, j in _image_places(read)]
+    shown = [(f"messages[{i}]{_at(('content', j))}", parsed[i].parts[j]) for i, j in _image_positions(parsed)]
     if image is not None:
         shown.append(("image", image))
     if len(shown) > 1:
         raise RequestError("image: the messages hold one already, and the model reads one in a conversation")
-    return to_turns(read), open_source(shown[0][1], shown[0][0]) if shown else None
+    return to_turns(parsed), load_image(shown[0][1], shown[0][0]) if shown else None
 
 
-def open_source(source: object, place: str = "image") -> Image.Image:
-    """A picture: a PIL image as it is, or the content of a path, of a URI that storage reads, or of a `data:` URL.
+def load_image(source: object, place: str = "image") -> Image.Image:
+    """The image of a path, a URI or a `data:` URL, upright and RGB; a PIL image is returned unchanged.
 
-    Raises `RequestError`, which names `place`, if there is none.
+    Raises `RequestError`, which begins with `place`, if it cannot be read.
     """
     if isinstance(source, Image.Image):
         return source
@@ -138,7 +138,7 @@ def open_source(source: object, place: str = "image") -> Image.Image:
         raise RequestError(f"{place} is {kind(source)}: give a PIL image or a path")
     name = os.fspath(source)
     try:
-        return open_image(_read(name))
+        return open_image(_read_bytes(name))
     except RequestError as error:
         raise RequestError(f"{place} {error}") from error
     except StorageError as error:
@@ -148,7 +148,7 @@ def open_source(source: object, place: str = "image") -> Image.Image:
         raise RequestError(f"{place}: {shown} is not an image that can be read: {one_line(error)}") from error
 
 
-def _read(name: str) -> bytes:
+def _read_bytes(name: str) -> bytes:
     if name[:5].lower() == "data:":
         return read_data_url(name)
     if name.lower().startswith(("http:", "https:")):
@@ -157,20 +157,20 @@ def _read(name: str) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Read:
-    """A message whose parts are texts and images, the latter still as they were given."""
+class _ParsedMessage:
+    """A message from Python; its parts are texts and images that are not loaded yet."""
 
     role: str
     parts: tuple[Any, ...]
-    image_places: tuple[int, ...]
+    image_indices: tuple[int, ...]
 
     @property
     def text(self) -> str:
-        """The text of the message, its parts on lines of their own."""
-        return "\n".join(part for place, part in enumerate(self.parts) if place not in self.image_places)
+        """Its text parts, each on a line of its own."""
+        return "\n".join(part for place, part in enumerate(self.parts) if place not in self.image_indices)
 
 
-def _read_message(message: object, place: str) -> _Read:
+def _parse_message(message: object, place: str) -> _ParsedMessage:
     if not _is_object(message):
         raise RequestError(f"{place} is {kind(message)}: give a dict with role and content")
     given = {name for name, value in message.items() if value is not None}  # a reply of the server has "refusal": None
@@ -182,16 +182,16 @@ def _read_message(message: object, place: str) -> _Read:
     if content is None and role == "assistant":
         content = ""
     if isinstance(content, str):
-        return _Read(role=role, parts=(content,), image_places=())
+        return _ParsedMessage(role=role, parts=(content,), image_indices=())
     if not isinstance(content, list | tuple):
         raise RequestError(f"{place}['content'] is {kind(content)}: give a string or a list of parts")
-    read = [_read_part(part, f"{place}['content'][{number}]") for number, part in enumerate(content)]
-    images = tuple(number for number, (is_image, _) in enumerate(read) if is_image)
-    return _Read(role=role, parts=tuple(value for _, value in read), image_places=images)
+    parsed = [_parse_part(part, f"{place}['content'][{number}]") for number, part in enumerate(content)]
+    images = tuple(number for number, (is_image, _) in enumerate(parsed) if is_image)
+    return _ParsedMessage(role=role, parts=tuple(value for _, value in parsed), image_indices=images)
 
 
-def _read_part(part: object, place: str) -> tuple[bool, Any]:
-    """Whether a part is an image, and its text or its image as it was given."""
+def _parse_part(part: object, place: str) -> tuple[bool, Any]:
+    """Whether a part is an image, and its text or image."""
     if not _is_object(part) or part.get("type") not in _PART_TYPES:
         raise RequestError(f"{place} is no part: give a dict with type {', '.join(_PART_TYPES)}")
     value = part.get(part["type"])

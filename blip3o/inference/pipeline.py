@@ -21,7 +21,7 @@ from blip3o.data.text.templates import ChatTemplate, Turn
 from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.inference import arguments
-from blip3o.inference.messages import ImageSource, Message, read_conversation
+from blip3o.inference.messages import ImageSource, Message, parse_messages
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
@@ -64,18 +64,19 @@ class Blip3oPipeline:
         >>> four = pipeline.generate("a red circle", seed=1, n=4)  # seeds 1, 2, 3 and 4
         >>> circle, star = pipeline.generate(["a red circle", "a blue star"], seed=[1, 7])
 
-        Images come prompt by prompt. The i-th image of a prompt is made from `seed` + i (0 + i without a seed), so a
-        list gives what its prompts give one by one; a list of seeds has one for each image. Steps and guidance default
-        to the bundle's; a guidance of 1 is none, at half the work.
+        Images come prompt by prompt. Image i of a prompt has the seed `seed` + i (`seed` is 0 if left out), so a list
+        of prompts gives the images that its prompts give one by one. A list of seeds has one for each image. Steps and
+        guidance default to the bundle's; a `guidance_scale` of 1 turns guidance off and halves the work.
 
-        Raises `RequestError` for a prompt that is empty or too long, for a value of another type or range, for a
-        `negative_prompt` (the unconditional branch of this model takes no text), and if the bundle cannot generate.
+        Raises `RequestError` for a prompt that is empty or too long, a value of the wrong type or out of range, any
+        `negative_prompt` (the unconditional branch of this model takes no text), or a bundle without the parts that
+        generation takes.
         """
         self.require_generation()
-        arguments.refuse_negative_prompt(negative_prompt)
-        arguments.require_count("n", n)
-        prompts = arguments.read_prompts(prompt)
-        seeds = arguments.read_seeds(seed, prompts=len(prompts), n=n)
+        arguments.check_negative_prompt(negative_prompt)
+        arguments.check_positive_int("n", n)
+        prompts = arguments.parse_prompts(prompt)
+        seeds = arguments.parse_seeds(seed, prompts=len(prompts), n=n)
         repeated = [prompt for prompt in prompts for _ in range(n)]
         features = self.generate_features(
             repeated, seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
@@ -92,12 +93,12 @@ class Blip3oPipeline:
         guidance_scale: float | None = None,
     ) -> Tensor:
         """Features [n, L, F] generated for each prompt and seed. Raises `RequestError` as `generate` does."""
-        prompts = arguments.read_prompts(prompts)
-        seeds = arguments.read_seed_list(seeds, prompts=len(prompts))
+        prompts = arguments.parse_prompts(prompts)
+        seeds = arguments.parse_seed_list(seeds, prompts=len(prompts))
         if num_inference_steps is not None:
-            arguments.require_count("num_inference_steps", num_inference_steps)
+            arguments.check_positive_int("num_inference_steps", num_inference_steps)
         if guidance_scale is not None:
-            arguments.require_guidance(guidance_scale)
+            arguments.check_guidance_scale(guidance_scale)
         ids = [self.generation_ids(prompt) for prompt in prompts]
         return self._features(ids, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
@@ -172,20 +173,20 @@ class Blip3oPipeline:
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> str:
-        """The assistant's reply of at most `max_tokens` to a question, or to messages in OpenAI's form.
+        """The reply, of at most `max_tokens`, to a question or to messages in OpenAI's form.
 
         >>> pipeline.chat("What color is the circle?", image="out.png")
         >>> pipeline.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it red?"}])
         >>> ask = {"type": "text", "text": "What is it?"}
         >>> pipeline.chat([{"role": "user", "content": [ask, {"type": "image", "image": picture}]}])
 
-        A conversation has at most one image, a PIL image or a path, in the user's first message;
-        `blip3o.inference.messages` describes all forms. Decoding is greedy: one conversation has one reply.
+        A conversation has at most one image (a PIL image, a path or a `data:` URL), in the user's first message; see
+        `blip3o.inference.messages`. Decoding is greedy, so the same conversation always gets the same reply.
 
         Raises `RequestError` for what cannot be answered, `PromptTooLongError` if it does not fit.
         """
-        arguments.require_count("max_tokens", max_tokens)
-        turns, shown = read_conversation(messages, image)
+        arguments.check_positive_int("max_tokens", max_tokens)
+        turns, shown = parse_messages(messages, image)
         images = None if shown is None else [shown]
         return self.chat_batch([turns], images=images, max_tokens=max_tokens)[0]
 
@@ -215,8 +216,8 @@ class Blip3oPipeline:
 
         Raises `RequestError` as `chat` does. Costs what `chat` does for as many tokens as were taken.
         """
-        arguments.require_count("max_tokens", max_tokens)
-        turns, shown = read_conversation(messages, image)
+        arguments.check_positive_int("max_tokens", max_tokens)
+        turns, shown = parse_messages(messages, image)
         (_, prompt), *_ = self._prompts([turns], None if shown is None else [shown])
         ids: list[int] = []
         said = ""

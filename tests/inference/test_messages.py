@@ -9,7 +9,7 @@ from PIL import Image
 
 from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
-from blip3o.inference.messages import open_source, read_conversation
+from blip3o.inference.messages import load_image, parse_messages
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
 
@@ -36,7 +36,7 @@ def text(words):
 
 
 def test_a_string_is_a_question():
-    assert read_conversation("what?") == ((Turn(role="user", text="what?"),), None)
+    assert parse_messages("what?") == ((Turn(role="user", text="what?"),), None)
 
 
 def test_roles_texts_and_order_are_kept():
@@ -48,7 +48,7 @@ def test_roles_texts_and_order_are_kept():
         {"role": "system", "content": "now"},
         user(text("what"), text("is it?")),
     ]
-    turns, image = read_conversation(messages)
+    turns, image = parse_messages(messages)
     assert image is None
     assert [(turn.role, turn.text) for turn in turns] == [
         ("system", "Be brief.\n\nBe\nkind."), ("user", "hi"), ("assistant", ""), ("system", "now"),
@@ -67,13 +67,13 @@ def test_every_form_of_an_image_is_the_same_pixels(file, form):
         "url of data": {"type": "image_url", "image_url": {"url": data_url()}},
         "url of a path": {"type": "image_url", "image_url": {"url": str(file)}},
     }
-    turns, image = read_conversation([user(parts[form], text("what?"))])
+    turns, image = parse_messages([user(parts[form], text("what?"))])
     assert turns == (Turn(role="user", text="what?"),)
     assert np.array_equal(np.asarray(image), np.asarray(PICTURE))
 
 
 def test_an_image_may_stand_apart_from_the_question(file):
-    turns, image = read_conversation("what?", file)
+    turns, image = parse_messages("what?", file)
     assert turns == (Turn(role="user", text="what?"),)
     assert np.array_equal(np.asarray(image), np.asarray(PICTURE))
 
@@ -112,13 +112,13 @@ SHOWN = {"type": "image", "image": PICTURE}
 )
 def test_what_cannot_be_answered_is_refused_with_its_place(messages, said):
     with pytest.raises(RequestError, match=said) as caught:
-        read_conversation(messages)
+        parse_messages(messages)
     assert "\n" not in str(caught.value)
 
 
 def test_an_image_beside_messages_with_one_is_refused():
     with pytest.raises(RequestError, match="image: the messages hold one already"):
-        read_conversation([user([SHOWN])], PICTURE)
+        parse_messages([user([SHOWN])], PICTURE)
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,5 @@ def test_an_image_beside_messages_with_one_is_refused():
 def test_what_is_no_picture_is_refused(source, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=said) as caught:
-        open_source(source)
+        load_image(source)
     assert "\n" not in str(caught.value)

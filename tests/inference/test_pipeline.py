@@ -176,7 +176,7 @@ def test_a_list_gives_what_its_prompts_give_one_by_one(pipeline):
         ("a", {"guidance_scale": -1}, "guidance_scale is -1: give a number, 0 or more"),
         ("a", {"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ("a", {"guidance_scale": "3"}, "guidance_scale is '3'"),
-        ("a", {"negative_prompt": "blur"}, "negative_prompt is 'blur'.* leave it out"),
+        ("a", {"negative_prompt": "blur"}, "negative_prompt is 'blur'.* omit it"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_before_anything_is_computed(pipeline, prompt, options, said):

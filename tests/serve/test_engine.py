@@ -16,7 +16,7 @@ from blip3o.errors import RequestError
 from blip3o.inference.pipeline import Blip3oPipeline
 from serve.denoise import prepare
 from serve.engine import Engine
-from serve.messages import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
+from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
 
 TIMEOUT = 60
 PROMPTS = ("a red circle", "It is green.", "a blue square above a red circle, and below it a green one")

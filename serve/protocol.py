@@ -67,7 +67,7 @@ class ModelInfo:
 
     image_size: int
     vision_size: int
-    vision_fit: ResizeConfig
+    vision_resize: ResizeConfig
     image_tokens: int
     num_inference_steps: int
     guidance_scale: float
