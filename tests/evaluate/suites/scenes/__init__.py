@@ -1,1 +1,1 @@
-"""Tests of blip3o.evaluate.suites.scenes.suite."""
+"""Tests of `blip3o/evaluate/suites/scenes`."""
