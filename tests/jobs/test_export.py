@@ -59,7 +59,7 @@ def test_other_settings_than_those_of_the_training_are_named(made, tmp_path, pat
 
 def test_how_images_are_sampled_may_differ(made, tmp_path):
     out = str(tmp_path / "bundle")
-    export(changed(made, "model", "sampler", "steps", value=3), ["first", "second"], out)
+    export(changed(made, "model", "sampler", "num_inference_steps", value=3), ["first", "second"], out)
     assert load_bundle(out).model.config.sampler.num_inference_steps == 3
 
 
