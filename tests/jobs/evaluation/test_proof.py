@@ -45,5 +45,5 @@ def test_scenes_stand_beside_their_controls_and_a_second_time_cost_nothing(root,
     proved = proof.scenes(f"{root}/bundle", f"{root}/suites", items=6)
     assert set(proved) >= {"overall", "shuffled", "untrained", "upper_bound", "families"}
     assert proved["n"] == 6 and len(proved["families"]) == 6
-    monkeypatch.setattr("blip3o.inference.Pipeline.generate", None)
+    monkeypatch.setattr("blip3o.inference.pipeline.Blip3oPipeline.generate", None)
     assert proof.scenes(f"{root}/bundle", f"{root}/suites", items=6) == proved
