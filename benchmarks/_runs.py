@@ -5,7 +5,8 @@ from typing import Any
 
 from blip3o.config.recipe import Recipe
 from blip3o.model.unified import UnifiedModel, initialize
-from blip3o.train.weights import final_uri, write_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 
 
 def recipe_tree(root: str, **sections: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from blip3o import storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import MicroBatchBuilder, build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.scenes import build_scenes, samples
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard
@@ -69,7 +70,7 @@ def _prepare(root: str, arguments: argparse.Namespace) -> None:
 def _encode(recipe: Recipe) -> tuple[FeatureCache, dict[str, Any]]:
     """Stores the features of every shard; what that took and what it cost."""
     cache = FeatureCache.of(recipe)
-    ((manifest, folder),) = cache.sources()
+    ((manifest, folder),) = cache.sources(StageInputs(recipe).manifests)
     encode, width = FeatureMaker(recipe, CPU), recipe.optim.micro_batch_size
     work = ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=encode, width=width, threads=1)
     began = time.perf_counter()
@@ -124,8 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         online, cached = (_recipe(root, arguments, features=kind) for kind in ("online", "cache"))
         cache, exact = _encode(cached)
         forms = {dtype: _encode(_recipe(root, arguments, features="cache", dtype=dtype))[1] for dtype in FORMS}
-        builds = [build_micro_batches(online, stage_of(online).task)]
-        builds += [build_micro_batches(cached, stage_of(cached).task, cache.sha256)]
+        builds = [build_micro_batches(StageInputs(online), stage_of(online).task)]
+        builds += [build_micro_batches(StageInputs(cached, features_sha256=cache.sha256), stage_of(cached).task)]
         slow, fast = (
             _stepper(*pair) for pair in zip(builds, (_module(root, online), _module(root, cached)), strict=True)
         )

@@ -64,7 +64,7 @@ class Nodes:
 
 def resized(nodes: Nodes, recipe: Recipe) -> list[dict[str, Any]]:
     """Trains the recipe while the second node is drained, taken and replaced; returns the starts."""
-    from jobs.train import train
+    from jobs.training.run import train
 
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(train, recipe)
@@ -86,9 +86,9 @@ def resized(nodes: Nodes, recipe: Recipe) -> list[dict[str, Any]]:
 
 def losses(recipe: Recipe) -> list[float]:
     """The loss of every step."""
-    from jobs.training.worker import read_metrics
+    from blip3o.runs.rows import rows_of
 
-    return [row["loss"] for row in read_metrics(recipe)]
+    return [row["loss"] for row in rows_of(recipe)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,7 +113,7 @@ def measure(base: str, *, zero: int, steps: int) -> dict[str, Any]:
     """Both runs, and what they have in common."""
     import ray
 
-    from jobs.train import train
+    from jobs.training.run import train
 
     prepare(base)
     here = {"data_labels": HEAD, "cpus_per_worker": WORKER_CPUS}

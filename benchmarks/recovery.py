@@ -31,9 +31,10 @@ from benchmarks._runs import leave_initialised, recipe_tree
 from blip3o import log, settings, storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
-from blip3o.runs.attempts import run_uri
-from blip3o.runs.paths import ATTEMPTS, EVENTS
-from blip3o.train.checkpoint.store import committed_steps, present_steps
+from blip3o.runs.checkpoints import committed_steps, present_steps
+from blip3o.runs.listing import read_attempts
+from blip3o.runs.paths import events_folder, final_uri
+from blip3o.runs.results import read_final
 from cluster.local_s3 import LocalS3
 
 BUCKET, WORKER = "recovery", "RayTrainWorker"
@@ -104,8 +105,6 @@ class Submitted:
 
     def finish(self) -> str:
         """Waits for the end and returns the sha256 of the weights. Raises `RuntimeError` if the run failed."""
-        from blip3o.train.weights import final_uri, read_final
-
         if self.process.wait(RUN_S) != 0:
             raise RuntimeError(f"{self.recipe.run.name} failed: {self._log.read_text()[-2000:]}")
         return str(read_final(final_uri(self.recipe.run.storage, self.recipe.run.name))[1]["sha256"])
@@ -113,13 +112,12 @@ class Submitted:
 
 def attempts(recipe: Recipe) -> list[dict[str, Any]]:
     """The starts of a run that reached a step, in their order."""
-    files = storage.list_files(storage.join(run_uri(recipe), ATTEMPTS), suffix=".json")
-    return [json.loads(storage.read_bytes(file.uri)) for file in files]
+    return read_attempts(recipe.run.storage, recipe.run.name)
 
 
 def hangs(recipe: Recipe) -> list[dict[str, Any]]:
     """What the watches of a run's workers reported."""
-    files = storage.list_files(storage.join(run_uri(recipe), EVENTS), suffix=".json")
+    files = storage.list_files(events_folder(recipe.run.storage, recipe.run.name), suffix=".json")
     return [json.loads(storage.read_bytes(file.uri)) for file in files if "-hang-" in file.uri]
 
 

@@ -43,7 +43,7 @@ def _model(arguments: argparse.Namespace) -> UnifiedModel:
 
 @torch.inference_mode()
 def _prepared(model: UnifiedModel, states: Tensor, noise: Tensor, steps: int) -> Tensor:
-    return model.sample_features(states, noise, steps=steps, guidance=GUIDANCE)
+    return model.sample_features(states, noise, num_inference_steps=steps, guidance_scale=GUIDANCE)
 
 
 @torch.inference_mode()

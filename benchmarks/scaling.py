@@ -23,16 +23,18 @@ from blip3o import storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.scenes import build_scenes
 from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.data.text.tokenizer import PAD, ChatTokenizer
+from blip3o.runs.rows import rows_of
+from blip3o.train.initial_weights import prepare_module
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
 from jobs.common import join_ray, leave_ray
 from jobs.index import index
 from jobs.tokenizer import train_tokenizer
-from jobs.train import train
-from jobs.training.worker import prepare_module, read_metrics
+from jobs.training.run import train
 
 TOLERANCE = 1e-5  # of the first loss, relative: kernels see other neighbours in memory
 WARM = 3  # first steps that are not counted
@@ -63,7 +65,7 @@ def _prepare(root: str, recipe: Recipe, scenes: int) -> ChatTokenizer:
 def _bare(recipe: Recipe, tokenizer: ChatTokenizer, steps: int) -> tuple[float, list[float]]:
     """The first step's loss, and the seconds of each step after the warm ones, on the first micro-batch."""
     module = prepare_module(recipe, tokenizer)
-    arrays = build_micro_batches(recipe, stage_of(recipe).task)(0)
+    arrays = build_micro_batches(StageInputs(recipe), stage_of(recipe).task)(0)
     batch = to_batch(arrays, pad_id=tokenizer.ids[PAD], device=torch.device("cpu"))
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.optim.lr, betas=recipe.optim.betas, weight_decay=0)
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer = _prepare(root, recipe, arguments.scenes)
             expected, before = _bare(recipe, tokenizer, arguments.steps // 2)
             train(recipe)
-            rows = read_metrics(recipe)
+            rows = rows_of(recipe)
         finally:
             leave_ray()
         _, after = _bare(recipe, tokenizer, arguments.steps // 2)

@@ -5,17 +5,19 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from blip3o import __version__
+
 PACKAGE = "blip3o"
 SHOWN = ("torch", "ray")
 _COMMIT = ("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
-def version(package: str = PACKAGE) -> str | None:
-    """The version of an installed package, from its metadata; None if it is not installed."""
+def _installed(package: str) -> str:
+    """The version of a package, from its metadata."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
+        return "(not installed)"
 
 
 def commit() -> str | None:
@@ -45,5 +47,5 @@ def _installed_commit() -> str | None:
 def describe() -> str:
     """One line for `blip3o --version` and for reports of faults."""
     source = commit()
-    ours = f"{PACKAGE} {version() or '(not installed)'}" + (f" (commit {source})" if source else "")
-    return ", ".join([ours, *(f"{name} {version(name) or '(not installed)'}" for name in SHOWN)])
+    ours = f"{PACKAGE} {__version__}" + (f" (commit {source})" if source else "")
+    return ", ".join([ours, *(f"{name} {_installed(name)}" for name in SHOWN)])

@@ -21,7 +21,7 @@ from blip3o import storage
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
-from jobs.common import Overrides, entry_point, join_ray
+from jobs.common import StageOverrides, entry_point, join_ray
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Row:
 
 def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = ()) -> list[Row]:
     """Prepares, trains and scores; writes the files and returns the table. Raises as training and evaluation do."""
-    from jobs.train import train_pipeline
+    from jobs.training.run import train_pipeline
 
     if not (math.isfinite(tflops) and tflops > 0):
         raise ConfigError(f"--tflops {tflops:g} is no number above 0")
@@ -122,9 +122,9 @@ def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
 
 
 def _finished(recipe: Recipe, run: str) -> bool:
-    from blip3o.train.weights import final_uri, read_description
+    from blip3o.runs.results import is_finished
 
-    return read_description(final_uri(recipe.run.storage, run)) is not None
+    return is_finished(recipe.run.storage, run)
 
 
 def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
@@ -138,11 +138,13 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
 
     from blip3o.config.objectives import Task
     from blip3o.data.batches import build_micro_batches
+    from blip3o.data.inputs import StageInputs
     from blip3o.model.decoders.pixel import to_unit
     from blip3o.model.unified import UnifiedModel, initialize
     from blip3o.rng import torch_generator
+    from blip3o.runs.paths import final_uri
+    from blip3o.runs.results import write_final
     from blip3o.train.schedule import learning_rate
-    from blip3o.train.weights import final_uri, write_final
 
     torch.set_num_threads(recipe.parallel.threads)
     model = UnifiedModel(recipe.model, image_token_id=0, parts=("decoder",), max_length=1)
@@ -151,7 +153,7 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     draws = torch_generator(recipe.run.seed, "autoencoder")
     optim = recipe.optim.model_copy(update={"steps": steps})
     optimizer = torch.optim.AdamW(vae.parameters())
-    build = build_micro_batches(recipe, Task.PIXELS)
+    build = build_micro_batches(StageInputs(recipe), Task.PIXELS)
     for number in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate(optim, number)
         images = to_unit(torch.tensor(build(number)["decoder_pixels"]))
@@ -182,33 +184,30 @@ def step_flops(recipe: Recipe) -> int:
     import torch
 
     from blip3o.data.batches import build_micro_batches
-    from blip3o.data.shards.locations import tokenizer_uri
-    from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
-    from blip3o.data.text.tokenizer_files import read_tokenizer_json
+    from blip3o.data.inputs import StageInputs
     from blip3o.runs.rows import FLOPS
     from blip3o.train.loop import to_batch
     from blip3o.train.metrics.meter import FlopsMeter
     from blip3o.train.stages import stage_of
 
-    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
-    pad = tokenizer.ids[PAD]
-    arrays = build_micro_batches(recipe, stage_of(recipe).task)(0)
-    batch = to_batch(arrays, pad_id=pad, device=torch.device("cpu"))
-    work = FlopsMeter(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=pad)(batch)
+    inputs = StageInputs(recipe)
+    arrays = build_micro_batches(inputs, stage_of(recipe).task)(0)
+    batch = to_batch(arrays, pad_id=inputs.pad_id, device=torch.device("cpu"))
+    work = FlopsMeter(recipe, image_token_id=inputs.image_token_id, pad_id=inputs.pad_id)(batch)
     return sum(count for name, count in work.items() if name.startswith(FLOPS)) * recipe.optim.micro_batches
 
 
 def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
+    from blip3o.evaluate.heldout.evaluation import evaluate
+    from blip3o.runs.rows import rows_of
     from blip3o.train.export import export
-    from jobs.evaluation.heldout import evaluate
-    from jobs.training.worker import read_metrics
 
     recipe = stages[name]
     decoding = ["ablation-decoder"] if recipe.model.decoder.generated is None else []
     bundle = export(recipe, [*recipe.stage.start_from, *decoding, name], f"{root}/ablation/{name}/bundle")
     scores = evaluate(recipe, bundle, f"{root}/ablation/{name}").scores
     drawn, own, steps = scores["scenes"], scores["own"], recipe.optim.steps
-    tail = [row["loss"] for row in read_metrics(recipe)[-max(steps // 10, 1) :]]
+    tail = [row["loss"] for row in rows_of(recipe)[-max(steps // 10, 1) :]]
     return Row(
         run=name,
         stage=recipe.stage.name,
@@ -227,9 +226,9 @@ def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
 
 def _write(uri: str, stages: Mapping[str, Recipe], rows: Sequence[Row], size: dict[str, Any]) -> None:
     from blip3o.evaluate.reports.curves import loss_curves
-    from jobs.training.worker import read_metrics
+    from blip3o.runs.rows import rows_of
 
-    metrics = {row.run: read_metrics(stages[row.run]) for row in rows}
+    metrics = {row.run: rows_of(stages[row.run]) for row in rows}
     files = {
         "ablation.json": json.dumps({"size": size, "runs": [asdict(row) for row in rows]}, indent=1),
         "ablation.md": "\n".join(table(rows)) + "\n",
@@ -255,7 +254,7 @@ def command(
         float, typer.Option(metavar="N", help="10^12 operations of each run, including those for understanding.")
     ] = 20.0,
     scenes: Annotated[int, typer.Option(metavar="N", help="Training scenes.")] = 2000,
-    overrides: Overrides,
+    overrides: StageOverrides,
 ) -> None:
     """Compare what to generate and by which loss: the paper's design study at toy scale."""
     print("\n".join(table(ablate(root, scenes=scenes, tflops=tflops, overrides=overrides))))

@@ -22,10 +22,9 @@ from blip3o.errors import Blip3oError
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
 
-
 RECIPE = typer.Argument(
     metavar="RECIPE",
-    help="A recipe file, the name of a shipped recipe, or one stage of either: tiny:generate.",
+    help="A recipe file or the name of a shipped one; one stage of it: tiny:generate.",
     show_default=False,
     autocompletion=lambda: sorted(shipped()),
 )

@@ -32,7 +32,7 @@ from jobs.commands.progress import bar
 from jobs.common import UsageError, entry_point, join_ray, leave_ray
 
 if TYPE_CHECKING:
-    from jobs.evaluation.heldout import Evaluation
+    from blip3o.evaluate.heldout.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -175,11 +175,11 @@ class Demo:
             return None
 
     def _train_and_evaluate(self) -> "Evaluation":
+        from blip3o.evaluate.heldout.evaluation import evaluate
         from blip3o.train.export import export
-        from jobs.evaluation.heldout import evaluate
         from jobs.index import index, with_own_sources
         from jobs.tokenizer import train_tokenizer
-        from jobs.train import train_pipeline
+        from jobs.training.run import train_pipeline
 
         with _step("index", self.summary):
             for recipe in with_own_sources(self.pipeline()):
@@ -229,10 +229,10 @@ class Demo:
 
     def _write(self, evaluation: "Evaluation") -> None:
         from blip3o.evaluate.reports.heldout import write_report
-        from jobs.training.worker import read_metrics
+        from blip3o.runs.rows import rows_of
 
         evaluation.images.grid.save(self.out / "grid.png", optimize=True)
-        metrics: dict[str, list[dict[str, Any]]] = {name: read_metrics(self.recipe(name)) for name in STAGES}
+        metrics: dict[str, list[dict[str, Any]]] = {name: rows_of(self.recipe(name)) for name in STAGES}
         write_report(self.out / "report.html", summary=self.summary, metrics=metrics, images=evaluation.images)
         (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1))
 

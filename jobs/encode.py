@@ -20,7 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from blip3o.config.load import build_recipe
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
-from blip3o.data.features.files import FeatureFooter, lacking, read_footer, read_header, write_provenance
+from blip3o.data.features.files import FeatureFolder, FeatureFooter, lacking, read_footer, read_header, write_provenance
+from blip3o.data.inputs import StageInputs
+from blip3o.data.shards.manifest import Manifest
 from blip3o.device import gpus_per_worker, select
 from blip3o.errors import Blip3oError, ConfigError, DataError
 from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
@@ -74,14 +76,17 @@ def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) ->
             f"data.features is '{recipe.data.features}', and this job stores them: set data.features=cache"
         )
     cache = FeatureCache.of(recipe)
+    manifests = StageInputs(recipe).manifests
     if verify:
-        cache.require()
+        cache.require(manifests)
     join_ray()
-    return [_encode_source(cache, number, pool or Pool(), verify=verify) for number in range(len(cache.sources()))]
+    sources = enumerate(cache.sources(manifests))
+    return [_encode_source(cache, number, *source, pool or Pool(), verify=verify) for number, source in sources]
 
 
-def _encode_source(cache: "FeatureCache", number: int, pool: Pool, *, verify: bool) -> EncodeSummary:
-    manifest, folder = cache.sources()[number]
+def _encode_source(
+    cache: "FeatureCache", number: int, manifest: Manifest, folder: FeatureFolder, pool: Pool, *, verify: bool
+) -> EncodeSummary:
     every = [shard.shard for shard in manifest.shards]
     todo = every if verify else sorted(lacking(folder, manifest))
     if todo and not verify:
@@ -196,7 +201,7 @@ class _Actor:
                     f"the encoder has weights_sha256 {maker.weights_sha256}, {expected} when the job began: stop what "
                     "writes to the runs of stage.start_from, and start again"
                 )
-            manifest, folder = self._cache.sources()[self._number]
+            manifest, folder = self._cache.sources(StageInputs(recipe).manifests)[self._number]
             self._encoder = ShardEncoder(
                 recipe=recipe,
                 manifest=manifest,

@@ -1,7 +1,7 @@
 """`blip3o evaluate`: scores of a bundle on a recipe's held-out data, or of a bundle or a server on benchmarks.
 
-`blip3o evaluate RECIPE --bundle URI` is `jobs.evaluation.heldout`, `blip3o evaluate --suite NAME --target URI` is
-`jobs.evaluation.command`.
+What `blip3o evaluate RECIPE --bundle URI` does is in `blip3o.evaluate.heldout.evaluation`; what
+`blip3o evaluate --suite NAME --target URI` does is planned in `jobs.evaluation.command`.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from blip3o import storage
+from blip3o.runs.paths import evaluation_uri
 from jobs.common import (
     RECIPE,
     DryRun,
@@ -53,9 +54,10 @@ def command(
         return
     if recipe is not None or bundle is not None or overrides or dry_run:
         raise UsageError(f"--suite takes neither a recipe nor its options: {WAYS}")
-    from jobs.evaluation.command import plan_of, run  # 2 s: torch
+    from blip3o.evaluate.benchmark.stages import run  # 2 s: torch
+    from jobs.evaluation.command import plan_of
 
-    run(plan_of(options, out))
+    run(plan_of(options, out), print)
 
 
 def _require_defaults(options: BenchmarkOptions) -> None:
@@ -71,9 +73,9 @@ def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | 
     chosen = show_recipe(recipe, overrides)
     if dry_run:
         return
-    from jobs.evaluation.heldout import evaluate  # 2 s: torch
+    from blip3o.evaluate.heldout.evaluation import evaluate  # 2 s: torch
 
-    folder = out or storage.join(chosen.run.storage, chosen.run.name, "evaluation")
+    folder = out or evaluation_uri(chosen.run.storage, chosen.run.name)
     scores = evaluate(chosen, bundle, folder).scores
     print(json.dumps(scores, indent=1, ensure_ascii=False))
     print(f"written to {storage.normalize(folder)}: evaluation.json, answers.jsonl, grid.png, report.html")

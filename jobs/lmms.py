@@ -1,66 +1,29 @@
 """Scores a server or a bundle with lmms-eval: `.venv-lmms/bin/python -m jobs.lmms --target http://… [--tasks mme,…]`.
 
-`make lmms` builds that environment. A server is asked over its OpenAI-compatible API, a bundle in lmms-eval's process
-(jobs.evaluation.lmms_model). `blip3o_scenes`, the task that comes with the project, asks about held-out scenes:
-questions with three or more answers, judged as `blip3o evaluate` judges them. All other tasks are lmms-eval's.
+`make lmms` builds that environment. A server is asked over its OpenAI-compatible API; a bundle is loaded into the
+process of lmms-eval (`blip3o.evaluate.lmms.model`). The task `blip3o_scenes` comes with the project: questions with
+three or more choices about held-out scenes, judged as `blip3o evaluate` does. All other tasks are lmms-eval's.
 """
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from blip3o import settings
-from blip3o.data.sets.scenes import sample
 from blip3o.errors import ConfigError, ServiceError
-from blip3o.evaluate.metrics.understanding import MIN_CHOICES
+from blip3o.evaluate.lmms.scenes_task import SCENES_TASK, write_scenes_task
 from jobs.common import entry_point
-from jobs.evaluation import lmms_scenes
-
-SCENES_TASK = "blip3o_scenes"
-_TASK = """\
-task: {name}
-dataset_path: parquet
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function utils.pictures
-doc_to_text: !function utils.question
-doc_to_target: answer
-generation_kwargs: {{max_new_tokens: 16, temperature: 0, do_sample: false}}
-process_results: !function utils.judged
-metric_list: [{{metric: accuracy, aggregation: mean, higher_is_better: true}}]
-metadata: [{{version: 1.0}}]
-"""
-
-
-def write_scenes_task(folder: Path, *, scenes: int) -> int:
-    """Writes the task `blip3o_scenes` over the first held-out scenes into a folder; returns its number of questions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"image": drawn.image, "question": pair["question"], "answer": pair["answer"], "kind": pair["kind"]}
-        for drawn in (sample(index, split="heldout") for index in range(scenes))
-        for pair in drawn.record["qa"]
-        if len(pair["choices"]) >= MIN_CHOICES
-    ]
-    data = (folder / "scenes.parquet").resolve()
-    pq.write_table(pa.Table.from_pylist(rows), data)
-    (folder / f"{SCENES_TASK}.yaml").write_text(_TASK.format(name=SCENES_TASK, data=data))
-    shutil.copy(lmms_scenes.__file__, folder / "utils.py")
-    return len(rows)
 
 
 def lmms_eval_command(
     target: str, *, model: str, tasks: Sequence[str], folder: Path, out: Path, limit: int | None
 ) -> list[str]:
-    """The command line of lmms-eval: a URL is asked as an OpenAI-compatible server, all else is a bundle."""
+    """The command line of lmms-eval: a URL is an OpenAI-compatible server, anything else is a bundle."""
     if target.startswith(("http://", "https://")):
         base = target.rstrip("/").removesuffix("/v1") + "/v1"
         asked = ["openai", "--model_args", f"model={model},base_url={base},api_key=none,num_concurrent=4"]
@@ -72,7 +35,7 @@ def lmms_eval_command(
 
 
 def evaluate(target: str, *, model: str, tasks: Sequence[str], scenes: int, out: Path, limit: int | None) -> None:
-    """Runs lmms-eval, whose table is printed and whose files come into `out`.
+    """Runs lmms-eval, which prints its table and writes its files below `out`.
 
     Raises `ConfigError` where lmms-eval is not installed, `ServiceError` if it fails.
     """
@@ -83,14 +46,14 @@ def evaluate(target: str, *, model: str, tasks: Sequence[str], scenes: int, out:
     folder = out / "tasks"
     if SCENES_TASK in tasks:
         print(f"{SCENES_TASK}: {write_scenes_task(folder, scenes=scenes)} questions about {scenes} held-out scenes")
-    if tasks == [SCENES_TASK]:  # it needs no network, and must not wait for one
+    if tasks == [SCENES_TASK]:  # this task needs no network, and must not wait for one
         settings.export({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
-    settings.export({"OPENAI_API_KEY": "none"})  # the client refuses to start without one, whoever is asked
+    settings.export({"OPENAI_API_KEY": "none"})  # the client requires one, even for a local server
     folder.mkdir(parents=True, exist_ok=True)
     line = lmms_eval_command(target, model=model, tasks=tasks, folder=folder, out=out, limit=limit)
     before = _results(out)
     code = subprocess.run(line).returncode
-    if code != 0 or _results(out) == before:  # it ends with 0 after errors, too
+    if code != 0 or _results(out) == before:  # lmms-eval also exits with 0 after some errors
         raise ServiceError(f"lmms-eval ended with exit code {code} and left no results: {' '.join(line)}")
 
 

@@ -1,4 +1,4 @@
-"""Serves a bundle over HTTP: `blip3o serve --bundle URI [--port 8000] [--width 8 …]`, until Ctrl-C.
+"""Serves a bundle over HTTP: `blip3o serve --bundle URI [--port 8000] [--batch-size 8 …]`, until Ctrl-C.
 
 For a machine of one's own, and for the demo; it listens on 127.0.0.1. In a cluster use a Serve config, or
 `serve run serve.app:app bundle=URI`.
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from blip3o.bundle.layout import SEAL
 from blip3o.config.load import explain
 from blip3o.errors import BundleError, ConfigError, ServiceError
 from jobs.common import entry_point, join_ray, with_parameters
@@ -79,7 +80,6 @@ def _config(values: dict[str, Any]) -> ServeConfig:
 
 def _check(config: ServeConfig, port: int) -> None:
     from blip3o import storage
-    from blip3o.bundle.files import SEAL
 
     if not storage.exists(storage.join(storage.normalize(config.bundle), SEAL)):
         raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that `blip3o export` wrote")

@@ -12,11 +12,12 @@ import numpy as np
 from blip3o import storage
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import DESCRIBE
+from blip3o.data.inputs import StageInputs
 from blip3o.data.order.sample_order import SourceRows
 from blip3o.data.order.selection import source_rows
 from blip3o.data.shards.fetch import ShardReader
-from blip3o.data.shards.locations import source_locations, tokenizer_uri
-from blip3o.data.shards.manifest import Manifest, read_manifest
+from blip3o.data.shards.locations import tokenizer_uri
+from blip3o.data.shards.manifest import Manifest
 from blip3o.data.text.conversations import conversation_pairs
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.types import RawSample, SampleRef
@@ -28,7 +29,7 @@ SAMPLES_PER_SOURCE = 4000
 
 def train_tokenizer(recipe: Recipe) -> ChatTokenizer:
     """Reads captions and questions of every source and writes the tokenizer where the recipe expects it."""
-    manifests = [read_manifest(location.manifest) for location in source_locations(recipe.data)]
+    manifests = StageInputs(recipe).manifests
     texts = list(_texts(recipe, manifests))
     tokenizer = ChatTokenizer.train(texts, recipe.model.backbone.vocab_size)
     storage.write_bytes(tokenizer_uri(recipe.data), tokenizer.to_bytes())

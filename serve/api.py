@@ -1,6 +1,6 @@
 """The HTTP face: OpenAI's routes over any `Backend`, and the web page. Knows neither Ray nor torch.
 
-`/v1/images/generations` draws and `/v1/chat/completions` answers, about an image if one is sent; their fields are
+`/v1/images/generations` generates and `/v1/chat/completions` answers, about an image if one is sent; their fields are
 described in `serve.schema` and `serve.fields`, and in docs/serving.md. A client that disconnects cancels its work.
 """
 
@@ -20,9 +20,9 @@ from PIL import Image
 
 from blip3o.data.images.decode import decode_image
 from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
+from blip3o.inference.data_urls import read_data_url
 from serve.bodies import read_body
-from serve.data_urls import read_data_url
-from serve.messages import Backend, ChatReply, ChatRequest, DrawReply, DrawRequest, ModelInfo
+from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
 from serve.replies import CLIENT_GONE, ApiError, Edge, add_error_handlers
 from serve.schema import ChatBody, ImagesBody
 
@@ -81,12 +81,12 @@ class _Face:
             "created": self._created,
             "owned_by": "blip3o",
             "size": _size(info),
-            "num_inference_steps": info.steps,
-            "guidance_scale": info.guidance,
+            "num_inference_steps": info.num_inference_steps,
+            "guidance_scale": info.guidance_scale,
         }
 
     async def generate_images(self, request: Request) -> dict[str, Any]:
-        """Draws images."""
+        """Generates images."""
         body = await read_body(request, ImagesBody)
         self._check_model(body.model)
         info = await self._describe()
@@ -95,13 +95,13 @@ class _Face:
                 400, f"size '{one_line(body.size)}' is not offered: use 'auto' or '{_size(info)}'", param="size"
             )
         seed = secrets.randbelow(_RANDOM_SEEDS) if body.seed is None else body.seed
-        asked = DrawRequest(
+        asked = GenerateRequest(
             prompt=body.prompt,
             seeds=tuple(range(seed, seed + body.n)),
-            steps=body.num_inference_steps or info.steps,
-            guidance=info.guidance if body.guidance_scale is None else body.guidance_scale,
+            num_inference_steps=body.num_inference_steps or info.num_inference_steps,
+            guidance_scale=info.guidance_scale if body.guidance_scale is None else body.guidance_scale,
         )
-        reply = await _while_connected(request, self._backend.draw(asked), subject="prompt")
+        reply = await _while_connected(request, self._backend.generate(asked), subject="prompt")
         data = await asyncio.to_thread(_image_items, reply, asked, body)
         return {
             "created": int(time.time()),
@@ -110,8 +110,8 @@ class _Face:
             "output_format": body.output_format,
             "size": _size(info),
             "seed": seed,
-            "num_inference_steps": asked.steps,
-            "guidance_scale": asked.guidance,
+            "num_inference_steps": asked.num_inference_steps,
+            "guidance_scale": asked.guidance_scale,
             "usage": _image_usage(reply, info),
         }
 
@@ -164,7 +164,7 @@ def _size(info: ModelInfo) -> str:
     return f"{info.image_size}x{info.image_size}"
 
 
-def _image_items(reply: DrawReply, asked: DrawRequest, body: ImagesBody) -> list[dict[str, Any]]:
+def _image_items(reply: GenerateReply, asked: GenerateRequest, body: ImagesBody) -> list[dict[str, Any]]:
     options = {} if body.output_format == "png" else {"quality": body.output_compression}
     items = []
     for image, seed in zip(reply.images, asked.seeds, strict=True):
@@ -174,13 +174,13 @@ def _image_items(reply: DrawReply, asked: DrawRequest, body: ImagesBody) -> list
     return items
 
 
-def _image_usage(reply: DrawReply, info: ModelInfo) -> dict[str, Any]:
-    drawn = len(reply.images) * info.image_tokens
+def _image_usage(reply: GenerateReply, info: ModelInfo) -> dict[str, Any]:
+    generated = len(reply.images) * info.image_tokens
     return {
         "input_tokens": reply.prompt_tokens,
         "input_tokens_details": {"image_tokens": 0, "text_tokens": reply.prompt_tokens},
-        "output_tokens": drawn,
-        "total_tokens": reply.prompt_tokens + drawn,
+        "output_tokens": generated,
+        "total_tokens": reply.prompt_tokens + generated,
     }
 
 
@@ -202,7 +202,7 @@ def _read_image(path: str, url: str, info: ModelInfo) -> Image.Image:
     if len(data) > MAX_IMAGE:
         raise refuse(f"the image has {len(data)} bytes, at most {MAX_IMAGE} are read: send a smaller one")
     try:
-        return Image.fromarray(decode_image(data, info.vision_size, info.vision_fit))
+        return Image.fromarray(decode_image(data, info.vision_size, info.vision_resize))
     except DataError as error:
         raise refuse(
             f"image_url holds no image that can be read ({one_line(error)}): send PNG, JPEG or WebP"

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen
 from blip3o.config.yaml_reader import load_yaml
-from serve.messages import MAX_IMAGES
+from serve.protocol import MAX_IMAGES
 
 
 class ServeConfig(Frozen):
@@ -16,7 +16,7 @@ class ServeConfig(Frozen):
     name: str = Field(default="blip3o", min_length=1, description="the model's name in the API")
     min_replicas: int = Field(default=1, ge=1, description="replicas of the model that always run")
     max_replicas: int = Field(default=1, ge=1, description="replicas of the model under load")
-    width: int = Field(default=4, ge=1, description="images that one replica denoises together")
+    batch_size: int = Field(default=4, ge=1, description="images that one replica denoises together")
     max_waiting: int = Field(default=64, ge=MAX_IMAGES, description="images that may wait in a replica; then: 429")
     num_cpus: float = Field(default=1, ge=0, description="logical CPUs that one replica reserves; fractions are fine")
     num_gpus: float = Field(default=0, ge=0, description="GPUs that one replica reserves; 0 serves from the CPU")
@@ -25,7 +25,7 @@ class ServeConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _typed(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was passed
-        """Numbers out of texts: `serve run serve.app:app width=8` passes all values as texts."""
+        """Numbers out of texts: `serve run serve.app:app batch_size=8` passes all values as texts."""
         if not isinstance(values, dict):
             return values
         texts = {key for key, field in cls.model_fields.items() if field.annotation is str}

@@ -1,7 +1,8 @@
 """The batch of rows that are being denoised: each with its own latents, noise schedule, guidance and condition.
 
 Every step is one DiT evaluation per guidance branch over all slots, occupied or not: its arithmetic always has the
-shape that `Pipeline.generate` uses, and a row's numbers do not depend on its neighbours. The caller chooses the slots.
+shape that `Blip3oPipeline.generate` uses, and a row's numbers do not depend on its neighbours. The caller chooses the
+slots.
 
 Legend: W slots, L latent tokens, F channels.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.condition import Condition as ModelCondition
 from blip3o.model.flow import euler_step, guide, sampling_sigmas
 
@@ -25,33 +26,35 @@ class Condition:
     row: int
 
 
-def prepare(pipeline: Pipeline, prompts: Sequence[str]) -> list[Condition]:
-    """Conditions of up to `width` prompts, in one pass."""
+def prepare(pipeline: Blip3oPipeline, prompts: Sequence[str]) -> list[Condition]:
+    """Conditions of up to `batch_size` prompts, in one pass."""
     batch = pipeline.model.denoiser.condition(pipeline.fill(pipeline.condition(prompts)))
     return [Condition(batch=batch, row=row) for row in range(len(prompts))]
 
 
 class DenoiseBatch:
-    """Fixed-width state of a step loop. A row stays in its slot until another one is put there."""
+    """State of a step loop over a fixed number of slots. A row stays in its slot until another one is put there."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Blip3oPipeline) -> None:
         """All slots hold zeros under the null condition."""
-        config, width = pipeline.model.config, pipeline.width
-        nothing = torch.zeros(width, config.num_queries, config.backbone.hidden_size, device=pipeline.device)
+        config, size = pipeline.model.config, pipeline.batch_size
+        nothing = torch.zeros(size, config.num_queries, config.backbone.hidden_size, device=pipeline.device)
         self._model = pipeline.model
         self._shift = config.sampler.shift
         self._null = self._model.denoiser.condition(nothing)
         self._condition = self._model.denoiser.condition(nothing)
-        self._latents = torch.zeros(width, *pipeline.model.latent_shape, device=pipeline.device)
-        self._guidance = [1.0] * width
-        self._sigmas = [sampling_sigmas(1)] * width
+        self._latents = torch.zeros(size, *pipeline.model.latent_shape, device=pipeline.device)
+        self._guidance = [1.0] * size
+        self._sigmas = [sampling_sigmas(1)] * size
 
-    def put(self, slot: int, noise_LF: Tensor, *, condition: Condition, steps: int, guidance: float) -> None:
-        """Starts a row: `steps` Euler steps from noise under a condition; guidance 1 means no guidance."""
+    def put(
+        self, slot: int, noise_LF: Tensor, *, condition: Condition, num_inference_steps: int, guidance_scale: float
+    ) -> None:
+        """Starts a row from noise under a condition; a `guidance_scale` of 1 means no guidance."""
         self._condition.put(slot, condition.batch, condition.row)
         self._latents[slot] = noise_LF
-        self._guidance[slot] = guidance
-        self._sigmas[slot] = sampling_sigmas(steps, self._shift)
+        self._guidance[slot] = guidance_scale
+        self._sigmas[slot] = sampling_sigmas(num_inference_steps, self._shift)
 
     def step(self, done_W: Sequence[int | None]) -> None:
         """One step of each row of which `done_W` gives the number of steps taken; None leaves a slot as it is."""

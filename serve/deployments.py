@@ -18,13 +18,13 @@ from ray.serve.handle import DeploymentHandle
 from blip3o.errors import Blip3oError
 from serve.api import build_api
 from serve.config import ServeConfig
-from serve.messages import (
+from serve.protocol import (
     BusyError,
     ChatReply,
     ChatRequest,
-    DrawReply,
-    DrawRequest,
     EngineError,
+    GenerateReply,
+    GenerateRequest,
     ModelInfo,
     UnavailableError,
 )
@@ -48,13 +48,13 @@ class Generator:
         """Loads the bundle. Raises `BundleError` if it is none, `ConfigError` if a GPU is reserved and not seen."""
         import torch
 
-        from blip3o.bundle.files import load_pipeline
+        from blip3o.bundle.reading import load_bundle
         from blip3o.device import select
         from serve.engine import Engine, LocalBackend
 
         torch.set_num_threads(config.threads)
         device = select("gpu" if config.num_gpus else "cpu")
-        pipeline = load_pipeline(config.bundle, device=device, width=config.width)
+        pipeline = load_bundle(config.bundle, device=device, batch_size=config.batch_size)
         self._engine = Engine(pipeline, max_waiting=config.max_waiting)
         self._engine.start()
         self._backend = LocalBackend(self._engine)
@@ -63,9 +63,9 @@ class Generator:
         """What the model is."""
         return await _refusal_as_value(self._backend.describe())
 
-    async def draw(self, request: DrawRequest) -> DrawReply | Exception:
+    async def generate(self, request: GenerateRequest) -> GenerateReply | Exception:
         """Images, or the refusal."""
-        return await _refusal_as_value(self._backend.draw(request))
+        return await _refusal_as_value(self._backend.generate(request))
 
     async def chat(self, request: ChatRequest) -> ChatReply | Exception:
         """A reply, or the refusal."""
@@ -103,9 +103,9 @@ class HandleBackend:
         """What the model is."""
         return cast(ModelInfo, await self._call("describe"))
 
-    async def draw(self, request: DrawRequest) -> DrawReply:
+    async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Images; cancelling it frees their rows in the replica."""
-        return cast(DrawReply, await self._call("draw", request))
+        return cast(GenerateReply, await self._call("generate", request))
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """A reply; cancelling it drops the request in the replica."""
@@ -143,14 +143,14 @@ def build_app(config: ServeConfig) -> ray_serve.Application:
     """The application of one bundle: `Ingress` before `Generator`."""
     # The engine refuses what is too much, at once and with a time to come back. Serve's limit on a replica lies above
     # all that the engine can hold, so that refusals and health checks never queue behind images.
-    capacity = config.width + 2 * config.max_waiting
+    capacity = config.batch_size + 2 * config.max_waiting
     generator: Any = ray_serve.deployment(
         Generator,
         name="Generator",
         autoscaling_config={
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
-            "target_ongoing_requests": config.width,
+            "target_ongoing_requests": config.batch_size,
             "upscale_delay_s": 5,
         },
         max_ongoing_requests=capacity + _HEADROOM,

@@ -1,9 +1,9 @@
 """The engine: one thread that owns the model and advances all requests together, one denoising step at a time.
 
 Between two steps it drops what was cancelled, answers one batch of conversations, and lets waiting rows into free
-slots. Finished rows are drawn to pixels and their requests resolved. `serve.scheduler` decides who goes where,
-`serve.denoise` does the arithmetic. The same prompt and seed give the image of `Pipeline.generate`, bit for bit on CPU,
-in any company.
+slots. Finished rows are decoded to pixels and their requests resolved. `serve.scheduler` decides who goes where,
+`serve.denoise` does the arithmetic. The same prompt and seed give the image of `Blip3oPipeline.generate`, bit for bit
+on CPU, in any company.
 A failure ends the request that caused it; one in a denoising step, which has no single cause, those in the batch.
 """
 
@@ -25,15 +25,15 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.errors import Blip3oError, BundleError
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from serve.denoise import Condition, DenoiseBatch, prepare
-from serve.messages import (
+from serve.protocol import (
     BusyError,
     ChatReply,
     ChatRequest,
-    DrawReply,
-    DrawRequest,
     EngineError,
+    GenerateReply,
+    GenerateRequest,
     ModelInfo,
     UnavailableError,
 )
@@ -64,11 +64,11 @@ class _Chat:
 
 
 @dataclass(kw_only=True)
-class _Drawing:
+class _Generation:
     number: int
-    request: DrawRequest
+    request: GenerateRequest
     prompt_tokens: int
-    future: "Future[DrawReply]" = field(default_factory=Future)
+    future: "Future[GenerateReply]" = field(default_factory=Future)
     condition: Condition | None = None
     images: list[Image.Image] = field(default_factory=list)  # in the order of the seeds, in which its rows finish
 
@@ -89,9 +89,9 @@ N = TypeVar("N", bound=_Numbered)
 
 
 class Engine:
-    """Many requests on one model. Any thread may call `draw` and `chat`; cancelling the future frees its rows."""
+    """Many requests on one model. Any thread may call `generate` and `chat`; cancelling the future frees its rows."""
 
-    def __init__(self, pipeline: Pipeline, *, max_waiting: int = DEFAULT_WAITING) -> None:
+    def __init__(self, pipeline: Blip3oPipeline, *, max_waiting: int = DEFAULT_WAITING) -> None:
         """At most `max_waiting` rows, and as many conversations, wait; what comes before `start` waits for it.
 
         Raises `BundleError` if the bundle's solver cannot advance rows that are at different steps.
@@ -108,8 +108,8 @@ class Engine:
         # Guards all below; the arithmetic runs without it. The slots change in the engine's thread alone.
         self._changed = threading.Condition()
         self._open = True
-        self._schedule = Schedule.empty(width=pipeline.width, max_waiting=max_waiting)
-        self._drawings: dict[int, _Drawing] = {}
+        self._schedule = Schedule.empty(batch_size=pipeline.batch_size, max_waiting=max_waiting)
+        self._generations: dict[int, _Generation] = {}
         self._chats: dict[int, _Chat] = {}
         self._totals: Counter[str] = Counter()
         self._step_seconds = 0.0
@@ -138,10 +138,10 @@ class Engine:
         return ModelInfo(
             image_size=config.decoder.image_size,
             vision_size=config.backbone.image_size,
-            vision_fit=config.backbone.image_resize,
+            vision_resize=config.backbone.image_resize,
             image_tokens=self._pipeline.model.latent_shape[0],
-            steps=config.sampler.steps,
-            guidance=config.sampler.guidance,
+            num_inference_steps=config.sampler.num_inference_steps,
+            guidance_scale=config.sampler.guidance_scale,
         )
 
     def stats(self) -> EngineStats:
@@ -154,25 +154,25 @@ class Engine:
                 totals=dict(self._totals),
             )
 
-    def draw(self, request: DrawRequest) -> "Future[DrawReply]":
+    def generate(self, request: GenerateRequest) -> "Future[GenerateReply]":
         """Queues a request for images.
 
-        Raises `RequestError` if the prompt does not fit or the bundle draws no images, `BusyError` if the queue is
+        Raises `RequestError` if the prompt does not fit or the bundle generates no images, `BusyError` if the queue is
         full, `UnavailableError` after the end.
         """
-        self._pipeline.require_drawing()
-        prompt_tokens = len(self._pipeline.draw_ids(request.prompt))
+        self._pipeline.require_generation()
+        prompt_tokens = len(self._pipeline.generation_ids(request.prompt))
         images = len(request.seeds)
         with self._changed:
             self._accept(has_room=images <= self._schedule.room)
-            drawing = _Drawing(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
-            self._drawings[drawing.number] = drawing
-            self._schedule = self._schedule.submit(drawing.number, images=images, steps=request.steps)
+            generation = _Generation(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
+            self._generations[generation.number] = generation
+            self._schedule = self._schedule.submit(generation.number, images=images, steps=request.num_inference_steps)
             self._changed.notify()
-        return drawing.future
+        return generation.future
 
     def chat(self, request: ChatRequest) -> "Future[ChatReply]":
-        """Queues a conversation. Raises as `draw` does."""
+        """Queues a conversation. Raises as `generate` does."""
         prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=request.image is not None))
         with self._changed:
             self._accept(has_room=len(self._chats) < self._schedule.max_waiting)
@@ -216,11 +216,11 @@ class Engine:
         self._answer_chats()
         self._admit()
         self._step()
-        self._draw_finished()
+        self._decode_finished()
 
     def _drop_cancelled(self) -> None:
         with self._changed:
-            pending: dict[int, _Drawing | _Chat] = {**self._drawings, **self._chats}
+            pending: dict[int, _Generation | _Chat] = {**self._generations, **self._chats}
         for number, request in pending.items():
             if request.future.cancelled():
                 self._forget(number)
@@ -233,14 +233,14 @@ class Engine:
             ChatTicket(request=number, with_image=chat.request.image is not None, max_tokens=chat.request.max_tokens)
             for number, chat in chats.items()
         ]
-        chosen = next_chats(tickets, width=self._pipeline.width)
+        chosen = next_chats(tickets, batch_size=self._pipeline.batch_size)
         self._together_or_alone([chats[number] for number in chosen], self._reply)
 
     def _reply(self, chats: Sequence[_Chat]) -> None:
         conversations = [list(chat.request.turns) for chat in chats]
         images = [chat.request.image for chat in chats if chat.request.image is not None]
         limit = chats[0].request.max_tokens
-        replies = self._pipeline.reply_ids(conversations, images=images or None, max_new_tokens=limit)
+        replies = self._pipeline.reply_ids(conversations, images=images or None, max_tokens=limit)
         for chat, ids in zip(chats, replies, strict=True):
             reply = ChatReply(
                 text=self._pipeline.tokenizer.decode(ids),
@@ -255,22 +255,29 @@ class Engine:
         with self._changed:
             self._schedule = self._schedule.admit()
         requests = dict.fromkeys(row.request for row in self._schedule.fresh.values())
-        drawings = [self._drawings[number] for number in requests]
-        self._together_or_alone([drawing for drawing in drawings if drawing.condition is None], self._prepare)
+        generations = [self._generations[number] for number in requests]
+        self._together_or_alone(
+            [generation for generation in generations if generation.condition is None], self._prepare
+        )
         for slot, row in self._schedule.fresh.items():
-            drawing = self._drawings[row.request]
-            assert drawing.condition is not None  # else its request has failed, and holds no slot
+            generation = self._generations[row.request]
+            assert generation.condition is not None  # else its request has failed, and holds no slot
             noise = self._pipeline.feature_noise(self._seed(row))
-            guidance = drawing.request.guidance
-            self._batch.put(slot, noise, condition=drawing.condition, steps=row.steps, guidance=guidance)
+            self._batch.put(
+                slot,
+                noise,
+                condition=generation.condition,
+                num_inference_steps=row.steps,
+                guidance_scale=generation.request.guidance_scale,
+            )
 
     def _seed(self, row: Row) -> int:
-        return self._drawings[row.request].request.seeds[row.image]
+        return self._generations[row.request].request.seeds[row.image]
 
-    def _prepare(self, drawings: Sequence[_Drawing]) -> None:
-        conditions = prepare(self._pipeline, [drawing.request.prompt for drawing in drawings])
-        for drawing, condition in zip(drawings, conditions, strict=True):
-            drawing.condition = condition
+    def _prepare(self, generations: Sequence[_Generation]) -> None:
+        conditions = prepare(self._pipeline, [generation.request.prompt for generation in generations])
+        for generation, condition in zip(generations, conditions, strict=True):
+            generation.condition = condition
 
     def _step(self) -> None:
         running = self._schedule.running
@@ -287,7 +294,7 @@ class Engine:
             self._step_seconds = time.perf_counter() - began
             self._totals["steps"] += 1
 
-    def _draw_finished(self) -> None:
+    def _decode_finished(self) -> None:
         finished = [
             _Finished(number=row.request, seed=self._seed(row), features=self._batch.features(slot))
             for slot, row in self._schedule.finished.items()
@@ -297,7 +304,9 @@ class Engine:
         self._together_or_alone(finished, self._decode)
 
     def _decode(self, rows: Sequence[_Finished]) -> None:
-        rows = [row for row in rows if row.number in self._drawings]  # a failed image ends its request's other ones too
+        rows = [
+            row for row in rows if row.number in self._generations
+        ]  # a failed image ends its request's other ones too
         if not rows:
             return
         features = torch.stack([row.features for row in rows])
@@ -305,10 +314,10 @@ class Engine:
             raise EngineError("the features are not finite")
         for row, image in zip(rows, self._pipeline.decode(features, seeds=[row.seed for row in rows]), strict=True):
             self._count("images")
-            drawing = self._drawings[row.number]
-            drawing.images.append(image)
-            if len(drawing.images) == len(drawing.request.seeds):
-                reply = DrawReply(images=tuple(drawing.images), prompt_tokens=drawing.prompt_tokens)
+            generation = self._generations[row.number]
+            generation.images.append(image)
+            if len(generation.images) == len(generation.request.seeds):
+                reply = GenerateReply(images=tuple(generation.images), prompt_tokens=generation.prompt_tokens)
                 self._resolve(row.number, reply)
 
     def _together_or_alone(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
@@ -326,10 +335,10 @@ class Engine:
         """Takes a request out of everything; returns its future, or None if it is gone already."""
         with self._changed:
             self._schedule = self._schedule.without(number)
-            request = self._drawings.pop(number, None) or self._chats.pop(number, None)
+            request = self._generations.pop(number, None) or self._chats.pop(number, None)
         return request.future if request else None
 
-    def _resolve(self, number: int, reply: DrawReply | ChatReply) -> None:
+    def _resolve(self, number: int, reply: GenerateReply | ChatReply) -> None:
         future = self._forget(number)
         if future and future.set_running_or_notify_cancel():
             future.set_result(reply)
@@ -346,7 +355,7 @@ class Engine:
             future.set_exception(error)
 
     def _abandon(self) -> None:
-        for number in [*self._drawings, *self._chats]:
+        for number in [*self._generations, *self._chats]:
             self._fail(number, UnavailableError("the engine has stopped: try again"))
 
     def _count(self, what: str) -> None:
@@ -373,9 +382,9 @@ class LocalBackend:
         self._engine.check()
         return self._engine.describe()
 
-    async def draw(self, request: DrawRequest) -> DrawReply:
+    async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Images; cancelling it frees their rows."""
-        return await asyncio.wrap_future(self._engine.draw(request))
+        return await asyncio.wrap_future(self._engine.generate(request))
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """A reply; cancelling it drops the request."""

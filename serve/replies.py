@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.errors import one_line
-from serve.messages import BusyError, EngineError, UnavailableError
+from serve.protocol import BusyError, EngineError, UnavailableError
 
 logger = logging.getLogger(__name__)
 

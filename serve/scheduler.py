@@ -1,4 +1,4 @@
-"""Who occupies which slot of the fixed-width batch at which denoising step. Pure: no torch, no threads, no clock.
+"""Who occupies which slot of the batch at which denoising step. Pure: no torch, no threads, no clock.
 
 One image is one row. Rows enter free slots in the order of their arrival, whatever their step counts, and leave after
 their last step; rows in slots never wait for each other. A `Schedule` is a value: every decision returns a new one.
@@ -28,9 +28,9 @@ class Schedule:
     max_waiting: int
 
     @classmethod
-    def empty(cls, *, width: int, max_waiting: int) -> Self:
-        """`width` free slots, and a queue of `max_waiting` rows behind them."""
-        return cls(slots=(None,) * width, max_waiting=max_waiting)
+    def empty(cls, *, batch_size: int, max_waiting: int) -> Self:
+        """`batch_size` free slots, and a queue of `max_waiting` rows behind them."""
+        return cls(slots=(None,) * batch_size, max_waiting=max_waiting)
 
     @property
     def running(self) -> tuple[Row, ...]:
@@ -98,7 +98,7 @@ class ChatTicket:
     max_tokens: int
 
 
-def next_chats(waiting: Sequence[ChatTicket], *, width: int) -> tuple[int, ...]:
-    """The requests to answer together next: the oldest, and up to `width - 1` later ones of its kind."""
+def next_chats(waiting: Sequence[ChatTicket], *, batch_size: int) -> tuple[int, ...]:
+    """The requests to answer together next: the oldest, and up to `batch_size - 1` later ones of its kind."""
     kind = [(ticket.with_image, ticket.max_tokens) for ticket in waiting[:1]]
-    return tuple(ticket.request for ticket in waiting if (ticket.with_image, ticket.max_tokens) in kind)[:width]
+    return tuple(ticket.request for ticket in waiting if (ticket.with_image, ticket.max_tokens) in kind)[:batch_size]

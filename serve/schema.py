@@ -5,7 +5,6 @@ are unsupported values of known ones. Fields without effect are in `serve.fields
 as in OpenAI's clients. Types are JSON's, without coercion; 16.0 is a whole number.
 """
 
-from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -22,8 +21,9 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from blip3o.data.text.templates import Turn
+from blip3o.inference import messages
 from serve import fields
-from serve.messages import MAX_IMAGES
+from serve.protocol import MAX_IMAGES
 
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API; the model's own limit in tokens is far lower
 MAX_SEED = 2**53 - 1 - MAX_IMAGES  # what every JSON client can carry
@@ -77,9 +77,9 @@ class ImagesBody(Body):
 
     neutral = fields.IMAGES
 
-    prompt: str = Field(max_length=MAX_PROMPT, description="what to draw")
+    prompt: str = Field(max_length=MAX_PROMPT, description="what the image shows")
     model: str | None = Field(default=None, description="the served model's name, if given")
-    n: Whole = Field(default=1, ge=1, le=MAX_IMAGES, description="images; the i-th one is drawn from seed + i")
+    n: Whole = Field(default=1, ge=1, le=MAX_IMAGES, description="images; the i-th one is made from seed + i")
     size: str = Field(default="auto", description="'auto', or the model's own size as WxH")
     quality: Literal["auto", "standard"] = Field(default="auto", description="see num_inference_steps")
     background: Literal["auto", "opaque"] = Field(default="auto", description="images have no transparency")
@@ -219,9 +219,9 @@ class Message(Body):
         return "\n".join(part.text for part in self.content if not isinstance(part, ImagePart)) or self.refusal or ""
 
     @property
-    def speaker(self) -> str:
-        """Its role in the model's template, which has no developer."""
-        return "system" if self.role == "developer" else self.role
+    def image_indices(self) -> tuple[int, ...]:
+        """Which of its parts are images."""
+        return tuple(place for place, part in enumerate(self.content) if isinstance(part, ImagePart))
 
 
 class StreamOptions(Body):
@@ -258,23 +258,17 @@ class ChatBody(Body):
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """The conversation as the template takes it: the system messages before all others are one turn."""
-        begin = next((i for i, message in enumerate(self.messages) if message.speaker != "system"), len(self.messages))
-        system = "\n\n".join(message.text for message in self.messages[:begin])
-        rest = [Turn(role=message.speaker, text=message.text) for message in self.messages[begin:]]
-        return (Turn(role="system", text=system), *rest) if begin else tuple(rest)
+        """The conversation as the template takes it."""
+        return messages.to_turns(self.messages)
 
     @property
     def image(self) -> tuple[str, str] | None:
         """The conversation's image, if there is one: the path of its URL in the request, and the URL."""
-        return next(((f"messages.{i}.content.{j}.image_url.url", url) for i, j, url in self._images()), None)
-
-    def _images(self) -> Iterator[tuple[int, int, str]]:
-        """Message, part and URL of each image."""
         for i, message in enumerate(self.messages):
             for j, part in enumerate(message.content):
                 if isinstance(part, ImagePart):
-                    yield i, j, part.image_url.url
+                    return f"messages.{i}.content.{j}.image_url.url", part.image_url.url
+        return None
 
     @field_validator("n")
     @classmethod
@@ -285,12 +279,8 @@ class ChatBody(Body):
 
     @model_validator(mode="after")
     def _answerable(self) -> Self:
-        spoken = [i for i, message in enumerate(self.messages) if message.speaker != "system"]
-        if not spoken:
-            raise fault(("messages",), None, "there is no message of the user, which is what gets answered")
-        if self.messages[spoken[-1]].role != "user":
-            saying = "the last message must be the user's: it is what gets answered"
-            raise fault(("messages", spoken[-1], "role"), None, saying)
+        if wrong := messages.order_problem(self.messages):
+            raise fault(("messages", *wrong.place), None, wrong.saying)
         if (length := sum(len(message.text) for message in self.messages)) > MAX_PROMPT:
             saying = f"the conversation has {length} characters, at most {MAX_PROMPT} are read: shorten it"
             raise fault(("messages",), None, saying, kind="context_length_exceeded")
@@ -298,16 +288,6 @@ class ChatBody(Body):
 
     @model_validator(mode="after")
     def _shows_one_image(self) -> Self:
-        first = next((i for i, message in enumerate(self.messages) if message.role == "user"), None)
-        for count, (i, j, _) in enumerate(self._images()):
-            place, role = ("messages", i, "content", j), self.messages[i].role
-            if role != "user":
-                raise fault(place, None, f"an image in a message of the {role}: the model looks at the user's alone")
-            if count:
-                raise fault(place, None, "this is a second image, and the model reads one in a conversation")
-            if i != first:
-                saying = (
-                    f"the image must be in the user's first message, messages.{first}: the model looks for it there"
-                )
-                raise fault(place, None, saying)
+        if wrong := messages.image_problem(self.messages):
+            raise fault(("messages", *wrong.place), None, wrong.saying)
         return self

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from blip3o.bundle.files import BundleConfig, build_model, write_bundle
+from blip3o.bundle.layout import BundleConfig
+from blip3o.bundle.reading import build_model
+from blip3o.bundle.writing import write_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.config.recipe import TemplateConfig
 from blip3o.data.text.tokenizer import ChatTokenizer

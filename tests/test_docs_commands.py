@@ -35,9 +35,9 @@ def test_a_command_of_ours_parses_and_its_recipe_resolves(command):
         message = error.format_message()
         assert not command.whole and message.startswith(PARTIAL), f"{command}: {message}"
         return
-    recipe = parameters.get("recipe")
-    if str(recipe).partition(":")[0] in shipped():
-        load_pipeline(str(recipe), list(parameters["overrides"]))
+    recipe = str(parameters.get("recipe"))
+    if recipe.partition(":")[0] in shipped():
+        load_pipeline(recipe, list(parameters["overrides"]))
 
 
 @pytest.mark.parametrize("command", MODULES, ids=str)

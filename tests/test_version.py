@@ -6,6 +6,7 @@ from importlib import metadata
 
 import pytest
 
+import blip3o
 from blip3o import version
 from jobs import cli
 from tests.docs_commands import ROOT
@@ -15,7 +16,8 @@ def test_the_line_names_version_commit_torch_and_ray(capsys):
     assert cli.main(["--version"]) == 0
     said = capsys.readouterr().out
     assert said == f"{version.describe()}\n" and said.count("\n") == 1
-    for name in ("blip3o", "torch", "ray"):
+    assert said.startswith(f"blip3o {blip3o.__version__}")
+    for name in ("torch", "ray"):
         assert f"{name} {metadata.version(name)}" in said
 
 

@@ -18,6 +18,7 @@ from blip3o.config.load import build_recipe
 from blip3o.config.objectives import Task
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import MicroBatchBuilder, SampleEncoder, build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.writer import Sample, shard_bytes
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard
@@ -63,7 +64,7 @@ class Job:
 
     def builder(self) -> MicroBatchBuilder:
         """Our micro-batch function."""
-        made = build_micro_batches(self.recipe, Task.DRAW)
+        made = build_micro_batches(StageInputs(self.recipe), Task.DRAW)
         sized = dataclasses.replace(made.encoder, sizes={"encoder_pixels": self.size})
         return dataclasses.replace(made, encoder=sized)
 

@@ -1,4 +1,5 @@
 """The bundle: the sealed folder from which a model is served.
 
-Export and conversion write bundles; inference, evaluation, and serving load them.
+`layout` (what is in the folder; needs no torch), `writing`, `reading`. Export and conversion write bundles; inference,
+evaluation, and serving load them.
 """

@@ -99,7 +99,7 @@ class DecoderConfig(_Decoder):
     coarse_width: int = Field(gt=0, description="hidden channels of the coarse head")
     channels: tuple[int, ...] = Field(min_length=1, description="U-Net channels at each resolution")
     layers_per_block: int = Field(default=1, gt=0, description="residual blocks at each resolution")
-    steps: int = Field(default=8, gt=0, description="Euler steps of one decode")
+    num_inference_steps: int = Field(default=8, gt=0, description="Euler steps of one decode")
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -147,14 +147,18 @@ class SdxlDecoderConfig(_LatentDecoder):
     heads: tuple[int, ...] = Field(description="attention heads at each resolution (5, 10, 20)")
     groups: int = Field(default=32, gt=0, description="groups of the group norms")
     size_width: int = Field(default=256, gt=0, description="channels of the embedding of each of the six size numbers")
-    steps: int = Field(default=50, gt=0, description="Euler steps of one decode, each one U-Net evaluation per branch")
-    guidance: float = Field(default=3.0, ge=0, description="weight of the conditional branch; 1 computes no other")
+    num_inference_steps: int = Field(
+        default=50, gt=0, description="Euler steps of one decode, each one U-Net evaluation per branch"
+    )
+    guidance_scale: float = Field(
+        default=3.0, ge=0, description="weight of the conditional branch; 1 computes no other"
+    )
     condition_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that training drops a condition")
 
     @property
     def null_branch(self) -> Literal["black", "prompt"] | None:
         """As configured; none with guidance 1."""
-        return None if self.guidance == 1 else self.null
+        return None if self.guidance_scale == 1 else self.null
 
     @model_validator(mode="after")
     def _one_of_each_level(self) -> Self:
@@ -186,9 +190,9 @@ class SanaDecoderConfig(_LatentDecoder):
     sampler: SamplerConfig = SamplerConfig()
 
     @property
-    def guidance(self) -> float:
+    def guidance_scale(self) -> float:
         """Weight of the conditional branch."""
-        return self.sampler.guidance
+        return self.sampler.guidance_scale
 
     @property
     def condition_dropout(self) -> float:
@@ -198,7 +202,7 @@ class SanaDecoderConfig(_LatentDecoder):
     @property
     def null_branch(self) -> Literal["black", "prompt"] | None:
         """As configured; none with guidance 1."""
-        return None if self.guidance == 1 else self.null
+        return None if self.guidance_scale == 1 else self.null
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

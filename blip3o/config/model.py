@@ -207,11 +207,11 @@ class ModelConfig(Frozen):
     def _regression_takes_one_pass(self) -> Self:
         if self.generation.draws_noise:
             return self
-        plain = SamplerConfig(steps=1, guidance=1, condition_dropout=0)
+        plain = SamplerConfig(num_inference_steps=1, guidance_scale=1, condition_dropout=0)
         _require(
             self.sampler == plain,
-            f"objective {self.objective} predicts in one pass: give sampler {{steps: 1, guidance: 1, "
-            "condition_dropout: 0} and nothing else",
+            f"objective {self.objective} predicts in one pass: give sampler "
+            "{num_inference_steps: 1, guidance_scale: 1, condition_dropout: 0} and nothing else",
         )
         tokens = self.encoder.num_tokens
         _require(

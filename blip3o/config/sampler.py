@@ -12,8 +12,10 @@ Solver = Literal["euler", "heun", "unipc"]
 class SamplerConfig(Frozen):
     """Defaults of flow sampling (BLIP3-o: 30 Euler steps, guidance 3, condition dropped with p 0.1 in training)."""
 
-    steps: int = Field(default=30, gt=0, description="solver steps; the solver says what one step evaluates")
-    guidance: float = Field(
+    num_inference_steps: int = Field(
+        default=30, gt=0, description="solver steps; the solver says what one step evaluates"
+    )
+    guidance_scale: float = Field(
         default=3.0, ge=0, description="v = v_null + guidance x (v_cond - v_null); 1 computes no null branch"
     )
     condition_dropout: float = Field(
@@ -21,7 +23,8 @@ class SamplerConfig(Frozen):
     )
     solver: Solver = Field(
         default="euler",
-        description="euler (upstream) and unipc take `steps` evaluations per guidance branch, heun 2 x steps - 1. "
+        description="euler (upstream) and unipc take `num_inference_steps` evaluations per guidance branch, "
+        "heun one less than twice as many. "
         "heun and unipc (arXiv 2302.04867, of diffusers) are of second order",
     )
     shift: float = Field(

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from blip3o import storage
-from blip3o.bundle.files import PARTS, WEIGHTS, BundleConfig, build_model, write_seal
+from blip3o.bundle.layout import PARTS, WEIGHTS, BundleConfig
+from blip3o.bundle.reading import build_model
+from blip3o.bundle.writing import write_seal
 from blip3o.config.recipe import TemplateConfig
 from blip3o.convert.keys import (
     DECODER,

@@ -10,7 +10,8 @@ import json
 from typing import Any
 
 from blip3o import storage
-from blip3o.bundle.files import WEIGHTS, SealedBundle, build_model, open_bundle
+from blip3o.bundle.layout import WEIGHTS
+from blip3o.bundle.reading import SealedBundle, build_model, open_bundle
 from blip3o.config.decoder import SdxlDecoderConfig
 from blip3o.convert.from_released import CARRIED, INDEX
 from blip3o.convert.keys import DECODER, KeyReport, to_released

@@ -21,25 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from blip3o import storage
 from blip3o.config.objectives import Task
-from blip3o.config.recipe import Recipe
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.features.reader import FeatureReader, feature_folders
 from blip3o.data.images.decode import CROP, decode_views, without_color
-from blip3o.data.order.length_buckets import BucketedOrder, CaptionLengths
+from blip3o.data.inputs import StageInputs
 from blip3o.data.order.sample_order import SampleOrder
-from blip3o.data.order.selection import source_rows
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.fetch import ShardReader, load_samples
 from blip3o.data.shards.ledger import Ledger
-from blip3o.data.shards.locations import source_locations, tokenizer_uri
-from blip3o.data.shards.manifest import Manifest, read_manifest
 from blip3o.data.text.conversations import conversation_pairs
 from blip3o.data.text.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.text.tokenizer import PAD, ChatTokenizer
-from blip3o.data.text.tokenizer_files import read_tokenizer_json
 from blip3o.rng import derive_seed, numpy_generator
+from blip3o.runs.paths import ledger_uri
 from blip3o.runs.quarantine import Quarantine, read_quarantine
 from blip3o.storage.block_cache import block_bytes_for
 from blip3o.types import RawSample
@@ -245,42 +240,44 @@ class MicroBatchBuilder:
         return load_samples(refs, self.reader, accepted, self.ledger)
 
 
-def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None = None) -> MicroBatchBuilder:
-    """Reads manifests and tokenizer and joins the parts for one task. Raises `DataError` if a manifest is missing.
+def build_micro_batches(inputs: StageInputs, task: Task) -> MicroBatchBuilder:
+    """Joins the inputs of a stage for one task. Raises `DataError` if a manifest is missing.
 
-    With the provenance of stored features, these take the place of the encoder's pixels.
+    Stored features, if the inputs name some, take the place of the encoder's pixels.
     """
-    locations = source_locations(recipe.data)
-    manifests = [read_manifest(location.manifest) for location in locations]
-    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
-    model, run = recipe.model, storage.join(recipe.run.storage, recipe.run.name)
-    order = build_order(recipe, manifests)
+    recipe, manifests, features = inputs.recipe, inputs.manifests, inputs.features_sha256
+    sources = inputs.order.sources
     return MicroBatchBuilder(
-        order=order,
-        reader=ShardReader(manifests, sources=order.sources, block_bytes=block_bytes_for(recipe.parallel.data_actors)),
-        encoder=SampleEncoder(
-            task=task,
-            tokenizer=tokenizer,
-            template=chat_template(recipe),
-            max_length=recipe.data.max_length,
-            questions=recipe.data.questions,
-            independent_questions=recipe.data.independent_questions,
-            question_weights=recipe.data.question_weights,
-            form_share=recipe.data.form_share,
-            grey_share=recipe.data.grey_share,
-            seed=recipe.run.seed,
-            sizes={
-                "encoder_pixels": model.encoder.image_size,
-                "prompt_pixels": model.backbone.image_size,
-                "decoder_pixels": model.decoder.image_size,
-            },
-            fits={"encoder_pixels": model.target_resize, "prompt_pixels": model.backbone.image_resize},
-            cached=features_sha256 is not None,
-            source_tasks={source.name: source.task for source in recipe.data.sources},
-        ),
-        features=FeatureReader(manifests, feature_folders(recipe, features_sha256)) if features_sha256 else None,
-        ledger=Ledger(storage.join(run, "ledger")),
-        quarantine=read_quarantine(run),
+        order=inputs.order,
+        reader=ShardReader(manifests, sources=sources, block_bytes=block_bytes_for(recipe.parallel.data_actors)),
+        encoder=_sample_encoder(inputs, task),
+        features=FeatureReader(manifests, feature_folders(recipe, features)) if features else None,
+        ledger=Ledger(ledger_uri(recipe.run.storage, recipe.run.name)),
+        quarantine=read_quarantine(recipe),
+    )
+
+
+def _sample_encoder(inputs: StageInputs, task: Task) -> SampleEncoder:
+    data, model = inputs.recipe.data, inputs.recipe.model
+    return SampleEncoder(
+        task=task,
+        tokenizer=inputs.tokenizer,
+        template=inputs.template,
+        max_length=data.max_length,
+        questions=data.questions,
+        independent_questions=data.independent_questions,
+        question_weights=data.question_weights,
+        form_share=data.form_share,
+        grey_share=data.grey_share,
+        seed=inputs.recipe.run.seed,
+        sizes={
+            "encoder_pixels": model.encoder.image_size,
+            "prompt_pixels": model.backbone.image_size,
+            "decoder_pixels": model.decoder.image_size,
+        },
+        fits={"encoder_pixels": model.target_resize, "prompt_pixels": model.backbone.image_resize},
+        cached=inputs.features_sha256 is not None,
+        source_tasks={source.name: source.task for source in data.sources},
     )
 
 
@@ -308,30 +305,3 @@ class StagedMicroBatches:
                 self._held = {number: held for number, held in self._held.items() if number == stage - 1}
                 self._held[stage] = self.build[stage]()
             return self._held[stage]
-
-
-def build_order(recipe: Recipe, manifests: list[Manifest]) -> SampleOrder:
-    """The sample order of a recipe over its manifests. Raises `DataError` if a selection has not been worked out."""
-    sources = source_rows(recipe.data.sources, manifests)
-    options: dict[str, Any] = {
-        "weights": [source.weight for source in recipe.data.sources],
-        "seed": recipe.run.seed,
-        "micro_batch": recipe.optim.micro_batch_size,
-        "chunk": recipe.data.chunk,
-        "window": recipe.data.window,
-    }
-    if recipe.data.group_by_length:
-        lengths = CaptionLengths(manifests)
-        return BucketedOrder(sources, lengths=lengths, version=lengths.version, **options)
-    return SampleOrder(sources, **options)
-
-
-def chat_template(recipe: Recipe) -> ChatTemplate:
-    """The conversation template of a recipe."""
-    words = recipe.data.template
-    return ChatTemplate(
-        system=words.system,
-        instruction=words.instruction,
-        image_tokens=recipe.model.backbone.image_tokens,
-        style=words.style,
-    )

@@ -111,7 +111,7 @@ def evaluations(sampler: SamplerConfig) -> int:
         seen.append(sigma_B)
         return latents
 
-    integrate(velocity, torch.ones(1, 1), sampler.steps, solver=sampler.solver)
+    integrate(velocity, torch.ones(1, 1), sampler.num_inference_steps, solver=sampler.solver)
     return len(seen)
 
 

@@ -100,19 +100,23 @@ class UnifiedModel(nn.Module):
         """The inverse of `to_latents`."""
         return self.latent_scale.restore(latents_BLF) if self.config.normalize_latents else latents_BLF
 
-    def sample_features(self, states_BNH: Tensor, noise_BLF: Tensor, *, steps: int, guidance: float) -> Tensor:
-        """Features [B, L, F] from noise under query states in `steps` steps; guidance 1 takes no null branch.
+    def sample_features(
+        self, states_BNH: Tensor, noise_BLF: Tensor, *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """Features [B, L, F] from noise under query states; guidance 1 takes no null branch.
 
         What depends on the condition alone is computed here once, and not at each step.
         """
         sampler = self.config.sampler
         condition = self.denoiser.condition(states_BNH)
-        null = self.denoiser.condition(torch.zeros_like(states_BNH)) if guidance != 1 else None
+        null = self.denoiser.condition(torch.zeros_like(states_BNH)) if guidance_scale != 1 else None
 
         def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
-            return self.velocity(latents, sigma_B, condition, null, guidance)
+            return self.velocity(latents, sigma_B, condition, null, guidance_scale)
 
-        return self.to_features(integrate(velocity, noise_BLF, steps, solver=sampler.solver, shift=sampler.shift))
+        return self.to_features(
+            integrate(velocity, noise_BLF, num_inference_steps, solver=sampler.solver, shift=sampler.shift)
+        )
 
     def velocity(
         self,
@@ -120,13 +124,13 @@ class UnifiedModel(nn.Module):
         sigma_B: Tensor,
         condition: Condition,
         null: Condition | None,
-        guidance: Tensor | float,
+        guidance_scale: Tensor | float,
     ) -> Tensor:
         """The guided velocity [B, L, F] at σ [B]; without a null condition, the conditional one."""
         conditional = self.velocity_under(condition, latents, sigma_B)
         if null is None:
             return conditional
-        return guide(conditional, self.velocity_under(null, latents, sigma_B), guidance)
+        return guide(conditional, self.velocity_under(null, latents, sigma_B), guidance_scale)
 
     def velocity_under(self, condition: Condition, latents: Tensor, sigma_B: Tensor) -> Tensor:
         """The velocity [B, L, F] of one branch at σ [B]: one evaluation of the denoiser."""

@@ -1,5 +1,5 @@
-"""The folder of a run: its paths, metric rows, attempts, events and quarantine.
+"""The folder of a run, `<storage>/<run>`: its paths, recipe, metric rows, attempts, events, checkpoints, and result.
 
-Everything that reads or writes below `<storage>/<run>` asks this package for the path. It knows neither data nor
-models.
+Everything that reads or writes below that folder asks this package for the path; nobody else joins one. It knows
+neither data nor models. Nothing here loads PyTorch on import, since the stream's actors use it too.
 """

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from blip3o import storage
+from blip3o.config.recipe import Recipe
+from blip3o.runs.paths import quarantine_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +41,15 @@ class Quarantine:
         return Quarantine((*self.entries, entry))
 
 
-def quarantine_uri(run_uri: str) -> str:
-    """Where a run's quarantine is."""
-    return storage.join(run_uri, "quarantine.json")
-
-
-def read_quarantine(run_uri: str) -> Quarantine:
+def read_quarantine(recipe: Recipe) -> Quarantine:
     """The quarantine of a run, empty where there is none."""
-    uri = quarantine_uri(run_uri)
+    uri = quarantine_uri(recipe.run.storage, recipe.run.name)
     if not storage.exists(uri):
         return Quarantine()
     return Quarantine([Entry(**it | {"uids": tuple(it["uids"])}) for it in json.loads(storage.read_bytes(uri))])
 
 
-def write_quarantine(run_uri: str, quarantine: Quarantine) -> None:
+def write_quarantine(recipe: Recipe, quarantine: Quarantine) -> None:
     """Replaces the quarantine of a run. Raises `StorageError` if it cannot be written."""
     data = json.dumps([asdict(it) for it in quarantine.entries], indent=1)
-    storage.write_bytes(quarantine_uri(run_uri), data.encode())
+    storage.write_bytes(quarantine_uri(recipe.run.storage, recipe.run.name), data.encode())

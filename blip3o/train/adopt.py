@@ -18,7 +18,9 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.unified import PARTS, UnifiedModel
-from blip3o.train.weights import final_uri, fitting, write_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
+from blip3o.train.initial_weights import fitting
 from blip3o.weights.folders import OTHER_SUFFIXES, SUFFIX, other_weights, weight_files
 from blip3o.weights.prefixes import explain_missing, unwrap
 from blip3o.weights.safetensors_header import StoredTensor

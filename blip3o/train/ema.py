@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip3o.errors import CheckpointError
+from blip3o.train.callbacks import Callback, StepRecord
 
 FILES = "average-*.safetensors"
 
@@ -67,7 +68,7 @@ def _partition(optimizer: Any, parameter: Any) -> Piece | None:  # noqa: ANN401 
     return Piece(start=start, values=values[:length]) if length > 0 else None
 
 
-class Ema:
+class Ema(Callback):
     """The moving average of an engine's trainable parameters. Every rank has one and calls it in step."""
 
     def __init__(self, engine: Any, parameters: Mapping[str, Tensor], *, decay: float) -> None:  # noqa: ANN401
@@ -79,6 +80,10 @@ class Ema:
 
     def _pieces(self) -> dict[str, Piece]:
         return fp32_pieces(self._engine, self._parameters)
+
+    def after_step(self, done: int, record: StepRecord) -> None:
+        """Takes in the weights that the step has left."""
+        self.update(done)
 
     def update(self, done: int) -> None:
         """Takes in the weights after `done` optimizer steps of the stage."""

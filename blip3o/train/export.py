@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from blip3o.bundle.files import PARTS, BundleConfig, write_bundle
-from blip3o.config.flat import flattened
+from blip3o.bundle.layout import PARTS, BundleConfig
+from blip3o.bundle.writing import write_bundle
 from blip3o.config.objectives import stage_names
 from blip3o.config.recipe import Recipe
-from blip3o.data.shards.locations import tokenizer_uri
-from blip3o.data.text.tokenizer import ChatTokenizer
-from blip3o.data.text.tokenizer_files import read_tokenizer_json
+from blip3o.data.inputs import StageInputs
 from blip3o.errors import BundleError
-from blip3o.train.weights import final_uri, read_description, read_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.recipes import flattened
+from blip3o.runs.results import read_description, read_final
 
 CONFIGURED = {"backbone", "encoder", "dit"}  # parts whose section of the recipe decides what their weights mean
 PROMPTED = {"backbone", "queries", "dit"}  # parts that were trained behind the template's words
@@ -42,8 +42,7 @@ def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True, 
     config = BundleConfig(
         model=recipe.model, template=recipe.data.template, max_length=recipe.data.max_length, parts=parts
     )
-    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
-    write_bundle(out, config=config, tensors=tensors, tokenizer=tokenizer, provenance=provenance)
+    write_bundle(out, config=config, tensors=tensors, tokenizer=StageInputs(recipe).tokenizer, provenance=provenance)
     return out
 
 

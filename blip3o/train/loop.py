@@ -1,4 +1,4 @@
-"""The training loop: next batches, forward and backward, optimizer, hooks. It knows no Ray, no storage and no stage.
+"""The training loop: next batches, forward and backward, optimizer, callbacks. It knows no Ray, storage, or stage.
 
 The loss of a step is Σ weight · (global sum / global count): counts are known before any arithmetic, so every
 micro-batch is scaled by the global count of its optimizer step and gradients do not depend on workers or accumulation.
@@ -6,7 +6,7 @@ micro-batch is scaled by the global count of its optimizer step and gradients do
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.config.resilience import GuardConfig
 from blip3o.device import peak_memory
 from blip3o.errors import DataError
+from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.loss_guard import BadStepError, Guard
 from blip3o.train.objectives import Batch, StageModule
 from blip3o.train.schedule import learning_rate, set_rates
@@ -27,47 +28,12 @@ TEXT_COLUMNS = {"input_ids": ("input_ids", "labels", "branches"), "draw_ids": ("
 WIDTH_STEP = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """What one optimizer step did: loss and terms are global means, times are this rank's seconds.
-
-    `checkpoint_stall` is what passed between the step before and this one: where a checkpoint was saved, its saving.
-    `work` is what `Meter` counts, over all ranks; `memory` this rank's peak so far, bytes.
-    """
-
-    step: int
-    loss: float
-    terms: dict[str, float]
-    grad_norm: float
-    lr: float
-    samples: int
-    seconds: float
-    data_wait: float
-    checkpoint_stall: float = 0.0
-    work: dict[str, int] = field(default_factory=dict)
-    memory: int = 0
-
-    def row(self) -> dict[str, Any]:
-        """One flat JSON row."""
-        terms = {f"loss/{name}": value for name, value in self.terms.items()}
-        times = {
-            "seconds": self.seconds,
-            "data_wait": self.data_wait,
-            "checkpoint_stall": self.checkpoint_stall,
-            "memory_bytes": self.memory,
-        }
-        figures = {"grad_norm": self.grad_norm, "lr": self.lr, "samples": self.samples, **self.work}
-        return {"step": self.step, "loss": self.loss, **terms, **figures, **times}
-
-
 @dataclass
 class Loop:
     """Trains `engine` from `start` to the recipe's last step.
 
-    `batches` yields this rank's micro-batches in order; `after_step(step, record)` is called after every optimizer
-    step, with `step` the number of steps done, and is where checkpoints and logs are made. `first_micro_batch` is the
-    stream's number of the stage's first one: a pipeline's stages share one numbering. `begin` is told what comes next,
-    in words, as often as this rank turns to something that may take for ever.
+    `batches` yields this rank's micro-batches in order; `first_micro_batch` is the stream's number of the stage's first
+    one: a pipeline's stages share one numbering. Checkpoints and logs are made by `callbacks`.
     """
 
     recipe: Recipe
@@ -78,11 +44,9 @@ class Loop:
     rank: int
     world: int
     pad_id: int
-    after_step: Callable[[int, StepRecord], None]
+    callbacks: Sequence[Callback] = ()
     first_micro_batch: int = 0
     guard: Guard = field(default_factory=lambda: Guard(GuardConfig()))
-    begin: Callable[[str], None] = lambda _: None
-    meter: Callable[[Batch], dict[str, int]] = lambda _: {}
     _wait: float = field(default=0.0, init=False)
     _counts: list[dict[str, int]] = field(default_factory=list, init=False)
     _parts: list[Tensor] = field(default_factory=list, init=False)
@@ -95,10 +59,12 @@ class Loop:
         guard refuses the loss or the gradient is not finite: after such a step nothing is saved.
         """
         stall = 0.0
+        for callback in self.callbacks:
+            callback.on_start(start)
         for step in range(start, self.recipe.optim.steps):
             began = time.perf_counter()
             self._wait = 0.0
-            self.begin(f"waiting for the data of step {step}")
+            self._begin(f"waiting for the data of step {step}")
             group = [self._next(step, turn) for turn in range(self.recipe.accumulation)]
             loss, terms = self._step(step, group)
             record = StepRecord(
@@ -115,9 +81,23 @@ class Loop:
                 memory=peak_memory(self.device),
             )
             ended = time.perf_counter()
-            self.begin(f"what follows step {step}")
-            self.after_step(step + 1, record)
+            self._begin(f"what follows step {step}")
+            self._after_step(step + 1, record)
             stall = time.perf_counter() - ended
+        self._begin("what follows the last step")
+        for callback in self.callbacks:
+            callback.on_end()
+
+    def _begin(self, doing: str) -> None:
+        for callback in self.callbacks:
+            callback.on_phase(doing)
+
+    def _after_step(self, done: int, record: StepRecord) -> None:
+        for callback in self.callbacks:
+            callback.after_step(done, record)
+        if any(callback.wants_checkpoint(done) for callback in self.callbacks):
+            for callback in self.callbacks:
+                callback.on_checkpoint(done, record)
 
     def _next(self, step: int, turn: int) -> Batch:
         began = time.perf_counter()
@@ -136,7 +116,7 @@ class Loop:
         return to_batch(arrays, pad_id=self.pad_id, device=self.device)
 
     def _step(self, step: int, group: list[Batch]) -> tuple[float, dict[str, float]]:
-        self.begin(f"the workers' counts of step {step}")
+        self._begin(f"the workers' counts of step {step}")
         totals = self._global_counts(group)
         set_rates(self.engine.optimizer.param_groups, self.recipe.optim, step)
         sums: dict[str, Tensor] = {}
@@ -144,7 +124,7 @@ class Loop:
         for turn, batch in enumerate(group):
             if turn > 0:
                 self.engine.step()  # counts the micro-batch before; the weights wait for the last one
-            self.begin(f"arithmetic of step {step}, turn {turn}")
+            self._begin(f"arithmetic of step {step}, turn {turn}")
             terms = self.engine(batch)
             loss = sum(self._weight(name) * value / totals[name] for name, value in terms.items())
             # DeepSpeed averages over ranks and accumulation; the sum is wanted, so both divisors are put back.
@@ -154,13 +134,13 @@ class Loop:
             own = self._counts[turn]
             parts = [self._weight(name) * value.detach() / max(own[name], 1) for name, value in terms.items()]
             self._parts.append(torch.stack(parts).sum())
-        self.begin(f"the workers' losses of step {step}")
+        self._begin(f"the workers' losses of step {step}")
         means = {name: value / totals[name] for name, value in self._reduce(sums).items()}
         total = math.fsum(self._weight(name) * value for name, value in means.items())
         fault = self.guard.fault(total)
         if fault is not None:
             raise self._bad(step, f"{fault} at step {step} ({means})")
-        self.begin(f"optimizer of step {step}")
+        self._begin(f"optimizer of step {step}")
         self.engine.step()
         return total, means
 
@@ -187,14 +167,14 @@ class Loop:
     def _global_counts(self, group: list[Batch]) -> dict[str, int]:
         """What each term judges in this step, over all ranks; with it, in one reduction, the step's work."""
         self._counts = [self.module.counts(batch) for batch in group]
-        metered = [self.meter(batch) for batch in group]
+        measured = [callback.measure(batch) for callback in self.callbacks for batch in group]
         counts: dict[str, int] = {}
-        for own in (*self._counts, *metered):
+        for own in (*self._counts, *measured):
             for name, count in own.items():
                 counts[name] = counts.get(name, 0) + count
         tensors = {name: torch.tensor(count, dtype=torch.float64) for name, count in counts.items()}
         totals = {name: int(value) for name, value in self._reduce(tensors).items()}
-        self._work = {name: totals[name] for name in sorted({name for own in metered for name in own})}
+        self._work = {name: totals[name] for name in sorted({name for own in measured for name in own})}
         # At least one: a term that judges nothing in this step is a sum of nothing, zero.
         return {name: max(total, 1) for name, total in totals.items()}
 

@@ -1,20 +1,24 @@
 """What stops all ranks of a fit together, and what the driver does about it before it starts the next one.
 
 A checkpoint that is damaged is put aside, and the run goes on from the one before. A step that went wrong is taken
-again from the last checkpoint, without the samples that are behind it. Whatever is decided is written to the store
-first, so that a driver which is killed in between decides alike when the run is submitted again.
+again from the last checkpoint, without the samples that are behind it. Every decision is written to the store first, so
+that a driver which is killed in between decides the same when the run is submitted again.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from blip3o.config.pipeline import TrainingPipeline
-from blip3o.config.recipe import Recipe
+from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.errors import DataError
-from blip3o.runs.attempts import note, run_uri
+from blip3o.runs.events import write_event
+from blip3o.runs.paths import quarantine_uri
 from blip3o.runs.quarantine import Entry, read_quarantine, write_quarantine
-from blip3o.train.checkpoint import store as committed
+from blip3o.train.checkpoint.resume import resume_point
+from blip3o.train.checkpoint.store import reject
+from blip3o.train.stages import stage_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,36 +39,34 @@ class Interruption:
     workers: int = 0
 
 
-def answer(pipeline: TrainingPipeline, features: list[str | None], interruption: Interruption) -> None:
-    """Makes the next fit one that gets further. `features` are the sha256 of each stage's stored features, if any.
+def recover(stages: Sequence[StageInputs], fit_name: str, interruption: Interruption) -> None:
+    """Prepares the next fit so that it gets further than the one that was interrupted.
 
     Raises `CheckpointError` if no checkpoint is left, and `DataError` if the run has been rewound as often as it may.
     """
-    stage = [recipe.run.name for recipe in pipeline.stages].index(interruption.run)
-    recipe = pipeline.stages[stage]
-    note(recipe, interruption.kind, interruption.step, interruption.message)
+    inputs = next(it for it in stages if it.recipe.run.name == interruption.run)
+    write_event(inputs.recipe, interruption.kind, interruption.step, interruption.message)
     if interruption.kind == "checkpoint":
-        committed.reject(recipe, pipeline.name, interruption.step, interruption.message)
+        reject(inputs.recipe, fit_name, interruption.step, interruption.message)
     else:
-        _rewind(recipe, features[stage], interruption, start=committed.committed_step(recipe, pipeline.name))
+        _rewind(inputs, interruption, start=resume_point(inputs.recipe, fit_name).step)
 
 
-def _rewind(recipe: Recipe, features_sha256: str | None, interruption: Interruption, *, start: int) -> None:
+def _rewind(inputs: StageInputs, interruption: Interruption, *, start: int) -> None:
     """Puts the samples behind a bad step in quarantine, from the step on that the run goes back to."""
-    from blip3o.data.batches import build_micro_batches
-    from blip3o.train.stages import stage_of
-
-    quarantine = read_quarantine(run_uri(recipe))
+    recipe = inputs.recipe
+    quarantine = read_quarantine(recipe)
     if len(quarantine.entries) >= recipe.guard.max_rewinds:
         raise DataError(
             f"{interruption.message}; the run was rewound {len(quarantine.entries)} times, guard.max_rewinds allows "
-            f"{recipe.guard.max_rewinds}: lower optim.lr, or look at the samples in {run_uri(recipe)}/quarantine.json"
+            f"{recipe.guard.max_rewinds}: lower optim.lr, or look at the samples in "
+            f"{quarantine_uri(recipe.run.storage, recipe.run.name)}"
         )
-    batches = build_micro_batches(recipe, stage_of(recipe).task, features_sha256)
+    batches = build_micro_batches(inputs, stage_of(recipe).task)
     uids = tuple(uid for number in interruption.micro_batches for uid in batches.uids(number))
     since = start * recipe.optim.micro_batches
     entry = Entry(step=interruption.step, reason=f"quarantined: {interruption.message}", since=since, uids=uids)
-    write_quarantine(run_uri(recipe), quarantine.plus(entry))
+    write_quarantine(recipe, quarantine.plus(entry))
     logger.error(
         "%s: run '%s' goes back to step %d and leaves out %s", interruption.message, interruption.run, start, list(uids)
     )

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from blip3o.config.recipe import Recipe
-from blip3o.runs.attempts import note
+from blip3o.runs.events import write_event
+from blip3o.train.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Hang:
         return f"at '{self.doing}' for {self.seconds:.0f} s\n{self.stack}"
 
 
-class Watchdog:
+class Watchdog(Callback):
     """Watches the thread that makes it, inside a `with` block; `told` is called once, in a thread of the watch, when
     `seconds` have passed since the last `begin`.
     """
@@ -63,6 +64,10 @@ class Watchdog:
         """The thread begins something else."""
         self._doing, self._begun, self._since = doing, self._begun + 1, time.monotonic()
 
+    def on_phase(self, doing: str) -> None:
+        """The loop begins something else."""
+        self.begin(doing)
+
     def _watch(self) -> None:
         left = self._seconds
         while not self._stopped.wait(left):
@@ -81,6 +86,6 @@ class Watchdog:
 def end_hung_rank(recipe: Recipe, hang: Hang, *, rank: int) -> None:
     """Reports where this rank hangs, and ends its process, so that Ray Train starts all of them again."""
     logger.error("rank %d of run '%s' hangs %s", rank, recipe.run.name, hang)
-    note(recipe, f"hang-rank-{rank}", hang.begun, f"rank {rank} hangs {hang}")
+    write_event(recipe, f"hang-rank-{rank}", hang.begun, f"rank {rank} hangs {hang}")
     threading.Event().wait(GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

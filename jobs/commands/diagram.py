@@ -91,7 +91,7 @@ def _parts(config: ModelConfig, size: Mapping[str, str]) -> dict[str, Box]:
     pooled = f"{encoder.patches**2} patches → {encoder.num_tokens}"
     tokens = f"{backbone.image_tokens} tokens an image"
     states = f"{config.num_queries} x {backbone.hidden_size} states"
-    sampling = f"{config.sampler.steps} steps, guidance {config.sampler.guidance:g}"
+    sampling = f"{config.sampler.num_inference_steps} steps, guidance {config.sampler.guidance_scale:g}"
     autoencoder = "" if config.decoder.refines_coarse else "with its autoencoder"
     name = {"encoder": ENCODERS[encoder.kind], "decoder": DECODERS[config.decoder.kind]}
     return {

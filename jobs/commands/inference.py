@@ -32,7 +32,7 @@ def generate(
     import blip3o
 
     images = blip3o.load(bundle).generate(
-        [prompt] * n, seeds=range(seed, seed + n), steps=num_inference_steps, guidance=guidance_scale
+        prompt, seed=seed, n=n, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
     )
     save_image(side_by_side(images), out)
     drawn = f"1 image, seed {seed}" if n == 1 else f"{n} images, seed {seed} to {seed + n - 1}"
@@ -43,16 +43,15 @@ def chat(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     bundle: Bundle,
     image: Annotated[Path | None, typer.Option(help="Picture to ask about.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, tokens.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, tokens.")] = 32,
 ) -> None:
     """Ask a question, about an image or without one."""
     import blip3o
-    from blip3o.data.text.templates import Turn
 
     if not question.strip():
         raise RequestError("the question is empty: say what to ask")
     picture = open_image(image) if image else None
-    print(blip3o.load(bundle).chat([Turn(role="user", text=question)], image=picture, max_new_tokens=max_new_tokens))
+    print(blip3o.load(bundle).chat(question, image=picture, max_tokens=max_tokens))
 
 
 def open_image(path: Path) -> "Image.Image":

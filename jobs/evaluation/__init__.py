@@ -1,4 +1,5 @@
-"""The job behind `blip3o evaluate --suite … --target …`: prepare → generate → judge → score → report.
+"""What the benchmarks of `blip3o evaluate --suite … --target …` need besides the library: Ray and the command line.
 
-Each stage reads what the one before it left in files, so each can be run alone and again.
+`actors` runs a bundle in a pool of Ray actors, `command` is the command line, and `proof` combines evaluations for the
+demo. The stages themselves are in `blip3o.evaluate.benchmark`. Called by `jobs.evaluate` and `jobs.demo`.
 """

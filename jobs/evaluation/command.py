@@ -5,30 +5,20 @@ from urllib.parse import urlsplit
 
 from blip3o import storage
 from blip3o.errors import ConfigError
-from blip3o.evaluate.benchmark.making import generate, prepare
+from blip3o.evaluate.benchmark.bundle_target import BundleTarget
+from blip3o.evaluate.benchmark.http_target import HttpTarget
 from blip3o.evaluate.benchmark.plan import Plan, by_suite, find_stages, find_suites, judge_options
-from blip3o.inference import DEFAULT_WIDTH
-from jobs.evaluation.bundle_target import BundleTarget, Sampler
-from jobs.evaluation.http_target import HttpTarget
+from blip3o.evaluate.benchmark.work import SamplerOverrides
+from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE
 from jobs.evaluation.options import BenchmarkOptions
-from jobs.evaluation.scoring import find_judges, judge, report, score
 
-ACTIONS = {"prepare": prepare, "generate": generate, "judge": judge, "score": score, "report": report}
 FOLDER = "runs/evaluation"  # of results, where --out is left out
-
-
-def run(plan: Plan) -> None:
-    """The stages of a plan, in order. A judge that is lacking is noticed before anything is drawn for it."""
-    for stage in plan.stages:
-        if stage == "generate" and "judge" in plan.stages:
-            find_judges(plan)
-        ACTIONS[stage](plan)
 
 
 def plan_of(options: BenchmarkOptions, out: str | None) -> Plan:
     """What the options ask for. Raises `ConfigError` for options that do not fit together."""
-    entries = find_suites(options.suite or "")
-    for name in ("limit", "samples", "width", "num_inference_steps", "max_new_tokens"):
+    suites = find_suites(options.suite or "")
+    for name in ("limit", "samples", "batch_size", "num_inference_steps", "max_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1")
@@ -42,14 +32,14 @@ def plan_of(options: BenchmarkOptions, out: str | None) -> Plan:
         if not isinstance(target, BundleTarget):
             raise ConfigError("--untrained needs the weights' shapes: give a bundle as --target")
         untrained = replace(target, untrained=True)
-    judges = by_suite("--judge", options.judge, entries)
+    judges = by_suite("--judge", options.judge, suites)
     return Plan(
         out=storage.normalize(out or _default_out(options.target or "")),
-        entries=entries,
+        suites=suites,
         stages=find_stages(options.stage),
         target=target,
         untrained=untrained,
-        sources=by_suite("--source", options.source, entries),
+        sources=by_suite("--source", options.source, suites),
         judges=judges,
         judge_options=judge_options(options.judge_option, judges),
         retry_refused=options.retry_refused,
@@ -60,19 +50,22 @@ def plan_of(options: BenchmarkOptions, out: str | None) -> Plan:
 
 
 def _target(options: BenchmarkOptions, target: str) -> BundleTarget | HttpTarget:
-    sampler = Sampler(steps=options.num_inference_steps, guidance=options.guidance_scale)
+    sampler = SamplerOverrides(num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale)
+    limit = options.max_tokens
     if urlsplit(target).scheme in ("http", "https"):
-        limit = options.max_new_tokens
         return HttpTarget(url=target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
-    return BundleTarget(
+    bundle = BundleTarget(
         bundle=target,
-        width=options.width or DEFAULT_WIDTH,
-        actors=options.actors,
-        cpus=options.cpus_per_actor,
+        batch_size=options.batch_size or DEFAULT_BATCH_SIZE,
         gpus=options.gpus_per_actor,
         sampler=sampler,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=limit,
     )
+    if options.actors == 0:
+        return bundle
+    from jobs.evaluation.actors import on_actors  # 5 s: Ray Data, which servers and `--actors 0` do without
+
+    return on_actors(bundle, actors=options.actors, cpus=options.cpus_per_actor)
 
 
 def _default_out(target: str) -> str:

@@ -37,7 +37,7 @@ class BenchmarkOptions:
     ] = 1
     cpus_per_actor: Annotated[float, _option("Logical CPUs of an actor.", metavar="N")] = 1
     gpus_per_actor: Annotated[float, _option("GPUs of an actor; 0 computes on the CPU.", metavar="N")] = 0
-    width: Annotated[
+    batch_size: Annotated[
         int | None,
         _option("Images generated together; as the server's, for equal images. The pipeline's default.", metavar="N"),
     ] = None
@@ -45,7 +45,7 @@ class BenchmarkOptions:
     guidance_scale: Annotated[float | None, _option("Classifier-free guidance; the target's default.", metavar="G")] = (
         None
     )
-    max_new_tokens: Annotated[
+    max_tokens: Annotated[
         int, _option("Tokens of a reply to a question; more for a model that thinks.", metavar="N")
     ] = MAX_NEW_TOKENS
     source: Annotated[

@@ -1,42 +1,38 @@
-"""What a demo proves beside its figures: scenes by GenEval's rules with every control, and understanding that
-generation training left as it was.
+"""Two proofs of the demo: scenes by GenEval's rules with every control, and understanding that later stages preserve.
 
-Both are measured: the first by the benchmark job, the second by asking the weights of the understand stage, which no
-later stage has touched, what the final bundle is asked.
+Both are measured: the first by the benchmark job, the second by asking the weights of the understand stage, from before
+any later stage, the same questions as the final bundle.
 """
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blip3o import storage
 from blip3o.config.recipe import Recipe
+from blip3o.evaluate.benchmark.bundle_target import BundleTarget, bundle_digest
 from blip3o.evaluate.benchmark.plan import Plan
-from blip3o.evaluate.benchmark.registry import entry
+from blip3o.evaluate.benchmark.stages import run
+from blip3o.evaluate.heldout.evaluation import Evaluation, answers
 from blip3o.evaluate.metrics import understanding
+from blip3o.evaluate.suites.registry import find_suite
 from blip3o.train.export import export
-from jobs.evaluation.bundle_target import BundleTarget, digest
-from jobs.evaluation.command import run
-from jobs.evaluation.heldout import answers
 
-if TYPE_CHECKING:
-    from jobs.evaluation.heldout import Evaluation
-
-WIDTH = 30  # images that are drawn together
+WIDTH = 30  # images of one batch
 
 
 def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
-    """The `scenes` suite on the first `items` held-out scenes, its files in a folder of the bundle's own below `out`.
+    """The `scenes` suite on the first `items` held-out scenes, in a folder below `out` that is named after the bundle.
 
-    `overall` and its `families`; the controls `shuffled` (other captions), `untrained` (fresh weights) and
-    `upper_bound` (true features through the decoder); `n`. Goes on from what is there. Raises `BundleError`.
+    Returns `overall` and its `families`; the controls `shuffled` (exchanged captions), `untrained` (fresh weights) and
+    `upper_bound` (true features through the decoder); and `n`. Resumes from existing files. Raises `BundleError`.
     """
-    target = BundleTarget(bundle=bundle, width=WIDTH, actors=0)
-    folder = storage.normalize(storage.join(out, digest(bundle)[:12]))
-    suite = entry("scenes")
+    target = BundleTarget(bundle=bundle, batch_size=WIDTH)
+    folder = storage.normalize(storage.join(out, bundle_digest(bundle)[:12]))
+    suite = find_suite("scenes")
     untrained = replace(target, untrained=True)
-    run(Plan(out=folder, entries=(suite,), target=target, untrained=untrained, limit=items))
-    score = json.loads(storage.read_bytes(storage.join(folder, suite.suite.name, "score.json")))
+    run(Plan(out=folder, suites=(suite,), target=target, untrained=untrained, limit=items), print)
+    score = json.loads(storage.read_bytes(storage.join(folder, suite.name, "score.json")))
     return {
         "overall": score["overall"],
         **score["controls"],
@@ -47,11 +43,11 @@ def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
     }
 
 
-def understanding_before(recipe: Recipe, runs: list[str], out: str, after: "Evaluation") -> dict[str, Any]:
-    """What the understand stage's own weights (of `runs`, as a bundle at `out`) answer to the evaluation's questions.
+def understanding_before(recipe: Recipe, runs: list[str], out: str, after: Evaluation) -> dict[str, Any]:
+    """How the weights of the understand stage (from `runs`, as a bundle at `out`) answer the evaluation's questions.
 
-    `accuracy` and `n` as in the evaluation's scores, and how many of all replies are the same words as `after`
-    (`same_replies` of `replies`). Raises `CheckpointError` for a run that has not finished.
+    Returns `accuracy` and `n` as in the evaluation's scores, and how many of all `replies` are identical to those of
+    `after` (`same_replies`). Raises `CheckpointError` for a run that has not finished.
     """
     export(recipe, runs, out, parts=("backbone",))
     before = answers(recipe, out)

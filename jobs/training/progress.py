@@ -1,4 +1,4 @@
-"""Live progress across processes: workers tell a small actor, the driver shows it as a rich bar."""
+"""Live progress across processes: rank 0 reports to a small actor, the driver shows it as a rich bar."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,9 @@ from typing import Any
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from blip3o.config.recipe import Recipe
+from blip3o.train.callbacks import Callback, StepRecord
 
 BOARD = "blip3o-progress"
 POLL_SECONDS = 0.5
@@ -32,6 +35,18 @@ class Board:
 def board() -> Any:  # noqa: ANN401 - an actor handle
     """The cluster's board; made if there is none."""
     return ray.remote(num_cpus=0)(Board).options(name=BOARD, get_if_exists=True).remote()
+
+
+class ProgressReporter(Callback):
+    """Reports step and loss to the board every `log.every` steps; rank 0's."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._board = recipe, board()
+
+    def after_step(self, done: int, record: StepRecord) -> None:
+        """Does not wait for the actor."""
+        if done == self._recipe.optim.steps or done % self._recipe.log.every == 0:
+            self._board.tell.remote(self._recipe.run.name, {"step": done, "loss": record.loss})
 
 
 @dataclass(frozen=True, kw_only=True)

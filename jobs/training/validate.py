@@ -21,29 +21,26 @@ from ray.train import Checkpoint
 
 from blip3o import log, storage
 from blip3o.config.recipe import Recipe
-from blip3o.data.batches import build_micro_batches, chat_template
-from blip3o.data.shards.locations import tokenizer_uri
-from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
-from blip3o.data.text.tokenizer_files import read_tokenizer_json
+from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.device import select
-from blip3o.evaluate.heldout.measure import draw_seed
-from blip3o.evaluate.heldout.samples import choose
-from blip3o.evaluate.heldout.sampling import HeldOutItem
+from blip3o.evaluate.heldout.outputs import draw_seed
+from blip3o.evaluate.heldout.reader import choose
+from blip3o.evaluate.heldout.selection import HeldOutSample
 from blip3o.evaluate.reports.grid import GridRow, GridSection, render_grid
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
+from blip3o.runs.checkpoints import lists_uri, parse_name, shards_uri
 from blip3o.runs.paths import tensorboard_folder, validation_uri
 from blip3o.train.checkpoint.files import pull, read_lists
-from blip3o.train.checkpoint.state import parse_name
-from blip3o.train.checkpoint.store import lists_uri, shards_uri
 from blip3o.train.ema import FILES
 from blip3o.train.metrics.trackers import TensorBoard
 from blip3o.train.objectives import StageModule
 from blip3o.train.stages import stage_of
 from blip3o.train.validation.loss import held_out, num_micro_batches, validate
 from blip3o.train.validation.model import MODEL_FILE, trained_weights, validation_model
-from jobs.training.fit import FitPlan
+from jobs.training.plan import FitPlan
 
 GRID_TITLE = "What the model draws"
 
@@ -55,10 +52,10 @@ def validate_checkpoint(checkpoint: Checkpoint, *, plan: dict[str, Any]) -> dict
     """
     log.configure()
     run, step = parse_name(posixpath.basename(checkpoint.path))
-    pipeline = FitPlan(**plan).pipeline()
-    recipe = next(stage for stage in pipeline.stages if stage.run.name == run)
+    fit = FitPlan(**plan)
+    recipe = next(stage for stage in fit.pipeline().stages if stage.run.name == run)
     with tempfile.TemporaryDirectory(prefix="blip3o-validate-") as directory:
-        _fetch(recipe, pipeline.name, step, Path(directory))
+        _fetch(recipe, fit.name, step, Path(directory))
         trained = trained_weights(Path(directory))
     return validate_weights(recipe, step, trained)
 
@@ -76,13 +73,13 @@ def validate_weights(recipe: Recipe, step: int, trained: dict[str, torch.Tensor]
     """The same for trained weights by name. Raises as it does."""
     began = time.monotonic()
     torch.set_num_threads(recipe.parallel.threads)
-    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
+    unseen = StageInputs(held_out(recipe))
     device = select(recipe.parallel.device)
-    model = validation_model(recipe, trained, image_token_id=tokenizer.ids[IMAGE_PAD], device=device)
-    figures = _figures(recipe, model, tokenizer)
+    model = validation_model(recipe, trained, image_token_id=unseen.image_token_id, device=device)
+    figures = _figures(recipe, unseen, model)
     run = (recipe.run.storage, recipe.run.name)
     board = TensorBoard(tensorboard_folder(*run), name="validation")
-    grid = _grid(recipe, model, tokenizer, step) if recipe.evaluate.grid else None
+    grid = _grid(recipe, unseen, model, step) if recipe.evaluate.grid else None
     if grid is not None:
         png = _png(grid)
         storage.write_bytes(validation_uri(*run, step, suffix="png"), png)
@@ -93,33 +90,33 @@ def validate_weights(recipe: Recipe, step: int, trained: dict[str, torch.Tensor]
     return figures
 
 
-def _figures(recipe: Recipe, model: UnifiedModel, tokenizer: ChatTokenizer) -> dict[str, float]:
-    unseen, pad = held_out(recipe), tokenizer.ids[PAD]
+def _figures(recipe: Recipe, unseen: StageInputs, model: UnifiedModel) -> dict[str, float]:
     make = build_micro_batches(unseen, stage_of(recipe).task)
     batches = map(make, range(num_micro_batches(recipe)))
-    return validate(unseen, StageModule(unseen, model, pad_id=pad), batches, pad_id=pad)
+    module = StageModule(unseen.recipe, model, pad_id=unseen.pad_id)
+    return validate(unseen.recipe, module, batches, pad_id=unseen.pad_id)
 
 
-def _grid(recipe: Recipe, model: UnifiedModel, tokenizer: ChatTokenizer, step: int) -> Image.Image | None:
+def _grid(recipe: Recipe, unseen: StageInputs, model: UnifiedModel, step: int) -> Image.Image | None:
     """The first held-out prompts, drawn with fixed seeds; None where the stage draws nothing, or has no decoder."""
     if not model.generates or not (model.has("decoder") or model.has("coarse")):
         return None
     evaluate = recipe.evaluate
     chosen = choose(recipe.data, evaluate.model_copy(update={"images": evaluate.grid, "questions": 1}))
-    pipeline = Pipeline(
+    pipeline = Blip3oPipeline(
         model=model,
-        tokenizer=tokenizer,
-        template=chat_template(recipe),
+        tokenizer=unseen.tokenizer,
+        template=unseen.template,
         max_length=recipe.data.max_length,
         device=next(model.parameters()).device,
-        width=evaluate.grid,
+        batch_size=evaluate.grid,
     )
     title = f"{recipe.run.name} after {step} steps"
     section = GridSection(title=", ".join(chosen.fingerprints), rows=_rows(recipe, pipeline, chosen.items))
     return render_grid([section], title=GRID_TITLE, subtitle=title)
 
 
-def _rows(recipe: Recipe, pipeline: Pipeline, items: tuple[HeldOutItem, ...]) -> tuple[GridRow, ...]:
+def _rows(recipe: Recipe, pipeline: Blip3oPipeline, items: tuple[HeldOutSample, ...]) -> tuple[GridRow, ...]:
     captions, seed = [item.caption for item in items], recipe.evaluate.seed
     columns = []
     for number in range(recipe.evaluate.grid_seeds):
@@ -133,7 +130,7 @@ def _rows(recipe: Recipe, pipeline: Pipeline, items: tuple[HeldOutItem, ...]) ->
 
 
 @torch.inference_mode()
-def _pictures(pipeline: Pipeline, features: torch.Tensor, seeds: list[int]) -> list[Image.Image]:
+def _pictures(pipeline: Blip3oPipeline, features: torch.Tensor, seeds: list[int]) -> list[Image.Image]:
     """Pictures by the decoder, or by the coarse head alone where the decoder has not been trained yet."""
     if pipeline.model.has("decoder"):
         return pipeline.decode(features, seeds=seeds)

@@ -96,8 +96,12 @@ def test_extends_merges_below(tmp_path):
         ("data.max_length=4", "data.max_length 4 leaves no room beside the 4 image tokens"),
         ("data.template.instruction=draw", "instruction 'draw' has no {caption}"),
         ("run.name=a/b", "'run.name' = 'a/b'"),
-        ("model.decoder.stepz=3", "unknown key 'model.decoder.stepz': did you mean 'steps'"),
+        (
+            "model.decoder.num_inference_stepz=3",
+            "unknown key 'model.decoder.num_inference_stepz': did you mean 'num_inference_steps'",
+        ),
         ("model.decoder.kind=sdx", "'model.decoder'"),
+        ("model.sampler.guidance=2", "unknown key 'model.sampler.guidance': did you mean 'guidance_scale'"),
         ("model.objective=vae_flow", "objective vae_flow does not go with decoder.kind pixel"),
         ("model.sampler.solver=rk4", "'model.sampler.solver' = 'rk4'"),
         ("data.sources=[{nam: a, shards: b}]", "unknown key 'data.sources[0].nam': did you mean 'name'"),
@@ -125,7 +129,7 @@ def test_another_kind_of_decoder_replaces_the_presets_whole(tmp_path):
     assert load_recipe(path, ["model.decoder.layers=5"]).model.decoder.layers == 5
     with pytest.raises(ConfigError, match="unknown key 'model.decoder.layer': did you mean 'layers'"):
         load_recipe(path, ["model.decoder.layer=5"])
-    assert load_recipe(write(tmp_path, tree()), ["model.decoder.steps=5"]).model.decoder.channels == (16,)
+    assert load_recipe(write(tmp_path, tree()), ["model.decoder.num_inference_steps=5"]).model.decoder.channels == (16,)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import blip3o
-from blip3o.bundle.files import open_bundle, write_bundle
+from blip3o.bundle.reading import open_bundle
+from blip3o.bundle.writing import write_bundle
 from blip3o.config.load import preset_model
 from blip3o.convert.from_released import import_released, plan_import, read_folder
 from blip3o.convert.keys import to_here, to_released
@@ -123,17 +124,17 @@ def test_the_backbone_is_the_published_one(world, pipeline):
 def test_a_shown_image_is_stretched_whole_to_the_square(pipeline, monkeypatch):
     seen = []
     monkeypatch.setattr(type(pipeline.model.backbone), "greedy", lambda _, prompt, **__: seen.append(prompt) or [[]])
-    pipeline.chat([Turn(role="user", text="a circle?")], image=PICTURE)
+    pipeline.chat("a circle?", image=PICTURE)
     expected = np.asarray(PICTURE.resize((VISION_SIZE, VISION_SIZE), Image.Resampling.BICUBIC)).astype(int)
     # Pillow may scale the columns first, ours never does: bytes between the passes are rounded elsewhere.
     assert np.abs(seen[0].pixels[0].numpy() - expected).mean() < 1
 
 
 def test_it_draws_chats_and_encodes(pipeline):
-    images = pipeline.generate(["a red circle", "user"], seeds=[1, 2], steps=2)
+    images = pipeline.generate(["a red circle", "user"], seed=[1, 2], num_inference_steps=2)
     assert [image.size for image in images] == [(16, 16)] * 2
     assert np.asarray(images[0]).std() > 0
-    assert pipeline.chat([Turn(role="user", text="a circle?")], image=PICTURE, max_new_tokens=4)
+    assert pipeline.chat("a circle?", image=PICTURE, max_tokens=4)
     assert pipeline.encode([PICTURE]).shape == (1, 4, toy.TOWER)
     assert pipeline.model.queries.shape == (toy.QUERIES, toy.HIDDEN)
 
@@ -142,11 +143,13 @@ def test_it_computes_in_the_precision_of_its_weights_if_asked(world, pipeline):
     half = blip3o.load(str(world[2]), dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
     prompts, seeds = ["a red circle", "user"], [1, 2]
-    ours, exact = (each.generate_features(prompts, seeds=seeds, steps=4).float() for each in (half, pipeline))
+    ours, exact = (
+        each.generate_features(prompts, seeds=seeds, num_inference_steps=4).float() for each in (half, pipeline)
+    )
     # bf16 keeps 8 bits; guidance and four steps through random weights leave a few per cent (measured 0.012).
     assert (ours - exact).norm() < 0.05 * exact.norm()
-    assert half.generate(prompts, seeds=seeds, steps=1)[0].size == (16, 16)
-    assert isinstance(half.chat([Turn(role="user", text="a circle?")], image=PICTURE, max_new_tokens=4), str)
+    assert half.generate(prompts, seed=seeds, num_inference_steps=1)[0].size == (16, 16)
+    assert isinstance(half.chat("a circle?", image=PICTURE, max_tokens=4), str)
     assert torch.allclose(half.encode([PICTURE]).float(), pipeline.encode([PICTURE]), atol=0.2)
 
 
@@ -306,9 +309,9 @@ def test_without_tower_and_decoder_it_draws_features_and_says_what_it_cannot(wor
     convert(tmp_path / "folder", tmp_path / "bundle")
     bare = blip3o.load(str(tmp_path / "bundle"))
     assert bare.model.config.encoder.image_size == 448  # what is known of the tower that is not here
-    assert bare.generate_features(["user"], seeds=[1], steps=1).shape == (1, 64, toy.TOWER)
+    assert bare.generate_features(["user"], seeds=[1], num_inference_steps=1).shape == (1, 64, toy.TOWER)
     with pytest.raises(RequestError, match="no decoder and draws features, but no images: convert the checkpoint"):
-        bare.generate(["user"], seeds=[1])
+        bare.generate(["user"], seed=[1])
     with pytest.raises(RequestError, match="no encoder and draws and chats"):
         bare.encode([PICTURE])
 

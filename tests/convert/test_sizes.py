@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from blip3o.bundle.files import build_model
+from blip3o.bundle.reading import build_model
 from blip3o.config.load import preset_model
 from blip3o.convert.from_released import plan_import, read_folder
 from blip3o.model.unfilled import unfilled
@@ -137,7 +137,11 @@ def test_a_checkpoint_of_full_size_is_planned_from_its_heads_alone(name, tmp_pat
     assert (model.encoder.heads, model.encoder.num_tokens, model.encoder.channels) == (16, 64, DIM)
     assert (model.dit.heads, model.dit.kv_heads, model.dit.mlp_width, model.dit.patch_size) == (28, 28, FFN, 1)
     assert (model.backbone.vision.window, model.backbone.vision.full_layers) == (112, (7, 15, 23, 31))
-    assert (model.backbone.vision.num_tokens, model.sampler.steps, model.sampler.guidance) == (256, 30, 3.0)
+    assert (model.backbone.vision.num_tokens, model.sampler.num_inference_steps, model.sampler.guidance_scale) == (
+        256,
+        30,
+        3.0,
+    )
     assert model == as_released(preset_model(name))
     with unfilled():
         built = build_model(plan.config, plan.tokenizer)

@@ -10,13 +10,14 @@ from blip3o import storage
 from blip3o.config.objectives import Task
 from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, build_micro_batches
 from blip3o.data.images.decode import decode_image
+from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.writer import Sample
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.text.templates import IGNORE, Turn
 from blip3o.data.text.tokenizer import GENERATE, IMAGE_PAD, PAD, TURN_END, VISION_END, ChatTokenizer
 from blip3o.errors import DataError
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.rng import derive_seed
 from blip3o.types import RawSample
 from tests import recipes
@@ -50,7 +51,7 @@ def recipe(root, **data):
 
 
 def builder(root, task, **data) -> MicroBatchBuilder:
-    return build_micro_batches(recipe(root, **data), task)
+    return build_micro_batches(StageInputs(recipe(root, **data)), task)
 
 
 def equal(one, other):
@@ -117,7 +118,7 @@ def test_every_column_has_the_size_of_its_part(root):
     values = recipe(root).model_copy(
         update={"model": recipes.recipe(model={"preset": "nano", **sides}).model},
     )
-    arrays = build_micro_batches(values, Task.PIXELS)(0)
+    arrays = build_micro_batches(StageInputs(values), Task.PIXELS)(0)
     assert arrays["encoder_pixels"].shape == (B, 64, 64, 3)
     assert arrays["decoder_pixels"].shape == (B, 48, 48, 3)
 
@@ -148,11 +149,11 @@ def test_another_pass_may_choose_another_caption_and_other_questions(root):
 def test_a_request_to_draw_is_the_same_in_training_and_in_use(root):
     build = builder(root, Task.DRAW)
     encoder = build.encoder
-    pipeline = Pipeline(
+    pipeline = Blip3oPipeline(
         model=None, tokenizer=encoder.tokenizer, template=encoder.template, max_length=LENGTH, device=None
     )
     ids = text_of(build, encoder(raw("a red circle")))
-    assert ids == pipeline.draw_ids("a red circle")
+    assert ids == pipeline.generation_ids("a red circle")
     assert ids[-1] == encoder.tokenizer.ids[GENERATE]
 
 
@@ -298,7 +299,7 @@ def source_with(root, caption):
 @pytest.mark.parametrize("task", [Task.DRAW, Task.CONTRAST, Task.CHAT])
 def test_a_sample_that_does_not_fit_is_replaced_and_named(tmp_path, task):
     source_with(tmp_path, " ".join(f"{n}!?" for n in range(200)))
-    build = build_micro_batches(recipe(tmp_path), task)
+    build = build_micro_batches(StageInputs(recipe(tmp_path)), task)
     refs, arrays = build.order.micro_batch_refs(0), build(0)
     [slot] = {slot for slot, ref in enumerate(refs[:6]) if ref.row == 2}
     long = derive_seed("draw", "scenes/0/2", 0)
@@ -314,7 +315,7 @@ def test_a_sample_that_does_not_fit_is_replaced_and_named(tmp_path, task):
 def test_a_source_in_which_nothing_fits_stops(tmp_path):
     source_with(tmp_path, "a red circle 2")
     with pytest.raises(DataError, match="is damaged, and so is all that could replace it"):
-        build_micro_batches(recipe(tmp_path, max_length=5), Task.DRAW)(0)
+        build_micro_batches(StageInputs(recipe(tmp_path, max_length=5)), Task.DRAW)(0)
 
 
 def test_a_conversation_is_told_as_it_went_as_far_as_it_fits(root):

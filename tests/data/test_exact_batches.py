@@ -18,6 +18,7 @@ import pytest
 from blip3o import storage
 from blip3o.config.objectives import Task
 from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard
 from blip3o.data.stream import build_stream, data_config
@@ -103,7 +104,7 @@ def digest(arrays):
 def expected(recipe, network):
     """Digests of all micro-batches, made here, one by one, without Ray and without faults."""
     with environment(network):
-        build = build_micro_batches(recipe, Task.DRAW)
+        build = build_micro_batches(StageInputs(recipe), Task.DRAW)
         return [digest(build(number)) for number in range(BATCHES)]
 
 
@@ -114,9 +115,10 @@ def factory(recipe, values):
         from blip3o import settings
         from blip3o.config.objectives import Task
         from blip3o.data.batches import build_micro_batches
+        from blip3o.data.inputs import StageInputs
 
         settings.override(values)
-        return build_micro_batches(recipe, Task.DRAW)
+        return build_micro_batches(StageInputs(recipe), Task.DRAW)
 
     return make
 

@@ -1,7 +1,9 @@
 """A small held-out world for tests of the evaluation: indexed scenes and an untrained nano model as a bundle."""
 
 from blip3o import storage
-from blip3o.bundle.files import BundleConfig, build_model, write_bundle
+from blip3o.bundle.layout import BundleConfig
+from blip3o.bundle.reading import build_model
+from blip3o.bundle.writing import write_bundle
 from blip3o.config.recipe import Recipe
 from blip3o.data.sets.scenes import samples
 from blip3o.data.sets.writer import Sample, shard_bytes

@@ -11,9 +11,10 @@ import yaml
 from safetensors.torch import load_file, save, save_file
 
 import jobs.adopt
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.errors import Blip3oError, BundleError
-from blip3o.train.weights import final_uri, read_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final
 from blip3o.weights.safetensors_stream import read_entries, read_in_order
 from jobs import cli
 from tests import recipes
@@ -227,7 +228,7 @@ def test_a_bundle_whose_files_are_pointers_says_so(weights, tmp_path):
         for file in weights[0].iterdir():
             (folder / file.name).write_bytes(POINTER if file.name == name else file.read_bytes())
         with pytest.raises(BundleError, match=rf"{name} is a Git LFS pointer .*: run `git lfs pull`"):
-            load_pipeline(str(folder))
+            load_bundle(str(folder))
 
 
 def _released(folder, *, wrapper=""):
@@ -253,7 +254,7 @@ def test_a_released_folder_behind_a_wrapper_with_its_bases_tokenizer_becomes_a_b
     out, error = command(capsys, "convert", "from-released", folder, "--out", tmp_path / "bundle", "--vision-size", 56)
     assert not error
     assert "0 unknown, 0 missing" in out
-    tokenizer = load_pipeline(str(tmp_path / "bundle")).tokenizer
+    tokenizer = load_bundle(str(tmp_path / "bundle")).tokenizer
     assert {name: tokenizer.special(name) for name in toy.ADDED} == {name: toy.vocabulary()[name] for name in toy.ADDED}
     assert tokenizer.decode(tokenizer.encode("[IMG]<image>")) == "[IMG]<image>"
     assert not set(tokenizer.encode("[IMG]<image>")) & set(map(tokenizer.special, toy.ADDED))

@@ -171,5 +171,5 @@ def test_a_second_sample_without_a_place_is_refused(suite, folder, server, capsy
     name, rows = SOURCES[suite]
     (folder / name).write_text(text_of(name, rows))
     assert evaluate(folder, suite, folder / name, server, "--samples", "2", "--stage", "prepare") == 1
-    assert f"{suite} has a place for one sample of each item" in capsys.readouterr().err
+    assert f"{suite} has room for one sample of each item" in capsys.readouterr().err
     assert not (folder / "out").exists()

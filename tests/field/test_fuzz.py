@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from jobs import cli, evaluate, index
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
@@ -105,7 +105,7 @@ def test_no_picture_breaks_a_question(rounds, ends_well, bundle):
         ext, data = mutants.picture(rng)
         picture = folder / f"picture.{ext}"
         picture.write_bytes(data)
-        ends_well("blip3o", "chat", "what is it?", "--bundle", bundle, "--image", str(picture), "--max-new-tokens", "1")
+        ends_well("blip3o", "chat", "what is it?", "--bundle", bundle, "--image", str(picture), "--max-tokens", "1")
 
     rounds(one_round, 12)
 
@@ -121,7 +121,7 @@ def test_no_question_file_breaks_an_evaluation(rounds, ends_well, bundle):
 
 
 def test_no_request_breaks_the_server(rounds, bundle):
-    engine = Engine(load_pipeline(bundle))
+    engine = Engine(load_bundle(bundle))
     engine.start()
 
     def one_round(rng, folder):

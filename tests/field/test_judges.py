@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.evaluate.benchmark.files import Place, read_rows
-from blip3o.evaluate.benchmark.registry import entry
+from blip3o.evaluate.benchmark.folder import SuiteFolder
+from blip3o.evaluate.benchmark.rows import read_rows
 from blip3o.evaluate.benchmark.work import png
 from blip3o.evaluate.judges.client import Clock, JudgeClient
 from blip3o.evaluate.judges.replies import REFUSED
 from blip3o.evaluate.suites.edits import gedit_grades
+from blip3o.evaluate.suites.registry import find_suite
 from jobs import evaluate as job
 from tests.evaluate.endpoint import Answer, completion, error, serving
 
@@ -45,7 +46,7 @@ class Evaluation:
     """One suite whose pictures are drawn; `judge` runs the command and says what it left."""
 
     def __init__(self, folder, suite, source, spec):
-        self.place = Place(out=str(folder / "out"), suite=entry(suite).suite, asks=entry(suite).asks)
+        self.place = SuiteFolder(out=str(folder / "out"), suite=find_suite(suite).suite, asks=find_suite(suite).asks)
         self.common = ["--suite", suite, "--out", str(folder / "out")]
         self.spec = [] if spec is None else ["--judge", f"{suite}={spec}"]
         assert self.run("--stage", "prepare", "--source", f"{suite}={source}") == 0
@@ -55,7 +56,7 @@ class Evaluation:
                 if not self.place.asks:
                     picture = png(Image.new("RGB", (8, 8), (number, sample, 9)))
                     storage.write_bytes(self.place.file(self.place.path(item, sample)), picture)
-        self.place.write_made(self.place.describe(items, {}))
+        self.place.write_files(self.place.describe(items, {}))
 
     def run(self, *options):
         return job.main([*self.common, *options])
@@ -101,7 +102,7 @@ def test_a_reply_of_the_field_is_read_or_is_a_fault(case, server, tmp_path):
     assert run.counts() == ((0, 0, count) if fault else (count, 0, 0))
     wanted = {"answers": {"1": case["right"]}} if case["suite"] == "dpg" else case["right"]
     for row in run.rows:
-        assert row["value"] == (None if fault else wanted) and ("cut off" in row["fault"]) is fault
+        assert row["value"] == (None if fault else wanted) and ("truncated at" in row["fault"]) is fault
         assert case["suite"] == "dpg" or row["reply"] == case["content"]
     asked = len(server.received)
     assert run.judge() == 0
@@ -155,7 +156,8 @@ def test_refusals_of_content_are_rows_and_the_rest_is_judged(refusal, server, tm
     run = wise(tmp_path, server, count=12)
     server.answer = lambda body: refusal if "thing 1" in body["messages"][0]["content"][-1]["text"] else GRADED
     assert run.judge() == 0  # 1, 10, 11 and 12 are refused
-    assert "4 of 12 findings are unread, 4 of them refused; the first: refused by the judge" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "4 of 12 judgements are unread, 4 of them refused; the first: refused by the judge" in err
     assert run.counts() == (8, 0, 4)
     assert "8 of 12 scored, 0 missing, 4 unread (4 refused by the judge: --retry-refused" in capsys.readouterr().out
     assert run.score()["n_refused"] == 4 and run.score()["overall"] is None
@@ -173,7 +175,7 @@ def test_refusals_of_content_are_rows_and_the_rest_is_judged(refusal, server, tm
         (error(400, "'temperature' is not supported with this model"), "--judge-option temperature=none", 1),
         (error(400, "this model takes no images"), "nothing it was asked was accepted", 3),
         (error(429, "slow down", {"Retry-After": "3600"}), "asks to wait 3600 s", 1),
-        (error(503, "loading"), "judge again to go on", 6),
+        (error(503, "loading"), "judge again to resume", 6),
     ],
 )
 def test_what_ends_the_judging_is_one_line_and_a_later_run_goes_on(fault, message, requests, server, tmp_path, capsys):
@@ -265,7 +267,7 @@ def test_a_model_that_thinks_is_scored_by_its_answer(tmp_path):
     run = Evaluation(tmp_path, "choice", tmp_path / "q.jsonl", None)
     for item, text in zip(run.place.read_items(), said, strict=True):
         storage.write_bytes(run.place.file(run.place.path(item, 0)), json.dumps({"reply": text}).encode())
-    run.place.write_made(run.place.describe(run.place.read_items(), {}))
+    run.place.write_files(run.place.describe(run.place.read_items(), {}))
     assert run.judge() == 0
     score = run.score()
     assert (score["details"]["plain"], score["overall"], score["coverage"]["n_parse_failed"]) == (1.0, None, 1)

@@ -13,16 +13,17 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.data.images.decode import open_image
 from blip3o.data.shards.scan import scan_shard
-from blip3o.evaluate.benchmark import making
-from blip3o.evaluate.benchmark.files import read_rows
+from blip3o.evaluate.benchmark.judge import judge
 from blip3o.evaluate.benchmark.plan import Plan
-from blip3o.evaluate.benchmark.registry import entry as entry_of
+from blip3o.evaluate.benchmark.prepare import prepare
+from blip3o.evaluate.benchmark.rows import read_rows
+from blip3o.evaluate.benchmark.score import score
+from blip3o.evaluate.suites.registry import find_suite as entry_of
 from jobs import cli
 from jobs.evaluate import main
-from jobs.evaluation import scoring
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
 from tests.bundles import write_nano_bundle
@@ -179,7 +180,7 @@ def test_a_shard_is_indexed_and_inspected_whole(blip3o, tmp_path):
 
 @pytest.mark.parametrize("name", CRASHED)
 def test_a_picture_is_asked_about(name, folder, bundle, blip3o):
-    arguments = ["--image", str(folder / name), "--bundle", bundle, "--max-new-tokens", "1"]
+    arguments = ["--image", str(folder / name), "--bundle", bundle, "--max-tokens", "1"]
     code, said = blip3o("chat", "what is it?", *arguments)
     assert code == 0, said
 
@@ -198,7 +199,7 @@ def test_a_picture_that_is_damaged_is_one_line(bundle, blip3o, tmp_path):
 
 
 def test_the_server_takes_them_all_and_refuses_damage(bundle):
-    engine = Engine(load_pipeline(bundle))
+    engine = Engine(load_bundle(bundle))
     engine.start()
     rest = CUT, PNG[:50], encode(halves().convert("P"), "GIF"), b"II*\0"
     chance = random.Random(0)
@@ -252,15 +253,15 @@ def test_an_evaluation_asks_about_all_and_counts_the_damaged_one(folder, bundle,
 
 
 def test_a_drawing_that_is_damaged_is_an_unread_finding(tmp_path):
-    plan = Plan(out=str(tmp_path), entries=(entry_of("scenes"),), limit=3, samples=1)
-    making.prepare(plan)
-    place = plan.place(plan.entries[0])
+    plan = Plan(out=str(tmp_path), suites=(entry_of("scenes"),), limit=3, samples=1)
+    prepare(plan)
+    place = plan.folder(plan.suites[0])
     drawings = [PNG, PNG[:60], CUT]
     for item, data in zip(place.read_items(), drawings, strict=True):
         storage.write_bytes(place.file(place.path(item, 0)), data)
-    place.write_made(place.describe(place.read_items(), {}))
-    scoring.judge(plan)
-    scoring.score(plan)
+    place.write_files(place.describe(place.read_items(), {}))
+    judge(plan)
+    score(plan)
     coverage = json.loads((tmp_path / "scenes/score.json").read_text())["coverage"]
     assert (coverage["n_scored"], coverage["n_parse_failed"]) == (1, 2)
     faults = [row["fault"] for row in read_rows(place.file("judgements.jsonl")) if row["value"] is None]

@@ -170,8 +170,8 @@ def test_every_other_yaml_is_read_by_the_same_rules(tmp_path, capsys):
     twice.write_text("cluster_name: a\ncluster_name: b\n")
     with pytest.raises(ConfigError, match=r"twice.yaml, line 2, column 1: 'cluster_name' is given twice"):
         cluster.validate.validate_file(twice)
-    with pytest.raises(ConfigError, match="option width: 'width' = 'yes'"):
-        serve.start(str(tmp_path), options={"width": "yes"})
+    with pytest.raises(ConfigError, match="option batch_size: 'batch_size' = 'yes'"):
+        serve.start(str(tmp_path), options={"batch_size": "yes"})
 
 
 ODD = [None, True, 0, -1, 1.5, float("inf"), float("nan"), 10**400, "", "x", "200", [], [[]], {}, {"kind": []}, {1: 2}]

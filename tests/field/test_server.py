@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from tests.bundles import write_nano_bundle
 from tests.serve.client import assert_refusal, question, raw, serving
 
@@ -19,7 +19,7 @@ TURNED = ("picture with text tag as a rational", "picture with a resolution of -
 def pipeline(tmp_path_factory):
     uri = str(tmp_path_factory.mktemp("field") / "bundle")
     write_nano_bundle(uri)
-    return load_pipeline(uri)
+    return load_bundle(uri)
 
 
 @pytest.fixture(scope="module")

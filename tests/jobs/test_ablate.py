@@ -6,7 +6,8 @@ from blip3o import storage
 from blip3o.config.load import load_recipe
 from blip3o.config.pipeline import load_pipeline
 from blip3o.data.text.tokenizer import ChatTokenizer
-from blip3o.train.weights import final_uri, read_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final
 from jobs.ablate import AUTOENCODER, LATENTS, Row, measure_latents, step_flops, table, train_autoencoder
 from tests.evaluate.world import add_source, scenes
 

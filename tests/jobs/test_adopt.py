@@ -4,13 +4,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.decoders.autoencoder import build_autoencoder
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final
 from blip3o.train.adopt import adopt
+from blip3o.train.initial_weights import load_into, require_covered
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
-from blip3o.train.weights import final_uri, load_into, read_final, require_covered
 from jobs.adopt import main
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 from tests.jobs import world
@@ -52,7 +54,7 @@ def test_tensors_beside_the_parts_are_ignored_and_files_are_joined(recipe, folde
 
 def test_parts_of_a_bundle_become_a_run(tmp_path):
     write_nano_bundle(str(tmp_path / "bundle"))
-    whole = dict(load_pipeline(str(tmp_path / "bundle")).model.named_parameters())
+    whole = dict(load_bundle(str(tmp_path / "bundle")).model.named_parameters())
     recipe = world.recipe(str(tmp_path), data={"max_length": MAX_LENGTH})
     tensors = adopt(recipe, {part: str(tmp_path / "bundle") for part in ("backbone.", "encoder.")}, name="published")
     assert {name.split(".")[0] for name in tensors} == {"backbone", "encoder"}

@@ -186,10 +186,10 @@ def test_ports_that_cannot_be(refused, bundle, taken_port):
 @pytest.mark.parametrize(
     ("options", "code", "expected"),
     [
-        (("--widht", "4"), 2, "No such option: --widht (Possible options: --width)"),
-        (("--width", "many"), 2, "Invalid value for '--width': "),
-        (("--width", "0"), 1, "option width: "),
-        (("--set", "width=4"), 2, "No such option: --set"),
+        (("--batch-sise", "4"), 2, "No such option: --batch-sise (Possible options: --batch-size)"),
+        (("--batch-size", "many"), 2, "Invalid value for '--batch-size': "),
+        (("--batch-size", "0"), 1, "option batch_size: "),
+        (("--set", "batch_size=4"), 2, "No such option: --set"),
     ],
 )
 def test_a_wrong_option_of_the_server(bundle, capsys, options, code, expected):
@@ -300,7 +300,7 @@ def test_what_is_right_works(bundle, tmp_path, capsys):
     assert cli.main(["generate", *arguments]) == 0
     assert Image.open(out).size == (64, 32)
     assert capsys.readouterr().out == f"wrote {out} (2 images, seed 0 to 1)\n"
-    assert cli.main(["chat", "what is it?", "--image", str(out), "--bundle", str(bundle), "--max-new-tokens", "2"]) == 0
+    assert cli.main(["chat", "what is it?", "--image", str(out), "--bundle", str(bundle), "--max-tokens", "2"]) == 0
 
 
 def test_a_dry_run_prints_the_recipe_and_stops(recipe, capsys):

@@ -5,12 +5,13 @@ import pytest
 from blip3o import storage
 from blip3o.config.objectives import Task
 from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file, manifest_file, read_manifest
 from blip3o.errors import DataError
 from jobs.index import index
 from jobs.tokenizer import train_tokenizer
-from jobs.train import check_data
+from jobs.training.checks import check_data
 from tests.data.shard_files import header_of, png, put, sample, samples, tar
 from tests.jobs import world
 
@@ -39,6 +40,13 @@ def with_budget(made, share):
     return made.model_copy(update={"data": made.data.model_copy(update={"max_bad_share": share})})
 
 
+def data_sha256(made):
+    """What the data of a recipe come to, once they are checked."""
+    inputs = StageInputs(made)
+    check_data(inputs)
+    return inputs.sha256
+
+
 def manifest_of(made):
     return f"{made.data.root}/manifests/scenes"
 
@@ -53,7 +61,7 @@ def test_damage_is_named_and_left_out_of_the_micro_batches(damaged):
         assert entries[uid].uri.endswith(f"train-0000{uid.split('/')[1]}.tar")
         assert entries[uid].stage == "index"
     train_tokenizer(damaged)
-    build = build_micro_batches(damaged, Task.DRAW)
+    build = build_micro_batches(StageInputs(damaged), Task.DRAW)
     batches = range(-(-summary.manifest.good_rows // damaged.optim.micro_batch_size))
     assert [len(build(number)["input_ids"]) for number in batches] == [damaged.optim.micro_batch_size] * len(batches)
     drawn = {uid for number in batches for uid in build.uids(number)}
@@ -70,17 +78,18 @@ def test_damage_beyond_the_budget_leaves_no_manifest(damaged):
     assert not storage.exists(manifest_file(manifest_of(damaged)))
     assert len(read_ledger(ledger_file(manifest_of(damaged)))) == len(DAMAGED)
     with pytest.raises(DataError, match="index the source first"):
-        check_data(tight)
+        check_data(StageInputs(tight))
     index(damaged)
     assert read_manifest(manifest_of(damaged)).good_rows == 19
 
 
 def test_a_shard_that_changed_after_indexing_stops_training_until_it_is_indexed_again(damaged):
     index(damaged)
-    before = check_data(damaged.model_copy(update={"run": damaged.run.model_copy(update={"name": "changed"})}))
+    changed = damaged.model_copy(update={"run": damaged.run.model_copy(update={"name": "changed"})})
+    before = data_sha256(changed)
     put(f"{damaged.data.root}/scenes", "train-00001.tar", tar(samples(13)))
     with pytest.raises(DataError, match=r"train-00001\.tar has \d+ bytes, \d+ when it was indexed: index the source"):
-        check_data(damaged)
+        check_data(StageInputs(damaged))
     [summary] = index(damaged)
     assert (summary.scanned, summary.bad_rows) == (1, 2)
-    assert check_data(damaged) != before
+    assert data_sha256(damaged) != before

@@ -14,16 +14,16 @@ from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.batches import build_micro_batches
 from blip3o.data.features.files import FeatureFooter, record_range
 from blip3o.data.features.records import CRC_BYTES, RecordFormat
+from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.scenes import build_scenes
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.errors import ConfigError, DataError
 from blip3o.runs.quarantine import read_quarantine
-from blip3o.runs.rows import reproducible
+from blip3o.runs.rows import reproducible, rows_of
 from blip3o.train.features.encoder import FeatureCache
 from jobs.encode import Pool, encode, main, shown
 from jobs.index import index
-from jobs.train import train, train_pipeline
-from jobs.training.worker import read_metrics
+from jobs.training.run import train, train_pipeline
 from tests.jobs import world
 
 STEPS = 4
@@ -41,13 +41,13 @@ def made(base, name="encode", *, features="cache", dtype=None, sources=None, **s
 
 def figures(recipe):
     # Where the features come from decides how much is computed, and nothing else.
-    rows = map(reproducible, read_metrics(recipe))
+    rows = map(reproducible, rows_of(recipe))
     return [{name: value for name, value in row.items() if name != "flops/encoder"} for row in rows]
 
 
 def files(recipe):
     """Every file of a recipe's cache, by URI."""
-    ((_, folder),) = FeatureCache.of(recipe).sources()
+    ((_, folder),) = FeatureCache.of(recipe).sources(StageInputs(recipe).manifests)
     return {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(folder.uri, suffix=".bin")}
 
 
@@ -63,7 +63,7 @@ def many(base, ray_cluster):
 
 def poison(recipe, uid):
     """Writes NaN over the stored features of one sample, with a checksum that fits: no encoder's, but a cache's."""
-    ((manifest, folder),) = FeatureCache.of(recipe).sources()
+    ((manifest, folder),) = FeatureCache.of(recipe).sources(StageInputs(recipe).manifests)
     _, shard, row = uid.rsplit("/", 2)
     header = folder.header(manifest.shards[int(shard)])
     data = bytearray(storage.read_bytes(folder.file(int(shard))))
@@ -103,7 +103,7 @@ def trained(base, many):
     assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, good, 1, 0)
     assert done.stored_bytes == world.SCENES * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
     last = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"max_rewinds": 1})
-    uids = build_micro_batches(last, Task.DRAW, FeatureCache.of(last).sha256).uids(BLAMED)
+    uids = build_micro_batches(StageInputs(last, features_sha256=FeatureCache.of(last).sha256), Task.DRAW).uids(BLAMED)
     stages.append(last)
     with poisoned(last, uids[3]):
         results = train_pipeline(TrainingPipeline(name="features", stages=tuple(stages)))
@@ -128,7 +128,7 @@ def test_a_sample_whose_features_are_no_numbers_is_put_in_quarantine_and_the_run
     assert [row["step"] for row in figures(recipe)] == list(range(STEPS))
     assert all(np.isfinite(row["loss"]) for row in figures(recipe))
     run = f"{recipe.run.storage}/poisoned"
-    [entry] = read_quarantine(run).entries
+    [entry] = read_quarantine(recipe).entries
     assert (entry.step, entry.since, list(entry.uids)) == (2, 2 * recipe.optim.micro_batches, blamed)
     noted = {it.uid: it.reason for it in read_ledger(f"{run}/ledger")}
     assert set(noted) == set(blamed)
@@ -198,7 +198,7 @@ def test_a_new_shard_is_encoded_alone(base, many):
     storage.write_bytes(f"{base}/data/many/train-00099.tar", storage.read_bytes(first.uri))
     index(many)
     with pytest.raises(DataError, match="no features for 1 of 31 shards: .*/00030.bin is missing"):
-        FeatureCache.of(many).require()
+        FeatureCache.of(many).require(StageInputs(many).manifests)
     (done,) = encode(many, SMALL)
     assert done.shards == 1
     after = files(many)

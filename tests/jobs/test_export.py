@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from blip3o import storage
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.errors import BundleError
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 from blip3o.train.export import export
-from blip3o.train.weights import final_uri, write_final
 from tests.bundles import MAX_LENGTH, tokenizer, weights
 from tests.recipes import recipe
 
@@ -58,8 +59,8 @@ def test_other_settings_than_those_of_the_training_are_named(made, tmp_path, pat
 
 def test_how_images_are_sampled_may_differ(made, tmp_path):
     out = str(tmp_path / "bundle")
-    export(changed(made, "model", "sampler", "steps", value=3), ["first", "second"], out)
-    assert load_pipeline(out).model.config.sampler.steps == 3
+    export(changed(made, "model", "sampler", "num_inference_steps", value=3), ["first", "second"], out)
+    assert load_bundle(out).model.config.sampler.num_inference_steps == 3
 
 
 def test_weights_of_another_size_leave_a_good_bundle_as_it_was(made, tmp_path):
@@ -72,4 +73,4 @@ def test_weights_of_another_size_leave_a_good_bundle_as_it_was(made, tmp_path):
     with pytest.raises(BundleError, match=r"queries is \[\d+, \d+, 2\], and a model of these sizes has"):
         export(made, ["first", "second", "wide"], out)
     assert {uri: storage.read_bytes(uri) for uri in before} == before
-    load_pipeline(out)
+    load_bundle(out)

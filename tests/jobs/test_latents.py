@@ -5,13 +5,15 @@ import torch
 
 from blip3o import storage
 from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import CheckpointError, ConfigError
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final
 from blip3o.train.features.latents import measure
+from blip3o.train.initial_weights import prepare_module
 from blip3o.train.stages import stage_of
-from blip3o.train.weights import final_uri, read_final
 from jobs.latents import main
-from jobs.training.worker import prepare_module
 from tests.evaluate.world import add_source, scenes
 from tests.jobs import world
 
@@ -48,7 +50,7 @@ def test_a_stage_finds_what_was_measured_and_its_latents_are_standard(base):
     assert torch.equal(tensors["latent_scale.mean"], mean)
     assert torch.equal(tensors["latent_scale.std"], std)
     model = prepare_module(recipe, tokenizer).model
-    builder = build_micro_batches(recipe, stage_of(recipe).task)
+    builder = build_micro_batches(StageInputs(recipe), stage_of(recipe).task)
     pixels = torch.cat([torch.from_numpy(builder(number)["encoder_pixels"]) for number in range(3)])
     with torch.no_grad():
         latents = model.to_latents(model.features(pixels)).flatten(0, 1)

@@ -13,6 +13,7 @@ from blip3o.errors import ConfigError
 from blip3o.train.preflight.checks import of_memory, of_recipe, of_store, require
 from blip3o.train.preflight.memory import GIB, Parameters, count, footprint
 from jobs import preflight, train
+from jobs.training.preflight import require_planned
 from tests import recipes
 from tests.jobs import world
 
@@ -74,11 +75,11 @@ def test_a_cluster_file_says_what_the_short_form_does(tmp_path):
 
 
 def test_guidance_without_dropped_conditions_is_wrong():
-    made = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 3.0}})
+    made = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance_scale": 3.0}})
     assert states(of_recipe(made))["condition dropout"] == "wrong"
     with pytest.raises(ConfigError, match=r"set model.sampler.condition_dropout=0.1"):
-        preflight.require_planned(TrainingPipeline.of(made))
-    plain = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 1.0}})
+        require_planned(TrainingPipeline.of(made))
+    plain = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance_scale": 1.0}})
     assert states(of_recipe(plain))["condition dropout"] == "ok"
 
 

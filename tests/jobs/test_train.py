@@ -18,16 +18,15 @@ from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file
 from blip3o.errors import ConfigError
 from blip3o.evaluate.reports.run import render_run
-from blip3o.runs.paths import tensorboard_folder
-from blip3o.runs.rows import reproducible
-from blip3o.train.checkpoint.state import name_of
-from blip3o.train.checkpoint.store import SNAPSHOT, committed_step, committed_steps, lists_uri, shards_uri
-from blip3o.train.weights import final_uri, read_description, read_final, write_final
+from blip3o.runs.checkpoints import committed_steps, lists_uri, name_of, shards_uri
+from blip3o.runs.paths import SNAPSHOT, final_uri, tensorboard_folder
+from blip3o.runs.results import read_description, read_final, write_final
+from blip3o.runs.rows import reproducible, rows_of
+from blip3o.train.checkpoint.store import committed_step
 from cluster.ports import LOOPBACK, free_ports
 from jobs.commands.runs import read_run
-from jobs.train import train, train_pipeline
+from jobs.training.run import train, train_pipeline
 from jobs.training.validate import validate_weights
-from jobs.training.worker import read_metrics
 from tests.jobs import world
 from tests.train.events import read_scalars
 
@@ -46,7 +45,7 @@ def quiet(base):
 
 def figures(made: Recipe) -> list[dict]:
     """Every row of a run's metrics, without what the clock decides."""
-    return [reproducible(row) for row in read_metrics(made)]
+    return [reproducible(row) for row in rows_of(made)]
 
 
 def damage_newest(made: Recipe, fit_name: str) -> tuple[int, str]:
@@ -256,7 +255,7 @@ def test_a_stage_that_finished_before_an_earlier_one_is_refused(base, tmp_path):
 
 def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
     made, expected = quiet
-    monkeypatch.setattr("jobs.train.fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("jobs.training.run.fit", lambda *_: pytest.fail("trained again"))
     assert train(made) == expected
 
 

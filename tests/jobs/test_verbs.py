@@ -154,4 +154,4 @@ def test_shells_complete_verbs_and_recipes():
         return done.stdout.split()
 
     assert completed("blip3o tra") == ["train"]
-    assert completed("blip3o train tin") == sorted(name for name in shipped() if name.startswith("tin"))
+    assert completed("blip3o train tin") == [name for name in sorted(shipped()) if name.startswith("tin")]

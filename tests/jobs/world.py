@@ -11,7 +11,8 @@ from blip3o import storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.model.unified import UnifiedModel, initialize
-from blip3o.train.weights import final_uri, write_final
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 from tests import recipes
 
 SCENES = 96  # of which the last one is damaged

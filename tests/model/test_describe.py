@@ -145,4 +145,4 @@ def test_the_vision_tower_attends_in_windows(small):
 
 @pytest.mark.parametrize(("solver", "expected"), [("euler", 7), ("heun", 13), ("unipc", 7)])
 def test_evaluations_are_those_of_the_solver(solver, expected):
-    assert costs.evaluations(SamplerConfig(steps=7, solver=solver)) == expected
+    assert costs.evaluations(SamplerConfig(num_inference_steps=7, solver=solver)) == expected

@@ -43,7 +43,7 @@ def test_a_row_of_a_condition_can_be_put_into_another_batch(head):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": {"steps": 2, "guidance": 1, "condition_dropout": 0}}, "predicts in one pass"),
+        ({"sampler": {"num_inference_steps": 2, "guidance_scale": 1, "condition_dropout": 0}}, "predicts in one pass"),
         ({"num_queries": 64}, "num_queries 64 is not 4"),
     ],
 )

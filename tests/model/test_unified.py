@@ -60,9 +60,9 @@ def test_sampling_with_guidance_one_runs_the_conditional_branch_alone():
     states, noise = torch.randn(2, 64, 32), torch.randn(2, *model.latent_shape)
     evaluations = []
     handle = model.dit.register_forward_hook(lambda *_: evaluations.append(1))
-    plain = model.sample_features(states, noise, steps=4, guidance=1.0)
+    plain = model.sample_features(states, noise, num_inference_steps=4, guidance_scale=1.0)
     assert len(evaluations) == 4
-    guided = model.sample_features(states, noise, steps=4, guidance=3.0)
+    guided = model.sample_features(states, noise, num_inference_steps=4, guidance_scale=3.0)
     handle.remove()
     assert len(evaluations) == 4 + 8
     assert not torch.allclose(plain, guided)
@@ -74,8 +74,8 @@ def test_the_null_condition_is_zeros():
     zeros = torch.zeros(1, 64, 32)
     # Under a zero condition both branches agree, so guidance has nothing to act on.
     assert torch.allclose(
-        model.sample_features(zeros, noise, steps=3, guidance=5.0),
-        model.sample_features(zeros, noise, steps=3, guidance=1.0),
+        model.sample_features(zeros, noise, num_inference_steps=3, guidance_scale=5.0),
+        model.sample_features(zeros, noise, num_inference_steps=3, guidance_scale=1.0),
         atol=1e-5,
     )
 

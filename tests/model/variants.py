@@ -35,7 +35,7 @@ SDXL = {
     "heads": [2, 4],
     "groups": 4,
     "size_width": 8,
-    "steps": 4,
+    "num_inference_steps": 4,
 }
 SANA = {
     "kind": "sana",
@@ -46,9 +46,9 @@ SANA = {
     "heads": 4,
     "head_dim": 8,
     "cross_heads": 2,
-    "sampler": {"steps": 4},
+    "sampler": {"num_inference_steps": 4},
 }
-ONE_PASS = {"steps": 1, "guidance": 1.0, "condition_dropout": 0.0}
+ONE_PASS = {"num_inference_steps": 1, "guidance_scale": 1.0, "condition_dropout": 0.0}
 
 # Nano's encoder pools 4 x 4 patches to 4 tokens; 64 queries are upstream's.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -4,6 +4,7 @@ import numpy as np
 
 from blip3o.config.objectives import Task
 from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.runs.quarantine import Entry, Quarantine, read_quarantine, write_quarantine
 from tests.data.test_batches import PASS, B, equal, recipe, root  # noqa: F401 - a fixture
@@ -14,14 +15,14 @@ BAD = 1  # the micro-batch whose samples are put in quarantine
 def test_a_sample_in_quarantine_is_replaced_from_its_micro_batch_on_and_named(root):  # noqa: F811
     made = recipe(root)
     run = f"{made.run.storage}/{made.run.name}"
-    before = build_micro_batches(made, Task.DRAW)
+    before = build_micro_batches(StageInputs(made), Task.DRAW)
     uids = before.uids(BAD)
     assert len(set(uids)) == B
     bad, since = uids[3], BAD + 1
     entry = Entry(step=5, reason="quarantined: the loss is nan", since=since, uids=(bad,))
-    write_quarantine(run, read_quarantine(run).plus(entry))
-    assert read_quarantine(run).entries == (entry,)
-    after = build_micro_batches(made, Task.DRAW)
+    write_quarantine(made, read_quarantine(made).plus(entry))
+    assert read_quarantine(made).entries == (entry,)
+    after = build_micro_batches(StageInputs(made), Task.DRAW)
     for number in range(2 * PASS):
         whole, changed = before(number), after(number)
         if number < since or bad not in before.uids(number):

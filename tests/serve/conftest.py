@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from blip3o import storage
-from blip3o.bundle.files import BundleConfig, build_model, load_pipeline, write_bundle
+from blip3o.bundle.layout import BundleConfig
+from blip3o.bundle.reading import build_model, load_bundle
+from blip3o.bundle.writing import write_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.config.presets.models import PRESETS
 from blip3o.config.recipe import TemplateConfig
@@ -42,7 +44,7 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reference(bundle):
     """The pipeline that the server's images are compared with. Not to be patched."""
-    return load_pipeline(bundle)
+    return load_bundle(bundle)
 
 
 @pytest.fixture

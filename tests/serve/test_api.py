@@ -13,7 +13,7 @@ from blip3o.data.images.decode import to_square
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
-from serve.messages import BusyError, EngineError, UnavailableError
+from serve.protocol import BusyError, EngineError, UnavailableError
 from serve.replies import MAX_BODY
 from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw, serving
 
@@ -41,12 +41,12 @@ def test_an_image_is_the_pipelines(client, reference):
         response_format="b64_json",
         extra_body={"seed": 5, "num_inference_steps": 3, "guidance_scale": 2.0},
     )
-    [expected] = reference.generate(["a red circle"], seeds=[5], steps=3, guidance=2.0)
+    [expected] = reference.generate(["a red circle"], seed=[5], num_inference_steps=3, guidance_scale=2.0)
     assert opened(reply.data[0]) == expected.tobytes()
     assert isinstance(reply.created, int)
     assert (reply.size, reply.output_format, reply.background) == ("32x32", "png", "opaque")
     assert (reply.seed, reply.num_inference_steps, reply.guidance_scale) == (5, 3, 2.0)
-    prompt_tokens = len(reference.draw_ids("a red circle"))
+    prompt_tokens = len(reference.generation_ids("a red circle"))
     assert reply.usage.input_tokens == reply.usage.input_tokens_details.text_tokens == prompt_tokens
     assert reply.usage.output_tokens == reference.model.config.encoder.num_tokens
     assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
@@ -54,14 +54,14 @@ def test_an_image_is_the_pipelines(client, reference):
 
 def test_the_defaults_are_the_bundles(client, reference):
     reply = client.images.generate(prompt="a red circle", extra_body={"seed": 1})
-    assert opened(reply.data[0]) == reference.generate(["a red circle"], seeds=[1])[0].tobytes()
+    assert opened(reply.data[0]) == reference.generate(["a red circle"], seed=[1])[0].tobytes()
     sampler = reference.model.config.sampler
-    assert (reply.num_inference_steps, reply.guidance_scale) == (sampler.steps, sampler.guidance)
+    assert (reply.num_inference_steps, reply.guidance_scale) == (sampler.num_inference_steps, sampler.guidance_scale)
 
 
 def test_n_images_are_those_of_the_next_seeds(client, reference):
     reply = client.images.generate(prompt="a red circle", n=3, size="32x32", extra_body={"seed": 8})
-    expected = reference.generate(["a red circle"] * 3, seeds=[8, 9, 10])
+    expected = reference.generate(["a red circle"] * 3, seed=[8, 9, 10])
     assert [opened(item) for item in reply.data] == [image.tobytes() for image in expected]
     assert [item.seed for item in reply.data] == [8, 9, 10]
 
@@ -70,7 +70,7 @@ def test_without_a_seed_two_calls_differ_and_name_theirs(client, reference):
     replies = [client.images.generate(prompt="a red circle") for _ in range(2)]
     assert replies[0].seed != replies[1].seed
     for reply in replies:
-        assert opened(reply.data[0]) == reference.generate(["a red circle"], seeds=[reply.seed])[0].tobytes()
+        assert opened(reply.data[0]) == reference.generate(["a red circle"], seed=[reply.seed])[0].tobytes()
 
 
 @pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
@@ -91,7 +91,7 @@ def test_a_question_is_answered_as_by_the_pipeline(client, reference):
         messages = question("What colour is it?", image and data_url(image))
         reply = client.chat.completions.create(model=NAME, messages=messages, max_tokens=5, temperature=0.7)
         choice = reply.choices[0]
-        assert choice.message.content == reference.chat(turns, image=image, max_new_tokens=5)
+        assert choice.message.content == reference.chat(messages, max_tokens=5)
         assert choice.message.role == "assistant"
         prompt_tokens = len(reference.chat_ids(turns, with_image=image is not None))
         assert reply.usage.prompt_tokens == prompt_tokens
@@ -131,7 +131,6 @@ def test_a_picture_is_refused_by_a_model_that_sees_none(ask_about):
 
 
 def test_earlier_turns_count(client, reference):
-    from blip3o.data.text.templates import Turn
 
     messages = [
         {"role": "user", "content": "hi"},
@@ -139,8 +138,7 @@ def test_earlier_turns_count(client, reference):
         {"role": "user", "content": "What colour?"},
     ]
     reply = client.chat.completions.create(model=NAME, messages=messages, max_completion_tokens=6)
-    turns = [Turn(role=message["role"], text=message["content"]) for message in messages]
-    assert reply.choices[0].message.content == reference.chat(turns, max_new_tokens=6)
+    assert reply.choices[0].message.content == reference.chat(messages, max_tokens=6)
 
 
 def test_a_streamed_reply_is_the_same_reply(client):
@@ -301,7 +299,7 @@ class Broken:
             raise self._error
         return self._described
 
-    async def draw(self, _):
+    async def generate(self, _):
         raise self._error
 
     async def chat(self, _):
@@ -339,13 +337,13 @@ def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch):
         assert go_on.wait(60)
         return original(*args)
 
-    def draw(request, submit=engine.draw):
+    def generate(request, submit=engine.generate):
         future = submit(request)
         future.add_done_callback(lambda future: future.cancelled() and cancelled.set())
         return future
 
     monkeypatch.setattr(pipeline.model.dit, "forward", forward)
-    monkeypatch.setattr(engine, "draw", draw)
+    monkeypatch.setattr(engine, "generate", generate)
     engine.start()
     with Server(build_api(LocalBackend(engine), NAME)) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port)

@@ -12,7 +12,7 @@ PROMPTS = ("a red circle", "It is green.")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Made:
     """One row of a batch."""
 
     prompt: str
@@ -22,15 +22,17 @@ class Drawn:
 
 
 ROWS = (
-    Drawn(PROMPTS[0], 1, 5, 3.0),
-    Drawn(PROMPTS[1], 2, 3, 1.0),
-    Drawn(PROMPTS[1], 3, 4, 2.3),
-    Drawn(PROMPTS[0], 1, 1, 0.0),
+    Made(PROMPTS[0], 1, 5, 3.0),
+    Made(PROMPTS[1], 2, 3, 1.0),
+    Made(PROMPTS[1], 3, 4, 2.3),
+    Made(PROMPTS[0], 1, 1, 0.0),
 )
 
 
 def _expected(pipeline, row):
-    return pipeline.generate_features([row.prompt], seeds=[row.seed], steps=row.steps, guidance=row.guidance)[0]
+    return pipeline.generate_features(
+        [row.prompt], seeds=[row.seed], num_inference_steps=row.steps, guidance_scale=row.guidance
+    )[0]
 
 
 def _put(pipeline, batch, slot, row, conditions):
@@ -38,8 +40,8 @@ def _put(pipeline, batch, slot, row, conditions):
         slot,
         pipeline.feature_noise(row.seed),
         condition=conditions[PROMPTS.index(row.prompt)],
-        steps=row.steps,
-        guidance=row.guidance,
+        num_inference_steps=row.steps,
+        guidance_scale=row.guidance,
     )
 
 
@@ -59,7 +61,7 @@ def test_rows_that_step_together_are_each_as_alone(reference, order):
 @torch.inference_mode()
 def test_a_slot_can_be_used_again_while_the_others_go_on(reference):
     batch, conditions = DenoiseBatch(reference), prepare(reference, PROMPTS)
-    long, first, second = ROWS[0], ROWS[1], Drawn(PROMPTS[0], 9, 2, 4.0)
+    long, first, second = ROWS[0], ROWS[1], Made(PROMPTS[0], 9, 2, 4.0)
     _put(reference, batch, 2, long, conditions)
     _put(reference, batch, 0, first, conditions)
     for step in range(3):

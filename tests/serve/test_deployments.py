@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from ray import serve as ray_serve
 
-from blip3o.data.text.templates import Turn
 from blip3o.errors import BundleError, ConfigError, ServiceError
 from cluster.ports import free_ports
 from jobs.serve import APP, start
@@ -36,7 +35,7 @@ def client(server):
 def test_every_replica_gives_the_pipelines_image(client, reference):
     sampler = {"seed": 5, "num_inference_steps": 3, "guidance_scale": 2.0}
     asked = {"prompt": "a red circle", "n": 3, "extra_body": sampler}
-    expected = reference.generate(["a red circle"] * 3, seeds=[5, 6, 7], steps=3, guidance=2.0)
+    expected = reference.generate(["a red circle"] * 3, seed=[5, 6, 7], num_inference_steps=3, guidance_scale=2.0)
     for _ in range(6):
         reply = client.images.generate(**asked)
         assert [opened(item) for item in reply.data] == [image.tobytes() for image in expected]
@@ -45,8 +44,7 @@ def test_every_replica_gives_the_pipelines_image(client, reference):
 def test_chat_sees_the_image(client, reference):
     messages = question("What colour is it?", data_url(PICTURE))
     reply = client.chat.completions.create(model="nano", messages=messages, max_tokens=5)
-    turns = [Turn(role="user", text="What colour is it?")]
-    assert reply.choices[0].message.content == reference.chat(turns, image=PICTURE, max_new_tokens=5)
+    assert reply.choices[0].message.content == reference.chat(messages, max_tokens=5)
     chunks = client.chat.completions.create(model="nano", messages=messages, max_tokens=5, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == reply.choices[0].message.content
 
@@ -115,7 +113,7 @@ def test_the_app_is_built_from_a_config_files_arguments(bundle):
 
     from serve.app import app
 
-    built = build(app, {"bundle": bundle, "width": "2", "num_cpus": "0.5"})
+    built = build(app, {"bundle": bundle, "batch_size": "2", "num_cpus": "0.5"})
     generator = built._bound_deployment.init_args[0]._bound_deployment
-    assert generator.init_args[0].width == 2
+    assert generator.init_args[0].batch_size == 2
     assert generator.ray_actor_options["num_cpus"] == 0.5

@@ -13,17 +13,17 @@ from PIL import Image
 
 from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
-from blip3o.inference import Pipeline
+from blip3o.inference.pipeline import Blip3oPipeline
 from serve.denoise import prepare
 from serve.engine import Engine
-from serve.messages import BusyError, ChatRequest, DrawRequest, EngineError, UnavailableError
+from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
 
 TIMEOUT = 60
 PROMPTS = ("a red circle", "It is green.", "a blue square above a red circle, and below it a green one")
 
 
-def _draw(prompt=PROMPTS[0], *, seeds=(1,), steps=3, guidance=3.0):
-    return DrawRequest(prompt=prompt, seeds=tuple(seeds), steps=steps, guidance=guidance)
+def _generate(prompt=PROMPTS[0], *, seeds=(1,), steps=3, guidance=3.0):
+    return GenerateRequest(prompt=prompt, seeds=tuple(seeds), num_inference_steps=steps, guidance_scale=guidance)
 
 
 def _ask(text="What colour is it?", *, image=None, max_tokens=4):
@@ -35,11 +35,16 @@ def _picture(seed):
 
 
 def _expected(pipeline, request):
-    """What each seed gives when it is drawn alone."""
-    return [
-        pipeline.generate([request.prompt], seeds=[seed], steps=request.steps, guidance=request.guidance)[0].tobytes()
-        for seed in request.seeds
-    ]
+    """What each seed gives when it is generated alone."""
+    options = {"num_inference_steps": request.num_inference_steps, "guidance_scale": request.guidance_scale}
+    images = [pipeline.generate(request.prompt, seed=seed, **options)[0] for seed in request.seeds]
+    return [image.tobytes() for image in images]
+
+
+def _reply(pipeline, request):
+    """What a conversation gives alone."""
+    images = None if request.image is None else [request.image]
+    return pipeline.chat_batch([request.turns], images=images, max_tokens=request.max_tokens)[0]
 
 
 def _bytes(reply):
@@ -47,7 +52,7 @@ def _bytes(reply):
 
 
 def _submit(engine, request):
-    return engine.draw(request) if isinstance(request, DrawRequest) else engine.chat(request)
+    return engine.generate(request) if isinstance(request, GenerateRequest) else engine.chat(request)
 
 
 def _run(pipeline, requests):
@@ -85,12 +90,12 @@ class Spy:
 def test_the_model_is_awake(reference):
     """Prompt, seed, steps and guidance each change the image: else the equalities below would say nothing."""
     variants = [
-        _draw(),
-        _draw(PROMPTS[1]),
-        _draw(seeds=[2]),
-        _draw(steps=2),
-        _draw(guidance=1.0),
-        _draw(guidance=2.0),
+        _generate(),
+        _generate(PROMPTS[1]),
+        _generate(seeds=[2]),
+        _generate(steps=2),
+        _generate(guidance=1.0),
+        _generate(guidance=2.0),
     ]
     images = [_expected(reference, variant)[0] for variant in variants]
     assert len(set(images)) == len(images)
@@ -98,17 +103,17 @@ def test_the_model_is_awake(reference):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 0.0, 2.3])
 def test_alone_it_is_the_pipelines_image(pipeline, reference, guidance):
-    request = _draw(guidance=guidance, steps=4)
+    request = _generate(guidance=guidance, steps=4)
     [future] = _run(pipeline, [request])
     assert _bytes(future.result()) == _expected(reference, request)
 
 
 MIXED = (
-    _draw(PROMPTS[0], seeds=[1, 2], steps=5, guidance=3.0),
-    _draw(PROMPTS[1], seeds=[3], steps=1, guidance=1.0),
-    _draw(PROMPTS[2], seeds=[4, 5, 6], steps=3, guidance=1.0),
-    _draw(PROMPTS[2], seeds=[1], steps=2, guidance=7.5),
-    _draw(PROMPTS[0], seeds=[1], steps=4, guidance=1.0),
+    _generate(PROMPTS[0], seeds=[1, 2], steps=5, guidance=3.0),
+    _generate(PROMPTS[1], seeds=[3], steps=1, guidance=1.0),
+    _generate(PROMPTS[2], seeds=[4, 5, 6], steps=3, guidance=1.0),
+    _generate(PROMPTS[2], seeds=[1], steps=2, guidance=7.5),
+    _generate(PROMPTS[0], seeds=[1], steps=4, guidance=1.0),
 )
 
 
@@ -120,7 +125,7 @@ def test_mixed_in_any_order_it_is_the_pipelines_image(pipeline, reference, order
 
 
 REQUESTS = st.builds(
-    _draw,
+    _generate,
     st.sampled_from(PROMPTS),
     seeds=st.lists(st.integers(0, 5), min_size=1, max_size=3),
     steps=st.integers(1, 5),
@@ -136,10 +141,10 @@ def test_any_mixture_gives_the_pipelines_images(reference, requests):
 
 
 def test_a_request_may_join_between_any_two_steps(pipeline, reference, engine, monkeypatch):
-    late, futures = _draw(PROMPTS[1], steps=5, guidance=2.0, seeds=[9]), []
-    Spy(monkeypatch, pipeline.model.dit, "forward", at=4, action=lambda: futures.append(engine.draw(late)))
-    early = _draw(steps=4, seeds=[1, 2])
-    first = engine.draw(early)
+    late, futures = _generate(PROMPTS[1], steps=5, guidance=2.0, seeds=[9]), []
+    Spy(monkeypatch, pipeline.model.dit, "forward", at=4, action=lambda: futures.append(engine.generate(late)))
+    early = _generate(steps=4, seeds=[1, 2])
+    first = engine.generate(early)
     engine.start()
     assert _bytes(first.result(TIMEOUT)) == _expected(reference, early)
     assert _bytes(futures[0].result(TIMEOUT)) == _expected(reference, late)
@@ -149,33 +154,33 @@ def test_a_request_may_join_between_any_two_steps(pipeline, reference, engine, m
 @pytest.mark.parametrize(("steps", "guidance", "evaluations"), [(1, 1.0, 1), (5, 1.0, 5), (1, 3.0, 2), (5, 3.0, 10)])
 def test_steps_are_evaluations_and_guidance_one_has_no_null_branch(pipeline, monkeypatch, steps, guidance, evaluations):
     spy = Spy(monkeypatch, pipeline.model.dit, "forward")
-    _run(pipeline, [_draw(steps=steps, guidance=guidance)])[0].result()
+    _run(pipeline, [_generate(steps=steps, guidance=guidance)])[0].result()
     assert spy.calls == evaluations
 
 
 def test_the_prompt_is_read_once_for_all_images_of_a_request(pipeline, monkeypatch):
     spy = Spy(monkeypatch, pipeline.model, "query_states")
-    reply = _run(pipeline, [_draw(seeds=range(7))])[0].result()
+    reply = _run(pipeline, [_generate(seeds=range(7))])[0].result()
     assert spy.calls == 1
     assert len(set(_bytes(reply))) == 7
-    assert reply.prompt_tokens == len(pipeline.draw_ids(PROMPTS[0]))
+    assert reply.prompt_tokens == len(pipeline.generation_ids(PROMPTS[0]))
 
 
 def test_conversations_are_answered_between_steps_as_alone(pipeline, reference):
     asked = [_ask("hi"), _ask(image=_picture(0)), _ask(image=_picture(1), max_tokens=6), _ask("a red", max_tokens=1)]
-    drawing = _draw(steps=6)
+    drawing = _generate(steps=6)
     picture, *replies = _run(pipeline, [drawing, *asked])
     assert _bytes(picture.result()) == _expected(reference, drawing)
     for request, future in zip(asked, replies, strict=True):
         reply = future.result()
-        assert reply.text == reference.chat(request.turns, image=request.image, max_new_tokens=request.max_tokens)
+        assert reply.text == _reply(reference, request)
         assert reply.complete == (reply.reply_tokens < request.max_tokens)
         assert reply.prompt_tokens == len(reference.chat_ids(request.turns, with_image=request.image is not None))
 
 
 def test_a_conversation_does_not_wait_for_a_long_drawing(pipeline, engine, monkeypatch):
     spy = Spy(monkeypatch, pipeline.model.dit, "forward")
-    drawing, chat = engine.draw(_draw(steps=50)), engine.chat(_ask())
+    drawing, chat = engine.generate(_generate(steps=50)), engine.chat(_ask())
     seen = []
     chat.add_done_callback(lambda _: seen.append(spy.calls))
     engine.start()
@@ -185,9 +190,9 @@ def test_a_conversation_does_not_wait_for_a_long_drawing(pipeline, engine, monke
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(engine):
     for _ in range(7):
-        engine.draw(_draw(seeds=[1, 2]))  # 14 rows: 4 slots and 10 places
+        engine.generate(_generate(seeds=[1, 2]))  # 14 rows: 4 slots and 10 places
     with pytest.raises(BusyError, match="try again in 1 s") as caught:
-        engine.draw(_draw())
+        engine.generate(_generate())
     assert caught.value.retry_after_s == 1
     for _ in range(10):
         engine.chat(_ask())
@@ -199,10 +204,10 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(engine):
 
 
 def test_a_cancelled_request_frees_its_rows_and_changes_no_neighbour(pipeline, reference, engine, monkeypatch):
-    victim = engine.draw(_draw(PROMPTS[2], seeds=[7, 8, 9], steps=50))
-    neighbour, waiting = _draw(steps=6), _draw(PROMPTS[1], seeds=[3, 4], steps=2)
+    victim = engine.generate(_generate(PROMPTS[2], seeds=[7, 8, 9], steps=50))
+    neighbour, waiting = _generate(steps=6), _generate(PROMPTS[1], seeds=[3, 4], steps=2)
     Spy(monkeypatch, pipeline.model.dit, "forward", at=5, action=victim.cancel)
-    futures = [engine.draw(neighbour), engine.draw(waiting)]
+    futures = [engine.generate(neighbour), engine.generate(waiting)]
     engine.start()
     assert _bytes(futures[0].result(TIMEOUT)) == _expected(reference, neighbour)
     assert _bytes(futures[1].result(TIMEOUT)) == _expected(reference, waiting)
@@ -210,7 +215,7 @@ def test_a_cancelled_request_frees_its_rows_and_changes_no_neighbour(pipeline, r
     assert engine.stats().rows_running == 0
 
 
-@pytest.mark.parametrize("request_", [_draw(" "), _draw("a red circle " * 50), _ask("a red circle " * 50)])
+@pytest.mark.parametrize("request_", [_generate(" "), _generate("a red circle " * 50), _ask("a red circle " * 50)])
 def test_what_the_model_cannot_read_is_refused_at_once(engine, request_):
     with pytest.raises(RequestError, match="prompt"):
         _submit(engine, request_)
@@ -230,7 +235,7 @@ def _poisoned(original, texts_of):
 
 def test_a_prompt_that_fails_ends_its_own_request_alone(pipeline, reference, monkeypatch):
     monkeypatch.setattr("serve.engine.prepare", _poisoned(prepare, lambda _, prompts: prompts))
-    bad, good = _draw(PROMPTS[2], seeds=[5, 6]), [_draw(seeds=[1]), _draw(PROMPTS[1])]
+    bad, good = _generate(PROMPTS[2], seeds=[5, 6]), [_generate(seeds=[1]), _generate(PROMPTS[1])]
     first, failed, last = _run(pipeline, [good[0], bad, good[1]])
     with pytest.raises(EngineError, match="^the model failed on this request$"):
         failed.result()
@@ -239,11 +244,11 @@ def test_a_prompt_that_fails_ends_its_own_request_alone(pipeline, reference, mon
 
 def test_a_conversation_that_fails_ends_alone(pipeline, reference, monkeypatch):
     texts = lambda _, conversations: [turn.text for turns in conversations for turn in turns]  # noqa: E731 - one line
-    monkeypatch.setattr(Pipeline, "reply_ids", _poisoned(Pipeline.reply_ids, texts))
+    monkeypatch.setattr(Blip3oPipeline, "reply_ids", _poisoned(Blip3oPipeline.reply_ids, texts))
     failed, answered = _run(pipeline, [_ask(PROMPTS[2]), _ask(PROMPTS[0])])
     with pytest.raises(EngineError):
         failed.result()
-    assert answered.result().text == reference.chat(_ask(PROMPTS[0]).turns, max_new_tokens=4)
+    assert answered.result().text == _reply(reference, _ask(PROMPTS[0]))
 
 
 def test_an_image_that_is_not_finite_ends_its_own_request_alone(pipeline, reference, monkeypatch):
@@ -255,8 +260,8 @@ def test_an_image_that_is_not_finite_ends_its_own_request_alone(pipeline, refere
         return velocity
 
     monkeypatch.setattr(pipeline.model.dit, "forward", forward)
-    good = _draw(seeds=[1])
-    sound, broken = _run(pipeline, [good, _draw(seeds=[2, 3])])
+    good = _generate(seeds=[1])
+    sound, broken = _run(pipeline, [good, _generate(seeds=[2, 3])])
     with pytest.raises(EngineError):
         broken.result()
     assert _bytes(sound.result()) == _expected(reference, good)
@@ -267,8 +272,8 @@ def test_a_failed_step_ends_those_in_the_batch_and_no_later_request(pipeline, re
         raise MemoryError
 
     Spy(monkeypatch, pipeline.model.dit, "forward", at=3, action=fail)
-    later = _draw(seeds=[8])
-    *failed, last = _run(pipeline, [_draw(seeds=[1, 2]), _draw(seeds=[3, 4]), later])
+    later = _generate(seeds=[8])
+    *failed, last = _run(pipeline, [_generate(seeds=[1, 2]), _generate(seeds=[3, 4]), later])
     for future in failed:
         with pytest.raises(EngineError):
             future.result()
@@ -283,7 +288,7 @@ def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine
         go_on.wait(TIMEOUT)
 
     Spy(monkeypatch, pipeline.model.dit, "forward", at=2, action=pause)
-    futures = [engine.draw(_draw(steps=50)), engine.draw(_draw(seeds=range(9)))]
+    futures = [engine.generate(_generate(steps=50)), engine.generate(_generate(seeds=range(9)))]
     engine.start()
     engine.check()
     stepping.wait(TIMEOUT)
@@ -295,7 +300,7 @@ def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine
             future.result(TIMEOUT)
     closing.join(TIMEOUT)
     with pytest.raises(UnavailableError, match="has stopped"):
-        engine.draw(_draw())
+        engine.generate(_generate())
     with pytest.raises(UnavailableError, match="does not run"):
         engine.check()
 
@@ -303,7 +308,7 @@ def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_in_the_loop_fails_everything_and_is_seen_by_the_health_check(pipeline, monkeypatch):
     monkeypatch.setattr("serve.engine.next_chats", lambda *_, **__: 1 / 0)
-    [future] = _run(pipeline, [_draw()])
+    [future] = _run(pipeline, [_generate()])
     with pytest.raises(UnavailableError):
         future.result()
 
@@ -318,9 +323,9 @@ def test_what_is_refused_or_fails_crosses_processes():
 def test_a_model_that_only_chats_answers_and_refuses_to_draw_at_once(pipeline, reference):
     for part in ("queries", "dit", "decoder"):
         delattr(pipeline.model, part)
-    expected = reference.chat(_ask().turns, max_new_tokens=4)
+    expected = _reply(reference, _ask())
     [future] = _run(pipeline, [_ask()])
     assert future.result().text == expected
     engine = Engine(pipeline)
     with pytest.raises(RequestError, match="this bundle has no queries and chats, but draws nothing"):
-        engine.draw(_draw())
+        engine.generate(_generate())

@@ -20,7 +20,7 @@ def _turn(schedule):
 
 
 def test_rows_of_different_step_counts_share_the_batch():
-    schedule = Schedule.empty(width=2, max_waiting=4)
+    schedule = Schedule.empty(batch_size=2, max_waiting=4)
     schedule = schedule.submit(7, images=1, steps=3).submit(8, images=2, steps=1).admit()
     assert schedule.slots == (Row(request=7, image=0, steps=3), Row(request=8, image=0, steps=1))
     assert schedule.waiting == (Row(request=8, image=1, steps=1),)
@@ -32,7 +32,7 @@ def test_rows_of_different_step_counts_share_the_batch():
 
 
 def test_room_counts_free_slots_and_free_places():
-    schedule = Schedule.empty(width=2, max_waiting=3)
+    schedule = Schedule.empty(batch_size=2, max_waiting=3)
     assert schedule.room == 5
     schedule = schedule.submit(0, images=4, steps=1)
     assert schedule.room == schedule.admit().room == 1
@@ -41,14 +41,14 @@ def test_room_counts_free_slots_and_free_places():
         schedule.submit(1, images=2, steps=1)
 
 
-def test_steps_ahead_is_the_work_over_the_width():
-    schedule = Schedule.empty(width=2, max_waiting=9).submit(0, images=3, steps=4)
+def test_steps_ahead_is_the_work_over_the_batch_size():
+    schedule = Schedule.empty(batch_size=2, max_waiting=9).submit(0, images=3, steps=4)
     assert schedule.steps_ahead == 6
     assert schedule.admit().advance().steps_ahead == 5
 
 
 def test_a_cancelled_request_frees_its_slots_and_places_and_moves_nobody():
-    schedule = Schedule.empty(width=3, max_waiting=9)
+    schedule = Schedule.empty(batch_size=3, max_waiting=9)
     schedule = schedule.submit(0, images=1, steps=2).submit(1, images=3, steps=2).submit(2, images=1, steps=2).admit()
     left = schedule.without(1)
     assert left.slots == (schedule.slots[0], None, None)
@@ -56,9 +56,9 @@ def test_a_cancelled_request_frees_its_slots_and_places_and_moves_nobody():
     assert left.without(1) == left
 
 
-@given(requests=REQUESTS, width=st.integers(1, 4), arrivals=st.lists(st.integers(0, 3), max_size=8))
-def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, width, arrivals):
-    schedule = Schedule.empty(width=width, max_waiting=99)
+@given(requests=REQUESTS, batch_size=st.integers(1, 4), arrivals=st.lists(st.integers(0, 3), max_size=8))
+def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, batch_size, arrivals):
+    schedule = Schedule.empty(batch_size=batch_size, max_waiting=99)
     entered, steps_taken, turns = [], {}, 0
     coming = list(enumerate(requests))
     while coming or not schedule.idle:
@@ -80,9 +80,9 @@ def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, width, 
     assert entered == sorted(expected)
 
 
-@given(requests=REQUESTS, width=st.integers(1, 4), turns=st.integers(0, 5), victim=st.integers(0, 7))
-def test_cancelling_leaves_the_others_as_they_were(requests, width, turns, victim):
-    schedule = Schedule.empty(width=width, max_waiting=99)
+@given(requests=REQUESTS, batch_size=st.integers(1, 4), turns=st.integers(0, 5), victim=st.integers(0, 7))
+def test_cancelling_leaves_the_others_as_they_were(requests, batch_size, turns, victim):
+    schedule = Schedule.empty(batch_size=batch_size, max_waiting=99)
     for number, (images, steps) in enumerate(requests):
         schedule = schedule.submit(number, images=images, steps=steps)
     for _ in range(turns):
@@ -103,6 +103,6 @@ def test_chats_of_the_oldest_ones_kind_are_answered_together():
         replace(oldest, request=7),
         replace(oldest, request=8),
     ]
-    assert next_chats([oldest, *others], width=3) == (3, 5, 7)
-    assert next_chats(others[:1], width=3) == (4,)
-    assert next_chats([], width=3) == ()
+    assert next_chats([oldest, *others], batch_size=3) == (3, 5, 7)
+    assert next_chats(others[:1], batch_size=3) == (4,)
+    assert next_chats([], batch_size=3) == ()

@@ -12,11 +12,12 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
 from blip3o.model.unified import initialize
+from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trained
 from blip3o.train.ema import Ema
-from blip3o.train.loop import Loop, StepRecord, to_batch
+from blip3o.train.loop import Loop, to_batch
 from blip3o.train.lora import add_adapters
 from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.objectives import StageModule, build_stage_module
@@ -83,10 +84,16 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
     if any(folder.iterdir()):
         start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, average=average)
 
-    def after_step(done: int, record: StepRecord) -> None:
-        average.update(done)
-        rows.append(record.row())
-        if done == 1:
+    class SavesFirst(Callback):
+        """Keeps rows, and saves after the first step."""
+
+        def after_step(self, done: int, record: StepRecord) -> None:
+            rows.append(record.row())
+
+        def wants_checkpoint(self, done: int) -> bool:
+            return done == 1
+
+        def on_checkpoint(self, done: int, record: StepRecord) -> None:
             checkpoint.save(engine, str(folder), step=done, identity=identity, state={}, average=average)
             saved.update(average.gather(keep=rank == 0))
 
@@ -99,7 +106,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
         rank=rank,
         world=world,
         pad_id=PAD,
-        after_step=after_step,
+        callbacks=[average, SavesFirst()],
         meter=FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD),
     ).run(start)
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 import blip3o
-from blip3o.data.text.templates import Turn
 from blip3o.errors import ConfigError, RequestError
 from blip3o.model.unified import initialize
 from blip3o.train.objectives import build_stage_module
@@ -64,11 +63,11 @@ def test_a_bundle_draws_and_chats(family, tmp_path):
     pipeline = blip3o.load(str(tmp_path))
     assert pipeline.model.config == model
     prompts = ["a red circle", "a blue square"]
-    images = pipeline.generate(prompts, seeds=[1, 2])
-    alone = pipeline.generate(prompts[1:], seeds=[2])
+    images = pipeline.generate(prompts, seed=[1, 2])
+    alone = pipeline.generate(prompts[1:], seed=[2])
     assert np.array_equal(np.asarray(images[1]), np.asarray(alone[0]))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
-    question = [Turn(role="user", text="What colour is it?")]
+    question = "What colour is it?"
     assert isinstance(pipeline.chat(question), str)
     if model.backbone.vision is None:
         with pytest.raises(RequestError, match="reads text alone"):

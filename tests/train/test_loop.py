@@ -10,7 +10,8 @@ from torch import nn
 
 from blip3o.config.resilience import GuardConfig
 from blip3o.errors import DataError
-from blip3o.train.loop import Loop, StepRecord, to_batch
+from blip3o.train.callbacks import Callback, StepRecord
+from blip3o.train.loop import Loop, to_batch
 from blip3o.train.loss_guard import BadStepError, Guard
 from blip3o.train.schedule import learning_rate
 from tests.recipes import recipe
@@ -78,10 +79,23 @@ def arrays(number, x=None):
     return {"micro_batch": np.full(ROWS, number), "x": values}
 
 
+class Records(Callback):
+    """Keeps what each step reports, and counts the same work for every micro-batch."""
+
+    def __init__(self):
+        self.found: list[tuple[int, StepRecord]] = []
+
+    def after_step(self, done, record):
+        self.found.append((done, record))
+
+    def measure(self, batch):
+        return {"tokens": 2, "flops/w": 1}
+
+
 def loop(batches, *, steps=3, accumulation=2, rank=0, world=1):
     optim = {"steps": steps, "lr": 0.1, "micro_batch_size": ROWS, "micro_batches": accumulation * world}
     module = Terms()
-    records: list[tuple[int, StepRecord]] = []
+    records = Records()
     made = Loop(
         recipe=recipe(optim=optim, parallel={"workers": world}),
         engine=Engine(module, accumulation),
@@ -91,10 +105,9 @@ def loop(batches, *, steps=3, accumulation=2, rank=0, world=1):
         rank=rank,
         world=world,
         pad_id=PAD,
-        after_step=lambda done, record: records.append((done, record)),
-        meter=lambda _: {"tokens": 2, "flops/w": 1},
+        callbacks=[records],
     )
-    return made, records
+    return made, records.found
 
 
 def test_loss_is_the_weighted_sum_of_global_means():

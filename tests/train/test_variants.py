@@ -135,7 +135,11 @@ def test_density_shift_and_weight_act_on_the_loss():
 @torch.no_grad()
 def test_a_dropped_condition_is_a_black_image(name):
     values = variant(name)
-    sampler = {"sampler": {"steps": 4, "condition_dropout": 0.5}} if name == "sana" else {"condition_dropout": 0.5}
+    sampler = (
+        {"sampler": {"num_inference_steps": 4, "condition_dropout": 0.5}}
+        if name == "sana"
+        else {"condition_dropout": 0.5}
+    )
     settings = recipe(model={**values, "decoder": values["decoder"] | sampler}, stage={"name": "decoder"})
     module = build_stage_module(settings, image_token_id=IMAGE_TOKEN, pad_id=PAD)
     initialize(module.model, 0)

@@ -6,16 +6,10 @@ import torch
 from blip3o import storage
 from blip3o.errors import CheckpointError
 from blip3o.model.unified import initialize
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import WEIGHTS, read_description, read_final, write_final
 from blip3o.train.export import averaged_runs
-from blip3o.train.weights import (
-    WEIGHTS,
-    final_uri,
-    load_into,
-    read_description,
-    read_final,
-    require_covered,
-    write_final,
-)
+from blip3o.train.initial_weights import load_into, require_covered
 from tests.model.helpers import nano_model
 
 

@@ -26,8 +26,8 @@ SDXL_1024: dict[str, Any] = {
     "heads": [5, 10, 20],
     "groups": 32,
     "size_width": 256,
-    "steps": 50,
-    "guidance": 3.0,
+    "num_inference_steps": 50,
+    "guidance_scale": 3.0,
 }
 
 _SANA_AUTOENCODER: dict[str, Any] = {
@@ -53,5 +53,5 @@ SANA_512: dict[str, Any] = {
     "head_dim": 32,
     "cross_heads": 20,
     "mlp_ratio": 2.5,
-    "sampler": {"steps": 30, "guidance": 3.0},
+    "sampler": {"num_inference_steps": 30, "guidance_scale": 3.0},
 }

@@ -49,7 +49,7 @@ TINY: dict[str, Any] = {
         "gate_init": 0.5,
     },
     "decoder": {"kind": "pixel", "image_size": 64, "fold": 4, "coarse_width": 256, "channels": [48, 64]},
-    "sampler": {"steps": 20, "guidance": 3.0},
+    "sampler": {"num_inference_steps": 20, "guidance_scale": 3.0},
 }
 
 # The smallest model with every part of the real one: for tests that check wiring, not quality.
@@ -84,8 +84,8 @@ NANO: dict[str, Any] = {
         },
     },
     "dit": {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 2, "mlp_width": 64, "time_width": 32},
-    "decoder": {"kind": "pixel", "image_size": 32, "coarse_width": 32, "channels": [16], "steps": 2},
-    "sampler": {"steps": 4, "guidance": 3.0},
+    "decoder": {"kind": "pixel", "image_size": 32, "coarse_width": 32, "channels": [16], "num_inference_steps": 2},
+    "sampler": {"num_inference_steps": 4, "guidance_scale": 3.0},
 }
 
 # The real geometry (448 pixels, windows, 8 x 8 features, four levels of latents) with everything narrow and shallow: to
@@ -112,9 +112,9 @@ DEBUG: dict[str, Any] = {
         "heads": [2, 4, 4],
         "groups": 4,
         "size_width": 16,
-        "steps": 4,
+        "num_inference_steps": 4,
     },
-    "sampler": {"steps": 4, "guidance": 3.0},
+    "sampler": {"num_inference_steps": 4, "guidance_scale": 3.0},
 }
 
 PRESETS: dict[str, dict[str, Any]] = {"tiny": TINY, "nano": NANO, "debug": DEBUG, **RELEASED}

@@ -109,7 +109,7 @@ NEXT_DIT: dict[str, Any] = {
     "norm_eps": 1e-5,
 }
 
-_SAMPLER: dict[str, Any] = {"steps": 30, "guidance": 3.0, "condition_dropout": 0.1}
+_SAMPLER: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 3.0, "condition_dropout": 0.1}
 
 
 def _model(backbone: dict[str, Any], encoder: dict[str, Any], decoder: dict[str, Any]) -> dict[str, Any]:

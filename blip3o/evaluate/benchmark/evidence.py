@@ -1,9 +1,9 @@
-"""Which findings a score may count: those about the very bytes that lie there now.
+"""Which judgements a score may count: those about exactly the bytes that exist now.
 
-Between judging and scoring files can be drawn again, replaced, exchanged or deleted. So score reads every file's sum
-anew. A finding about other bytes is left out, which makes it missing, and every mismatch is a reason why the score is
-not comparable. What cannot be seen here is a finding that was edited by hand, and a file that was replaced before
-generate described it.
+Between judging and scoring, files can be generated again, replaced, swapped or deleted. So score computes every file's
+sha256 again. A judgement about other bytes is left out, which makes it missing, and every mismatch is a reason why the
+score is not comparable. Two things cannot be detected here: a judgement that was edited by hand, and a file that was
+replaced before generate described it.
 """
 
 import hashlib
@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blip3o import storage
-from blip3o.evaluate.benchmark.files import Made, Place, read_rows, sums_of
-from blip3o.evaluate.suites.suite import Item, Judge, Judgement, items_digest, reasons
+from blip3o.evaluate.benchmark.folder import SampleFile, SuiteFolder, sha256_of
+from blip3o.evaluate.benchmark.rows import read_rows
+from blip3o.evaluate.records import Item, Judge, Judgement
+from blip3o.evaluate.suites.suite import items_digest, reasons
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a score rests on: the findings of `judge` about what lies there now, and what does not fit (`why_not`).
+    """What a score rests on: the judgements of `judge` about the files that exist now, and what does not fit.
 
-    `digests` are sha256 of all that decides verdicts: of the items, and of the files with what they are about.
+    `why_not` names each mismatch. `digests` are sha256 of everything that decides verdicts: of the items, and of the
+    files with the images that they are about.
     """
 
     items: list[Item]
@@ -29,60 +32,60 @@ class Evidence:
     digests: Mapping[str, str]
 
 
-def read_evidence(place: Place) -> Evidence:
-    """What lies at a place now. Raises `DataError` where generate or judge did not run."""
-    items, judge = place.read_items(), place.read_judge()
-    found, made = place.read_findings(judge), place.read_made()
-    now, pictures = place.sums(items), place.pictures(items)
-    # Of replies made by a version that kept no sum of the picture nothing can be said.
-    other_pictures = {_at(one) for one in made if one.picture and one.picture != pictures.get(one.key)}
-    sources = sums_of(uri for _, one in found for uri in one.sources)
-    current = [
-        one
-        for sum_then, one in found
-        if now.get(_at(one)) == sum_then
-        and _at(one) not in other_pictures
-        and all(sources.get(uri) == then for uri, then in one.sources.items())
-    ]
-    stale = len(found) - len(current)
-    replaced = sum(now.get(_at(one), first) != first for one in made if (first := one.original or one.sha256))
-    grids = other_grids(place, items, now)
+def read_evidence(folder: SuiteFolder) -> Evidence:
+    """The evidence in a folder now. Raises `DataError` if generate or judge did not run."""
+    items, judge = folder.read_items(), folder.read_judge()
+    judged, files = folder.read_judgements(judge), folder.read_files()
+    now, pictures = folder.sums(items), folder.pictures(items)
+    # Replies of an old version have no sha256 of their picture; nothing can be said about those.
+    other_pictures = {_at(one) for one in files if one.picture and one.picture != pictures.get(one.key)}
+    sources = sha256_of(uri for _, one in judged for uri in one.sources)
+    current = []
+    for sum_then, one in judged:
+        same_file = now.get(_at(one)) == sum_then and _at(one) not in other_pictures
+        if same_file and all(sources.get(uri) == then for uri, then in one.sources.items()):
+            current.append(one)
+    stale = len(judged) - len(current)
+    replaced = sum(now.get(_at(one), first) != first for one in files if (first := one.original or one.sha256))
+    grids = stale_grids(folder, items, now)
     why_not = {
-        f"{stale} findings are about other files than lie there now: judge again": stale > 0,
-        f"{len(other_pictures)} replies are about other pictures than lie there now": len(other_pictures) > 0,
+        f"{stale} judgements are of files that have changed since: judge again": stale > 0,
+        f"{len(other_pictures)} replies are about images that have changed since": len(other_pictures) > 0,
         f"{replaced} files are not the ones that were made": replaced > 0,
-        f"{len(grids)} grids are not of the tiles that lie there now: generate again": len(grids) > 0,
+        f"{len(grids)} grids are not made of the current tiles: generate again": len(grids) > 0,
     }
-    digests = {"items": items_digest(items, place.suite.facts), "files": _digest(made, now, pictures)}
+    digests = {"items": items_digest(items, folder.suite.facts), "files": _digest(files, now, pictures)}
     return Evidence(items=items, judge=judge, judgements=current, why_not=reasons(why_not), digests=digests)
 
 
-def _at(one: Made | Judgement) -> tuple[str, int]:
+def _at(one: SampleFile | Judgement) -> tuple[str, int]:
     return one.key, one.sample
 
 
-def _digest(made: Sequence[Made], now: Mapping[tuple[str, int], str], pictures: Mapping[str, str]) -> str:
-    lines = [f"{one.key} {one.sample} {now.get((one.key, one.sample))} {pictures.get(one.key)}" for one in made]
+def _digest(files: Sequence[SampleFile], now: Mapping[tuple[str, int], str], pictures: Mapping[str, str]) -> str:
+    lines = [f"{one.key} {one.sample} {now.get(_at(one))} {pictures.get(one.key)}" for one in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def other_grids(place: Place, items: Sequence[Item], now: Mapping[tuple[str, int], str]) -> dict[str, list[str]]:
-    """The grids that are not made of the tiles that lie there now, and could be: path, and the tiles' sums."""
-    grids = place.suite.grids(items)
+def stale_grids(folder: SuiteFolder, items: Sequence[Item], now: Mapping[tuple[str, int], str]) -> dict[str, list[str]]:
+    """The grids that could be joined from the existing tiles but are not: path, and the tiles' sha256.
+
+    `now` is the sha256 of each existing tile by key and sample. A grid with a missing tile is left out.
+    """
+    grids = folder.suite.grids(items)
     if not grids:
         return {}
-    uri = place.file("grids.jsonl")
+    uri = folder.file("grids.jsonl")
     rows = read_rows(uri) if storage.exists(uri) else []
     recorded = {row.get("path"): (row.get("sha256"), row.get("tiles")) for row in rows}
-    there = sums_of(place.file(path) for path in grids)
-    tiles = {place.path(item, sample): now.get((item.key, sample), "") for item in items for sample in _samples(item)}
-    wanted = {path: [tiles.get(part, "") for part in parts] for path, parts in grids.items()}
-    return {
-        path: sums
-        for path, sums in wanted.items()
-        if all(sums) and recorded.get(path) != (there.get(place.file(path)), sums)
-    }
-
-
-def _samples(item: Item) -> range:
-    return range(item.samples)
+    grid_sums = sha256_of(folder.file(path) for path in grids)
+    tile_sums: dict[str, str] = {}
+    for item in items:
+        for sample in range(item.samples):
+            tile_sums[folder.path(item, sample)] = now.get((item.key, sample), "")
+    stale = {}
+    for path, tiles in grids.items():
+        sums = [tile_sums.get(tile, "") for tile in tiles]
+        if all(sums) and recorded.get(path) != (grid_sums.get(folder.file(path)), sums):
+            stale[path] = sums
+    return stale

@@ -1,11 +1,11 @@
-"""One piece of an evaluation's work is one file to make: a drawing, a decoded picture, or a reply. Pure data.
+"""One piece of an evaluation's work is one file to make: a generated image, a decoded image, or a reply. Pure data.
 
-A file that is there is finished and never made again, so work that was stopped goes on from what it left. What a file
-holds is a function of its piece of work alone, not of the pieces beside it, of who does it, or of when.
+A file that exists is finished and is never made again, so an interrupted evaluation resumes with what is missing. The
+content of a file is a function of its piece of work only: not of the other pieces in its batch, of the worker, or of
+time.
 """
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -14,25 +14,34 @@ from PIL import Image
 
 from blip3o import storage
 from blip3o.errors import RequestError
+from blip3o.evaluate.benchmark.rows import json_bytes
 from blip3o.evaluate.judges.replies import answer
 
-MAX_NEW_TOKENS = 32  # of a reply, where the user does not say
-WITHIN_REASONING = "the reply ends within its reasoning: raise --max-new-tokens, with another --out"
+MAX_NEW_TOKENS = 32  # of a reply, by default
+WITHIN_REASONING = "the reply ends within its reasoning: raise --max-tokens, with another --out"
 
 Kind = Literal["draw", "decode", "ask"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A file to make at `uri` (a local one grows in the folder `aside`).
+class SamplerOverrides:
+    """Overrides of the target's own sampler; None keeps its default."""
 
-    `draw`: an image of `prompt` from `seed`; `decode`: the features of the image at `picture` through the decoder, its
-    noise from `seed`; `ask`: the reply to `prompt`, about the image at `picture` if there is one.
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A file to make at `uri` (a local file grows in the folder `partial` first).
+
+    `draw`: an image of `prompt` from `seed`. `decode`: the features of the image at `picture` through the decoder, with
+    noise from `seed`. `ask`: the reply to `prompt`, about the image at `picture` if there is one.
     """
 
     kind: Kind
     uri: str
-    aside: str
+    partial: str
     prompt: str
     seed: int
     picture: str | None = None
@@ -40,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What became of a piece of work: `seconds` of one worker, or a `fault` of its prompt ("" where it was made)."""
+    """The outcome of a piece of work: the `seconds` of one worker, or a `fault` of its prompt ("" on success)."""
 
     uri: str
     seconds: float
@@ -65,7 +74,7 @@ class Target(Protocol):
         ...
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:
-        """Makes the files in any order, and says of each when it is there."""
+        """Makes the files in any order, and yields each outcome as soon as its file is there."""
         ...
 
 
@@ -77,40 +86,35 @@ def png(image: Image.Image) -> bytes:
 
 
 def keep_image(work: Work, image: Image.Image) -> None:
-    """Writes an image to its place."""
-    storage.write_bytes(work.uri, png(image), aside=work.aside)
+    """Writes the image of a piece of work."""
+    storage.write_bytes(work.uri, png(image), aside=work.partial)
 
 
-def keep_reply(work: Work, reply: str, *, cut: bool) -> None:
-    """Writes a reply to its place, as it was given; `cut` says whether it took all the tokens that it was allowed.
+def keep_reply(work: Work, reply: str, *, truncated: bool) -> None:
+    """Writes the reply of a piece of work verbatim; `truncated` says whether it used all the tokens it was allowed.
 
-    Raises `RequestError` for one that ends within its reasoning, or was cut before it said anything: a model that was
-    cut while it thought has not answered, and has not answered wrongly either.
+    Raises `RequestError` for a reply that ends within its reasoning, or was truncated before it said anything: such a
+    model has not answered, and has not answered wrongly either.
     """
-    if answer(reply) is None or (cut and not reply.strip()):
+    if answer(reply) is None or (truncated and not reply.strip()):
         raise RequestError(WITHIN_REASONING)
-    storage.write_bytes(work.uri, json_bytes({"reply": reply}), aside=work.aside)
+    storage.write_bytes(work.uri, json_bytes({"reply": reply}), aside=work.partial)
 
 
-def json_bytes(value: object, *, indent: int | None = None) -> bytes:
-    """A value as JSON in UTF-8. Half of a surrogate pair, which no UTF-8 has, is written as JSON's escape of it."""
-    return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="backslashreplace")
-
-
-def other_limit(max_new_tokens: int) -> dict[str, int]:
-    """The limit of a reply as part of a target's identity, where it is not the one that results always had."""
+def token_limit_identity(max_new_tokens: int) -> dict[str, int]:
+    """The token limit as part of a target's identity; empty for the default, which older results do not record."""
     return {} if max_new_tokens == MAX_NEW_TOKENS else {"max_new_tokens": max_new_tokens}
 
 
 def batches(work: Sequence[Work], width: int) -> list[tuple[Work, ...]]:
-    """Work in groups of up to `width` of one kind, with a picture or without."""
+    """Batches of up to `width` pieces; each batch is of one kind, and either all or none of it has a picture."""
     groups: dict[tuple[str, bool], list[Work]] = {}
     for piece in work:
         groups.setdefault((piece.kind, piece.picture is None), []).append(piece)
     return [tuple(group[start : start + width]) for group in groups.values() for start in range(0, len(group), width)]
 
 
-def without_faults(done: Sequence[Done], seconds: float) -> list[Done]:
-    """Shares the seconds of a batch out between what was made in it."""
+def share_seconds(done: Sequence[Done], seconds: float) -> list[Done]:
+    """The outcomes of a batch, with its seconds divided equally between the files that were made."""
     made = sum(not one.fault for one in done) or 1
     return [one if one.fault else replace(one, seconds=seconds / made) for one in done]

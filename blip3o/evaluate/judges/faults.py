@@ -1,7 +1,7 @@
-"""What an answer of a judge's endpoint that is no reply means: wait, leave the item out, or stop. Pure.
+"""What an endpoint's answer without a reply means: wait, skip the item, or stop. Pure.
 
-Gateways put the same fault into different layers: the status line, an `error` within a 200, or a page of a proxy. Each
-is read here, together with how long the endpoint asks to wait.
+Gateways report the same fault in different layers: the status line, an `error` inside a 200, or the page of a proxy.
+This module reads each of them, together with how long the endpoint asks to wait.
 """
 
 import json
@@ -20,24 +20,25 @@ from blip3o.evaluate.judges.replies import writable
 SHOWN_CHARS = 300  # of what an endpoint said
 
 
-class Kind(Enum):
-    """What a fault is of."""
+class FaultKind(Enum):
+    """What a fault means for the requests to come."""
 
-    PASSES = "may pass: ask again"
+    TRANSIENT = "transient: ask again"
     CONTENT = "a content filter refuses this item"
-    ITEM = "this request is refused, perhaps for its item"
-    EVERYTHING = "every request is refused"
+    REQUEST = "this request is refused, perhaps because of its item"
+    FATAL = "every request is refused"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
-    """A fault: its kind, what was `said` in a line, the seconds to wait (None: not told), and the line's whole text.
+class EndpointFault:
+    """A fault: its kind, what the endpoint said in one line (`message`), and the seconds to wait (None: unknown).
 
-    `empty`: it was a completion without a reply, which says more of the item than of the endpoint.
+    `words` is the full text. `empty` marks a completion without a reply, which says more about the item than about the
+    endpoint.
     """
 
-    kind: Kind
-    said: str
+    kind: FaultKind
+    message: str
     wait_s: float | None = None
     words: str = ""
     empty: bool = False
@@ -46,14 +47,17 @@ class Trouble:
 _PASSING_4XX = frozenset({408, 409, 425, 429, 499})
 _NEVER_5XX = frozenset({501, 505})
 _STOPPING = frozenset({401, 402, 403, 404, 405, 407, 410}) | _NEVER_5XX
-_CONTENT_STATUS = frozenset({200, 400, 403, 422})  # a filter may answer with
+_CONTENT_STATUS = frozenset({200, 400, 403, 422})  # with which a content filter may answer
 
+# Where providers put machine-readable codes, HTTP statuses and texts for people.
 _CODE_KEYS = frozenset(
     {"code", "type", "status", "reason", "errorcode", "error_code", "blockreason", "block_reason", "error_type"}
 )
 _STATUS_KEYS = frozenset({"code", "status", "statuscode", "status_code", "http_status", "httpstatuscode"})
 _TEXT_KEYS = ("message", "msg", "detail", "error_msg", "errormessage", "faultstring", "raw")
 
+# Codes are compared without case and punctuation (see `_codes`), texts as they are. Both were collected from the
+# documentation and the replies of many providers; a fault that no pattern knows is treated by its HTTP status.
 _CONTENT_CODE = re.compile(
     "contentfilter|contentpolic|contentmoderation|responsibleai|moderation|datainspection|prohibitedcontent|"
     "^imagesafety$|^safety$|sensitiveword|sensitivecontent|policyviolation|guardrail|unsafecontent|^recitation$|"
@@ -97,78 +101,86 @@ _PASSING_WORDS = re.compile(
 _REQUEST_CODE = re.compile("invalidrequest|invalidargument|badrequest|validation|invalidparameter|unsupported")
 
 
-def parse(data: bytes) -> object:
-    """The JSON of a body. Raises `ValueError` for what is none: a page, an empty body, or one that was cut."""
+def parse_body(data: bytes) -> object:
+    """The JSON of a body. Raises `ValueError` for a page, an empty body or a truncated one."""
     try:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def trouble_of(status: int, headers: Mapping[str, str], data: bytes, *, now: float) -> Trouble | None:
-    """What is wrong with an answer; None for a 200 whose JSON tells of no error. `now`: seconds since the epoch.
+def fault_of(status: int, headers: Mapping[str, str], data: bytes, *, now: float) -> EndpointFault | None:
+    """The fault in an answer; None for a 200 whose JSON reports no error. `now` is in seconds since the epoch.
 
-    `headers` are looked up by their names in lower case.
+    `headers` have names in lower case.
     """
-    status = 200 if 200 <= status < 300 else status
+    status = 200 if 200 <= status < 300 else status  # every success is treated alike
     try:
-        body = parse(data)
+        body = parse_body(data)
     except ValueError:
         return _of_page(status, headers, data, now)
     error = _error_in(body, status)
     if error is None:
         return None
     inner = _status_in(error)
+    # A gateway that answers 200 hides the real status inside the error.
     number = inner if status == 200 and inner is not None else status
-    said = writable(_said(error)) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+    stated = writable(_message(error)) or one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
     words = one_line(json.dumps(error, ensure_ascii=False), limit=4000)
-    return Trouble(
+    return EndpointFault(
         kind=_kind(number, _codes(error), words),
-        said=f"HTTP {status}: {said}" if number == status else f"HTTP {status} with an error {number}: {said}",
-        wait_s=told_wait(headers, words, now=now, limited=number == 429),
+        message=f"HTTP {status}: {stated}" if number == status else f"HTTP {status} with an error {number}: {stated}",
+        wait_s=retry_after(headers, words, now=now, limited=number == 429),
         words=words,
     )
 
 
-def _of_page(status: int, headers: Mapping[str, str], data: bytes, now: float) -> Trouble:
+def _of_page(status: int, headers: Mapping[str, str], data: bytes, now: float) -> EndpointFault:
     text = one_line(data.decode(errors="replace"), limit=SHOWN_CHARS)
+    # The words of a proxy's page are about the proxy, so only its status counts.
     page = "<html" in text.lower() or "<!doctype" in text.lower()
-    kind = Kind.PASSES if status == 200 else _kind(status, (), "" if page else text)
-    said = f"HTTP {status}: {text}" if status != 200 else f"HTTP 200 without whole JSON: {text or 'an empty body'}"
-    return Trouble(kind=kind, said=said, wait_s=told_wait(headers, text, now=now, limited=status == 429), words=text)
+    kind = FaultKind.TRANSIENT if status == 200 else _kind(status, (), "" if page else text)
+    message = f"HTTP {status}: {text}" if status != 200 else f"HTTP 200 without whole JSON: {text or 'an empty body'}"
+    return EndpointFault(
+        kind=kind, message=message, wait_s=retry_after(headers, text, now=now, limited=status == 429), words=text
+    )
 
 
-def _kind(status: int, codes: tuple[str, ...], words: str) -> Kind:
+def _kind(status: int, codes: tuple[str, ...], words: str) -> FaultKind:
     def coded(pattern: re.Pattern[str]) -> bool:
         return any(pattern.search(code) for code in codes)
 
     if _refuses_content(status, words, coded=coded(_CONTENT_CODE)):
-        return Kind.CONTENT
-    # Gemini says "exceeded your current quota" of a limit by the minute, too.
+        return FaultKind.CONTENT
+    # Gemini says "exceeded your current quota" about a limit per minute, too.
     spent = _BILLING_WORDS.search(words) is not None and not coded(re.compile("exhausted"))
     if spent or coded(_BILLING_CODE) or coded(_ACCESS_CODE):
-        return Kind.EVERYTHING
+        return FaultKind.FATAL
+    # From here on the order matters: a known transient status wins over words such as "model", which also appear in
+    # the messages of overloaded servers.
     if status in _PASSING_4XX or (status >= 500 and status not in _NEVER_5XX):
-        return Kind.PASSES
+        return FaultKind.TRANSIENT
     if status in _STOPPING or 300 <= status < 400 or _MODEL_WORDS.search(words) or _ACCESS_WORDS.search(words):
-        return Kind.EVERYTHING
+        return FaultKind.FATAL
     if coded(_PASSING_CODE) or (status == 200 and not coded(_REQUEST_CODE)) or _PASSING_WORDS.search(words):
-        return Kind.PASSES
-    return Kind.ITEM
+        return FaultKind.TRANSIENT
+    return FaultKind.REQUEST
 
 
 def _refuses_content(status: int, words: str, *, coded: bool) -> bool:
+    # These statuses are never about content, even if the message mentions a policy.
     if status in (401, 402, 404, 407, 429):
         return False
     if coded or status == 451:  # "unavailable for legal reasons"
         return True
-    told = status in _CONTENT_STATUS and _CONTENT_WORDS.search(words) is not None
-    return told and not (status == 403 and _ACCOUNT.search(words))
+    stated = status in _CONTENT_STATUS and _CONTENT_WORDS.search(words) is not None
+    # A 403 that mentions the account is about access rights, whatever policy it cites.
+    return stated and not (status == 403 and _ACCOUNT.search(words))
 
 
 def _error_in(body: object, status: int) -> object | None:
-    """The part of a body that tells of an error; None where there is none."""
-    if isinstance(body, list) and body:  # Gemini wraps its errors into a list
+    """The part of a body that reports an error, or None."""
+    if isinstance(body, list) and body:  # Gemini wraps its errors in a list
         body = body[0]
     if not isinstance(body, Mapping):
         return None if status == 200 else body if body is not None else ""
@@ -183,10 +195,10 @@ def _error_in(body: object, status: int) -> object | None:
 
 
 def _leaves(value: object, key: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
-    """The scalars of a JSON value with the key that each stands under."""
+    """The scalars of a JSON value, each with its key."""
     if isinstance(value, str) and value[:1] in "{[" and depth < 6:  # gateways quote the provider's JSON
         try:
-            value = parse(value.encode())
+            value = parse_body(value.encode())
         except ValueError:
             pass
     if isinstance(value, Mapping) and depth < 6:
@@ -200,7 +212,7 @@ def _leaves(value: object, key: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 
 def _codes(error: object) -> tuple[str, ...]:
-    """What stands under keys of codes, as letters and digits in lower case."""
+    """The values of all keys that hold codes, reduced to lower-case letters and digits."""
     found = [value for key, value in _leaves(error) if key in _CODE_KEYS and isinstance(value, str | int)]
     return tuple(re.sub("[^a-z0-9]", "", str(value).lower()) for value in found)
 
@@ -212,7 +224,7 @@ def _status_in(error: object) -> int | None:
     return None
 
 
-def _said(error: object) -> str:
+def _message(error: object) -> str:
     if isinstance(error, str):
         return one_line(error, limit=SHOWN_CHARS)
     texts = {key: value for key, value in reversed(list(_leaves(error))) if isinstance(value, str)}
@@ -224,20 +236,21 @@ _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[dhms]))+")
 _PIECE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[dhms])")
 _TOLD = re.compile(r"(?:try again|retry(?: after)?|retrydelay)\W{0,4}(?:in |after )?\W{0,2}([0-9])", re.IGNORECASE)
 _RESETS = re.compile(r"(?:x-|anthropic-)?rate-?limit(?:-(requests|tokens|input-tokens|output-tokens))?-reset(?:-(.+))?")
-_LONG_AGO = 1e9  # a larger number is a time of day since the epoch, and no duration
+_LONG_AGO = 1e9  # a larger number is a time since the epoch and no duration
 
 
-def told_wait(headers: Mapping[str, str], words: str, *, now: float, limited: bool) -> float | None:
-    """The seconds that an answer asks to wait, never below 0; None where it doesn't say.
+def retry_after(headers: Mapping[str, str], words: str, *, now: float, limited: bool) -> float | None:
+    """The seconds that an answer asks to wait, never below 0; None where it does not say.
 
-    `Retry-After` (seconds or a date) and its forms in milliseconds come first, then what the text says, then, for a
-    request that was `limited`, when the limit is reset.
+    `Retry-After` (seconds or a date) and its variants in milliseconds take precedence, then what the text says, then,
+    for a request that was rate `limited`, the time at which the limit is reset.
     """
+    # The most precise header first.
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         wait = _number(headers.get(name))
         if wait is not None:
             return wait / 1000
-    wait = moment(headers.get("retry-after"), now)
+    wait = seconds_until(headers.get("retry-after"), now)
     if wait is not None:
         return wait
     match = _TOLD.search(words)
@@ -249,14 +262,14 @@ def told_wait(headers: Mapping[str, str], words: str, *, now: float, limited: bo
 def _spoken(text: str) -> float | None:
     duration = _DURATION.match(text)
     if duration and not re.match("[a-z]", text[duration.end() :]):
-        return moment(duration.group(), 0)
+        return seconds_until(duration.group(), 0)
     found = re.match(r"([0-9]+(?:\.[0-9]+)?) ?(milli|minute|min|hour|second|sec|)", text)
     scale = {"milli": 0.001, "minute": 60.0, "min": 60.0, "hour": 3600.0}
     return float(found.group(1)) * scale.get(found.group(2), 1.0) if found else None
 
 
-def moment(value: str | None, now: float) -> float | None:
-    """Seconds from `now` until what a header names: a number of seconds, "6m0s", a date or a time since the epoch."""
+def seconds_until(value: str | None, now: float) -> float | None:
+    """Seconds from `now` until the time in a header: a number of seconds, "6m0s", a date or a time since the epoch."""
     text = (value or "").strip()
     number = _number(text)
     if number is not None:
@@ -288,21 +301,23 @@ def _date(text: str) -> float | None:
 
 
 def _reset(headers: Mapping[str, str], now: float) -> float | None:
-    """When the limits that are used up are reset; of all limits where it isn't said which those are."""
+    """Seconds until the exhausted limits are reset; of all limits where it is unknown which are exhausted."""
+    # A limit whose "remaining" is not 0 did not stop this request, so its reset does not matter.
     used: list[float] = []
     others: list[float] = []
     for name, value in headers.items():
         if not _RESETS.fullmatch(name):
             continue
-        wait = moment(value, now)
+        wait = seconds_until(value, now)
         left = _number(headers.get(name.replace("reset", "remaining")))
         if wait is not None:
             (others if left else used).append(wait)
     return max(used or others, default=None)
 
 
-def unsupported(words: str, names: Mapping[str, Any] | tuple[str, ...]) -> str | None:
-    """The field among `names` that an endpoint says it does not take, or None."""
+def unsupported_field(words: str, names: Mapping[str, Any] | tuple[str, ...]) -> str | None:
+    """The field among `names` that an endpoint says it does not support, or None."""
+    # The message must say that something is unsupported, not merely mention the field.
     if not re.search(
         r"unsupported|not.{0,3}support|unrecogni[sz]ed|unknown|not permitted|not allowed|unexpected|deprecated|"
         r"extra (?:inputs|fields)|only the default|instead|invalid.?param|additional propert",

@@ -1,4 +1,4 @@
-"""What a user may set of the requests to a judge, and how that becomes part of the judge's version. Pure."""
+"""The options of requests to a judge, and how they become part of the judge's version. Pure."""
 
 import difflib
 import json
@@ -13,18 +13,19 @@ TOKEN_FIELDS = ("max_tokens", "max_completion_tokens")
 MAX_TOKENS, MOST_TOKENS = 512, 8192
 PATIENCE_S, TIMEOUT_S = 60.0, 300.0
 _OWN = (*TOKEN_FIELDS, "most_tokens", "temperature", "patience", "timeout")
+# Fields that belong to the suite: other values would change what is asked, or how the reply is read.
 _FIXED = ("model", "messages", "stream", "n")
-_NEAR = 0.9  # likeness of a misspelt name
+_NEAR = 0.9  # similarity from which a name counts as a misspelling
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """Requests to a judge.
 
-    `max_tokens` limits a reply; `token_field` is the request's name of it. A reply that was cut is asked for again with
-    twice as many, up to `most_tokens`. `temperature` None leaves the field out. `extra` are further fields of the
-    request. Faults that may pass are waited out for `patience_s` in all for each request, and `timeout_s` is the limit
-    of one answer; these two change no reply and are no part of the version.
+    `max_tokens` limits a reply; `token_field` is its name in the request. A truncated reply is requested again with
+    twice as many tokens, up to `most_tokens`. `temperature` None leaves the field out. `extra` are further fields of
+    the request. Transient faults of a request are retried for `patience_s` in total, and `timeout_s` limits one answer;
+    these two do not change replies and are not part of the version.
     """
 
     token_field: str = "max_tokens"
@@ -36,7 +37,7 @@ class JudgeOptions:
     timeout_s: float = TIMEOUT_S
 
     def version(self, base: str) -> str:
-        """The judge's version: `base`, and each setting that is not the default one."""
+        """The judge's version: `base`, and each setting that differs from its default."""
         default = JudgeOptions()
         changed: dict[str, Any] = {}
         if (self.token_field, self.max_tokens) != (default.token_field, default.max_tokens):
@@ -46,15 +47,15 @@ class JudgeOptions:
         if self.temperature != default.temperature:
             changed["temperature"] = self.temperature
         changed |= self.extra
-        told = [f"{name}={json.dumps(value, sort_keys=True)}" for name, value in sorted(changed.items())]
-        return " ".join([base, *told])
+        settings = [f"{name}={json.dumps(value, sort_keys=True)}" for name, value in sorted(changed.items())]
+        return " ".join([base, *settings])
 
 
 def parse_options(pairs: Sequence[str]) -> JudgeOptions:
-    """The options of `NAME=VALUE` pairs; a name that is none of ours is a field of the request, its value JSON or text.
+    """The options of `NAME=VALUE` pairs. An unknown name is a field of the request; its value is JSON, or else text.
 
-    Raises `ConfigError` for values that make no sense, names given twice, fields that are not the user's to set, and
-    names that look like a slip of the pen.
+    Raises `ConfigError` for invalid values, duplicate names, fields that only the suite may set, and names that look
+    like a misspelling of a known one.
     """
     given: dict[str, str] = {}
     for pair in pairs:

@@ -1,7 +1,7 @@
-"""What a chat completion says: the answer without the model's reasoning, or the reason why there is none. Pure.
+"""Parses chat completions: the answer without the model's reasoning, or the reason why there is none. Pure.
 
-A grade that a model only considers is no grade, so text inside a thought never reaches a reader. A reply that was cut
-off, filtered or broken off is no answer either, whatever it holds.
+A grade that a model merely considers is no grade, so the text of its reasoning never reaches a parser. A reply that was
+truncated, filtered or interrupted is no answer either, whatever it contains.
 """
 
 import re
@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-REFUSED = "refused by the judge: "  # how the fault of a content refusal begins; such an item is not asked about again
+REFUSED = "refused by the judge: "  # starts the fault of a content refusal; such an item is not judged again
 
+# Markers of reasoning, as models and gateways write them: tags (also HTML-escaped), and special tokens of some models.
 _LT, _GT = "(?:<|&lt;)", "(?:>|&gt;)"
 _TAG = r"(?:[\w.-]*[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)(?:_\w+)?"
 _OPENS = re.compile(
@@ -23,22 +24,28 @@ _CLOSES = re.compile(
     r"|<\|end_(?:of_)?(?:thought|think|thinking)\|>|<\|/think(?:ing)?\|>",
     re.IGNORECASE,
 )
+# A model that was told not to think may still emit an empty tag, which opens nothing.
 _EMPTY = re.compile(rf"<\s*{_TAG}\s*/>", re.IGNORECASE)
-# Sections that a requested format may hold before or after the answer; only `think` and its like are always before it.
+# Sections that a requested format may place before or after the answer; only `think` and its like always precede it.
 _SECTION = re.compile(r"<(/?)(reason|reasoning|reflection|analysis|scratchpad)>", re.IGNORECASE)
+# How some chat front ends fold the reasoning away.
 _DETAILS = re.compile(r"<details\s[^<>]{0,99}reasoning[^<>]{0,99}>.*?(?:</details>|$)", re.IGNORECASE | re.DOTALL)
-# gpt-oss: channels, with their marks or with the marks' letters alone.
+# The channels of gpt-oss, with their marker tokens or with only the markers' letters.
 _CHANNEL = re.compile(r"<\|(?:channel|start)\|>")
 _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
 _BARE_CHANNEL = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'(\d])")
 _BARE_FINAL = "assistantfinal"
+# The headings of Granite, which has no tags.
 _THOUGHT_LINE, _RESPONSE_LINE = "Here is my thought process:", "Here is my response:"
 _TOKEN = re.compile(r"<\|[A-Za-z_]+\|>|</s>|<s>|<(?:end|start)_of_turn>|<eos>|<pad>")
+# Wrappers of the answer itself.
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _BOXED = re.compile(r"\$*\\boxed\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}|([^{}]*))\s*\}\$*")
 
-End = Literal["done", "cut", "refused", "broken", "unknown"]
+# The end of a reply by its finish_reason: exact words for a normal end, and fragments for the others, because every
+# provider has its own words. The first pattern that matches counts.
+End = Literal["done", "truncated", "refused", "broken", "unknown"]
 _DONE = frozenset(
     "stop eos eos_token end_turn stop_sequence stop_token finish finished finish_reason_stop complete completed end "
     "endoftext done null none finish_reason_unspecified".split()
@@ -48,33 +55,38 @@ _ENDS: tuple[tuple[End, re.Pattern[str]], ...] = (
         "refused",
         re.compile("filter|safety|refus|sensitive|recitation|blocklist|prohibited|spii|guardrail|moderat|policy"),
     ),
-    ("cut", re.compile("length|max|token|limit|context|budget|truncat|incomplete")),
+    ("truncated", re.compile("length|max|token|limit|context|budget|truncat|incomplete")),
     ("broken", re.compile("error|insufficient|abort|cancel|timeout|network|overload|interrupt|unavailable")),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A judge's reply: `text` is its answer without reasoning, `said` its words as they came.
+    """A judge's reply: `text` is its answer without reasoning, `verbatim` its words as they came.
 
-    With a `fault` there is no answer: `cut` by a limit of tokens, `refused` for its content, or `broken` off on the
-    way, which asking again may mend.
+    With a `fault` there is no answer: the reply was `truncated` at the token limit, `refused` for its content, or
+    `broken` off on the way, which asking again may fix.
     """
 
     text: str = ""
-    said: str = ""
+    verbatim: str = ""
     fault: str = ""
-    cut: bool = False
+    truncated: bool = False
     refused: bool = False
     broken: bool = False
 
 
-def answer(text: str) -> str | None:
-    """A reply without its reasoning; None where it ends within a thought.
+def is_refusal(fault: str) -> bool:
+    """Whether a fault is a refusal of the content."""
+    return fault.startswith(REFUSED)
 
-    A thought ends where the last mark of its end stands, whether or not it was opened. Text without such marks comes
-    back as it is.
+
+def answer(text: str) -> str | None:
+    """A reply without its reasoning; None where it ends within the reasoning.
+
+    Reasoning ends at the last closing marker, whether or not it was opened. Text without markers is returned unchanged.
     """
+    # Channels enclose everything else, and headings may enclose tags, so the outermost form is stripped first.
     for step in (_after_channels, _after_headings, _after_thoughts):
         found = step(text)
         if found is None:
@@ -102,6 +114,8 @@ def _after_headings(text: str) -> str | None:
 
 def _after_thoughts(text: str) -> str | None:
     text = _DETAILS.sub("", _without_sections(_EMPTY.sub("", text)))
+    # Templates often open the reasoning in the prompt, so a closing marker alone is enough. An opening one after it
+    # means that the reply ends while the model is thinking again.
     closed = max((match.end() for match in _CLOSES.finditer(text)), default=0)
     return None if _OPENS.search(text, closed) else text[closed:]
 
@@ -118,16 +132,17 @@ def _without_sections(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Without marks of the tokenizer and of answers: `<answer>B</answer>` and `\\boxed{B}` are B."""
+    """The text without special tokens and answer markers: `<answer>B</answer>` and `\\boxed{B}` become B."""
     text = _BOXED.sub(lambda match: match.group(1) or match.group(2) or "", _TOKEN.sub("", text))
     answers = _ANSWER.findall(text)
+    # Several answers are left in place, so that the suite's parser sees that the reply is ambiguous.
     return answers[0] if len(answers) == 1 else text
 
 
 def content_text(content: object) -> str | None:
-    """The text of a message's content: a text, a list of parts (of which those of text count) or null, which is "".
+    """The text of a message's content: a string, a list of parts (of which only text parts count) or null, which is "".
 
-    None for content of another kind. Halves of surrogate pairs, which no file can hold, become question marks.
+    None for content of another kind. Halves of surrogate pairs, which no file can contain, become question marks.
     """
     if content is None:
         return ""
@@ -138,7 +153,7 @@ def content_text(content: object) -> str | None:
 
 
 def writable(text: str) -> str:
-    """A text that UTF-8 can hold: a reply that is cut within a letter may end with half a surrogate pair."""
+    """A text that UTF-8 can encode: a reply truncated within a character may end with half a surrogate pair."""
     return text.encode(errors="replace").decode()
 
 
@@ -153,7 +168,7 @@ def _part_text(part: object) -> str:
 
 
 def ending(reason: str) -> End:
-    """What a `finish_reason`, of whatever server, says of the reply."""
+    """How a reply ended, by the `finish_reason` of any server."""
     name = reason.strip().lower()
     if name in _DONE or re.fullmatch(r"</?s>|<\|\w+\|>|", name):
         return "done"
@@ -161,40 +176,47 @@ def ending(reason: str) -> End:
 
 
 def read_completion(body: object, *, limit: int) -> Reply | None:
-    """The reply in a chat completion that was asked for with `limit` tokens; None where it is no chat completion."""
+    """The reply in a chat completion that was requested with `limit` tokens; None if the body is no chat completion."""
     choice = _first_choice(body)
     message = choice.get("message", choice) if choice is not None else None
     if choice is None or not isinstance(message, Mapping):
         return None
-    said = content_text(message.get("content", choice.get("text")))
-    if said is None:
+    verbatim = content_text(message.get("content", choice.get("text")))
+    if verbatim is None:
         return None
     refusal = next(_refusals(message), None)
     if refusal is not None:
-        return Reply(said=said, fault=f"{REFUSED}{_short(refusal)}", refused=True)
+        return Reply(verbatim=verbatim, fault=f"{REFUSED}{_short(refusal)}", refused=True)
     reasons = [writable(value) for value in map(choice.get, _REASONS) if isinstance(value, str)]
+    # Some servers report no reason at all: a reply that used every token it was allowed was truncated.
     if not reasons and _tokens(body) >= limit:
         reasons = ["length"]
-    return _read(said, reasons, limit)
+    return _read(verbatim, reasons, limit)
 
 
 _REASONS = ("finish_reason", "native_finish_reason", "stop_reason")
 
 
-def _read(said: str, reasons: list[str], limit: int) -> Reply:
-    # A further reason may be the stop text itself, or a provider's own word: it says nothing where it is not known.
+def _read(verbatim: str, reasons: list[str], limit: int) -> Reply:
+    # Only the first reason has to be known. Others may be the stop text itself, or a provider's own word.
     known = [reason for place, reason in enumerate(reasons) if place == 0 or ending(reason) != "unknown"]
     ends = {ending(reason): reason for reason in reversed(known)}
     if "refused" in ends:
-        return Reply(said=said, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
+        return Reply(verbatim=verbatim, fault=f"{REFUSED}finish_reason {ends['refused']}", refused=True)
     if "broken" in ends:
-        return Reply(said=said, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
-    if "cut" in ends:
-        return Reply(said=said, fault=f"cut off at {limit} tokens: finish_reason {ends['cut']}", cut=True)
+        return Reply(verbatim=verbatim, fault=f"broken off: finish_reason {ends['broken']}", broken=True)
+    if "truncated" in ends:
+        return Reply(
+            verbatim=verbatim, fault=f"truncated at {limit} tokens: finish_reason {ends['truncated']}", truncated=True
+        )
     if "unknown" in ends:
-        return Reply(said=said, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
-    text = answer(said)
-    return Reply(said=said, fault="ends within its reasoning") if text is None else Reply(said=said, text=text)
+        return Reply(verbatim=verbatim, fault=f"finish_reason {ends['unknown']!r} is not known as a reply's end")
+    text = answer(verbatim)
+    return (
+        Reply(verbatim=verbatim, fault="ends within its reasoning")
+        if text is None
+        else Reply(verbatim=verbatim, text=text)
+    )
 
 
 def _first_choice(body: object) -> Mapping[str, Any] | None:

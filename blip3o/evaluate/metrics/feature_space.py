@@ -1,7 +1,7 @@
-"""Figures in the model's own feature space: diversity, alignment and retrieval with intervals, discrepancy. Pure.
+"""Figures in the model's own feature space: diversity, alignment, retrieval with intervals, and MMD. Pure.
 
-The model is trained towards these features, so a figure compares runs of one model family with its controls and with
-nothing published: it is no CLIPScore and no FID, and every name starts with `own_`.
+The model is trained towards these features. So a figure compares runs of one model family, and with its controls, but
+never with published figures: it is no CLIPScore and no FID. Every name starts with `own_`.
 """
 
 import functools
@@ -11,23 +11,22 @@ from typing import Any
 import numpy as np
 
 from blip3o.errors import DataError
-from blip3o.evaluate.metrics.intervals import checked
-from blip3o.evaluate.metrics.moments import mmd_of_pairs
+from blip3o.evaluate.metrics.distribution_distance import mmd_of_pairs
+from blip3o.evaluate.metrics.intervals import RESAMPLES, wilson_at_the_edges
 from blip3o.evaluate.metrics.retrieval import KS, derangement, hits, similarity
-from blip3o.evaluate.suites.suite import RESAMPLES
 from blip3o.rng import numpy_generator
 
-MIN_SAMPLES = 2  # drawings of a prompt, to tell how much they differ
+MIN_SAMPLES = 2  # drawings of a prompt, to measure how much they differ
 
 
 def diversity(features: np.ndarray) -> dict[str, float | int | None]:
     """How much drawings differ, from features [prompts, samples, …] (flattened).
 
     `own_within` is the mean distance between drawings of one prompt, `own_between` that between drawings of different
-    prompts (of the same sample number), and `own_diversity` the first over the second: near 0 where a prompt gives one
-    picture whatever the noise, 1 where the prompt is ignored. `own_vendi` is the mean over prompts of the effective
-    number of different drawings, 1 to `samples` (Vendi score of cosines; Friedman and Dieng 2022). Raises `DataError`
-    for fewer than 2 prompts or samples.
+    prompts (with the same sample number), and `own_diversity` their ratio: near 0 where a prompt gives one image
+    whatever the noise, 1 where the prompt is ignored. `own_vendi` is the mean over prompts of the effective number of
+    different drawings, 1 to `samples` (Vendi score of cosines; Friedman and Dieng 2022). Raises `DataError` for fewer
+    than 2 prompts or samples.
     """
     prompts, samples = features.shape[:2]
     if min(prompts, samples) < MIN_SAMPLES:
@@ -56,16 +55,17 @@ def _vendi(x: np.ndarray) -> float:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     unit = np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
     shares = np.linalg.eigvalsh(unit @ unit.T / len(x))
-    shares = shares[shares > 1e-12]
+    shares = shares[shares > 1e-12]  # 0 · log 0 is 0, and rounding can make an eigenvalue negative
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def alignment(generated: np.ndarray, truth: np.ndarray, *, seed: int) -> dict[str, Any]:
-    """Cosine and R@k of drawings to their own true pictures, each as {value, interval, shuffled}; k also has `chance`.
+    """Cosine and R@k between drawings and their true images, each as {value, interval, shuffled}; R@k has `chance`.
 
-    Row i of `generated` and `truth` [n, …] are of one caption. Intervals are 95 %, bootstrapped over the drawings with
-    the true pictures fixed (of a share that reaches 0 or 1: Wilson's); `shuffled` gives every drawing another's
-    picture. `own_mmd` is the unbiased discrepancy between both sets. Raises `DataError` for fewer than 2 items.
+    Row i of `generated` and of `truth` [n, …] belong to one caption. Intervals are 95 %, bootstrapped over the drawings
+    with the true images fixed (Wilson's for a share whose bootstrap reaches 0 or 1). `shuffled` pairs every drawing
+    with another's true image. `own_mmd` is the unbiased MMD between both sets. Raises `DataError` for fewer than 2
+    items.
     """
     n = len(generated)
     cosines = similarity(generated, truth)
@@ -86,7 +86,7 @@ def _figure(
     interval = (float(low), float(high))
     return {
         "value": float(values.mean()),
-        "interval": list(checked(interval, float(values.mean()), [len(values)]) if share else interval),
+        "interval": list(wilson_at_the_edges(interval, float(values.mean()), [len(values)]) if share else interval),
         "shuffled": float(of_rows(cosines[others]).mean()),
     }
 

@@ -1,8 +1,8 @@
-"""Whether a drawing finds its own image among the held-out ones: R@1 and R@5 in the encoder's feature space.
+"""Whether a drawing retrieves its own image among the held-out ones: R@1 and R@5 in the encoder's feature space. Pure.
 
-The model is trained towards these features, so the figures compare runs of one model family with chance and with a
-control, and with nothing published (they are no CLIPScore). The control hands every prompt another prompt's image.
-Pure.
+The model is trained towards these features. So the figures compare runs of one model family with each other, with
+chance and with a control, but never with published figures (they are no CLIPScore). The control pairs every prompt with
+another prompt's image.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ import numpy as np
 from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
 
-TIE = 1e-9  # cosines that differ by less are equal: the same row may be summed in another order
+TIE = 1e-9  # cosines that differ by less are equal, because equal rows may be summed in different orders
 KS = (1, 5)
 
 
 def similarity(generated: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Cosines [n, m] of generated [n, …] and true features [m, …], flattened, both centred by the true ones' mean."""
+    """Cosines [n, m] of generated [n, …] and true features [m, …], flattened and centred by the true mean."""
     flat = [np.asarray(features, dtype=np.float64).reshape(len(features), -1) for features in (generated, truth)]
     centred = [features - flat[1].mean(axis=0) for features in flat]
     norms = [np.linalg.norm(features, axis=1, keepdims=True) for features in centred]
@@ -27,38 +27,38 @@ def similarity(generated: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def recall(cosines: np.ndarray, k: int) -> float:
-    """Share of rows of `cosines` [n, n] whose own column is among the k highest.
+    """The share of rows of `cosines` [n, n] whose own column is among the k highest.
 
-    A row tied with others counts for the share of tie-breaks that would put it there, so features that are all equal
-    score k / n and no more.
+    A tied row counts with the share of tie-breaks that would put it there, so features that are all equal score only
+    k / n.
     """
     return float(hits(cosines, k).mean())
 
 
 def hits(cosines: np.ndarray, k: int) -> np.ndarray:
-    """For each row of `cosines` [n, n] whether its own column is among the k highest [n]: 0 or 1, a share for ties."""
+    """Whether each row's own column is among its k highest `cosines` [n, n]: [n], 0 or 1, a share for ties."""
     own = np.diagonal(cosines)[:, None]
     higher = (cosines > own + TIE).sum(axis=1)
-    tied = (np.abs(cosines - own) <= TIE).sum(axis=1)  # itself included
+    tied = (np.abs(cosines - own) <= TIE).sum(axis=1)  # including itself
     return np.clip((k - higher) / tied, 0, 1)
 
 
 def derangement(n: int, generator: np.random.Generator) -> np.ndarray:
-    """A random permutation [n] that leaves no item in its place (one cycle). Raises `DataError` below 2 items."""
+    """A random permutation [n] without fixed points (a single cycle). Raises `DataError` below 2 items."""
     if n < 2:
         raise DataError(f"{n} held-out items cannot be exchanged for each other: the control needs at least 2")
     order = generator.permutation(n)
     permutation = np.empty(n, dtype=np.int64)
-    permutation[order] = np.roll(order, 1)
+    permutation[order] = np.roll(order, 1)  # each item gets its predecessor in a random cycle through all items
     return permutation
 
 
 def score(generated: np.ndarray, truth: np.ndarray, sources: Sequence[str], *, seed: int) -> dict[str, Any]:
-    """The scores as they go into evaluation.json, over all items and, within each source alone, `by_source`.
+    """The scores as they go into evaluation.json: over all items, and within each source (`by_source`).
 
-    Row i of `generated` and `truth` [n, L, F] belong to one caption of source `sources[i]`; captions must differ. `r1`,
-    `r5` beside `chance_r1`, `chance_r5` (k / n) and `shuffled_r1`, `shuffled_r5`. Raises `DataError` for fewer than 2
-    items. A source with a single item has no figures of its own.
+    Row i of `generated` and of `truth` [n, L, F] belong to one caption of source `sources[i]`; captions must differ.
+    `r1` and `r5` come with `chance_r1`, `chance_r5` (k / n), `shuffled_r1` and `shuffled_r5`. Raises `DataError` for
+    fewer than 2 items. A source with a single item has no figures of its own.
     """
     cosines = similarity(generated, truth)
     of_source = {name: np.flatnonzero(np.asarray(sources) == name) for name in sorted(set(sources))}

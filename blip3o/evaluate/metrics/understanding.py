@@ -1,8 +1,8 @@
-"""Scores replies to questions about pictures: exact match, what chance would give, and an interval. Pure.
+"""Scores replies to questions about images: exact match, the chance level, and an interval. Pure.
 
-Three groups are never mixed: closed questions with at least three choices (the headline: only a look at the picture
+Three groups are never mixed: closed questions with at least three choices (the headline, because guessing rarely
 answers them), two-way ones (yes/no and the like, half of which a coin answers), and open ones, which have no chance
-level. A reply outside the closed set is wrong and is counted as such; no option is ever guessed on the model's behalf.
+level. A reply outside the choices is wrong and counted as such; no choice is ever guessed on the model's behalf.
 """
 
 from collections import defaultdict
@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from blip3o.evaluate.metrics.intervals import checked
+from blip3o.evaluate.metrics.intervals import RESAMPLES, wilson_at_the_edges
 from blip3o.rng import numpy_generator
 
 MIN_CHOICES = 3  # of a headline question
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRecord:
-    """One question about the picture `uid`, its true answer, and the reply. No choices: an open question."""
+    """One question about the image `uid`, its true answer, and the reply. An open question has no choices."""
 
     uid: str
     source: str
@@ -33,7 +32,7 @@ class AnswerRecord:
 
     @property
     def correct(self) -> bool:
-        """Whether the reply is the answer, as `normalise` reads both."""
+        """Whether reply and answer are equal after `normalise`."""
         return normalise(self.reply) == normalise(self.answer)
 
     @property
@@ -43,17 +42,17 @@ class AnswerRecord:
 
 
 def normalise(text: str) -> str:
-    """A reply as it is compared: lower case, single spaces, without a final period."""
+    """A reply in the form in which it is compared: lower case, single spaces, no final period."""
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
 def score(records: Sequence[AnswerRecord], *, seed: int) -> dict[str, Any]:
     """The scores as they go into evaluation.json.
 
-    `accuracy`, `chance` (mean of one over the number of choices), `interval` (95 %, bootstrap over questions, drawn
-    from `seed`; Wilson's where that reaches 0 or 1), `n`, `n_unparsed`, `by_kind` and `by_source` are of headline
-    questions; `two_way` and `open` hold the same for theirs, without the interval. Figures of an empty group, and the
-    chance of an open question, are None.
+    `accuracy`, `chance` (mean of one over the number of choices), `interval` (95 %, bootstrapped over questions from
+    `seed`; Wilson's where the bootstrap reaches 0 or 1), `n`, `n_unparsed`, `by_kind` and `by_source` are those of the
+    headline questions; `two_way` and `open` hold the same for their groups, without the interval. Figures of an empty
+    group, and the chance level of open questions, are None.
     """
     groups: dict[str, list[AnswerRecord]] = defaultdict(list)
     for record in records:
@@ -100,4 +99,4 @@ def _interval(correct: Sequence[bool], seed: int) -> list[float] | None:
         return None
     drawn = numpy_generator(seed, "evaluate", "bootstrap").integers(len(correct), size=(RESAMPLES, len(correct)))
     low, high = np.quantile(np.asarray(correct, dtype=float)[drawn].mean(axis=1), [0.025, 0.975])
-    return list(checked((float(low), float(high)), sum(correct) / len(correct), [len(correct)]))
+    return list(wilson_at_the_edges((float(low), float(high)), sum(correct) / len(correct), [len(correct)]))

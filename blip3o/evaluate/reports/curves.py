@@ -1,6 +1,6 @@
-"""Curves over steps as one SVG of small multiples: every step faint, their running mean in full colour.
+"""Curves over steps as one SVG of small multiples: every step faint, the running mean in full colour.
 
-Text and axes take the colour of the page around them, so the picture reads on light and dark ground alike.
+Text and axes inherit the colour of the surrounding page, so the figure is readable on light and dark backgrounds.
 """
 
 import io
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLOR = "#4c78c8"
 _COLUMNS = 3
 _PANEL = (3.3, 2.2)  # width and height, inches
-_PAGE_INK = "#010203"  # stands for the page's own colour until the SVG is finished
+_PAGE_INK = "#010203"  # a placeholder for the page's own colour until the SVG is finished
 _LOG_RANGE = 8  # a loss that falls by more than this factor is drawn on a logarithmic axis
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -44,7 +44,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One small picture: lines by name, each of points (x, y). A single line is drawn with its running mean."""
+    """One small plot: lines by name, each of points (x, y). A single line is drawn with its running mean."""
 
     title: str
     unit: str
@@ -55,14 +55,14 @@ class Panel:
 def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """An `<svg>` element with a panel for each stage of `metrics` (rows with `step` and `loss`), in their order.
 
-    A stage without rows is left out; "" where nothing remains.
+    Stages without rows are left out; "" if none remains.
     """
     lines = {name: {"": [(row["step"], row["loss"]) for row in rows]} for name, rows in metrics.items()}
     return draw_panels([Panel(title=name, unit="loss", lines=points) for name, points in lines.items()])
 
 
 def draw_panels(wanted: Sequence[Panel]) -> str:
-    """An `<svg>` element of panels over steps; those without points are left out, "" where nothing remains."""
+    """An `<svg>` element of panels over steps. Panels without points are left out; "" if none remains."""
     panels = [panel for panel in wanted if any(panel.lines.values())]
     if not panels:
         return ""
@@ -78,6 +78,7 @@ def draw_panels(wanted: Sequence[Panel]) -> str:
             place.set_axis_off()
         for place, panel in zip(places, panels, strict=False):
             _draw(place, panel)
+        # Without date and creator, and with a fixed hash salt, equal data give equal bytes.
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(_PAGE_INK, "currentColor")
@@ -101,7 +102,7 @@ def _draw(place: "Axes", panel: Panel) -> None:
 
 
 def _draw_several(place: "Axes", lines: Mapping[str, np.ndarray]) -> None:
-    """Lines in their order from light to dark, each named at its end."""
+    """Draws lines in their order from light to dark, each labelled at its end."""
     for number, (name, points) in enumerate(lines.items()):
         place.plot(*points.T, color=COLOR, alpha=0.25 + 0.75 * (number + 1) / len(lines), linewidth=1.2, marker=".")
         place.annotate(name, points[-1], xytext=(4, 0), textcoords="offset points", va="center", fontsize=6)

@@ -1,7 +1,6 @@
-"""The picture of what a model draws: held-out prompts beside their true picture, the decoder's limit, and several
-seeds.
+"""The image grid of a model: each held-out prompt with its true image, the decoder's limit, and several seeds.
 
-It lays out what it is given and chooses nothing. The built-in font has no accents, so captions are shown without them.
+It lays out what it is given and selects nothing. The built-in font has no accents, so captions are shown without them.
 """
 
 import unicodedata
@@ -22,7 +21,7 @@ _MAX_LINES = 4  # of a caption
 
 @dataclass(frozen=True, kw_only=True)
 class GridRow:
-    """One prompt: its true picture, that picture's features through the decoder, and a drawing for each seed."""
+    """One prompt: its true image, that image's features through the decoder, and one drawing per seed."""
 
     caption: str
     truth: Image.Image
@@ -39,7 +38,7 @@ class GridSection:
 
 
 def render_grid(sections: Sequence[GridSection], *, title: str, subtitle: str) -> Image.Image:
-    """The grid as an RGB image on white. All rows have equally many drawings (at least one)."""
+    """The grid as an RGB image on white. All rows have the same number of drawings (at least one)."""
     width, height = grid_size(sections)
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -65,7 +64,7 @@ def grid_size(sections: Sequence[GridSection]) -> tuple[int, int]:
 
 
 def _lefts(drawings: int) -> list[int]:
-    """Left edges of all pictures of a row: truth, decoder's limit, then the drawings after a wider gap."""
+    """The left edges of all images of a row: truth, decoder's limit, then the drawings after a wider gap."""
     first = _MARGIN + _CAPTION_WIDTH + 16
     pair = [first, first + TILE + _GAP]
     start = pair[-1] + TILE + _GROUP_GAP
@@ -96,7 +95,7 @@ def plain(text: str) -> str:
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Words in lines of at most `width` pixels, where no single word is wider."""
+    """The words in lines of at most `width` pixels, except for single words that are wider."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -109,5 +108,5 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow gives a bitmap font only where no size is given
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow returns a bitmap font only without a size
     return font

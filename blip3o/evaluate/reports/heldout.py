@@ -1,6 +1,6 @@
-"""The report of a trained model: one HTML file that needs no other, with every figure beside chance and its controls.
+"""The report of a held-out evaluation: one self-contained HTML file, every figure next to chance and its controls.
 
-It shows what it is given and computes nothing: figures are those of evaluation.json, curves those of the runs' metrics.
+It shows what it is given and computes nothing: the figures of evaluation.json, and curves of the runs' metrics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweredPicture:
-    """One question with its reply, and the picture that it is about."""
+    """One question with its reply, and the image that it is about."""
 
     record: AnswerRecord
     image: Image.Image
@@ -29,14 +29,14 @@ class AnsweredPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportImages:
-    """The pictures of a report: the grid of drawings, and answered questions (the first dozen are shown)."""
+    """The images of a report: the grid of drawings, and answered questions (the first dozen are shown)."""
 
     grid: Image.Image
     answered: tuple[AnsweredPicture, ...]
 
 
 def write_report(path: Path, *, summary: Scores, metrics: Metrics, images: ReportImages) -> None:
-    """Writes the page of `render_report` to a local file; its folder is made."""
+    """Writes the page of `render_report` to a local file, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_report(summary=summary, metrics=metrics, images=images), encoding="utf-8")
 
@@ -70,7 +70,7 @@ _FIGURES_NOTE = (
 _DRAWINGS_NOTE = "The first held-out prompts of each source in the order of the draw; nothing was picked by its result."
 _ANSWERS_NOTE = "The first held-out questions in the order of the draw, one of each kind in turn."
 _DETAILS_NOTE = (
-    "Closed questions with at least three choices, then two-way and open ones; retrieval within one source alone."
+    "Closed questions with at least three choices, then two-way and open ones; retrieval within each source."
 )
 _TRAINING_NOTE = (
     "Loss of every step, and its running mean. Data wait is the share of step time spent waiting for samples."

@@ -1,4 +1,4 @@
-"""HTML in small pieces for the report: escaped text, tables, bars, pictures inside the page, and its style sheet.
+"""Building blocks of the HTML reports: escaped text, tables, bars, embedded images, and the style sheet.
 
 Everything that comes from outside is escaped here, so that no caption or reply can become markup.
 """
@@ -50,12 +50,12 @@ td.words { text-align: left; overflow-wrap: anywhere; }
 
 
 def text(value: object) -> str:
-    """Any value as text of the page."""
+    """Any value as escaped text."""
     return html.escape(str(value))
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage with one decimal; a dash where there is none."""
+    """A share as a percentage with one decimal; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
@@ -68,7 +68,7 @@ def bar(value: float | None, mark: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> str:
-    """A table of cells that are markup already; `words` sets all cells to the left."""
+    """A table of cells that are already markup; `words` aligns all cells to the left."""
     cell = '<td class="words">' if words else "<td>"
     heads = "".join(f"<th>{text(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(f'{cell}{value}</td>' for value in row)}</tr>" for row in rows)
@@ -77,7 +77,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = F
 
 
 def picture(image: Image.Image, *, alt: str, css: str = "") -> str:
-    """An `<img>` that carries its PNG."""
+    """An `<img>` with its PNG embedded."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -85,12 +85,12 @@ def picture(image: Image.Image, *, alt: str, css: str = "") -> str:
 
 
 def section(title: str, note: str, content: str) -> str:
-    """A titled part of the page; "" where it has no content."""
+    """A titled section of the page; "" if it has no content."""
     return f"<section><h2>{text(title)}</h2><p>{text(note)}</p>{content}</section>" if content else ""
 
 
 def page(title: str, note: str, sections: Sequence[str]) -> str:
-    """The whole document, which loads nothing from anywhere."""
+    """The whole document, which loads nothing from elsewhere."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -1,8 +1,8 @@
-"""Published figures of other models, as they were printed, each with what sets it apart. Data.
+"""Published figures of other models, verbatim, each with what sets it apart. Data.
 
-They stand beside a score for orientation. A figure of another judge, prompt list or protocol says nothing about a
-difference: independent repetitions of one model lie up to 16 GenEval points from its paper. Nothing here
-was measured by this project.
+They are shown next to a score for orientation. Figures of different judges, prompt lists or protocols cannot be
+compared: independent repetitions of one model differ by up to 16 GenEval points from its paper. None of these was
+measured by this project.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PROPRIETARY = "trained on 30M proprietary images; not the released weights"
 WITH_THINKING = "with thinking before drawing"
 MATCHING_FID = "FID by torchmetrics at 256, centre crop"
 
-# The suite's protocol that a column's figures follow where no flag says otherwise.
+# The protocol that a suite's figures follow unless a flag says otherwise.
 PROTOCOLS = {
     "geneval": "official prompts, Mask2Former + CLIP",
     "dpg": "official scorer with its faults, mPLUG",
@@ -39,7 +39,7 @@ PROTOCOLS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer:
+class PublishedScore:
     """One published figure: `value` of `model` on `suite`, its `source`, and the `flags` that set it apart."""
 
     model: str
@@ -53,11 +53,13 @@ class Peer:
 _Cell = float | tuple[float | str, ...]
 
 
-def _peers(model: str, source: str, cells: Mapping[str, _Cell]) -> list[Peer]:
+def _peers(model: str, source: str, cells: Mapping[str, _Cell]) -> list[PublishedScore]:
     found = []
     for suite, cell in cells.items():
         value, *flags = cell if isinstance(cell, tuple) else (cell,)
-        found.append(Peer(model=model, suite=suite, value=float(value), source=source, flags=tuple(map(str, flags))))
+        found.append(
+            PublishedScore(model=model, suite=suite, value=float(value), source=source, flags=tuple(map(str, flags)))
+        )
     return found
 
 
@@ -169,7 +171,7 @@ _UNDERSTANDING: dict[str, tuple[float | str | None, ...]] = {
 }
 
 
-def _answers(model: str, row: tuple[float | str | None, ...]) -> list[Peer]:
+def _answers(model: str, row: tuple[float | str | None, ...]) -> list[PublishedScore]:
     cells: dict[str, _Cell] = {}
     for suite, value in zip(_UNDERSTANDING_COLUMNS, row, strict=True):
         if value is not None:
@@ -177,11 +179,11 @@ def _answers(model: str, row: tuple[float | str | None, ...]) -> list[Peer]:
     return _peers(model, "its authors' table", cells)
 
 
-PEERS: tuple[Peer, ...] = tuple(
+PEERS: tuple[PublishedScore, ...] = tuple(
     peer for peers in (*_GENERATION, *(_answers(model, row) for model, row in _UNDERSTANDING.items())) for peer in peers
 )
 
 
-def peers_of(suite: str) -> tuple[Peer, ...]:
+def scores_of(suite: str) -> tuple[PublishedScore, ...]:
     """The published figures on a suite, in their order; none where it is this project's own."""
     return tuple(peer for peer in PEERS if peer.suite == suite)

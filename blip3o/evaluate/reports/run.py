@@ -1,6 +1,6 @@
-"""The report of one run, finished or not: one HTML file with its curves, speed, validations, drawings and events.
+"""The report of one training run, finished or not: curves, speed, validations, drawings and events as one HTML file.
 
-It shows what it is given and computes no figure of its own but medians and sums of what the rows say.
+It shows what it is given, and computes only medians and sums over the rows.
 """
 
 import statistics
@@ -11,20 +11,20 @@ from typing import Any
 
 from PIL import Image
 
-from blip3o.config.flat import flattened
 from blip3o.evaluate.reports.curves import Panel, draw_panels
 from blip3o.evaluate.reports.html import page, percent, picture, section, table, text
+from blip3o.runs.recipes import flattened
 
 Row = Mapping[str, Any]
 
 _FLOW_BINS = "validation/flow/"
-_MAX_POINTS = 2000  # of a curve: more make the page large, and no line finer
+_MAX_POINTS = 2000  # of a curve: more would make the page larger but no line finer
 _SHOWN_GRIDS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """All that a run has left: rows of steps, validations by step, drawings by step, events and attempts by time."""
+    """Everything that a run wrote: rows of steps, validations and drawings by step, events and attempts by time."""
 
     name: str
     recipe: Mapping[str, Any]
@@ -37,7 +37,7 @@ class RunRecord:
 
 
 def render_run(run: RunRecord) -> str:
-    """The page as HTML. A run of which there is no row yet has no curves."""
+    """The page as HTML. A run without any row yet has no curves."""
     steps, stage = run.recipe["optim"]["steps"], run.recipe["stage"]["name"]
     done = run.rows[-1]["step"] + 1 if run.rows else 0
     state = "finished" if run.finished else "not finished"
@@ -161,8 +161,8 @@ def _events(run: RunRecord) -> str:
         )
         for it in run.attempts
     ]
-    told = [(it["time"], it["kind"], f"step {it['step']}: {it['message']}") for it in run.events]
-    rows = [[_moment(time), text(kind), text(words)] for time, kind, words in sorted(started + told)]
+    noted = [(it["time"], it["kind"], f"step {it['step']}: {it['message']}") for it in run.events]
+    rows = [[_moment(time), text(kind), text(words)] for time, kind, words in sorted(started + noted)]
     return table(["time (UTC)", "what", ""], rows, words=True) if rows else ""
 
 

@@ -1,6 +1,7 @@
-"""The report of benchmarks: one HTML file that needs no other, in which every score stands beside what it rests on.
+"""The report of benchmarks: one self-contained HTML file, every score next to what it rests on.
 
-It shows what it is given and computes nothing. A score over part of the items is shown as lacking, never as a number.
+It shows what it is given and computes nothing. A score over only some of the items is shown as a dash, never as a
+number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ ScoreRow = Mapping[str, Any]  # what score.json holds
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One judged file: the prompt, what the judge said, and the picture (None: a question without one)."""
+    """One judged sample: the prompt, what the judge said, and the image (None: a question without one)."""
 
     prompt: str
     reason: str
@@ -26,8 +27,8 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """A published figure of another model: `value` as it is printed, how it was measured, and where it stands."""
+class PublishedRow:
+    """A published figure of another model: `value` as printed, how it was measured, and where it was published."""
 
     model: str
     value: str
@@ -37,10 +38,10 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteResult:
-    """All that the report shows of a suite.
+    """Everything that the report shows of a suite.
 
     `score` is its score.json; `history` the scores of other evaluations by label, in their order; `cost` its cost.json;
-    `part` the best that a category can have (None: the best overall).
+    `best_category` the best possible value of a category (None: that of the overall).
     """
 
     score: ScoreRow
@@ -48,8 +49,8 @@ class SuiteResult:
     best: tuple[Example, ...] = ()
     worst: tuple[Example, ...] = ()
     history: tuple[tuple[str, ScoreRow], ...] = ()
-    published: tuple[Published, ...] = ()
-    part: float | None = None
+    published: tuple[PublishedRow, ...] = ()
+    best_category: float | None = None
 
 
 def render_suites(results: Sequence[SuiteResult], *, target: Mapping[str, Any]) -> str:
@@ -72,7 +73,7 @@ _INTRO = (
 )
 _SCORES_NOTE = (
     "The tick on a bar is the control with exchanged captions where there is one. A dash is a score that is refused: "
-    "some findings are missing or could not be read, or what the last column under Judges says."
+    "some judgements are missing or could not be read, or for the reason in the last column under Judges."
 )
 _HISTORY_NOTE = "Overall scores of the evaluations named by --compare, in their order; the last one is this."
 _COST_NOTE = "Seconds of workers, all together, and of the wall clock. What a killed run spent is not in it."
@@ -81,12 +82,12 @@ _GROUND_COLUMNS = ("", "judge", "protocol", "comparable with published figures")
 
 
 def number(value: float | None, best: float | None = 1.0) -> str:
-    """A score as text: a percentage where 1 is the best, another figure with four digits, a dash for none."""
+    """A score as text: a percentage if 1 is the best, otherwise four significant digits; a dash for None."""
     return percent(value) if value is None or best == 1 else f"{value:.4g}"
 
 
 def _bar(value: float | None, best: float | None, mark: float | None = None) -> str:
-    """A bar of the share of the best; where less is better there is none."""
+    """A bar of the share of the best; none where lower is better."""
     if value is None or not best:
         return ""
     return bar(min(value / best, 1.0), None if mark is None else mark / best)
@@ -117,7 +118,7 @@ def _ground_row(score: ScoreRow) -> list[str]:
 
 def _categories(result: SuiteResult) -> str:
     score = result.score
-    best = score["best"] if result.part is None else result.part
+    best = score["best"] if result.best_category is None else result.best_category
     rows = [[text(name), number(value, best), _bar(value, best)] for name, value in score["categories"].items()]
     return section(f"{score['suite']} by category", "", table(("", "score", ""), rows)) if rows else ""
 

@@ -1,6 +1,6 @@
-"""DPG-Bench: long prompts, four drawings each, and a graph of yes/no questions about every drawing.
+"""DPG-Bench: long prompts, four images each, and a graph of yes/no questions about every image.
 
-Two scores come of one set of answers. `official` repeats what the published scorer does, faults included, because every
+One set of answers gives two scores. `official` reproduces the published scorer including its faults, because every
 published figure has them; `fixed` does what the paper says. Source: the benchmark's paper
 (https://arxiv.org/abs/2403.05135) and its scorer's behaviour.
 """
@@ -9,50 +9,50 @@ import csv
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from blip3o.data.images.decode import open_image
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.judges.replies import answer
-from blip3o.evaluate.suites.files import json_value, read_text, require
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Coverage,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    findings,
-    mean,
-    reasons,
+from blip3o.evaluate.judges.replies import Reply, answer
+from blip3o.evaluate.judges.runner import (
+    CONCURRENT_REQUESTS,
+    JudgeRequest,
+    JudgeRunner,
+    endpoint_client,
+    load_plug_in,
+    split_spec,
 )
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Coverage, Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import json_value, read_text, require
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, mean, reasons
 from blip3o.storage import list_files, read_bytes
 
 TILES = 4
 BEST = 100.0
 OFFICIAL_ITEMS = 1065
 OFFICIAL_JUDGE = Judge(id="mplug-large-vqa", version="modelscope")
+PROMPT_VERSION = "blip3o-1"  # of the words in which this project asks a judge, and of how it reads the replies
 _COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 _YES_OR_NO = re.compile(r"(?:(?:the )?(?:final )?answer(?: is)?[\s*:]{1,9})?[*_`\"'(]{0,3}(yes|no)", re.IGNORECASE)
-_AROUND = " \t\r\n*_`\"'().!"  # a yes or no that is set off or ended
+_AROUND = " \t\r\n*_`\"'().!"  # characters that may surround a yes or no
 Question = Mapping[str, Any]
 Scores = dict[int, float]  # of questions, by their number
 
 
 class _Tile(NamedTuple):
     raw: Scores
-    final: Scores  # a question whose parent is answered no is itself no
+    final: Scores  # a question whose parent is answered no counts as no
 
 
 def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
     """The questions by item, from the benchmark's CSV.
 
     Each is {number, text, parents (0: none), category, broad, row (from 0, of the whole file), prompt}. Raises
-    `DataError` for what is no CSV in UTF-8, missing columns, rows that end early, numbers that are none or twice there,
-    and parents that the item lacks.
+    `DataError` for anything but CSV in UTF-8, missing columns, truncated rows, invalid or duplicate numbers, and
+    parents that the item does not have.
     """
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     reader = csv.DictReader(io.StringIO(read_text(data, where)))
@@ -64,7 +64,7 @@ def read_questions(data: bytes, where: str) -> dict[str, list[dict[str, Any]]]:
             raise DataError(f"{where} has two columns '{twice}': keep one of them")
         for row, line in enumerate(reader):
             found[line["item_id"]].append(_question(row, line, f"{where}, row {row + 1}"))
-    except csv.Error as error:  # a quote that is never closed, say
+    except csv.Error as error:  # for example a quote that is never closed
         raise DataError(f"{where} is no CSV after line {reader.line_num}: {error}") from error
     for key, questions in found.items():
         _check_graph(key, questions)
@@ -99,44 +99,44 @@ def _parsed(row: int, line: Mapping[str, str], where: str) -> dict[str, Any]:
 
 def _check_graph(key: str, questions: Sequence[Question]) -> None:
     numbers = Counter(question["number"] for question in questions)
-    doubled = [number for number, times in numbers.items() if times > 1]
-    if doubled:
-        raise DataError(f"item '{key}' has question {doubled[0]} {numbers[doubled[0]]} times: numbers are unique")
+    duplicates = [number for number, times in numbers.items() if times > 1]
+    if duplicates:
+        raise DataError(f"item '{key}' has question {duplicates[0]} {numbers[duplicates[0]]} times: numbers are unique")
     for question in questions:
-        lacking = [parent for parent in question["parents"] if parent not in (0, *numbers)]
-        if lacking:
-            raise DataError(f"item '{key}': question {question['number']} depends on {lacking[0]}, which isn't there")
+        unknown = [parent for parent in question["parents"] if parent not in (0, *numbers)]
+        if unknown:
+            raise DataError(f"item '{key}': question {question['number']} depends on {unknown[0]}, which isn't there")
 
 
 def judgement(item: Item, sample: int, answers: Mapping[int, str]) -> Judgement:
-    """The finding on one tile: the judge's answer to each question by its number, as it was given.
+    """The judgement of one tile: the judge's verbatim answer to each question, by its number.
 
-    Only `yes`, exactly, counts as one. A question without an answer makes the tile unreadable.
+    Only exactly `yes` counts as a yes. A question without an answer makes the tile unreadable.
     """
-    lacking = [q["number"] for q in item.record["questions"] if q["number"] not in answers]
-    if lacking:
-        fault = f"no answer to {len(lacking)} of the questions, the first is {lacking[0]}"
+    unanswered = [q["number"] for q in item.record["questions"] if q["number"] not in answers]
+    if unanswered:
+        fault = f"no answer to {len(unanswered)} of the questions, the first is {unanswered[0]}"
         return Judgement(key=item.key, sample=sample, value=None, fault=fault)
     value = {"answers": {str(number): answer for number, answer in answers.items()}}
     return Judgement(key=item.key, sample=sample, value=value)
 
 
 def question_text(question: Question) -> str:
-    """How a judge that chats is asked one question about a tile."""
+    """The request to a chat model for one question about a tile."""
     return f"{question['text']}\nAnswer with a single word, yes or no, by what can be seen in the image."
 
 
 def read_answer(reply: str) -> str | None:
-    """The yes or no of a judge that chats, in any setting ("**Yes.**", "Answer: yes"); None if its reply is more."""
+    """The yes or no in a chat model's reply, in any formatting ("**Yes.**", "Answer: yes"); None if it says more."""
     match = _YES_OR_NO.fullmatch((answer(reply) or "").strip(_AROUND))
     return match.group(1).lower() if match else None
 
 
 def tile_scores(questions: Sequence[Question], answers: Mapping[str, str]) -> tuple[Scores, Scores]:
-    """The questions' scores by number: as answered, and after each whose parent is 0 has become 0.
+    """The questions' scores by number: as answered, and after every question with a parent of 0 has become 0.
 
-    In the questions' order, so that a no goes down a chain; a parent that comes later is seen as answered. Raises
-    `KeyError` for a parent that is not among the questions.
+    Questions are processed in their order, so a no propagates down a chain; a parent that comes later still counts as
+    answered. Raises `KeyError` for a parent that is not among the questions.
     """
     raw = {q["number"]: float(answers[str(q["number"])] == "yes") for q in questions}
     final = dict(raw)
@@ -147,7 +147,7 @@ def tile_scores(questions: Sequence[Question], answers: Mapping[str, str]) -> tu
 
 
 class Dpg(Suite):
-    """The benchmark, from the user's files; the headline is the `official` score, `details` hold both."""
+    """The benchmark, from the user's files. The headline is the `official` score; `details` hold both."""
 
     name = "dpg"
     protocol = "official: with the published scorer's faults"
@@ -156,8 +156,8 @@ class Dpg(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The items of a questions CSV, a JSON file {name: prompt}, or a folder of `<name>.txt` (and at most one CSV).
 
-        Without the CSV they can be drawn but not scored. Raises `ConfigError` without a source, `DataError` for another
-        format.
+        Without the CSV, the items can be drawn but not scored. Raises `ConfigError` without a source, `DataError` for
+        another format.
         """
         if source is None:
             raise ConfigError("dpg needs its prompts: name the questions CSV, or a JSON file or folder of prompts")
@@ -174,7 +174,7 @@ class Dpg(Suite):
         )
 
     def image_path(self, item: Item, sample: int) -> str:
-        """`tiles/<name>/<sample>.png`: the official folder takes the grid alone."""
+        """`tiles/<name>/<sample>.png`, because the official folder holds only the grids."""
         return f"tiles/{item.key}/{sample}.png"
 
     def grids(self, items: Sequence[Item]) -> dict[str, tuple[str, str, str, str]]:
@@ -183,11 +183,11 @@ class Dpg(Suite):
         return {f"images/{key}.png": (a, b, c, d) for key, (a, b, c, d) in paths.items()}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The scores (0 to 100) from findings {"answers": {number: answer}}. Raises `ConfigError` without questions."""
+        """Scores (0 to 100) of judgements {"answers": {number: answer}}. Raises `ConfigError` without questions."""
         silent = [item.key for item in items if not item.record["questions"]]
         if silent:
             raise ConfigError(f"{len(silent)} items have no questions, the first is '{silent[0]}': give dpg the CSV")
-        values, coverage = findings(items, judgements)
+        values, coverage = collect_values(items, judgements)
         official, fixed = (_mode(items, values, coverage, faults=faults) for faults in (True, False))
         why_not = reasons(
             {
@@ -218,7 +218,7 @@ def _interval(prompts: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _mode(items: Sequence[Item], values: Mapping[tuple[str, int], Any], coverage: Coverage, *, faults: bool) -> dict:
-    """One mode's figures (0 to 100); `survivors` is the mean over prompts that could be scored, however many."""
+    """The figures (0 to 100) of one mode; `survivors` is the mean over the prompts that could be scored."""
     prompts: list[float] = []
     categories: dict[str, list[float]] = defaultdict(list)
     broad: dict[str, list[float]] = defaultdict(list)
@@ -227,6 +227,7 @@ def _mode(items: Sequence[Item], values: Mapping[tuple[str, int], Any], coverage
         if tiles is None:
             continue
         prompts.append(100 * sum(sum(t.final.values()) / len(t.final) for t in tiles) / len(tiles))
+        # The official scorer keeps only the last tile's answers for the categories, from before a no has propagated.
         seen = [tiles[-1].raw] if faults else [tile.final for tile in tiles]
         for question in item.record["questions"]:
             found = [100 * scores[question["number"]] for scores in seen if question["number"] in scores]
@@ -253,11 +254,11 @@ def _tiles(item: Item, values: Mapping[tuple[str, int], Any], *, faults: bool) -
         return None
     if not faults:
         return [_Tile(*tile_scores(questions, of_tile)) for of_tile in answers]
-    # The official reader takes the first row of the file for its header, a second time.
+    # The official reader skips the first row of the file as if it were a second header.
     questions = [question for question in questions if question["row"] > 0]
     try:
         return [_Tile(*tile_scores(questions, of_tile)) for of_tile in answers] if questions else None
-    except KeyError:  # a child of the lost question: the official scorer prints the error and goes on
+    except KeyError:  # a child of the skipped question: the official scorer prints the error and continues
         return None
 
 
@@ -276,3 +277,56 @@ def _folder(uri: str) -> tuple[list[tuple[str, str]], dict[str, list[dict[str, A
     if len(tables) > 1:
         raise DataError(f"{len(tables)} CSV files below {uri}: leave one, that of the questions")
     return prompts, read_questions(read_bytes(tables[0].uri), tables[0].uri) if tables else {}
+
+
+def make_judge(request: JudgeRequest) -> JudgeRunner:
+    """An endpoint, or a plug-in `f(image, question) -> "yes" or "no"`, asked about one tile at a time.
+
+    Raises `ConfigError` without either.
+    """
+    kind, rest = split_spec("dpg", request.spec, "openai:BASE_URL:MODEL or MODULE:FUNCTION")
+    if kind == "openai":
+        client = endpoint_client(rest, request.options, PROMPT_VERSION)
+
+        def ask_endpoint(data: bytes, question: Question) -> Reply:
+            return client.ask(question_text(question), [data])
+
+        return JudgeRunner(
+            judge=client.judge,
+            judge_sample=_tile_judge(ask_endpoint),
+            threads=CONCURRENT_REQUESTS,
+            finish=client.finish,
+        )
+    answerer, judge = load_plug_in(kind, rest)
+
+    def ask_plug_in(data: bytes, question: Question) -> Reply:
+        return Reply(text=str(answerer(open_image(data), question["text"])))
+
+    return JudgeRunner(judge=judge, judge_sample=_tile_judge(ask_plug_in))
+
+
+def _tile_judge(ask: Callable[[bytes, Question], Reply]) -> Callable[[Item, int, bytes], Judgement]:
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
+        read: dict[int, str | None] = {}
+        for question in item.record["questions"]:
+            reply = ask(data, question)
+            if reply.fault:  # the tile cannot be judged any more, so its other questions need not be paid for
+                fault = f"{reply.fault} (question {question['number']})"
+                return Judgement(key=item.key, sample=sample, value=None, fault=fault, reply=reply.verbatim)
+            read[question["number"]] = read_answer(reply.text)
+        # A reply that is neither yes nor no is left out. That makes the tile unreadable; it does not count as a no.
+        return judgement(item, sample, {number: word for number, word in read.items() if word is not None})
+
+    return judge_sample
+
+
+def grade(item: Item, value: Mapping[str, Any]) -> float | None:
+    """The grade of one tile: the share of its questions that were answered yes."""
+    answers = list(value["answers"].values())
+    return sum(answer == "yes" for answer in answers) / len(answers) if answers else None
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """The questions about a tile that were answered no, in a line."""
+    noes = [number for number, answer in value["answers"].items() if answer != "yes"]
+    return f"no to question {', '.join(noes)}" if noes else "yes to every question"

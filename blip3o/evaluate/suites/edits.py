@@ -1,7 +1,7 @@
-"""Scores of edited images, ImgEdit and GEdit, from the grades of a vision-language judge. Pure.
+"""ImgEdit and GEdit: scores of edited images, from the grades of a vision-language judge. Pure.
 
-A reply that cannot be read is a fault; the official GEdit scorer puts a random number in its place, which is not done
-here. Otherwise replies are read as the official readers do, and text inside a model's reasoning never is.
+An unreadable reply is a fault (the official GEdit scorer puts a random number in its place). Otherwise replies are
+parsed as the official parsers do, but without the text of a model's reasoning.
 Source: the papers of ImgEdit (https://arxiv.org/abs/2505.20275) and GEdit (https://arxiv.org/abs/2504.17761).
 """
 
@@ -21,9 +21,11 @@ GEDIT_RANGE = (0, 10)
 _IMGEDIT_LINE = re.compile(
     r"^[^\n:：]*[:：][ \t*]*([0-9]{1,9})(?:\.0*)?[ \t*]*(?:(?:/|out of)[ \t]*5)?\.?[ \t*\r]*$", re.MULTILINE
 )
+# JSON as models write it: with comments and trailing commas, which strict JSON does not allow.
 _STRING = r'"(?:\\.|[^"\\])*"'
 _STRING_OR_COMMENT = re.compile(rf"{_STRING}|(?<!:)//[^\n]*|/\*.*?\*/", re.DOTALL)
 _STRING_OR_COMMA = re.compile(rf"{_STRING}|,(?=\s*[}}\]])", re.DOTALL)
+# The delimiter that GEdit's instructions ask for around the JSON object.
 _DELIMITED = re.compile(r"\|\|V\^=\^V\|\|(.*?)\|\|V\^=\^V\|\|", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _GRADE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(?: ?/ ?10)?")
@@ -32,8 +34,8 @@ _GRADE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(?: ?/ ?10)?")
 def imgedit_grades(reply: str) -> tuple[list[int] | None, str]:
     """The three grades (1 to 5) of the lines `label: number` in a reply, and ""; or None and the fault.
 
-    Differing from the official reader, a final period and the scale ("4/5") are no part of the number: it loses such a
-    line and averages over the rest.
+    Unlike the official parser, this one accepts a final period and the scale ("4/5") after the number: the official one
+    drops such a line and averages over the rest.
     """
     text = answer(reply)
     if text is None:
@@ -48,7 +50,7 @@ def imgedit_grades(reply: str) -> tuple[list[int] | None, str]:
 
 
 def imgedit_score(items: Mapping[str, tuple[str, Sequence[int] | None]]) -> dict[str, Any]:
-    """ImgEdit's means from {key: (edit type, three grades or None)}, rounded to 2 digits at each step as officially.
+    """ImgEdit's means from {key: (edit type, three grades or None)}, rounded to 2 digits at each step.
 
     `types`: the mean over a type's items that have grades; `overall`: the mean over types, None unless all items have.
     """
@@ -69,8 +71,9 @@ def imgedit_score(items: Mapping[str, tuple[str, Sequence[int] | None]]) -> dict
 def gedit_grades(reply: str) -> tuple[list[float] | None, str]:
     """The grades (0 to 10, one or two) of a reply, and ""; or None and the fault.
 
-    They stand in a JSON object as `score`: a list, as officially, or a number or text of them. Line breaks within its
-    texts, trailing commas and fences do no harm. A bare number or list will do. One grade stands for both.
+    They are the `score` of a JSON object: a list, as in the official format, or a number, or a text of numbers. Line
+    breaks within its texts, trailing commas and code fences are accepted, and so is a bare number or list. A single
+    grade counts as both.
     """
     text = answer(reply)
     if text is None:
@@ -86,24 +89,25 @@ def gedit_grades(reply: str) -> tuple[list[float] | None, str]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """The fields of a JSON object, one that stands there twice among them."""
+    """The fields of a JSON object, including duplicates."""
 
 
 def _scores(text: str) -> list[Any]:
-    """What stands as `score` in the JSON objects of a text, each time."""
-    return _scores_in(_strings_alone(_STRING_OR_COMMA, text)) or _scores_in(
-        _strings_alone(_STRING_OR_COMMA, _strings_alone(_STRING_OR_COMMENT, text))
+    """Every value of a field `score` in the JSON objects of a text."""
+    return _scores_in(_keep_strings(_STRING_OR_COMMA, text)) or _scores_in(
+        _keep_strings(_STRING_OR_COMMA, _keep_strings(_STRING_OR_COMMENT, text))
     )
 
 
-def _strings_alone(pattern: re.Pattern[str], text: str) -> str:
-    """The text without what a pattern matches beside the strings."""
+def _keep_strings(pattern: re.Pattern[str], text: str) -> str:
+    """The text without the matches of a pattern; matches that are strings stay."""
     return pattern.sub(lambda match: match.group() if match.group().startswith('"') else "", text)
 
 
 def _scores_in(text: str) -> list[Any]:
     decoder = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs)
     found: list[Any] = []
+    # Every "{" is tried, because prose before the object may contain braces of its own.
     start = text.find("{")
     while start >= 0:
         try:
@@ -117,8 +121,8 @@ def _scores_in(text: str) -> list[Any]:
 
 
 def _two_grades(score: object) -> tuple[list[float] | None, str]:
-    told = re.sub(r"^\[(.*)\]$", r"\1", score.strip()).split(",") if isinstance(score, str) else score
-    grades = [_grade(one) for one in (told if isinstance(told, list) else [told])]
+    parts = re.sub(r"^\[(.*)\]$", r"\1", score.strip()).split(",") if isinstance(score, str) else score
+    grades = [_grade(one) for one in (parts if isinstance(parts, list) else [parts])]
     low, high = GEDIT_RANGE
     shown = json.dumps(score)[:80]
     if len(grades) not in (1, 2) or None in grades:

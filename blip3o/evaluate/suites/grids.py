@@ -1,4 +1,4 @@
-"""Pictures of 2 x 2 tiles, as DPG-Bench wants them. Pure."""
+"""Joins and splits images of 2 x 2 tiles, as DPG-Bench wants them. Pure."""
 
 from collections.abc import Sequence
 
@@ -25,8 +25,8 @@ def join_tiles(tiles: Sequence[Image.Image]) -> Image.Image:
 def split_grid(grid: Image.Image, *, resolution: int) -> list[Image.Image]:
     """The four tiles of a grid, `resolution` pixels square.
 
-    Raises `DataError` if the grid isn't twice that: cut at another size, all four pieces can lie in one tile, and the
-    score is of something else.
+    Raises `DataError` if the grid is not twice that size: with a wrong size, all four pieces can lie in one tile, and
+    the score would be of something else.
     """
     if grid.size != (2 * resolution, 2 * resolution):
         wide, high = grid.size

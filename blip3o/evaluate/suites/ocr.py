@@ -1,26 +1,22 @@
-"""Text rendering: a drawing of quoted words is read by a text recogniser and compared letter by letter.
+"""Text rendering: a text recogniser reads an image of quoted words, and the result is compared letter by letter.
 
-The prompts are this project's own, so the score compares runs and models under one recogniser and nothing published.
+The prompts are this project's own, so the score compares runs and models under one recogniser, never with published
+figures.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from blip3o.data.images.decode import open_image
 from blip3o.errors import ConfigError
-from blip3o.evaluate.suites.files import json_lines, require, text_id
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    findings,
-    mean,
-    reasons,
-)
+from blip3o.evaluate.judges.runner import JudgeRequest, JudgeRunner, load_plug_in, split_spec
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import json_lines, require, text_id
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, mean, reasons
 from blip3o.storage import read_bytes
 
 _TEXTS = {
@@ -37,13 +33,13 @@ _PLACES = (
 
 
 def letters(text: str) -> str:
-    """What is compared: letters and digits alone, case and accents folded. Recognisers drop spaces at will."""
+    """The text that is compared: only letters and digits, with case and accents folded (recognisers drop spaces)."""
     folded = unicodedata.normalize("NFKD", text).casefold()
     return "".join(letter for letter in folded if letter.isalnum())
 
 
 def edit_distance(a: str, b: str) -> int:
-    """The fewest insertions, deletions and replacements of single letters between two texts (Levenshtein 1966)."""
+    """The smallest number of insertions, deletions and substitutions between two texts (Levenshtein 1966)."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
         above, row[0] = row[0], i
@@ -53,16 +49,16 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def similarity(wanted: str, lines: Sequence[str]) -> float:
-    """1 - edit distance over the longer text, of `letters`; 1 where all is as wanted, 0 where nothing is or was read.
+    """1 - edit distance over the longer text, of `letters`; 1 for a perfect match, 0 where nothing matches.
 
-    The lines count in their order of reading, all of them: words that nobody asked for cost as much as missing ones.
+    All lines count, in their reading order: words that nobody asked for cost as much as missing ones.
     """
     expected, read = letters(wanted), letters("".join(lines))
     return 1 - edit_distance(expected, read) / max(len(expected), len(read), 1)
 
 
 class Ocr(Suite):
-    """Quoted texts of one word, several, and digits; a finding is {"lines": [str]}, what was read top to bottom."""
+    """Quoted texts of one word, several words, and digits; a judgement is {"lines": [str]}, read from top to bottom."""
 
     name = "ocr"
     protocol = "own: 1 - edit distance over the longer text, spaces and case aside"
@@ -78,8 +74,8 @@ class Ocr(Suite):
         return f"images/{item.key}/{sample}.png"
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The mean similarity of pictures; `details["exact"]` is the share that is read without a fault."""
-        values, coverage = findings(items, judgements)
+        """The mean similarity over images; `details["exact"]` is the share of images read without an error."""
+        values, coverage = collect_values(items, judgements)
         by_key = {item.key: item for item in items}
         of_item: dict[str, list[float]] = {}
         by_category: dict[str, list[float]] = {}
@@ -128,7 +124,7 @@ def _read(source: str) -> list[dict[str, Any]]:
 
 
 class RapidOcr:
-    """The recogniser of the package `rapidocr-onnxruntime` (the extra `ocr`), whose models come with it.
+    """The recogniser of the package `rapidocr-onnxruntime` (the extra `ocr`), which ships its models.
 
     Raises `ConfigError` if the package is not installed.
     """
@@ -144,11 +140,34 @@ class RapidOcr:
         self.judge = Judge(id="rapidocr-onnxruntime", version=version("rapidocr-onnxruntime"))
 
     def lines(self, png: bytes) -> list[str]:
-        """The lines of text in a picture, top to bottom as the recogniser orders them."""
-        import numpy as np
-
-        from blip3o.data.images.decode import open_image
-
+        """The lines of text in an image, in the recogniser's order, top to bottom."""
         pixels = np.asarray(open_image(png))
-        found, _ = self._read(np.ascontiguousarray(pixels[:, :, ::-1]))  # it takes blue, green, red
+        found, _ = self._read(np.ascontiguousarray(pixels[:, :, ::-1]))  # the recogniser takes BGR
         return [line[1] for line in found or []]
+
+
+def make_judge(request: JudgeRequest) -> JudgeRunner:
+    """A plug-in `f(image) -> [line]`, or by default `RapidOcr`. Raises `ConfigError` if that is not installed."""
+    if request.spec is None:
+        recogniser = RapidOcr()
+        read, judge = recogniser.lines, recogniser.judge
+    else:
+        plug_in, judge = load_plug_in(*split_spec("ocr", request.spec, "MODULE:FUNCTION"))
+
+        def read(png: bytes) -> list[str]:
+            return [str(line) for line in plug_in(open_image(png))]
+
+    def judge_sample(item: Item, sample: int, data: bytes) -> Judgement:
+        return Judgement(key=item.key, sample=sample, value={"lines": read(data)})
+
+    return JudgeRunner(judge=judge, judge_sample=judge_sample)
+
+
+def grade(item: Item, value: Mapping[str, Any]) -> float:
+    """The grade of one image: the `similarity` of what was read."""
+    return similarity(item.record["text"], value["lines"])
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """What was read in an image, in a line."""
+    return f"read: {' / '.join(value['lines']) or 'nothing'}"

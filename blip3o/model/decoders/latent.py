@@ -4,8 +4,8 @@
 tokens, their mean and the image's size. `SanaDecoder` is BLIP3-o's reconstruction from SigLIP2: a connector and SANA's
 transformer, by flow matching. Both modules are those of `diffusers`; parameters keep their names.
 
-A decode runs what depends on the features alone once, the null branch's part once for the whole batch, and then `steps`
-evaluations of conditional and null rows stacked.
+A decode runs what depends on the features alone once, the null branch's part once for the whole batch, and then
+`num_inference_steps` evaluations of conditional and null rows stacked.
 
 Legend: B batch, L feature tokens, F feature channels, C latent channels, h x w latent grid.
 """
@@ -82,7 +82,7 @@ class LatentDecoder(Decoder):
     def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
         """What depends on the features alone, the network for each branch and step, and the autoencoder's decoder."""
         condition, time = self.condition(given), noise.new_empty(noise.shape[0])
-        branches = 1 if self.config.guidance == 1 else 2
+        branches = 1 if self.config.guidance_scale == 1 else 2
         yield Work(name="decoder's condition", run=lambda: self.condition(given))
         yield Work(name="decoder", run=lambda: self.predict(noise, time, condition), calls=branches * self.evaluations)
         yield Work(name="latents to pixels", run=lambda: to_images(self.vae, noise))
@@ -92,7 +92,7 @@ class LatentDecoder(Decoder):
             return self.predict(noisy_BChw, time_B, condition)
         both = tuple(torch.cat(pair) for pair in zip(condition, null, strict=True))
         conditional, unconditional = self.predict(noisy_BChw.repeat(2, 1, 1, 1), time_B.repeat(2), both).chunk(2)
-        return guide(conditional, unconditional, self.config.guidance)
+        return guide(conditional, unconditional, self.config.guidance_scale)
 
 
 class SdxlDecoder(LatentDecoder):
@@ -107,7 +107,7 @@ class SdxlDecoder(LatentDecoder):
     @property
     def evaluations(self) -> int:
         """One at each step."""
-        return self.config.steps
+        return self.config.num_inference_steps
 
     def condition(self, features_BLF: Tensor) -> Tensors:
         """The tokens [B, L, F] and their mean [B, F]."""
@@ -131,8 +131,8 @@ class SdxlDecoder(LatentDecoder):
         return output.sample.to(noisy_BChw.dtype)
 
     def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
-        """`steps` steps of diffusers' Euler scheduler in BLIP3-o's setting, each one evaluation per branch."""
-        scheduler = _euler_scheduler(self.config.steps)
+        """diffusers' Euler scheduler in BLIP3-o's setting, one evaluation per step and branch."""
+        scheduler = _euler_scheduler(self.config.num_inference_steps)
         latents = noise_BChw * scheduler.init_noise_sigma
         for time in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, time)
@@ -190,7 +190,7 @@ class SanaDecoder(LatentDecoder):
             time = NUM_TRAIN_STEPS * sigma_B
             return self._guided(latents, time.trunc() if sampler.truncate_time else time, condition, null)
 
-        return integrate(velocity, noise_BChw, sampler.steps, solver=sampler.solver, shift=sampler.shift)
+        return integrate(velocity, noise_BChw, sampler.num_inference_steps, solver=sampler.solver, shift=sampler.shift)
 
 
 def signal_levels() -> Tensor:

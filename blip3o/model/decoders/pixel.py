@@ -72,14 +72,14 @@ class PixelDecoder(Decoder):
         return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold).to(noisy_B3SS.dtype)
 
     def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
-        """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by `config.steps` Euler steps."""
+        """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by Euler steps."""
 
         def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
             return (noisy - self.clean(noisy, sigma_B, given)) / sigma_B.view(-1, 1, 1, 1)
 
-        return integrate(velocity, noise, self.config.steps)
+        return integrate(velocity, noise, self.config.num_inference_steps)
 
     def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
         """The U-Net at each step."""
         time = noise.new_empty(noise.shape[0])
-        yield Work(name="decoder", run=lambda: self.clean(noise, time, given), calls=self.config.steps)
+        yield Work(name="decoder", run=lambda: self.clean(noise, time, given), calls=self.config.num_inference_steps)

@@ -48,7 +48,7 @@ def measure(call: Callable[[], object]) -> int:
 def drawing(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
     """The work of drawing one image for a prompt of P tokens, template included."""
     config = model.config
-    branches = 1 if config.sampler.guidance == 1 else 2
+    branches = 1 if config.sampler.guidance_scale == 1 else 2
     states = _empty(1, config.num_queries, config.backbone.hidden_size)
     condition = model.denoiser.condition(states)
     latents, time = _empty(1, *model.latent_shape), _empty(1)

@@ -13,42 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
+from blip3o.runs.results import start_sha256
 
-if TYPE_CHECKING:  # the stream's actors read names of checkpoints, and need no PyTorch
+if TYPE_CHECKING:  # whoever only asks for an identity needs no PyTorch
     from blip3o.train.ema import Ema
 
 TAG, UNIVERSAL = "state", "universal"
-_STEP = "-step-"
 
 
-def name_of(run: str, step: int) -> str:
-    """Directory name of a run's checkpoint after `step` optimizer steps."""
-    return f"{run}{_STEP}{step:08d}"
-
-
-def parse_name(name: str) -> tuple[str, int]:
-    """Run and step in a checkpoint's directory name. Raises `CheckpointError` for another kind of name."""
-    run, mark, digits = name.rpartition(_STEP)
-    if not (run and mark and digits.isdigit()):
-        raise CheckpointError(f"'{name}' is not the name of a checkpoint of ours (RUN{_STEP}########)")
-    return run, int(digits)
-
-
-def identity(recipe: Recipe, *, data_sha256: list[str], start_sha256: list[str]) -> str:
+def identity(recipe: Recipe, *, data_sha256: Sequence[str]) -> str:
     """sha256 over the parts of a recipe that decide the numbers, its data, and the weights it starts from.
 
-    `data_sha256` are of the order, the manifests and the tokenizer.
+    `data_sha256` are those of `StageInputs`. Raises `ConfigError` if a run that it starts from has not finished.
     """
     deciding = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
     deciding |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
-    deciding |= {"data_sha256": data_sha256, "start": start_sha256}
+    deciding |= {"data_sha256": list(data_sha256), "start": start_sha256(recipe)}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-
-
-def kept(steps: Sequence[int], *, last: int, every: int | None, best: int | None) -> set[int]:
-    """Of the steps of a run's checkpoints, those to keep: the `last` newest, multiples of `every`, and the `best`."""
-    newest = sorted(steps)[-last:]
-    return {step for step in steps if step in newest or step == best or (every is not None and step % every == 0)}
 
 
 def save(

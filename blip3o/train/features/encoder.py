@@ -6,7 +6,7 @@ use (`parallel.precision`). They are read tensor by tensor: what asks only for t
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,12 +18,12 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.features.files import FeatureFolder, provenance_sha256, require_features
 from blip3o.data.features.reader import feature_folders, record_format
 from blip3o.data.features.records import to_bf16_bits
-from blip3o.data.shards.locations import source_locations
-from blip3o.data.shards.manifest import Manifest, read_manifest
+from blip3o.data.shards.manifest import Manifest
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.encoder import TargetEncoder, build_encoder, tensors_sha256
 from blip3o.model.unfilled import unfilled
-from blip3o.train.weights import final_uri, read_description, read_shapes, read_tensors
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_description, read_shapes, read_tensors
 
 PREFIX = "encoder."
 _TORCH_TYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,15 +48,14 @@ class FeatureCache:
         """The hash of the provenance."""
         return provenance_sha256(self.provenance)
 
-    def sources(self) -> list[tuple[Manifest, FeatureFolder]]:
-        """Each training source with the folder of its features. Raises `DataError` if one is not indexed."""
+    def sources(self, manifests: Sequence[Manifest]) -> list[tuple[Manifest, FeatureFolder]]:
+        """Each training source, of these manifests, with the folder of its features."""
         folders = feature_folders(self.recipe, self.sha256)
-        manifests = [read_manifest(location.manifest) for location in source_locations(self.recipe.data)]
         return [(manifest, folders[manifest.name]) for manifest in manifests]
 
-    def require(self) -> None:
+    def require(self, manifests: Sequence[Manifest]) -> None:
         """Raises `DataError`, naming file and values, unless every shard has features of exactly this provenance."""
-        for manifest, folder in self.sources():
+        for manifest, folder in self.sources(manifests):
             require_features(folder, manifest, self.provenance)
 
 

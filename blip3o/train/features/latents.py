@@ -14,15 +14,15 @@ from torch import Tensor
 
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import build_micro_batches
-from blip3o.data.shards.locations import tokenizer_uri
-from blip3o.data.text.tokenizer import IMAGE_PAD, ChatTokenizer
-from blip3o.data.text.tokenizer_files import read_tokenizer_json
+from blip3o.data.inputs import StageInputs
 from blip3o.device import select
 from blip3o.errors import ConfigError
 from blip3o.model.unified import UnifiedModel
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 from blip3o.train.features.statistics import channel_statistics
+from blip3o.train.initial_weights import load_starts, require_covered
 from blip3o.train.stages import stage_of
-from blip3o.train.weights import final_uri, load_into, read_final, require_covered, write_final
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,11 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
     if not recipe.model.normalize_latents or recipe.objective.generation is None:
         raise ConfigError("statistics are for a generating stage that uses them: set model.normalize_latents=true")
     recipe = recipe.online()
+    inputs = StageInputs(recipe)
     torch.set_num_threads(recipe.parallel.threads)
-    model = _target_model(recipe, name).to(select(recipe.parallel.device))
+    model = _target_model(inputs, name).to(select(recipe.parallel.device))
     count = -(-images // recipe.optim.micro_batch_size)
-    mean, std = channel_statistics(_features(recipe, model, count))
+    mean, std = channel_statistics(_features(inputs, model, count))
     tensors = {"latent_scale.mean": mean, "latent_scale.std": std}
     tree = recipe.model_dump(mode="json")
     write_final(
@@ -57,24 +58,19 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _target_model(recipe: Recipe, name: str) -> UnifiedModel:
+def _target_model(inputs: StageInputs, name: str) -> UnifiedModel:
     """What makes the targets, with the weights of the runs that the stage starts from (but this one)."""
-    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(tokenizer_uri(recipe.data)))
+    recipe, image_token = inputs.recipe, inputs.image_token_id
     parts = {"encoder", "decoder"} & set(stage_of(recipe).parts)
-    image_token = tokenizer.ids[IMAGE_PAD]
     model = UnifiedModel(recipe.model, image_token_id=image_token, parts=parts, max_length=recipe.data.max_length)
-    loaded: set[str] = set()
-    for run in recipe.stage.start_from:
-        if run != name:
-            tensors, _ = read_final(final_uri(recipe.run.storage, run))
-            loaded |= load_into(model, tensors, source=run)
-    require_covered(model, loaded, [])
+    require_covered(model, load_starts(model, recipe, without=name), [])
     return model.eval()
 
 
 @torch.inference_mode()
-def _features(recipe: Recipe, model: UnifiedModel, micro_batches: int) -> Iterator[Tensor]:
-    builder = build_micro_batches(recipe, stage_of(recipe).task)
+def _features(inputs: StageInputs, model: UnifiedModel, micro_batches: int) -> Iterator[Tensor]:
+    recipe = inputs.recipe
+    builder = build_micro_batches(inputs, stage_of(recipe).task)
     device = next(model.parameters()).device
     column = recipe.model.generation.pixels
     for number in range(micro_batches):

@@ -6,7 +6,6 @@ replaced; a tracker keeps values by step.
 """
 
 import importlib.util
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from typing import Any, Protocol
 from blip3o import settings, storage
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
-from blip3o.runs.paths import TENSORBOARD, metrics_folder, tensorboard_folder
-from blip3o.runs.rows import Row
+from blip3o.runs.paths import metrics_folder, tensorboard_folder
+from blip3o.runs.rows import Row, write_rows
 
 
 class Tracker(Protocol):
@@ -37,8 +36,7 @@ class JsonLines:
 
     def write(self, rows: Sequence[Row]) -> None:
         """Raises `StorageError`."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        storage.write_bytes(storage.join(self._folder, f"step-{rows[-1]['step'] + 1:08d}.jsonl"), lines.encode())
+        write_rows(self._folder, rows)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -165,7 +163,7 @@ class MlflowTracker:
 
 
 _TRACKERS: Mapping[str, Callable[[Recipe], Tracker]] = {
-    TENSORBOARD: lambda recipe: TensorBoard(tensorboard_folder(recipe.run.storage, recipe.run.name)),
+    "tensorboard": lambda recipe: TensorBoard(tensorboard_folder(recipe.run.storage, recipe.run.name)),
     "wandb": WandbTracker,
     "mlflow": MlflowTracker,
 }
@@ -184,7 +182,7 @@ def require_trackers(recipe: Recipe) -> None:
 
 
 def open_trackers(recipe: Recipe) -> Iterator[Tracker]:
-    """The sinks of a recipe: JSON lines always, and those of `log.trackers` that are of this library.
+    """The trackers of a recipe: JSON lines always, and those of `log.trackers` that are of this library.
 
     Raises `ConfigError` for one that cannot be used here.
     """

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from blip3o import storage
 from blip3o.config.cluster import ClusterConfig
 from blip3o.config.recipe import Recipe
+from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, ConfigError, StorageError
 from blip3o.train.deepspeed.engine import deepspeed_config
 from blip3o.train.features.encoder import FeatureCache, require_encoder
@@ -63,10 +64,10 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
     if recipe.objective.generation is not None and recipe.objective.generation.draws_noise:
         yield judged(
             "condition dropout",
-            good=sampler.condition_dropout > 0 or sampler.guidance == 1,
+            good=sampler.condition_dropout > 0 or sampler.guidance_scale == 1,
             detail=f"{sampler.condition_dropout:g} of the conditions are dropped, sampling has guidance "
-            f"{sampler.guidance:g}",
-            fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance=1",
+            f"{sampler.guidance_scale:g}",
+            fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance_scale=1",
         )
     fewest, most = recipe.parallel.min_workers, recipe.parallel.max_workers
     yield judged(
@@ -147,8 +148,9 @@ def of_store(uri: str) -> Iterator[Check]:
     )
 
 
-def of_features(recipe: Recipe) -> Iterator[Check]:
+def of_features(inputs: StageInputs) -> Iterator[Check]:
     """Whether stored features are those of the encoder that the recipe names."""
+    recipe = inputs.recipe
     if recipe.data.features == "online":
         return
     try:
@@ -157,7 +159,7 @@ def of_features(recipe: Recipe) -> Iterator[Check]:
             yield Check(name="features", state="ok", detail="streamed by the encoder of stage.start_from")
         else:
             cache = FeatureCache.of(recipe)
-            cache.require()
+            cache.require(inputs.manifests)
             yield Check(name="features", state="ok", detail=f"stored, provenance sha256 {cache.sha256[:12]}")
     except Blip3oError as error:
         yield Check(name="features", state="wrong", detail=str(error))

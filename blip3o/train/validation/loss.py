@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blip3o.config.recipe import Recipe
+from blip3o.runs.paths import held_out_name
 from blip3o.train.loop import to_batch
 from blip3o.train.objectives import StageModule
 
@@ -28,7 +29,7 @@ def held_out(recipe: Recipe) -> Recipe:
             "group_by_length": False,
         }
     )
-    run = recipe.run.model_copy(update={"name": f"{recipe.run.name}/held-out", "seed": recipe.evaluate.seed})
+    run = recipe.run.model_copy(update={"name": held_out_name(recipe.run.name), "seed": recipe.evaluate.seed})
     return recipe.model_copy(update={"data": data, "run": run})
 
 

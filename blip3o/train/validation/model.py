@@ -10,11 +10,12 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
 from blip3o.model.unfilled import place, shared_names, unfilled
 from blip3o.model.unified import UnifiedModel
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final
 from blip3o.train.checkpoint.state import TAG
 from blip3o.train.ema import read_ema
 from blip3o.train.lora import adapted_layers, merged
 from blip3o.train.stages import stage_of
-from blip3o.train.weights import final_uri, read_final
 
 DRAWING = ("coarse", "decoder")  # parts that turn features into pixels, which no stage of drawing trains
 MODEL_FILE = f"{TAG}/mp_rank_00_model_states.pt"  # rank 0's; under ZeRO-3 there is none

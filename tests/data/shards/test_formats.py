@@ -11,6 +11,7 @@ import pytest
 from blip3o import storage
 from blip3o.config.objectives import Task
 from blip3o.data.batches import build_micro_batches
+from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.manifest import read_manifest, write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard
 from blip3o.data.text.tokenizer import ChatTokenizer
@@ -65,7 +66,7 @@ def test_micro_batches_over_parquet_are_those_over_tars(roots, task):
     made = []
     for root in roots:
         data = {"root": root, "max_length": 160, "chunk": 4, "window": 2}
-        build = build_micro_batches(recipes.recipe(run={"storage": f"{root}/runs"}, data=data), task)
+        build = build_micro_batches(StageInputs(recipes.recipe(run={"storage": f"{root}/runs"}, data=data)), task)
         made.append([build(number) for number in range(2 * SAMPLES // 4)])
     for one, other in zip(*made, strict=True):
         assert set(one) == set(other)

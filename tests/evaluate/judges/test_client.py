@@ -9,7 +9,7 @@ from blip3o.errors import ConfigError, ServiceError
 from blip3o.evaluate.judges.client import DOUBTS, JudgeClient
 from blip3o.evaluate.judges.options import JudgeOptions, parse_options
 from blip3o.evaluate.judges.replies import REFUSED
-from blip3o.evaluate.suites.suite import Item, Judge
+from blip3o.evaluate.records import Item, Judge
 from blip3o.evaluate.suites.wise.suite import WISE
 from tests.evaluate.endpoint import Answer, Stopped, completion, error, serving
 
@@ -114,7 +114,7 @@ def test_a_wait_may_stand_in_the_text(server, message, wait):
 def test_patience_ends_and_is_an_option(server):
     judge = client(server.script(error(503, "loading")))
     with pytest.raises(
-        ServiceError, match="failed 6 times in 31 s of waiting .HTTP 503: loading.: .*judge again to go on"
+        ServiceError, match="failed 6 times in 31 s of waiting .HTTP 503: loading.: .*judge again to resume"
     ):
         judge.ask("x", [])
     assert judge.clock.waits == [1, 2, 4, 8, 16]
@@ -132,7 +132,7 @@ def test_patience_ends_and_is_an_option(server):
 def test_an_endpoint_that_is_not_there_is_named_soon():
     with serving() as gone:
         judge = client(gone)
-    with pytest.raises(ServiceError, match="failed 3 times .*judge again to go on"):
+    with pytest.raises(ServiceError, match="failed 3 times .*judge again to resume"):
         judge.ask("x", [])
 
 
@@ -258,7 +258,7 @@ def test_a_reply_that_was_cut_is_asked_for_with_more_tokens_and_the_limit_is_kep
 def test_a_reply_that_is_always_cut_is_a_fault_whatever_it_holds(server, reason):
     judge = client(server.script(completion("Score: 0", reason)), "max_tokens=100", "most_tokens=300")
     reply = judge.ask("x", [])
-    assert (reply.text, reply.said, reply.cut) == ("", "Score: 0", True) and "300 tokens" in reply.fault
+    assert (reply.text, reply.verbatim, reply.truncated) == ("", "Score: 0", True) and "300 tokens" in reply.fault
     assert [body["max_tokens"] for body in server.bodies] == [100, 200, 300]
 
 
@@ -266,12 +266,12 @@ def test_an_endpoint_that_takes_no_more_tokens_leaves_the_reply_cut(server):
     server.script(FINE).answer = lambda body: (
         completion("Score: 0", "length") if body["max_tokens"] <= 512 else error(400, "max_tokens is too large: 1024")
     )
-    assert client(server).ask("x", []).cut
+    assert client(server).ask("x", []).truncated
 
 
 def test_a_cut_that_no_reason_names_is_told_by_the_tokens(server):
     body = completion("Score: 0", None).body | {"usage": {"completion_tokens": 64}}
-    assert client(server.script(Answer(body=body)), "max_tokens=64", "most_tokens=64").ask("x", []).cut
+    assert client(server.script(Answer(body=body)), "max_tokens=64", "most_tokens=64").ask("x", []).truncated
     assert client(server.script(Answer(body=body))).ask("x", []).text == "Score: 0"
 
 

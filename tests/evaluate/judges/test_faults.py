@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from blip3o.evaluate.judges.faults import Kind, moment, told_wait, trouble_of, unsupported
+from blip3o.evaluate.judges.faults import FaultKind, fault_of, retry_after, seconds_until, unsupported_field
 from tests.evaluate.endpoint import completion
 
 NOW = 1_800_000_000.0
@@ -31,15 +31,15 @@ NOW = 1_800_000_000.0
     ],
 )
 def test_a_moment_is_told_in_many_ways(text, seconds):
-    assert moment(text, NOW) == (None if seconds is None else pytest.approx(seconds))
+    assert seconds_until(text, NOW) == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_limits_count_for_requests_that_were_limited_alone():
     headers = {"x-ratelimit-reset-requests": "9s"}
-    assert told_wait(headers, "", now=NOW, limited=True) == 9
-    assert told_wait(headers, "", now=NOW, limited=False) is None
-    assert told_wait(headers | {"retry-after": "2"}, "try again in 3s", now=NOW, limited=True) == 2
-    assert told_wait(headers, "please try again in 3s", now=NOW, limited=True) == 3
+    assert retry_after(headers, "", now=NOW, limited=True) == 9
+    assert retry_after(headers, "", now=NOW, limited=False) is None
+    assert retry_after(headers | {"retry-after": "2"}, "try again in 3s", now=NOW, limited=True) == 2
+    assert retry_after(headers, "please try again in 3s", now=NOW, limited=True) == 3
 
 
 @pytest.mark.parametrize(
@@ -53,29 +53,29 @@ def test_limits_count_for_requests_that_were_limited_alone():
     ],
 )
 def test_a_field_that_is_not_taken_is_named(words, name):
-    assert unsupported(words, ("max_tokens", "temperature")) == name
+    assert unsupported_field(words, ("max_tokens", "temperature")) == name
 
 
 @pytest.mark.parametrize(
     ("status", "body", "kind"),
     [
-        (400, b'{"error": {"message": "Invalid value for safety_settings"}}', Kind.ITEM),
-        (400, b'{"error": {"message": "timeout must be a number"}}', Kind.ITEM),
-        (400, b'{"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded"}}', Kind.PASSES),
-        (403, b'{"error": {"message": "Your organization violated our usage policies"}}', Kind.EVERYTHING),
-        (200, b'{"error": "model \'x\' not found"}', Kind.EVERYTHING),
-        (200, b'{"object": "error", "message": "CUDA error", "code": 50001}', Kind.PASSES),
-        (200, b'{"error": {"type": "invalid_request_error", "message": "bad image"}}', Kind.ITEM),
-        (307, b"", Kind.EVERYTHING),
-        (501, b"", Kind.EVERYTHING),
-        (507, b"", Kind.PASSES),
-        (204, b"", Kind.PASSES),
-        (500, b"null", Kind.PASSES),
+        (400, b'{"error": {"message": "Invalid value for safety_settings"}}', FaultKind.REQUEST),
+        (400, b'{"error": {"message": "timeout must be a number"}}', FaultKind.REQUEST),
+        (400, b'{"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded"}}', FaultKind.TRANSIENT),
+        (403, b'{"error": {"message": "Your organization violated our usage policies"}}', FaultKind.FATAL),
+        (200, b'{"error": "model \'x\' not found"}', FaultKind.FATAL),
+        (200, b'{"object": "error", "message": "CUDA error", "code": 50001}', FaultKind.TRANSIENT),
+        (200, b'{"error": {"type": "invalid_request_error", "message": "bad image"}}', FaultKind.REQUEST),
+        (307, b"", FaultKind.FATAL),
+        (501, b"", FaultKind.FATAL),
+        (507, b"", FaultKind.TRANSIENT),
+        (204, b"", FaultKind.TRANSIENT),
+        (500, b"null", FaultKind.TRANSIENT),
     ],
 )
 def test_the_kind_of_a_fault(status, body, kind):
-    trouble = trouble_of(status, {}, body, now=NOW)
-    assert trouble is not None and trouble.kind is kind
+    fault = fault_of(status, {}, body, now=NOW)
+    assert fault is not None and fault.kind is kind
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -98,29 +98,29 @@ def test_any_answer_has_a_kind_and_a_wait_that_can_be_waited(seed):
         data = chance.choice([str(body).encode(errors="replace"), json.dumps(body).encode()])
         headers = {"retry-after": chance.choice(["1", "x", "", "1" * 400, "Fri, 15 Jan 2027 08:00:07 GMT"])}
         headers |= {"x-ratelimit-reset": chance.choice(["1s", "9" * 30, "-"])}
-        trouble = trouble_of(chance.choice([200, 204, 302, 400, 401, 403, 429, 500, 529]), headers, data, now=NOW)
-        assert trouble is None or (isinstance(trouble.kind, Kind) and "\n" not in trouble.said)
-        assert trouble is None or trouble.wait_s is None or 0 <= trouble.wait_s < float("inf")
-        trouble is None or trouble.said.encode()
+        fault = fault_of(chance.choice([200, 204, 302, 400, 401, 403, 429, 500, 529]), headers, data, now=NOW)
+        assert fault is None or (isinstance(fault.kind, FaultKind) and "\n" not in fault.message)
+        assert fault is None or fault.wait_s is None or 0 <= fault.wait_s < float("inf")
+        fault is None or fault.message.encode()
 
 
 @pytest.mark.parametrize(
     ("status", "said", "kind"),
     [
-        (400, {"message": "litellm.ContentPolicyViolationError: x", "code": "400"}, Kind.CONTENT),
-        (400, {"message": "Content Exists Risk", "type": "invalid_request_error"}, Kind.CONTENT),
-        (400, {"message": "输入内容包含敏感信息", "code": "400"}, Kind.CONTENT),
-        (400, {"message": "Budget has been exceeded! Max budget: 10.0", "type": "budget_exceeded"}, Kind.EVERYTHING),
-        (400, {"message": "Access denied", "code": "Arrearage"}, Kind.EVERYTHING),
-        (429, {"message": "您的账户已欠费，请充值后重试", "code": "1113"}, Kind.EVERYTHING),
-        (400, {"message": "x", "details": [{"reason": "API_KEY_INVALID"}]}, Kind.EVERYTHING),
-        (400, {"message": "API key not valid. Please pass a valid API key."}, Kind.EVERYTHING),
-        (400, {"message": "User location is not supported for the API use."}, Kind.EVERYTHING),
-        (400, {"message": "ThrottlingException: Too many tokens"}, Kind.PASSES),
-        (429, {"message": "您当前使用该API的并发数过高", "code": "1302"}, Kind.PASSES),
-        (400, {"message": "the picture is too large", "code": "400"}, Kind.ITEM),
+        (400, {"message": "litellm.ContentPolicyViolationError: x", "code": "400"}, FaultKind.CONTENT),
+        (400, {"message": "Content Exists Risk", "type": "invalid_request_error"}, FaultKind.CONTENT),
+        (400, {"message": "输入内容包含敏感信息", "code": "400"}, FaultKind.CONTENT),
+        (400, {"message": "Budget has been exceeded! Max budget: 10.0", "type": "budget_exceeded"}, FaultKind.FATAL),
+        (400, {"message": "Access denied", "code": "Arrearage"}, FaultKind.FATAL),
+        (429, {"message": "您的账户已欠费，请充值后重试", "code": "1113"}, FaultKind.FATAL),
+        (400, {"message": "x", "details": [{"reason": "API_KEY_INVALID"}]}, FaultKind.FATAL),
+        (400, {"message": "API key not valid. Please pass a valid API key."}, FaultKind.FATAL),
+        (400, {"message": "User location is not supported for the API use."}, FaultKind.FATAL),
+        (400, {"message": "ThrottlingException: Too many tokens"}, FaultKind.TRANSIENT),
+        (429, {"message": "您当前使用该API的并发数过高", "code": "1302"}, FaultKind.TRANSIENT),
+        (400, {"message": "the picture is too large", "code": "400"}, FaultKind.REQUEST),
     ],
 )
 def test_what_gateways_of_several_makers_say(status, said, kind):
-    found = trouble_of(status, {}, json.dumps({"error": said}).encode(), now=NOW)
+    found = fault_of(status, {}, json.dumps({"error": said}).encode(), now=NOW)
     assert found is not None and found.kind is kind

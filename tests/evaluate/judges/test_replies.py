@@ -72,7 +72,7 @@ def test_reasoning_is_no_part_of_an_answer(text, read):
             "done",
             "stop STOP eos eos_token end_turn stop_sequence FINISH_REASON_STOP COMPLETE <|im_end|> </s>".split() + [""],
         ),
-        ("cut", "length max_tokens MAX_TOKENS model_length max_output_tokens FINISH_REASON_MAX_TOKENS".split()),
+        ("truncated", "length max_tokens MAX_TOKENS model_length max_output_tokens FINISH_REASON_MAX_TOKENS".split()),
         (
             "refused",
             "content_filter SAFETY refusal RECITATION sensitive PROHIBITED_CONTENT content_filter:OTHER".split(),
@@ -114,15 +114,15 @@ def read(limit=512, body=None, **choice):
 
 def test_reasoning_beside_the_content_is_ignored():
     message = {"content": "Score: 1", "reasoning_content": "Score: 0", "reasoning": "Score: 0", "refusal": None}
-    assert read(message=message, finish_reason="stop") == Reply(text="Score: 1", said="Score: 1")
+    assert read(message=message, finish_reason="stop") == Reply(text="Score: 1", verbatim="Score: 1")
     message |= {"content": None}
     assert read(message=message, finish_reason="stop") == Reply()
 
 
 def test_any_name_of_an_end_that_is_none_leaves_no_answer():
     message = {"content": "Score: 0"}
-    assert read(message=message, finish_reason="stop", native_finish_reason="MAX_TOKENS").cut
-    assert read(message=message, finish_reason=None, stop_reason="max_tokens").cut
+    assert read(message=message, finish_reason="stop", native_finish_reason="MAX_TOKENS").truncated
+    assert read(message=message, finish_reason=None, stop_reason="max_tokens").truncated
     assert read(message=message, finish_reason="stop", stop_reason=151645).text == "Score: 0"
     assert read(message=message, finish_reason="stop", stop_reason="###").text == "Score: 0"  # vLLM: the stop text
     assert read(message=message, finish_reason="stop", native_finish_reason="stop_str").text == "Score: 0"
@@ -227,4 +227,4 @@ def test_a_completion_of_any_shape_is_a_reply_or_none(seed):
     for _ in range(1000):
         reply = read_completion({"choices": [shape(4)], "usage": shape(2)}, limit=5)
         assert reply is None or not (reply.fault and reply.text)
-        assert reply is None or bool(reply.fault) >= (reply.cut or reply.refused or reply.broken)
+        assert reply is None or bool(reply.fault) >= (reply.truncated or reply.refused or reply.broken)

@@ -6,8 +6,7 @@ import pytest
 
 from blip3o.evaluate.metrics import feature_space as own
 from blip3o.evaluate.metrics import understanding
-from blip3o.evaluate.metrics.intervals import checked, wilson
-from blip3o.evaluate.suites.suite import bootstrap
+from blip3o.evaluate.metrics.intervals import bootstrap, wilson, wilson_at_the_edges
 from blip3o.rng import numpy_generator
 
 Z2 = 1.959963984540054**2
@@ -50,7 +49,7 @@ def test_groups_of_other_sizes_count_by_the_variance_of_their_mean():
 
 
 def test_in_the_middle_the_bootstrap_stays():
-    assert checked((0.2, 0.4), 0.3, [10]) == (0.2, 0.4)
+    assert wilson_at_the_edges((0.2, 0.4), 0.3, [10]) == (0.2, 0.4)
     low, high = bootstrap([[0.0, 1.0] * 200], "test")
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.15)
     assert bootstrap([[0.25] * 8], "test") == (0.25, 0.25), "a mean of values that are all alike is no share"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from blip3o.evaluate.reports.published_scores import PEERS, PROTOCOLS, REWRITTEN, peers_of
+from blip3o.evaluate.reports.published_scores import PEERS, PROTOCOLS, REWRITTEN, scores_of
 
 RANGES = {
     "geneval": (0, 1),
@@ -39,10 +39,10 @@ def test_no_figure_is_there_twice():
     ],
 )
 def test_some_figures_by_name(model, suite, value):
-    assert value in [peer.value for peer in peers_of(suite) if peer.model == model]
+    assert value in [peer.value for peer in scores_of(suite) if peer.model == model]
 
 
 def test_rewritten_prompts_are_flagged():
-    [bagel] = [p for p in peers_of("geneval") if p.model.startswith("BAGEL") and p.value == 0.88]
+    [bagel] = [p for p in scores_of("geneval") if p.model.startswith("BAGEL") and p.value == 0.88]
     assert bagel.flags == (REWRITTEN,)
-    assert peers_of("scenes") == ()
+    assert scores_of("scenes") == ()

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from blip3o.evaluate.reports.suites import Example, Published, SuiteResult, number, render_suites
+from blip3o.evaluate.reports.suites import Example, PublishedRow, SuiteResult, number, render_suites
 
 COVERAGE = {"n_expected": 4, "n_scored": 3, "n_missing": 0, "n_parse_failed": 1}
 
@@ -37,7 +37,7 @@ def test_a_refused_score_is_a_dash_with_its_counts():
 
 def test_controls_examples_peers_and_curves_are_shown_and_escaped():
     example = Example(prompt="<b>", reason="expected 1", right=False, image=Image.new("RGB", (8, 8)))
-    peer = Published(model="Other", value="0.8", protocol="rewritten prompts", source="its paper")
+    peer = PublishedRow(model="Other", value="0.8", protocol="rewritten prompts", source="its paper")
     row = score(controls={"upper_bound": 0.9, "shuffled": 0.25})
     history = (("first", score(overall=0.1)), ("second", score(overall=None)))
     html = page(result(row, worst=(example,), published=(peer,), history=history))
@@ -48,5 +48,5 @@ def test_controls_examples_peers_and_curves_are_shown_and_escaped():
 
 
 def test_a_part_may_have_another_best_than_the_whole():
-    html = page(result(score("mme", overall=1000.0, best=2000.0, categories={"count": 150.0}), part=200.0))
+    html = page(result(score("mme", overall=1000.0, best=2000.0, categories={"count": 150.0}), best_category=200.0))
     assert "width:75.0%" in html and "width:50.0%" in html

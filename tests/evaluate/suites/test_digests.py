@@ -8,17 +8,18 @@ from dataclasses import replace
 import pytest
 
 from blip3o.errors import Blip3oError, ConfigError
+from blip3o.evaluate.records import Judge, Judgement
 from blip3o.evaluate.suites.geneval.suite import OFFICIAL_JUDGE, Detected, check
-from blip3o.evaluate.suites.registry import suite, suites
-from blip3o.evaluate.suites.scenes import RECORD, true_picture
-from blip3o.evaluate.suites.suite import Judge, Judgement, check_keys, items_digest
+from blip3o.evaluate.suites.registry import SUITES, find_suite
+from blip3o.evaluate.suites.scenes.suite import RECORD, true_picture
+from blip3o.evaluate.suites.suite import check_keys, items_digest
 from tests.evaluate.suites.sources import DPG, SOURCES, changed, leaves, text_of, write
 
-NAMES = tuple(suites())
+NAMES = tuple(SUITES)
 
 
 def digest(name, source):
-    of_suite = suite(name)
+    of_suite = find_suite(name).suite
     return items_digest(of_suite.items(source), of_suite.facts)
 
 
@@ -72,7 +73,7 @@ def test_dpg_s_questions_and_dependencies_are_in_the_digest(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_number_of_samples_or_another_order_is_another_digest(name, tmp_path):
-    of_suite = suite(name)
+    of_suite = find_suite(name).suite
     items = of_suite.items(write(tmp_path, name))
     own = items_digest(items, of_suite.facts)
     assert items_digest([replace(item, samples=7) for item in items], of_suite.facts) != own
@@ -85,7 +86,7 @@ def test_another_number_of_samples_or_another_order_is_another_digest(name, tmp_
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_for_one_item_and_sample_or_the_sample_is_refused(name, tmp_path):
     """Two samples in one file would be two seeds of one sum, counted twice."""
-    of_suite = suite(name)
+    of_suite = find_suite(name).suite
     if of_suite.kind == "ask":
         return  # their files are the job's: tests/jobs/test_evaluation_samples.py
     items = of_suite.items(write(tmp_path, name))
@@ -93,7 +94,7 @@ def test_a_file_is_for_one_item_and_sample_or_the_sample_is_refused(name, tmp_pa
     try:
         paths += [of_suite.image_path(item, sample) for item in items for sample in (1, 2, 3)]
     except ConfigError as error:
-        assert f"{name} has a place for one sample of each item" in str(error)
+        assert f"{name} has room for one sample of each item" in str(error)
     assert len(set(paths)) == len(paths)
 
 
@@ -108,7 +109,7 @@ FINDINGS = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_the_official_list_is_never_comparable_and_the_counts_add_up(name, tmp_path):
-    of_suite = suite(name)
+    of_suite = find_suite(name).suite
     items = of_suite.items(write(tmp_path, name))
     value_of = FINDINGS.get(name, lambda item: {"reply": "red"} if of_suite.kind == "ask" else {"correct": True})
     found = [
@@ -155,7 +156,7 @@ TEXTS = [
 
 def read(name, path):
     """Everything that prepare does with a source before it writes; only the product's own errors may leave."""
-    of_suite = suite(name)
+    of_suite = find_suite(name).suite
     try:
         items = of_suite.items(str(path))
         check_keys(items, str(path))

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.records import Judge, Judgement
 from blip3o.evaluate.suites.dpg import (
     OFFICIAL_JUDGE,
     Dpg,
@@ -17,7 +18,6 @@ from blip3o.evaluate.suites.dpg import (
     tile_scores,
 )
 from blip3o.evaluate.suites.grids import join_tiles, split_grid
-from blip3o.evaluate.suites.suite import Judge, Judgement
 
 DPG = Dpg()
 HEADER = (

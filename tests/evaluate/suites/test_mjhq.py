@@ -5,8 +5,8 @@ import json
 import pytest
 
 from blip3o.errors import ConfigError, DataError
+from blip3o.evaluate.records import Judge, Judgement
 from blip3o.evaluate.suites.mjhq import Mjhq
-from blip3o.evaluate.suites.suite import Judge, Judgement
 from blip3o.rng import numpy_generator
 
 MJHQ = Mjhq()
@@ -44,7 +44,7 @@ def test_an_incomplete_set_has_no_distance(items):
         score = MJHQ.score(items, found, OWN)
         assert score.overall is None
         assert score.details["frechet_own-encoder"] is None
-        assert "findings are missing or could not be read" in score.why_not
+        assert "judgements are missing or could not be read" in score.why_not
 
 
 @pytest.mark.parametrize("n", [2, 3, 19])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from blip3o.errors import DataError
+from blip3o.evaluate.records import Judge, Judgement
 from blip3o.evaluate.suites.ocr import Ocr, RapidOcr, edit_distance, similarity
-from blip3o.evaluate.suites.suite import Judge, Judgement
 
 OCR = Ocr()
 READER = Judge(id="reader", version="1")

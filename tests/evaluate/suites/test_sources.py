@@ -5,8 +5,8 @@ import json
 import pytest
 
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.registry import suite
-from blip3o.evaluate.suites.suite import Judge, Judgement
+from blip3o.evaluate.records import Judge, Judgement
+from blip3o.evaluate.suites.registry import find_suite
 
 HEAD = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
 ASKED = {"id": 1, "image": "a.png", "question": "q?"}
@@ -36,7 +36,7 @@ def test_a_source_of_another_format_is_one_line_with_file_and_row(name, file, co
     text = content if isinstance(content, str | bytes) else json.dumps(content)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError) as error:
-        suite(name).items(str(path if path.parent == tmp_path else path.parent))
+        find_suite(name).suite.items(str(path if path.parent == tmp_path else path.parent))
     assert fault in str(error.value) and str(path.parent) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -48,7 +48,7 @@ def test_answers_in_vqav2s_own_form_are_its_texts(tmp_path):
     read = []
     for answers in (texts, own):
         file.write_text(json.dumps(ASKED | {"answers": answers}))
-        read.append(suite("vqa").items(str(file)))
+        read.append(find_suite("vqa").suite.items(str(file)))
     assert read[0] == read[1]
     replied = [Judgement(key="1", sample=0, value={"reply": "red"})]
-    assert suite("vqa").score(read[1], replied, Judge(id="a", version="1")).overall == pytest.approx(0.6)
+    assert find_suite("vqa").suite.score(read[1], replied, Judge(id="a", version="1")).overall == pytest.approx(0.6)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.suite import Item, Judge, Judgement, bootstrap, findings, item_seed, items_digest, mean
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement
+from blip3o.evaluate.suites.suite import collect_values, item_seed, items_digest, mean
 from serve.schema import MAX_SEED
 
 
@@ -29,15 +31,15 @@ def test_a_seed_is_a_function_of_its_names_and_fits_the_images_api():
 
 def test_coverage_tells_missing_from_unreadable():
     failed = Judgement(key="a", sample=1, value=None, fault="no JSON in 'maybe'")
-    values, coverage = findings(items("a", "b"), [judged("b", 0), failed, judged("a", 0)])
+    values, coverage = collect_values(items("a", "b"), [judged("b", 0), failed, judged("a", 0)])
     assert list(values) == [("a", 0), ("b", 0)]
     assert (coverage.n_expected, coverage.n_scored, coverage.n_missing, coverage.n_parse_failed) == (4, 2, 1, 1)
     assert not coverage.complete
-    assert findings(items("a"), [judged("a", 0), judged("a", 1)])[1].complete
+    assert collect_values(items("a"), [judged("a", 0), judged("a", 1)])[1].complete
 
 
 def test_no_items_are_not_complete():
-    assert not findings([], [])[1].complete
+    assert not collect_values([], [])[1].complete
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_no_items_are_not_complete():
 )
 def test_findings_that_do_not_fit_the_items_are_refused(keys, judgements, message):
     with pytest.raises(DataError, match=message):
-        findings(items(*keys), judgements)
+        collect_values(items(*keys), judgements)
 
 
 def test_the_interval_covers_the_mean_of_group_means_and_needs_every_group():
@@ -93,7 +95,7 @@ def test_the_digest_covers_every_field_that_decides_and_not_how_it_is_written():
 @pytest.mark.parametrize("key", ["a\0", "a\nb", "\ud800"])
 def test_keys_that_no_file_can_have_are_refused(key):
     with pytest.raises(DataError, match="remove it"):
-        findings(items(key), [])
+        collect_values(items(key), [])
 
 
 def test_a_judge_is_one_whatever_file_its_findings_come_from():

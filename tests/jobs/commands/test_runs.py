@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from blip3o import storage
 from blip3o.errors import StorageError
-from blip3o.runs.paths import ATTEMPTS, EVENTS, recipe_uri, validation_uri
-from blip3o.runs.rows import with_rates
+from blip3o.runs.listing import list_runs
+from blip3o.runs.paths import ATTEMPTS, EVENTS, final_uri, recipe_uri, validation_uri
+from blip3o.runs.recipes import compare
+from blip3o.runs.results import write_final
+from blip3o.runs.rows import read_rows, with_rates
 from blip3o.train.metrics.trackers import open_trackers
-from blip3o.train.weights import final_uri, write_final
 from jobs.cli import app
-from jobs.commands.runs import compare, list_runs, read_rows
 from tests.recipes import recipe
 
 STEPS = 6

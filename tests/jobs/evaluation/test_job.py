@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip3o.bundle.files import load_pipeline
+from blip3o.bundle.reading import load_bundle
 from jobs.evaluate import main
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
@@ -32,7 +32,7 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(bundle):
     """The bundle behind the real HTTP face."""
-    engine = Engine(load_pipeline(bundle))
+    engine = Engine(load_bundle(bundle))
     engine.start()
     with Server(build_api(LocalBackend(engine), "nano")) as server:
         yield server

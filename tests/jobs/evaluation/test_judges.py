@@ -5,8 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from blip3o.bundle.files import load_pipeline
-from blip3o.data.text.templates import Turn
+from blip3o.bundle.reading import load_bundle
 from blip3o.evaluate.suites.geneval.suite import Detected
 from jobs.evaluate import main
 from serve.api import build_api
@@ -168,7 +167,7 @@ def test_questions_are_put_to_bundle_and_server_alike(bundle, tmp_path):
         file = tmp_path / f"{suite}.jsonl"
         file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         options += ["--source", f"{suite}={file}"]
-    pipeline = load_pipeline(bundle)
+    pipeline = load_bundle(bundle)
     engine = Engine(pipeline)
     engine.start()
     with Server(build_api(LocalBackend(engine), "nano")) as server:
@@ -180,7 +179,7 @@ def test_questions_are_put_to_bundle_and_server_alike(bundle, tmp_path):
         assert ours == theirs and all(row["reply"] == row["value"]["reply"] for row in ours)
         assert score_of(tmp_path / "bundle", suite)["coverage"]["n_scored"] == 2
     first = rows_of(tmp_path / "bundle", "vqa")[0]["reply"]
-    assert first == pipeline.chat([Turn(role="user", text="Is it red?")], image=pictures["red"])
+    assert first == pipeline.chat("Is it red?", image=pictures["red"])
 
 
 @pytest.mark.parametrize(

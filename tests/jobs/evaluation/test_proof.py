@@ -2,10 +2,11 @@
 
 import pytest
 
-from blip3o.bundle.files import load_pipeline
-from blip3o.train.weights import final_uri, write_final
+from blip3o.bundle.reading import load_bundle
+from blip3o.evaluate.heldout.evaluation import evaluate
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 from jobs.evaluation import proof
-from jobs.evaluation.heldout import evaluate
 from tests.evaluate.world import add_source, make_bundle, recipe, scenes
 
 
@@ -15,7 +16,7 @@ def root(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("proof"))
     add_source(folder, "held", scenes())
     make_bundle(f"{folder}/bundle")
-    pipeline = load_pipeline(f"{folder}/bundle")
+    pipeline = load_bundle(f"{folder}/bundle")
     with open(f"{folder}/tokenizer.json", "wb") as file:
         file.write(pipeline.tokenizer.to_bytes())
     backbone = {name: value for name, value in pipeline.model.named_parameters() if name.startswith("backbone.")}
@@ -44,5 +45,5 @@ def test_scenes_stand_beside_their_controls_and_a_second_time_cost_nothing(root,
     proved = proof.scenes(f"{root}/bundle", f"{root}/suites", items=6)
     assert set(proved) >= {"overall", "shuffled", "untrained", "upper_bound", "families"}
     assert proved["n"] == 6 and len(proved["families"]) == 6
-    monkeypatch.setattr("blip3o.inference.Pipeline.generate", None)
+    monkeypatch.setattr("blip3o.inference.pipeline.Blip3oPipeline.generate", None)
     assert proof.scenes(f"{root}/bundle", f"{root}/suites", items=6) == proved

@@ -10,8 +10,10 @@ import pytest
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
-from jobs.training.fit import FitPlan, scaling, sharing, stream_encoders
-from jobs.training.worker import summarize
+from blip3o.train.result import summarize
+from jobs.training.plan import FitPlan
+from jobs.training.resources import scaling, sharing
+from jobs.training.stream import stream_encoders
 from tests import recipes
 from tests.jobs import world
 
@@ -56,9 +58,10 @@ def test_encoders_of_the_stream_have_labels_of_their_own(encoding, both):
 
 MAKES_A_MICRO_BATCH = """
 import json, sys
-from jobs.training.fit import FitPlan, staged_micro_batches
+from jobs.training.plan import FitPlan
+from jobs.training.stream import staged_micro_batches
 plan = FitPlan(**json.load(sys.stdin))
-made = staged_micro_batches(plan.pipeline(), plan.features)(0)
+made = staged_micro_batches(plan)(0)
 print(len(made["input_ids"]), "torch" in sys.modules)
 """
 

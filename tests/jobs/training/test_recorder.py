@@ -10,10 +10,11 @@ import torch
 from blip3o import storage
 from blip3o.errors import StorageError
 from blip3o.runs.paths import metrics_folder, recipe_uri
-from blip3o.train.loop import StepRecord
-from jobs.commands.runs import read_rows
-from jobs.training.progress import board
-from jobs.training.recorder import Recorder, peak_flops
+from blip3o.runs.rows import read_rows
+from blip3o.train.callbacks import StepRecord
+from blip3o.train.metrics.recorder import MetricsRecorder, peak_flops
+from jobs.training.callbacks import GaugeExporter
+from jobs.training.progress import ProgressReporter, board
 from tests.jobs.test_train import wait_until
 from tests.recipes import recipe
 
@@ -45,15 +46,15 @@ def steps_stored(tmp_path):
 def test_rows_are_there_when_they_are_settled(ray_cluster, tmp_path, flush, before):
     settings = made(str(tmp_path), flush=flush)
     handle = board()
-    recorder = Recorder(settings, peak_flops=16e9)
+    recorder, progress = MetricsRecorder(settings, peak_flops=16e9), ProgressReporter(settings)
     for step in range(3):
-        recorder.add(step + 1, record(step))
+        recorder.after_step(step + 1, record(step))
+        progress.after_step(step + 1, record(step))
     recorder.settle()
     assert steps_stored(tmp_path) == before
-    recorder.flush()
-    recorder.settle()
+    recorder.on_checkpoint(3, record(2))
     assert steps_stored(tmp_path) == [0, 1, 2]
-    recorder.close()
+    recorder.on_end()
     assert json.loads(storage.read_bytes(recipe_uri(str(tmp_path), "recorded"))) == settings.model_dump(mode="json")
     assert ray_cluster.get(handle.ask.remote(["recorded"])) == {"recorded": {"step": 2, "loss": 0.5}}
     [row, *_] = read_rows(str(tmp_path), "recorded")
@@ -61,15 +62,13 @@ def test_rows_are_there_when_they_are_settled(ray_cluster, tmp_path, flush, befo
 
 
 def test_prometheus_finds_the_newest_values_at_rays_door(ray_cluster, tmp_path):
-    recorder = Recorder(made(str(tmp_path)), peak_flops=None)
-    recorder.add(2, record(1))
+    GaugeExporter(made(str(tmp_path)), peak_flops=None).after_step(2, record(1))
     [node] = [node for node in ray_cluster.nodes() if node["Alive"]]
     door = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     found = wait_until(
         lambda: re.findall(r"^ray_blip3o_train_flops_dit\{.*run=\"recorded\".*\} (.*)$", page(door), re.M)
     )
     assert [float(value) for value in found] == [4e9]
-    recorder.close()
 
 
 def page(address):
@@ -78,10 +77,10 @@ def page(address):
 
 
 def test_a_sink_that_fails_ends_the_run(ray_cluster, tmp_path):
-    recorder = Recorder(made(str(tmp_path)), peak_flops=None)
+    recorder = MetricsRecorder(made(str(tmp_path)), peak_flops=None)
     (tmp_path / "recorded" / "metrics").write_text("a file where the folder of rows should be")
     assert metrics_folder(str(tmp_path), "recorded") == str(tmp_path / "recorded" / "metrics")
-    recorder.add(1, record(0))
+    recorder.after_step(1, record(0))
     recorder.flush()
     with pytest.raises(StorageError, match="metrics"):
         recorder.settle()

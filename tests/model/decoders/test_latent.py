@@ -157,7 +157,11 @@ def test_without_a_null_branch_the_condition_alone_counts(decoder):
 
 
 def _guidance(decoder, value):
-    return {"guidance": value} if decoder.config.kind == "sdxl" else {"sampler": {"steps": 4, "guidance": value}}
+    return (
+        {"guidance_scale": value}
+        if decoder.config.kind == "sdxl"
+        else {"sampler": {"num_inference_steps": 4, "guidance_scale": value}}
+    )
 
 
 def test_an_image_depends_on_its_own_features_and_noise(decoder):

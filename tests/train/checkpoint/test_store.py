@@ -6,9 +6,9 @@ import pytest
 
 from blip3o import storage
 from blip3o.errors import CheckpointError
-from blip3o.runs.paths import validation_uri
-from blip3o.train.checkpoint.state import kept, name_of
-from blip3o.train.checkpoint.store import SNAPSHOT, committed_step, committed_steps, forgive, prune, reject, shards_uri
+from blip3o.runs.checkpoints import committed_steps, name_of, shards_uri
+from blip3o.runs.paths import SNAPSHOT, validation_uri
+from blip3o.train.checkpoint.store import committed_step, forgive, kept, prune, reject
 from tests import recipes
 
 FIT = "joined"

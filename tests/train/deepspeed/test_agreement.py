@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from blip3o.errors import CheckpointError
-from blip3o.train.weights import require_agreement
+from blip3o.train.initial_weights import require_agreement
 
 SHIFTS = (0.0, 2.0, float("nan"))  # of the second rank's bias
 

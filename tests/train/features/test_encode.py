@@ -12,17 +12,19 @@ from blip3o.config.objectives import Task
 from blip3o.data.batches import build_micro_batches
 from blip3o.data.features.files import lacking, read_header, record_range, write_provenance
 from blip3o.data.features.records import to_float
+from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import read_manifest
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
 from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import read_final, write_final
 from blip3o.train.features.encode import AGAIN_FP32, STAGE, ShardEncoder, ahead
 from blip3o.train.features.encoder import FeatureCache, FeatureMaker, require_encoder
+from blip3o.train.initial_weights import prepare_module
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
-from blip3o.train.weights import final_uri, read_final, write_final
-from jobs.training.worker import prepare_module
 from tests.evaluate.world import add_source, scenes
 from tests.jobs import world
 
@@ -57,7 +59,7 @@ def base(tmp_path_factory):
 
 def encoder_of(recipe):
     cache = FeatureCache.of(recipe)
-    ((manifest, folder),) = cache.sources()
+    ((manifest, folder),) = cache.sources(StageInputs(recipe).manifests)
     maker = FeatureMaker(recipe, CPU)
     width = recipe.optim.micro_batch_size
     return cache, ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, width=width, threads=2)
@@ -76,7 +78,7 @@ def module_of(recipe):
 
 
 def batches(recipe, sha256=None):
-    build = build_micro_batches(recipe, stage_of(recipe).task, sha256)
+    build = build_micro_batches(StageInputs(recipe, features_sha256=sha256), stage_of(recipe).task)
     return [build(number) for number in range(BATCHES)]
 
 
@@ -167,8 +169,8 @@ def test_another_encoder_is_refused_by_its_weights(base):
     asked = FeatureCache.of(made(base, stage=stage))
     held, wanted = FeatureCache.of(made(base)).provenance["weights_sha256"], asked.provenance["weights_sha256"]
     with pytest.raises(DataError, match=f"weights_sha256 {held} where the recipe has {wanted}: run `python -m jobs.e"):
-        asked.require()
-    FeatureCache.of(made(base)).require()
+        asked.require(StageInputs(asked.recipe).manifests)
+    FeatureCache.of(made(base)).require(StageInputs(made(base)).manifests)
 
 
 def test_an_encoder_that_is_not_there_yet_is_named(base):

@@ -6,12 +6,13 @@ import torch
 from blip3o.config.training import LoraConfig
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.unified import UnifiedModel, initialize
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
 from blip3o.train.lora import adapted_layers
 from blip3o.train.objectives import StageModule, build_stage_module, split_tasks
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.validation.loss import held_out, num_micro_batches, validate
 from blip3o.train.validation.model import validation_model
-from blip3o.train.weights import final_uri, write_final
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
 from tests.recipes import recipe
 from tests.train.test_objectives import batch, rows_of

@@ -1,4 +1,4 @@
-"""GenEval's 553 prompts, drawn anew as their authors drew them: byte for byte their list, so none is shipped. Pure."""
+"""GenEval's 553 prompts, generated again as their authors did: byte for byte their list, so none is shipped. Pure."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 SEED = 43
-DRAWS = 100  # of each tag but single_object; repeated draws are dropped
+DRAWS = 100  # of each tag except single_object; duplicates are dropped
 METADATA_SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 PROMPTS_SHA256 = "55b6e3650e980c13daf30569eb666e000faf19bfc2b7b4cbe999fcdb7aa9d680"
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -29,9 +29,9 @@ Record = dict[str, Any]
 
 
 def records() -> list[Record]:
-    """The 553 records {tag, include, exclude (counting alone), prompt}, in the official order.
+    """The 553 records {tag, include, exclude (only for counting), prompt}, in the official order.
 
-    One generator serves all tags in turn. Source: its authors' order of draws (https://arxiv.org/abs/2310.11513).
+    A single generator serves all tags in turn. Source: the authors' order of draws (https://arxiv.org/abs/2310.11513).
     """
     rng = np.random.default_rng(SEED)
     drawn = list(_single_objects(rng))
@@ -90,7 +90,7 @@ def _color_attributes(rng: np.random.Generator) -> Record:
 
 
 def _colorable(numbers: Sequence[int] | np.ndarray) -> list[str]:
-    """Classes by their number among those that may have a colour: all but the first, person."""
+    """Classes by their index among those that may have a colour: all except the first, person."""
     return [CLASSES[int(number) + 1] for number in numbers]
 
 

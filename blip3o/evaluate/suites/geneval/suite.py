@@ -1,49 +1,37 @@
-"""GenEval: does a picture show the objects, numbers, colours and places that its prompt states? Judged from detections.
+"""GenEval: does an image show the objects, numbers, colours and positions that its prompt states? Judged by detections.
 
-The rules are the official scorer's, to its ties and strict bounds; the detector and the colour classifier are whoever's
-findings come in. Source: the GenEval paper (https://arxiv.org/abs/2310.11513) and its scorer's behaviour.
+The rules are the official scorer's, down to its ties and strict bounds; any detector and colour classifier can supply
+the detections. Source: the GenEval paper (https://arxiv.org/abs/2310.11513) and its scorer's behaviour.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from blip3o.data.sets.scenes_world import relations
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.files import json_lines, parse_json, require, shown
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.geneval import prompts as geneval_prompts
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    differing,
-    findings,
-    mean,
-    reasons,
-)
+from blip3o.evaluate.suites.parsing import json_lines, require, shown
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, differing, mean, reasons
 from blip3o.storage import read_bytes
 
-THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score is above it, or it isn't there
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection counts only if its score is above it
 MAX_OBJECTS = 16  # of one class
 SAMPLES = 4
-MAX_DIGITS = 10  # of a file's or folder's number
 OFFICIAL_JUDGE = Judge(id="mask2former-swin-s-lsj-coco + clip-vit-l-14", version="mmdet 2")
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detected:
-    """One detection: `box` = (x0, y0, x1, y1) in pixels, its score, and what the colour classifier needs of it.
+    """One detection: `box` = (x0, y0, x1, y1) in pixels, its score, and the input of the colour classifier.
 
-    That is `color` where the detector already knows it, or a `mask` (bool [H, W] of the whole picture).
+    That input is `color` if the detector already knows it, or a `mask` (bool [H, W] of the whole image).
     """
 
     box: Box
@@ -52,14 +40,14 @@ class Detected:
     mask: np.ndarray | None = None
 
 
-# Class name and its detections to the colour of each (a word of GenEval's ten, or any other).
+# Maps a class name and its detections to the colour of each (one of GenEval's ten words, or any other).
 ColorClassifier = Callable[[str, Sequence[Detected]], Sequence[str | None]]
 Detections = Mapping[str, Sequence[Detected]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether a picture shows what its record states; `reason` lists what is wrong ("" where nothing is)."""
+    """Whether an image shows what its record states; `reason` lists what is wrong ("" where nothing is)."""
 
     correct: bool
     reason: str
@@ -71,9 +59,9 @@ def known_colors(name: str, found: Sequence[Detected]) -> list[str | None]:
 
 
 def kept(detections: Detections, *, counting: bool) -> dict[str, list[Detected]]:
-    """Per class the detections that count: above the threshold, the best first, 16 at most; no overlap is removed.
+    """The detections that count, by class: above the threshold, best first, at most 16, without removing overlaps.
 
-    Equal scores stand in reverse order, and scores are compared as the detector's float32: both as officially.
+    As in the official scorer, equal scores are in reverse order, and scores are compared in the detector's float32.
     """
     return {name: _ranked(found, COUNTING_THRESHOLD if counting else THRESHOLD) for name, found in detections.items()}
 
@@ -87,11 +75,11 @@ def _ranked(found: Sequence[Detected], threshold: float) -> list[Detected]:
 def check(record: Mapping[str, Any], detections: Detections, colors: ColorClassifier = known_colors) -> Verdict:
     """The verdict on one picture's raw detections, by a record {tag, include, exclude (optional)}.
 
-    Every `include` clause must hold and no `exclude` clause may. A clause's `position` [relation, i] is to the objects
-    of clause i.
+    Every `include` clause must hold, and no `exclude` clause may. A clause's `position` [relation, i] is relative to
+    the objects of clause i.
     """
     objects = kept(detections, counting=record["tag"] == "counting")
-    matched: list[list[Detected]] = []  # of each clause its objects, none where it does not hold
+    matched: list[list[Detected]] = []  # the objects of each clause, empty where it does not hold
     faults = []
     for clause in record["include"]:
         found = objects.get(clause["class"], [])[: clause["count"]]
@@ -129,14 +117,24 @@ def _words(holding: Iterable[frozenset[str]]) -> str:
     return ", ".join(sorted({" and ".join(sorted(names)) or "no relation" for names in holding}))
 
 
+def grade(item: Item, value: Mapping[str, Any]) -> float:
+    """The grade of one image: 1 where it shows everything that its record states, else 0."""
+    return float(value["correct"])
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """What is wrong with an image, in a line."""
+    return str(value["reason"]) or "as asked"
+
+
 def judgement(item: Item, sample: int, detections: Detections, colors: ColorClassifier = known_colors) -> Judgement:
-    """The finding on one picture of an item, as `score` takes it: {"correct": bool, "reason": str}."""
+    """The judgement of one image of an item, as `score` takes it: {"correct": bool, "reason": str}."""
     verdict = check(item.record, detections, colors)
     return Judgement(key=item.key, sample=sample, value={"correct": verdict.correct, "reason": verdict.reason})
 
 
 class OfficialLayout(Suite):
-    """The files that GenEval's scorer reads, for any suite whose records are GenEval's."""
+    """The file layout of GenEval's scorer, for any suite with records in GenEval's format."""
 
     def image_path(self, item: Item, sample: int) -> str:
         """`images/00000/samples/0000.png`."""
@@ -148,7 +146,7 @@ class OfficialLayout(Suite):
 
 
 class GenEval(OfficialLayout):
-    """The benchmark with its own prompts, or with a user's file of records (rewritten prompts, say)."""
+    """The benchmark with its own prompts, or with a user's file of records (for example rewritten prompts)."""
 
     name = "geneval"
     protocol = "official: score > 0.3 (counting 0.9), mean over tags of per-image accuracy"
@@ -163,12 +161,12 @@ class GenEval(OfficialLayout):
         )
 
     def facts(self, item: Item) -> dict[str, Any]:
-        """What a scorer reads of a record: prompt, tag and clauses. Other fields, such as an index, decide nothing."""
+        """The fields that a scorer reads: prompt, tag and clauses. Others, such as an index, decide nothing."""
         clauses = {name: _stated(item.record.get(name, [])) for name in ("include", "exclude")}
         return {"prompt": item.record.get("prompt"), "tag": item.record.get("tag"), **clauses}
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The mean over tags of the share of correct pictures, from findings {"correct": bool}."""
+        """The mean over tags of the share of correct images, from judgements {"correct": bool}."""
         official = self.items(None)
         prompts, theirs = ([(item.key, item.prompt) for item in each] for each in (items, official))
         changed = differing(items, official, self.facts) if prompts == theirs else []
@@ -186,12 +184,12 @@ class GenEval(OfficialLayout):
 def score_by_tag(
     suite: Suite, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge, *, why_not: tuple[str, ...]
 ) -> Score:
-    """GenEval's score for any suite of items with a `tag` and findings {"correct": bool}.
+    """GenEval's score for any suite of items with a `tag` and judgements {"correct": bool}.
 
-    `details`: `correct_images`, the share of all scored pictures, and `correct_prompts`, the share of prompts of which
-    any picture is right (None where the coverage is incomplete).
+    `details`: `correct_images` is the share of all scored images, and `correct_prompts` the share of prompts with at
+    least one correct image (None where the coverage is incomplete).
     """
-    values, coverage = findings(items, judgements)
+    values, coverage = collect_values(items, judgements)
     tag_of = {item.key: str(item.record.get("tag")) for item in items}
     by_tag: dict[str, dict[str, list[bool]]] = {tag: {} for tag in tag_of.values()}
     for (key, sample), value in values.items():
@@ -226,21 +224,21 @@ def _prompt_means(by_tag: Mapping[str, Mapping[str, Sequence[bool]]]) -> list[li
 def _read_records(uri: str) -> list[dict[str, Any]]:
     rows = json_lines(read_bytes(uri), uri)
     for number, row in enumerate(rows, start=1):
-        _checked(row, f"{uri}, record {number}")
+        checked_record(row, f"{uri}, record {number}")
     return rows
 
 
-def _checked(row: object, where: str) -> Mapping[str, Any]:
-    """A record that `check` can read. Raises `DataError` for anything else."""
+def checked_record(row: object, where: str) -> Mapping[str, Any]:
+    """A record in the format of `check`. Raises `DataError` for anything else."""
     require(row, ("tag", "include", "prompt"), where, texts=("tag", "prompt"))
-    assert isinstance(row, Mapping)  # `require` saw to it
+    assert isinstance(row, Mapping)  # checked by `require`
     for name in ("include", "exclude"):
         _check_clauses(row.get(name, []), f"{where}: {name}")
     return row
 
 
 def _stated(clauses: object) -> object:
-    """Clauses without the fields that no scorer reads; what is no list of clauses stays as it is."""
+    """Clauses without the fields that no scorer reads; anything but a list of clauses is returned unchanged."""
     if not (isinstance(clauses, list) and all(isinstance(clause, Mapping) for clause in clauses)):
         return clauses
     read = ("class", "count", "color", "position")
@@ -248,7 +246,7 @@ def _stated(clauses: object) -> object:
 
 
 def _check_clauses(clauses: object, where: str) -> None:
-    """Raises `DataError` for clauses that `check` cannot read."""
+    """Raises `DataError` for clauses that are not in the format of `check`."""
     if not isinstance(clauses, list):
         raise DataError(f"{where} is {shown(clauses)}, expected a list of clauses")
     for place, clause in enumerate(clauses):
@@ -263,55 +261,7 @@ def _check_clauses(clauses: object, where: str) -> None:
 
 
 def _check_position(position: object, place: int, where: str) -> None:
-    """A relation and the number of an earlier clause."""
+    """Raises `DataError` for anything but a relation and the number of an earlier clause."""
     well = isinstance(position, list) and len(position) == 2 and isinstance(position[0], str)
     if not (isinstance(position, list) and well and type(position[1]) is int and 0 <= position[1] < place):
         raise DataError(f'{where}: position is {shown(position)}, expected ["left of", number of an earlier clause]')
-
-
-def import_results(data: bytes, items: Sequence[Item], *, where: str = "results.jsonl") -> list[Judgement]:
-    """The findings of the official scorer's `results.jsonl`: rows with filename, prompt, correct and reason.
-
-    The filename ends in `<folder number>/samples/<sample number>.png`. Raises `DataError` for rows that are damaged, of
-    no item or sample, or of another prompt, tag or `metadata` (the record that the scorer read) than the item's.
-    """
-    by_number = {_number(item.key): item for item in items}
-    rows = json_lines(data, where)
-    return [_imported(row, by_number, f"{where}, record {number}") for number, row in enumerate(rows, start=1)]
-
-
-def _imported(row: Mapping[str, Any], items: Mapping[int, Item], where: str) -> Judgement:
-    if not (isinstance(row.get("filename"), str) and isinstance(row.get("correct"), bool)):
-        raise DataError(f"{where} lacks a filename or a true or false correct: expected a row of GenEval's scorer")
-    path = PurePosixPath(row["filename"])
-    folder = path.parent.parent.name
-    item = items.get(_number(folder)) if folder.isdecimal() else None
-    if item is None or not 0 <= _number(path.stem) < item.samples:
-        raise DataError(f"{where} is of '{row['filename']}', which is no picture of these items")
-    if row.get("prompt") != item.prompt:
-        raise DataError(f"{where} judged '{row.get('prompt')}', but the prompt of {item.key} is '{item.prompt}'")
-    _check_metadata(row, item, where)
-    return Judgement(
-        key=item.key,
-        sample=_number(path.stem),
-        value={"correct": row["correct"], "reason": str(row.get("reason", ""))},
-    )
-
-
-def _number(name: str) -> int:
-    """The number that a file or folder is named by, -1 for another name."""
-    return int(name) if name.isdecimal() and len(name) < MAX_DIGITS else -1
-
-
-def _check_metadata(row: Mapping[str, Any], item: Item, where: str) -> None:
-    """Raises `DataError` if the scorer judged by another record: a `metadata.jsonl` that was changed, for example."""
-    suite = GenEval()
-    if row.get("tag", item.record["tag"]) != item.record["tag"]:
-        raise DataError(f"{where} has the tag {shown(row['tag'])}, but that of {item.key} is '{item.record['tag']}'")
-    if row.get("metadata") is not None:  # a JSON text as officially, or the object itself
-        told = row["metadata"]
-        record = _checked(
-            parse_json(told, f"{where}: metadata") if isinstance(told, str) else told, f"{where}: metadata"
-        )
-        if differing([replace(item, record=record)], [item], suite.facts):
-            raise DataError(f"{where} was judged by another record than that of {item.key}: {shown(record)}")

@@ -1,4 +1,4 @@
-"""Multiple choice (MMBench, SEED-Bench, RealWorldQA): an option's letter or exact words, and nothing guessed. Pure."""
+"""Multiple choice (MMBench, SEED-Bench, RealWorldQA): an option's letter or exact words, without guessing. Pure."""
 
 import re
 from collections import defaultdict
@@ -8,22 +8,23 @@ from typing import Any, Literal
 from blip3o.errors import DataError
 from blip3o.evaluate.judges.replies import answer
 from blip3o.evaluate.metrics.understanding import normalise
-from blip3o.evaluate.suites.files import text_list
-from blip3o.evaluate.suites.questions.asked import accuracy_score, read_questions, replies
-from blip3o.evaluate.suites.suite import Item, Judge, Judgement, Score, Suite, mean
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import text_list
+from blip3o.evaluate.suites.questions.common import accuracy_score, read_questions, replies
+from blip3o.evaluate.suites.suite import Suite, mean
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-BEYOND = 100  # characters that are read behind "answer", beside those of an option
-_MARKS = r"\s*_`\"'"
+BEYOND = 100  # characters that are read after a word like "answer", in addition to the length of an option
+_MARKS = r"\s*_`\"'"  # spaces and Markdown around a letter
 _LETTER = re.compile(rf"[{_MARKS}(\[<]*([A-Za-z])([{_MARKS})\]>.:,!-]*)")
 _CUE = re.compile(
     rf"\b(?:answer|option|choice|choose|pick|select)\b(?:[{_MARKS}]*(?:is|would be|must be|should be|to be)\b)?"
     rf"(?:[{_MARKS}]*\b(?:option|choice|letter)\b)?[{_MARKS}]*[:=]?[{_MARKS}]*",
     re.IGNORECASE,
 )
-_TRANSLATED = re.compile(  # "answer" in other languages, and what stands between it and the letter
+_TRANSLATED = re.compile(  # "answer" in other languages, and what comes between it and the letter
     rf"(?:答案|选项|選項|答え|正解|정답|应选|應選|选择|選擇|[选選](?=[\s(*]*[A-Za-z])|"
     rf"\b(?:réponse|antwort|respuesta|risposta|resposta|ответ)\b)"
     rf"(?:[{_MARKS}]*(?:是|为|為|应为|選|选|は|은|는|(?:est|ist|es|è|é|lautet)\b(?:\s+(?:la|die|l'option|option)\b)?))?"
@@ -31,9 +32,11 @@ _TRANSLATED = re.compile(  # "answer" in other languages, and what stands betwee
     re.IGNORECASE,
 )
 _WIDE = str.maketrans("（）［］：，。．、！", "()[]:,..,!") | {0xFF21 + n: letter for n, letter in enumerate(LETTERS)}
+# "B, no wait, C": the first letter is not the answer.
 _RETRACTED = re.compile(r"[\s,.;:—–-]*\b(?:(?i:no|wait|actually|sorry|correction|i mean|hmm))\b.*?\b[A-Z]\b", re.DOTALL)
+# A letter that is emphasised somewhere in a longer reply: "(B)" or "**B**".
 _MARKED = re.compile(r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*")
-_ANOTHER = re.compile(r"(?:or|and|nor|&|/|,|\+|then|not)?[\s*_`\"'(\[]*([A-Z])(?![\w'])")  # right behind a letter
+_ANOTHER = re.compile(r"(?:or|and|nor|&|/|,|\+|then|not)?[\s*_`\"'(\[]*([A-Z])(?![\w'])")  # directly after a letter
 _REASON = re.compile(r"(?:because|since|as it|is (?:the )?(?:correct|right|answer|best))\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
 
@@ -41,15 +44,16 @@ _ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
 def chosen(reply: str, options: Sequence[str]) -> int | None:
     """The number of the option that a reply names, or None.
 
-    By its letter alone or before a mark or its own words ("B", "(b)", "**B**", "B. a dog", "B a dog"), by its words
-    alone, or by either of them behind "answer", "option", "choice" and the like ("The answer is B."). A letter that
-    starts a word, an option that isn't there, and a reply that names or fits two options name none. The official
-    readers take the first letter, or draw lots, where this one reads nothing.
+    A reply names an option by its letter only, or followed by punctuation or the option's words ("B", "(b)", "**B**",
+    "B. a dog", "B a dog"), by its words only, or by either after "answer", "option", "choice" and the like ("The answer
+    is B."). A letter that starts a word, an option that does not exist, and a reply that names or fits two options name
+    none. Where this parser finds nothing, the official ones take the first letter or choose at random.
     """
     text = answer(reply)
     if text is None:
         return None
     text = re.sub(r"\\[(\[]\s*([A-Z])\s*\\[)\]]|\$([A-Z])\$", r"\1\2", text.translate(_WIDE))
+    # 1. The reply starts with the answer. 2. It follows a word such as "answer". 3. One letter is emphasised.
     direct = _named(text, options)
     if direct is not None or _several(text):
         return direct
@@ -58,6 +62,7 @@ def chosen(reply: str, options: Sequence[str]) -> int | None:
     tails = [text[end : end + longest] for end in cues]
     if any(map(_several, tails)):
         return None
+    # Both the whole tail and its first sentence are tried: "B. It barks." names B only up to the period.
     cued = {_named(part, options) for tail in tails for part in (tail, _sentence(tail))} - {None}
     if not cued:
         marked = {LETTERS.index(first or second) for first, second in _MARKED.findall(text)}
@@ -70,7 +75,8 @@ def _sentence(text: str) -> str:
 
 
 def _named(text: str, options: Sequence[str]) -> int | None:
-    """The option that a text begins with by its letter, or is by its words."""
+    """The option whose letter starts a text, or whose words are the text."""
+    # Words come before letters: with an option "a cat", the reply "A cat" is that option and not option A.
     same = _same(text, options)
     if same:
         return same[0] if len(same) == 1 else None
@@ -86,7 +92,7 @@ def _named(text: str, options: Sequence[str]) -> int | None:
 
 
 def _same(text: str, options: Sequence[str]) -> list[int]:
-    """The options that have the words of a text: as `normalise` compares them, else without marks and articles."""
+    """The options with the words of a text: compared by `normalise`, or else also without punctuation and articles."""
     words = normalise(text)
     exact = [number for number, option in enumerate(options) if normalise(option) == words]
     bare = _bare(text)
@@ -98,14 +104,14 @@ def _bare(text: str) -> str:
 
 
 def _stands(marks: str, rest: str) -> bool:
-    """Whether a letter stands for itself: alone, behind marks that part it from what follows, or before its reason."""
+    """Whether a letter is an answer: by itself, separated from the rest by punctuation, or followed by its reason."""
     closing = marks.strip()
     parted = closing and (marks != marks.rstrip() or closing[-1] in ')]>*`"')  # not as in "B.5", "B-side", "I'm"
     return not rest or bool(parted) or "\n" in marks or (marks != "" and _REASON.match(rest) is not None)
 
 
 def _several(text: str) -> bool:
-    """Whether a text begins with a letter and then names another, as "A or B"."""
+    """Whether a text starts with a letter and then names another, as in "A or B"."""
     match = _LETTER.match(text)
     return match is not None and match.group(2) != "" and _ANOTHER.match(text[match.end() :]) is not None
 
@@ -113,7 +119,7 @@ def _several(text: str) -> bool:
 class Choice(Suite):
     """Questions with options: {id, image, question, options, answer (a letter), category, group (both optional)}.
 
-    Questions of one `group` are rotations of one another, and count as one that is right if all of them are.
+    Questions of one `group` are rotations of each other; the group counts as one question, right if all of them are.
     """
 
     name = "choice"
@@ -135,10 +141,10 @@ class Choice(Suite):
         return tuple(Item(key=row["id"], prompt=_prompt(row), record=row, samples=1) for row in rows)
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The share of right groups (a question without one is its own), from findings {"reply": str}.
+        """The share of right groups (a question without a group is its own), from judgements {"reply": str}.
 
-        `details`: `plain`, the share of right questions; `chance`, what drawing lots would give of those; `n_unparsed`,
-        the replies that name no option and count as wrong.
+        `details`: `plain` is the share of right questions, `chance` its chance level, and `n_unparsed` the number of
+        replies that name no option and count as wrong.
         """
         answered, coverage = replies(items, judgements)
         picks = [(item, chosen(reply, item.record["options"])) for item, reply in answered]

@@ -1,6 +1,6 @@
-"""MME: two questions about each picture, one to be answered yes and one no. Pure.
+"""MME: two questions about each image, one to be answered yes and one no. Pure.
 
-Source: the paper (https://arxiv.org/abs/2306.13394) and lmms-eval's reading of replies.
+Source: the paper (https://arxiv.org/abs/2306.13394) and lmms-eval's parsing of replies.
 """
 
 from collections import defaultdict
@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from blip3o.errors import DataError
-from blip3o.evaluate.suites.files import require
-from blip3o.evaluate.suites.questions.asked import EXACT_MATCH, UNCHECKED, read_questions, replies
-from blip3o.evaluate.suites.suite import INCOMPLETE, Item, Judge, Judgement, Score, Suite, reasons
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import require
+from blip3o.evaluate.suites.questions.common import EXACT_MATCH, UNCHECKED, read_questions, replies
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, reasons
 
 PERCEPTION = (
     "existence",
@@ -26,13 +27,14 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 OFFICIAL_QUESTIONS = 2374
-BEST = 200.0  # of a subtask: accuracy and accuracy of pairs, in percent
+BEST = 200.0  # of a subtask: accuracy plus accuracy of pairs, in percent
 
 
 def yes_or_no(reply: str) -> str | None:
-    """What a reply says, as lmms-eval reads it: a lone `y` or `n`, else `yes` or `no` within the first four letters.
+    """The answer in a reply, as lmms-eval parses it: only `y` or `n`, or else `yes` or `no` in the first four letters.
 
-    In lower case and without periods; `yes` first. So "Not at all" is a no, and "y, it is" neither.
+    Replies are compared in lower case and without periods, `yes` first. So "Not at all" is a no, and "y, it is"
+    neither.
     """
     said = reply.lower().strip().replace(".", "")
     if len(said) == 1:
@@ -51,8 +53,8 @@ class Mme(Suite):
     def items(self, source: str | None) -> tuple[Item, ...]:
         """The questions of a local file.
 
-        Raises `ConfigError`, and `DataError` for an answer that is neither yes nor no, or a picture of a category that
-        hasn't two questions.
+        Raises `ConfigError`, and `DataError` for an answer that is neither yes nor no, or an image that does not have
+        two questions in its category.
         """
         rows = read_questions(self.name, source, ("answer", "category"))
         for number, row in enumerate(rows, start=1):
@@ -67,9 +69,9 @@ class Mme(Suite):
         return items
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The sum over subtasks (200 each), from findings {"reply": str}.
+        """The sum over subtasks (200 each), from judgements {"reply": str}.
 
-        `details` hold the sums `perception` and `cognition` (None unless all of their subtasks are there) and
+        `details` hold the sums `perception` and `cognition` (None unless all of their subtasks exist) and
         `n_unparsed`, the replies that are neither yes nor no and count as wrong.
         """
         answered, coverage = replies(items, judgements)
@@ -110,7 +112,7 @@ def _pairs(items: Iterable[Item]) -> dict[tuple[Any, Any], list[str]]:
 
 
 def _subtasks(items: Sequence[Item], right: Mapping[str, bool]) -> dict[str, float | None]:
-    """Each subtask's points over its pairs of which both questions were answered; others count nowhere."""
+    """Each subtask's points over the pairs whose questions were both answered; other pairs do not count."""
     pairs: dict[str, list[list[bool]]] = {str(item.record["category"]): [] for item in items}
     for (category, _), keys in _pairs(items).items():
         if len(keys) == 2 and all(key in right for key in keys):

@@ -1,8 +1,8 @@
-"""How VQA's evaluation reads an answer: punctuation, articles, number words, contractions. Pure.
+"""How VQA's evaluation normalises an answer: punctuation, articles, number words, contractions. Pure.
 
-Every step is as odd as the official one (a comma inside a number changes how all other punctuation is treated, at most
-32 periods go), since accuracies are only comparable if answers are read alike. Source: the VQA evaluation
-(https://arxiv.org/abs/1505.00468), as its authors' program and EvalAI's processor do it.
+Every step reproduces the official one with its oddities (a comma inside a number changes how all other punctuation is
+treated, and at most 32 periods are removed), because accuracies are comparable only with equal normalisation. Source:
+the VQA evaluation (https://arxiv.org/abs/1505.00468), as its authors' program and EvalAI's processor do it.
 """
 
 import re
@@ -13,11 +13,11 @@ _NUMBERS = {
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
-_ONE_COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")  # the authors' program knows no second one
+_ONE_COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")  # the authors' program does not know a second comma
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
 
-# Written with their apostrophes; each is recognised with any one of them left out.
+# With their apostrophes; each is recognised with any one of them left out.
 _CONTRACTED = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
 it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll
@@ -34,7 +34,7 @@ def _spellings(word: str) -> list[str]:
 
 
 _CONTRACTIONS = {short: word for word in _CONTRACTED.split() for short in _spellings(word)} | {
-    "somebody'd": "somebodyd"  # the wrong way round, as officially
+    "somebody'd": "somebodyd"  # the wrong way round, as in the official program
 }
 
 
@@ -45,17 +45,17 @@ def normalise_reply(text: str) -> str:
 
 
 def normalise_words(text: str) -> str:
-    """An answer without punctuation and articles, number words as digits, contractions with their apostrophes."""
+    """An answer without punctuation and articles, with number words as digits and contractions with apostrophes."""
     return _words(_without_punctuation(text, _COMMA_IN_NUMBER))
 
 
 def vqa_eval_words(text: str) -> str:
-    """As `normalise_words`, by the authors' program."""
+    """The same as `normalise_words`, by the rules of the authors' program."""
     return _words(_without_punctuation(text, _ONE_COMMA_IN_NUMBER))
 
 
 def _without_punctuation(text: str, comma_in_number: re.Pattern[str]) -> str:
-    """A mark that touches a space anywhere goes, and all go where a number has a comma; else it becomes a space."""
+    """Removes a mark that touches a space anywhere, and all marks if a number has a comma; others become a space."""
     number = comma_in_number.search(text) is not None
     result = text
     for mark in _PUNCTUATION:

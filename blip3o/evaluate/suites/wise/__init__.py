@@ -1,1 +1,1 @@
-"""WISE: its items, and the grades that a judge gives."""
+"""WISE: its two prompt lists, its judges, and the parser of a judge's grades. Called by the registry."""

@@ -1,4 +1,4 @@
-"""How WISE's grades are read: from a judge's words, and from the rows of the official evaluators' files. Pure."""
+"""Parses WISE's grades: from a judge's words, and from the rows of the official evaluators' files. Pure."""
 
 import re
 from bisect import bisect_left
@@ -7,11 +7,12 @@ from typing import Any
 
 from blip3o.errors import DataError
 from blip3o.evaluate.judges.replies import answer
-from blip3o.evaluate.suites.files import json_lines, json_value
+from blip3o.evaluate.suites.parsing import json_lines, json_value
 
-VOID = (9.9, 999)  # written by official evaluators for a reply that they could not read
+VOID = (9.9, 999)  # what official evaluators write for a reply that they could not parse
 _BOM = b"\xef\xbb\xbf"
 
+# The scale as judges repeat it ("on a scale of 0 to 2", "(0-2)"): removed before grades are looked for.
 _SCALE = re.compile(
     r"\(?\b(?:(?:on|using) )?(?:a )?scale (?:of |from |is )?[0-9]+ ?(?:to|-|–|/) ?[0-9]+\)?|"
     r"[(\[] ?[0-9] ?(?:to|or|-|–|,) ?[0-9](?: ?(?:or|,) ?[0-9])? ?[)\]]",
@@ -25,15 +26,17 @@ _PIECE = (
 )
 _SCORE = r"(?:\s+(?:score|grade|rating))?"
 _REMARK = r"(?:\([^()\n]{0,40}\)|\[[^\[\]\n]{0,40}\]|[0-9] ?(?:/|-|–|to|or) ?[0-9](?=[\s*_`]*[:=：]))?"
+# The number directly after "label:", and after "label" without a colon ("Consistency is 2", "Realism 1").
 _AFTER_COLON = re.compile(rf"{_SCORE}{_MARKS}{_REMARK}{_MARKS}[:=：|>][\s*_`\"'\[(|]*{_PIECE}", re.IGNORECASE)
 _AFTER_LABEL = re.compile(
     rf"{_SCORE}[\s*_`\"'\[(]*(?:(?:is|was|of|gets|[–—→]|- ){_MARKS})?{_PIECE}(?![ \t*_`]*[:=：])", re.IGNORECASE
 )
-# "2 cats of 3 are there, so 1": a number that only counts something, and the grade.
+# "2 cats of 3 are there, so 1": a number that merely counts something, and then the grade.
 _CONCLUDED = re.compile(
     rf"(?:\b(?:so|thus|hence|therefore)\b|[-=]>|→)(?:(?!\bnot\b|n't)[^0-9\n]){{0,20}}{_PIECE}[ \t*_`\"').]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+# A grade at the end of an explanation: alone on a line, after "score is", or as the last word after punctuation.
 _IN_TEXT = (
     re.compile(rf"^[\s*_`\"'>#]*{_PIECE}[ \t*_`\"'.]*$", re.MULTILINE),
     re.compile(rf"\b(?:score|grade|rating){_MARKS}(?:is|of)?[\s*_`\"':=：]*{_PIECE}", re.IGNORECASE),
@@ -42,25 +45,28 @@ _IN_TEXT = (
 _BARE = re.compile(rf"[\s*_`\"'(\[]*{_PIECE}[\s*_`\"').\]]*")
 _WHOLE = re.compile(r"([0-9]{1,9})(?:\.0{1,9})?")
 _WIDE = {ord(wide): plain for wide, plain in zip("０１２３４５６７８９／（）［］", "0123456789/()[]", strict=True)}
+# Numbers in angle brackets, and in LaTeX maths.
 _SET_OFF = re.compile(r"<\s*([0-9][^<>\n]{0,10})>|\\[(\[]([^\\\n]{1,20})\\[)\]]|\$([^$\n]{1,20})\$")
 _RULE = re.compile(r"[\s|:-]*-[\s|:-]*")  # between a table's header and its rows
 
-Piece = tuple[str, str]  # a number as it stands, and the scale that it is said to be of ("": not said)
+Piece = tuple[str, str]  # a number verbatim, and its stated scale ("" where none is stated)
 
 
 def read_grades(reply: str, grades: Sequence[str], *, highest: int) -> tuple[dict[str, int] | None, str]:
-    """The grades in a reply and "", or None and what is wrong with it.
+    """The grades in a reply and "", or None and the fault.
 
-    They are read from labels in any case ("**Aesthetic Quality**: 2/2"), the number behind the label or closing the
-    text that follows it; as many lines of one number each as there are grades will do. Reasoning and the scale that the
-    judge was told ("0 to 2") are no grades. A label that is missing, that is given two different numbers, or whose
-    number isn't a whole one from 0 to `highest`, is a fault: nothing is taken for the likelier of two.
+    A grade is the number after its label, in any case and formatting ("**Aesthetic Quality**: 2/2"), or the number that
+    ends the text after the label. A reply of as many lines as there are grades, with one number each, is accepted too.
+    Reasoning and the scale that the judge was given ("0 to 2") are no grades. A label that is missing, that has two
+    different numbers, or whose number is not a whole one from 0 to `highest`, is a fault: there is no guessing which of
+    two is meant.
     """
     text = answer(reply)
     if text is None:
         return None, f"ends within its reasoning: {_shown(reply)}"
     text = _SCALE.sub(" ", _plain(text, grades))
     bare = [_BARE.fullmatch(line) for line in text.splitlines() if line.strip() and not line.startswith("```")]
+    # Judges that were asked for three lines sometimes drop the labels.
     if len(bare) == len(grades) and all(bare):
         found = [_number((line[1], line[2] or ""), highest) for line in bare if line]
         if None not in found:
@@ -69,8 +75,10 @@ def read_grades(reply: str, grades: Sequence[str], *, highest: int) -> tuple[dic
 
 
 def _plain(text: str, grades: Sequence[str]) -> str:
-    """Wide digits as others, numbers without brackets and signs of mathematics, tables with the labels in the header
-    as lines "label: number".
+    """A reply in plain notation.
+
+    Full-width digits become ASCII, numbers lose their brackets and maths delimiters, and tables with the labels in the
+    header become lines "label: number".
     """
     text = _SET_OFF.sub(lambda match: next(filter(None, match.groups())), text.translate(_WIDE))
     lines, header, found = text.splitlines(), [], []
@@ -94,20 +102,22 @@ def _labelled(text: str, grades: Sequence[str], highest: int, *, shown: str) -> 
         pieces = _pieces(text, grade, grades)
         if not pieces:
             return None, f"no {grade.replace('_', ' ')} in {shown}"
+        # One value, given once or repeatedly, is a grade; anything that differs or is out of range is a fault.
         numbers = {_number(piece, highest) for piece in pieces}
         number = numbers.pop()
         if numbers or number is None:
-            told = " and ".join(sorted({"/".join(filter(None, piece)) for piece in pieces}))
-            return None, f"{grade.replace('_', ' ')} is {told} in {shown}"
+            values = " and ".join(sorted({"/".join(filter(None, piece)) for piece in pieces}))
+            return None, f"{grade.replace('_', ' ')} is {values} in {shown}"
         found[grade] = number
     return found, ""
 
 
 def _pieces(text: str, grade: str, grades: Sequence[str]) -> list[Piece]:
-    """What stands for a grade: behind its label and a colon; else closing the label's text; else behind the label."""
+    """The candidates for a grade: after label and colon; else at the end of the label's text; else after the label."""
     labels = list(_label(grade).finditer(text))
     borders = sorted([len(text), *(match.start() for name in grades for match in _label(name).finditer(text))])
     direct = [match for label in labels if (match := _AFTER_COLON.match(text, label.end()))]
+    # "Realism: 2 cats of 3 are there, so 1": the conclusion must agree with the number after the colon.
     if direct:
         rests = [text[match.end() : borders[bisect_left(borders, match.end())]].split("\n")[0] for match in direct]
         concluded = [match for rest in rests for match in _CONCLUDED.finditer(rest)]
@@ -135,7 +145,7 @@ def _number(piece: Piece, highest: int) -> int | None:
 
 
 def whole_grade(value: object, *, highest: int) -> int | None:
-    """A grade of a file, as 2, 2.0 or "2"; None for what is no whole number from 0 to `highest`."""
+    """A grade in a file, as 2, 2.0 or "2"; None for anything but a whole number from 0 to `highest`."""
     if isinstance(value, str):
         return _number((value.strip(), ""), highest)
     if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(highest + 1):
@@ -144,7 +154,7 @@ def whole_grade(value: object, *, highest: int) -> int | None:
 
 
 def prompt_number(value: object, where: str, *, last: int) -> int:
-    """An id as 7, 7.0 or "7". Raises `DataError` for what is no number from 1 to `last`."""
+    """An id, as 7, 7.0 or "7". Raises `DataError` for anything but a number from 1 to `last`."""
     number = whole_grade(value, highest=last)
     if not number:
         raise DataError(f"{where}: prompt_id {value!r}, expected a number from 1 to {last}")
@@ -152,7 +162,8 @@ def prompt_number(value: object, where: str, *, last: int) -> int:
 
 
 def file_rows(data: bytes, where: str) -> list[Any]:
-    """The rows of JSON Lines or of one JSON list. Raises `DataError` for what is neither."""
+    """The rows of JSON Lines or of one JSON list. Raises `DataError` for other content."""
+    # The first character decides between the two forms, whatever the file is called.
     data = data.removeprefix(_BOM)
     if data.lstrip()[:1] != b"[":
         return json_lines(data, where)

@@ -1,9 +1,9 @@
-"""WISE: prompts that only world knowledge resolves, graded by a vision-language model. Two suites and a third reading.
+"""WISE: prompts that require world knowledge, graded by a vision-language model. Two suites.
 
-`wise` is the first list with three grades a picture (weighted to the WiScore; `details` also hold the unweighted mean
-that BAGEL reports), `wise-verified` the revised list with a single one. Their figures never belong in one column.
-The authors' instructions to the judge are not part of this project: the ones here are its own, and a user may hand in
-others. Source: the paper (https://arxiv.org/abs/2503.07265) and its calculators' behaviour.
+`wise` is the first list with three grades per image (weighted to the WiScore; `details` also hold the unweighted mean
+that BAGEL reports). `wise-verified` is the revised list with a single grade. Their figures never belong in one column.
+The authors' instructions to the judge are not part of this project: it has its own, and a user may pass others. Source:
+the paper (https://arxiv.org/abs/2503.07265) and its calculators' behaviour.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,20 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.suites.files import json_value, require
-from blip3o.evaluate.suites.suite import (
-    INCOMPLETE,
-    Item,
-    Judge,
-    Judgement,
-    Score,
-    Suite,
-    bootstrap,
-    findings,
-    mean,
-    only_sample,
-    reasons,
-)
+from blip3o.evaluate.metrics.intervals import bootstrap
+from blip3o.evaluate.records import Item, Judge, Judgement, Score
+from blip3o.evaluate.suites.parsing import json_value, require
+from blip3o.evaluate.suites.suite import INCOMPLETE, Suite, collect_values, mean, only_sample, reasons
 from blip3o.evaluate.suites.wise.grades import VOID, file_rows, prompt_number, read_grades, whole_grade
 from blip3o.storage import exists, join, read_bytes
 
@@ -67,8 +57,8 @@ Score: <0 or 1>
 class Wise(Suite):
     """One of the two lists.
 
-    `last` are the last ids of the six categories, `weights` the categories' share of the overall, `template` the
-    instructions to the judge, with {prompt} and {explanation} in their places; `layouts` are the folders below a source
+    `last` are the last ids of the six categories, `weights` the categories' shares of the overall, and `template` the
+    instructions to the judge with the placeholders {prompt} and {explanation}. `layouts` are the folders below a source
     that may hold the prompts, with their files in the official order.
     """
 
@@ -112,7 +102,7 @@ class Wise(Suite):
         return f"images/{item.key}.png"
 
     def question(self, item: Item, template: str | None = None) -> str:
-        """What the judge is asked about an item's picture; `template` replaces the project's own words.
+        """The instructions to the judge about an item's image; `template` replaces the project's own.
 
         Raises `ConfigError` for a template without {prompt}.
         """
@@ -122,29 +112,29 @@ class Wise(Suite):
         return text.replace("{explanation}", str(item.record["Explanation"])).replace("{prompt}", item.prompt)
 
     def judgement(self, item: Item, sample: int, reply: str) -> Judgement:
-        """The finding in a judge's reply: its grades, or the fault if they cannot be told for certain."""
+        """The judgement in a judge's reply: its grades, or the fault if they are ambiguous."""
         value, fault = read_grades(reply, self.grades, highest=self.highest)
         return Judgement(key=item.key, sample=sample, value=value, fault=fault, reply=reply)
 
     def import_judgements(self, data: bytes, *, where: str) -> list[Judgement]:
-        """The findings in a file of the official evaluators: see `import_files`."""
+        """The judgements in one file of the official evaluators; see `import_files`."""
         return self.import_files([(where, data)])
 
     def import_files(self, files: Sequence[tuple[str, bytes]]) -> list[Judgement]:
-        """The findings in files (name, content) of the official evaluators, JSON Lines or a JSON list each.
+        """The judgements in files (name, content) of the official evaluators, each JSON Lines or a JSON list.
 
-        A row has `prompt_id` and the grades, or the judge's words in `evaluation`; words count where no row has the
-        grades of that id. Raises `DataError` for rows without either, and for an id that is none.
+        A row has `prompt_id` and the grades, or the judge's words in `evaluation`; words count only where no row has
+        the grades of that id. Raises `DataError` for rows with neither, and for invalid ids.
         """
         graded: list[Judgement] = []
-        told: list[Judgement] = []
+        worded: list[Judgement] = []
         for where, data in files:
             for number, row in enumerate(file_rows(data, where), start=1):
                 place = f"{where}, record {number}"
                 require(row, ("prompt_id",), place)
-                (graded if any(grade in row for grade in self.grades) else told).append(self._imported(row, place))
+                (graded if any(grade in row for grade in self.grades) else worded).append(self._imported(row, place))
         done = {one.key for one in graded}
-        return [*graded, *(one for one in told if one.key not in done)]
+        return [*graded, *(one for one in worded if one.key not in done)]
 
     def _imported(self, row: Mapping[str, Any], where: str) -> Judgement:
         number = prompt_number(row["prompt_id"], where, last=OFFICIAL_ITEMS)
@@ -153,11 +143,11 @@ class Wise(Suite):
             require(row, ("evaluation",), where, texts=("evaluation",))
             return self.judgement(item, 0, row["evaluation"])
         grades = {grade: whole_grade(row.get(grade), highest=self.highest) for grade in self.grades}
-        lacking = {grade: row.get(grade) for grade, value in grades.items() if value is None}
-        fault = f"{where}: {lacking}, expected whole numbers from 0 to {self.highest}" if lacking else ""
-        if any(value in VOID for value in lacking.values() if isinstance(value, int | float)):
-            fault = f"{where}: {lacking}: the evaluator marks this reply as unread"
-        return Judgement(key=item.key, sample=0, value=None if lacking else grades, fault=fault)
+        invalid = {grade: row.get(grade) for grade, value in grades.items() if value is None}
+        fault = f"{where}: {invalid}, expected whole numbers from 0 to {self.highest}" if invalid else ""
+        if any(value in VOID for value in invalid.values() if isinstance(value, int | float)):
+            fault = f"{where}: {invalid}: the evaluator marks this reply as unread"
+        return Judgement(key=item.key, sample=0, value=None if invalid else grades, fault=fault)
 
     def category(self, item: Item) -> str:
         """The category of an item, by its id."""
@@ -165,8 +155,8 @@ class Wise(Suite):
         return next(name for name, last in zip(CATEGORIES, self.last, strict=True) if number <= last)
 
     def score(self, items: Sequence[Item], judgements: Iterable[Judgement], judge: Judge) -> Score:
-        """The weighted mean of the categories (0 to 1); no overall unless all of the 1000 ids were graded."""
-        values, coverage = findings(items, judgements)
+        """The weighted mean of the categories (0 to 1); no overall unless all 1000 ids were graded."""
+        values, coverage = collect_values(items, judgements)
         by_category: dict[str, list[float]] = {name: [] for name in CATEGORIES}
         for item in items:
             if (item.key, 0) in values:
@@ -195,10 +185,19 @@ class Wise(Suite):
         )
 
     def item_score(self, value: Mapping[str, int]) -> float:
-        """One picture's score, 0 to 1: the WiScore of three grades, or the single one."""
+        """One image's score, 0 to 1: the WiScore of three grades, or the single grade."""
         if len(self.grades) == 1:
             return value[self.grades[0]] / self.highest
         return sum(WEIGHTS[grade] * value[grade] for grade in self.grades) / self.highest
+
+    def grade(self, item: Item, value: Mapping[str, Any]) -> float:
+        """The grade of one image: its `item_score`."""
+        return self.item_score(value)
+
+
+def reason(value: Mapping[str, Any]) -> str:
+    """The grades of an image, in a line."""
+    return ", ".join(f"{name.replace('_', ' ')} {grade}" for name, grade in value.items())
 
 
 WISE = Wise(

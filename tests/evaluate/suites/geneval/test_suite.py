@@ -7,17 +7,10 @@ import numpy as np
 import pytest
 
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.suites.geneval.suite import (
-    OFFICIAL_JUDGE,
-    Detected,
-    GenEval,
-    check,
-    import_results,
-    judgement,
-    kept,
-)
-from blip3o.evaluate.suites.registry import suite
-from blip3o.evaluate.suites.suite import Judge, Judgement
+from blip3o.evaluate.records import Judge, Judgement
+from blip3o.evaluate.suites.geneval.judge import import_results
+from blip3o.evaluate.suites.geneval.suite import OFFICIAL_JUDGE, Detected, GenEval, check, judgement, kept
+from blip3o.evaluate.suites.registry import find_suite
 
 GENEVAL = GenEval()
 OTHER_JUDGE = Judge(id="someone", version="1")
@@ -275,6 +268,6 @@ def test_a_file_of_other_prompts_can_be_used_and_is_not_comparable(tmp_path):
 
 
 def test_suites_are_asked_for_by_name():
-    assert suite("geneval").name == "geneval"
-    with pytest.raises(ConfigError, match="unknown suite 'genevals'"):
-        suite("genevals")
+    assert find_suite("geneval").suite.name == "geneval"
+    with pytest.raises(ConfigError, match="--suite genevals is unknown"):
+        find_suite("genevals")

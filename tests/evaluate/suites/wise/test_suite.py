@@ -5,7 +5,7 @@ import json
 import pytest
 
 from blip3o.errors import ConfigError, DataError
-from blip3o.evaluate.suites.suite import Item, Judge
+from blip3o.evaluate.records import Item, Judge
 from blip3o.evaluate.suites.wise.grades import read_grades
 from blip3o.evaluate.suites.wise.suite import CATEGORIES, FILES, VERIFIED_FILES, WISE, WISE_VERIFIED
 

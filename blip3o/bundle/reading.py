@@ -1,0 +1,180 @@
+"""Reading a bundle, with every byte checked against the seal.
+
+Weights are read one tensor at a time into the model, which is the only whole copy.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from blip3o import storage
+from blip3o.bundle.layout import FILES, FORMAT, SEAL, TEXTS, WEIGHTS, BundleConfig
+from blip3o.data.text.templates import ChatTemplate
+from blip3o.data.text.tokenizer import IMAGE_PAD, ChatTokenizer
+from blip3o.errors import BundleError, ConfigError, StorageError, one_line
+from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE, Blip3oPipeline
+from blip3o.model.unfilled import place, shared_names, unfilled
+from blip3o.model.unified import UnifiedModel
+from blip3o.storage.magic import SNIFFED_BYTES, recognise
+from blip3o.weights.safetensors_header import ForeignFileError, require_read
+from blip3o.weights.safetensors_stream import read_in_order
+
+
+def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
+    """The inference parts of the model, with no weights yet."""
+    return UnifiedModel(
+        config.model, image_token_id=tokenizer.ids[IMAGE_PAD], parts=config.parts, max_length=config.max_length
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedBundle:
+    """A bundle's small files, checked, and the sums of all its files."""
+
+    uri: str
+    config: BundleConfig
+    tokenizer: ChatTokenizer
+    provenance: dict[str, Any]
+    sums: dict[str, str]
+
+    def read(self, name: str) -> bytes:
+        """Another sealed file. Raises `BundleError` if it is missing or not what was written."""
+        return _checked(self.uri, name, self.sums[name])
+
+
+def _checked(uri: str, name: str, expected: str) -> bytes:
+    try:
+        data = storage.read_bytes(storage.join(uri, name))
+    except StorageError as error:
+        raise _incomplete(uri, error) from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        found = recognise(data[:SNIFFED_BYTES], size=len(data), is_text=True)
+        raise _altered(uri, name) if found is None else ForeignFileError(f"{uri}: {name} {found}")
+    return data
+
+
+def _incomplete(uri: str, error: Exception) -> BundleError:
+    return BundleError(f"{uri}: the bundle is incomplete ({error}): export it again")
+
+
+def _altered(uri: str, name: str) -> BundleError:
+    return BundleError(f"{uri}: {name} is not what was exported (its sha256 differs): export it again")
+
+
+def open_bundle(uri: str) -> SealedBundle:
+    """Reads and checks all of a bundle but its weights.
+
+    Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format.
+    """
+    location = storage.join(storage.normalize(uri), SEAL)
+    if not storage.exists(location):
+        raise BundleError(f"{uri} is not a bundle (no {SEAL}): give the folder that `python -m jobs.export` wrote")
+    try:
+        sums = dict(json.loads(storage.read_bytes(location)))
+        needed = {name: sums[name] for name in FILES}
+        storage.stat(storage.join(uri, WEIGHTS))
+    except (StorageError, ValueError, TypeError, KeyError) as error:  # missing files, and a seal that is not one
+        raise _incomplete(uri, error) from error
+    texts = {name: _checked(uri, name, needed[name]) for name in TEXTS}
+    return SealedBundle(
+        uri=uri,
+        config=_config(uri, texts["config.json"]),
+        tokenizer=ChatTokenizer.from_bytes(texts["tokenizer.json"]),
+        provenance=json.loads(texts["provenance.json"]),
+        sums=sums,
+    )
+
+
+def _config(uri: str, text: bytes) -> BundleConfig:
+    """Raises `BundleError` for another format, by its name, before the fields that this one has are looked for."""
+    with suppress(ValueError, AttributeError):  # no JSON, or no object: what is wrong is said below
+        found = json.loads(text).get("format", FORMAT)
+        if found != FORMAT:
+            raise BundleError(f"{uri} has format '{found}', this version reads {FORMAT}: export it again")
+    try:
+        return BundleConfig.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(f"{uri}: config.json is not that of a {FORMAT}: {one_line(error)}") from error
+
+
+def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None:
+    """Gives every parameter its weights, converted to `dtype`.
+
+    Raises `BundleError` if the file is not what was written, or if a tensor is missing, of another shape, or stored in
+    a type that is not read.
+    """
+    location, digest = storage.join(bundle.uri, WEIGHTS), hashlib.sha256()
+    names = shared_names(model)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    left = set(names)
+    try:
+        for entry, tensor in read_in_order(location, digest):
+            if shapes.get(entry.name) == entry.shape:
+                require_read(entry)
+                place(model, names[entry.name], tensor.to(dtype))
+                left.remove(entry.name)
+    except ForeignFileError:
+        raise
+    except BundleError as error:  # not even a file of tensors
+        raise _altered(bundle.uri, WEIGHTS) from error
+    except StorageError as error:
+        raise _incomplete(bundle.uri, error) from error
+    if digest.hexdigest() != bundle.sums[WEIGHTS]:
+        raise _altered(bundle.uri, WEIGHTS)
+    if left:
+        raise BundleError(f"{bundle.uri}: {WEIGHTS} does not fit config.json at {min(left)}: export it again")
+
+
+def load_bundle(
+    uri: str,
+    *,
+    device: torch.device | str | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    dtype: torch.dtype = torch.float32,
+) -> Blip3oPipeline:
+    """Loads a bundle from a folder or an object store, and checks every byte.
+
+    >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
+    >>> image = pipeline.generate("a red circle", seed=1)[0]
+    >>> pipeline.chat("What color is the circle?", image=image)
+
+    Weights are converted to `dtype`, in which the model then computes, on `device` (the CPU if left out). Every batch
+    of arithmetic has `batch_size` rows: images are equal to those of a server of the same batch size.
+
+    Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format, `ConfigError` if
+    there is no such device.
+    """
+    where = _device(device)
+    bundle = open_bundle(uri)
+    config = bundle.config
+    with unfilled():
+        model = build_model(config, bundle.tokenizer)
+    _fill(model, bundle, dtype)
+    words = config.template
+    return Blip3oPipeline(
+        model=model.eval().requires_grad_(requires_grad=False).to(where),
+        tokenizer=bundle.tokenizer,
+        template=ChatTemplate(
+            system=words.system,
+            instruction=words.instruction,
+            image_tokens=config.model.backbone.image_tokens,
+            style=words.style,
+        ),
+        max_length=config.max_length,
+        device=where,
+        batch_size=batch_size,
+    )
+
+
+def _device(name: torch.device | str | None) -> torch.device:
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: a build of torch without that kind of device
+        raise ConfigError(f"device '{name}' cannot be used ({one_line(error)}): leave it out for the CPU") from error
+    return device

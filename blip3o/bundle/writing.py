@@ -1,0 +1,68 @@
+"""Writing a bundle: its files, then its seal, then a look at what was written."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from blip3o import storage
+from blip3o.bundle.layout import SEAL, WEIGHTS, BundleConfig
+from blip3o.bundle.reading import build_model, load_bundle
+from blip3o.data.text.tokenizer import ChatTokenizer
+from blip3o.errors import BundleError
+from blip3o.model.unfilled import unfilled
+
+
+def write_bundle(
+    uri: str,
+    *,
+    config: BundleConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: ChatTokenizer,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes a bundle, seals it, loads it back and compares every tensor.
+
+    Raises `BundleError` if a part lacks weights or has other sizes, or if what was read back differs.
+    """
+    with unfilled():
+        model = build_model(config, tokenizer)
+    needed = dict(model.named_parameters())
+    missing = sorted(set(needed) - set(tensors))
+    if missing:
+        raise BundleError(
+            f"{uri}: {len(missing)} tensors have no weights, e.g. {missing[0]}: export all trained stages"
+        )
+    for name, parameter in needed.items():
+        if tensors[name].shape != parameter.shape:
+            raise BundleError(
+                f"{uri}: {name} is {list(tensors[name].shape)}, and a model of these sizes has "
+                f"{list(parameter.shape)}: export with the recipe that it was trained with"
+            )
+    weights = {name: tensors[name].detach().cpu().contiguous() for name in needed}
+    files = {
+        "config.json": config.model_dump_json(indent=1).encode(),
+        WEIGHTS: save(weights),
+        "tokenizer.json": tokenizer.to_bytes(),
+        "provenance.json": json.dumps(provenance, indent=1).encode(),
+    }
+    for name, data in files.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    write_seal(uri, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+    _verify(uri, weights)
+
+
+def _verify(uri: str, weights: Mapping[str, Tensor]) -> None:
+    read = dict(load_bundle(uri).model.named_parameters())
+    for name, tensor in weights.items():
+        if not torch.equal(read[name].cpu(), tensor.to(read[name].dtype)):
+            raise BundleError(f"{uri}: {name} reads back other than it was written: export again")
+
+
+def write_seal(uri: str, sums: Mapping[str, str]) -> None:
+    """Makes a bundle of a folder: the sha256 of each of its files, by name. Written after all of them."""
+    storage.write_bytes(storage.join(uri, SEAL), json.dumps(sums, indent=1).encode())

@@ -1,0 +1,88 @@
+"""Checks of the arguments of `Blip3oPipeline`, before anything is computed. Needs no torch.
+
+Every function raises `RequestError` with the value and the fix.
+"""
+
+import math
+import operator
+from collections.abc import Iterable
+
+from blip3o.errors import RequestError, quoted
+
+
+def kind(value: object) -> str:
+    """The type of a wrong value, for a message: "… is of type int", "… is missing"."""
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def parse_prompts(prompt: object) -> list[str]:
+    """One prompt or several, as a list."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | dict):
+        raise RequestError(f"the prompt is {kind(prompt)}: give a string or a list of strings")
+    prompts = list(prompt)
+    for number, item in enumerate(prompts):
+        if not isinstance(item, str):
+            raise RequestError(f"prompt {number} is {kind(item)}: give a string")
+    return prompts
+
+
+def parse_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
+    """One seed for each of `prompts` × `n` images, prompt by prompt.
+
+    An integer is the seed of each prompt's first image, and the next images count up from it; None means 0. So a list
+    of prompts gives the images that its prompts give one by one. A list of seeds has one for each image.
+    """
+    if seed is None or not isinstance(seed, Iterable):
+        if not prompts:
+            raise RequestError("there are 0 prompts: give at least one")
+        first = 0 if seed is None else _seed(seed)
+        return list(range(first, first + n)) * prompts
+    return parse_seed_list(seed, prompts=prompts, n=n)
+
+
+def parse_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
+    """As `parse_seeds`, for a list only."""
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes | dict):
+        raise RequestError(f"seed is {kind(seeds)}: give a list with one seed for each image")
+    seeds = [_seed(item) for item in seeds]
+    if not prompts or len(seeds) != prompts * n:
+        images = "image" if n == 1 else f"of the {prompts * n} images (n={n})"
+        raise RequestError(f"{prompts} prompts and {len(seeds)} seeds: give one seed for each {images}")
+    return seeds
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """Refuses anything but an integer of at least 1."""
+    if not _is_whole(value) or operator.index(value) < 1:  # type: ignore[arg-type]
+        raise RequestError(f"{name} is {_shown(value)}: give a whole number, 1 or more")
+
+
+def check_guidance_scale(value: object) -> None:
+    """Refuses anything but a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise RequestError(f"guidance_scale is {_shown(value)}: give a number, 0 or more; 1 is no guidance")
+
+
+def check_negative_prompt(value: object) -> None:
+    """Refuses a negative prompt, as the server does: the unconditional branch of the sampler takes no text."""
+    if value not in (None, ""):
+        raise RequestError(
+            f"negative_prompt is {_shown(value)}, but the unconditional branch of this model takes no text: omit it"
+        )
+
+
+def _seed(value: object) -> int:
+    # A plain int: the key of a random generator tells types apart, so a NumPy integer would give other noise.
+    if not _is_whole(value) or (seed := operator.index(value)) < 0:  # type: ignore[arg-type]
+        raise RequestError(f"seed is {_shown(value)}: give a whole number, 0 or more")
+    return seed
+
+
+def _is_whole(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else quoted(repr(value)).strip("'")

@@ -1,0 +1,214 @@
+"""Chat messages in OpenAI's form to turns of the chat template, and their image. Needs no torch.
+
+A message is `{"role": …, "content": …}`; its content is a string or a list of parts:
+
+    {"type": "text", "text": "What is this?"}
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}   # or a path, or an s3:// URI
+    {"type": "image", "image": picture}                                      # a PIL image, or a path
+
+What Python and HTTP have in common (the order of roles, the place of an image, turns of the template) are functions of
+any `ChatMessage`; `serve.schema` calls them too.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeGuard
+
+from PIL import Image
+
+from blip3o import storage
+from blip3o.data.images.decode import open_image
+from blip3o.data.text.templates import Turn
+from blip3o.errors import DataError, RequestError, StorageError, one_line, quoted
+from blip3o.inference.arguments import kind
+from blip3o.inference.data_urls import read_data_url
+
+ROLES = ("system", "developer", "user", "assistant")
+ImageSource = Image.Image | str | os.PathLike[str]
+Message = Mapping[str, Any]
+_PART_TYPES = ("text", "image_url", "image")
+
+
+class ChatMessage(Protocol):
+    """A parsed message, from Python or HTTP."""
+
+    @property
+    def role(self) -> str:
+        """One of `ROLES`."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """Its text parts, each on a line of its own."""
+        ...
+
+    @property
+    def image_indices(self) -> tuple[int, ...]:
+        """Indices of its parts that are images."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is wrong with a conversation: the path below `messages`, and a sentence for the caller."""
+
+    place: tuple[str | int, ...]
+    saying: str
+
+
+def to_turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
+    """The turns of the template. System messages at the start become one turn."""
+    begin = next((i for i, message in enumerate(messages) if _template_role(message) != "system"), len(messages))
+    system = "\n\n".join(message.text for message in messages[:begin])
+    rest = [Turn(role=_template_role(message), text=message.text) for message in messages[begin:]]
+    return (Turn(role="system", text=system), *rest) if begin else tuple(rest)
+
+
+def order_problem(messages: Sequence[ChatMessage]) -> Problem | None:
+    """What is wrong with the order of roles; None if it is the assistant's turn."""
+    spoken = [i for i, message in enumerate(messages) if _template_role(message) != "system"]
+    if not spoken:
+        return Problem(place=(), saying="there is no message of the user, which is what gets answered")
+    if messages[spoken[-1]].role != "user":
+        saying = "the last message must be the user's: it is what gets answered"
+        return Problem(place=(spoken[-1], "role"), saying=saying)
+    return None
+
+
+def image_problem(messages: Sequence[ChatMessage]) -> Problem | None:
+    """What is wrong with the images; None if there is none, or one in the user's first message."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    for count, (i, j) in enumerate(_image_positions(messages)):
+        place, role = (i, "content", j), messages[i].role
+        if role != "user":
+            return Problem(
+                place=place, saying=f"an image in a message of the {role}: the model looks at the user's alone"
+            )
+        if count:
+            return Problem(place=place, saying="this is a second image, and the model reads one in a conversation")
+        if i != first:
+            saying = f"the image must be in the user's first message, messages.{first}: the model looks for it there"
+            return Problem(place=place, saying=saying)
+    return None
+
+
+def _image_positions(messages: Sequence[ChatMessage]) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i, message in enumerate(messages) for j in message.image_indices)
+
+
+def _template_role(message: ChatMessage) -> str:
+    """A message's role in the model's template, which has no developer."""
+    return "system" if message.role == "developer" else message.role
+
+
+def parse_messages(
+    messages: str | Sequence[Message], image: ImageSource | None = None
+) -> tuple[tuple[Turn, ...], Image.Image | None]:
+    """The turns and the image, if any, of a question (a string) or of messages in OpenAI's form.
+
+    `image` is added to the user's first message. Raises `RequestError` with the path of the value: for another type,
+    an unknown key or role, an image that cannot be read, a second image.
+    """
+    if isinstance(messages, str):
+        if not messages.strip():
+            raise RequestError("the question is empty: say what to ask")
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes):
+        raise RequestError(f"messages is {kind(messages)}: give a string, or a list of messages")
+    parsed = [_parse_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    if wrong := order_problem(parsed) or image_problem(parsed):
+        raise RequestError(f"messages{_at(wrong.place)}: {wrong.saying}")
+    shown = [(f"messages[{i}]{_at(('content', j))}", parsed[i].parts[j]) for i, j in _image_positions(parsed)]
+    if image is not None:
+        shown.append(("image", image))
+    if len(shown) > 1:
+        raise RequestError("image: the messages hold one already, and the model reads one in a conversation")
+    return to_turns(parsed), load_image(shown[0][1], shown[0][0]) if shown else None
+
+
+def load_image(source: object, place: str = "image") -> Image.Image:
+    """The image of a path, a URI or a `data:` URL, upright and RGB; a PIL image is returned unchanged.
+
+    Raises `RequestError`, which begins with `place`, if it cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise RequestError(f"{place} is {kind(source)}: give a PIL image or a path")
+    name = os.fspath(source)
+    try:
+        return open_image(_read_bytes(name))
+    except RequestError as error:
+        raise RequestError(f"{place} {error}") from error
+    except StorageError as error:
+        raise RequestError(f"{place}: {error}") from error
+    except DataError as error:
+        shown = "the data URL" if name[:5].lower() == "data:" else quoted(name)
+        raise RequestError(f"{place}: {shown} is not an image that can be read: {one_line(error)}") from error
+
+
+def _read_bytes(name: str) -> bytes:
+    if name[:5].lower() == "data:":
+        return read_data_url(name)
+    if name.lower().startswith(("http:", "https:")):
+        raise RequestError(f"is {quoted(name)}, and nothing is downloaded: give a path, or a PIL image")
+    return storage.read_bytes(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ParsedMessage:
+    """A message from Python; its parts are texts and images that are not loaded yet."""
+
+    role: str
+    parts: tuple[Any, ...]
+    image_indices: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """Its text parts, each on a line of its own."""
+        return "\n".join(part for place, part in enumerate(self.parts) if place not in self.image_indices)
+
+
+def _parse_message(message: object, place: str) -> _ParsedMessage:
+    if not _is_object(message):
+        raise RequestError(f"{place} is {kind(message)}: give a dict with role and content")
+    given = {name for name, value in message.items() if value is not None}  # a reply of the server has "refusal": None
+    if extra := sorted(given - {"role", "content", "name"}, key=str):
+        raise RequestError(f"{place} has {quoted(str(extra[0]))}: a message has role and content")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise RequestError(f"{place}['role'] is {quoted(str(role))}: give one of {', '.join(ROLES)}")
+    if content is None and role == "assistant":
+        content = ""
+    if isinstance(content, str):
+        return _ParsedMessage(role=role, parts=(content,), image_indices=())
+    if not isinstance(content, list | tuple):
+        raise RequestError(f"{place}['content'] is {kind(content)}: give a string or a list of parts")
+    parsed = [_parse_part(part, f"{place}['content'][{number}]") for number, part in enumerate(content)]
+    images = tuple(number for number, (is_image, _) in enumerate(parsed) if is_image)
+    return _ParsedMessage(role=role, parts=tuple(value for _, value in parsed), image_indices=images)
+
+
+def _parse_part(part: object, place: str) -> tuple[bool, Any]:
+    """Whether a part is an image, and its text or image."""
+    if not _is_object(part) or part.get("type") not in _PART_TYPES:
+        raise RequestError(f"{place} is no part: give a dict with type {', '.join(_PART_TYPES)}")
+    value = part.get(part["type"])
+    if part["type"] == "text":
+        if not isinstance(value, str):
+            raise RequestError(f"{place}['text'] is {kind(value)}: give a string")
+        return False, value
+    if part["type"] == "image_url":
+        if not _is_object(value) or not isinstance(value.get("url"), str):
+            raise RequestError(f'{place}: give "image_url": {{"url": …}}, a data URL or a path')
+        value = value["url"]
+    return True, value
+
+
+def _is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _at(place: tuple[str | int, ...]) -> str:
+    return "".join(f"[{part!r}]" for part in place)

@@ -1,0 +1,333 @@
+"""The trained model as one object: `generate` makes images, `chat` answers.
+
+The command line, the evaluation and the server all go through here. Every batch is padded to one fixed size and every
+prompt to one fixed length, so the arithmetic of a request has the same shape whatever else is in its batch: the same
+prompt and seed give the same image alone, in any batch, and in any place of it.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip3o.config.resize import ResizeConfig
+from blip3o.data.images.decode import CROP, to_square
+from blip3o.data.text.templates import ChatTemplate, Turn
+from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
+from blip3o.errors import PromptTooLongError, RequestError
+from blip3o.inference import arguments
+from blip3o.inference.messages import ImageSource, Message, parse_messages
+from blip3o.model.backbone import Prompt
+from blip3o.model.decoders.pixel import to_pixels
+from blip3o.model.unified import UnifiedModel
+from blip3o.rng import torch_generator
+
+DEFAULT_BATCH_SIZE = 4
+DEFAULT_MAX_TOKENS = 32
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are still to come
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip3oPipeline:
+    """A model ready to use. Every batch of arithmetic has `batch_size` rows.
+
+    >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
+    >>> pipeline.generate("a red circle", seed=1)[0].save("out.png")
+    >>> pipeline.chat("What color is the circle?", image="out.png")
+    """
+
+    model: UnifiedModel
+    tokenizer: ChatTokenizer
+    template: ChatTemplate
+    max_length: int
+    device: torch.device
+    batch_size: int = DEFAULT_BATCH_SIZE
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] | None = None,
+        n: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+    ) -> list[Image.Image]:
+        """Generates `n` RGB images for a prompt, or for each of a list of prompts; always returns a list.
+
+        >>> image = pipeline.generate("a red circle", seed=1)[0]
+        >>> four = pipeline.generate("a red circle", seed=1, n=4)  # seeds 1, 2, 3 and 4
+        >>> circle, star = pipeline.generate(["a red circle", "a blue star"], seed=[1, 7])
+
+        Images come prompt by prompt. Image i of a prompt has the seed `seed` + i (`seed` is 0 if left out), so a list
+        of prompts gives the images that its prompts give one by one. A list of seeds has one for each image. Steps and
+        guidance default to the bundle's; a `guidance_scale` of 1 turns guidance off and halves the work.
+
+        Raises `RequestError` for a prompt that is empty or too long, a value of the wrong type or out of range, any
+        `negative_prompt` (the unconditional branch of this model takes no text), or a bundle without the parts that
+        generation takes.
+        """
+        self.require_generation()
+        arguments.check_negative_prompt(negative_prompt)
+        arguments.check_positive_int("n", n)
+        prompts = arguments.parse_prompts(prompt)
+        seeds = arguments.parse_seeds(seed, prompts=len(prompts), n=n)
+        repeated = [prompt for prompt in prompts for _ in range(n)]
+        features = self.generate_features(
+            repeated, seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+        return self.decode(features, seeds=seeds)
+
+    @torch.inference_mode()
+    def generate_features(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Features [n, L, F] generated for each prompt and seed. Raises `RequestError` as `generate` does."""
+        prompts = arguments.parse_prompts(prompts)
+        seeds = arguments.parse_seed_list(seeds, prompts=len(prompts))
+        if num_inference_steps is not None:
+            arguments.check_positive_int("num_inference_steps", num_inference_steps)
+        if guidance_scale is not None:
+            arguments.check_guidance_scale(guidance_scale)
+        ids = [self.generation_ids(prompt) for prompt in prompts]
+        return self._features(ids, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+
+    def _features(
+        self,
+        ids: Sequence[list[int]],
+        seeds: Sequence[int],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        sampler = self.model.config.sampler
+        steps = sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance = sampler.guidance_scale if guidance_scale is None else guidance_scale
+        states = self._states(ids)
+        noise = torch.stack([self.feature_noise(seed) for seed in seeds])
+        chunks = [
+            self.model.sample_features(rows, start, num_inference_steps=steps, guidance_scale=guidance)[:count]
+            for count, (rows, start) in self._chunks(states, noise)
+        ]
+        return torch.cat(chunks)
+
+    @torch.inference_mode()
+    def condition(self, prompts: Sequence[str]) -> Tensor:
+        """Query states [n, N, H] of requests for images. Raises `RequestError` for an empty or over-long prompt."""
+        return self._states([self.generation_ids(prompt) for prompt in prompts])
+
+    def _states(self, rows: Sequence[list[int]]) -> Tensor:
+        ids, mask = self._pad(rows)
+        chunks = [
+            self.model.query_states(Prompt(input_ids=part, attention_mask=part_mask))[:count]
+            for count, (part, part_mask) in self._chunks(ids, mask)
+        ]
+        return torch.cat(chunks)
+
+    @torch.inference_mode()
+    def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
+        """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
+        noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
+        null = self.null_features
+        chunks = [self.model.draw(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)]
+        return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Images → their features [n, L, F], as the generation targets are made.
+
+        Raises `RequestError` if this bundle came without the encoder.
+        """
+        if "encoder" in self.model.config.parts:
+            self._need("encoder", "draws and chats, but encodes no images")
+        pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
+        return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
+
+    @functools.cached_property
+    def null_features(self) -> Tensor | None:
+        """Features [L, F] of the decoder's null branch, made once; None where the decoder has none.
+
+        Of a black image, or, as upstream's pipeline does, generated with seed 0 for a prompt of `[IMG]` alone.
+        """
+        branch = self.model.config.decoder.null_branch
+        if branch is None:
+            return None
+        if branch == "black":
+            return self.encode([Image.new("RGB", (1, 1))])[0]
+        return self._features([[self.tokenizer.ids[GENERATE]]], [0])[0]
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        image: ImageSource | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> str:
+        """The reply, of at most `max_tokens`, to a question or to messages in OpenAI's form.
+
+        >>> pipeline.chat("What color is the circle?", image="out.png")
+        >>> pipeline.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it red?"}])
+        >>> ask = {"type": "text", "text": "What is it?"}
+        >>> pipeline.chat([{"role": "user", "content": [ask, {"type": "image", "image": picture}]}])
+
+        A conversation has at most one image (a PIL image, a path or a `data:` URL), in the user's first message; see
+        `blip3o.inference.messages`. Decoding is greedy, so the same conversation always gets the same reply.
+
+        Raises `RequestError` for what cannot be answered, `PromptTooLongError` if it does not fit.
+        """
+        arguments.check_positive_int("max_tokens", max_tokens)
+        turns, shown = parse_messages(messages, image)
+        images = None if shown is None else [shown]
+        return self.chat_batch([turns], images=images, max_tokens=max_tokens)[0]
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        *,
+        images: Sequence[Image.Image] | None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> list[str]:
+        """One reply for each conversation; either all of them have an image or none has.
+
+        Raises `RequestError` for a conversation that does not fit.
+        """
+        replies = self.reply_ids(conversations, images=images, max_tokens=max_tokens)
+        return [self.tokenizer.decode(reply) for reply in replies]
+
+    @torch.inference_mode()
+    def stream_chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        image: ImageSource | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> Iterator[str]:
+        """The reply of `chat` in pieces, each given as soon as its tokens make whole characters.
+
+        Raises `RequestError` as `chat` does. Costs what `chat` does for as many tokens as were taken.
+        """
+        arguments.check_positive_int("max_tokens", max_tokens)
+        turns, shown = parse_messages(messages, image)
+        (_, prompt), *_ = self._prompts([turns], None if shown is None else [shown])
+        ids: list[int] = []
+        said = ""
+        for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids):
+            if tokens[0] is None:
+                break
+            ids.append(tokens[0])
+            text = self.tokenizer.decode(ids)
+            if not text.endswith(_INCOMPLETE):
+                yield text[len(said) :]
+                said = text
+        # What the last tokens left unfinished is shown as `chat` shows it.
+        if ids and (rest := self.tokenizer.decode(ids)[len(said) :]):
+            yield rest
+
+    @torch.inference_mode()
+    def reply_ids(
+        self, conversations: Sequence[Sequence[Turn]], *, images: Sequence[Image.Image] | None, max_tokens: int
+    ) -> list[list[int]]:
+        """As `chat_batch`, but token ids without the closing one; as many as were allowed mean that it was cut off."""
+        replies: list[list[int]] = []
+        for count, prompt in self._prompts(conversations, images):
+            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids)
+            replies += tokens[:count]
+        return replies
+
+    def feature_noise(self, seed: int) -> Tensor:
+        """The noise [L, F] from which a seed's features start."""
+        return torch.randn(self.model.latent_shape, generator=torch_generator(seed, "features")).to(self.device)
+
+    def pixel_noise(self, seed: int) -> Tensor:
+        """The noise, of the decoder's own shape, from which a seed's pixels start."""
+        shape = self.model.config.decoder.noise_shape
+        return torch.randn(shape, generator=torch_generator(seed, "pixels")).to(self.device)
+
+    def generation_ids(self, prompt: str) -> list[int]:
+        """Token ids of a request for an image. Raises `RequestError` for an empty or over-long prompt."""
+        _check_text(prompt)
+        if not prompt.strip():
+            raise RequestError("the prompt is empty: say what to draw")
+        return self._fitting(self.template.draw(self.tokenizer, prompt))
+
+    def chat_ids(self, turns: Sequence[Turn], *, with_image: bool) -> list[int]:
+        """Token ids of a conversation that waits for its reply.
+
+        Raises `RequestError` if it does not fit, or shows an image to a model that reads text alone.
+        """
+        if with_image and not self.template.image_tokens:
+            raise RequestError("this model reads text alone: ask without the image")
+        for turn in turns:
+            _check_text(turn.text)
+        return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
+
+    def require_generation(self) -> None:
+        """Raises `RequestError` if the bundle has not all parts that generation takes."""
+        self._need("queries", "chats, but draws nothing")
+        self._need("decoder", "draws features, but no images")
+
+    def _need(self, part: str, ability: str) -> None:
+        if not self.model.has(part):
+            raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
+
+    def fill(self, rows: Tensor) -> Tensor:
+        """Repeats the last of up to `batch_size` rows until there are `batch_size`."""
+        return torch.cat([rows, rows[-1:].expand(self.batch_size - rows.shape[0], *rows.shape[1:])])
+
+    def _fitting(self, ids: list[int]) -> list[int]:
+        if len(ids) > self.max_length:
+            raise PromptTooLongError(
+                f"the prompt takes {len(ids)} tokens, this model reads {self.max_length}: shorten it"
+            )
+        return ids
+
+    def _pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        pad = self.tokenizer.ids[PAD]
+        ids = torch.tensor([row + [pad] * (self.max_length - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(self.max_length) < lengths[:, None]).long()
+        return ids.to(self.device), mask.to(self.device)
+
+    def _pixels(self, images: Sequence[Image.Image], size: int, resize: ResizeConfig = CROP) -> Tensor:
+        return torch.from_numpy(np.stack([to_square(image, size, resize) for image in images])).to(self.device)
+
+    @property
+    def _stop_ids(self) -> frozenset[int]:
+        return frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
+
+    def _prompts(
+        self, conversations: Sequence[Sequence[Turn]], images: Sequence[Image.Image] | None
+    ) -> Iterator[tuple[int, Prompt]]:
+        """Conversations in batches of `batch_size` rows, with how many of them are real."""
+        with_image = images is not None
+        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
+        tensors = [ids, mask]
+        if images is not None:
+            backbone = self.model.config.backbone
+            tensors.append(self._pixels(images, backbone.image_size, backbone.image_resize))
+        for count, rows in self._chunks(*tensors):
+            yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
+
+    def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+        """Batches of `batch_size` rows: how many of them are real, and for each tensor its rows, filled up."""
+        for start in range(0, tensors[0].shape[0], self.batch_size):
+            parts = [tensor[start : start + self.batch_size] for tensor in tensors]
+            yield parts[0].shape[0], [self.fill(part) for part in parts]
+
+
+def _check_text(text: str) -> None:
+    """Raises `RequestError` for a lone surrogate: half a pair of a JSON escape, or a byte of a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"a lone surrogate (U+{ord(text[error.start]):04X} at position {error.start})"
+        raise RequestError(f"the prompt has {what}, which is no text: send UTF-8") from error

@@ -1,0 +1,45 @@
+"""The resolved recipe that a run keeps, and what two of them differ in."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from blip3o import storage
+from blip3o.config.recipe import Recipe
+from blip3o.errors import DataError
+from blip3o.runs.paths import recipe_uri
+
+
+def write_recipe(recipe: Recipe) -> None:
+    """Keeps the resolved recipe of a run that begins or goes on. Raises `StorageError`."""
+    text = json.dumps(recipe.model_dump(mode="json"), indent=1)
+    storage.write_bytes(recipe_uri(recipe.run.storage, recipe.run.name), text.encode())
+
+
+def read_recipe(storage_uri: str, run: str) -> dict[str, Any]:
+    """The resolved recipe of a run, as nested values. Raises `DataError` if there is no such run."""
+    uri = recipe_uri(storage.normalize(storage_uri), run)
+    if not storage.exists(uri):
+        raise DataError(f"{storage_uri} has no run '{run}': blip3o runs --storage {storage_uri} lists them")
+    return json.loads(storage.read_bytes(uri))
+
+
+def compare(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two runs' recipes differ, with both values; None where one has no such key.
+
+    Raises `DataError` if there is no such run.
+    """
+    first, second = (flattened(read_recipe(storage_uri, run)) for run in (one, other))
+    keys = [*first, *(key for key in second if key not in first)]
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

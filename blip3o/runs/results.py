@@ -1,0 +1,117 @@
+"""The result of a run: its weights, with a description that is written last. Without it the weights do not count.
+
+`<run>/final/weights.safetensors` has what the stage trained, by parameter name, `average.safetensors` the moving
+average of the same if the run kept one, and `final.json` the recipe, the sha256 of both, and a summary.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from blip3o import storage
+from blip3o.config.recipe import Recipe
+from blip3o.errors import CheckpointError, ConfigError, StorageError
+from blip3o.runs.paths import final_uri
+from blip3o.storage.magic import SNIFFED_BYTES, recognise
+from blip3o.weights import tensor_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS, AVERAGE, DESCRIPTION = "weights.safetensors", "average.safetensors", "final.json"
+
+
+def write_final(
+    uri: str,
+    tensors: "Mapping[str, Tensor]",
+    description: Mapping[str, Any],
+    average: "Mapping[str, Tensor] | None" = None,
+) -> None:
+    """Writes weights and their average, then the description with the sha256 of both, which makes the result whole."""
+    sha256 = tensor_file.write_tensor_file(storage.join(uri, WEIGHTS), tensors)
+    whole = {**description, "tensors": sorted(tensors), "sha256": sha256}
+    if average:
+        whole["average_sha256"] = tensor_file.write_tensor_file(storage.join(uri, AVERAGE), average)
+    storage.write_bytes(storage.join(uri, DESCRIPTION), json.dumps(whole, indent=1).encode())
+
+
+def read_description(uri: str) -> dict[str, Any] | None:
+    """The description of a finished run's result; None where the run has not finished.
+
+    Raises `CheckpointError` if the file is not what was written.
+    """
+    location = storage.join(uri, DESCRIPTION)
+    if not storage.exists(location):
+        return None
+    data = storage.read_bytes(location)
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError) as error:
+        found = (
+            recognise(data[:SNIFFED_BYTES], size=len(data), is_text=True) or "is no JSON object: train the run again"
+        )
+        raise CheckpointError(f"{location} {found}") from error
+
+
+def is_finished(storage_uri: str, run: str) -> bool:
+    """Whether a run has left its result. Raises `CheckpointError` if its description is not what was written."""
+    return read_description(final_uri(storage_uri, run)) is not None
+
+
+def require_finished(storage_uri: str, run: str) -> dict[str, Any]:
+    """The description of a run that a stage starts from. Raises `ConfigError` if it has not finished."""
+    description = read_description(final_uri(storage_uri, run))
+    if description is None:
+        raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {storage_uri}")
+    return description
+
+
+def start_sha256(recipe: Recipe) -> list[str]:
+    """sha256 of the weights that a stage starts from. Raises `ConfigError` if one of those runs has not finished."""
+    return [require_finished(recipe.run.storage, run)["sha256"] for run in recipe.stage.start_from]
+
+
+def read_final(uri: str, *, averaged: bool = False) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    """Weights and description of a finished run; if `averaged`, their moving average, which the run must have kept.
+
+    Raises `CheckpointError` if the run has not finished, or if the weights are not the ones that were written.
+    """
+    description = read_description(uri)
+    if description is None:
+        raise CheckpointError(f"{uri} holds no finished run: train it first, or correct stage.start_from")
+    file, key = (AVERAGE, "average_sha256") if averaged else (WEIGHTS, "sha256")
+    if key not in description:
+        raise CheckpointError(
+            f"{uri} holds no moving average: train the run with optim.ema_decay, or take its last weights"
+        )
+    try:
+        data = storage.read_bytes(storage.join(uri, file))
+    except StorageError as error:
+        raise CheckpointError(f"{uri}: {file} is missing beside {DESCRIPTION}: train the run again") from error
+    _require_written(uri, file, data, sha256=description[key])
+    return tensor_file.parse_tensors(data), description
+
+
+def _require_written(uri: str, file: str, data: bytes, *, sha256: str) -> None:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        found = recognise(data[:SNIFFED_BYTES], size=len(data))
+        raise CheckpointError(
+            f"{uri}: {file} {found}"
+            if found
+            else f"{uri}: weights have sha256 {digest[:12]}…, {sha256[:12]}… was written: train again"
+        )
+
+
+def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a finished run, read only from the head of its weights."""
+    return tensor_file.read_shapes(storage.join(uri, WEIGHTS))
+
+
+def read_tensors(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
+    """Some tensors of a finished run, one after the other by ranged reads; they are not checked against its sha256.
+
+    Raises `CheckpointError` if it does not hold one of them.
+    """
+    return tensor_file.read_some(storage.join(uri, WEIGHTS), names)

@@ -1,0 +1,82 @@
+"""What a stage leaves at its end: the weights it trained, their average, and a summary in figures."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from blip3o.config.recipe import Recipe
+from blip3o.model.unified import UnifiedModel
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import write_final
+from blip3o.runs.rows import rows_of
+from blip3o.train.deepspeed.gather import gather_parameters, trained
+from blip3o.train.ema import Ema
+from blip3o.train.lora import base_weights, merged
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSummary:
+    """A finished stage in figures. `seconds` are those of its steps, without start-up.
+
+    `data_wait_p50` and `data_wait_p95` are the seconds that the first rank waited for data in a step, median and 95th
+    percentile; `data_wait_fraction` is the waiting's share of all. `checkpoint_stall` are the seconds that saving took,
+    which are not in `seconds`.
+    """
+
+    steps: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    samples_per_second: float
+    data_wait_fraction: float
+    data_wait_p50: float
+    data_wait_p95: float
+    checkpoint_stall: float
+    workers: int
+    zero_stage: int
+
+
+def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> StageSummary:
+    """First and last loss are means over the first and last tenth of the steps (at least one step)."""
+    losses = [row["loss"] for row in rows]
+    tenth = max(len(losses) // 10, 1)
+    seconds = sum(row["seconds"] for row in rows)
+    waits = [row["data_wait"] for row in rows]
+    return StageSummary(
+        steps=len(rows),
+        first_loss=sum(losses[:tenth]) / tenth,
+        last_loss=sum(losses[-tenth:]) / tenth,
+        seconds=seconds,
+        samples_per_second=len(rows) * recipe.optim.global_batch_size / seconds,
+        data_wait_fraction=sum(waits) / seconds,
+        data_wait_p50=float(np.percentile(waits, 50)),
+        data_wait_p95=float(np.percentile(waits, 95)),
+        checkpoint_stall=sum(row["checkpoint_stall"] for row in rows),
+        workers=workers,
+        zero_stage=recipe.parallel.zero_stage,
+    )
+
+
+def whole_result(
+    recipe: Recipe, model: UnifiedModel, average: Ema | None, *, keep: bool
+) -> tuple[Tensors, Tensors | None]:
+    """What the stage trained and its moving average, adapters merged; empty where not `keep`. For all ranks to call."""
+    lora, base = recipe.stage.lora, gather_parameters(base_weights(model), keep=keep)
+    weights = merged(gather_parameters(trained(model), keep=keep), base, lora)
+    return weights, merged(average.gather(keep=keep), base, lora) if average else None
+
+
+def write_result(recipe: Recipe, weights: Tensors, averaged: Tensors | None, identity: str, *, workers: int) -> None:
+    """Writes the trained weights, their average and the run's description, which marks the run as finished."""
+    description = {
+        "run": recipe.run.name,
+        "stage": recipe.stage.name,
+        "identity": identity,
+        "recipe": recipe.model_dump(mode="json"),
+        "summary": asdict(summarize(recipe, rows_of(recipe), workers=workers)),
+    }
+    write_final(final_uri(recipe.run.storage, recipe.run.name), weights, description, averaged)

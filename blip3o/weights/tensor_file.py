@@ -1,0 +1,60 @@
+"""A safetensors file of named tensors, written and read whole or in parts.
+
+PyTorch is imported when tensors are: a process that only asks for a description or a shape (the stream's actors are
+such) starts a second sooner without it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from blip3o import storage
+from blip3o.errors import CheckpointError
+from blip3o.weights.safetensors_header import StoredTensor, read_head
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_tensor_file(uri: str, tensors: "Mapping[str, Tensor]") -> str:
+    """Writes a file of tensors and returns its sha256. Raises `StorageError`."""
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    storage.write_bytes(uri, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def parse_tensors(data: bytes) -> "dict[str, Tensor]":
+    """The tensors in the bytes of a file."""
+    from safetensors.torch import load
+
+    return load(data)
+
+
+def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a file, read only from its head."""
+    return {name: entry.shape for name, entry in _entries(uri).items()}
+
+
+def read_some(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
+    """Some tensors of a file, one after the other by ranged reads.
+
+    Raises `CheckpointError` if it does not hold one of them.
+    """
+    entries = _entries(uri)
+    with storage.open_ranges(uri) as file:
+        for name in names:
+            if name not in entries:
+                raise CheckpointError(f"{uri} holds no tensor {name}: use the same model preset")
+            entry = entries[name]
+            about = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [0, entry.size]}
+            head = json.dumps({name: about}).encode()
+            whole = len(head).to_bytes(8, "little") + head + file.read(entry.offset, entry.size)
+            yield parse_tensors(whole)[name]
+
+
+def _entries(uri: str) -> dict[str, StoredTensor]:
+    with storage.open_ranges(uri) as file:
+        return {entry.name: entry for entry in read_head(uri, file)[1]}

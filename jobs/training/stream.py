@@ -1,0 +1,109 @@
+"""The stream of a fit: micro-batches of all stages under one numbering, from where the run goes on.
+
+What runs in its actors is here too. Those that only decode start without PyTorch: a second of each start, and memory in
+every process. Ray Data is imported when the stream is built, since a dry run asks this module for no more than what a
+stream would need.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from blip3o.config.pipeline import TrainingPipeline
+from blip3o.config.recipe import Recipe
+from blip3o.data.batches import MicroBatchBuilder, StagedMicroBatches, build_micro_batches
+from blip3o.data.inputs import StageInputs
+from blip3o.device import gpus_per_worker
+from blip3o.train.checkpoint.resume import next_micro_batch
+from blip3o.train.stages import stage_of
+from jobs.training.plan import FitPlan
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from blip3o.data.stream import Encoders
+    from blip3o.train.features.encoder import FeatureMaker
+
+Arrays = dict[str, Any]
+
+
+def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
+    """A factory that Ray Train calls at every (re)start of the workers: the stream from the newest checkpoint on."""
+
+    def build() -> "Dataset":
+        from blip3o.data.stream import build_stream
+
+        pipeline = plan.pipeline()
+        parallel = pipeline.stages[0].parallel
+        return build_stream(
+            num_micro_batches=pipeline.ends[-1],
+            first=next_micro_batch(pipeline),
+            make_micro_batch_fn=lambda: staged_micro_batches(plan),
+            concurrency=parallel.data_actors,
+            threads=parallel.data_threads,
+            num_cpus=parallel.cpus_per_data_actor,
+            labels=parallel.data_labels,
+            encoders=stream_encoders(plan),
+        )
+
+    return build
+
+
+def stream_encoders(plan: FitPlan) -> "Encoders | None":
+    """The encoding actors of the stream; None if no stage streams its features."""
+    from blip3o.data.stream import Encoders
+
+    pipeline = plan.pipeline()
+    if not streams_features(pipeline):
+        return None
+    parallel = pipeline.stages[0].parallel
+    return Encoders(
+        make=lambda: staged_encoders(plan.pipeline()),
+        count=parallel.encoder_actors,
+        num_cpus=parallel.cpus_per_encoder_actor,
+        num_gpus=parallel.gpus_per_encoder_actor * gpus_per_worker(parallel.device),
+        labels=parallel.encoder_labels,
+    )
+
+
+def streams_features(pipeline: TrainingPipeline) -> bool:
+    """Whether a stage's features are computed in the stream, by encoding actors."""
+    return any(recipe.data.features == "stream" for recipe in pipeline.stages)
+
+
+def staged_micro_batches(plan: FitPlan) -> Callable[[int], Arrays]:
+    """Micro-batch number → arrays, through all stages of a plan."""
+    pipeline = plan.pipeline()
+    stages = zip(pipeline.stages, plan.features, strict=True)
+    return StagedMicroBatches([partial(_open, recipe, features) for recipe, features in stages], pipeline.ends)
+
+
+def _open(recipe: Recipe, features_sha256: str | None) -> MicroBatchBuilder:
+    """Opens a stage when it is reached, so that no actor holds the inputs of those before and after it."""
+    inputs = StageInputs(recipe, features_sha256=features_sha256)
+    return build_micro_batches(inputs, stage_of(recipe).task)
+
+
+def staged_encoders(pipeline: TrainingPipeline) -> Callable[[Arrays], Arrays]:
+    """Arrays of a micro-batch → the same with features in place of the encoder's pixels, where its stage streams them.
+
+    The encoder of such a stage is built when it is reached; the newest is held.
+    """
+
+    @lru_cache(maxsize=1)
+    def maker(stage: int) -> "FeatureMaker":
+        from blip3o.device import select
+        from blip3o.train.features.encoder import FeatureMaker
+
+        recipe = pipeline.stages[stage]
+        return FeatureMaker(recipe, select(recipe.parallel.device))
+
+    def encode(arrays: Arrays) -> Arrays:
+        stage = bisect_right(pipeline.ends, int(arrays["micro_batch"][0]))
+        if pipeline.stages[stage].data.features != "stream":
+            return arrays
+        others = {name: array for name, array in arrays.items() if name != "encoder_pixels"}
+        return {**others, "features": maker(stage).column(arrays["encoder_pixels"])}
+
+    return encode

@@ -1,0 +1,52 @@
+"""The Ray Train trainer of a fit: its workers, its stream, and the validations beside them."""
+
+from dataclasses import asdict
+
+import ray.train
+from ray.train import ValidationConfig, ValidationTaskConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from blip3o import storage
+from blip3o.data.stream import data_config
+from blip3o.device import collective_backend, gpus_per_worker
+from jobs.training.plan import FitPlan
+from jobs.training.resources import scaling
+from jobs.training.stream import stream_encoders, stream_factory
+from jobs.training.validate import validate_checkpoint
+from jobs.training.worker import train_worker
+
+
+def build_trainer(plan: FitPlan, *, most: int) -> TorchTrainer:
+    """A trainer of at most so many workers that goes on where the run stands in its storage."""
+    first = plan.pipeline().stages[0]
+    parallel, saved = first.parallel, first.checkpoint
+    filesystem, path = storage.resolve(first.run.storage)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(plan),
+        torch_config=TorchConfig(backend=collective_backend(parallel.device)),
+        scaling_config=scaling(parallel, most=most),
+        run_config=ray.train.RunConfig(
+            name=plan.name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=saved.max_failures),
+        ),
+        validation_config=validations(plan),
+        datasets={"train": stream_factory(plan)},
+        dataset_config=data_config(parallel.data_labels, stream_encoders(plan)),
+    )
+
+
+def validations(plan: FitPlan) -> ValidationConfig | None:
+    """What Ray Train runs beside the training for a checkpoint that asks for it; None if no stage has validations."""
+    pipeline = plan.pipeline()
+    evaluate = next((recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None), None)
+    if evaluate is None:
+        return None
+    gpus = evaluate.gpus * gpus_per_worker(pipeline.stages[0].parallel.device)
+    return ValidationConfig(
+        fn=validate_checkpoint,
+        task_config=ValidationTaskConfig(fn_kwargs={"plan": asdict(plan)}),
+        ray_remote_kwargs={"num_cpus": evaluate.cpus, "num_gpus": gpus},
+    )

@@ -1,0 +1,1 @@
+"""Tests of `blip3o/evaluate/suites/scenes`."""

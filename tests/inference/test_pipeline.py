@@ -1,0 +1,257 @@
+"""The pipeline: an image depends on its prompt, seed, steps and guidance, and on nothing that stands beside it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.bundle.reading import load_bundle
+from blip3o.data.text.templates import Turn
+from blip3o.errors import RequestError
+from tests.bundles import MAX_LENGTH, write_nano_bundle
+
+PROMPTS = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("circle", "square", "star", "ring")][:7]
+SEEDS = list(range(3, 10))
+BATCH_SIZE = 4  # so that seven rows are a full group and one that is filled up
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    uri = str(tmp_path_factory.mktemp("bundle"))
+    write_nano_bundle(uri)
+    return load_bundle(uri, batch_size=BATCH_SIZE)
+
+
+@pytest.fixture(scope="module")
+def images(pipeline):
+    """All prompts in one batch."""
+    return [np.asarray(image) for image in pipeline.generate(PROMPTS, seed=SEEDS)]
+
+
+def picture(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def ask(text):
+    return [Turn(role="user", text=text)]
+
+
+def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline, images):
+    assert {image.shape for image in images} == {(32, 32, 3)}
+    alone = [pipeline.generate([prompt], seed=[seed])[0] for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+    backwards = pipeline.generate(PROMPTS[::-1], seed=SEEDS[::-1])[::-1]
+    rotated = pipeline.generate(PROMPTS[3:] + PROMPTS[:3], seed=SEEDS[3:] + SEEDS[:3])
+    for others in (alone, backwards, rotated[4:] + rotated[:4]):
+        for image, other in zip(images, others, strict=True):
+            assert np.array_equal(image, np.asarray(other))
+
+
+def test_features_are_equal_to_the_bit(pipeline):
+    together = pipeline.generate_features(PROMPTS, seeds=SEEDS)
+    for row, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
+        assert torch.equal(pipeline.generate_features([prompt], seeds=[seed])[0], together[row])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"prompt": "a blue star"}, {"seed": 99}, {"guidance_scale": 1.5}, {"num_inference_steps": 3}]
+)
+def test_prompt_seed_guidance_and_steps_each_change_the_image(pipeline, images, changed):
+    prompt, seed = changed.pop("prompt", PROMPTS[0]), changed.pop("seed", SEEDS[0])
+    assert not np.array_equal(images[0], np.asarray(pipeline.generate([prompt], seed=[seed], **changed)[0]))
+
+
+def test_defaults_are_the_bundles(pipeline, images):
+    sampler = pipeline.model.config.sampler
+    explicit = pipeline.generate(
+        PROMPTS[:1],
+        seed=SEEDS[:1],
+        num_inference_steps=sampler.num_inference_steps,
+        guidance_scale=sampler.guidance_scale,
+    )
+    assert np.array_equal(images[0], np.asarray(explicit[0]))
+
+
+@pytest.mark.parametrize(("steps", "guidance", "evaluations"), [(1, 1.0, 1), (5, 1.0, 5), (5, 2.0, 10), (5, 0.0, 10)])
+def test_steps_are_evaluations(pipeline, steps, guidance, evaluations):
+    calls = []
+    hook = pipeline.model.dit.register_forward_hook(lambda *_: calls.append(1))
+    pipeline.generate_features(PROMPTS[:2], seeds=SEEDS[:2], num_inference_steps=steps, guidance_scale=guidance)
+    hook.remove()
+    assert len(calls) == evaluations
+
+
+def test_every_batch_of_arithmetic_has_one_shape(pipeline):
+    shapes = set()
+    hook = pipeline.model.dit.register_forward_hook(lambda _, args, __: shapes.add(tuple(args[0].shape)))
+    for count in (1, 4, 7):
+        pipeline.generate_features(PROMPTS[:count], seeds=SEEDS[:count], num_inference_steps=1)
+    hook.remove()
+    assert shapes == {(BATCH_SIZE, *pipeline.model.latent_shape)}
+
+
+def test_a_reply_is_its_own_alone_and_in_a_batch(pipeline):
+    questions = [ask(f"what is in picture {number}?") for number in range(6)]
+    pictures = [picture(seed) for seed in range(6)]
+    together = pipeline.reply_ids(questions, images=pictures, max_tokens=12)
+    for question, shown, reply in zip(questions, pictures, together, strict=True):
+        assert pipeline.reply_ids([question], images=[shown], max_tokens=12) == [reply]
+    assert pipeline.chat("what is in picture 0?", image=pictures[0], max_tokens=12) == pipeline.tokenizer.decode(
+        together[0]
+    )
+
+
+def test_a_reply_depends_on_question_and_picture(pipeline):
+    def first_states(text, shown):
+        states = []
+        hook = pipeline.model.backbone.text.register_forward_hook(lambda *call: states.append(call[-1][0]))
+        pipeline.reply_ids([ask(text)], images=None if shown is None else [shown], max_tokens=1)
+        hook.remove()
+        ids = pipeline.chat_ids(ask(text), with_image=shown is not None)
+        return states[0][0, len(ids) - 1]
+
+    base = first_states("what is it?", picture(0))
+    assert torch.equal(base, first_states("what is it?", picture(0)))
+    assert not torch.equal(base, first_states("what is it?", picture(1)))
+    assert not torch.equal(base, first_states("who is it?", picture(0)))
+    assert not torch.equal(base, first_states("what is it?", None))
+
+
+def test_a_reply_ends_where_it_must(pipeline):
+    [reply] = pipeline.reply_ids([ask("what?")], images=None, max_tokens=5)
+    assert len(reply) <= 5
+    assert pipeline.reply_ids([ask("what?")], images=None, max_tokens=3) == [reply[:3]]
+
+
+def test_what_encode_gives_is_what_training_aims_at(pipeline):
+    from blip3o.data.images.decode import to_square
+
+    size = pipeline.model.config.encoder.image_size
+    pixels = torch.from_numpy(np.stack([to_square(picture(seed), size) for seed in range(5)]))
+    with torch.inference_mode():
+        expected = torch.cat([pipeline.model.encoder(pixels[:4]), pipeline.model.encoder(pixels[1:])[-1:]])
+    assert torch.equal(pipeline.encode([picture(seed) for seed in range(5)]), expected)
+
+
+def same(images, others):
+    return [image.tobytes() for image in images] == [other.tobytes() for other in others]
+
+
+def test_a_list_gives_what_its_prompts_give_one_by_one(pipeline):
+    one, other = PROMPTS[:2]
+    assert same(pipeline.generate(one, seed=3), pipeline.generate([one], seed=[3]))
+    assert same(
+        pipeline.generate([one, other], seed=3), pipeline.generate(one, seed=3) + pipeline.generate(other, seed=3)
+    )
+    assert same(
+        pipeline.generate([one, other], seed=3, n=2), pipeline.generate([one, one, other, other], seed=[3, 4] * 2)
+    )
+    assert same(pipeline.generate(one, n=2), pipeline.generate([one, one], seed=[0, 1]))
+    assert same(pipeline.generate(one, seed=np.int64(3), n=2), pipeline.generate(one, seed=range(3, 5), n=2))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        (7, {}, "the prompt is of type int: give a string or a list of strings"),
+        (None, {}, "the prompt is missing"),
+        ({"a": 1}, {}, "the prompt is of type dict"),
+        (["a", 7], {}, "prompt 1 is of type int: give a string"),
+        ([], {"seed": 1}, "there are 0 prompts: give at least one"),
+        ("a", {"seed": "1"}, "seed is of type str: give a list with one seed for each image"),
+        ("a", {"seed": 1.0}, "seed is 1.0: give a whole number, 0 or more"),
+        ("a", {"seed": True}, "seed is True"),
+        ("a", {"seed": -1}, "seed is -1"),
+        ("a", {"seed": ["1"]}, "seed is '1'"),
+        (
+            ["a", "b"],
+            {"seed": [1, 2, 3], "n": 2},
+            r"2 prompts and 3 seeds: give one seed for each of the 4 images \(n=2\)",
+        ),
+        ("a", {"n": 0}, "n is 0: give a whole number, 1 or more"),
+        ("a", {"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ("a", {"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ("a", {"guidance_scale": -1}, "guidance_scale is -1: give a number, 0 or more"),
+        ("a", {"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ("a", {"guidance_scale": "3"}, "guidance_scale is '3'"),
+        ("a", {"negative_prompt": "blur"}, "negative_prompt is 'blur'.* omit it"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_is_computed(pipeline, prompt, options, said):
+    calls = []
+    hook = pipeline.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(RequestError, match=said):
+        pipeline.generate(prompt, **options)
+    hook.remove()
+    assert not calls
+
+
+def test_features_take_a_list_of_seeds_only(pipeline):
+    with pytest.raises(RequestError, match="seed is of type int: give a list with one seed for each image"):
+        pipeline.generate_features(["a"], seeds=1)
+
+
+def test_an_empty_negative_prompt_changes_nothing(pipeline, images):
+    assert np.array_equal(images[0], pipeline.generate(PROMPTS[0], seed=SEEDS[0], negative_prompt="")[0])
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, None])
+def test_a_limit_of_tokens_that_cannot_be_is_refused(pipeline, limit):
+    with pytest.raises(RequestError, match="max_tokens is .*: give a whole number, 1 or more"):
+        pipeline.chat("what?", max_tokens=limit)
+
+
+def test_messages_are_answered_as_their_question(pipeline):
+    parts = [{"type": "image", "image": picture(3)}, {"type": "text", "text": "what is this?"}]
+    messages = [{"role": "user", "content": parts}]
+    said = pipeline.chat("what is this?", image=picture(3))
+    assert said == pipeline.chat(messages) == "".join(pipeline.stream_chat(messages))
+    assert said == pipeline.chat_batch([ask("what is this?")], images=[picture(3)])[0]
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_is_refused(pipeline, prompt):
+    with pytest.raises(RequestError, match="the prompt is empty: say what to draw"):
+        pipeline.generate([PROMPTS[0], prompt], seed=[0, 1])
+
+
+def test_a_prompt_is_refused_exactly_where_it_no_longer_fits(pipeline):
+    room = MAX_LENGTH - len(pipeline.template.draw(pipeline.tokenizer, "x")) + 1
+    fits = "x" * room
+    assert len(pipeline.generation_ids(fits)) == MAX_LENGTH
+    assert len(pipeline.generate([fits], seed=[0], num_inference_steps=1)) == 1
+    too_long = f"the prompt takes {MAX_LENGTH + 1} tokens, this model reads {MAX_LENGTH}: shorten it"
+    with pytest.raises(RequestError, match=too_long):
+        pipeline.generate([fits + "x"], seed=[0])
+    with pytest.raises(RequestError, match=f"this model reads {MAX_LENGTH}: shorten it"):
+        pipeline.chat("x" * MAX_LENGTH)
+
+
+@pytest.mark.parametrize(("prompts", "seeds"), [(["a", "b"], [1]), (["a"], [1, 2]), ([], [1])])
+def test_prompts_and_seeds_belong_together(pipeline, prompts, seeds):
+    with pytest.raises(RequestError, match=f"{len(prompts)} prompts and {len(seeds)} seeds"):
+        pipeline.generate(prompts, seed=seeds)
+
+
+@pytest.mark.parametrize("image", [None, picture(3)])
+def test_a_streamed_reply_is_the_whole_reply_in_pieces_of_whole_characters(pipeline, image):
+    whole = pipeline.chat("what is this?", image=image, max_tokens=24)
+    pieces = list(pipeline.stream_chat("what is this?", image=image, max_tokens=24))
+    assert "".join(pieces) == whole
+    assert len(pieces) > 3
+
+
+def test_a_streamed_reply_of_many_bytes_to_a_character_waits_for_them(pipeline, monkeypatch):
+    text = "für 3 €: 🦊"
+    ids = pipeline.tokenizer.encode(text)
+    assert len(ids) > len(text)
+    monkeypatch.setattr(type(pipeline.model.backbone), "stream", lambda *_, **__: iter([(token,) for token in ids]))
+    assert list(pipeline.stream_chat("how much?")) == list(text)
+
+
+def test_a_model_that_reads_text_alone_refuses_an_image(pipeline):
+    blind = dataclasses.replace(pipeline, template=dataclasses.replace(pipeline.template, image_tokens=0))
+    with pytest.raises(RequestError, match="reads text alone: ask without the image"):
+        blind.chat("what is this?", image=picture(3))

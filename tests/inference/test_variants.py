@@ -1,0 +1,141 @@
+"""Every objective and every kind of decoder samples through one interface, from a bundle to images, and is served."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.bundle.reading import load_bundle
+from blip3o.config.model import ModelConfig
+from blip3o.data.text.tokenizer import GENERATE
+from blip3o.errors import BundleError
+from serve.denoise import DenoiseBatch, prepare
+from serve.engine import Engine
+from tests.bundles import write_nano_bundle
+from tests.model.variants import VARIANTS, model_config
+
+PROMPTS, SEEDS = ["a red circle", "It is green.", "a blue star"], [3, 5, 8]
+SAMPLERS = {
+    "heun": {"solver": "heun"},
+    "unipc": {"solver": "unipc"},
+    "shifted": {"shift": 3.0},
+    "truncated": {"truncate_time": True, "num_inference_steps": 7},
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline_of(tmp_path_factory):
+    """A function from a variant's name to its pipeline, each built once."""
+    built = {}
+
+    def pipeline(name):
+        if name not in built:
+            uri = str(tmp_path_factory.mktemp("bundle"))
+            write_nano_bundle(uri, model=with_sampler(name) if name in SAMPLERS else model_config(name))
+            built[name] = load_bundle(uri, batch_size=2)
+        return built[name]
+
+    return pipeline
+
+
+def with_sampler(name):
+    values = model_config("clip_flow").model_dump()
+    return ModelConfig.model_validate({**values, "sampler": values["sampler"] | SAMPLERS[name]})
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *SAMPLERS])
+def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline_of, name):
+    pipeline = pipeline_of(name)
+    together = [np.asarray(image) for image in pipeline.generate(PROMPTS, seed=SEEDS)]
+    backwards = [np.asarray(image) for image in pipeline.generate(PROMPTS[::-1], seed=SEEDS[::-1])][::-1]
+    for prompt, seed, image, other in zip(PROMPTS, SEEDS, together, backwards, strict=True):
+        assert image.shape == (32, 32, 3)
+        assert np.array_equal(image, np.asarray(pipeline.generate([prompt], seed=[seed])[0]))
+        assert np.array_equal(image, other)
+    assert not np.array_equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("name", ["clip_flow normalised", "clip_mse", "vae_flow kl", "shifted", "truncated"])
+@torch.inference_mode()
+def test_rows_that_step_together_are_the_pipelines(pipeline_of, name):
+    pipeline = pipeline_of(name)
+    steps = pipeline.model.config.sampler.num_inference_steps
+    batch, conditions = DenoiseBatch(pipeline), prepare(pipeline, PROMPTS[:2])
+    expected = pipeline.generate_features(PROMPTS[:2], seeds=SEEDS[:2])
+    guidance = pipeline.model.config.sampler.guidance_scale
+    for slot in (0, 1):
+        noise = pipeline.feature_noise(SEEDS[slot])
+        batch.put(slot, noise, condition=conditions[slot], num_inference_steps=steps, guidance_scale=guidance)
+    for step in range(steps):
+        batch.step([step, step])
+    assert torch.equal(torch.stack([batch.features(0), batch.features(1)]), expected)
+
+
+@pytest.mark.parametrize("name", ["heun", "unipc"])
+def test_the_server_refuses_a_solver_that_it_would_not_follow(pipeline_of, name):
+    with pytest.raises(BundleError, match=f"solver '{name}'.*model.sampler.solver=euler"):
+        Engine(pipeline_of(name))
+
+
+@pytest.mark.parametrize("name", ["shifted", "truncated", "heun", "unipc"])
+def test_a_samplers_options_act(pipeline_of, name):
+    plain, other = pipeline_of("clip_flow"), pipeline_of(name)
+    steps = other.model.config.sampler.num_inference_steps
+    features = [p.generate_features(PROMPTS[:1], seeds=[3], num_inference_steps=steps) for p in (plain, other)]
+    assert not torch.equal(*features)
+
+
+def test_a_regression_ignores_the_seed_and_a_flow_does_not(pipeline_of):
+    def spread(name):
+        first, second = (pipeline_of(name).generate_features(PROMPTS[:1], seeds=[seed]) for seed in (1, 2))
+        return (first - second).abs().max().item()
+
+    assert spread("clip_mse") < 1e-5 < spread("clip_flow")
+
+
+def test_truncated_times_are_integers(pipeline_of):
+    pipeline, times = pipeline_of("truncated"), []
+    hook = pipeline.model.dit.register_forward_hook(lambda _, args, __: times.append(args[1][0].item()))
+    pipeline.generate_features(PROMPTS[:1], seeds=[1], guidance_scale=1.0)
+    hook.remove()
+    assert times == [1000, 857, 714, 571, 428, 285, 142]  # 1000 k / 7 without its fraction, as upstream's inference
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sana"])
+def test_the_null_branch_is_made_once(pipeline_of, name):
+    pipeline = pipeline_of(name)
+    pipeline.__dict__.pop("null_features", None)
+    passes = []
+    part = pipeline.model.dit if name == "sdxl" else pipeline.model.encoder
+    features = pipeline.generate_features(PROMPTS, seeds=SEEDS)
+    hook = part.register_forward_hook(lambda *_: passes.append(1))
+    pipeline.decode(features, seeds=SEEDS)
+    made = len(passes)
+    pipeline.decode(features, seeds=SEEDS)
+    hook.remove()
+    # For an empty prompt: one sampling of both branches. For a black image: one encoding.
+    assert made == len(passes) == (2 * pipeline.model.config.sampler.num_inference_steps if name == "sdxl" else 1)
+
+
+def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipeline_of):
+    sana, sdxl = pipeline_of("sana"), pipeline_of("sdxl")
+    assert torch.equal(sana.null_features, sana.encode([Image.new("RGB", (50, 40))])[0])
+    ids = [sdxl.tokenizer.ids[GENERATE]]  # upstream calls its text generator, which takes ready ChatML, with ""
+    assert sdxl.null_features.shape == sdxl.model.latent_shape
+    states, mask = sdxl._pad([ids, ids])
+    from blip3o.model.backbone import Prompt
+
+    with torch.inference_mode():
+        conditions = sdxl.model.query_states(Prompt(input_ids=states, attention_mask=mask))
+        noise = sdxl.feature_noise(0).expand(2, -1, -1)
+        expected = sdxl.model.sample_features(conditions, noise, num_inference_steps=4, guidance_scale=3.0)
+    assert torch.equal(sdxl.null_features, expected[0])
+
+
+@pytest.mark.parametrize("name", ["clip_flow normalised", "vae_flow dc"])
+def test_what_encode_gives_is_what_training_aims_at(pipeline_of, name):
+    pipeline = pipeline_of(name)
+    images = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8)) for n in (0, 1)]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    with torch.inference_mode():
+        assert torch.equal(pipeline.encode(images), pipeline.model.features(pixels))
