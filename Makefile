@@ -26,7 +26,7 @@ test: $(STAMP)  ## the test suite, in two processes
 
 # What starts processes is left out, by a rule: see tests/fast.py.
 test-fast: $(STAMP)  ## the tests that start no process: no Ray, store or server; 2 minutes, for the inner loop
-	$(BIN)/pytest -q -n 2 --dist loadfile -p tests.fast tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p tests.fast tests
 
 lint: docs  ## ruff, the import contracts, mypy, and the links of the documentation
 	$(BIN)/ruff check .
