@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STARTING_FIXTURES = {"ray_cluster", "s3"}  # of tests/conftest.py; a test's closure has them whoever asks for them
-STARTING_MODULES = {"benchmarks", "cluster", "deepspeed", "jobs", "multiprocessing", "ray", "subprocess"}
+STARTING_MODULES = (  # with what is below them
+    *("benchmarks", "blip3o.data.sets.npm", "blip3o.data.stream", "cluster", "deepspeed", "jobs"),
+    *("multiprocessing", "ray", "subprocess"),
+)
 STARTING_EVENTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}  # Python's audit events
 
 _started: list[str] = []
@@ -62,7 +65,7 @@ def pytest_runtest_logfinish():
 def imports_starting(file: Path) -> bool:
     """Whether a file of the tests imports, also through helpers of the tests, a module that starts processes."""
     for name in imported(file):
-        if name.split(".")[0] in STARTING_MODULES:
+        if f"{name}.".startswith(tuple(f"{module}." for module in STARTING_MODULES)):
             return True
         if name.startswith("tests.") and any(imports_starting(helper) for helper in _files(name)):
             return True
