@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 STARTING_FIXTURES = {"ray_cluster", "s3"}  # of tests/conftest.py; a test's closure has them whoever asks for them
 STARTING_MODULES = (  # with what is below them
     *("benchmarks", "blip3o.data.sets.npm", "blip3o.data.stream", "cluster", "deepspeed", "jobs"),
-    *("multiprocessing", "ray", "subprocess"),
+    *("concurrent.futures.ProcessPoolExecutor", "multiprocessing", "ray", "subprocess", "torch.multiprocessing"),
 )
 STARTING_EVENTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}  # Python's audit events
 
