@@ -33,8 +33,9 @@ lint: docs  ## ruff, the import contracts, mypy, and the links of the documentat
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+# Not --quiet: it hides warnings from --strict, too.
 docs: $(STAMP)  ## the documentation as a searchable site in site/; a dead link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 package: $(STAMP)  ## a wheel and a source distribution in dist/
 	$(BIN)/python -m build --no-isolation
