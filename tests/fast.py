@@ -1,8 +1,8 @@
 """`make test-fast` (`pytest -p tests.fast`): the tests that start no process, for the inner loop.
 
-A file is left out if it, or a helper of `tests` that it imports, imports something that starts processes. A test is
-left out if it uses a fixture that does. No list of tests is kept: a new one is fast until it needs one of these. A test
-that starts a process all the same fails here, so that the rule stays true.
+No list of tests is kept. A test that starts a process is skipped at that moment, with the command as the reason. To
+save time, what can be known before is not even collected: files that import something that starts processes, themselves
+or through a helper of `tests`, and tests whose fixtures start some.
 """
 
 import ast
@@ -20,18 +20,21 @@ STARTING_MODULES = (  # with what is below them
     *("concurrent.futures.ProcessPoolExecutor", "multiprocessing", "ray", "subprocess", "torch.multiprocessing"),
 )
 STARTING_EVENTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}  # Python's audit events
+ASKING = {"lsb_release", "uname"}  # milliseconds: by these, libraries learn which system this is
 
-_started: list[str] = []
+_in_a_test = False
 
 
 def pytest_configure():
-    """Notes every process that this one starts."""
-    sys.addaudithook(_note)
+    """Looks at every process that this one is about to start. Nothing removes an audit hook."""
+    sys.addaudithook(_skip)
 
 
-def _note(event: str, arguments: tuple) -> None:
-    if event in STARTING_EVENTS:
-        _started.append(f"{event} {arguments[0] if arguments else ''}".strip())
+def _skip(event: str, arguments: tuple) -> None:
+    if _in_a_test and event in STARTING_EVENTS:
+        program = str(arguments[0]) if arguments else ""
+        if Path(program).name not in ASKING:
+            pytest.skip(f"starts a process: {event} {program}")
 
 
 def pytest_ignore_collect(collection_path: Path):
@@ -48,17 +51,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    """Fails a test that started a process, in its fixtures or itself."""
-    result = yield
-    if _started:
-        pytest.fail(f"starts a process ({_started[0]}): let its file import what starts it, as tests/fast.py says")
-    return result
-
-
-def pytest_runtest_logfinish():
-    """The next test begins with nothing started."""
-    _started.clear()
+def pytest_runtest_protocol():
+    """From here on, processes would be a test's or its fixtures'."""
+    global _in_a_test
+    _in_a_test = True
+    try:
+        return (yield)
+    finally:
+        _in_a_test = False
 
 
 @functools.cache
