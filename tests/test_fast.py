@@ -12,7 +12,8 @@ FILES = {
     "test_by_helper.py": "from tests.distributed import run_ranks\n\n\ndef test_it():\n    pass\n",
     "test_by_fixture.py": "def test_stored(s3):\n    pass\n\n\ndef test_pure():\n    pass\n",
     "test_slipped.py": (
-        "import os\n\n\ndef test_it():\n    os.system(f'touch {__file__}.started')\n\n\ndef test_after_it():\n    pass\n"
+        "import os\n\n\ndef test_it():\n    os.system(f'touch {__file__}.started')\n"
+        "\n\ndef test_after_it():\n    pass\n"
     ),
 }
 CONFTEST = "import pytest\n\n\n@pytest.fixture\ndef s3():\n    return 's3://bucket'\n"
