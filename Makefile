@@ -8,7 +8,7 @@ BENCHMARKS := $(filter-out __init__ recovery elastic,$(basename $(notdir $(wildc
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full test lint bench bench-data lmms clean
+.PHONY: help demo demo-full test test-fast lint docs package bench bench-data lmms clean
 .DELETE_ON_ERROR:
 
 help:  ## what can be made
@@ -24,10 +24,21 @@ demo-full: $(STAMP)  ## the same for an hour, on scenes alone; results in runs/d
 test: $(STAMP)  ## the test suite, in two processes
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
-lint: $(STAMP)  ## ruff, the import contracts, mypy
+# What starts processes is left out, by a rule: see tests/fast.py.
+test-fast: $(STAMP)  ## the tests that start no process: no Ray, store or server; 2 minutes, for the inner loop
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p tests.fast tests
+
+lint: docs  ## ruff, the import contracts, mypy, and the links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+# Not --quiet: it hides warnings from --strict, too.
+docs: $(STAMP)  ## the documentation as a searchable site in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+package: $(STAMP)  ## a wheel and a source distribution in dist/
+	$(BIN)/python -m build --no-isolation
 
 bench: $(STAMP)  ## every benchmark; results in benchmarks/results
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -38,7 +49,7 @@ bench-data: $(BENCH_STAMP)  ## the data engine against other loaders; tables in 
 lmms: .venv-lmms/.installed  ## an environment of lmms-eval, for `.venv-lmms/bin/python -m jobs.lmms`
 
 clean:  ## removes the environment, caches and runs
-	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build runs
+	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build dist site runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first: without it, what is in .venv may be half made and is made anew; with it, a
