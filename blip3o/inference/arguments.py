@@ -6,6 +6,7 @@ Every function raises `RequestError` with the value and the fix.
 import math
 import operator
 from collections.abc import Iterable
+from typing import SupportsIndex, TypeGuard
 
 from blip3o.errors import RequestError, quoted
 
@@ -55,7 +56,7 @@ def parse_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
 
 def check_positive_int(name: str, value: object) -> None:
     """Refuses anything but an integer of at least 1."""
-    if not _is_whole(value) or operator.index(value) < 1:  # type: ignore[arg-type]
+    if not _is_int(value) or operator.index(value) < 1:
         raise RequestError(f"{name} is {_shown(value)}: give a whole number, 1 or more")
 
 
@@ -75,13 +76,13 @@ def check_negative_prompt(value: object) -> None:
 
 def _seed(value: object) -> int:
     # A plain int: the key of a random generator tells types apart, so a NumPy integer would give other noise.
-    if not _is_whole(value) or (seed := operator.index(value)) < 0:  # type: ignore[arg-type]
+    if not _is_int(value) or (seed := operator.index(value)) < 0:
         raise RequestError(f"seed is {_shown(value)}: give a whole number, 0 or more")
     return seed
 
 
-def _is_whole(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+def _is_int(value: object) -> TypeGuard[SupportsIndex]:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
 def _shown(value: object) -> str:
