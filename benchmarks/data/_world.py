@@ -96,7 +96,7 @@ def world(*, shards: int, per_shard: int, sides: tuple[int, int]) -> Iterator[tu
 def fill(root: str, *, shards: int, per_shard: int, sides: tuple[int, int]) -> float:
     """Writes shards of `per_shard` JPEGs of `sides` (width, height), index, manifest and tokenizer below `root`.
 
-    Returns the seconds that indexing took, in this process alone.
+    Returns the seconds that indexing took in this process.
     """
     pictures = [picture(number, sides) for number in range(DISTINCT)]
     tokenizer = ChatTokenizer.train([" ".join(WORDS)], 400)

@@ -120,7 +120,7 @@ class TextTowerConfig(Frozen):
 
 
 class ModelConfig(Frozen):
-    """The whole model."""
+    """The complete model."""
 
     num_queries: int = Field(default=64, gt=0, description="learnable queries appended to the prompt (N)")
     query_std: float = Field(
@@ -139,7 +139,7 @@ class ModelConfig(Frozen):
         "before (`jobs.latents`); upstream does not",
     )
     encoder: EncoderConfig
-    text_tower: TextTowerConfig | None = Field(default=None, description="needed by the encoder stage alone")
+    text_tower: TextTowerConfig | None = Field(default=None, description="needed only by the encoder stage")
     backbone: BackboneConfig
     dit: DiTConfig
     decoder: AnyDecoderConfig

@@ -96,10 +96,10 @@ class SampleEncoder:
     template: ChatTemplate
     max_length: int
     questions: int
-    apart: bool
+    independent_questions: bool
     question_weights: Mapping[str, float]
-    reading: float
-    grey: float
+    form_share: float
+    grey_share: float
     seed: int
     sizes: Mapping[str, int]
     fits: Mapping[str, ResizeConfig]
@@ -154,7 +154,7 @@ class SampleEncoder:
         """
         caption = self._caption(raw, generator)
         stated: list[dict[str, Any]] = raw.meta.get("caption_qa") or []
-        if stated and generator.random() < self.reading:
+        if stated and generator.random() < self.form_share:
             whole = [(str(pair.get("question") or ""), str(pair.get("answer") or "")) for pair in stated]
             if not all(question and answer for question, answer in whole):
                 raise DamagedSampleError("caption_qa has a pair without a question or an answer")
@@ -165,7 +165,7 @@ class SampleEncoder:
 
             return _longest(fill, len(pairs), self.max_length)
         told, grey = self._told(raw, caption, generator)
-        apart = self.apart and not raw.meta.get("conversations")  # whose turns follow from one another
+        apart = self.independent_questions and not raw.meta.get("conversations")  # whose turns follow from one another
 
         def talk(end: int) -> Encoded:
             if apart:
@@ -183,7 +183,7 @@ class SampleEncoder:
             return conversation_pairs(raw.meta["conversations"]), False
         asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
         colorless = [pair for pair in asked if pair.get("grey")]
-        grey = bool(self.grey and colorless) and generator.random() < self.grey
+        grey = bool(self.grey_share and colorless) and generator.random() < self.grey_share
         asked = colorless if grey else asked
         chosen = self._chosen(asked, generator)[: self.questions]
         return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen], grey
@@ -205,7 +205,7 @@ class SampleEncoder:
             return {"input_ids": ids}
         labels = np.full(self.max_length, IGNORE, np.int32)
         labels[: len(text.labels)] = text.labels
-        if not self.apart:
+        if not self.independent_questions:
             return {"input_ids": ids, "labels": labels}
         branches = np.zeros(self.max_length, np.int32)
         branches[: len(text.branches)] = text.branches
@@ -277,10 +277,10 @@ def build_micro_batches(recipe: Recipe, task: Task, features_sha256: str | None 
             template=chat_template(recipe),
             max_length=recipe.data.max_length,
             questions=recipe.data.questions,
-            apart=recipe.data.independent_questions,
+            independent_questions=recipe.data.independent_questions,
             question_weights=recipe.data.question_weights,
-            reading=recipe.data.form_share,
-            grey=recipe.data.grey_share,
+            form_share=recipe.data.form_share,
+            grey_share=recipe.data.grey_share,
             seed=recipe.run.seed,
             sizes={
                 "encoder_pixels": model.encoder.image_size,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Condition(ABC):
-    """Query states made ready for every step of a flow. Kinds differ in their tensors alone."""
+    """Query states made ready for every step of a flow. Kinds differ only in their tensors."""
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ The mathematics and the state-dict names are those of the released BLIP3-o (refe
 adaLN chunks in the order scale, gate, scale, gate; LayerNorm over all heads on queries and keys; rotary positions on
 the image tokens only (never on the condition's keys); a cross-attention gate per head through tanh; sandwich RMS norms.
 
-What depends on the condition alone (its projection, its keys and values in every layer, its pooled embedding) is
+What depends only on the condition (its projection, its keys and values in every layer, its pooled embedding) is
 computed once by `DiT.condition` and reused by every denoising step.
 
 Legend: B batch, L latent tokens, N condition tokens, C model channels, T time embedding channels, H heads, D = C / H.
