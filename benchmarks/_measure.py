@@ -86,7 +86,7 @@ def keep(name: str, result: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
     line = json.dumps(whole)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-{whole['date'][:10]}.json").write_text(line + "\n")
+    (folder / f"{name}-{whole['date'][:10]}.json").write_text(line + "\n", encoding="utf-8")
     print(line)
     return whole
 

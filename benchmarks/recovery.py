@@ -84,7 +84,7 @@ class Submitted:
     def __init__(self, recipe: dict[str, Any], folder: Path) -> None:
         self.recipe: Recipe = build_recipe(recipe)
         self._file, self._log = folder / f"{self.recipe.run.name}.yaml", folder / f"{self.recipe.run.name}.log"
-        self._file.write_text(yaml.safe_dump(recipe))
+        self._file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         self.submit()
 
     def submit(self) -> None:
@@ -107,7 +107,7 @@ class Submitted:
         from blip3o.train.weights import final_uri, read_final
 
         if self.process.wait(RUN_S) != 0:
-            raise RuntimeError(f"{self.recipe.run.name} failed: {self._log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self.recipe.run.name} failed: {self._log.read_text(encoding='utf-8')[-2000:]}")
         return str(read_final(final_uri(self.recipe.run.storage, self.recipe.run.name))[1]["sha256"])
 
 

@@ -130,12 +130,14 @@ class LocalRay:
 
     def _make_temp_dir(self) -> Path:
         if self._wanted_temp_dir is None:
-            return Path(tempfile.mkdtemp(prefix="ray-"))
+            # A TMPDIR may be too long for Ray's sockets, as the one of macOS is.
+            made = Path(tempfile.gettempdir()) / "ray-12345678"
+            return Path(tempfile.mkdtemp(prefix="ray-", dir=None if len(bytes(made)) <= _MAX_TEMP_DIR else "/tmp"))
         self._wanted_temp_dir.mkdir(parents=True, exist_ok=True)
         return self._wanted_temp_dir.absolute()
 
     def _answers(self) -> bool:
-        started = _STARTED in (self.temp_dir / "head.log").read_text(errors="replace")
+        started = _STARTED in (self.temp_dir / "head.log").read_text(encoding="utf-8", errors="replace")
         return started and (not self.dashboard or _lists_jobs(self.dashboard_url))
 
     def __enter__(self) -> Self:

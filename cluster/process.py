@@ -68,7 +68,7 @@ class ManagedProcess:
 
     def log_tail(self, lines: int = 5) -> str:
         """The last non-empty lines of the log, joined by ` | `."""
-        text = self.log.read_text(errors="replace")
+        text = self.log.read_text(encoding="utf-8", errors="replace")
         return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
     def stop(self, *, grace_s: float = 10.0) -> None:

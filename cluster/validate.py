@@ -79,7 +79,7 @@ def _prepared(config: Mapping[str, Any]) -> dict[str, Any]:
     import ray.autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text(encoding="utf-8"))
     try:
         jsonschema.Draft7Validator(schema).validate(dict(config))
         prepared = prepare_config(copy.deepcopy(dict(config)))
@@ -178,7 +178,7 @@ def _crd_schema(crds: Path, kind: str, version: str) -> dict[str, Any]:
     file = crds / f"ray.io_{kind.lower()}s.yaml"
     if not file.exists():
         raise ConfigError(f"KUBERAY_CRDS={crds} has no {file.name}: copy it from KubeRay's helm chart, or unset it")
-    crd = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    crd = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for served in crd["spec"]["versions"]:
         if served["name"] == version:
             schema: dict[str, Any] = served["schema"]["openAPIV3Schema"]

@@ -6,6 +6,7 @@ result, boto3 (all but streams) and pyarrow (streams of large files), so that no
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,7 +91,8 @@ def forget() -> None:
 
 
 def _config_file(variable: str) -> Path:
-    return Path(settings.get(variable) or _FILE_VARIABLES[variable]).expanduser()
+    """The file that botocore reads, too: without a home folder, the `~` stays and the file does not exist."""
+    return Path(os.path.expanduser(settings.get(variable) or _FILE_VARIABLES[variable]))
 
 
 def _changed(path: Path) -> int:
