@@ -1,7 +1,7 @@
 """A Ray head on this machine, for `ray job submit`; what runs on `ray.init("local")` does not need it.
 
-It lives beside any other Ray of the machine: all ports are picked free, its session has a folder of its own, and it is
-stopped by its own process tree, never by `ray stop`. The dashboard listens on 127.0.0.1; Ray itself always binds the
+It runs alongside any other Ray on the machine: it picks free ports, its session has its own folder, and it is stopped
+by its own process tree, never by `ray stop`. The dashboard listens on 127.0.0.1; Ray itself always binds the
 machine's own address. Usage statistics are off.
 """
 

@@ -112,7 +112,7 @@ def _check_auth(config: Mapping[str, Any]) -> None:
 def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
     """Checks a RayCluster, RayJob or RayService manifest; against its CRD too if `crds` is a folder that holds it.
 
-    Raises `ConfigError` naming the field, or the CRD that the folder lacks.
+    Raises `ConfigError` naming the field, or the CRD that is missing from the folder.
     """
     kind = manifest.get("kind")
     if kind not in _CLUSTER_SPECS:

@@ -21,7 +21,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError, ConfigError, StorageError
 from blip3o.model.unified import UnifiedModel
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
-from blip3o.weights.safetensors_header import StoredTensor, read_head
+from blip3o.weights.safetensors_header import StoredTensor, read_header
 
 WEIGHTS, AVERAGE, DESCRIPTION = "weights.safetensors", "average.safetensors", "final.json"
 
@@ -116,7 +116,7 @@ def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
 def _entries(uri: str) -> dict[str, StoredTensor]:
     location = storage.join(uri, WEIGHTS)
     with storage.open_ranges(location) as file:
-        return {entry.name: entry for entry in read_head(location, file)[1]}
+        return {entry.name: entry for entry in read_header(location, file)[1]}
 
 
 def read_tensors(uri: str, names: Sequence[str]) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS, Done, Work, keep_imag
 from blip3o.evaluate.judges.client import data_url, fetched
 from blip3o.evaluate.judges.faults import Kind, parse, trouble_of
 from blip3o.evaluate.judges.replies import Reply, read_completion
-from blip3o.storage.retry import patiently
+from blip3o.storage.retry import with_retries
 from blip3o.storage.s3 import TransientError
 from jobs.evaluation.bundle_target import Sampler
 
@@ -133,7 +133,7 @@ class HttpTarget:
     ) -> T:
         url = f"{self._base}{route}"
         try:
-            return patiently(url, lambda: read(_once(url, body))) if patient else read(_once(url, body))
+            return with_retries(url, lambda: read(_once(url, body))) if patient else read(_once(url, body))
         except OSError as error:
             raise ServiceError(f"{url} does not answer ({error}): is the server up?") from error
 

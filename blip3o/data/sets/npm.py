@@ -1,6 +1,6 @@
 """Fetches a published package of data with `npm pack`, once, into the cache, and checks its sha256.
 
-The archive is read where it lies; nothing of it is unpacked to disk and none of its scripts run.
+The archive is read in place; nothing of it is unpacked to disk and none of its scripts run.
 A file whose bytes differ from the pinned ones is refused, never used.
 """
 

@@ -38,7 +38,7 @@ class Encoded:
     """Token ids and their labels (the id where it is supervised, `IGNORE` elsewhere), of equal length.
 
     `branches`, if not empty, is as long: 0 in a common beginning, and from 1 on in continuations of it that stand one
-    after another but see the beginning and themselves alone.
+    after another but see only the beginning and themselves.
     """
 
     ids: tuple[int, ...]
@@ -83,7 +83,7 @@ FRAMES: dict[TemplateStyle, Frame] = {
 class ChatTemplate:
     """The fixed words of a conversation, how many tokens an image takes, and the family's frame.
 
-    Every method raises `ConfigError` if the tokenizer lacks a token of the frame.
+    Every method raises `ConfigError` if a token of the frame is missing from the tokenizer.
     """
 
     system: str

@@ -80,7 +80,7 @@ DEEP = b"[" * 100_000
         (
             "x.json",
             OTHER_KIND,
-            "holds an object that is not a ledger entry: 'stage' is missing, foreign or of another kind",
+            "holds an object that is not a ledger entry: 'stage' is missing, unknown or of another type",
         ),
         ("x.json", WHOLE[:-1], "cannot be read as JSON: .*: name a ledger"),
         ("x.json", b"\xff", "cannot be read as JSON"),

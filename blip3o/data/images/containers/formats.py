@@ -53,7 +53,7 @@ def image_format(data: bytes) -> str | None:
 
 
 def strip(data: bytes, kind: str) -> Stripped:
-    """A file of a format that `image_format` names, without what does not bear on its pixels.
+    """A file of a format that `image_format` names, without what does not affect its pixels.
 
     Takes time in proportion to the number of its parts. The bytes are copied only if there is something to leave out.
     """

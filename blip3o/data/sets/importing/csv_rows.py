@@ -122,7 +122,7 @@ def _suits(way: Dialect, columns: int, row: Sequence[str]) -> bool:
 
 
 def _ways(text: str, dialect: Dialect, options: TableOptions) -> Iterator[Dialect]:
-    """How a text can be read: as it stands, with spaces after delimiters skipped, without quotes."""
+    """How a text can be read: as it is, with spaces after delimiters skipped, without quotes."""
     header = _first(text, dialect)
     spaced = any(name.startswith(" ") and _trimmed(name, options) != name for name in header)
     if not spaced:
