@@ -146,6 +146,24 @@ def test_text_does_not_depend_on_the_locale():
     assert not [f"{path}:{call.lineno} names no encoding" for path, call in calls if _is_text_by_locale(call)]
 
 
+# Values of these names are paths below the temporary folder, whose name may hold anything.
+_PATHS = {"base", "file", "path", "tmp_path", "uri"}
+
+
+def _unescaped(call: ast.Call) -> set[str]:
+    """The paths that stand unescaped in a regular expression `match=f"…"`."""
+    expected = [word.value for word in call.keywords if word.arg == "match"]
+    fields = [field for value in expected for field in ast.walk(value) if isinstance(field, ast.FormattedValue)]
+    return {ast.unparse(field.value).removeprefix("str(").rstrip(")") for field in fields} & _PATHS
+
+
+def test_tests_do_not_depend_on_the_user_or_on_the_name_of_the_temporary_folder():
+    calls = [(path, node) for path in TESTS for node in ast.walk(_tree(path)) if isinstance(node, ast.Call)]
+    assert not [f"{path}:{call.lineno} escape {names}" for path, call in calls if (names := _unescaped(call))]
+    asked = ("Path.home", "getpass.getuser", "os.getlogin", "socket.gethostname")
+    assert not [f"{path}:{call.lineno}" for path, call in calls if ast.unparse(call.func).endswith(asked)]
+
+
 def test_no_file_names_this_machine():
     """Every absolute path of two or more parts begins as on any machine, or is made up. No home folder is named.
 
