@@ -7,6 +7,7 @@ running Ray is removed: a test must not reach them, nor depend on them.
 
 import os
 import socket
+import sys
 
 import psutil
 import pytest
@@ -73,6 +74,10 @@ STRAYS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config):
+    if sys.getfilesystemencoding() != "utf-8":
+        raise pytest.UsageError(
+            f"tests name files in many scripts, which {sys.getfilesystemencoding()} cannot: set PYTHONUTF8=1"
+        )
     with socket.socket() as probe:
         try:
             probe.bind((LOOPBACK, 0))
