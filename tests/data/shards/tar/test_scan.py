@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip3o.config.shards import LimitsConfig, MembersConfig
-from blip3o.data.shards import found as found_module
+from blip3o.data.shards import scan_result
 from blip3o.data.shards.sample import choose_members
 from blip3o.data.shards.scan_result import ScanOptions, ScanResult, ledger_entries
 from blip3o.data.shards.tar.index import BLOCK, TarItem, scan_tar, split_name
@@ -258,7 +258,7 @@ def test_linked_pictures_and_captions_are_those_that_are_linked_to():
 
 
 def test_entries_of_one_kind_are_bounded_and_still_add_up(monkeypatch):
-    monkeypatch.setattr(found_module, "LISTED", 5)
+    monkeypatch.setattr(scan_result, "LISTED", 5)
     bad = [file for number in range(20) for file in sample(f"b{number}", caption=b"")]
     found = scan(tar([*samples(2), *bad, *files(*[f"README{'x' * n}" for n in range(9)])]))
     listed = entries(found)
