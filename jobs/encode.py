@@ -2,7 +2,7 @@
 
 For a recipe that trains on such features (`data.features=cache`). A pool of actors encodes whole shards; a shard's file
 appears when it is whole, so the job can be stopped anywhere, lose machines, and be submitted again: it does what is
-lacking, which is also how new and changed shards are added. `--verify` reads every record and encodes a part again.
+missing, which is also how new and changed shards are added. `--verify` reads every record and encodes a part again.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from blip3o.config.load import build_recipe
 from blip3o.config.pipeline import Pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.data.features.files import FeatureFooter, lacking, read_footer, read_header, write_provenance
+from blip3o.data.features.files import FeatureFooter, missing_features, read_footer, read_header, write_provenance
 from blip3o.device import gpus_per_worker, select
 from blip3o.errors import Blip3oError, ConfigError, DataError
 from blip3o.train.features.encode import ShardEncoder
@@ -60,7 +60,7 @@ class EncodeSummary:
 
 
 def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) -> list[EncodeSummary]:
-    """Encodes what is lacking of the recipe's training sources, or verifies what there is; a summary for each.
+    """Encodes what is missing from the features of the recipe's training sources, or verifies what there is; a summary for each.
 
     Raises `ConfigError` if the recipe takes no stored features or its encoder has no weights, `DataError` if a source
     is not indexed or (with `verify`) its features are not whole and right, `StorageError` if the store refuses.
@@ -79,7 +79,7 @@ def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) ->
 def _encode_source(cache: FeatureCache, number: int, pool: Pool, *, verify: bool) -> EncodeSummary:
     manifest, folder = cache.sources()[number]
     every = [shard.shard for shard in manifest.shards]
-    todo = every if verify else sorted(lacking(folder, manifest))
+    todo = every if verify else sorted(missing_features(folder, manifest))
     if todo and not verify:
         write_provenance(folder, cache.provenance)
     footers = {}

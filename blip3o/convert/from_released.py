@@ -117,12 +117,12 @@ def _check_shards(uri: str, files: dict[str, bytes], weights: list[str], names: 
             f"{uri} holds no safetensors weights: give the folder of a released checkpoint{other_weights(uri)}"
         )
     promised = read_index(f"{uri}: {INDEX}", files[INDEX]) if INDEX in files else {}
-    lacking = sorted(promised.keys() - set(names))
-    if lacking:
-        file = promised[lacking[0]]
+    missing = sorted(promised.keys() - set(names))
+    if missing:
+        file = promised[missing[0]]
         gone = "" if file in weights else f"; the folder has no {file}"
         raise BundleError(
-            f"{uri}: {file} lacks {lacking[0]} ({len(lacking)} tensors that the index names are missing{gone}): fetch "
+            f"{uri}: {file} has no {missing[0]} ({len(missing)} tensors that the index names are missing{gone}): fetch "
             "it again"
         )
 

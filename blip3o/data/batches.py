@@ -55,7 +55,7 @@ class Task(Enum):
     CHAT = "chat"  # questions and answers about an image
     DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
     DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
-    PIXELS = "pixels"  # image alone, for the decoder stage
+    PIXELS = "pixels"  # only the image, for the decoder stage
     JOINT = "joint"  # CHAT and DRAW of the same sample, as far as its source is for them
     JOINT_PIXELS = "joint-pixels"  # CHAT and DRAW_PIXELS of the same
 
@@ -124,7 +124,7 @@ class SampleEncoder:
         return row
 
     def _both(self, raw: RawSample, key: int, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """The request to draw a sample beside the questions about it; unsupervised, whichever it is not for."""
+        """The request to draw a sample next to the questions about it; unsupervised, whichever it is not for."""
         task = self.source_tasks[raw.uid.partition("/")[0]]
         caption = self._caption(raw, numpy_generator(self.seed, "caption", key))
         request = self._pad(Text(ids=tuple(self.template.draw(self.tokenizer, caption))))
@@ -253,7 +253,7 @@ class MicroBatchBuilder:
 
     def _samples(self, number: int) -> list[tuple[str, dict[str, np.ndarray]]]:
         refs = self.order.micro_batch_refs(number)
-        encode = self.encoder if self.features is None else self.features.beside(self.encoder, refs)
+        encode = self.encoder if self.features is None else self.features.with_features(self.encoder, refs)
 
         def accepted(raw: RawSample) -> tuple[str, dict[str, np.ndarray]]:
             reason = self.quarantine.reason(raw.uid, number)

@@ -47,13 +47,13 @@ def with_retries(what: str, attempt: Callable[[], T]) -> T:
     error at once. `what` names the request in the log.
     """
     limit = patience()
-    begun, pause, tries = time.monotonic(), FIRST_PAUSE_S, 0
+    started, pause, tries = time.monotonic(), FIRST_PAUSE_S, 0
     while True:
         try:
             return attempt()
         except OSError as error:
             tries += 1
-            waited = time.monotonic() - begun
+            waited = time.monotonic() - started
             if not is_transient(error):
                 raise
             requested_s = error.wait_s if isinstance(error, TransientError) else 0.0

@@ -219,8 +219,8 @@ def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception
 
 def _elsewhere(error: Any, bucket: str) -> str:  # noqa: ANN401 - a ClientError
     details, headers = error.response["Error"], error.response["ResponseMetadata"].get("HTTPHeaders", {})
-    told = re.search("expecting '([^']+)'", details.get("Message", ""))
-    region = details.get("Region") or headers.get("x-amz-bucket-region") or (told and told[1])
+    named = re.search("expecting '([^']+)'", details.get("Message", ""))
+    region = details.get("Region") or headers.get("x-amz-bucket-region") or (named and named[1])
     if region:
         return f"the bucket '{bucket}' is in region '{region}': set AWS_REGION={region}"
     return f"the bucket '{bucket}' is in another region or at another endpoint: set AWS_REGION or AWS_ENDPOINT_URL"

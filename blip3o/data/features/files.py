@@ -178,7 +178,7 @@ def record_range(record: RecordFormat, row: int) -> tuple[int, int]:
     return HEADER_BYTES + row * record.record_bytes, record.record_bytes
 
 
-def lacking(folder: FeatureFolder, manifest: Manifest) -> dict[int, str]:
+def missing_features(folder: FeatureFolder, manifest: Manifest) -> dict[int, str]:
     """For each shard whose features cannot be used, what is wrong: missing, truncated, or of another shard or version.
 
     One listing, and the header of each file. Raises `StorageError` if the store refuses.
@@ -212,7 +212,7 @@ def _difference(file: str, header: FeatureHeader, expected: FeatureHeader) -> st
 
 def require_features(folder: FeatureFolder, manifest: Manifest, provenance: Provenance) -> None:
     """Raises `DataError`, naming file and values, unless every shard has features of exactly this provenance."""
-    problems = lacking(folder, manifest)
+    problems = missing_features(folder, manifest)
     if not problems:
         return
     others = [] if len(problems) < len(manifest.shards) else list(_other_provenances(folder, manifest))

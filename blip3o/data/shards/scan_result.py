@@ -94,7 +94,7 @@ class ScanResult:
     spare_captions: int = 0
 
     def tally(self) -> InputCounts:
-        """The counts alone."""
+        """Only the counts."""
         return InputCounts(
             unit=self.unit,
             inputs=self.inputs,

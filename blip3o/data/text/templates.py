@@ -110,7 +110,7 @@ class ChatTemplate:
     def form(self, tokenizer: ChatTokenizer, caption: str, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """A request to draw `caption`, then a form about it: question after question, and no answers between them.
 
-        Each question's last token is supervised with the first token of its answer. So the questions alone, as queries
+        Each question's last token is supervised with the first token of its answer. So just the questions, as queries
         after a request to draw, hold the answers in their hidden states.
         """
         ids = self.draw(tokenizer, caption)

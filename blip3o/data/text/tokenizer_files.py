@@ -71,11 +71,11 @@ def complete_tokenizer(files: Mapping[str, bytes], *, source: str) -> bytes:
     if not declared:
         return written
     joined = _Joined(_parsed(WHOLE, written, source), source)
-    lacking = {name for name in SPECIAL_TOKENS if name not in joined.ids and LLAMA_NAMES.get(name) not in joined.ids}
+    missing = {name for name in SPECIAL_TOKENS if name not in joined.ids and LLAMA_NAMES.get(name) not in joined.ids}
     for item in sorted(declared, key=lambda item: (item.number is None, item.number)):
         joined.require_agreement(item)
         # What names no id is added where it is needed; what does, wherever the tokenizer is not whole.
-        if item.name in lacking or (item.number is not None and (lacking or WHOLE not in files)):
+        if item.name in missing or (item.number is not None and (missing or WHOLE not in files)):
             joined.add(item)
     if not joined.added:
         return written

@@ -9,7 +9,7 @@ from blip3o.data.images.containers.png import strip_png
 from blip3o.data.images.containers.tiff import strip_tiff
 from blip3o.data.images.containers.webp import strip_webp
 
-# A BMP is told from text that begins with "BM" by the size of its second header.
+# A BMP is distinguished from text that begins with "BM" by the size of its second header.
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _MAGIC = (
     ("JPEG", b"\xff\xd8\xff"),

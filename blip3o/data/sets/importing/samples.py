@@ -33,8 +33,8 @@ def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> 
         writer.record_bytes(whole)
     except DamagedSampleError as found:
         # A fault of its own record says more than a file next to the picture.
-        told = item.record_file is not None and found.reason != NO_CAPTION
-        if not found.reason.startswith(NO_CAPTION) or not item.hint or told:
+        own_fault = item.record_file is not None and found.reason != NO_CAPTION
+        if not found.reason.startswith(NO_CAPTION) or not item.hint or own_fault:
             raise
         raise DamagedSampleError(f"{NO_CAPTION}: {item.hint}") from found
     except RecursionError as error:
