@@ -60,7 +60,7 @@ class EncodeSummary:
 
 
 def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) -> list[EncodeSummary]:
-    """Encodes what is missing from the features of the recipe's training sources, or verifies what there is; a summary for each.
+    """Encodes what is missing of the recipe's training sources, or verifies what there is; a summary for each.
 
     Raises `ConfigError` if the recipe takes no stored features or its encoder has no weights, `DataError` if a source
     is not indexed or (with `verify`) its features are not whole and right, `StorageError` if the store refuses.
