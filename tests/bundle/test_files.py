@@ -75,7 +75,7 @@ def test_a_flipped_byte_is_found_in_every_file(folder, name, place):
 def test_a_missing_seal_and_a_missing_folder_are_no_bundle(folder):
     (folder / SEAL).unlink()
     for uri in (folder, folder / "nowhere"):
-        with pytest.raises(BundleError, match=f"^{re.escape(uri)} is not a bundle .*: give the folder that"):
+        with pytest.raises(BundleError, match=f"^{re.escape(str(uri))} is not a bundle .*: give the folder that"):
             load_pipeline(str(uri))
 
 
