@@ -20,9 +20,9 @@ demo: $(STAMP)  ## data, training, evaluation and a served model on this compute
 demo-full: $(STAMP)  ## the same for an hour, on scenes alone; results in runs/demo-full
 	$(BIN)/blip3o demo --full
 
-# A file's tests stay together: they share what the first of them made.
+# A file's tests stay together: they share what the first of them made. In UTF-8 whatever the locale, for names of files.
 test: $(STAMP)  ## the test suite, in two processes
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	PYTHONUTF8=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 # What starts processes is left out, by a rule: see tests/fast.py.
 test-fast: $(STAMP)  ## the tests that start no process: no Ray, store or server; 2 minutes, for the inner loop

@@ -86,7 +86,7 @@ def keep(name: str, result: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
     line = json.dumps(whole)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-{whole['date'][:10]}.json").write_text(line + "\n")
+    (folder / f"{name}-{whole['date'][:10]}.json").write_text(line + "\n", encoding="utf-8")
     print(line)
     return whole
 
@@ -99,5 +99,5 @@ def _quartiles(seconds: list[float]) -> list[float]:
 def _commit() -> str:
     """The commit of the checkout, `unknown` outside one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return done.stdout.strip() or "unknown"

@@ -85,7 +85,7 @@ class Submitted:
     def __init__(self, recipe: dict[str, Any], folder: Path) -> None:
         self.recipe: Recipe = build_recipe(recipe)
         self._file, self._log = folder / f"{self.recipe.run.name}.yaml", folder / f"{self.recipe.run.name}.log"
-        self._file.write_text(yaml.safe_dump(recipe))
+        self._file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         self.submit()
 
     def submit(self) -> None:
@@ -106,7 +106,7 @@ class Submitted:
     def finish(self) -> str:
         """Waits for the end and returns the sha256 of the weights. Raises `RuntimeError` if the run failed."""
         if self.process.wait(RUN_S) != 0:
-            raise RuntimeError(f"{self.recipe.run.name} failed: {self._log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self.recipe.run.name} failed: {self._log.read_text(encoding='utf-8')[-2000:]}")
         return str(read_final(final_uri(self.recipe.run.storage, self.recipe.run.name))[1]["sha256"])
 
 

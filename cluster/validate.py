@@ -79,7 +79,7 @@ def _prepared(config: Mapping[str, Any]) -> dict[str, Any]:
     import ray.autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text(encoding="utf-8"))
     try:
         jsonschema.Draft7Validator(schema).validate(dict(config))
         prepared = prepare_config(copy.deepcopy(dict(config)))
@@ -112,7 +112,7 @@ def _check_auth(config: Mapping[str, Any]) -> None:
 def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
     """Checks a RayCluster, RayJob or RayService manifest; against its CRD too if `crds` is a folder that holds it.
 
-    Raises `ConfigError` naming the field, or the CRD that the folder lacks.
+    Raises `ConfigError` naming the field, or the CRD that is missing from the folder.
     """
     kind = manifest.get("kind")
     if kind not in _CLUSTER_SPECS:
@@ -178,7 +178,7 @@ def _crd_schema(crds: Path, kind: str, version: str) -> dict[str, Any]:
     file = crds / f"ray.io_{kind.lower()}s.yaml"
     if not file.exists():
         raise ConfigError(f"KUBERAY_CRDS={crds} has no {file.name}: copy it from KubeRay's helm chart, or unset it")
-    crd = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    crd = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for served in crd["spec"]["versions"]:
         if served["name"] == version:
             schema: dict[str, Any] = served["schema"]["openAPIV3Schema"]

@@ -234,7 +234,7 @@ class Demo:
         evaluation.images.grid.save(self.out / "grid.png", optimize=True)
         metrics: dict[str, list[dict[str, Any]]] = {name: rows_of(self.recipe(name)) for name in STAGES}
         write_report(self.out / "report.html", summary=self.summary, metrics=metrics, images=evaluation.images)
-        (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1))
+        (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1), encoding="utf-8")
 
 
 def _without_emoji(recipe: Recipe) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 For a recipe that trains on such features (`data.features=cache`). A pool of actors encodes whole shards; a shard's file
 appears when it is whole, so the job can be stopped anywhere, lose machines, and be submitted again: it does what is
-lacking, which is also how new and changed shards are added. `--verify` reads every record and encodes a part again.
+missing, which is also how new and changed shards are added. `--verify` reads every record and encodes a part again.
 """
 
 import logging
@@ -20,7 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from blip3o.config.load import build_recipe
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
-from blip3o.data.features.files import FeatureFolder, FeatureFooter, lacking, read_footer, read_header, write_provenance
+from blip3o.data.features.files import (
+    FeatureFolder,
+    FeatureFooter,
+    missing_features,
+    read_footer,
+    read_header,
+    write_provenance,
+)
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.manifest import Manifest
 from blip3o.device import gpus_per_worker, select
@@ -64,7 +71,7 @@ class EncodeSummary:
 
 
 def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) -> list[EncodeSummary]:
-    """Encodes what is lacking of the recipe's training sources, or verifies what there is; a summary for each.
+    """Encodes what is missing of the recipe's training sources, or verifies what there is; a summary for each.
 
     Raises `ConfigError` if the recipe takes no stored features or its encoder has no weights, `DataError` if a source
     is not indexed or (with `verify`) its features are not whole and right, `StorageError` if the store refuses.
@@ -88,7 +95,7 @@ def _encode_source(
     cache: "FeatureCache", number: int, manifest: Manifest, folder: FeatureFolder, pool: Pool, *, verify: bool
 ) -> EncodeSummary:
     every = [shard.shard for shard in manifest.shards]
-    todo = every if verify else sorted(lacking(folder, manifest))
+    todo = every if verify else sorted(missing_features(folder, manifest))
     if todo and not verify:
         write_provenance(folder, cache.provenance)
     footers = {}

@@ -21,7 +21,6 @@ from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data.order.selection import is_selected, judge_shards, write_selection
 from blip3o.data.shards.accounts import Account, account, refusal, shards_among
-from blip3o.data.shards.found import STAGE, ScanOptions
 from blip3o.data.shards.ledger import LedgerEntry, by_kind, write_ledger
 from blip3o.data.shards.locations import SourceLocation, source_locations
 from blip3o.data.shards.manifest import (
@@ -37,6 +36,7 @@ from blip3o.data.shards.manifest import (
     write_shard_index,
 )
 from blip3o.data.shards.scan import ShardScan, scan_shard
+from blip3o.data.shards.scan_result import STAGE, ScanOptions
 from blip3o.errors import DataError, StorageError
 from blip3o.storage.patterns import find_shards
 from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline

@@ -1,16 +1,40 @@
 """What the whole suite shares: the environment, one real S3 store, one small Ray, and at the end a look for strays.
 
-No test starts Ray or a store of its own except those that test the starting. Environment before imports: some libraries
-read theirs when they are first imported.
+No test starts Ray or a store of its own except those that test the starting. The environment comes before imports: some
+libraries read theirs when they are first imported. What the user's shell says of stores, keys, proxies, trackers and a
+running Ray is removed: a test must not reach them, nor depend on them.
 """
+
+import os
+import socket
+import sys
 
 import psutil
 import pytest
 
 from blip3o import settings
+from cluster.ports import LOOPBACK
 
-settings.export({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-settings.export({"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+_OF_THE_USER = (
+    *("AWS_", "BLIP3O_", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_", "RAY_JOB_ID", "RAY_NAMESPACE"),
+    *("HF_", "MLFLOW_", "WANDB_", "OPENAI_", "COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "PYTEST_ADDOPTS"),
+    *(f"{scheme}_proxy" for scheme in ("all", "http", "https", "no")),
+    *(f"{scheme}_PROXY" for scheme in ("ALL", "HTTP", "HTTPS", "NO")),
+)
+
+
+def _forget_the_users_environment() -> None:
+    """Also the AWS files below HOME: a profile there names an endpoint and keys."""
+    patch = pytest.MonkeyPatch()
+    for prefix in _OF_THE_USER:
+        for name, _ in settings.starting_with(prefix):
+            patch.delenv(name)
+    settings.override({"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull})
+
+
+_forget_the_users_environment()
+settings.override({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+settings.override({"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
 settings.configure_ray()
 
 BUCKET = "blip3o-test"
@@ -50,6 +74,18 @@ STRAYS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config):
+    if sys.getfilesystemencoding() != "utf-8":
+        raise pytest.UsageError(
+            f"tests name files in many scripts, which {sys.getfilesystemencoding()} cannot: set PYTHONUTF8=1"
+        )
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, 0))
+        except OSError as error:
+            raise pytest.UsageError(
+                f"the tests' servers listen on {LOOPBACK}, which is not up here ({error.strerror}): give the loopback"
+                f" interface that address: ip link set lo up; ip address add {LOOPBACK}/8 dev lo"
+            ) from error
     config.stash[STRAYS] = []
 
 

@@ -27,7 +27,7 @@ def _free_port() -> int:
 def join_group(rank: int, world: int, port: int) -> None:
     """Makes this process a rank of a gloo group, as Ray Train's workers are: DeepSpeed reads the environment too."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    settings.export({name: str(value) for name, value in names.items()})
+    settings.override({name: str(value) for name, value in names.items()})
     dist.init_process_group("gloo", rank=rank, world_size=world)
 
 

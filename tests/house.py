@@ -25,7 +25,7 @@ def _dotted(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """Every name that a file imports, and whether inside a function. `TYPE_CHECKING` blocks are left out."""
-    yield from _imports(ast.parse(path.read_text()), inside=False)
+    yield from _imports(ast.parse(path.read_text(encoding="utf-8")), inside=False)
 
 
 def _imports(node: ast.AST, *, inside: bool) -> Iterator[tuple[str, bool]]:
@@ -99,7 +99,7 @@ def name_comparisons(root: Path) -> Counter[str]:
     """By file: comparisons with the name of a stage, an objective or a kind of decoder, and calls of `hasattr`."""
     found: Counter[str] = Counter()
     for path in modules(root).values():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
             named = any(ast.unparse(side).endswith(_DECIDING) for side in sides)
             asked = isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr"

@@ -20,7 +20,7 @@ def test_folders_hold_few_files():
 
 def test_every_package_says_what_it_owns():
     packages = [path for path in house.modules(ROOT).values() if path.name == "__init__.py"]
-    short = [str(path) for path in packages if len(path.read_text()) < 60]
+    short = [str(path) for path in packages if len(path.read_text(encoding="utf-8")) < 60]
     assert not short, f"say in a sentence what these own and who calls them: {short}"
 
 

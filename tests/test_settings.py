@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blip3o import settings
+from blip3o import settings, storage
 from blip3o.errors import ConfigError
-from blip3o.storage.s3_connection import stall_timeout
+from blip3o.storage.s3_connection import connection, stall_timeout
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for name in ("blip3o", "jobs", "serve", "cluster") for path in (ROOT / name).rglob("*.py")]
@@ -76,6 +76,31 @@ def test_bounds_are_kept(value, bound):
                 settings.number("BLIP3O_TEST", 7, above=bound, minimum=-1e308)
         else:
             assert settings.number("BLIP3O_TEST", 7, above=bound) == value
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """A user id without a home folder, as containers have it."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+
+
+def test_a_user_without_a_home_folder_is_told_to_name_a_cache(monkeypatch, no_home):
+    for name in ("BLIP3O_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="no home folder for the cache ~/.cache/blip3o: set BLIP3O_CACHE to a full"):
+        settings.cache_dir()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert settings.cache_dir() == Path("/var/cache/blip3o")
+
+
+def test_a_user_without_a_home_folder_reaches_a_store(monkeypatch, no_home):
+    for name, _ in settings.starting_with("AWS_"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    assert connection().region == "us-east-1"
+    storage.forget_clients()
 
 
 def test_a_cache_in_the_home_folder(monkeypatch, tmp_path):

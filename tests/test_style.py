@@ -25,6 +25,13 @@ HOSTS = {
     *("git-lfs.github.com", "hawser.github.com"),  # stand in every pointer of Git LFS
 }
 
+# First parts of absolute paths that a file may name: those of any Linux, routes of HTTP, and names made up in tests.
+KNOWN_FOLDERS = {
+    *("bin", "data", "dev", "etc", "home/ray", "proc", "srv", "tmp", "usr", "var"),
+    *("api", "chat", "v1"),
+    *("a", "bucket", "nowhere", "secret"),
+}
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 SOURCES = sorted(path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
@@ -32,11 +39,16 @@ TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")
 
 @functools.cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse((ROOT / path).read_text())
+    return ast.parse(_text(ROOT / path))
+
+
+def _text(path: Path) -> str:
+    """A file's text, in whatever locale the tests run."""
+    return path.read_text(encoding="utf-8")
 
 
 def _lines(path: Path) -> int:
-    return len((ROOT / path).read_text().splitlines())
+    return len(_text(ROOT / path).splitlines())
 
 
 def _functions(path: Path) -> list[Function]:
@@ -50,10 +62,10 @@ def _length(function: Function) -> int:
 def _text_files() -> list[Path]:
     """Every file that belongs to the project: tracked, or new and not ignored."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run([*command, "-z"], cwd=ROOT, capture_output=True, encoding="utf-8")
     if listed.returncode:
         pytest.skip("not a git checkout: the project's files cannot be told from others")
-    paths = [ROOT / name for name in listed.stdout.splitlines()]
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
 
 
@@ -123,18 +135,44 @@ def test_some_names_have_one_home(pattern, home):
     assert not [f"{p}:{line} {word}" for p in elsewhere for line, word in _words(p) if re.search(pattern, word)]
 
 
-def test_no_file_names_this_machine():
-    """Neither the checkout's own path, nor a home folder (except the one in Ray's images).
+def _is_text_by_locale(call: ast.Call) -> bool:
+    names = {keyword.arg for keyword in call.keywords}
+    of_path = isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text")
+    return "encoding" not in names and (of_path or "text" in names and "subprocess" in ast.unparse(call.func))
 
-    The folder above the checkout is not looked for: a clone may lie in the system's temporary folder, which files may
-    name with good reason.
+
+def test_text_does_not_depend_on_the_locale():
+    calls = [(path, node) for path in SOURCES for node in ast.walk(_tree(path)) if isinstance(node, ast.Call)]
+    assert not [f"{path}:{call.lineno} names no encoding" for path, call in calls if _is_text_by_locale(call)]
+
+
+# Values of these names are paths below the temporary folder, whose name may hold anything.
+_PATHS = {"base", "file", "path", "tmp_path", "uri"}
+
+
+def _unescaped(call: ast.Call) -> set[str]:
+    """The paths that stand unescaped in a regular expression `match=f"…"`."""
+    expected = [word.value for word in call.keywords if word.arg == "match"]
+    fields = [field for value in expected for field in ast.walk(value) if isinstance(field, ast.FormattedValue)]
+    return {ast.unparse(field.value).removeprefix("str(").rstrip(")") for field in fields} & _PATHS
+
+
+def test_tests_do_not_depend_on_the_user_or_on_the_name_of_the_temporary_folder():
+    calls = [(path, node) for path in TESTS for node in ast.walk(_tree(path)) if isinstance(node, ast.Call)]
+    assert not [f"{path}:{call.lineno} escape {names}" for path, call in calls if (names := _unescaped(call))]
+    asked = ("Path.home", "getpass.getuser", "os.getlogin", "socket.gethostname")
+    assert not [f"{path}:{call.lineno}" for path, call in calls if ast.unparse(call.func).endswith(asked)]
+
+
+def test_no_file_names_this_machine():
+    """Every absolute path of two or more parts begins as on any machine, or is made up. No home folder is named.
+
+    The checkout's own path and the user's home are not looked for: a shipped file may name the folder that a stranger
+    clones into.
     """
-    folders = [re.escape(str(folder)) for folder in (ROOT, Path.home()) if len(folder.parts) > 2]
-    machine = re.compile(
-        r"(?<![\w./~-])(?:" + "|".join([*folders, "/home/(?!ray\\b)\\w+", "/Users/\\w+", "/[r]oot"]) + r")(?![\w-])"
-    )
-    found = [(path, machine.search(path.read_text())) for path in _text_files()]
-    assert not [f"{path.relative_to(ROOT)}: {match.group()}" for path, match in found if match]
+    path = re.compile(r"(?:(?<=file://)|(?<![\w./~:)}\]>*<\\-]))/(home/\w+|Users/\w+|[r]oot\b|[a-zA-Z_]\w*(?=/[\w.]))")
+    named = [(file.relative_to(ROOT), first) for file in _text_files() for first in path.findall(_text(file))]
+    assert not sorted({f"{file}: /{first}" for file, first in named if first not in KNOWN_FOLDERS})
 
 
 def test_no_file_names_a_package_registry_or_an_unknown_host():
@@ -142,7 +180,7 @@ def test_no_file_names_a_package_registry_or_an_unknown_host():
         r"(?i)(?<![\w-])(?:[\w-]+\.)*(?:pypi|npmjs|pythonhosted)\.(?:org|com)\b|\b(?:extra-)?index-url\b"
     )
     for path in _text_files():
-        text = path.read_text()
+        text = _text(path)
         hosts = {host.split(":")[0] for host in re.findall(r"https?://([\w.:-]*\w)", text)}
         unknown = sorted(
             host for host in hosts - HOSTS if "." in host and not host.endswith((".example", ".example.com"))
@@ -158,7 +196,7 @@ def _guides() -> list[Path]:
 
 def _named_paths(guide: Path) -> set[str]:
     """What a guide names in backticks below a folder of ours, and what it links to beside itself."""
-    text = guide.read_text()
+    text = _text(guide)
     quoted = set(re.findall(r"`([\w./-]+)`", text))
     ours = {name for name in quoted if name.split("/")[0] in (*PACKAGES, "docs", "tests", ".ci") and "/" in name}
     here = guide.parent.relative_to(ROOT)
@@ -168,10 +206,10 @@ def _named_paths(guide: Path) -> set[str]:
 
 @pytest.mark.parametrize("guide", _guides(), ids=lambda guide: guide.name)
 def test_what_the_guides_name_exists(guide):
-    text = guide.read_text()
+    text = _text(guide)
     assert not sorted(name for name in _named_paths(guide) if not (ROOT / name).exists())
     modules = {name for name in re.findall(r"python -m ([\w.]+)", text) if name.split(".")[0] in PACKAGES}
     files = {name: ROOT / (name.replace(".", "/") + ".py") for name in modules}
     assert not sorted(name for name, file in files.items() if not file.exists() and not file.with_suffix("").is_dir())
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", _text(ROOT / "Makefile"), re.MULTILINE))
     assert not set(re.findall(r"`make ([a-z]+)`", text)) - targets

@@ -27,7 +27,7 @@ def measure(way: str, job: Job, *, seconds: float) -> dict[str, Any]:
     How it ends does not count: Ray ends a process in which something still reads ahead when it is shut down.
     """
     command = [sys.executable, "-m", __spec__.name, way, json.dumps(asdict(job)), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if not lines:
         raise SystemExit(f"{way} failed: {done.stderr[-2000:]}")

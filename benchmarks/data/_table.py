@@ -50,15 +50,15 @@ def markdown(rows: list[list[object]]) -> str:
 def _write(page: Path, name: str, text: str) -> None:
     """Puts `text` between the marks of `name`, which a page without them gets at its end."""
     begin, end = f"<!-- measured: {name} -->", f"<!-- end: {name} -->"
-    before = page.read_text() if page.exists() else ""
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
     if begin not in before:
         before = f"{before.rstrip()}\n\n{begin}\n{end}\n"
     head, rest = before.split(begin)
-    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def computer() -> str:
     """The processor's name and the number of its cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"

@@ -21,7 +21,7 @@ from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE, Blip3oPipeline
 from blip3o.model.unfilled import place, shared_names, unfilled
 from blip3o.model.unified import UnifiedModel
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
-from blip3o.weights.safetensors_header import ForeignFileError, require_read
+from blip3o.weights.safetensors_header import ForeignFileError, require_readable
 from blip3o.weights.safetensors_stream import read_in_order
 
 
@@ -115,7 +115,7 @@ def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None
     try:
         for entry, tensor in read_in_order(location, digest):
             if shapes.get(entry.name) == entry.shape:
-                require_read(entry)
+                require_readable(entry)
                 place(model, names[entry.name], tensor.to(dtype))
                 left.remove(entry.name)
     except ForeignFileError:

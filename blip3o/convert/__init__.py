@@ -1,4 +1,4 @@
-"""Weights in and out of files that others read: the sealed bundle from which a model is served.
+"""Released checkpoints to bundles and back: names, sizes, tokenizers.
 
-Refuses pickle, incomplete folders, and bytes that differ from what was written.
+Called by `blip3o convert`. Refuses pickles, incomplete folders, and bytes that differ from what was written.
 """

@@ -1,7 +1,7 @@
 """Released BLIP3o-Model-4B/-8B folders into bundles and back, tensor by tensor.
 
 A released folder holds safetensors shards with their index (or one file), config.json, tokenizer files and, if it was
-fetched whole, `diffusion-decoder/` with U-Net and VAE. The EVA-CLIP tower is among the shards or is published apart.
+fetched whole, `diffusion-decoder/` with U-Net and VAE. The EVA-CLIP tower is in the shards or published separately.
 Tensors are copied as bytes in pieces, so that neither direction holds more than a few megabytes of a model; small files
 are carried in the bundle under `released/` and written back as they were. What became of every tensor is reported.
 """
@@ -37,7 +37,7 @@ from blip3o.errors import BundleError, one_line
 from blip3o.model.unfilled import unfilled
 from blip3o.weights.folders import SUFFIX, is_hidden, other_weights, read_index, read_json
 from blip3o.weights.prefixes import explain_missing, unwrap
-from blip3o.weights.safetensors_header import StoredTensor, require_read
+from blip3o.weights.safetensors_header import StoredTensor, require_readable
 from blip3o.weights.safetensors_stream import Slot, read_entries, read_in_order, same_bytes, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class ReleasedFolder:
         return read_json(f"{self.uri}: {name}", self.files.get(name))
 
     def shards(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Which of these tensors lie in which file of the folder; those of a tower kept apart lie in none."""
+        """Which of these tensors are in which file of the folder; those of a separate tower are in none."""
         shards: dict[str, list[str]] = {}
         for name in names:
             file = self.tensors[name].uri.removeprefix(f"{self.uri}/")
@@ -76,10 +76,10 @@ class ReleasedFolder:
 
 
 def read_folder(uri: str, *, tower: str | None = None) -> ReleasedFolder:
-    """Lists a released folder, reading its small files and the heads of its shards.
+    """Lists a released folder, reading its small files and the headers of its shards.
 
-    `tower` is the safetensors file of an EVA-CLIP tower that was published apart. Raises `BundleError` if there are no
-    weights, if a shard that the index names is missing or lacks a tensor, or if two files hold one tensor.
+    `tower` is the safetensors file of a separately published EVA-CLIP tower. Raises `BundleError` if there are no
+    weights, if a shard that the index names or one of its tensors is missing, or if two files hold the same tensor.
     """
     uri = storage.normalize(uri)
     found = {file.uri.removeprefix(f"{uri}/"): file for file in storage.list_files(uri)}
@@ -119,12 +119,12 @@ def _check_shards(uri: str, files: dict[str, bytes], weights: list[str], names: 
             f"{uri} holds no safetensors weights: give the folder of a released checkpoint{other_weights(uri)}"
         )
     promised = read_index(f"{uri}: {INDEX}", files[INDEX]) if INDEX in files else {}
-    lacking = sorted(promised.keys() - set(names))
-    if lacking:
-        file = promised[lacking[0]]
+    missing = sorted(promised.keys() - set(names))
+    if missing:
+        file = promised[missing[0]]
         gone = "" if file in weights else f"; the folder has no {file}"
         raise BundleError(
-            f"{uri}: {file} lacks {lacking[0]} ({len(lacking)} tensors that the index names are missing{gone}): fetch "
+            f"{uri}: {file} has no {missing[0]} ({len(missing)} tensors that the index names are missing{gone}): fetch "
             "it again"
         )
 
@@ -167,9 +167,9 @@ def _shape(here: str, source: StoredTensor) -> tuple[int, ...]:
 
 
 def plan_import(folder: ReleasedFolder, *, vision_size: int = VISION_SIZE) -> Plan:
-    """Decides what every tensor becomes, from names and shapes alone.
+    """Decides what every tensor becomes, from names and shapes only.
 
-    Raises `BundleError` if the model lacks weights, or if a shape is another than the configs make it.
+    Raises `BundleError` if weights are missing, or if a shape differs from what the configs imply.
     """
     raw = folder.json("config.json")
     try:
@@ -203,7 +203,7 @@ def _bundle_config(folder: ReleasedFolder, raw: dict[str, Any], *, tied: bool, v
 
 
 def _is_tied(folder: ReleasedFolder, raw: dict[str, Any]) -> bool:
-    """Whether head and embedding are one: they are said to be, and no other head lies there."""
+    """Whether head and embedding are tied: the config says so, and the folder has no other head."""
     said = bool(raw.get("tie_word_embeddings", (raw.get("text_config") or {}).get("tie_word_embeddings", False)))
     embedding = next((name for name in folder.tensors if to_here(name) == EMBEDDING_HERE), None)
     if not said or HEAD not in folder.tensors or embedding is None:
@@ -221,7 +221,7 @@ def _check_plan(folder: ReleasedFolder, report: KeyReport, needed: dict[str, tup
     if twice:
         raise BundleError(f"{folder.uri}: two tensors are {twice[0]}: keep the shards of one version")
     for released, here in report.mapped.items():
-        require_read(folder.tensors[released])
+        require_readable(folder.tensors[released])
         shape = _shape(here, folder.tensors[released])
         if shape != needed[here]:
             raise BundleError(f"{folder.uri}: {released} has shape {shape}, config.json makes it {needed[here]}")
@@ -231,10 +231,10 @@ def _check_plan(folder: ReleasedFolder, report: KeyReport, needed: dict[str, tup
 
 
 def import_released(source: str, out: str, *, tower: str | None = None, vision_size: int = VISION_SIZE) -> KeyReport:
-    """Makes a bundle of a released folder and checks that it reads back as it was written.
+    """Converts a released folder to a bundle, and verifies the bundle by reading it back.
 
-    `tower`: the safetensors file of an EVA-CLIP tower kept apart; without one, and with none among the shards, the
-    bundle cannot encode images but draws and chats. Raises `BundleError` as `read_folder` and `plan_import` do.
+    `tower`: the safetensors file of a separate EVA-CLIP tower; without one, and with none among the shards, the
+    bundle cannot encode images, but it generates and chats. Raises `BundleError` as `read_folder` and `plan_import` do.
     """
     plan = plan_import(read_folder(source, tower=tower), vision_size=vision_size)
     sums = {WEIGHTS: write_tensors(storage.join(out, WEIGHTS), plan.slots)}

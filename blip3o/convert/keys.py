@@ -1,8 +1,8 @@
 """Names of tensors in the released BLIP3o-Model-4B/-8B checkpoints, and the names of the same tensors here.
 
 One table serves both directions. The released names are those of transformers 4.51; from 4.52 on Qwen2.5-VL's parts
-are called otherwise, which is read as well, as are the older names of the attention in a VAE of diffusers. Prefixes are
-whole: `model.` alone also begins `model.latent_queries`, `model.dit.` and `model.gen_vision_tower.`.
+have other names, which are read too, as are the older names of the attention in a VAE of diffusers. Prefixes are
+spelled out: `model.` also begins `model.latent_queries`, `model.dit.` and `model.gen_vision_tower.`.
 """
 
 import re
@@ -36,7 +36,7 @@ NEWER_PREFIXES = (
 )
 OLDER_VAE = re.compile(r"(mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.")
 NEWER_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What upstream's checkpoints hold beside the model, and why it is left out.
+# What upstream's checkpoints hold besides the model, and why it is skipped.
 IGNORED = (
     (re.compile(r"model\.vae\."), "FLUX VAE left over from an older version, used by nothing"),
     (re.compile(r"model\.dit\.model\.pad_token$"), "parameter of Lumina-Next that BLIP3-o's forward pass never reads"),
@@ -103,7 +103,7 @@ def tower_names(keys: Collection[str]) -> dict[str, str]:
 def report_keys(released: Iterable[str], needed: Collection[str], *, tied: bool) -> KeyReport:
     """Sorts released names by what becomes of them, given the names that the model needs.
 
-    A head beside tied embeddings is the embedding once more.
+    A head next to tied embeddings is a copy of the embedding.
     """
     mapped: dict[str, str] = {}
     ignored: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """Sizes of a released BLIP3o-Model checkpoint, from its config.json and from the shapes of its tensors; and back.
 
-config.json describes the Qwen2.5-VL alone. Upstream's code knows the DiT by heart and finds its condition's width in
-the folder's name ("3B" or "7B"); here both come from the shapes, so that any folder name will do. What neither tells
-are facts of the one EVA-CLIP tower in use: heads of 112 channels, and its full size where the tower is not there.
+config.json describes only the Qwen2.5-VL. Upstream's code hard-codes the DiT and takes its condition's width from the
+folder's name ("3B" or "7B"); here both come from the shapes, so any folder name will do. What neither says is taken
+from the one EVA-CLIP tower in use: heads of 112 channels, and its full size if the tower is missing.
 """
 
 import re
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 EVA_HEAD_WIDTH = 112
-RELEASED_NORM_EPS = 1e-5  # of the DiT, which upstream has by heart
+RELEASED_NORM_EPS = 1e-5  # of the DiT; hard-coded upstream
 EVA_WHOLE: Json = {name: EVA_448[name] for name in ("image_size", "patch_size", "layers", "mlp_width")}
 VISION_SIZE = 448  # side to which upstream scales images that the backbone is shown
 # Saved configs leave out what is transformers' default for the tower.
@@ -48,7 +48,7 @@ def model_config(
     """The model of a released checkpoint. `shapes` are by our names, but the queries', which are [1, N, H].
 
     Sampling and positions are set to what upstream does with the released weights. Raises `BundleError` if config.json
-    lacks a field, or if the two do not describe a model of this kind.
+    is missing a field, or if the two do not describe a model of this kind.
     """
     try:
         encoder = _encoder(config, shapes)

@@ -17,19 +17,19 @@ from blip3o.convert.from_released import CARRIED, INDEX
 from blip3o.convert.keys import DECODER, KeyReport, to_released
 from blip3o.convert.sizes import config_json
 from blip3o.model.unfilled import unfilled
-from blip3o.weights.safetensors_header import StoredTensor, require_read
+from blip3o.weights.safetensors_header import StoredTensor, require_readable
 from blip3o.weights.safetensors_stream import Slot, read_entries, write_tensors
 
-SHARD_BYTES = 5 * 10**9  # as transformers cuts them
+SHARD_BYTES = 5 * 10**9  # the default of transformers
 REST = "model-rest.safetensors"
 DECODER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 def export_released(source: str, out: str, *, shard_bytes: int = SHARD_BYTES) -> KeyReport:
-    """Writes a bundle as a released folder. `ignored` of the report are parts that the layout has no place for.
+    """Writes a bundle as a released folder. The report's `ignored` are parts that the layout has no place for.
 
-    The index is written last: without it the folder is not whole. Raises `BundleError` if `source` is no bundle, or of
+    The index is written last: without it the folder is incomplete. Raises `BundleError` if `source` is no bundle, or of
     a model that upstream's code does not know.
     """
     bundle = open_bundle(source)
@@ -43,7 +43,7 @@ def export_released(source: str, out: str, *, shard_bytes: int = SHARD_BYTES) ->
         storage.write_bytes(storage.join(out, name), data)
     for file, members in shards.items():
         write_tensors(storage.join(out, file), [slots[name] for name in members], metadata={"format": "pt"})
-    if WEIGHTS not in shards or REST in shards:  # a file of that name alone holds all, and needs no index
+    if WEIGHTS not in shards or REST in shards:  # a single file of that name holds everything and needs no index
         storage.write_bytes(storage.join(out, INDEX), _index(slots, shards))
     return KeyReport(
         mapped={theirs: entry.name for entry in entries if (theirs := names[entry.name]) is not None},
@@ -54,12 +54,12 @@ def export_released(source: str, out: str, *, shard_bytes: int = SHARD_BYTES) ->
 
 
 def _origin(bundle: SealedBundle) -> dict[str, Any]:
-    """What the import left behind; nothing for a model that was trained here."""
+    """What the import recorded; empty for a model that was trained here."""
     return bundle.provenance.get("released", {})
 
 
 def _name(bundle: SealedBundle, here: str) -> str | None:
-    # A decoder of another kind may also have a U-Net, which is none of the released layout's.
+    # A decoder of another kind may also have a U-Net, which the released layout does not have.
     foreign = here.startswith("decoder.") and not _has_released_decoder(bundle)
     return None if foreign else to_released(here)
 
@@ -81,7 +81,7 @@ def _small_files(bundle: SealedBundle, first: StoredTensor) -> dict[str, bytes]:
     if carried:
         return {name: bundle.read(kept) for name, kept in carried.items()}
     config = config_json(bundle.config.model, max_length=bundle.config.max_length)
-    require_read(first)
+    require_readable(first)
     config["torch_dtype"] = TORCH_DTYPES[first.dtype]
     files = {"config.json": json.dumps(config, indent=2).encode(), "tokenizer.json": bundle.tokenizer.to_bytes()}
     if "decoder" not in bundle.config.parts or not _has_released_decoder(bundle):
@@ -103,7 +103,7 @@ def _shards(bundle: SealedBundle, slots: dict[str, Slot], shard_bytes: int) -> d
         if members:
             shards[f"{DECODER}{part}/{DECODER_WEIGHTS}"] = members
     main = {name: slots[name] for name in rest if not name.startswith(DECODER)}
-    if known and main:  # a tower that was kept apart joins the shards of the others, which stay as they were
+    if known and main:  # a separate tower joins the other shards, which stay unchanged
         return shards | {REST: list(main)}
     return shards | _by_size(main, shard_bytes)
 

@@ -10,8 +10,8 @@ from blip3o.errors import BundleError
 def read_tokenizer(files: Mapping[str, bytes], *, source: str = "the checkpoint") -> ChatTokenizer:
     """The tokenizer among a checkpoint's files, by name; `source` is what errors call their folder.
 
-    Raises `BundleError` if they hold none, `ConfigError` if it lacks one of the special tokens, or if files disagree.
+    Raises `BundleError` if they hold none, `ConfigError` if it is missing a special token, or if files disagree.
     """
     if WHOLE not in files and not files.keys() >= {VOCABULARY, MERGES}:
-        raise BundleError(f"the checkpoint has neither {WHOLE} nor {VOCABULARY} with {MERGES}: copy them beside it")
+        raise BundleError(f"the checkpoint has neither {WHOLE} nor {VOCABULARY} with {MERGES}: copy them next to it")
     return ChatTokenizer.from_bytes(complete_tokenizer(files, source=source))

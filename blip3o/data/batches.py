@@ -1,14 +1,14 @@
 """Micro-batch number → arrays: the pure function that the stream runs in parallel.
 
-It joins the order, the reader, the decoder and the templates. A micro-batch depends on the recipe and its number alone:
-not on the worker that makes it, the moment, or what was made before. Columns are fixed-width, one row a sample:
+It joins the order, the reader, the decoder and the templates. A micro-batch depends only on the recipe and its number:
+not on the worker, the time, or earlier micro-batches. Columns are fixed-width, one row a sample:
 
 - `draw_key` int64 [B]: the key of the sample's random draws in this pass
 - `encoder_pixels`, `prompt_pixels`, `decoder_pixels` uint8 [B, S, S, 3], as the task needs
 - `features` [B, N, F] in place of `encoder_pixels` where they come from the cache: float32, float16, or the bits of
   bfloat16 as uint16
 - `input_ids` int32 [B, L], padded on the right; `labels` int32 [B, L], −100 where nothing is supervised
-- `branches` int32 [B, L], where questions are asked apart: which of them a token belongs to, 0 for none
+- `branches` int32 [B, L], where questions are asked independently: which of them a token belongs to, 0 for none
 - `draw_ids` int32 [B, L] and `draws` bool [B], where a sample may be for both tasks: the request to draw it, and
   whether it is for that; one that is not for questions has their text all the same, of which nothing is supervised
 """
@@ -61,14 +61,14 @@ class Text:
     ids: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
     branches: tuple[int, ...] = ()
-    grey: bool = False  # it speaks of the picture without its colours
+    grey: bool = False  # the text describes the picture without its colours
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleEncoder:
     """One raw sample → one row of arrays.
 
-    `sizes` gives the side in pixels of each pixel column, `fits` how an image comes to it where not by cropping; with
+    `sizes` gives the side in pixels of each pixel column, `fits` how an image is resized if not by cropping; with
     `cached`, the encoder's column is left out. `source_tasks`, by source, say what its samples are for where a sample
     may be for both tasks.
     """
@@ -106,7 +106,7 @@ class SampleEncoder:
         return row
 
     def _both(self, raw: RawSample, key: int, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """The request to draw a sample beside the questions about it; unsupervised, whichever it is not for."""
+        """The request to draw a sample next to the questions about it; unsupervised, whichever it is not for."""
         task = self.source_tasks[raw.uid.partition("/")[0]]
         caption = self._caption(raw, numpy_generator(self.seed, "caption", key))
         request = self._pad(Text(ids=tuple(self.template.draw(self.tokenizer, caption))))
@@ -146,18 +146,24 @@ class SampleEncoder:
                 return self.template.form(self.tokenizer, caption, pairs[:end])
 
             return _longest(fill, len(pairs), self.max_length)
-        told, grey = self._told(raw, caption, generator)
-        apart = self.independent_questions and not raw.meta.get("conversations")  # whose turns follow from one another
+        asked, grey = self._asked(raw, caption, generator)
+        separate = self.independent_questions and not raw.meta.get(
+            "conversations"
+        )  # whose turns follow from one another
 
         def talk(end: int) -> Encoded:
-            if apart:
-                return self.template.side_by_side(self.tokenizer, told[:end])
-            turns = [Turn(role=role, text=text) for pair in told[:end] for role, text in zip(_ROLES, pair, strict=True)]
+            if separate:
+                return self.template.side_by_side(self.tokenizer, asked[:end])
+            turns = [
+                Turn(role=role, text=text) for pair in asked[:end] for role, text in zip(_ROLES, pair, strict=True)
+            ]
             return self.template.conversation(self.tokenizer, turns, with_image=True)
 
-        return replace(_longest(talk, len(told), self.max_length), grey=grey)
+        return replace(_longest(talk, len(asked), self.max_length), grey=grey)
 
-    def _told(self, raw: RawSample, caption: str, generator: np.random.Generator) -> tuple[list[tuple[str, str]], bool]:
+    def _asked(
+        self, raw: RawSample, caption: str, generator: np.random.Generator
+    ) -> tuple[list[tuple[str, str]], bool]:
         """A conversation as it went, else some questions that are drawn, else a description; and whether the questions
         are about the picture in grey.
         """
@@ -229,7 +235,7 @@ class MicroBatchBuilder:
 
     def _samples(self, number: int) -> list[tuple[str, dict[str, np.ndarray]]]:
         refs = self.order.micro_batch_refs(number)
-        encode = self.encoder if self.features is None else self.features.beside(self.encoder, refs)
+        encode = self.encoder if self.features is None else self.features.with_features(self.encoder, refs)
 
         def accepted(raw: RawSample) -> tuple[str, dict[str, np.ndarray]]:
             reason = self.quarantine.reason(raw.uid, number)
@@ -285,8 +291,8 @@ def _sample_encoder(inputs: StageInputs, task: Task) -> SampleEncoder:
 class StagedMicroBatches:
     """The micro-batches of several stages under one numbering; `ends[i]` is one past the last number of stage i.
 
-    Stages are built when they are reached, by `build`. Of two threads, one may have reached the next stage: so the one
-    before is held beside the newest.
+    Stages are built when they are reached, by `build`. One thread may reach the next stage before another, so the
+    previous stage is kept next to the newest.
     """
 
     build: Sequence[Callable[[], MicroBatchBuilder]]

@@ -3,7 +3,7 @@
 One micro-batch is one row of the dataset, and one row is one block: every column holds a whole [B, …] array per row,
 and the target block size is set so small (1 byte) that Ray closes a block after each row. So a micro-batch is never
 split or merged, and `streaming_split(W, equal=True)` with `preserve_order`, which gives the next block to the rank
-with the fewest rows, hands micro-batch i to rank i mod W exactly. tests/data/test_stream.py keeps watch over it:
+with the fewest rows, hands micro-batch i to rank i mod W exactly. tests/data/test_stream.py guards this:
 repeat it at every Ray upgrade.
 
 Micro-batches are made by a pool of actors, each of which builds its function once (order, indexes, tokenizer).

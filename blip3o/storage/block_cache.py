@@ -1,9 +1,9 @@
 """Byte ranges of files through a bounded cache of aligned blocks.
 
-The order mixes samples inside a window of neighbours, so successive micro-batches want bytes that lie side by side.
-Reading whole blocks once and keeping the newest ones turns dozens of small requests a micro-batch into about one. Where
-several readers share the micro-batches of a window, each of them wants a part of nearly every large block: they read
-smaller ones. Threads of one reader share its blocks, also those that are on their way.
+The order mixes samples inside a window of neighbours, so successive micro-batches need neighbouring bytes.
+Reading whole blocks once and keeping the newest ones turns dozens of small requests per micro-batch into about one.
+If several readers share the micro-batches of a window, each of them needs a part of nearly every large block, so they
+read smaller ones. Threads of one reader share its blocks, including those that are still being fetched.
 """
 
 import threading
@@ -25,12 +25,12 @@ def block_bytes_for(readers: int) -> int:
 
 
 class BlockCache:
-    """Blocks of `block_bytes` by (URI, number), the least recently used dropped first. Threads may share it: a block
-    that one of them has asked for is waited for by the others.
+    """Blocks of `block_bytes` by (URI, number), the least recently used dropped first. Threads may share it: while
+    one of them fetches a block, the others wait for it.
     """
 
     def __init__(self, *, capacity: int = CACHE_BYTES, block_bytes: int = BLOCK_BYTES) -> None:
-        """`capacity` in bytes; at least what the ranges of one call span is needed for them to be read once."""
+        """`capacity` is in bytes. To read every range once, it must hold what the ranges of one call span."""
         self._size = block_bytes
         self._limit = max(capacity // block_bytes, 1)
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
@@ -39,39 +39,39 @@ class BlockCache:
     def read(self, uri: str, file_bytes: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each `(offset, size)` of a file of `file_bytes`, in order. Raises `StorageError` as reads do."""
         numbers = sorted({number for offset, size in ranges for number in self._spanned(offset, size)})
-        awaited, lacking = self._claim(uri, numbers)
-        self._fetch(uri, file_bytes, lacking)
+        awaited, missing = self._claim(uri, numbers)
+        self._fetch(uri, file_bytes, missing)
         blocks = {number: block.result() for number, block in awaited.items()}
         return [self._cut(blocks, offset, size) for offset, size in ranges]
 
     def _claim(self, uri: str, numbers: Sequence[int]) -> tuple[dict[int, Future[bytes]], dict[int, Future[bytes]]]:
-        """All of some blocks, and those among them that nobody has asked for: the caller must fetch these."""
+        """Futures of all these blocks, and of those that were not requested yet: the caller must fetch them."""
         awaited: dict[int, Future[bytes]] = {}
-        lacking: dict[int, Future[bytes]] = {}
+        missing: dict[int, Future[bytes]] = {}
         with self._lock:
             for number in numbers:
                 block = self._blocks.pop((uri, number), None)
                 if block is None:
-                    block = lacking[number] = Future()
+                    block = missing[number] = Future()
                 awaited[number] = self._blocks[uri, number] = block  # put last: used just now
             while len(self._blocks) > self._limit:
                 self._blocks.popitem(last=False)
-        return awaited, lacking
+        return awaited, missing
 
-    def _fetch(self, uri: str, file_bytes: int, lacking: Mapping[int, Future[bytes]]) -> None:
-        """Reads blocks, neighbours in one range. If that fails, those who wait for them fail too, and nobody later."""
-        runs = list(_runs(sorted(lacking)))
+    def _fetch(self, uri: str, file_bytes: int, missing: Mapping[int, Future[bytes]]) -> None:
+        """Reads blocks, neighbours in one range. A failure also fails waiting threads, but no later read."""
+        runs = list(_runs(sorted(missing)))
         extents = [self._extent(run, file_bytes) for run in runs]
         failure = StorageError(f"{uri}: the read was interrupted")
         try:
             for run, data in zip(runs, storage.read_ranges(uri, extents) if extents else [], strict=True):
                 for position, number in enumerate(run):
-                    lacking[number].set_result(data[position * self._size : (position + 1) * self._size])
+                    missing[number].set_result(data[position * self._size : (position + 1) * self._size])
         except StorageError as error:
             failure = error
             raise
-        finally:  # a block that nobody brings would be waited for without end
-            self._fail(uri, {number: block for number, block in lacking.items() if not block.done()}, failure)
+        finally:  # otherwise threads would wait forever for a block that is never fetched
+            self._fail(uri, {number: block for number, block in missing.items() if not block.done()}, failure)
 
     def _fail(self, uri: str, blocks: Mapping[int, Future[bytes]], failure: StorageError) -> None:
         with self._lock:

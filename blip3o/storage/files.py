@@ -2,9 +2,9 @@
 
 Endpoint, region and credentials of S3 come from the standard AWS chain (environment, config files, instance profile),
 so any S3-compatible store works: `blip3o.storage.s3_connection`. Objects are read by `blip3o.storage.s3`, which checks
-their length; pyarrow's S3 is used for streams to large objects only. What fails for a moment (5xx, throttling, lost
-connections, stalls) is tried again: `blip3o.storage.retry`. Writes become visible whole or not at all: S3 objects are
-atomic, local files are renamed into place. Errors name the URI and what to do about it.
+their length; pyarrow's S3 is used for streams to large objects only. Transient failures (5xx, throttling, lost
+connections, stalls) are retried: `blip3o.storage.retry`. Writes are atomic: S3 objects by themselves, local files
+because they are renamed into place. Errors name the URI and what to do about it.
 """
 
 import errno
@@ -25,7 +25,7 @@ from pyarrow import NativeFile, fs
 
 from blip3o.errors import StorageError
 from blip3o.storage import s3, s3_connection
-from blip3o.storage.retry import patiently
+from blip3o.storage.retry import with_retries
 from blip3o.storage.s3_filesystem import s3_filesystem
 from blip3o.storage.uris import BadUriError, is_canonical, join, normalize, shown
 from blip3o.storage.uris import within as within
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PIECE_BYTES = 16 * 2**20  # of a file that is too large to be held
+PIECE_BYTES = 16 * 2**20  # of a file that is too large for memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class FileInfo:
 
 
 class MissingFileError(StorageError):
-    """The store answers, and there is no such file."""
+    """The store answers, but the file does not exist."""
 
 
 _FAULTS_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
@@ -58,22 +58,22 @@ _LOCAL = fs.LocalFileSystem()
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """pyarrow's file system of a URI, to be kept as long as one likes, and the path inside it.
+    """The pyarrow file system of a URI, which may be kept for any time, and the path inside it.
 
-    Raises `BadUriError` for what no file can be called, `ConfigError` if S3 is not configured.
+    Raises `BadUriError` for an impossible name, `ConfigError` if S3 is not configured.
     """
-    path, on_s3 = _place(uri)
+    path, on_s3 = _locate(uri)
     return (s3_filesystem() if on_s3 else _LOCAL), path
 
 
-def _place(uri: str) -> tuple[str, bool]:
-    """The path of a URI as its store has it, and whether that is S3."""
+def _locate(uri: str) -> tuple[str, bool]:
+    """The path of a URI in its store, and whether that store is S3."""
     uri = normalize(uri)
     return uri.removeprefix("s3://"), uri.startswith("s3://")
 
 
 def forget_clients() -> None:
-    """Drops what holds connections and credentials: environment and config files are read again."""
+    """Drops connections and credentials, so that environment and config files are read again."""
     s3_connection.forget()
 
 
@@ -96,10 +96,10 @@ def _missing(uri: str) -> MissingFileError:
     return MissingFileError(f"{shown(uri)} does not exist: check the spelling, or create it first")
 
 
-def _tried(uri: str, attempt: Callable[[], T]) -> T:
-    """`attempt()`, tried again while the store fails for a moment, its errors explained."""
+def _with_retries(uri: str, attempt: Callable[[], T]) -> T:
+    """`attempt()`, retried after transient failures of the store, with its errors explained."""
     with _explained(uri):
-        return patiently(uri, attempt)
+        return with_retries(uri, attempt)
 
 
 _SILENCE = "the store does not answer: check AWS_ENDPOINT_URL and that the store is up"
@@ -141,9 +141,9 @@ def _cause(message: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file. Raises `MissingFileError`, `BadUriError`, or `StorageError` if it cannot be read."""
-    path, on_s3 = _place(uri)
+    path, on_s3 = _locate(uri)
     if on_s3:
-        return _tried(uri, lambda: s3.read(_object(uri, path)))
+        return _with_retries(uri, lambda: s3.read(_object(uri, path)))
     with _explained(uri):
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, path)
@@ -161,7 +161,7 @@ class RangeReader:
     """One file, for many reads of parts of it. Threads may share it."""
 
     def __init__(self, uri: str, file: NativeFile | None) -> None:
-        """`file` is held open; an object of S3 needs none."""
+        """`file` is held open; it is None for an S3 object."""
         self._uri, self._file = uri, file
 
     @functools.cached_property
@@ -172,22 +172,22 @@ class RangeReader:
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on.
 
-        Raises `CutFileError` (a `StorageError`) if the file is shorter, `StorageError` if it cannot be read.
+        Raises `TruncatedFileError` (a `StorageError`) if the file is shorter, `StorageError` if it cannot be read.
         """
         if self._file is None:
-            path, _ = _place(self._uri)
-            return _tried(self._uri, lambda: s3.read(path, (offset, size)))
+            path, _ = _locate(self._uri)
+            return _with_retries(self._uri, lambda: s3.read(path, (offset, size)))
         with _explained(self._uri):
             part = self._file.read_at(size, min(offset, self.size))
         if len(part) != size:
-            raise s3.cut(self._uri, offset, size, self.size)
+            raise s3.truncated(self._uri, offset, size, self.size)
         return part
 
 
 @contextmanager
 def open_ranges(uri: str) -> Iterator[RangeReader]:
     """A file open for reading ranges. Raises `StorageError` if it is missing: for an object, at the first read."""
-    path, on_s3 = _place(uri)
+    path, on_s3 = _locate(uri)
     if on_s3:
         yield RangeReader(uri, None)
         return
@@ -200,18 +200,18 @@ def open_ranges(uri: str) -> Iterator[RangeReader]:
 def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
     """The bytes of each `(offset, size)` of one file, in the order given.
 
-    Raises `StorageError` if the file is missing or cannot be read, `CutFileError` (one too) if it is shorter than a
-    range says.
+    Raises `StorageError` if the file is missing or cannot be read, `TruncatedFileError` (a subclass) if it is
+    shorter than a range says.
     """
     with open_ranges(uri) as file:
         return [file.read(offset, size) for offset, size in ranges]
 
 
 def open_write(uri: str) -> AbstractContextManager[NativeFile]:
-    """A stream to a file that is there whole when the block ends. Parent folders of local paths are made.
+    """A stream to a file that appears, complete, when the block ends. Creates parent folders of local paths.
 
-    If the block fails, a local file is left as it was; an object store may be left with a cut object, so that whatever
-    vouches for the file must be written after it. Raises `StorageError` if the store refuses.
+    If the block fails, a local file is left as it was; an object store may be left with a truncated object, so
+    write whatever vouches for the file after it. Raises `StorageError` if the store refuses.
     """
     return _stream(uri, _explained)
 
@@ -220,11 +220,11 @@ def open_write(uri: str) -> AbstractContextManager[NativeFile]:
 def _stream(
     uri: str, guard: Callable[[str], AbstractContextManager[None]], aside: str | None = None
 ) -> Iterator[NativeFile]:
-    """What `open_write` says; the store's errors pass through `guard`. A local file grows in folder `aside`."""
-    path, on_s3 = _place(uri)
+    """As `open_write`; the store's errors pass through `guard`. `aside` is as in `write_bytes`."""
+    path, on_s3 = _locate(uri)
     local = not on_s3
     filesystem = s3_connection.connection().filesystem() if on_s3 else _LOCAL
-    # A name of its own: several processes may write one file at a time, as they do with ledgers.
+    # A unique name: several processes may write the same file at once, as they do with ledgers.
     growing = path if aside is None else join(normalize(aside), posixpath.basename(path))
     target = f"{growing}.{uuid.uuid4().hex}.partial" if local else path
     with guard(uri):
@@ -232,7 +232,7 @@ def _stream(
             for folder in {posixpath.dirname(path), posixpath.dirname(target)}:
                 _make_folder(filesystem, folder)
         file = filesystem.open_output_stream(target, compression=None)
-    with ExitStack() as on_failure:  # an interrupt too: whatever ended the block, its half-written file must not stay
+    with ExitStack() as on_failure:  # whatever ends the block, even an interrupt, the partial file must go
         on_failure.callback(_discard, file, filesystem, target if local else None)
         yield file
         with guard(uri):
@@ -250,7 +250,7 @@ def _make_folder(filesystem: fs.FileSystem, folder: str) -> None:
 
 
 def _discard(file: NativeFile, filesystem: fs.FileSystem, target: str | None) -> None:
-    with suppress(OSError):  # what went wrong first is what is told
+    with suppress(OSError):  # the first error is the one to report
         file.close()
     if target is not None:
         with suppress(OSError):
@@ -258,13 +258,13 @@ def _discard(file: NativeFile, filesystem: fs.FileSystem, target: str | None) ->
 
 
 def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:
-    """Writes a file whole or not at all. Parent folders of local paths are made. Raises `StorageError`.
+    """Writes a file atomically. Creates parent folders of local paths. Raises `StorageError`.
 
-    A local file grows under another name in its own folder, or in the folder `aside` (of the same file system) where
-    a process that is killed must leave nothing beside it.
+    A local file is first written under another name: in its own folder, or in the folder `aside` (on the same file
+    system) if a killed process must leave nothing next to it.
     """
 
-    path, on_s3 = _place(uri)
+    path, on_s3 = _locate(uri)
 
     def attempt() -> None:
         if on_s3:
@@ -272,17 +272,17 @@ def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:
         with _stream(uri, lambda _: nullcontext(), aside) as file:
             file.write(data)
 
-    _tried(uri, attempt)
+    _with_retries(uri, attempt)
 
 
 def upload(source: Path, uri: str) -> None:
-    """Copies a file of this machine, whole or not at all, whatever its size. Raises `StorageError`."""
+    """Uploads a local file of any size, atomically. Raises `StorageError`."""
 
     def attempt() -> None:
         with _stream(uri, lambda _: nullcontext()) as sink, source.open("rb") as file:
             shutil.copyfileobj(file, sink, PIECE_BYTES)
 
-    _tried(uri, attempt)
+    _with_retries(uri, attempt)
 
 
 def exists(uri: str) -> bool:
@@ -305,11 +305,11 @@ def modified(uri: str) -> float:
 
 
 def _stat(uri: str) -> tuple[FileInfo, float]:
-    path, on_s3 = _place(uri)
+    path, on_s3 = _locate(uri)
     if on_s3:
         if "/" not in path:
             raise _missing(uri)
-        found = _tried(uri, lambda: s3.head(path))
+        found = _with_retries(uri, lambda: s3.head(path))
         return _file_info(found), found.modified.timestamp()
     with _explained(uri):
         info = _LOCAL.get_file_info(path)
@@ -319,7 +319,7 @@ def _stat(uri: str) -> tuple[FileInfo, float]:
 
 
 def _file_info(found: s3.ObjectInfo) -> FileInfo:
-    # The time of an object has whole seconds: too coarse to tell a shard from its successor.
+    # An object's time has whole seconds: too coarse to tell a shard from its replacement.
     return FileInfo(uri=f"s3://{found.path}", size=found.size, version=found.etag)
 
 
@@ -329,10 +329,10 @@ def list_files(uri: str, *, suffix: str = "", recursive: bool = True) -> list[Fi
 
     Raises `StorageError` if the bucket is missing, the store refuses, or a local name is not UTF-8.
     """
-    path, on_s3 = _place(uri)
+    path, on_s3 = _locate(uri)
     if on_s3:
         found = _addressable(
-            _file_info(item) for item in _tried(uri, lambda: s3.objects_below(path, recursive=recursive))
+            _file_info(item) for item in _with_retries(uri, lambda: s3.objects_below(path, recursive=recursive))
         )
     else:
         with _explained(uri):
@@ -343,7 +343,7 @@ def list_files(uri: str, *, suffix: str = "", recursive: bool = True) -> list[Fi
 
 
 def _addressable(files: Iterable[FileInfo]) -> list[FileInfo]:
-    """Leaves out, with a warning, the objects whose keys no URI of ours stands for: those with `//`, `.` or `..`."""
+    """Leaves out, with a warning, the objects whose keys no canonical URI names: those with `//`, `.` or `..`."""
     kept = []
     for file in files:
         if is_canonical(file.uri):
@@ -355,19 +355,19 @@ def _addressable(files: Iterable[FileInfo]) -> list[FileInfo]:
 
 def list_folders(uri: str) -> list[str]:
     """The names of the folders right below a folder, sorted; empty where it does not exist. Raises `StorageError`."""
-    path, on_s3 = _place(uri)
+    path, on_s3 = _locate(uri)
     if on_s3:
-        return _tried(uri, lambda: s3.folders_below(path))
+        return _with_retries(uri, lambda: s3.folders_below(path))
     with _explained(uri):
         found = _LOCAL.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
 def delete(uri: str) -> None:
-    """Removes a file, or a folder with all that is below it; a missing one is no error."""
-    path, on_s3 = _place(uri)
+    """Removes a file, or a folder with all that is below it; a missing one is not an error."""
+    path, on_s3 = _locate(uri)
     if on_s3:
-        return _tried(uri, lambda: s3.delete(_object(uri, path)))
+        return _with_retries(uri, lambda: s3.delete(_object(uri, path)))
     with _explained(uri):
         kind = _LOCAL.get_file_info(path).type
         if kind == fs.FileType.File:

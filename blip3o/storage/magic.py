@@ -1,7 +1,7 @@
-"""What a file is that should have held weights or a tokenizer and does not, told from its first bytes.
+"""Recognises by its first bytes a file that should hold weights or a tokenizer and does not.
 
-Downloads bring the strangest things in place of a checkpoint: pointers of Git LFS, login pages, errors in JSON. To know
-which one it is is to know the fix.
+Downloads bring all kinds of files instead of a checkpoint: Git LFS pointers, login pages, errors as JSON. Whoever knows
+which one it is knows the fix.
 """
 
 import codecs
@@ -9,7 +9,7 @@ import re
 
 from blip3o.errors import one_line
 
-SNIFFED_BYTES = 2048  # more than enough to tell
+SNIFFED_BYTES = 2048  # more than enough to recognise a file
 SHOWN = 80
 _FETCH = "fetch the file itself"
 
@@ -41,7 +41,7 @@ def recognise(start: bytes, *, size: int, is_text: bool = False) -> str | None:
     """What a file is, and the fix, as the end of a sentence that begins with its name; None if that is not known.
 
     `start`: its first bytes, `SNIFFED_BYTES` or all; `size`: bytes of the whole; `is_text`: whether it should be text
-    (a tokenizer.json), so that to be text tells nothing.
+    (a tokenizer.json), so that being text means nothing.
     """
     if size == 0:
         return f"is empty: {_FETCH} again"
@@ -85,10 +85,10 @@ def _archive(start: bytes) -> str | None:
 
 
 def _text(text: bytes) -> str | None:
-    """Of a file of text, what it says."""
+    """Describes a text file by its first words."""
     kind = "JSON text" if text[:1] in (b"{", b"[") else "text"
     try:
-        words = codecs.getincrementaldecoder("utf-8")().decode(text)  # the last character may be cut
+        words = codecs.getincrementaldecoder("utf-8")().decode(text)  # the last character may be truncated
     except UnicodeDecodeError:
         return None
     if not words or any(ord(char) < 32 and char not in "\t\r\n\f" for char in words):

@@ -1,7 +1,7 @@
-"""Parquet files that are held in memory, read and written on the thread that asks.
+"""Parquet files in memory, read and written on the calling thread.
 
 `pyarrow.parquet.read_table` reads ahead on pyarrow's own threads. One of them can still hold the Python bytes for a
-moment after the table is there, and needs the interpreter to let go of them. A process that ends in that moment aborts
+moment after the table is returned, and needs the interpreter to release them. A process that exits just then aborts
 ("terminate called without an active exception", exit code 134) although its work is done.
 """
 

@@ -1,6 +1,6 @@
-"""Which files a pattern of shards names: wildcards (`*`, `?`, `[…]`) in its last part, and WebDataset's braces.
+"""The files that a shard pattern matches: wildcards (`*`, `?`, `[…]`) in its last part, and WebDataset's braces.
 
-A file of exactly that name is taken before anything is read as a pattern. All names that braces give must be there.
+A file of exactly that name wins over the pattern. Every name that braces expand to must exist.
 """
 
 import fnmatch
@@ -13,7 +13,7 @@ from blip3o import storage
 from blip3o.errors import DataError
 
 SHOWN = 3  # names that an error lists
-MAX_NAMES = 100_000  # that braces may stand for
+MAX_NAMES = 100_000  # that braces may expand to
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", re.ASCII)
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])")
 _WILDCARD = re.compile(r"[*?[]")
@@ -63,7 +63,7 @@ def _matching(files: Sequence[storage.FileInfo], folder: str, pattern: str) -> l
 
 
 def _nothing(shards_uri: str, folder: str, pattern: str, files: Sequence[storage.FileInfo]) -> str:
-    """Why a pattern matches nothing, as far as what lies there tells."""
+    """Why a pattern matches nothing, judging by the files in its folder."""
     asked = storage.shown(shards_uri)
     if below := storage.list_files(storage.join(folder, pattern), recursive=False):
         ending = posixpath.splitext(below[0].uri)[1] or ".tar"
@@ -82,7 +82,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _expanded(text: str) -> Iterator[str]:
-    """The names that braces stand for, as in a shell: `{000..012}`, `{0..10..5}`, `{a..c}`, `{train,test}`, nested."""
+    """The names that braces expand to, as in a shell: `{000..012}`, `{0..10..5}`, `{a..c}`, `{train,test}`, nested."""
     for start in (found.start() for found in re.finditer("{", text)):
         end = _closing(text, start)
         choices = None if end is None else _choices(text[start + 1 : end])
@@ -105,14 +105,14 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _choices(body: str) -> Iterator[str] | None:
-    """What braces around `body` stand for; None where they are part of the name, as around a single word."""
+    """What braces around `body` expand to; None if they are part of the name, as around a single word."""
     if found := _NUMBERS.fullmatch(body):
         return _numbers(*found.groups())
     if found := _LETTERS.fullmatch(body):
         first, last = map(ord, found.groups())
         step = 1 if first <= last else -1
         return (chr(code) for code in range(first, last + step, step))
-    parts = _at_commas(body)
+    parts = _split_at_commas(body)
     return None if len(parts) == 1 else itertools.chain.from_iterable(map(_expanded, parts))
 
 
@@ -126,8 +126,8 @@ def _numbers(first: str, last: str, stride: str | None) -> Iterator[str]:
     return (f"{number:0{width}d}" for number in numbers)
 
 
-def _at_commas(body: str) -> list[str]:
-    """`body` cut at the commas that are in no inner braces."""
+def _split_at_commas(body: str) -> list[str]:
+    """`body` split at the commas outside inner braces."""
     parts, depth = [""], 0
     for char in body:
         depth += {"{": 1, "}": -1}.get(char, 0)

@@ -1,7 +1,7 @@
-"""Trying again what a store failed to do, with patience and an end.
+"""Retries of failed requests to a store, with backoff and a time limit.
 
-A store that restarts, throttles or loses connections is back within a minute or so; a run waits that long and goes on.
-What outlasts the patience is an error that says so. Nothing else is tried twice: a missing file stays missing.
+A store that restarts, throttles or loses connections is back within a minute or so, and a run waits that long.
+A failure that lasts longer is an error that says so. Nothing else is retried: a missing file stays missing.
 """
 
 import logging
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-# What pyarrow's messages say of failures that may be over in a moment.
+# What pyarrow's messages contain for transient failures.
 _TRANSIENT = re.compile(
     r"HTTP status (?:429|5\d\d)|NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|"
     r"THROTTLING|curlCode"
@@ -40,28 +40,28 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
-def patiently(what: str, attempt: Callable[[], T]) -> T:
-    """`attempt()`, again and again while it fails in a transient way, with growing pauses.
+def with_retries(what: str, attempt: Callable[[], T]) -> T:
+    """`attempt()`, retried with growing pauses while it fails transiently.
 
-    A pause is as long as the error asks for. Raises the last error when `patience()` is at its end, and other errors at
-    once. `what` is what the log calls it.
+    A pause is at least as long as the error asks for. Raises the last error when `patience()` runs out, and any other
+    error at once. `what` names the request in the log.
     """
     limit = patience()
-    begun, pause, tries = time.monotonic(), FIRST_PAUSE_S, 0
+    started, pause, tries = time.monotonic(), FIRST_PAUSE_S, 0
     while True:
         try:
             return attempt()
         except OSError as error:
             tries += 1
-            waited = time.monotonic() - begun
+            waited = time.monotonic() - started
             if not is_transient(error):
                 raise
-            told = error.wait_s if isinstance(error, TransientError) else 0.0
-            if waited + max(pause, told) > limit:
-                asks = f", and asks to wait {told:g} s" if told else ""
+            requested_s = error.wait_s if isinstance(error, TransientError) else 0.0
+            if waited + max(pause, requested_s) > limit:
+                asks = f", and asks to wait {requested_s:g} s" if requested_s else ""
                 raise TransientError(f"{one_line(error)} (tried {tries} times in {waited:.0f} s{asks})") from error
             if tries == 1:
                 logger.warning("%s: %s: trying again for up to %.0f s", what, one_line(error), limit)
-        # Jitter, or many readers of one store would all come back in the same moment. Not the run's randomness.
-        time.sleep(max(pause * random.uniform(0.5, 1.0), told))
+        # Jitter: otherwise many readers of one store would all return at the same moment. Not the run's randomness.
+        time.sleep(max(pause * random.uniform(0.5, 1.0), requested_s))
         pause = min(2 * pause, LONGEST_PAUSE_S)

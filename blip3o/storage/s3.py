@@ -1,10 +1,9 @@
-"""Requests for S3 objects by boto3: what comes back is what was asked, or it is an error.
+"""Requests for S3 objects by boto3: they return exactly what was asked for, or raise.
 
-pyarrow's own ranged read cannot promise that. If a store answers a range with fewer bytes than were asked, as it does
-for an object that was replaced by a shorter one, it returns the full length all the same, the rest being memory that
-nobody wrote (seen with pyarrow 26). Here the length is checked against what was asked and what the store says it has.
-One attempt a call: `blip3o.storage.retry` tries again. Where the requests go is `blip3o.storage.s3_connection`'s
-business.
+pyarrow's own ranged read cannot promise that. If a store answers a range with fewer bytes than requested, as it does
+for an object that was replaced by a shorter one, pyarrow still returns the full length, and the rest is uninitialised
+memory (seen with pyarrow 26). Here the length is checked against the request and the size that the store reports.
+Each call makes one attempt; `blip3o.storage.retry` retries it. `blip3o.storage.s3_connection` says where requests go.
 """
 
 import re
@@ -25,9 +24,9 @@ DELETED_AT_ONCE = 1000  # the most that S3 takes in a request
 
 
 class TransientError(OSError):
-    """The store or the way to it failed in a way that may be over in a moment.
+    """A transient failure of the store, or of the connection to it.
 
-    `wait_s` are the seconds that the other side asks to wait (0: it doesn't say).
+    `wait_s`: seconds that the server asks to wait (0: it does not say).
     """
 
     def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
@@ -36,17 +35,17 @@ class TransientError(OSError):
 
 
 class _NoRangeError(OSError):
-    """The object has no byte of the range that was asked for."""
+    """The object has no byte of the requested range."""
 
 
-class CutFileError(StorageError):
-    """A file is shorter than what was asked of it: it was cut, or replaced by another."""
+class TruncatedFileError(StorageError):
+    """A file is too short for the requested range: it was truncated or replaced."""
 
 
 def read(path: str, extent: tuple[int, int] | None = None) -> bytes:
     """The object `bucket/key`, or `extent` (offset, size) of it.
 
-    Raises `TransientError`, `CutFileError` if the object ends before the extent does, `FileNotFoundError`, and
+    Raises `TransientError`, `TruncatedFileError` if the object ends before the extent does, `FileNotFoundError`, and
     `OSError` where the store refuses.
     """
     if extent is not None and extent[1] == 0:
@@ -60,23 +59,23 @@ def read(path: str, extent: tuple[int, int] | None = None) -> bytes:
         return data
     offset, size = extent
     if 0 <= total < offset + size:
-        raise cut(f"s3://{path}", offset, size, total)
+        raise truncated(f"s3://{path}", offset, size, total)
     if len(data) != size or total < 0:
         raise TransientError(f"asked {size} bytes at {offset}, got {len(data)}")
     return data
 
 
-def cut(uri: str, offset: int, size: int, total: int | None) -> CutFileError:
+def truncated(uri: str, offset: int, size: int, total: int | None) -> TruncatedFileError:
     """The error for a range beyond the end of a file of `total` bytes (None where the store does not say)."""
     has = "fewer" if total is None else total
-    return CutFileError(
-        f"{uri}: asked {size} bytes at {offset}, the file has {has}: it was cut or replaced; index it again"
+    return TruncatedFileError(
+        f"{uri}: asked {size} bytes at {offset}, the file has {has}: it was truncated or replaced; index it again"
     )
 
 
 def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], bytes]:
     bucket, _, key = path.partition("/")
-    # The whole is asked for as a range too: only then does the answer say how much the store holds.
+    # A whole object is requested as a range too: only then does the response give its full size.
     wanted = "bytes=0-" if extent is None else f"bytes={extent[0]}-{sum(extent) - 1}"
     try:
         with _refusals(path, extent) as store:
@@ -88,8 +87,8 @@ def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], byt
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """An object `bucket/key`, its `size` in bytes, when it was `modified`, and its `etag`, which is another one when
-    the bytes are."""
+    """An object `bucket/key`, its `size` in bytes, when it was `modified`, and its `etag`, which changes with
+    the bytes."""
 
     path: str
     size: int
@@ -103,7 +102,7 @@ def head(path: str) -> ObjectInfo:
     with _refusals(path) as store:
         answer = store.client.head_object(Bucket=bucket, Key=key)
     modified = answer["LastModified"]
-    # Few stores have no tags: the time, of whole seconds, must do.
+    # A few stores have no ETags: the time, in whole seconds, must do.
     etag = answer["ETag"].strip('"') if "ETag" in answer else modified.isoformat()
     return ObjectInfo(path=path, size=answer["ContentLength"], etag=etag, modified=modified)
 
@@ -142,7 +141,7 @@ def _listed(path: str, kind: str, **options: str) -> list[dict[str, Any]]:
 
 
 def write(path: str, data: bytes) -> None:
-    """Makes or replaces the object `bucket/key`, whole or not at all. Raises as `read` does."""
+    """Creates or replaces the object `bucket/key`, atomically. Raises as `read` does."""
     bucket, _, key = path.partition("/")
     with _refusals(path) as store:
         store.client.put_object(Bucket=bucket, Key=key, Body=data)
@@ -184,20 +183,20 @@ def _refusals(path: str, extent: tuple[int, int] | None = None) -> Iterator[Conn
 
 
 def _failure(error: Exception, store: Connection) -> OSError:
-    """What it means that a request got no answer: most often, that another attempt may get one."""
+    """The error for a request without a response: most often one that a retry may fix."""
     where = f"{store.address.scheme}://{store.address.host}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return OSError(f"the certificate of {where} is not trusted here: set AWS_CA_BUNDLE to that of its authority")
     if "WRONG_VERSION_NUMBER" in str(error):
         return OSError(f"{where} does not speak TLS: write http:// in AWS_ENDPOINT_URL")
-    # AWS itself is asked for want of another endpoint: a name that was known a while ago may be so again.
+    # AWS is asked because no endpoint is set. A name that was resolved before may be resolved again.
     if store.endpoint is None and not store.answered.is_set() and _is_of_a_name(error):
         return OSError(f"no endpoint is set, and {where} is not known here: set AWS_ENDPOINT_URL, or check the network")
     return TransientError(str(error))
 
 
 def _is_of_a_name(error: BaseException | None) -> bool:
-    """Whether an error goes back to a host's name that could not be resolved."""
+    """Whether the cause of an error is a host name that could not be resolved."""
     while error is not None and not isinstance(error, socket.gaierror):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -207,7 +206,7 @@ def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     code = error.response["Error"]["Code"]
     if code == "InvalidRange" and extent is not None:
-        return cut(f"s3://{path}", *extent, error.response["Error"].get("ActualObjectSize"))
+        return truncated(f"s3://{path}", *extent, error.response["Error"].get("ActualObjectSize"))
     if code == "InvalidRange":
         return _NoRangeError(str(error))
     if code in _GONE_CODES:
@@ -220,8 +219,8 @@ def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception
 
 def _elsewhere(error: Any, bucket: str) -> str:  # noqa: ANN401 - a ClientError
     details, headers = error.response["Error"], error.response["ResponseMetadata"].get("HTTPHeaders", {})
-    told = re.search("expecting '([^']+)'", details.get("Message", ""))
-    region = details.get("Region") or headers.get("x-amz-bucket-region") or (told and told[1])
+    named = re.search("expecting '([^']+)'", details.get("Message", ""))
+    region = details.get("Region") or headers.get("x-amz-bucket-region") or (named and named[1])
     if region:
         return f"the bucket '{bucket}' is in region '{region}': set AWS_REGION={region}"
     return f"the bucket '{bucket}' is in another region or at another endpoint: set AWS_REGION or AWS_ENDPOINT_URL"

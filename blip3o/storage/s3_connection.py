@@ -6,6 +6,7 @@ result, boto3 (all but streams) and pyarrow (streams of large files), so that no
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class Connection:
     answered: Event = field(default_factory=Event)  # whether a request has reached the store
 
     @property
-    def renewed(self) -> bool:
+    def expires(self) -> bool:
         """Whether the credentials expire and are renewed."""
         from botocore.credentials import RefreshableCredentials
 
@@ -90,7 +91,8 @@ def forget() -> None:
 
 
 def _config_file(variable: str) -> Path:
-    return Path(settings.get(variable) or _FILE_VARIABLES[variable]).expanduser()
+    """The file that botocore reads, too: without a home folder, the `~` stays and the file does not exist."""
+    return Path(os.path.expanduser(settings.get(variable) or _FILE_VARIABLES[variable]))
 
 
 def _changed(path: Path) -> int:
@@ -131,7 +133,7 @@ def _connection(_environment: object, _home: object, _changes: object, timeout_s
 
 
 def _require_plain(keys: Any, method: str) -> None:  # noqa: ANN401 - botocore's named tuple
-    """Raises `ConfigError` for keys with what env files and shells leave around a value: they can sign no request."""
+    """Raises `ConfigError` for keys with quotes, blanks or line ends, as env files leave them: they cannot sign."""
     for name, value in (("access key", keys[0]), ("secret key", keys[1]), ("session token", keys[2] or "-")):
         if not _KEY.fullmatch(value):
             fault = "has quotes, blanks or line ends in it" if value else "is empty"
@@ -143,7 +145,7 @@ def _profile() -> str | None:
 
 
 def _region(session: "Session") -> str:
-    """boto3 knows one of the two variables."""
+    """The region, by both variables; boto3 knows only one of them."""
     in_environment = settings.get("AWS_REGION") or settings.get("AWS_DEFAULT_REGION")
     return in_environment or session.get_scoped_config().get("region") or "us-east-1"
 
@@ -223,7 +225,7 @@ def _client(session: "Session", endpoint: str | None, options: dict[str, Any], t
 
 
 def _end_redirects(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: Any) -> None:  # noqa: ANN401
-    """A redirected botocore asks for the region of the bucket: without end where that is answered the same way."""
+    """After a redirect, botocore asks for the bucket's region, and would loop forever if that is redirected too."""
     from botocore.exceptions import ClientError
 
     if response and response[0].status_code in (301, 302, 307) and "x-amz-bucket-region" not in response[0].headers:
@@ -235,7 +237,7 @@ def _address(session: "Session", endpoint: str | None, options: dict[str, Any]) 
     from botocore.config import Config
 
     bucket, key = "blip3o-bucket", "key"
-    # For a bucket of a plain name the two are one, but in signed URLs "auto" stands for AWS's old global host.
+    # For a plain bucket name both are the same, but in signed URLs "auto" means AWS's old global host.
     style = options["addressing_style"].replace("auto", "virtual")
     probe = session.create_client(
         "s3",
@@ -263,7 +265,7 @@ def _ca_bundle(session: "Session") -> str | None:
 def _filesystem(
     address: Address, region: str, ca_bundle: str | None, keys: tuple[str, str, str | None], timeout_s: float
 ) -> fs.S3FileSystem:
-    # On Linux the request timeout is that of a transfer of under a byte a second, whatever pyarrow's page says.
+    # On Linux the request timeout limits a transfer below one byte per second, whatever pyarrow's documentation says.
     return fs.S3FileSystem(
         access_key=keys[0],
         secret_key=keys[1],

@@ -1,7 +1,7 @@
-"""A file system of pyarrow for those who keep one: its credentials are those of the moment of each call.
+"""A pyarrow file system that may be kept: each call uses the credentials of that moment.
 
-pyarrow's own has the keys it was made with, and Ray Train keeps one for as long as a run takes: longer than the keys of
-an assumed role or of an instance last. Sent to another process, it is that process's own connection.
+pyarrow's own has the keys it was created with, and Ray Train keeps one for a whole run: longer than the keys of an
+assumed role or of an instance last. Sent to another process, it uses that process's own connection.
 """
 
 from typing import Any
@@ -14,16 +14,16 @@ from blip3o.storage.s3_connection import connection
 def s3_filesystem() -> fs.FileSystem:
     """The file system of S3; one whose credentials are renewed where they expire. Raises `ConfigError`."""
     found = connection()
-    return fs.PyFileSystem(_Renewed()) if found.renewed else found.filesystem()
+    return fs.PyFileSystem(_RefreshingS3()) if found.expires else found.filesystem()
 
 
-class _Renewed(fs.FileSystemHandler):
+class _RefreshingS3(fs.FileSystemHandler):
     @property
     def _now(self) -> fs.S3FileSystem:
         return connection().filesystem()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Renewed)
+        return isinstance(other, _RefreshingS3)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -61,7 +61,7 @@ class _Renewed(fs.FileSystemHandler):
     def copy_file(self, src: str, dest: str) -> None:
         self._now.copy_file(src, dest)
 
-    # Compression is the caller's affair, which the file system around this one sees to.
+    # The file system that wraps this one handles compression.
     def open_input_stream(self, path: str) -> NativeFile:
         return self._now.open_input_stream(path, compression=None)
 

@@ -2,7 +2,7 @@
 
 import re
 
-# Of files and of folders, in any case. Hidden names (a leading dot) are matched apart: `.DS_Store`, `._photo.jpg`,
+# Of files and of folders, in any case. Hidden names (a leading dot) are matched separately: `.DS_Store`, `._photo.jpg`,
 # `.ipynb_checkpoints`, `.Trash-1000`, `.thumbnails`, `.@__thumb`, `.git` and the like.
 SYSTEM_NAMES = frozenset(
     {

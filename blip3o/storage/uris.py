@@ -34,7 +34,7 @@ def shown(uri: str) -> str:
 def normalize(uri: str) -> str:
     """The canonical form of a URI: `s3://bucket/key` or an absolute local path, without `.`, `..` or a trailing slash.
 
-    Raises `BadUriError` for what no file can be called.
+    Raises `BadUriError` for an impossible name.
     """
     if not uri:
         raise BadUriError(f"an empty path names no file: {FORMS}")
@@ -53,7 +53,7 @@ def is_absolute(uri: str) -> bool:
 
 
 def is_canonical(uri: str) -> bool:
-    """Whether `normalize` gives this URI back, so that it names one file and no other does."""
+    """Whether `normalize` returns this URI unchanged, so that it is the only name of its file."""
     try:
         return normalize(uri) == uri
     except BadUriError:

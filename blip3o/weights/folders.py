@@ -1,4 +1,4 @@
-"""Folders of weights: their safetensors files, the index that says what these should hold, and what else lies there."""
+"""Folders of weights: their safetensors files, the index of their tensors, and weights in other formats."""
 
 import json
 from typing import Any
@@ -23,12 +23,12 @@ def weight_files(uri: str) -> list[str]:
     for file in found:
         if file.endswith(INDEX_SUFFIX):
             folder = file.rpartition("/")[0]
-            lacking = sorted(
+            missing = sorted(
                 {storage.join(folder, name) for name in read_index(file, storage.read_bytes(file)).values()}
                 - set(found)
             )
-            if lacking:
-                raise BundleError(f"{file} names {lacking[0]} ({len(lacking)} such), which is not there: fetch it")
+            if missing:
+                raise BundleError(f"{file} names {missing[0]} ({len(missing)} such), which is not there: fetch it")
     return [file for file in found if file.endswith(SUFFIX)]
 
 

@@ -1,7 +1,7 @@
-"""Names of tensors without what wrappers put around them: `module.` of DataParallel, `base_model.model.` of PEFT, …
+"""Tensor names without what wrappers add to them: `module.` of DataParallel, `base_model.model.` of PEFT, …
 
-No list of wrappers is kept for what stands before a name: what all names begin with, and without which they are the
-ones that are wanted, is a wrapper. Those inside a name are known by their own names.
+Outer wrappers need no list: a prefix that all names share, and without which they match the wanted names, is a
+wrapper. Wrappers inside a name are recognised by their own names.
 """
 
 import difflib
@@ -12,14 +12,14 @@ from blip3o.errors import one_line
 
 INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch.compile and FSDP
 SHOWN = 3
-_CANDIDATES = 2000  # names among which a like one is looked for
+_CANDIDATES = 2000  # names that are searched for a similar one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unwrapped:
-    """Names as wanted, by the names in the file; and what was left off, as text for a log (empty: nothing was).
+    """The wanted names by the names in the file, and what was removed, as text for a log (empty: nothing).
 
-    `blocked`: a prefix without which the names would fit, and which not all of them have.
+    `blocked`: a prefix without which the names would match, but which only some of them have.
     """
 
     names: dict[str, str]
@@ -28,7 +28,7 @@ class Unwrapped:
 
 
 def unwrap(found: Collection[str], wanted: Collection[str]) -> Unwrapped:
-    """Leaves off wrappers if all wanted names are there without them, and every name of the file has them."""
+    """Removes wrappers if all wanted names are found without them, and every name in the file has them."""
     plain = {name: _without_inner(name) for name in found}
     if len(set(plain.values())) < len(plain):
         plain = {name: name for name in found}
@@ -52,7 +52,7 @@ def _listed(parts: Iterable[str]) -> str:
 
 
 def _prefix(found: set[str], wanted: Collection[str]) -> str:
-    """The shortest prefix, a dot at its end, under which all wanted names are found; empty if there is none."""
+    """The shortest prefix, ending in a dot, under which all wanted names are found; empty if there is none."""
     first = min(wanted)
     prefixes = (name.removesuffix(first) for name in found if name.endswith(f".{first}"))
     whole = (prefix for prefix in prefixes if all(f"{prefix}{name}" in found for name in wanted))

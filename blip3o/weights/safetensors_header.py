@@ -1,7 +1,7 @@
-"""The head of a safetensors file: a length, then JSON with each tensor's type, shape and place in the file.
+"""The header of a safetensors file: a length, then JSON with each tensor's type, shape and offsets.
 
-It is read alone, so that a file of any size costs one small read. A type that is not known here is no fault of the
-file: who needs such a tensor decides.
+Only the header is read, so a file of any size costs one small read. An unknown type is not an error here: whoever needs
+such a tensor decides.
 """
 
 import json
@@ -13,7 +13,7 @@ from blip3o import storage
 from blip3o.errors import BundleError, one_line
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
 
-MAX_HEAD_BYTES = 100_000_000  # as the safetensors library has it: a file that claims more is not one
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library: a file that claims more is not one
 # Bits of one value, by the format's name for its type.
 BITS = {
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -23,12 +23,12 @@ BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-# The types in which weights are read. Those of 8 bits and integers mean nothing without the scales beside them.
-READ = ("F64", "F32", "F16", "BF16")
+# The types that weights may have. 8-bit types and integers mean nothing without their scales.
+READABLE = ("F64", "F32", "F16", "BF16")
 
 
 class ForeignFileError(BundleError):
-    """A file that is something else than weights, or a tensor in a type that is not read."""
+    """A file that does not hold weights, or a tensor of a type that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,43 +43,43 @@ class StoredTensor:
     size: int
 
 
-def require_read(entry: StoredTensor) -> None:
-    """Raises `ForeignFileError` if a tensor that is needed is stored in a type that is not read."""
-    if entry.dtype not in READ:
+def require_readable(entry: StoredTensor) -> None:
+    """Raises `ForeignFileError` if a tensor that is needed has a type that cannot be read."""
+    if entry.dtype not in READABLE:
         raise ForeignFileError(
             f"{entry.uri}: {entry.name} is stored as {entry.dtype}: bf16, fp16, fp32 are read, so give the weights "
             "before they were quantized"
         )
 
 
-def read_head(uri: str, file: storage.RangeReader) -> tuple[bytes, list[StoredTensor]]:
-    """Length and head as they are in the file, and its tensors in the order of their bytes.
+def read_header(uri: str, file: storage.RangeReader) -> tuple[bytes, list[StoredTensor]]:
+    """The header's bytes, including its length, and the tensors in file order.
 
-    Raises `StorageError` if it is missing, `BundleError` if it is no safetensors file, and `ForeignFileError` (one too)
-    if it is known what it is instead.
+    Raises `StorageError` if it is missing, `BundleError` if it is not a safetensors file, and its
+    subclass `ForeignFileError` if the actual format is recognised.
     """
     size = file.size
-    length = int.from_bytes(file.read(0, 8), "little") if size >= 8 else MAX_HEAD_BYTES + 1
-    if length > MAX_HEAD_BYTES:
-        raise _no_safetensors(uri, file, f"its head would be {length} bytes long" if size >= 8 else f"{size} bytes")
+    length = int.from_bytes(file.read(0, 8), "little") if size >= 8 else MAX_HEADER_BYTES + 1
+    if length > MAX_HEADER_BYTES:
+        raise _not_safetensors(uri, file, f"its header would be {length} bytes long" if size >= 8 else f"{size} bytes")
     if length > size - 8:
-        raise _no_safetensors(uri, file, f"its head has {length} bytes, the file {size}: it is cut off")
+        raise _not_safetensors(uri, file, f"its header has {length} bytes, the file {size}: it is truncated")
     head = file.read(8, length)
     try:
         entries = _entries(uri, head, data=8 + length)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _no_safetensors(uri, file, f"{one_line(repr(error))} in its head") from error
+        raise _not_safetensors(uri, file, f"{one_line(repr(error))} in its header") from error
     entries.sort(key=lambda entry: (entry.offset, entry.size))
     _require_whole(uri, entries, begin=8 + length, size=size)
     return length.to_bytes(8, "little") + head, entries
 
 
-def _no_safetensors(uri: str, file: storage.RangeReader, why: str) -> BundleError:
+def _not_safetensors(uri: str, file: storage.RangeReader, why: str) -> BundleError:
     size = file.size
     found = recognise(file.read(0, min(size, SNIFFED_BYTES)) if size else b"", size=size)
     if found is not None:
         return ForeignFileError(f"{uri} {found}")
-    return BundleError(f"{uri} is no safetensors file ({why}): fetch it again")
+    return BundleError(f"{uri} is not a safetensors file ({why}): fetch it again")
 
 
 def _require_whole(uri: str, entries: list[StoredTensor], *, begin: int, size: int) -> None:
@@ -90,8 +90,8 @@ def _require_whole(uri: str, entries: list[StoredTensor], *, begin: int, size: i
             raise BundleError(f"{uri}: tensor {name} does not begin where the one before ends: fetch it again")
         end += entry.size
     if end != size:
-        cut = "it is cut off, " if size < end else ""
-        raise BundleError(f"{uri} has {size} bytes, its head describes {end}: {cut}fetch it again")
+        cut = "it is truncated, " if size < end else ""
+        raise BundleError(f"{uri} has {size} bytes, its header describes {end}: {cut}fetch it again")
 
 
 def _entries(uri: str, head: bytes, *, data: int) -> list[StoredTensor]:
@@ -99,7 +99,7 @@ def _entries(uri: str, head: bytes, *, data: int) -> list[StoredTensor]:
     for name, about in json.loads(head.decode(), object_pairs_hook=_once).items():
         if name == "__metadata__":
             continue
-        name.encode()  # half of a UTF-16 pair cannot be printed
+        name.encode()  # a lone surrogate cannot be printed
         begin, end = (_count(number) for number in about["data_offsets"])
         shape, dtype = tuple(_count(side) for side in about["shape"]), about["dtype"]
         if not isinstance(dtype, str) or end < begin:

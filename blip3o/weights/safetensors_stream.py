@@ -1,7 +1,7 @@
-"""Safetensors files of any size as streams: heads are read alone, tensors one by one or in pieces.
+"""Safetensors files of any size as streams: headers are read on their own, tensors one by one or in pieces.
 
 So a model of many gigabytes passes through a few megabytes of memory, from and to any store. Bytes are passed on as
-they are. (The format: a length, a JSON head with each tensor's type, shape and place, then the tensors.)
+they are. (The format: a length, a JSON header with each tensor's type, shape and offsets, then the tensors.)
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from blip3o import storage
-from blip3o.weights.safetensors_header import StoredTensor, read_head, require_read
+from blip3o.weights.safetensors_header import StoredTensor, read_header, require_readable
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -64,16 +64,16 @@ class Slot:
 
 
 def read_entries(uri: str) -> list[StoredTensor]:
-    """The tensors of a file in the order of their bytes, from its head alone.
+    """The tensors of a file in file order. Reads only its header.
 
-    Raises `StorageError` if it is missing, `BundleError` if it is no safetensors file.
+    Raises `StorageError` if it is missing, `BundleError` if it is not a safetensors file.
     """
     with storage.open_ranges(uri) as file:
-        return read_head(uri, file)[1]
+        return read_header(uri, file)[1]
 
 
 def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors are equal in type, shape and every byte. Raises `StorageError` if one has gone."""
+    """Whether two tensors are equal in type, shape and every byte. Raises `StorageError` if one is missing."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     with storage.open_ranges(one.uri) as first, storage.open_ranges(other.uri) as second:
@@ -82,12 +82,12 @@ def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
 
 
 def read_in_order(uri: str, digest: "_Hash") -> Iterator[tuple[StoredTensor, Tensor]]:
-    """All tensors of a file, one after another; `digest` has seen every byte of it when they are through.
+    """All tensors of a file, one after another; `digest` has received every byte of the file at the end.
 
     A tensor of a type that torch does not have comes as its bytes. Raises as `read_entries` does.
     """
     with storage.open_ranges(uri) as file:
-        head, entries = read_head(uri, file)
+        head, entries = read_header(uri, file)
         digest.update(head)
         for entry in entries:
             data = file.read(entry.offset, entry.size)
@@ -100,14 +100,14 @@ def read_tensors(entries: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor
     for uri, group in groupby(entries, key=lambda entry: entry.uri):
         with storage.open_ranges(uri) as file:
             for entry in group:
-                require_read(entry)
+                require_readable(entry)
                 yield entry, _to_tensor(entry, file.read(entry.offset, entry.size))
 
 
 def write_tensors(uri: str, slots: Sequence[Slot], *, metadata: dict[str, str] | None = None) -> str:
     """Writes a file with these tensors in this order, copying their bytes in pieces. Returns its sha256.
 
-    Raises `StorageError` if a source has gone or the store refuses.
+    Raises `StorageError` if a source is missing or the store refuses.
     """
     digest = sha256()
     with storage.open_write(uri) as out:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from blip3o import storage
 from blip3o.errors import CheckpointError
-from blip3o.weights.safetensors_header import StoredTensor, read_head
+from blip3o.weights.safetensors_header import StoredTensor, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,4 +57,4 @@ def read_some(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
 
 def _entries(uri: str) -> dict[str, StoredTensor]:
     with storage.open_ranges(uri) as file:
-        return {entry.name: entry for entry in read_head(uri, file)[1]}
+        return {entry.name: entry for entry in read_header(uri, file)[1]}

@@ -1,7 +1,7 @@
 """Tensors out of a PyTorch pickle into a safetensors file, which everything else here reads.
 
 BLIP3-o's EVA-CLIP tower is published as `pytorch_model.bin`. Only tensors are taken: PyTorch's restricted unpickler
-refuses whatever would run code, and the file is mapped, so that no more than a piece of it is in memory.
+refuses anything that would run code, and the file is memory-mapped, so only a piece of it is in memory.
 """
 
 import pickle
@@ -15,7 +15,7 @@ from blip3o.errors import BundleError, one_line
 from blip3o.storage.magic import FIX_OF_A_PICKLE, SNIFFED_BYTES, recognise
 from blip3o.weights.safetensors_stream import CODES, Slot, write_tensors
 
-# What a pickle that is damaged, or none, makes the unpickler raise.
+# What the unpickler raises for a damaged pickle, or for a file that is not one.
 _FAULTS = (
     OSError,
     RuntimeError,

@@ -17,7 +17,6 @@ from blip3o.data.images.decode import open_image
 from blip3o.data.shards import overview
 from blip3o.data.shards.accounts import Account, account, refusal, shards_among
 from blip3o.data.shards.fetch import ShardReader
-from blip3o.data.shards.found import ScanOptions
 from blip3o.data.shards.ledger import LedgerEntry, by_kind
 from blip3o.data.shards.manifest import (
     Manifest,
@@ -31,6 +30,7 @@ from blip3o.data.shards.manifest import (
 from blip3o.data.shards.overview import Bin, GoodSamples
 from blip3o.data.shards.parquet.samples import SUFFIX
 from blip3o.data.shards.scan import scan_shard
+from blip3o.data.shards.scan_result import ScanOptions
 from blip3o.errors import Blip3oError, ConfigError, DataError
 from blip3o.evaluate.reports import html as markup
 from blip3o.rng import numpy_generator

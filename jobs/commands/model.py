@@ -49,7 +49,7 @@ def model_draw(
     out: Annotated[Path, typer.Option("-o", "--out", help="SVG file to write")] = Path("model.svg"),
 ) -> None:
     """Draw the model as one picture, with its sizes."""
-    out.write_text(picture(preset))
+    out.write_text(picture(preset), encoding="utf-8")
     print(f"wrote {out}")
 
 

@@ -51,6 +51,14 @@ def test_a_long_temp_dir_is_refused(tmp_path):
         LocalRay(num_cpus=1, dashboard=False, temp_dir=tmp_path / ("x" * 40))
 
 
+def test_a_long_tmpdir_is_not_used(tmp_path, monkeypatch):
+    (tmp_path / ("x" * 40)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 40)))
+    made = LocalRay(num_cpus=1, dashboard=False)._make_temp_dir()
+    made.rmdir()
+    assert len(bytes(made)) <= 40
+
+
 def test_no_dashboard_no_address_before_the_start():
     head = LocalRay(num_cpus=1, dashboard=False)
     with pytest.raises(ServiceError, match="dashboard=True"):

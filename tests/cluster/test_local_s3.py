@@ -72,7 +72,7 @@ def test_wrong_keys_are_rejected(store, keys, code):
 
 def test_buckets_are_made_on_request_only(store):
     store.create_bucket("bucket")
-    with pytest.raises(ServiceError, match="bucket 'x' cannot be made"):
+    with pytest.raises(ServiceError, match="bucket 'x' cannot be created"):
         store.create_bucket("x")
     with pytest.raises(ClientError, match="NoSuchBucket"):
         _client(store).put_object(Bucket="missing", Key="key", Body=b"")

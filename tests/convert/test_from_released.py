@@ -341,10 +341,10 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(bare):
             path.write_bytes(data)
 
     (bare / SHARDS[1]).unlink()
-    refused(r"model-00002-of-00002.safetensors lacks model.dit.model.\S+ \(\d+ tensors that the index names")
+    refused(r"model-00002-of-00002.safetensors has no model.dit.model.\S+ \(\d+ tensors that the index names")
     restore()
     (bare / SHARDS[0]).write_bytes(intact[bare / SHARDS[0]][:-1])
-    refused("has .* bytes, its head describes")
+    refused("has .* bytes, its header describes")
     restore()
     change(bare / SHARDS[0], **{"model.latent_queries": torch.zeros(1, 8, 32)})
     refused(r"model.latent_queries has shape \(8, 32\), config.json makes it \(8, 64\)")

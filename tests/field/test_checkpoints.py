@@ -87,8 +87,8 @@ def renamed(head, old, new):
         (b"GGUF\x03\0\0\0" + bytes(99), "is a GGUF file"),
         (b"PK\x03\x04" + bytes(26) + b"archive/data.pkl", "is a PyTorch pickle: run `blip3o convert unpickle"),
         (b"\x1f\x8b\x08\0\0\0\0\0" + bytes(99), "is compressed by gzip: unpack it"),
-        (SCALE_IN_FP8[:-3], "has 238 bytes, its head describes 241: it is cut off"),
-        (SCALE_IN_FP8[:100], "its head has 224 bytes, the file 100: it is cut off"),
+        (SCALE_IN_FP8[:-3], "has 238 bytes, its header describes 241: it is truncated"),
+        (SCALE_IN_FP8[:100], "its header has 224 bytes, the file 100: it is truncated"),
         (SCALE_IN_FP8, "lacks 16 of 16 tensors of encoder.*, e.g. encoder.blocks.0.attn.proj.bias, "),
     ],
 )

@@ -91,6 +91,7 @@ def crossing(file, monkeypatch):
         def run(error=None):
             first = pool.submit(cache.read, str(file), SIZE, [(0, 10)])
             while not asked:
+                assert not first.done(), first.result()
                 threading.Event().wait(0.001)
             second = pool.submit(cache.read, str(file), SIZE, [(0, 20), (130, 10)])
             assert other.wait(60)

@@ -112,7 +112,9 @@ def test_an_object_that_became_shorter_is_never_filled_up(s3, proxy):
         storage.write_bytes(uri, DATA[:2000])
         assert file.read(1500, 500) == DATA[1500:2000]
         for extent in ((1500, 501), (2000, 1), (100_000, 150_000)):
-            with pytest.raises(objects.CutFileError, match=rf"asked {extent[1]} bytes at {extent[0]}, .*index it"):
+            with pytest.raises(
+                objects.TruncatedFileError, match=rf"asked {extent[1]} bytes at {extent[0]}, .*index it"
+            ):
                 file.read(*extent)
 
 

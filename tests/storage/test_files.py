@@ -1,6 +1,7 @@
 """One behaviour on a real S3 store and on local files: reads, ranges, listings, and errors that name URI and fix."""
 
 import os
+import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from pyarrow import fs
 
 from blip3o import storage
 from blip3o.errors import StorageError
+from blip3o.storage import files
 from tests.data.shard_files import UNHURRIED
 
 DATA = bytes(range(256)) * 40
@@ -43,7 +45,7 @@ def test_a_file_may_grow_in_another_folder(tmp_path):
     target, aside = tmp_path / "samples/0000.png", tmp_path / "partial"
     storage.write_bytes(str(target), b"whole", aside=str(aside))
     assert target.read_bytes() == b"whole" and not list(aside.iterdir())
-    with storage._stream(str(tmp_path / "samples/0001.png"), lambda _: nullcontext(), str(aside)) as file:
+    with files._stream(str(tmp_path / "samples/0001.png"), lambda _: nullcontext(), str(aside)) as file:
         file.write(b"half")
         assert [path.name.startswith("0001.png.") for path in aside.iterdir()] == [True]
         assert [path.name for path in target.parent.iterdir()] == ["0000.png"]
@@ -56,7 +58,7 @@ def test_what_is_written_is_read_listed_and_removed(base):
     assert [storage.read_bytes(uri) for uri in uris] == [uri.encode() for uri in uris]
     assert [file.uri for file in storage.list_files(base)] == uris
     assert storage.list_files(base, suffix=".tar") == [storage.stat(uris[0]), storage.stat(uris[2])]
-    assert storage.stat(uris[0]).size == len(uris[0])
+    assert storage.stat(uris[0]).size == len(uris[0].encode())
     assert storage.exists(uris[1]) and not storage.exists(f"{base}/deep") and not storage.exists(f"{base}/none")
     storage.delete(f"{base}/deep")
     storage.delete(f"{base}/none")
@@ -96,7 +98,7 @@ def test_ranges_are_the_slices_of_the_file(base):
 @pytest.mark.parametrize("beyond", [(len(DATA) - 4, 5), (len(DATA), 1), (len(DATA) + 9, 1)])
 def test_a_range_beyond_the_end_is_an_error_with_its_numbers(base, beyond):
     storage.write_bytes(f"{base}/a", DATA)
-    with pytest.raises(StorageError, match=rf"^{base}/a: .*index it again") as caught:
+    with pytest.raises(StorageError, match=rf"^{re.escape(base)}/a: .*index it again") as caught:
         storage.read_ranges(f"{base}/a", [(0, 10), beyond])
     assert f"asked {beyond[1]} bytes at {beyond[0]}" in str(caught.value)
 
@@ -104,13 +106,13 @@ def test_a_range_beyond_the_end_is_an_error_with_its_numbers(base, beyond):
 def test_a_missing_file_is_named(base):
     calls = [storage.read_bytes, storage.stat, lambda uri: storage.read_ranges(uri, [(0, 1)])]
     for call in calls:
-        with pytest.raises(StorageError, match=f"^{base}/none does not exist: check the spelling"):
+        with pytest.raises(StorageError, match=f"^{re.escape(base)}/none does not exist: check the spelling"):
             call(f"{base}/none")
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     storage.write_bytes(f"{tmp_path}/a", b"x")
-    with pytest.raises(StorageError, match=f"^{tmp_path}/a/b: .*"):
+    with pytest.raises(StorageError, match=f"^{re.escape(str(tmp_path))}/a/b: .*"):
         storage.write_bytes(f"{tmp_path}/a/b", b"x")
 
 
@@ -130,8 +132,8 @@ def test_a_local_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypat
     uri = f"{tmp_path}/a"
     storage.write_bytes(uri, b"old")
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_LOCAL", Breaking())
-        with pytest.raises(StorageError, match=f"{uri}: the disk went away"):
+        patch.setattr(files, "_LOCAL", Breaking())
+        with pytest.raises(StorageError, match=f"{re.escape(uri)}: the disk went away"):
             storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
     assert storage.list_files(str(tmp_path)) == [storage.stat(uri)]
@@ -141,7 +143,7 @@ def test_a_missing_bucket_is_named(s3):
     uri = "s3://blip3o-no-such-bucket/a"
     calls = [storage.read_bytes, storage.list_files, lambda uri: storage.write_bytes(uri, b"x")]
     for call in calls:
-        with pytest.raises(StorageError, match=f"^{uri}.* does not exist: .*create it"):
+        with pytest.raises(StorageError, match=f"^{re.escape(uri)}.* does not exist: .*create it"):
             call(uri)
 
 
@@ -186,7 +188,7 @@ def test_what_is_no_file_is_told_apart_from_a_store_that_fails(base, tmp_path):
 
 def test_a_write_to_what_can_be_no_file_leaves_nothing(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StorageError, match=f"^{tmp_path}/folder: Is a directory"):
+    with pytest.raises(StorageError, match=f"^{re.escape(str(tmp_path))}/folder: Is a directory"):
         storage.write_bytes(f"{tmp_path}/folder", b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     with pytest.raises(StorageError, match="^/proc/x/y.html: the folder /proc/x cannot be made: write to another"):
@@ -212,5 +214,7 @@ def test_a_local_name_that_is_not_utf8_is_named_with_its_folder(tmp_path, call):
     os.mkdir(odd)
     with open(odd + b"/1.png", "wb"):
         pass
-    with pytest.raises(StorageError, match=rf"^{tmp_path}: a name in it is not UTF-8: rename b'.*caf\\xe9"):
+    with pytest.raises(
+        StorageError, match=rf"^{re.escape(str(tmp_path))}: a name in it is not UTF-8: rename b'.*caf\\xe9"
+    ):
         call(str(tmp_path))

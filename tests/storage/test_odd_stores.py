@@ -1,5 +1,6 @@
 """Answers of S3-compatible stores, gateways and wrong addresses, from a server that says what a test tells it."""
 
+import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,8 @@ def answers(monkeypatch):
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     for name, _ in settings.starting_with("AWS_"):
         monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # else those of the user
+        monkeypatch.setenv(name, os.devnull)
     given.endpoint = f"127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{given.endpoint}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
@@ -185,13 +188,19 @@ def test_https_to_a_store_of_plain_http_is_told_at_once(answers, monkeypatch):
         storage.list_files("s3://b")
 
 
-def test_aws_itself_is_not_waited_for_where_its_name_is_unknown(answers, monkeypatch):
+@pytest.fixture
+def no_names(monkeypatch):
+    """No name server answers, whether or not this machine has a network."""
+
     def unknown(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
 
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+
+def test_aws_itself_is_not_waited_for_where_its_name_is_unknown(answers, monkeypatch, no_names):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("BLIP3O_STORE_PATIENCE_S", "60")
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(StorageError, match="^s3://b: no endpoint is set, and https://s3.* is not known here: set AWS"):
         storage.list_files("s3://b")
     # A host that is configured may come back: a service of a cluster, say.
@@ -201,7 +210,7 @@ def test_aws_itself_is_not_waited_for_where_its_name_is_unknown(answers, monkeyp
         storage.list_files("s3://b")
 
 
-def test_a_name_of_aws_that_was_known_is_tried_again(answers, monkeypatch):
+def test_a_name_of_aws_that_was_known_is_tried_again(answers, monkeypatch, no_names):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     connection().answered.set()
     with pytest.raises(StorageError, match=r"the store does not answer.*tried \d+ times"):

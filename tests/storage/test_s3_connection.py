@@ -264,7 +264,7 @@ def test_keys_that_expire_are_renewed_for_both_libraries(s3, aws, tmp_path):
         json.dumps({"Version": 1, "AccessKeyId": "old", "SecretAccessKey": "old", "Expiration": soon(300)})
     )
     aws(AWS_PROFILE="command")
-    assert connection().renewed
+    assert connection().expires
     first, (kept, path) = connection().filesystem(), storage.resolve(f"{s3}/renewed")
     with pytest.raises(OSError, match="INVALID_ACCESS_KEY_ID"), kept.open_output_stream(f"{path}/a") as file:
         file.write(b"x")

@@ -25,7 +25,7 @@ PAD = 0
 def one_process(tmp_path_factory):
     """A process group of this process alone."""
     store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(store), 1), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 

@@ -4,7 +4,7 @@ A file is a header, one record for each row of the shard (`blip3o.data.features.
 measured while it was written. Header and footer are JSON in a frame of fixed size with a CRC-32, so the record of a row
 has a fixed place. The folder's `provenance.json` says in full what its name is the hash of.
 
-A file that was cut has another size than its header's rows ask for; nothing else vouches for it.
+A truncated file does not have the size that its header's rows require; nothing else marks it as complete.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def provenance_sha256(provenance: Provenance) -> str:
 
 
 def feature_folder(manifest_uri: str, sha256: str, record: RecordFormat) -> FeatureFolder:
-    """The features of this provenance beside a manifest."""
+    """The features of this provenance next to a manifest."""
     uri = storage.join(storage.normalize(manifest_uri), "features", sha256[:16])
     return FeatureFolder(uri=uri, sha256=sha256, record=record)
 
@@ -178,8 +178,8 @@ def record_range(record: RecordFormat, row: int) -> tuple[int, int]:
     return HEADER_BYTES + row * record.record_bytes, record.record_bytes
 
 
-def lacking(folder: FeatureFolder, manifest: Manifest) -> dict[int, str]:
-    """For each shard whose features cannot be used, what is wrong: missing, cut, or of another shard or version.
+def missing_features(folder: FeatureFolder, manifest: Manifest) -> dict[int, str]:
+    """For each shard whose features cannot be used, what is wrong: missing, truncated, or of another shard or version.
 
     One listing, and the header of each file. Raises `StorageError` if the store refuses.
     """
@@ -212,7 +212,7 @@ def _difference(file: str, header: FeatureHeader, expected: FeatureHeader) -> st
 
 def require_features(folder: FeatureFolder, manifest: Manifest, provenance: Provenance) -> None:
     """Raises `DataError`, naming file and values, unless every shard has features of exactly this provenance."""
-    problems = lacking(folder, manifest)
+    problems = missing_features(folder, manifest)
     if not problems:
         return
     others = [] if len(problems) < len(manifest.shards) else list(_other_provenances(folder, manifest))
@@ -226,7 +226,7 @@ def require_features(folder: FeatureFolder, manifest: Manifest, provenance: Prov
 
 
 def _other_provenances(folder: FeatureFolder, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The caches beside a manifest that are not this one."""
+    """The other caches next to a manifest."""
     for file in storage.list_files(storage.join(manifest.uri, "features"), suffix="/provenance.json"):
         uri = posixpath.dirname(file.uri)
         if uri != folder.uri:

@@ -84,7 +84,9 @@ class FeatureReader:
             for row, piece in zip(rows, pieces, strict=True)
         }
 
-    def beside(self, encode: Callable[[RawSample], Row], refs: Sequence[SampleRef]) -> Callable[[RawSample], Row]:
+    def with_features(
+        self, encode: Callable[[RawSample], Row], refs: Sequence[SampleRef]
+    ) -> Callable[[RawSample], Row]:
         """`encode` with a column `features` for the samples of `refs`, which are read now and together.
 
         For other samples (replacements of damaged ones) they are read when asked. What is returned raises

@@ -1,6 +1,6 @@
 """Encoded image → RGB pixels as an encoder takes them: upright, on white, scaled to S×S as its `ResizeConfig` says.
 
-Takes bytes that nobody has vouched for: only the formats that are asked for are tried, sizes are checked before pixels
+Accepts untrusted bytes: only the formats that are asked for are tried, sizes are checked before pixels
 are made, and no copy of more than `MAX_PIXELS` is made. Metadata never decides over pixels: decoders get files without
 it, and how a picture is turned is read tolerantly (see `blip3o.data.images.containers`). Normalising to floats is the
 model's business.
@@ -26,7 +26,7 @@ from blip3o.data.shards.damage import DamagedSampleError
 FORMATS = ("JPEG", "PNG", "WEBP")
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as it stays this many times larger than what is wanted.
 DRAFT_MARGIN = 2
-# What decoders raise for damaged files (found by flipping, cutting and inserting bytes; the tests go on looking).
+# What decoders raise for damaged files (found by flipping, cutting and inserting bytes; the tests keep looking).
 # MemoryError is not among them: sizes are checked, so it says that the machine is short of memory.
 DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, OSError),
@@ -93,7 +93,7 @@ def _register_heif() -> bool:
 
 
 def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
-    """What `decode_image` gives for each view (size, resize) alone, with the picture decoded as seldom as that allows.
+    """What `decode_image` gives for each view (size, resize) on its own, with as few decodes as that allows.
 
     A view's pixels must not depend on which other views are wanted, or a feature cache could not equal training
     without one. So a JPEG is decoded once for each scale that the views call for, and any other picture once. Raises

@@ -1,9 +1,9 @@
-"""Length bucketing that keeps the order pure: captions of like length share a micro-batch, and so little is padding.
+"""Length bucketing that keeps the order pure: captions of similar length share a micro-batch, to save padding.
 
 Micro-batches are taken in spans, as many as a window of the shuffle holds. A span has the samples that the plain order
-gives it, no more and no fewer; they are sorted by the length of their captions, cut into micro-batches, and these are
-permuted. So every sample still comes once a pass, an optimizer step still sees short and long captions, and where a
-sample is depends on the recipe and its number alone.
+gives it, no more and no fewer; they are sorted by the length of their captions, split into micro-batches, and these are
+permuted. So every sample still comes once per pass, an optimizer step still sees short and long captions, and
+the place of a sample depends only on the recipe and its number.
 """
 
 import functools
@@ -47,7 +47,7 @@ class CaptionLengths:
 
 
 class BucketedOrder(SampleOrder):
-    """A `SampleOrder` whose micro-batches hold captions of like length; see the head of this file."""
+    """A `SampleOrder` whose micro-batches hold captions of similar length; see the top of this file."""
 
     def __init__(
         self,

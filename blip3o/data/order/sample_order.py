@@ -28,7 +28,7 @@ CYCLE = 10_000
 class SourceRows:
     """The good rows of a source: per shard the number of rows, and the rows that are bad or not selected (sorted).
 
-    Of 30 million rows in 3,000 shards of which half are bad, it holds 180 MB; of good ones alone, nothing to speak of.
+    Of 30 million rows in 3,000 shards of which half are bad, it holds 180 MB; of only good ones, almost nothing.
     """
 
     def __init__(self, name: str, rows: Sequence[int], bad_rows: Sequence[Sequence[int] | np.ndarray]) -> None:
@@ -158,7 +158,7 @@ def _cycle_counts(weights: Sequence[float], names: Sequence[str]) -> np.ndarray:
 
 
 class SampleOrder:
-    """The endless order of a set of sources; see the head of this file.
+    """The endless order of a set of sources; see the top of this file.
 
     `chunk` is in good rows, `window` in chunks, `weights` are relative. Raises `ConfigError` for values that give no
     order.

@@ -1,7 +1,7 @@
-"""Which good rows of a source a recipe leaves out: worked out once from the index files, stored beside the manifest.
+"""Which good rows of a source a recipe leaves out: computed once from the index files, stored next to the manifest.
 
 A selection is a function of manifest and bounds. It is a file of its own, named after the bounds, so that the order
-needs the rows alone, and many recipes can choose differently from one indexed source.
+needs only the rows, and many recipes can choose differently from one indexed source.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ def selection_file(manifest: Manifest, select: SelectConfig) -> str:
 
 
 def is_selected(manifest: Manifest, select: SelectConfig) -> bool:
-    """Whether the selection has been worked out for the manifest as it is now."""
+    """Whether the selection has been computed for the manifest as it is now."""
     return _stored(manifest, select, columns=[]) is not None
 
 
 def judge_shards(manifest: Manifest, select: SelectConfig) -> Iterator[ShardChoice]:
-    """The choice in every shard, in their order, from index files alone. Raises `DataError` where one is missing."""
+    """The choice in every shard, in their order, from index files only. Raises `DataError` where one is missing."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield from pool.map(partial(_judge_shard, manifest, select), range(len(manifest.shards)))
 
@@ -73,7 +73,7 @@ def write_selection(manifest: Manifest, select: SelectConfig, choices: Sequence[
 def read_selection(manifest: Manifest, select: SelectConfig) -> list[np.ndarray]:
     """Per shard the good rows that are left out, int32, sorted; no rows where nothing is to be left out.
 
-    Raises `DataError` if the selection has not been worked out for this manifest.
+    Raises `DataError` if the selection has not been computed for this manifest.
     """
     if select.empty:
         return [np.empty(0, np.int32)] * len(manifest.shards)
@@ -89,7 +89,7 @@ def read_selection(manifest: Manifest, select: SelectConfig) -> list[np.ndarray]
 def source_rows(sources: Sequence[SourceConfig], manifests: Sequence[Manifest]) -> list[SourceRows]:
     """The rows of each source that its manifest calls good and its selection does not leave out.
 
-    Raises `DataError` if a selection has not been worked out.
+    Raises `DataError` if a selection has not been computed.
     """
     return [
         SourceRows.from_manifest(source.name, manifest, read_selection(manifest, source.select))
@@ -172,9 +172,7 @@ def _require_judged(source: str, select: SelectConfig, choices: Sequence[ShardCh
         if name not in judged:
             known = sorted(frozenset[str]().union(*(choice.known for choice in choices)))
             if name in known:
-                raise DataError(
-                    f"source '{source}': '{name}' is a number in no record: select.where can use `in` alone"
-                )
+                raise DataError(f"source '{source}': '{name}' is a number in no record: select.where can only use `in`")
             raise DataError(
                 f"source '{source}': no sample's record has a value '{name}', which select.where names; the records "
                 f"have {', '.join(known) or 'no values'}"

@@ -1,4 +1,4 @@
-"""How well an order shuffles, as figures that can be printed and bounded. Planned rows alone are needed, no data."""
+"""How well an order shuffles, as figures that can be printed and bounded. They need only planned rows, no data."""
 
 from dataclasses import dataclass
 

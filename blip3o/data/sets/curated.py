@@ -1,4 +1,4 @@
-"""A small curated set for the instruction-tuning stage, chosen from sets that are there already.
+"""A small curated set for the instruction-tuning stage, chosen from existing sets.
 
 Balanced over (source, kind of content): scenes by family, emoji by group. One caption a sample, the one that says most
 (`full_caption`, else the first). Only training samples are read: nothing held out can enter.
@@ -17,7 +17,7 @@ from blip3o.data.sets import writer
 from blip3o.errors import DataError
 from blip3o.rng import derive_seed
 
-EDITION = 2  # of what is written for the same settings: 2 numbers the samples anew
+EDITION = 2  # of what is written for the same settings: 2 renumbers the samples
 
 
 def build_curated(

@@ -69,7 +69,7 @@ def has_skin_tone(codepoint: str) -> bool:
 
 
 def split_of(code: str) -> str:
-    """`train` or `heldout`, by the concept's code alone, so that both styles and all seeds agree."""
+    """`train` or `heldout`, by nothing but the concept's code, so that both styles and all seeds agree."""
     return "heldout" if derive_seed("emoji", "split", code) % _HELDOUT_ONE_IN == 0 else "train"
 
 
@@ -179,7 +179,7 @@ def build_emoji(
     samples_per_shard: int = 1000,
     on_progress: writer.Progress | None = None,
 ) -> writer.SetSummary:
-    """Writes the set below the URI `out`, unless it is there already, whole and with the same settings.
+    """Writes the set below the URI `out`, unless it is already there, complete and with the same settings.
 
     `size` in pixels (None: as published), `seed` as in `samples`; `on_progress(done, total)` after each sample. Raises
     `ServiceError` (no npm, no network), `DataError` (a changed package, a set of other settings), `StorageError`.

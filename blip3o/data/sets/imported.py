@@ -1,4 +1,4 @@
-"""A small set of one's own into shards: a folder of images with texts next to them, or a table.
+"""A user's own small set into shards: a folder of images with texts next to them, or a table.
 
 - folder: every picture below it; `NAME.txt` next to it is its caption, `NAME.json` its record; or a table `metadata`
 - CSV, JSON, JSON Lines, Parquet: an image path (relative ones join the table's folder) and a caption a row; all else is
@@ -78,8 +78,8 @@ def import_set(
     """Writes the samples at `uri` (a folder, or a table by its ending) as shards below `out`.
 
     A share `heldout` of them, chosen by hashes of their images' names, goes to shards of their own. A set that is there
-    already, of the same listing, is only reported; one that was broken off is begun again. `options` say how a table is
-    read where that is not found out. Raises `DataError` if the table cannot be read, nothing in it can be used, or
+    already, of the same listing, is only reported; an interrupted one is started again. `options` say how a table is
+    read if that cannot be detected. Raises `DataError` if the table cannot be read, nothing in it can be used, or
     `out` holds another set; `StorageError` as reads do.
     """
     options = options or TableOptions()

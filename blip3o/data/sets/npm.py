@@ -1,6 +1,6 @@
 """Fetches a published package of data with `npm pack`, once, into the cache, and checks its sha256.
 
-The archive is read where it lies; nothing of it is unpacked to disk and none of its scripts run.
+The archive is read in place; nothing of it is unpacked to disk and none of its scripts run.
 A file whose bytes differ from the pinned ones is refused, never used.
 """
 
@@ -36,7 +36,8 @@ class NpmPackage:
 def fetch(package: NpmPackage) -> Path:
     """The package's archive in the cache, fetched if it is not there yet.
 
-    Raises `ServiceError` if npm is missing or fails, `DataError` if the bytes are not the pinned ones.
+    Raises `ServiceError` if npm is missing or fails, or the cache cannot be written; `DataError` if the bytes are not
+    the pinned ones.
     """
     path = settings.cache_dir() / "npm" / package.file_name
     if not path.exists():
@@ -49,18 +50,25 @@ def _pack(package: NpmPackage, path: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise ServiceError(f"npm was not found, and {path} is not there: install Node.js, or put the file there")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = [npm, "pack", "--silent", f"{package.name}@{package.version}"]
-        try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ServiceError(f"`{' '.join(command)}` gave no answer in {_TIMEOUT_S} s: check the network") from error
-        fetched = Path(folder) / package.file_name
-        if done.returncode != 0 or not fetched.exists():
-            cause = " ".join((done.stderr or done.stdout).split())[-300:]
-            raise ServiceError(f"`{' '.join(command)}` failed: {cause or 'it made no archive'}; check the network")
-        fetched.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            _run([npm, "pack", "--silent", f"{package.name}@{package.version}"], Path(folder) / package.file_name)
+            (Path(folder) / package.file_name).replace(path)
+    except OSError as error:
+        raise ServiceError(f"cannot write {path} ({error.strerror}): set BLIP3O_CACHE to a folder of yours") from error
+
+
+def _run(command: list[str], archive: Path) -> None:
+    """Runs npm in the folder of `archive`. Raises `ServiceError` if the archive is not there afterwards."""
+    shown = " ".join(command)
+    try:
+        done = subprocess.run(command, cwd=archive.parent, capture_output=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ServiceError(f"`{shown}` did not answer within {_TIMEOUT_S} s: check the network") from error
+    if done.returncode != 0 or not archive.exists():
+        cause = " ".join((done.stderr or done.stdout).decode(errors="replace").split())[-300:]
+        raise ServiceError(f"`{shown}` failed: {cause or 'it made no archive'}; check the network")
 
 
 def _verify(package: NpmPackage, path: Path) -> None:

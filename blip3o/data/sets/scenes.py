@@ -17,8 +17,8 @@ from blip3o.data.sets.scenes_world import COLORS, FAMILIES, GROUNDS, SHAPES, Sce
 from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
 
-EDITION = 3  # raised with every change of what a sample is: a set of an earlier one is refused, not taken for this one
-MIN_SIZE = 48  # below it the smallest shapes are no longer told apart
+EDITION = 3  # raised whenever samples change: a set of an earlier edition is refused
+MIN_SIZE = 48  # below it the smallest shapes cannot be told apart
 MAX_SIZE = 4096  # above it one picture takes gigabytes to draw
 # Lengths in pixels of a picture of 64; other sizes are scaled from it. One object is in the middle, several are each in
 # the middle of a quarter: a caption then leaves few layouts open, and a small model learns them in minutes on two
@@ -114,7 +114,7 @@ def build_scenes(
     samples_per_shard: int = 1000,
     on_progress: writer.Progress | None = None,
 ) -> writer.SetSummary:
-    """Writes the set below the URI `out`, unless it is there already, whole and with the same settings.
+    """Writes the set below the URI `out`, unless it is already there, complete and with the same settings.
 
     `train` and `heldout` are numbers of scenes, `size` the side in pixels;
     `on_progress(done, total)` after each sample. Raises `DataError` (impossible numbers, a set of other settings

@@ -1,6 +1,6 @@
 """Draws scenes: every shape is an outline in the unit square, filled with antialiased edges. Pure.
 
-The detector compares against the same `coverage`, so a drawn scene and its judge cannot drift apart.
+The detector compares against the same `coverage`, so a drawn scene and its judge always agree.
 """
 
 import functools

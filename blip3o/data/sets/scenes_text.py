@@ -76,7 +76,7 @@ def caption_questions(scene: Scene) -> list[dict[str, Any]]:
 
     Shape and colour of the first and of the second kind of object ("any" for a colour that is not stated, "none" for a
     kind that is not there), the number of objects, and where the first stands. First is what is first in the picture
-    from left to right and from top to bottom, whichever the caption names first: what a generator is told stands in
+    from left to right and from top to bottom, whichever the caption names first: a generator's instructions come in
     the order in which it draws. Asked by place, not by shape: "which colour has the circle?" teaches which colours are
     never a circle's, and held-out captions are then misread.
     """
@@ -117,7 +117,7 @@ def _shape(chosen: SceneObject, objects: tuple[SceneObject, ...]) -> dict[str, A
     if len({o.shape for o in same}) > 1:
         return None
     things = f"is the {chosen.color} object" if len(same) == 1 else f"are the {chosen.color} objects"
-    # Without colours nobody knows which object is meant, unless they are all of one shape.
+    # Without colours it is unclear which object is meant, unless all have one shape.
     alike = len({o.shape for o in objects}) == 1
     return _qa("shape", f"What shape {things}?", chosen.shape, SHAPES, grey=alike)
 

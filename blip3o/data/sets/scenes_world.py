@@ -27,7 +27,7 @@ COLORS: dict[str, RGB] = {
     "pink": (255, 90, 180),
     "black": (20, 20, 20),
 }
-# Every ground is at least 120 from every colour (Euclidean, 0-255): a threshold alone tells objects from ground.
+# Every ground is at least 120 from every colour (Euclidean, 0-255): a threshold is enough to tell objects from ground.
 GROUNDS: dict[str, RGB] = {
     "white": (250, 250, 250),
     "light grey": (205, 205, 205),
@@ -62,7 +62,7 @@ class SceneObject:
 class Scene:
     """What is drawn: `objects` on a `ground`, `size` pixels square.
 
-    `relation`, in the family position alone, is that of object 0 to object 1.
+    `relation`, only in the family position, is that of object 0 to object 1.
     """
 
     family: str

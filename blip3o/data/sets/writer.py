@@ -1,9 +1,9 @@
-"""Writes a stream of samples as WebDataset tar shards, one series a split: `train-00000.tar`, `heldout-00000.tar`, ….
+"""Writes a stream of samples as WebDataset tar shards, one series per split: `train-00000.tar`, `heldout-00000.tar`, ….
 
-The bytes of a shard depend on its samples alone (no times, no owners). `dataset.json` says before the first shard that
-a set is begun, and at last names every shard with its size and sha256, so a set that was broken off half-way is not
-taken for a whole one: it is built again. A folder that holds a whole set of other settings, or shards that are not of a
-set of ours, is refused, never overwritten.
+The bytes of a shard depend only on its samples (no times, no owners). `dataset.json` marks the set as started before
+the first shard, and names every shard with its size and sha256 after the last one. So an interrupted set is not taken
+for a complete one: it is built again. A folder that holds a complete set with other settings, or shards that no set of
+ours names, is refused, never overwritten.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ class _Writer:
         self.tell(whole=True)
 
     def tell(self, *, whole: bool) -> None:
-        """Writes dataset.json: of a set, or of one that is begun."""
+        """Writes dataset.json: of a complete set, or of one that is started."""
         document = {"settings": dict(self.settings), "splits": self.index if whole else None}
         storage.write_bytes(storage.join(self.out, _SUMMARY), json.dumps(document, indent=1).encode())
 
@@ -127,8 +127,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def completed(out: str, settings: Settings) -> SetSummary | None:
-    """The summary of the whole set at `out`, or None where there is none, or where a shard that it names is gone or
-    cut.
+    """The summary of the complete set at `out`; None if there is none, or if a shard that it names is missing or
+    truncated.
 
     Raises `DataError` if a set of other settings is there.
     """
@@ -148,7 +148,7 @@ def completed(out: str, settings: Settings) -> SetSummary | None:
 
 
 def _document(uri: str) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]] | None]:
-    """The settings and the splits of a dataset.json; None for the splits of a set that is begun."""
+    """The settings and the splits of a dataset.json; None for the splits of a set that is only started."""
     try:
         document = json.loads(storage.read_bytes(uri))
         settings, splits = document["settings"], document["splits"]
@@ -173,8 +173,8 @@ def write_set(
     """Writes all samples below the URI `out`, in the order given, and `dataset.json` last.
 
     `settings` are what made the samples; `total` is how many there are, for `on_progress(done, total)`.
-    Leftovers of a set that was broken off are removed first, since an index of the folder would find them. Raises
-    `DataError` if there are shards of the same names that no set of ours has left.
+    Leftovers of an interrupted set are removed first, since an index of the folder would find them. Raises
+    `DataError` if there are shards of the same names that no set of ours names.
     """
     if samples_per_shard < 1:
         raise DataError(f"samples_per_shard={samples_per_shard}: a shard needs at least 1 sample")
@@ -206,7 +206,7 @@ def is_own(out: str, uri: str) -> bool:
 
 
 def _shards(out: str) -> list[storage.FileInfo]:
-    """Files right in the folder that are named as shards of a set; what lies deeper is somebody else's."""
+    """Files right in the folder that are named as shards of a set; files in subfolders are not ours."""
     folder = storage.normalize(out)
     return [file for file in storage.list_files(out, suffix=".tar") if is_own(folder, file.uri)]
 

@@ -5,9 +5,9 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from blip3o.data.shards.found import ScanOptions
 from blip3o.data.shards.ledger import LedgerEntry, by_kind
 from blip3o.data.shards.manifest import ShardSummary
+from blip3o.data.shards.scan_result import ScanOptions
 from blip3o.errors import DataError
 from blip3o.storage import FileInfo
 from blip3o.storage.system_files import is_system_file
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def shards_among(files: Sequence[FileInfo]) -> list[FileInfo]:
-    """The files without those that a system left beside shards (`._train-0.tar`), which the log names.
+    """The files without those that a system left next to shards (`._train-0.tar`), which the log names.
 
     Raises `DataError` if nothing is left.
     """
@@ -33,8 +33,8 @@ def shards_among(files: Sequence[FileInfo]) -> list[FileInfo]:
 class Account:
     """Sums over the shards of a source: `inputs` = `used` + `listed` (in the ledger) + `skipped` (system files).
 
-    `unit` is what inputs are. `good` samples came of `samples`; `further` pictures and `spare_captions` of `captions`
-    are beside those that good samples use, for keys have only one of each. Of `shards`, those in `barren` have no good
+    `unit` is what inputs are. `good` of `samples` can be used; `further` pictures and `spare_captions` of `captions`
+    are extra ones of a key, of which a sample uses one each. Of `shards`, those in `barren` have no good
     sample, and those in `empty` have no input at all.
     """
 
@@ -107,7 +107,7 @@ def refusal(sums: Account, entries: Iterable[LedgerEntry], options: ScanOptions,
     if sums.spare_captions:
         parts.append(f"{sums.spare_captions} of {sums.captions} captions are further ones of a key")
     parts.append(f"{len(sums.barren)} of {sums.shards} shards have no good one")
-    fixes = ["mend the shards, or raise the budget"]
+    fixes = ["repair the shards, or raise the budget"]
     if sums.further or sums.spare_captions:
         fixes = ["name the members to take, as members: {image: jpg, caption: txt}, and the rest is left on purpose"]
         if options.key == "first_dot":

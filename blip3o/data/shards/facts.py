@@ -1,6 +1,6 @@
-"""What indexing notes of a good sample beside where it lies: sizes, a perceptual hash, a checksum, plain fields.
+"""What indexing records of a good sample besides its location: sizes, a perceptual hash, a checksum, plain fields.
 
-Selections, `blip3o data inspect` and `jobs.index --verify` work from these alone, without reading shards again.
+Selections, `blip3o data inspect` and `jobs.index --verify` work from these only, without reading shards again.
 """
 
 import json

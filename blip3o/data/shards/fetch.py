@@ -1,4 +1,4 @@
-"""Samples out of shards by ranged reads, and the rule for a sample that turns out to be damaged.
+"""Samples from shards by ranged reads, and the rule for a sample that turns out to be damaged.
 
 A reader belongs to one process and is not pickled. It asks the store for what the samples need and little more:
 members that lie close together are read in one go, shards are read in parallel by a few threads. Tars are read by
@@ -18,30 +18,30 @@ import numpy as np
 from blip3o import storage
 from blip3o.data.order.sample_order import SourceRows
 from blip3o.data.shards.damage import DamagedSampleError
-from blip3o.data.shards.found import span
 from blip3o.data.shards.ledger import Ledger
 from blip3o.data.shards.manifest import Manifest, ShardIndex, ShardRow, read_shard_index
 from blip3o.data.shards.parquet.columns import Columns
 from blip3o.data.shards.parquet.rows import RowGroupCache
 from blip3o.data.shards.sample import SampleMembers, Stored, choose_members, decode_words
+from blip3o.data.shards.scan_result import span
 from blip3o.errors import DataError
 from blip3o.rng import numpy_generator
 from blip3o.storage.block_cache import BLOCK_BYTES, BlockCache
-from blip3o.storage.s3 import CutFileError
+from blip3o.storage.s3 import TruncatedFileError
 from blip3o.types import Member, RawSample, SampleRef, sample_uid
 
-GAP_BYTES = 64 * 2**10  # what lies between two members is read along if it is less than this
+GAP_BYTES = 64 * 2**10  # a gap between two members is read too if it is smaller than this
 RANGE_BYTES = 4 * 2**20  # and the range does not grow beyond this
 REPLACEMENT_TRIES = 8
 
 T = TypeVar("T")
 Range = tuple[int, int]  # offset, size
 Group = list[Member]  # members that are read in one range
-Found = Stored | DamagedSampleError
+ReadResult = Stored | DamagedSampleError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowPlace:
+class ParquetLocation:
     """A row of a Parquet file: its number, the `columns` that make a sample, and the `group` as a byte range."""
 
     row: int
@@ -54,13 +54,13 @@ class RowPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class SampleLocation:
     """Where a sample lies: its `uid`, the shard's file, its members there, or its row."""
 
     uid: str
     key: str
     file: ShardRow
-    members: SampleMembers | RowPlace
+    members: SampleMembers | ParquetLocation
 
     @property
     def span(self) -> Range:
@@ -107,17 +107,17 @@ class ShardReader:
         """The name of the sample in a slot."""
         return sample_uid(self.manifests[ref.source].name, ref.shard, ref.row)
 
-    def place(self, ref: SampleRef) -> Place:
+    def locate(self, ref: SampleRef) -> SampleLocation:
         """Where a sample lies. Raises `DamagedSampleError` if it has no image or no caption (a bad row)."""
         index = self._index(ref.source, ref.shard)
         members = index.members(ref.row)
-        return Place(
+        return SampleLocation(
             uid=self.uid(ref),
             key=index.key(ref.row),
             file=self.manifests[ref.source].shards[ref.shard],
             members=choose_members(members, index.names)
             if index.columns is None
-            else RowPlace(row=ref.row, columns=index.columns, group=members[0]),
+            else ParquetLocation(row=ref.row, columns=index.columns, group=members[0]),
         )
 
     def fetch(self, refs: Sequence[SampleRef]) -> list[RawSample]:
@@ -133,30 +133,30 @@ class ShardReader:
 
         Raises `StorageError` if the store does not answer or a shard is gone: that is not a sample's fault.
         """
-        places = [self.place(ref) for ref in refs]
+        places = [self.locate(ref) for ref in refs]
         contents, rows = self._read_members(places), self._read_rows(places)
         found = [_stored(place, contents) if place.uid not in rows else rows[place.uid] for place in places]
         return [_sample(*item) for item in zip(refs, places, found, strict=True)]
 
-    def _read_rows(self, places: Sequence[Place]) -> dict[str, Found]:
+    def _read_rows(self, places: Sequence[SampleLocation]) -> dict[str, ReadResult]:
         """Samples of Parquet files by uid, files in parallel."""
-        by_file: dict[str, list[Place]] = defaultdict(list)
+        by_file: dict[str, list[SampleLocation]] = defaultdict(list)
         for place in places:
-            if isinstance(place.members, RowPlace):
+            if isinstance(place.members, ParquetLocation):
                 by_file[place.file.uri].append(place)
 
-        def read(wanted: list[Place]) -> dict[str, Found]:
+        def read(wanted: list[SampleLocation]) -> dict[str, ReadResult]:
             file, at = wanted[0].file, [(place.uid, place.members) for place in wanted]
-            uids = {where.row: uid for uid, where in at if isinstance(where, RowPlace)}
-            groups = {where.row: where.group for _, where in at if isinstance(where, RowPlace)}
-            columns = next(where.columns for _, where in at if isinstance(where, RowPlace))
+            uids = {where.row: uid for uid, where in at if isinstance(where, ParquetLocation)}
+            groups = {where.row: where.group for _, where in at if isinstance(where, ParquetLocation)}
+            columns = next(where.columns for _, where in at if isinstance(where, ParquetLocation))
             found = self._rows.read(file.uri, file.size, columns, groups)
             return {uids[row]: sample for row, sample in found.items()}
 
         return {uid: sample for part in self._pool.map(read, by_file.values()) for uid, sample in part.items()}
 
-    def _read_members(self, places: Sequence[Place]) -> dict[tuple[str, Member], bytes]:
-        """The bytes of every member by (URI, member); without those that a cut shard has lost."""
+    def _read_members(self, places: Sequence[SampleLocation]) -> dict[tuple[str, Member], bytes]:
+        """The bytes of every member by (URI, member); without those that a truncated shard has lost."""
         wanted: dict[str, set[Member]] = defaultdict(set)
         files: dict[str, ShardRow] = {}
         for place in places:
@@ -179,17 +179,17 @@ class ShardReader:
         ranges = [span(group) for group in groups]
         try:
             return _slices(groups, self._blocks.read(file.uri, file.size, ranges))
-        except CutFileError:
+        except TruncatedFileError:
             size = storage.stat(file.uri).size
             if size >= file.size:
                 raise
-        # The shard was cut after it was indexed: what is still there is still good.
+        # The shard was truncated after it was indexed: what is still there is still good.
         whole = [[member for member in group if member.offset + member.size <= size] for group in groups]
         kept = [group for group in whole if group]
         return _slices(kept, storage.read_ranges(file.uri, [span(group) for group in kept]))
 
 
-def _stored(place: Place, contents: dict[tuple[str, Member], bytes]) -> Found:
+def _stored(place: SampleLocation, contents: dict[tuple[str, Member], bytes]) -> ReadResult:
     members, uri = place.members, place.file.uri
     assert isinstance(members, SampleMembers)
     if any((uri, member) not in contents for member in members.all()):
@@ -201,7 +201,7 @@ def _stored(place: Place, contents: dict[tuple[str, Member], bytes]) -> Found:
     )
 
 
-def _sample(ref: SampleRef, place: Place, found: Found) -> RawSample | DamagedSampleError:
+def _sample(ref: SampleRef, place: SampleLocation, found: ReadResult) -> RawSample | DamagedSampleError:
     if isinstance(found, DamagedSampleError):
         return found
     try:
@@ -232,7 +232,7 @@ def coalesce(members: set[Member]) -> list[Group]:
 
 
 def _slices(groups: list[Group], parts: Sequence[bytes]) -> dict[Member, bytes]:
-    """Members cut out of the bytes of their groups' ranges; a group is sorted by offset."""
+    """Members sliced out of the bytes of their groups' ranges; a group is sorted by offset."""
     return {
         member: data[member.offset - group[0].offset : member.offset - group[0].offset + member.size]
         for group, data in zip(groups, parts, strict=True)
@@ -246,7 +246,7 @@ def load_samples(
     """`validate(sample)` for every ref, in order.
 
     A sample that is damaged, or that `validate` refuses with a `DataError`, goes to the ledger, and another takes its
-    slot: good rows of the same shard in an order that depends on the refused sample's uid alone. The replacement comes
+    slot: good rows of the same shard in an order that depends only on the refused sample's uid. The replacement comes
     under its own uid with the slot's pass, so a draw for (uid, pass_index) is that of the sample really used. Raises
     `DataError` if `REPLACEMENT_TRIES` replacements are damaged too; errors of the store are passed on.
     """
@@ -269,12 +269,12 @@ def _accept(
                 raise sample
             return validate(sample)
         except DataError as error:
-            place = reader.place(candidate)
+            place = reader.locate(candidate)
             offset, size = place.span
             ledger.record(uid=place.uid, uri=place.file.uri, offset=offset, size=size, reason=str(error))
     raise DataError(
         f"{reader.uid(ref)} is damaged, and so is all that could replace it (at most {REPLACEMENT_TRIES} samples of "
-        f"{reader.place(ref).file.uri}): see the ledger {ledger.uri} and index the source again"
+        f"{reader.locate(ref).file.uri}): see the ledger {ledger.uri} and index the source again"
     )
 
 

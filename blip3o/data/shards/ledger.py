@@ -1,6 +1,6 @@
 """The ledger: everything that is damaged or that no sample uses, and why. Nothing is lost without an entry here.
 
-Indexing writes one Parquet file beside the manifest. A run writes one small JSON object per damaged sample, named by a
+Indexing writes one Parquet file next to the manifest. A run writes one small JSON object per damaged sample, named by a
 hash of its uid: many workers may meet the same sample, in every pass, and the ledger still names it once.
 """
 
@@ -23,7 +23,7 @@ from blip3o.storage.parquet_bytes import read_parquet, write_parquet
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerEntry:
     """One damaged sample: its `uid`, the byte range (`offset`, `size`) of `uri` it lies in, the `reason`, and the
-    `stage` of work (`index`, `train`, …) that met it.
+    `stage` of work (`index`, `train`, …) that found it.
 
     What belongs to no bad sample (a torn header, unused members) carries the uid `source/shard`. `count` is how many
     inputs the entry covers: members of a tar, rows of a table.
@@ -85,7 +85,7 @@ def _entry(uri: str, row: object) -> LedgerEntry:
     wrong += [key for key in found if key not in _KINDS]
     if wrong:
         raise DataError(
-            f"{uri} holds an object that is not a ledger entry: '{wrong[0]}' is missing, foreign or of another kind: "
+            f"{uri} holds an object that is not a ledger entry: '{wrong[0]}' is missing, unknown or of another type: "
             f"{_FIX}"
         )
     return LedgerEntry(**found)
@@ -110,12 +110,12 @@ def find_ledger(uri: str) -> str:
 
 
 def kind_of(reason: str) -> str:
-    """What a reason says beside its particulars: up to the first colon, numbers as N and quoted words left out."""
+    """A reason without its details: up to the first colon, numbers as N and quoted words left out."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'…'", reason).split(": ")[0])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class DamageKind:
     """Entries of one kind: how many `entries`, how many `inputs` they cover, and the reason of the first."""
 
     kind: str
@@ -130,13 +130,13 @@ class Kind:
         return f"{self.entries} x {said}{covers}{f', e.g. {example}' if example else ''}"
 
 
-def by_kind(entries: Iterable[LedgerEntry]) -> list[Kind]:
+def by_kind(entries: Iterable[LedgerEntry]) -> list[DamageKind]:
     """Entries by the kind of their reason, the most frequent first."""
     groups: dict[str, list[LedgerEntry]] = {}
     for entry in entries:
         groups.setdefault(kind_of(entry.reason), []).append(entry)
     kinds = [
-        Kind(kind=kind, entries=len(group), inputs=sum(entry.count for entry in group), first=group[0].reason)
+        DamageKind(kind=kind, entries=len(group), inputs=sum(entry.count for entry in group), first=group[0].reason)
         for kind, group in groups.items()
     ]
     return sorted(kinds, key=lambda kind: -kind.entries)

@@ -1,8 +1,8 @@
-"""What indexing found, on disk: `manifest.parquet` with one row a shard, and beside it one index file per shard.
+"""What indexing found, on disk: `manifest.parquet` with one row per shard, next to one index file per shard.
 
-The manifest is written last and whole, so where there is one, indexing has ended well. An index file holds each
+The manifest is written last and atomically: if it exists, indexing has finished. An index file holds each
 sample's key, the byte range of every member, and facts (`blip3o.data.shards.facts`); its header says which file (size,
-version) it was made from, what was damaged, and so lets a broken-off indexing go on where it stopped.
+version) it was made from and what was damaged, so an interrupted indexing resumes where it stopped.
 """
 
 import functools
@@ -18,16 +18,16 @@ import pyarrow as pa
 
 from blip3o import storage
 from blip3o.config.shards import MembersConfig
-from blip3o.data.shards.found import Tally
 from blip3o.data.shards.ledger import LedgerEntry
 from blip3o.data.shards.parquet.columns import Columns
 from blip3o.data.shards.scan import ShardScan
+from blip3o.data.shards.scan_result import InputCounts
 from blip3o.errors import DataError
 from blip3o.storage.parquet_bytes import read_parquet, write_parquet
 from blip3o.types import Member
 
 _HEADER = b"blip3o"
-# Of index files. Those of layout 3 have no tally: they serve all readers, and are made anew when the source is indexed
+# Of index files. Those of layout 3 have no tally: they serve all readers, and are rebuilt when the source is indexed
 # again. Others are not read.
 _LAYOUT = 4
 _READABLE = (3, 4)
@@ -146,7 +146,7 @@ class ShardSummary:
     source: str
     row: ShardRow
     damage: tuple[LedgerEntry, ...]
-    tally: Tally | None
+    tally: InputCounts | None
     options: str
     columns: Columns | None
     members: MembersConfig = MembersConfig()
@@ -190,7 +190,7 @@ def _index_table(scan: ShardScan) -> pa.Table:
 
 
 def differences(manifest: Manifest, scan: ShardScan) -> list[str]:
-    """How a shard, scanned anew, differs from its index: a line for each sample, empty if it is the same.
+    """How a shard, scanned again, differs from its index: a line for each sample, empty if it is the same.
 
     Raises as `read_shard_index`.
     """
@@ -275,7 +275,7 @@ def _read_index(manifest: Manifest, shard: int, columns: list[str] | None) -> tu
         raise DataError(f"{file} was written by an older version: index the source again")
     summary = _summary(header)
     if summary.row != manifest.shards[shard]:
-        raise DataError(f"{file} and the manifest beside it are of different shards: index the source again")
+        raise DataError(f"{file} and the manifest next to it are of different shards: index the source again")
     return table, summary
 
 
@@ -290,7 +290,7 @@ def _summary(header: dict[str, Any]) -> ShardSummary:
         source=header["source"],
         row=row,
         damage=tuple(LedgerEntry(**entry) for entry in header["damage"]),
-        tally=Tally(**header["tally"]) if "tally" in header else None,
+        tally=InputCounts(**header["tally"]) if "tally" in header else None,
         options=header["options"],
         members=MembersConfig(**header.get("members", {})),
         columns=Columns(**{**columns, "record": tuple(columns["record"])}) if columns else None,
@@ -298,7 +298,7 @@ def _summary(header: dict[str, Any]) -> ShardSummary:
 
 
 def write_table(uri: str, table: pa.Table, header: dict[str, Any]) -> None:
-    """Writes a Parquet file, whole, with a header of JSON values of ours."""
+    """Writes a Parquet file, whole, with our header of JSON values."""
     storage.write_bytes(uri, write_parquet(table.replace_schema_metadata({_HEADER: json.dumps(header)})))
 
 

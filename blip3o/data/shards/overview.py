@@ -1,4 +1,4 @@
-"""A set of shards in numbers, from its index alone: sizes, shapes, caption lengths, and pictures that look alike."""
+"""A set of shards in numbers, from its index only: sizes, shapes, caption lengths, and pictures that look alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a sample is: which members of a tar make one, and what its text must look like. Bytes in, values out, no I/O.
+"""What a sample is: which members of a tar form one, and what its text must look like. Bytes in, values out, no I/O.
 
 A sample is an image and a caption (KEY.txt), a record (KEY.json), or both; a record can hold the caption. A source may
 name other extensions (`MembersConfig`). What is wrong with one is a `DamagedSampleError`, found when
@@ -55,7 +55,7 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleMembers:
-    """The members that are read: image, caption and record, of which one may be lacking."""
+    """The members that are read: image, caption and record, of which one may be missing."""
 
     image: Member
     caption: Member | None
@@ -67,7 +67,7 @@ class SampleMembers:
 
 
 def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBERS) -> SampleMembers:
-    """Picks a sample's members by extension; of several images the first in `IMAGE_EXTENSIONS` counts.
+    """Picks a sample's members by extension; of several images it takes the first in `IMAGE_EXTENSIONS`.
 
     Raises `DamagedSampleError` where there is no image, neither caption nor record, or a member is larger than any
     sample's should be.
@@ -90,7 +90,7 @@ def choose_members(members: Sequence[Member], names: MembersConfig = USUAL_MEMBE
 
 
 def _found_instead(found: Sequence[str], wanted: Sequence[str], *, image: bool) -> str:
-    """What a key has in place of what is wanted of it, and the switch that reads it; nothing if it has nothing odd."""
+    """What a key has instead of the wanted member, and the option that reads it; empty if it has nothing unusual."""
     usual = {*IMAGE_EXTENSIONS, CAPTION_EXTENSION, RECORD_EXTENSION}
     if usual.issuperset(found) and usual.issuperset(wanted):
         return ""
@@ -114,7 +114,7 @@ def _switch(found: Sequence[str], *, image: bool) -> str:
 
 
 def is_like_picture(ext: str) -> bool:
-    """Whether a member with this extension would be taken for a picture by who looks at the archive."""
+    """Whether a member with this extension looks like a picture to a reader of the archive."""
     return ext.rpartition(".")[2] in _LIKE_PICTURES
 
 
@@ -217,7 +217,7 @@ def _checked_caption(caption: str, max_chars: int) -> str:
 
 def decode_record(data: bytes) -> dict[str, Any]:
     """KEY.json as a dictionary. Raises `DamagedSampleError` if it is not a JSON object, holds halves of surrogate
-    pairs, or has `captions`, `qa`, `caption_qa` or `conversations` that cannot be asked or told.
+    pairs, or has `captions`, `qa`, `caption_qa` or `conversations` that cannot be used.
     """
     try:
         record = json.loads(data)

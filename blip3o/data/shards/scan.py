@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from blip3o.config.shards import MembersConfig
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.facts import SampleFacts
-from blip3o.data.shards.found import Found, ScanOptions, Stray, Tally, ledger_entries, sample_facts
+from blip3o.data.shards.foreign_files import PARQUET
 from blip3o.data.shards.ledger import LedgerEntry
-from blip3o.data.shards.not_shards import PARQUET
 from blip3o.data.shards.parquet.columns import without_captions
 from blip3o.data.shards.parquet.samples import SUFFIX, Columns, ParquetShard, RowGroup, Spanned
 from blip3o.data.shards.sample import NO_CAPTION
+from blip3o.data.shards.scan_result import (
+    InputCounts,
+    LostInputs,
+    ScanOptions,
+    ScanResult,
+    ledger_entries,
+    sample_facts,
+)
 from blip3o.data.shards.tar.index import BLOCK, Read, ShardFile
 from blip3o.data.shards.tar.scan import scan_tar_shard
 from blip3o.storage import FileInfo
@@ -45,7 +52,7 @@ class ShardScan:
     samples: tuple[IndexedSample, ...]
     bad_rows: tuple[int, ...]
     damage: tuple[LedgerEntry, ...]
-    tally: Tally
+    tally: InputCounts
     columns: Columns | None
     members: MembersConfig
     options: str
@@ -81,8 +88,8 @@ def _is_parquet(uri: str, read: Read) -> bool:
     return head.startswith(PARQUET) or (uri.lower().endswith(SUFFIX) and head[257:262] != b"ustar")
 
 
-def _scan_parquet(read: Read, size: int, options: ScanOptions) -> Found:
-    found = Found(unit="rows")
+def _scan_parquet(read: Read, size: int, options: ScanOptions) -> ScanResult:
+    found = ScanResult(unit="rows")
     try:
         shard = ParquetShard(read, size)
         found.inputs = found.samples = shard.rows
@@ -91,7 +98,7 @@ def _scan_parquet(read: Read, size: int, options: ScanOptions) -> Found:
     except DamagedSampleError as damage:
         # Without a footer it is not known how many rows are lost: the file counts as one.
         found.inputs = found.samples = found.inputs or 1
-        found.strays.append(Stray(offset=0, size=size, reason=damage.reason, count=found.inputs))
+        found.lost.append(LostInputs(offset=0, size=size, reason=damage.reason, count=found.inputs))
         return found
     for group in (group for group in shard.groups if group.rows):
         spanned = Spanned(read)
@@ -102,7 +109,7 @@ def _scan_parquet(read: Read, size: int, options: ScanOptions) -> Found:
     return found
 
 
-def _scan_group(shard: ParquetShard, group: RowGroup, read: Read, options: ScanOptions, found: Found) -> None:
+def _scan_group(shard: ParquetShard, group: RowGroup, read: Read, options: ScanOptions, found: ScanResult) -> None:
     rows = range(group.first, group.first + group.rows)
     assert found.columns is not None
     try:
@@ -114,6 +121,6 @@ def _scan_group(shard: ParquetShard, group: RowGroup, read: Read, options: ScanO
         try:
             found.facts[row] = sample_facts(samples.stored(place), options.limits)
         except DamagedSampleError as damage:
-            lacking = damage.reason.startswith(NO_CAPTION)
-            hint = without_captions(shard.schema, found.columns) if lacking else ""
+            no_caption = damage.reason.startswith(NO_CAPTION)
+            hint = without_captions(shard.schema, found.columns) if no_caption else ""
             found.reasons[row] = f"{NO_CAPTION}{hint}" if hint else damage.reason

@@ -1,7 +1,7 @@
-"""Which tokens of a tokenizer are control tokens, and an encoder out of whose texts none of them can come.
+"""Which tokens of a tokenizer are control tokens, and an encoder that never makes one of text.
 
 A tokenizer file decides with a flag whether an added token is read out of text (`special: false`), and a vocabulary may
-hold one as a word. Neither may let a user write `[IMG]` and have the model take it for its own.
+hold one as a word. Neither may let a user write `[IMG]` and have the model take it as its own token.
 """
 
 import json
@@ -51,7 +51,7 @@ def _is_bracketed(name: str) -> bool:
 
 
 def _may_be_word(tokenizer: Tokenizer) -> bool:
-    """Whether a word of the vocabulary is found as a whole, and not by merges alone."""
+    """Whether a word of the vocabulary is found as a whole, and not only by merges."""
     model = tokenizer.model
     return type(model).__name__ != "BPE" or bool(model.ignore_merges)
 

@@ -38,7 +38,7 @@ class Encoded:
     """Token ids and their labels (the id where it is supervised, `IGNORE` elsewhere), of equal length.
 
     `branches`, if not empty, is as long: 0 in a common beginning, and from 1 on in continuations of it that stand one
-    after another but see the beginning and themselves alone.
+    after another but see only the beginning and themselves.
     """
 
     ids: tuple[int, ...]
@@ -83,7 +83,7 @@ FRAMES: dict[TemplateStyle, Frame] = {
 class ChatTemplate:
     """The fixed words of a conversation, how many tokens an image takes, and the family's frame.
 
-    Every method raises `ConfigError` if the tokenizer lacks a token of the frame.
+    Every method raises `ConfigError` if a token of the frame is missing from the tokenizer.
     """
 
     system: str
@@ -110,7 +110,7 @@ class ChatTemplate:
     def form(self, tokenizer: ChatTokenizer, caption: str, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """A request to draw `caption`, then a form about it: question after question, and no answers between them.
 
-        Each question's last token is supervised with the first token of its answer. So the questions alone, as queries
+        Each question's last token is supervised with the first token of its answer. So just the questions, as queries
         after a request to draw, hold the answers in their hidden states.
         """
         ids = self.draw(tokenizer, caption)

@@ -38,8 +38,8 @@ class ChatTokenizer:
         missing = [token for token, number in found.items() if number is None]
         if missing:
             raise ConfigError(
-                f"the tokenizer lacks the special tokens {', '.join(missing)}: train one, or add them, "
-                "as by the model's added_tokens.json beside it"
+                f"the tokenizer is missing the special tokens {', '.join(missing)}: train one, or add them, "
+                "as by the model's added_tokens.json next to it"
             )
         self._tokenizer = tokenizer
         self.ids = {token: number for token, number in found.items() if number is not None}

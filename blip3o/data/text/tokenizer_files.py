@@ -1,4 +1,4 @@
-"""A tokenizer.json joined with the files that lie beside it in a model's folder.
+"""A tokenizer.json joined with the files next to it in a model's folder.
 
 Slow tokenizers leave no tokenizer.json: the same one is built from vocab.json and merges.txt. A fine-tuned model often
 has its base's tokenizer.json, and what was added in `added_tokens.json` or `tokenizer_config.json`: if a token that is
@@ -30,8 +30,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told:
-    """A token that a file beside the tokenizer tells of: its id, None if the file has none, and its flags."""
+class _Declared:
+    """A token that a file next to the tokenizer declares: its id, None if the file has none, and its flags."""
 
     file: str
     name: str
@@ -65,15 +65,17 @@ def complete_tokenizer(files: Mapping[str, bytes], *, source: str) -> bytes:
     Raises `ConfigError` if a file is malformed, or if two give one id to two tokens or one token two ids.
     """
     written = files[WHOLE] if WHOLE in files else _built(files, source)
-    told = [item for file in (ADDED, CONFIG, NAMED) if file in files for item in _told(file, files[file], source)]
-    if not told:
+    declared = [
+        item for file in (ADDED, CONFIG, NAMED) if file in files for item in _declarations(file, files[file], source)
+    ]
+    if not declared:
         return written
     joined = _Joined(_parsed(WHOLE, written, source), source)
-    lacking = {name for name in SPECIAL_TOKENS if name not in joined.ids and LLAMA_NAMES.get(name) not in joined.ids}
-    for item in sorted(told, key=lambda item: (item.number is None, item.number)):
+    missing = {name for name in SPECIAL_TOKENS if name not in joined.ids and LLAMA_NAMES.get(name) not in joined.ids}
+    for item in sorted(declared, key=lambda item: (item.number is None, item.number)):
         joined.require_agreement(item)
         # What names no id is added where it is needed; what does, wherever the tokenizer is not whole.
-        if item.name in lacking or (item.number is not None and (lacking or WHOLE not in files)):
+        if item.name in missing or (item.number is not None and (missing or WHOLE not in files)):
             joined.add(item)
     if not joined.added:
         return written
@@ -84,7 +86,7 @@ def complete_tokenizer(files: Mapping[str, bytes], *, source: str) -> bytes:
 
 
 class _Joined:
-    """A tokenizer.json to which tokens are added; `added` has the file that told of each of them."""
+    """A tokenizer.json to which tokens are added; `added` has the file that declares each of them."""
 
     def __init__(self, tree: dict[str, Any], source: str) -> None:
         self.tree, self._source = tree, source
@@ -99,7 +101,7 @@ class _Joined:
         # The library numbers what is added itself: after the vocabulary, and after what was added before.
         self._following = max([len(words), *[number + 1 for number in own.values()]])
 
-    def require_agreement(self, item: _Told) -> None:
+    def require_agreement(self, item: _Declared) -> None:
         """Raises `ConfigError` if the token has another id, or its id another token."""
         number, known = item.number, self.ids.get(item.name)
         if number is None or known == number:
@@ -113,7 +115,7 @@ class _Joined:
             return
         raise self._fault(item, f"{fault}: the files are of two models, so keep those of the one whose weights you use")
 
-    def add(self, item: _Told) -> None:
+    def add(self, item: _Declared) -> None:
         """Adds a token that is not there. Raises `ConfigError` if its id is not the next one."""
         if item.name in self.ids:
             return
@@ -124,26 +126,28 @@ class _Joined:
         self.tree["added_tokens"].append({"id": self._following, "content": item.name, **item.flags})
         self._following += 1
 
-    def _fault(self, item: _Told, fault: str) -> ConfigError:
+    def _fault(self, item: _Declared, fault: str) -> ConfigError:
         given = f"the id {item.number}" if item.number is not None else "no id"
         return ConfigError(f"{self._source}: {item.file} gives {item.name} {given}, {fault}")
 
 
-def _told(file: str, data: bytes, source: str) -> Iterator[_Told]:
+def _declarations(file: str, data: bytes, source: str) -> Iterator[_Declared]:
     tree = _parsed(file, data, source)
     special = dict.fromkeys(FLAGS, False) | {"special": True}
     try:
         if file == ADDED:
-            yield from (_Told(file=file, name=name, number=_id(n), flags=special) for name, n in tree.items())
+            yield from (_Declared(file=file, name=name, number=_id(n), flags=special) for name, n in tree.items())
         elif file == CONFIG:
             for number, token in (tree.get("added_tokens_decoder") or {}).items():
                 flags = {flag: bool(token.get(flag, special[flag])) for flag in FLAGS}
-                yield _Told(file=file, name=_name(token["content"]), number=_id(int(number)), flags=flags)
+                yield _Declared(file=file, name=_name(token["content"]), number=_id(int(number)), flags=flags)
         else:
             for value in tree.values():
                 tokens = value if isinstance(value, list) else [value]
                 names = [token.get("content") if isinstance(token, dict) else token for token in tokens]
-                yield from (_Told(file=file, name=n, number=None, flags=special) for n in names if isinstance(n, str))
+                yield from (
+                    _Declared(file=file, name=n, number=None, flags=special) for n in names if isinstance(n, str)
+                )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{source}: {file} is not a list of tokens with their ids: fetch it again") from error
 

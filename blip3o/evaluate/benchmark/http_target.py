@@ -27,7 +27,7 @@ from blip3o.evaluate.benchmark.work import (
 from blip3o.evaluate.judges.client import data_url, fetch
 from blip3o.evaluate.judges.faults import FaultKind, fault_of, parse_body
 from blip3o.evaluate.judges.replies import Reply, read_completion
-from blip3o.storage.retry import patiently
+from blip3o.storage.retry import with_retries
 from blip3o.storage.s3 import TransientError
 
 T = TypeVar("T")
@@ -140,7 +140,7 @@ class HttpTarget:
     ) -> T:
         url = f"{self._base}{route}"
         try:
-            return patiently(url, lambda: read(_once(url, body))) if patient else read(_once(url, body))
+            return with_retries(url, lambda: read(_once(url, body))) if patient else read(_once(url, body))
         except OSError as error:
             raise ServiceError(f"{url} does not answer ({error}): is the server up?") from error
 

@@ -68,7 +68,7 @@ def make_universal(directory: Path) -> None:
             inject_missing_state=True,
         )
     )
-    (directory / "latest_universal").write_text(UNIVERSAL)
+    (directory / "latest_universal").write_text(UNIVERSAL, encoding="utf-8")
 
 
 def load(

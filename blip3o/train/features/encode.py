@@ -139,7 +139,7 @@ class ShardEncoder:
                 raise raw
             return decode_image(raw.image, self.recipe.model.encoder.image_size, self.recipe.model.encoder.resize)
         except DamagedSampleError as damage:
-            place = reader.place(ref)
+            place = reader.locate(ref)
             offset, size = place.span
             ledger = Ledger(storage.join(self.folder.uri, "ledger"), STAGE)
             ledger.record(uid=place.uid, uri=place.file.uri, offset=offset, size=size, reason=damage.reason)

@@ -10,7 +10,7 @@ from blip3o.data.features.files import (
     HEADER_BYTES,
     FeatureHeader,
     feature_folder,
-    lacking,
+    missing_features,
     provenance_sha256,
     read_footer,
     read_header,
@@ -101,20 +101,20 @@ def test_a_file_that_is_missing_cut_or_of_another_shard_is_named(cache):
     ):
         require_features(folder, manifest, MADE_BY)
     storage.write_bytes(folder.file(0), storage.read_bytes(folder.file(1)))
-    assert "has shard 1, expected 0" in lacking(folder, manifest)[0]
+    assert "has shard 1, expected 0" in missing_features(folder, manifest)[0]
     storage.write_bytes(folder.file(0), whole)
     change(folder.file(0), 20, b"xx")
-    assert "is not a feature file, or its header is damaged" in lacking(folder, manifest)[0]
+    assert "is not a feature file, or its header is damaged" in missing_features(folder, manifest)[0]
     storage.delete(folder.file(1))
-    assert list(lacking(folder, manifest)) == [0, 1]
+    assert list(missing_features(folder, manifest)) == [0, 1]
     storage.write_bytes(folder.file(0), whole)
     shards = (replace(manifest.shards[0], version="1"), manifest.shards[1])
-    changed = lacking(folder, replace(manifest, shards=shards))
+    changed = missing_features(folder, replace(manifest, shards=shards))
     assert f"has version {manifest.shards[0].version}, expected 1" in changed[0]
     # A row that is no longer bad, though the shard is as it was.
     assert (
         "has bad_rows"
-        in lacking(
+        in missing_features(
             folder,
             replace(
                 manifest, shards=(replace(shards[0], bad_rows=(3,), version=manifest.shards[0].version), shards[1])
@@ -171,7 +171,7 @@ def raw(shard, row):
 
 
 def test_features_join_the_columns_of_their_sample_and_an_image_without_them_is_damaged(cache):
-    encode = reader(cache).beside(lambda raw: {"name": np.array(raw.uid)}, [ref(0, 1), ref(1, 4)])
+    encode = reader(cache).with_features(lambda raw: {"name": np.array(raw.uid)}, [ref(0, 1), ref(1, 4)])
     assert encode(raw(0, 1))["features"][0, 0] == 1
     assert encode(raw(0, 1))["name"] == "src/0/1"
     assert encode(raw(1, 5))["features"][0, 0] == 105  # a replacement, read when it is needed

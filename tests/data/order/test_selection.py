@@ -182,7 +182,7 @@ def test_what_cannot_be_meant_is_named(manifest):
         select = SelectConfig(where={"langauge": rule})
         with pytest.raises(DataError, match="no sample's record has a value 'langauge', which .* have language, score"):
             write_selection(manifest, select, list(judge_shards(manifest, select)))
-    with pytest.raises(DataError, match="'language' is a number in no record: select.where can use `in` alone"):
+    with pytest.raises(DataError, match="'language' is a number in no record: select.where can only use `in`"):
         select = SelectConfig(where={"language": {"max": 1.0}})
         write_selection(manifest, select, list(judge_shards(manifest, select)))
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -201,7 +202,7 @@ def test_a_store_that_fails_ends_the_import(s3, folder, tmp_path, monkeypatch, p
         monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     storage.forget_clients()
     try:
-        with pytest.raises(StorageError, match=f"^{path}: {message}"):
+        with pytest.raises(StorageError, match=f"^{re.escape(str(path))}: {message}"):
             import_set(f"{folder}/t.jsonl", f"{tmp_path}/out")
     finally:
         monkeypatch.undo()

@@ -60,6 +60,13 @@ def test_a_missing_npm_is_a_service_error(cache, monkeypatch):
         npm.fetch(PACKAGE)
 
 
+def test_a_cache_that_cannot_be_written_is_named(cache, fake_npm):
+    fake_npm("exit 0")
+    cache.parent.write_bytes(b"a file where the folder should be")
+    with pytest.raises(ServiceError, match=r"cannot write .*some-thing-1.2.3.tgz .*: set BLIP3O_CACHE to a folder of"):
+        npm.fetch(PACKAGE)
+
+
 def test_only_the_wanted_members_are_read(tmp_path):
     path = tmp_path / "some.tgz"
     with tarfile.open(path, "w:gz") as tar:

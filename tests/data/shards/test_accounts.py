@@ -4,9 +4,9 @@ import pytest
 
 from blip3o.config.shards import MembersConfig
 from blip3o.data.shards.accounts import Account, account, refusal
-from blip3o.data.shards.found import ScanOptions
 from blip3o.data.shards.manifest import ShardSummary, write_shard_index
 from blip3o.data.shards.scan import scan_shard
+from blip3o.data.shards.scan_result import ScanOptions
 from tests.data.shard_files import Files, parquet, png, put, rows, sample, samples, tar
 
 
@@ -96,7 +96,7 @@ def test_a_refusal_says_what_costs_most(summaries):
     lost, fix = refused(made, 0.1)
     assert lost == "3 of 5 samples are damaged, 0 of 1 shards have no good one"
     assert fix.startswith("most often: undecodable image: ")
-    assert fix.endswith("; mend the shards, or raise the budget")
+    assert fix.endswith("; repair the shards, or raise the budget")
 
 
 def test_without_a_good_sample_no_budget_is_enough(summaries):

@@ -153,7 +153,7 @@ def test_replacing_ends(manifest, ledger):
 
 def test_a_shard_that_was_cut_loses_what_is_gone_and_no_more(manifest, ledger, tmp_path):
     reader = ShardReader([manifest])
-    offset, _ = reader.place(ref(0, 6)).span
+    offset, _ = reader.locate(ref(0, 6)).span
     put(tmp_path, "train-00000.tar", storage.read_bytes(manifest.shards[0].uri)[: offset + 50])
     keys = load_samples([ref(0, row) for row in range(12)], reader, lambda raw: raw.key, ledger)
     assert keys[:6] == [f"s{number:03d}" for number in range(6)]

@@ -1,6 +1,7 @@
 """What is written to the ledger is read back, once per sample and stage, however often and wherever it was met."""
 
 import json
+import re
 
 import pyarrow as pa
 import pytest
@@ -80,7 +81,7 @@ DEEP = b"[" * 100_000
         (
             "x.json",
             OTHER_KIND,
-            "holds an object that is not a ledger entry: 'stage' is missing, foreign or of another kind",
+            "holds an object that is not a ledger entry: 'stage' is missing, unknown or of another type",
         ),
         ("x.json", WHOLE[:-1], "cannot be read as JSON: .*: name a ledger"),
         ("x.json", b"\xff", "cannot be read as JSON"),
@@ -93,7 +94,7 @@ def test_what_is_no_ledger_is_named_by_its_file(tmp_path, name, content, message
     uri = f"{tmp_path}/train/{name}"
     storage.write_bytes(uri, content)
     storage.write_bytes(f"{tmp_path}/train/whole.json", WHOLE)
-    with pytest.raises(DataError, match=f"^{uri} {message}") as caught:
+    with pytest.raises(DataError, match=f"^{re.escape(uri)} {message}") as caught:
         read_ledger(uri if name.endswith(".parquet") else str(tmp_path))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -103,5 +104,5 @@ def test_a_cut_file_of_entries_is_named(tmp_path, end):
     uri = f"{tmp_path}/ledger.parquet"
     write_ledger(uri, [LedgerEntry(**NOTE, stage="a")])
     storage.write_bytes(uri, storage.read_bytes(uri)[:end])
-    with pytest.raises(DataError, match=f"^{uri} "):
+    with pytest.raises(DataError, match=f"^{re.escape(uri)} "):
         read_ledger(uri)

@@ -17,7 +17,6 @@ from blip3o.data.order.selection import judge_shards, write_selection
 from blip3o.data.shards.accounts import account
 from blip3o.data.shards.facts import perceptual_hash
 from blip3o.data.shards.fetch import ShardReader
-from blip3o.data.shards.found import ScanOptions
 from blip3o.data.shards.manifest import (
     check_unchanged,
     manifest_file,
@@ -30,6 +29,7 @@ from blip3o.data.shards.manifest import (
 )
 from blip3o.data.shards.overview import good_samples
 from blip3o.data.shards.scan import scan_shard
+from blip3o.data.shards.scan_result import ScanOptions
 from blip3o.errors import DataError
 from blip3o.types import SampleRef
 from tests.data.shard_files import index, png, put, sample, samples, tar

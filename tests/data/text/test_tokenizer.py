@@ -42,7 +42,9 @@ def test_training_has_one_result_and_the_size_asked_for():
 
 def test_a_tokenizer_without_the_special_tokens_is_refused():
     plain = Tokenizer(models.BPE()).to_str().encode()
-    with pytest.raises(ConfigError, match=r"^the tokenizer lacks the special tokens <\|endoftext\|>, .*: train one"):
+    with pytest.raises(
+        ConfigError, match=r"^the tokenizer is missing the special tokens <\|endoftext\|>, .*: train one"
+    ):
         ChatTokenizer.from_bytes(plain)
 
 

@@ -15,7 +15,7 @@ SHIFTS = (0.0, 2.0, float("nan"))  # of the second rank's bias
 
 def told(rank, folder):
     """Leaves what a rank is told about each shift, None where all is well."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/group", 2), rank=rank, world_size=2)
     found = []
     for shift in SHIFTS:
         module = nn.Linear(3, 2)

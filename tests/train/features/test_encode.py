@@ -10,7 +10,7 @@ import torch
 from blip3o import storage
 from blip3o.config.objectives import Task
 from blip3o.data.batches import build_micro_batches
-from blip3o.data.features.files import lacking, read_header, record_range, write_provenance
+from blip3o.data.features.files import missing_features, read_header, record_range, write_provenance
 from blip3o.data.features.records import to_float
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
@@ -231,7 +231,7 @@ def test_verifying_finds_what_is_damaged_and_what_is_of_other_images(base, tmp_p
     whole = storage.read_bytes(uri)
     offset, size = record_range(work.folder.record, 4)
     storage.write_bytes(uri, whole[:offset] + b"\x01" + whole[offset + 1 :])
-    assert not lacking(work.folder, work.manifest)
+    assert not missing_features(work.folder, work.manifest)
     with pytest.raises(StorageError, match=r"00001.bin: the features of row 4 are damaged"):
         work.verify(1)
     swapped = whole[offset + size : offset + 2 * size] + whole[offset : offset + size]

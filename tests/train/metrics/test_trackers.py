@@ -96,7 +96,7 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
 
 def test_mlflow_keeps_the_values_of_a_run_by_step(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tmp_path.as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder is enough for a test
     made = recipe(log={"trackers": ["mlflow"]})
     for _ in range(2):  # the second is a resumed run

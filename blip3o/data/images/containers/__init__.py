@@ -1,4 +1,4 @@
-"""Image files as containers: what their first bytes say they are, what in them bears on the pixels, and the rest.
+"""Image files as containers: what their first bytes say they are, which parts affect the pixels, and the rest.
 
 A decoder that reads EXIF, text, colour profiles and resolutions can fail on each of them, and needs none of them. So it
 gets the file without them: `strip` keeps what decides over pixels, and reads what else is wanted: how the picture is

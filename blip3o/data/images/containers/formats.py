@@ -9,7 +9,7 @@ from blip3o.data.images.containers.png import strip_png
 from blip3o.data.images.containers.tiff import strip_tiff
 from blip3o.data.images.containers.webp import strip_webp
 
-# A BMP is told from text that begins with "BM" by the size of its second header.
+# A BMP is distinguished from text that begins with "BM" by the size of its second header.
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _MAGIC = (
     ("JPEG", b"\xff\xd8\xff"),
@@ -53,7 +53,7 @@ def image_format(data: bytes) -> str | None:
 
 
 def strip(data: bytes, kind: str) -> Stripped:
-    """A file of a format that `image_format` names, without what does not bear on its pixels.
+    """A file of a format that `image_format` names, without what does not affect its pixels.
 
     Takes time in proportion to the number of its parts. The bytes are copied only if there is something to leave out.
     """

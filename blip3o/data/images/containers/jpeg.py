@@ -35,7 +35,7 @@ def strip_jpeg(data: bytes) -> Stripped:
             elif marker == 0xE1 and _XMP.match(data, body, end):
                 xmp.append(data[body:end])
         at = end
-    # EXIF of over 64 kB goes on in the next segment. Where that is a block of its own, it may be the one that is read.
+    # EXIF of over 64 kB continues in the next segment. Where that is a block of its own, it may be the one read.
     blocks = [b"".join(exif), *exif[1:]]
     return Stripped(data=without(data, dropped), orientation=orientation(blocks, xmp))
 

@@ -1,4 +1,4 @@
-"""How a picture is to be turned, read out of EXIF and XMP blocks that nobody has vouched for.
+"""How a picture must be turned, read from untrusted EXIF and XMP blocks.
 
 Only the orientation is read, and no bytes raise: cameras, editors and upload sites write EXIF with wrong types, counts
 and pointers, and a picture is worth more than what it says about itself.

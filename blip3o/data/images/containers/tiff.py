@@ -1,4 +1,4 @@
-"""TIFF without its metadata: the tags that do not bear on pixels, and the pages after the first. TIFF 6.0, BigTIFF."""
+"""TIFF without its metadata: the tags that do not affect pixels, and the pages after the first. TIFF 6.0, BigTIFF."""
 
 from blip3o.data.images.containers.orientation import UPRIGHT, Directory, exif_orientation
 from blip3o.data.images.containers.parts import Stripped

@@ -10,7 +10,7 @@ _PIXELS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 def strip_webp(data: bytes) -> Stripped:
     """Without EXIF, XMP, colour profile and unknown chunks, and with the size that is then right.
 
-    Where a chunk of pixels is cut off, nothing is left out: that is for the decoder to find.
+    Where a chunk of pixels is truncated, nothing is left out: that is for the decoder to find.
     """
     dropped: list[Span] = []
     exif: list[bytes] = []

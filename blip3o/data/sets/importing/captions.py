@@ -87,7 +87,7 @@ class Sidecars:
         return f"is not read: '{picture}' {'has another one' if same else 'is spelled otherwise'}"
 
     def _near(self, name: str) -> list[str]:
-        """Other files whose names differ from a file's in extensions and case alone."""
+        """Other files whose names differ from a file's only in extensions and case."""
         stem = _composed(posixpath.splitext(name)[0]).casefold()
         keys = (stem, posixpath.splitext(stem)[0], _composed(name).casefold())
         return [other for key in dict.fromkeys(keys) for other in self._alike.get(key, []) if other != name]

@@ -1,4 +1,4 @@
-"""The columns that a table's picture and caption are looked for in."""
+"""The columns that may hold a table's picture and caption."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LISTS = ("conversations", "captions", "qa", "caption_qa")
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Which columns of a table hold picture and caption, and what delimits a CSV; None where that is found out."""
+    """Which columns of a table hold picture and caption, and what delimits a CSV; None if that is detected."""
 
     image_column: str | None = None
     caption_column: str | None = None

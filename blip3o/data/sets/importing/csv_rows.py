@@ -31,7 +31,7 @@ SURPLUS = None
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How values are told apart: their delimiter, whether spaces after it are skipped, and whether quotes count."""
+    """How values are separated: their delimiter, whether spaces after it are skipped, and whether quotes count."""
 
     delimiter: str
     spaces: bool = False
@@ -87,7 +87,7 @@ def _sniffed(text: str, options: TableOptions) -> tuple[str, Dialect]:
 def _first(text: str, dialect: Dialect) -> list[str]:
     try:
         return next(dialect.rows(text[:_HEADER_CHARS]), [])
-    except csv.Error:  # told once the dialect is chosen
+    except csv.Error:  # reported once the dialect is chosen
         return []
 
 
@@ -122,7 +122,7 @@ def _suits(way: Dialect, columns: int, row: Sequence[str]) -> bool:
 
 
 def _ways(text: str, dialect: Dialect, options: TableOptions) -> Iterator[Dialect]:
-    """How a text can be read: as it stands, with spaces after delimiters skipped, without quotes."""
+    """How a text can be read: as it is, with spaces after delimiters skipped, without quotes."""
     header = _first(text, dialect)
     spaced = any(name.startswith(" ") and _trimmed(name, options) != name for name in header)
     if not spaced:

@@ -11,12 +11,12 @@ def as_utf8(data: bytes) -> bytes:
     """Text with a mark of UTF-16 or UTF-32 as UTF-8, where that can be; anything else as it is."""
     try:
         return data.decode(coding).encode() if (coding := _marked(data)) else data
-    except UnicodeDecodeError:  # the bytes are no text in UTF-8 either, and whoever decodes them says so
+    except UnicodeDecodeError:  # not UTF-8 text either; whoever decodes the bytes reports it
         return data
 
 
 def decoded(data: bytes) -> str:
-    """The text of a table, without its mark. Raises `ValueError` that says which byte is wrong, and what to do."""
+    """The text of a table, without its byte order mark. Raises `ValueError` with the wrong byte and the fix."""
     coding = _marked(data) or "utf-8-sig"
     if coding == "utf-8-sig" and b"\0" in data[:64]:
         raise ValueError(f"it {NUL_BYTES}: save the table as UTF-8")
@@ -32,5 +32,5 @@ def decoded(data: bytes) -> str:
 
 
 def _marked(data: bytes) -> str:
-    """The coding that a mark of UTF-16 or UTF-32 says; empty where there is none."""
+    """The encoding that a byte order mark of UTF-16 or UTF-32 names; empty without one."""
     return "utf-32" if data.startswith(_UTF32) else "utf-16" if data.startswith(_UTF16) else ""

@@ -20,7 +20,7 @@ OWN = "shards of this set"
 
 
 def list_folder(uri: str, out: str) -> Listing:
-    """The pictures below a folder as items. Files of the set at `out` are no part of it.
+    """The pictures below a folder as items. Files of the set at `out` are not part of it.
 
     Raises `DataError` if the folder does not exist, `StorageError` as listing does.
     """

@@ -11,11 +11,11 @@ from blip3o.data.shards.damage import DamagedSampleError
 
 _SPACE = re.compile(r"[ \t\r\n]+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
-_HEAD_CHARS = 88  # that decode into enough bytes to tell a picture by
+_HEAD_CHARS = 88  # that decode into enough bytes to recognise a picture
 
 
 def is_data_url(text: str) -> bool:
-    """Whether a text is a URL that holds its own content."""
+    """Whether a text is a data URL."""
     return text[:5].lower() == "data:" and "," in text
 
 

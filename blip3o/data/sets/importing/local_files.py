@@ -1,6 +1,6 @@
 """The files below a local folder. Each folder is read once, whatever links lead to it, and no picture in it twice.
 
-What is there under its own name comes before what a link leads to. A link to a file elsewhere is a file of the link's
+A file under its own name comes before one that a link leads to. A link to a file elsewhere is a file of the link's
 name: stores of data sets (a Hugging Face cache, git-annex, DVC) keep equal contents once, and link them under each of
 their names. Names are as the system gives them, also where they are not UTF-8.
 """
@@ -121,7 +121,7 @@ class LocalFiles:
         return (facts.st_dev, facts.st_ino) in self._seen
 
     def _add_linked(self, link: str, facts: os.stat_result) -> None:
-        """Adds what a link leads to. A picture of this folder is no second one, but a text may serve several."""
+        """Adds what a link leads to. A picture of this folder is not added twice, but one text may serve several."""
         target = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
         is_here = self._is_seen(facts) or target in self._to_files
         if is_here and extension(link) in PICTURE_EXTENSIONS:
@@ -130,7 +130,7 @@ class LocalFiles:
             self._add(link, facts)
 
     def _leads_above(self, link: str) -> bool:
-        """Whether a link leads to a folder in which the one that is read lies."""
+        """Whether a link leads to a parent of the folder that is read."""
         target = os.path.realpath(link)
         return os.path.commonpath([target, os.path.realpath(self._root)]) == target
 

@@ -29,7 +29,7 @@ _FIXES = {
     "HEIC": "install the extra heic, or save it as JPEG",
     "AVIF": "install pillow>=11.3, or save it as JPEG or PNG",
 }
-_FLOATS = ("F", "I")  # modes of 32 bits a pixel, whose range nobody states
+_FLOATS = ("F", "I")  # modes of 32 bits per pixel, whose range is not stated
 
 
 @dataclass(frozen=True, kw_only=True)

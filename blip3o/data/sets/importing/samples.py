@@ -32,9 +32,9 @@ def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> 
         decode_caption(whole["captions"][0].encode(), max_chars=limits.max_caption_chars)
         writer.record_bytes(whole)
     except DamagedSampleError as found:
-        # What its own record has says more than what lies next to the picture.
-        told = item.record_file is not None and found.reason != NO_CAPTION
-        if not found.reason.startswith(NO_CAPTION) or not item.hint or told:
+        # A fault of its own record says more than a file next to the picture.
+        own_fault = item.record_file is not None and found.reason != NO_CAPTION
+        if not found.reason.startswith(NO_CAPTION) or not item.hint or own_fault:
             raise
         raise DamagedSampleError(f"{NO_CAPTION}: {item.hint}") from found
     except RecursionError as error:
@@ -82,9 +82,9 @@ def _sidecar(uri: str, what: str) -> bytes:
 
 
 def _record(item: Item, theirs: dict[str, Any], caption: str, picture: Picture, heldout: float) -> dict[str, Any]:
-    """The record that is stored: theirs, with the fields of ours; what theirs says under those names is kept apart."""
+    """The record that is stored: the source's, with our fields; its own values under those names are kept."""
     name = readable_name(item.name)
-    key = name if item.data is None else content_name(item.data)  # what tables call theirs may be one name for all
+    key = name if item.data is None else content_name(item.data)  # a table may use one name for all its pictures
     ours: dict[str, Any] = {
         "source": "import",
         "split": "heldout" if derive_seed("import", "split", key) < heldout * 2**63 else "train",

@@ -49,14 +49,14 @@ def table_items(uri: str, data: bytes, options: TableOptions) -> tuple[Item, ...
     try:
         rows, found = _rows(kind, _unpacked(data), options)
     except _DAMAGE as error:
-        raise DataError(f"{name} cannot be read as {kind}: {_told(error)}") from error
+        raise DataError(f"{name} cannot be read as {kind}: {_cause(error)}") from error
     if not rows:
         raise DataError(f"{name} has no rows{found and f': its columns are {found}'}")
     table = storage.normalize(uri)
     return tuple(row_item(table, number, row, options) for number, row in enumerate(rows, start=1))
 
 
-def _told(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return one_line(error, limit=600)

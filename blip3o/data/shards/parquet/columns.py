@@ -40,9 +40,9 @@ def find_columns(schema: pa.Schema, asked: ColumnsConfig) -> Columns:
     image = _image(named, asked)
     caption = _caption({name: kind for name, kind in named.items() if name != image}, asked)
     others = [name for name, kind in named.items() if name not in (image, caption) and not _is_plain_image(kind)]
-    lacking = [name for name in asked.record or () if name not in named]
-    if lacking:
-        raise DamagedSampleError(f"no column {quoted(lacking[0])} among {_described(named)}: set columns.record")
+    missing = [name for name in asked.record or () if name not in named]
+    if missing:
+        raise DamagedSampleError(f"no column {quoted(missing[0])} among {_described(named)}: set columns.record")
     record = tuple(others if asked.record is None else asked.record)
     inner = ".bytes" if types.is_struct(named[image]) else ""
     return Columns(image=f"{image}{inner}", caption=caption, record=record)

@@ -37,8 +37,8 @@ class RowGroupCache:
     ) -> dict[int, Stored | DamagedSampleError]:
         """Each of some rows of a file of `file_bytes`, or what is wrong with it; `rows` says where their groups lie.
 
-        Raises `StorageError` if the store does not answer, or if the file was cut: its footer, and so all of it, is
-        lost then.
+        Raises `StorageError` if the store does not answer, or if the file was truncated: then its footer,
+        and so all of it, is lost.
         """
         try:
             shard = self._shard(uri, file_bytes)

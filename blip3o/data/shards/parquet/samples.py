@@ -1,9 +1,9 @@
 """Samples in Parquet files: the bytes of a row group to samples. `parquet.columns` says which columns make one.
 
-A file is a list of row groups; a row's ordinal counts through all of them. A row group stands or falls whole: with page
-checksums in the file a flipped byte is always seen, without them compressed or variable-length values can pass a flip
-on to others of their page, which are then mostly undecodable. Where a row group lies is seen by what pyarrow reads of
-it: asking its metadata for a column ends the process if the footer is damaged (pyarrow 26, found by flipping bits).
+A file is a list of row groups; a row's ordinal counts through all of them. A row group is good or bad as a whole: with
+page checksums in the file a flipped byte is always seen, without them compressed or variable-length values can pass a
+flip on to others of their page, which are then mostly undecodable. Where a row group lies is seen by what pyarrow reads
+of it: asking its metadata for a column ends the process if the footer is damaged (pyarrow 26, found by flipping bits).
 """
 
 import base64
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from blip3o.config.shards import MAX_CAPTION_CHARS, ColumnsConfig
 from blip3o.data.shards.damage import DamagedSampleError
-from blip3o.data.shards.not_shards import HEAD_BYTES, not_a_shard
+from blip3o.data.shards.foreign_files import HEAD_BYTES, describe_foreign_file
 from blip3o.data.shards.parquet.columns import Columns, find_columns, is_list
 from blip3o.data.shards.sample import MAX_MEMBER_BYTES, Stored
 from blip3o.errors import StorageError, one_line
@@ -72,7 +72,7 @@ class ParquetShard:
         try:
             self._metadata = _guarded(lambda file: pq.read_metadata(file), _Ranges(read, size), "not a Parquet file")
         except DamagedSampleError as damage:
-            what = not_a_shard(read(0, min(size, HEAD_BYTES)), size=size)
+            what = describe_foreign_file(read(0, min(size, HEAD_BYTES)), size=size)
             if not what:
                 raise
             raise DamagedSampleError(f"not a Parquet file: it {what}") from damage
@@ -125,7 +125,7 @@ class ParquetShard:
         raise DamagedSampleError(f"the file has no row {row}")
 
     def read_group(self, read: Read, group: RowGroup, columns: Columns) -> "GroupRows":
-        """All samples of a row group. Nothing but what lies in it is read.
+        """All samples of a row group. Reads nothing else.
 
         Raises `DamagedSampleError` if it cannot be decoded, `StorageError` as `read` does.
         """
@@ -169,7 +169,7 @@ class GroupRows:
         self.rows, self.nbytes = table.num_rows, table.nbytes
 
     def stored(self, place: int) -> Stored:
-        """The bytes of one sample; the record as JSON. Raises `DamagedSampleError` for what is lacking or no text."""
+        """The bytes of one sample; the record as JSON. Raises `DamagedSampleError` for what is missing or not text."""
         image = _one_image(self._image[place].as_py())
         if len(image) > MAX_MEMBER_BYTES:
             raise DamagedSampleError(f"member too large: image of {len(image)} bytes, limit {MAX_MEMBER_BYTES}")

@@ -1,7 +1,7 @@
 """Where the members of a tar lie, and which of them form a sample. Reads headers only, and trusts none of them.
 
 Own scan rather than `tarfile.open`, which stops silently at the first damaged header: here damage becomes an item, and
-the scan goes on at the next whole header. Understands ustar, GNU and PAX long names, and links inside the archive.
+the scan continues at the next valid header. Understands ustar, GNU and PAX long names, and links inside the archive.
 Contents are `blip3o.data.shards.tar.scan`'s business.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from blip3o import storage
 from blip3o.config.shards import KeyRule
-from blip3o.data.shards.not_shards import not_a_shard
+from blip3o.data.shards.foreign_files import describe_foreign_file
 from blip3o.data.shards.tar.links import LinkTable
 from blip3o.errors import quoted
 from blip3o.types import Member
@@ -64,7 +64,7 @@ class ShardFile:
 class TarItem:
     """A file of a tar, or a stretch of damage. `damage` says why it cannot be used, `name` is empty if not known.
 
-    `torn`: the archive itself is damaged here, so what is beside it may have lost members too.
+    `torn`: the archive itself is damaged here, so its neighbours may have lost members too.
     """
 
     name: str
@@ -92,7 +92,7 @@ class TarSample:
 def scan_tar(read: Read, size: int) -> Iterator[TarItem]:
     """All files of a tar of `size` bytes in order (regular ones, links, devices; no folders), with damage in between.
 
-    A file that is cut short comes as `TRUNCATED`, a stretch without a valid header as `BAD_HEADER`, and the lack of an
+    A truncated file comes as `TRUNCATED`, a stretch without a valid header as `BAD_HEADER`, and a missing
     end of archive (two zero blocks; one is enough here) as `NO_END`. What is no tar at all is one item that says what
     it is, where its first bytes tell.
     """
@@ -125,8 +125,8 @@ def scan_tar(read: Read, size: int) -> Iterator[TarItem]:
 
 
 def _stand_in(block: bytes, size: int) -> str:
-    """What stands in place of a tar, by its first block; "" if it is one, however damaged, or not known."""
-    return "" if _has_magic(block) else not_a_shard(block, size=size)
+    """What the file is instead of a tar, by its first block; "" if it is one, however damaged, or not known."""
+    return "" if _has_magic(block) else describe_foreign_file(block, size=size)
 
 
 def _ending(size: int, zeros: int, what: str) -> str:
@@ -287,7 +287,7 @@ def split_name(name: str, rule: KeyRule = "first_dot") -> tuple[str, str] | None
 
 def group_samples(items: Iterable[TarItem], rule: KeyRule = "first_dot") -> Iterator[TarSample | TarItem]:
     """Groups consecutive files by key; files without a key pass through, and so does damage without an owner, which
-    marks the samples beside it as torn.
+    marks the samples next to it as torn.
 
     A repeated extension begins a new sample: two samples of one key in a row must not be mixed.
     """

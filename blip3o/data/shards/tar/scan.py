@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from blip3o.data.shards.damage import DamagedSampleError
-from blip3o.data.shards.found import Found, ScanOptions, Stray, sample_facts, span
 from blip3o.data.shards.sample import Stored, choose_members, is_like_caption, is_like_picture
+from blip3o.data.shards.scan_result import LostInputs, ScanOptions, ScanResult, sample_facts, span
 from blip3o.data.shards.tar.index import Read, TarItem, TarSample, group_samples, scan_tar
 from blip3o.errors import quoted
 from blip3o.storage.system_files import is_system_file
@@ -15,13 +15,13 @@ DUPLICATE = "duplicate key"
 SHOWN = 6  # unused members of a key that its entry names
 
 
-def scan_tar_shard(read: Read, size: int, options: ScanOptions) -> Found:
+def scan_tar_shard(read: Read, size: int, options: ScanOptions) -> ScanResult:
     """Scans a tar of `size` bytes. Raises as `read` does; damage is part of the result."""
-    found = Found(unit="members")
+    found = ScanResult(unit="members")
     samples: list[TarSample] = []
     for item in group_samples(_without_system_files(scan_tar(read, size), found), options.key):
         if isinstance(item, TarItem):
-            found.strays.append(Stray(offset=item.offset, size=item.size, reason=_why_stray(item)))
+            found.lost.append(LostInputs(offset=item.offset, size=item.size, reason=_why_lost(item)))
             continue
         try:
             if item.damage:
@@ -37,11 +37,11 @@ def scan_tar_shard(read: Read, size: int, options: ScanOptions) -> Found:
         found.facts.pop(row, None)
     for row, sample in enumerate(samples):
         _account(row, sample, options, found)
-    _own_up_to_skipped(found)
+    _list_skipped_if_all(found)
     return found
 
 
-def _without_system_files(items: Iterable[TarItem], found: Found) -> Iterator[TarItem]:
+def _without_system_files(items: Iterable[TarItem], found: ScanResult) -> Iterator[TarItem]:
     for item in items:
         found.inputs += 1
         if is_system_file(item.name) and not item.torn:
@@ -51,7 +51,7 @@ def _without_system_files(items: Iterable[TarItem], found: Found) -> Iterator[Ta
             yield item
 
 
-def _why_stray(item: TarItem) -> str:
+def _why_lost(item: TarItem) -> str:
     """What is wrong with an item that has no key."""
     if item.damage:
         return item.damage
@@ -70,8 +70,8 @@ def _stored(sample: TarSample, read: Read, options: ScanOptions) -> Stored:
     return Stored(image=image or b"", caption=caption, record=record)
 
 
-def _account(row: int, sample: TarSample, options: ScanOptions, found: Found) -> None:
-    """Counts the members of a sample as used, bad with it, or unused beside it."""
+def _account(row: int, sample: TarSample, options: ScanOptions, found: ScanResult) -> None:
+    """Counts the members of a sample as used, bad together with it, or unused."""
     pictures = 0 if options.members.image else sum(is_like_picture(member.ext) for member in sample.members)
     captions = 0 if options.members.caption else sum(is_like_caption(member.ext) for member in sample.members)
     found.samples += 1
@@ -85,7 +85,7 @@ def _account(row: int, sample: TarSample, options: ScanOptions, found: Found) ->
     unused = [member for member in sample.members if member not in used]
     if unused:
         offset, size = span(unused)
-        found.strays.append(Stray(offset=offset, size=size, reason=_unused(sample.key, unused), count=len(unused)))
+        found.lost.append(LostInputs(offset=offset, size=size, reason=_unused(sample.key, unused), count=len(unused)))
     if captions:
         found.spare_captions += sum(is_like_caption(member.ext) for member in unused)
 
@@ -95,17 +95,17 @@ def _unused(key: str, members: Sequence[Member]) -> str:
     return f"unused members: key {quoted(key)} also has {', '.join(names)}, which no sample uses"
 
 
-def _own_up_to_skipped(found: Found) -> None:
-    """An archive that holds nothing but system files may be a data set in a hidden folder: then they are listed."""
+def _list_skipped_if_all(found: ScanResult) -> None:
+    """Lists the skipped files of an archive with nothing else: it may be a data set in a hidden folder."""
     if found.skipped and not found.keys:
         what = f"all of {found.skipped} are hidden or system files, as {quoted(found.first_skipped)}"
         reason = f"unused members: {what}: write them to a tar without the hidden folder"
-        found.strays.append(Stray(offset=0, size=0, reason=reason, count=found.skipped))
+        found.lost.append(LostInputs(offset=0, size=0, reason=reason, count=found.skipped))
         found.skipped = 0
 
 
 def _repeated(samples: Sequence[TarSample]) -> Iterator[tuple[int, str]]:
-    """Rows whose key came before. A second whole sample costs itself; members that lie apart cost both parts."""
+    """Rows whose key came before. A second whole sample costs itself; members that are apart cost both parts."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, sample in enumerate(samples):
         rows[sample.key].append(row)
@@ -120,7 +120,7 @@ def _repeated(samples: Sequence[TarSample]) -> Iterator[tuple[int, str]]:
 
 
 def _incomplete(samples: Sequence[TarSample], reasons: dict[int, str]) -> list[tuple[int, str]]:
-    """Samples beside damage of the archive that lack a member which most of the shard's samples have."""
+    """Samples next to damage of the archive without a member that most of the shard's samples have."""
     usual = Counter(frozenset(m.ext for m in s.members) for row, s in enumerate(samples) if row not in reasons)
     if not usual:
         return []

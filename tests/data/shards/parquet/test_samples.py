@@ -63,7 +63,7 @@ def test_rows_come_in_any_order_and_a_group_is_read_once_in_one_range(tmp_path, 
     assert sum(footer) == manifest.shards[0].size
     reader.fetch(refs(10))
     assert len(asked) == 4
-    offset, size = reader.place(refs(10)[5]).span
+    offset, size = reader.locate(refs(10)[5]).span
     assert (offset, size) in groups
 
 
@@ -391,7 +391,7 @@ def test_a_footer_that_contradicts_itself_is_refused(scan):
 
 
 def test_a_footer_that_lies_of_its_columns_does_not_end_the_process(scan):
-    """Found by flipping bits: the statistics of a column that do not fit its kind."""
+    """ScanResult by flipping bits: the statistics of a column that do not fit its kind."""
     rng = random.Random(0)
     whole = parquet(rows(6))
     start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
@@ -413,7 +413,7 @@ def test_groups_gone_bad_are_noted_and_replaced_and_a_cut_file_stops(tmp_path):
     manifest = index(tmp_path, [parquet(rows(12))])
     uri = manifest.shards[0].uri
     whole = storage.read_bytes(uri)
-    offset, size = ShardReader([manifest]).place(refs(6)[5]).span
+    offset, size = ShardReader([manifest]).locate(refs(6)[5]).span
     ledger = Ledger(f"{tmp_path}/ledger")
     put(tmp_path, "train-00000.parquet", whole[: offset + 30] + b"\x7f" + whole[offset + 31 :])
     found = [load_samples(refs(12), ShardReader([manifest]), lambda raw: raw, ledger) for _ in range(2)]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip3o.config.shards import LimitsConfig, MembersConfig
-from blip3o.data.shards import found as found_module
-from blip3o.data.shards.found import Found, ScanOptions, ledger_entries
+from blip3o.data.shards import scan_result
 from blip3o.data.shards.sample import choose_members
+from blip3o.data.shards.scan_result import ScanOptions, ScanResult, ledger_entries
 from blip3o.data.shards.tar.index import BLOCK, TarItem, scan_tar, split_name
 from blip3o.data.shards.tar.scan import scan_tar_shard
 from blip3o.storage.system_files import is_system_file
@@ -21,15 +21,15 @@ LAST = ScanOptions(key="last_dot")
 PNG = png()
 
 
-def scan(data: bytes, options: ScanOptions | None = None) -> Found:
+def scan(data: bytes, options: ScanOptions | None = None) -> ScanResult:
     return scan_tar_shard(lambda offset, size: data[offset : offset + size], len(data), options or ScanOptions())
 
 
-def entries(found: Found) -> list[tuple[str, str, int]]:
+def entries(found: ScanResult) -> list[tuple[str, str, int]]:
     return [(entry.uid, entry.reason, entry.count) for entry in ledger_entries("u", "src/0", found)]
 
 
-def settled(found: Found) -> bool:
+def settled(found: ScanResult) -> bool:
     listed = sum(count for _, _, count in entries(found))
     return found.inputs == found.used + listed + found.skipped
 
@@ -64,7 +64,7 @@ def archive(members: list[tuple[str, bytes, bytes, str]], kind: int) -> bytes:
     return sink.getvalue()
 
 
-def covered(data: bytes, found: Found, options: ScanOptions) -> None:
+def covered(data: bytes, found: ScanResult, options: ScanOptions) -> None:
     """That what a scan found adds up, member by member."""
     items = list(scan_tar(lambda offset, size: data[offset : offset + size], len(data)))
     listed = entries(found)
@@ -258,7 +258,7 @@ def test_linked_pictures_and_captions_are_those_that_are_linked_to():
 
 
 def test_entries_of_one_kind_are_bounded_and_still_add_up(monkeypatch):
-    monkeypatch.setattr(found_module, "LISTED", 5)
+    monkeypatch.setattr(scan_result, "LISTED", 5)
     bad = [file for number in range(20) for file in sample(f"b{number}", caption=b"")]
     found = scan(tar([*samples(2), *bad, *files(*[f"README{'x' * n}" for n in range(9)])]))
     listed = entries(found)

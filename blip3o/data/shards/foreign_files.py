@@ -1,4 +1,4 @@
-"""What a file is that stands in place of a shard: told by its first bytes, with what to do about it."""
+"""Recognises by its first bytes a file that is not a shard, and says what to do about it."""
 
 from blip3o.storage.magic import recognise
 
@@ -30,8 +30,8 @@ _PICTURES = (
 )
 
 
-def not_a_shard(head: bytes, *, size: int) -> str:
-    """What a file of `size` bytes is that is no shard, as a predicate with its remedy; "" if it is nothing known.
+def describe_foreign_file(head: bytes, *, size: int) -> str:
+    """What a file of `size` bytes is, as a predicate with its fix; "" for a Parquet file or an unknown format.
 
     `head` are its first bytes, `HEAD_BYTES` of them or all.
     """

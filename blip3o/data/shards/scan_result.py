@@ -17,14 +17,14 @@ from blip3o.data.shards.sample import Stored, decode_words
 from blip3o.types import Member
 
 STAGE = "index"
-# Entries of one kind that a shard lists; what is beyond is one entry more that counts the rest.
+# Entries of one kind that a shard lists; one more entry counts the rest.
 LISTED = 1000
 Unit = Literal["members", "rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """What is refused beyond damage, how Parquet columns are called, and what makes a key and a sample in tars."""
+    """What is refused besides damage, the names of Parquet columns, and what makes a key and a sample in tars."""
 
     limits: LimitsConfig = LimitsConfig()
     columns: ColumnsConfig = ColumnsConfig()
@@ -41,11 +41,11 @@ class ScanOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
-    """What became of a shard's `inputs`: `used` by good samples, `skipped` as system files, the rest is in the ledger.
+class InputCounts:
+    """What became of a shard's `inputs`: `used` by good samples, `skipped` as system files, the rest in the ledger.
 
     The budget for damage is a share of pictures: of `samples`, good and bad, and of `further` pictures of their keys.
-    Of `captions`, `spare_captions` are beside the one that a good sample uses.
+    Of `captions`, `spare_captions` come in addition to the one that a good sample uses.
     """
 
     unit: Unit
@@ -59,7 +59,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stray:
+class LostInputs:
     """Inputs of no bad sample that cannot be used, `count` of them in a byte range, and the reason."""
 
     offset: int
@@ -69,10 +69,10 @@ class Stray:
 
 
 @dataclass(kw_only=True)
-class Found:
-    """What a scan gathers: keys and members by row, facts of good rows, reasons of bad ones, and strays.
+class ScanResult:
+    """What a scan gathers: keys and members by row, facts of good rows, reasons of bad ones, and `lost` inputs.
 
-    `inputs` and `used` are counted apart, so that they can be held against each other; `weights` are the inputs that a
+    `inputs` and `used` are counted separately, so that they can be compared; `weights` are the inputs that a
     row is made of, 1 where a row has none.
     """
 
@@ -81,7 +81,7 @@ class Found:
     members: list[tuple[Member, ...]] = field(default_factory=list)
     facts: dict[int, SampleFacts] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
-    strays: list[Stray] = field(default_factory=list)
+    lost: list[LostInputs] = field(default_factory=list)
     weights: dict[int, int] = field(default_factory=dict)
     columns: Columns | None = None
     inputs: int = 0
@@ -93,9 +93,9 @@ class Found:
     captions: int = 0
     spare_captions: int = 0
 
-    def tally(self) -> Tally:
-        """The counts alone."""
-        return Tally(
+    def tally(self) -> InputCounts:
+        """Only the counts."""
+        return InputCounts(
             unit=self.unit,
             inputs=self.inputs,
             used=self.used,
@@ -107,21 +107,21 @@ class Found:
         )
 
 
-def ledger_entries(uri: str, shard_uid: str, found: Found) -> tuple[LedgerEntry, ...]:
-    """An entry for each stray and each bad row; of one kind no more than `LISTED`, and one that counts the rest."""
+def ledger_entries(uri: str, shard_uid: str, found: ScanResult) -> tuple[LedgerEntry, ...]:
+    """An entry for each `lost` item and each bad row; per kind at most `LISTED`, and one for the rest."""
     return tuple(_bounded(shard_uid, _entries(uri, shard_uid, found)))
 
 
-def _entries(uri: str, shard_uid: str, found: Found) -> Iterator[LedgerEntry]:
-    for stray in found.strays:
+def _entries(uri: str, shard_uid: str, found: ScanResult) -> Iterator[LedgerEntry]:
+    for lost in found.lost:
         yield LedgerEntry(
             uid=shard_uid,
             uri=uri,
-            offset=stray.offset,
-            size=stray.size,
-            reason=stray.reason,
+            offset=lost.offset,
+            size=lost.size,
+            reason=lost.reason,
             stage=STAGE,
-            count=stray.count,
+            count=lost.count,
         )
     for row, reason in sorted(found.reasons.items()):
         offset, size = span(found.members[row])
