@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from blip3o.bundle.files import PARTS, BundleConfig, write_bundle
+from blip3o.config.flat import flattened
 from blip3o.config.recipe import Recipe
 from blip3o.config.training import STAGES
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import BundleError
 from blip3o.runs.paths import final_uri
-from blip3o.runs.recipes import flattened
 from blip3o.runs.results import read_description, read_final
 from jobs.common import run_job
 
