@@ -3,8 +3,8 @@
     python -m benchmarks.data_cache [--scenes 256] [--batch 16] [--steps 8] [--rounds 9]
 
 Both take the same micro-batches of the generate stage from local shards: read, decode, tokenise, collate, forward,
-backward, AdamW, in one process on one thread. Losses must be equal to the bit. Beside the ratio: seconds of the data
-path alone, and for each form of record its bytes, its error, and how many images a second were encoded.
+backward, AdamW, in one process on one thread. Losses must be equal to the bit. Next to the ratio: seconds of the data
+path without the step, and for each form of record its bytes, its error, and how many images a second were encoded.
 """
 
 import argparse

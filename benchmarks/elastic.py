@@ -1,9 +1,9 @@
 """Two workers, one, two again, in one run: `python -m benchmarks.elastic`.
 
 Two nodes (processes of this machine) have room for a worker each. The second one is drained, as before a spot machine
-is taken: the run saves a checkpoint at once, and goes on with one worker when the node is gone. Then a new node comes.
-Reported are the numbers of workers with the steps at which each began, and the largest relative difference of a loss
-from a run of two workers throughout. That the micro-batches of every step are the same, the loop asserts by their
+is taken: the run saves a checkpoint at once, and continues with one worker when the node is gone. Then a new node
+comes. Reported are the numbers of workers with the steps at which each began, and the largest relative difference of a
+loss from a run of two workers throughout. That the micro-batches of every step are the same, the loop asserts by their
 numbers. Needs the extra `demo`.
 """
 
@@ -46,7 +46,7 @@ class Nodes:
         self._node = self._cluster.add_node(num_cpus=WORKER_CPUS, object_store_memory=100_000_000)
 
     def drain(self) -> None:
-        """The node gets notice that it will be taken; returns at once."""
+        """Gives the node notice that it will be taken; returns immediately."""
         told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         which = ["--address", self.address, "--node-id", self._node.node_id]
         ray = str(Path(sys.executable).with_name("ray"))

@@ -5,8 +5,8 @@
 The other way is plain: the encoder is in the step, prompt and queries pass through the frozen backbone together with
 gradient and activations recomputed, the language-model head and its cross-entropy are computed over all positions and
 dropped, nothing is cached. Ours trains on stored features (`ratio`), or with the encoder online (`ratio_online`).
-Losses and gradients of all three must agree. Beside them: the seconds of each part, and for the 8b preset the counted
-floating-point operations of ours over the other's (`flops_8b`).
+Losses and gradients of all three must agree. Reported next to them: the seconds of each part, and for the 8b preset the
+counted floating-point operations of ours over the other's (`flops_8b`).
 """
 
 import argparse
@@ -121,7 +121,7 @@ class PlainStep:
 
 
 class OurStep:
-    """The parts of `StageModule`'s own forward, one after the other, for the breakdown alone."""
+    """The parts of `StageModule`'s own forward, one after the other, only for the breakdown."""
 
     def __init__(self, module: StageModule, recipe: Recipe) -> None:
         self.module, self.recipe = module, recipe

@@ -1,23 +1,39 @@
 """The errors a user can meet. Each message is one line: the thing, its value, and the fix.
 
-Entry points (`jobs.cli`, `python -m jobs.<verb>`, the HTTP face) catch `Blip3oError` alone and turn it into a line on
+Entry points (`jobs.cli`, `python -m jobs.<verb>`, the HTTP face) catch only `Blip3oError` and turn it into a line on
 stderr with exit code 1, or into an HTTP error body. Everything else is a defect and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 def one_line(text: object, *, limit: int = 200) -> str:
-    """What is said, e.g. by another library's error, as one line of at most so many characters."""
+    """A text, such as the message of another library's error, as one line of at most `limit` characters."""
     return " ".join(str(text).split())[:limit]
 
 
 def quoted(name: str, *, limit: int = 80) -> str:
-    """A name from somebody's data, for one line: in quotes, cut to `limit` characters, control characters escaped."""
+    """A name from user data for one line: quoted, truncated to `limit` characters, control characters escaped."""
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:limit])
     return f"'{plain.replace(chr(39), chr(8217))}{'…' if len(name) > limit else ''}'"
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?` with the known word that is most like an unknown one; empty if none is."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the closest known one, and all of them."""
+    names = sorted(known)
+    guess, listing = closest(word, names), ", ".join(names)
+    return f"{guess} (known: {listing})" if guess else f"known are {listing}"
+
+
 class Blip3oError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
 
 class ConfigError(Blip3oError):

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import CROP, to_square
 from blip3o.data.text.templates import ChatTemplate, Turn
@@ -102,7 +101,7 @@ class Pipeline:
 
         Raises `RequestError` if this bundle came without the encoder.
         """
-        if self.model.config.decoder.kind != "autoencoder":
+        if "encoder" in self.model.config.parts:
             self._need("encoder", "draws and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
         return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
@@ -113,10 +112,10 @@ class Pipeline:
 
         Of a black image, or, as upstream's pipeline does, generated with seed 0 for a prompt of `[IMG]` alone.
         """
-        decoder = self.model.config.decoder
-        if not isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig) or decoder.guidance == 1:
+        branch = self.model.config.decoder.null_branch
+        if branch is None:
             return None
-        if decoder.null == "black":
+        if branch == "black":
             return self.encode([Image.new("RGB", (1, 1))])[0]
         return self._features([[self.tokenizer.ids[GENERATE]]], seeds=[0])[0]
 
@@ -202,7 +201,7 @@ class Pipeline:
         self._need("decoder", "draws features, but no images")
 
     def _need(self, part: str, ability: str) -> None:
-        if not hasattr(self.model, part):
+        if not self.model.has(part):
             raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
     def fill(self, rows: Tensor) -> Tensor:

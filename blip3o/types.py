@@ -34,8 +34,8 @@ class Member:
 class RawSample:
     """A sample as stored: encoded `image`, `caption`, and `meta` (KEY.json, empty where there is none).
 
-    `uid` names the content for ever, `key` is its name in the tar. `pass_index` is that of the slot it fills, so that
-    random draws for (uid, pass_index) differ between passes.
+    `uid` names the content permanently, `key` is its name in the tar. `pass_index` is that of the slot it fills, so
+    that random draws for (uid, pass_index) differ between passes.
     """
 
     uid: str

@@ -17,15 +17,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from blip3o import log, settings, storage
-from blip3o.config.load import load_recipe
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
-from jobs.common import find_recipe, guarded, join_ray
+from jobs.common import guarded, join_ray
 
 logger = logging.getLogger(__name__)
 
-COMPARED = ("generate", "joint")  # stages of the runs that are compared
+PIPELINE = "ablation"  # the shipped recipe; its runs are named after it
 AUTOENCODER, LATENTS = "ablation-autoencoder", "ablation-latents"
 LATENT_IMAGES = 512  # whose latents are measured
 # What is compared is what to generate, with encoder and autoencoder trained before, as in the paper: after so many
@@ -78,21 +77,28 @@ def ablate(root: str, *, scenes: int, tflops: float, overrides: Sequence[str] = 
         raise ConfigError(f"--tflops {tflops:g} is no number above 0")
     root = storage.normalize(root)
     below = [f"run.storage={root}/runs", f"data.root={root}/data", *overrides]
-    stages = {recipe.run.name: recipe for recipe in load_pipeline(find_recipe("ablation"), below).stages}
+    stages = _by_run(load_pipeline(PIPELINE, below))
     _prepare(stages, root, scenes)
-    costs = {name: step_flops(recipe) for name, recipe in stages.items() if recipe.stage.name in COMPARED}
+    costs = {name: step_flops(recipe) for name, recipe in stages.items() if recipe.objective.generation}
     first = stages["ablation-understand"]
     before = step_flops(first) * first.optim.steps
+    steps = []
     for name, cost in costs.items():
         # A joint run has to learn to answer as well, with the operations that the others spent on it before.
-        own = tflops * 1e12 - (before if stages[name].stage.name == "generate" else 0)
+        own = tflops * 1e12 - (0 if "text" in stages[name].terms else before)
         if own < cost * stages[name].optim.warmup_steps * 2:
             raise ConfigError(f"--tflops {tflops:g} leaves {own / cost:.0f} steps to {name}: give more")
-        stages[name] = load_recipe(find_recipe(name), [*below, f"optim.steps={round(own / cost)}"])
-    train_pipeline(Pipeline(name="ablation", stages=tuple(stages.values())))
+        steps.append(f"{name.removeprefix(f'{PIPELINE}-')}:optim.steps={round(own / cost)}")
+    pipeline = load_pipeline(PIPELINE, [*below, *steps])
+    stages = _by_run(pipeline)
+    train_pipeline(pipeline)
     rows = [_score(stages, name, root) for name in costs]
     _write(storage.join(root, "ablation"), stages, rows, {"scenes": scenes, "tflops": tflops})
     return rows
+
+
+def _by_run(pipeline: TrainingPipeline) -> dict[str, Recipe]:
+    return {recipe.run.name: recipe for recipe in pipeline.stages}
 
 
 def _prepare(stages: Mapping[str, Recipe], root: str, scenes: int) -> None:
@@ -129,7 +135,8 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
     """
     import torch
 
-    from blip3o.data.batches import Task, build_micro_batches
+    from blip3o.config.objectives import Task
+    from blip3o.data.batches import build_micro_batches
     from blip3o.data.inputs import StageInputs
     from blip3o.model.decoders.pixel import to_unit
     from blip3o.model.unified import UnifiedModel, initialize
@@ -195,7 +202,7 @@ def _score(stages: Mapping[str, Recipe], name: str, root: str) -> Row:
     from jobs.export import export
 
     recipe = stages[name]
-    decoding = [] if recipe.model.objective == "vae_flow" else ["ablation-decoder"]
+    decoding = ["ablation-decoder"] if recipe.model.decoder.generated is None else []
     bundle = export(recipe, [*recipe.stage.start_from, *decoding, name], f"{root}/ablation/{name}/bundle")
     scores = evaluate(recipe, bundle, f"{root}/ablation/{name}").scores
     drawn, own, steps = scores["scenes"], scores["own"], recipe.optim.steps

@@ -14,7 +14,7 @@ import typer
 
 from blip3o import log, settings
 from blip3o.errors import DataError, RequestError
-from jobs.commands import convert, data, model, runs
+from jobs.commands import convert, data, model, recipes, runs
 from jobs.common import guarded
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app.add_typer(dataset, name="dataset")
 app.add_typer(convert.app, name="convert")
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
+app.add_typer(recipes.app, name="recipes")
 app.command("runs")(runs.runs)
 app.command("report")(runs.report)
 

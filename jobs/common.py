@@ -6,29 +6,13 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from blip3o import log, settings
 from blip3o.config.load import dump, load_recipe
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.errors import Blip3oError, ConfigError
-
-RECIPES = Path(__file__).parent / "recipes"
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe by path, or by the bare name of a shipped one. Raises `ConfigError` if there is neither."""
-    path = Path(name)
-    if path.exists():
-        return path
-    shipped = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.exists():
-        return shipped
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise ConfigError(f"recipe '{name}' is neither a file nor a shipped recipe (shipped: {known})")
-
+from blip3o.errors import Blip3oError
 
 Extend = Callable[[argparse.ArgumentParser], None]
 
@@ -36,7 +20,7 @@ Extend = Callable[[argparse.ArgumentParser], None]
 def recipe_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """The options of every job that takes a recipe."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{verb}", description=description)
-    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one")
+    parser.add_argument("recipe", help="a recipe file or the name of a shipped one; one stage of it: tiny:generate")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.steps=100"
     )
@@ -46,7 +30,7 @@ def recipe_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 T = TypeVar("T")
 Action = Callable[[Recipe, argparse.Namespace], object]
-PipelineAction = Callable[[Pipeline, argparse.Namespace], object]
+PipelineAction = Callable[[TrainingPipeline, argparse.Namespace], object]
 
 
 def run_job(
@@ -76,7 +60,7 @@ def _parser(verb: str, description: str, extend: Extend | None) -> argparse.Argu
 def _run(
     parser: argparse.ArgumentParser,
     argv: list[str] | None,
-    load: Callable[[Path, list[str]], T],
+    load: Callable[[str, list[str]], T],
     show: Callable[[T], str],
     action: Callable[[T, argparse.Namespace], object],
 ) -> int:
@@ -85,7 +69,7 @@ def _run(
 
     def run() -> None:
         options = parser.parse_args(argv)
-        asked = load(find_recipe(options.recipe), options.set)
+        asked = load(options.recipe, options.set)
         print(show(asked))
         if not options.dry_run:
             action(asked, options)
@@ -93,7 +77,7 @@ def _run(
     return guarded(run)
 
 
-def dump_pipeline(pipeline: Pipeline) -> str:
+def dump_pipeline(pipeline: TrainingPipeline) -> str:
     """The resolved recipes of all stages, as documents of one YAML stream."""
     return "---\n".join(dump(recipe) for recipe in pipeline.stages)
 

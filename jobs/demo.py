@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from blip3o import settings
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError, ServiceError
 from cluster.local_s3 import LocalS3
-from jobs.common import find_recipe, join_ray, leave_ray
+from jobs.common import join_ray, leave_ray
 
 if TYPE_CHECKING:
     from jobs.evaluate import Evaluation
@@ -122,18 +122,18 @@ class Demo:
             self.summary["seconds_total"] = round(time.monotonic() - began, 1)
             self._write(evaluation)
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> TrainingPipeline:
         """The shipped pipeline with this demo's overrides."""
-        path, overrides = find_recipe(self.scale.recipe), list(self.scale.overrides)
-        shipped = load_pipeline(path, overrides)
+        name, overrides = self.scale.recipe, list(self.scale.overrides)
+        shipped = load_pipeline(name, overrides)
         if self.emoji:
             return shipped
         without = [f"{recipe.stage.name}:{item}" for recipe in shipped.stages for item in _without_emoji(recipe)]
-        return load_pipeline(path, overrides + without)
+        return load_pipeline(name, overrides + without)
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of one stage."""
-        return next(recipe for recipe in self.pipeline().stages if recipe.stage.name == stage)
+        return {recipe.stage.name: recipe for recipe in self.pipeline().stages}[stage]
 
     def _make_sets(self) -> None:
         from blip3o.data.sets.curated import build_curated

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o.config.load import build_recipe
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.features.files import FeatureFolder, FeatureFooter, lacking, read_footer, read_header, write_provenance
 from blip3o.data.inputs import StageInputs
@@ -230,7 +230,7 @@ def _pool(options: argparse.Namespace) -> Pool:
     )
 
 
-def _run(pipeline: Pipeline, options: argparse.Namespace) -> None:
+def _run(pipeline: TrainingPipeline, options: argparse.Namespace) -> None:
     """Every stage that takes stored features; what two stages share is there when the second one looks."""
     pool = _pool(options)
     taking = [recipe for recipe in pipeline.stages if recipe.data.features == "cache"]

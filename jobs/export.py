@@ -14,8 +14,8 @@ from torch import Tensor
 
 from blip3o.bundle.files import PARTS, BundleConfig, write_bundle
 from blip3o.config.flat import flattened
+from blip3o.config.objectives import stage_names
 from blip3o.config.recipe import Recipe
-from blip3o.config.training import STAGES
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import BundleError
 from blip3o.runs.paths import final_uri
@@ -54,7 +54,7 @@ def require_as_trained(recipe: Recipe, run: str, trained: Iterable[str], descrip
     """
     parts = {name.partition(".")[0] for name in trained}
     deciding = [f"model.{part}." for part in sorted(parts & CONFIGURED)]
-    if parts & PROMPTED and description["stage"] in STAGES:
+    if parts & PROMPTED and description["stage"] in stage_names():
         deciding.append("data.template.")
     theirs, ours = flattened(description["recipe"]), flattened(recipe.model_dump(mode="json"))
     differing = [key for key in ours if key in theirs and key.startswith(tuple(deciding)) and ours[key] != theirs[key]]

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from blip3o import storage
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe, SourceConfig
 from blip3o.data.order.selection import is_selected, judge_shards, write_selection
 from blip3o.data.shards.accounts import Account, account, refusal, shards_among
@@ -231,7 +231,7 @@ def index(recipe: Recipe) -> list[IndexSummary]:
     return summaries
 
 
-def with_own_sources(pipeline: Pipeline) -> list[Recipe]:
+def with_own_sources(pipeline: TrainingPipeline) -> list[Recipe]:
     """The recipes of the stages that name a source which none before names: indexed, they leave nothing out."""
     found: list[Recipe] = []
     seen: list[SourceConfig] = []
@@ -252,7 +252,7 @@ def verify(recipe: Recipe) -> None:
         logger.info("%s: %d samples are as they were indexed", location.name, rows)
 
 
-def _run(pipeline: Pipeline, options: argparse.Namespace) -> None:
+def _run(pipeline: TrainingPipeline, options: argparse.Namespace) -> None:
     for recipe in with_own_sources(pipeline):
         if options.verify:
             verify(recipe)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from blip3o.config.recipe import GENERATING, Recipe
+from blip3o.config.recipe import Recipe
 from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.device import select
@@ -36,7 +36,7 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
     Returns mean and deviation, [F]. Raises `ConfigError` if the recipe does not normalise latents or is for another
     stage, `CheckpointError` if the target's encoder has no weights.
     """
-    if not recipe.model.normalize_latents or recipe.stage.name not in GENERATING:
+    if not recipe.model.normalize_latents or recipe.objective.generation is None:
         raise ConfigError("statistics are for a generating stage that uses them: set model.normalize_latents=true")
     recipe = recipe.online()
     inputs = StageInputs(recipe)
@@ -75,7 +75,7 @@ def _features(inputs: StageInputs, model: UnifiedModel, micro_batches: int) -> I
     recipe = inputs.recipe
     builder = build_micro_batches(inputs, stage_of(recipe).task)
     device = next(model.parameters()).device
-    column = "decoder_pixels" if recipe.model.objective == "vae_flow" else "encoder_pixels"
+    column = recipe.model.generation.pixels
     for number in range(micro_batches):
         yield model.features(torch.from_numpy(builder(number)[column]).to(device))
 

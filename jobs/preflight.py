@@ -14,7 +14,7 @@ from blip3o.config.cluster import parse_cluster
 from blip3o.config.pipeline import load_pipeline
 from blip3o.errors import ConfigError
 from blip3o.train.preflight.checks import Check, require
-from jobs.common import find_recipe, guarded, recipe_parser
+from jobs.common import guarded, recipe_parser
 from jobs.training.preflight import preflight
 
 
@@ -32,7 +32,7 @@ def run(recipe: str, overrides: list[str], cluster: str | None, *, ranks: bool) 
     pretended = parse_cluster(cluster) if cluster else None
     if ranks and pretended:
         raise ConfigError(f"--ranks starts workers, and --cluster {cluster} is pretended: leave one of them out")
-    require(tell(preflight(load_pipeline(find_recipe(recipe), overrides), pretended, ranks=ranks)))
+    require(tell(preflight(load_pipeline(recipe, overrides), pretended, ranks=ranks)))
 
 
 def cluster_option(parser: argparse.ArgumentParser) -> None:

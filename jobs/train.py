@@ -16,7 +16,7 @@ from blip3o.data.inputs import StageInputs
 from blip3o.data.order.shuffle_quality import measure_shuffle
 from blip3o.errors import DataError, StorageError
 from blip3o.train.preflight.checks import require
-from jobs.common import dump_pipeline, find_recipe, guarded, recipe_parser
+from jobs.common import dump_pipeline, guarded, recipe_parser
 from jobs.preflight import cluster_option, tell
 from jobs.training.preflight import planned
 from jobs.training.run import train_pipeline
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    pipeline = load_pipeline(find_recipe(options.recipe), options.set)
+    pipeline = load_pipeline(options.recipe, options.set)
     print(dump_pipeline(pipeline))
     if options.dry_run:
         require(tell(planned(pipeline, parse_cluster(options.cluster) if options.cluster else None), mark="# "))

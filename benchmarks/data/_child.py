@@ -60,7 +60,7 @@ def run(way: str, job: Job, seconds: float) -> dict[str, Any]:
 
 
 def _rate(batches: Iterator[Any], seconds: float) -> float:
-    """Samples a second over at least so many seconds."""
+    """Samples per second, measured over at least this many seconds."""
     begun, samples = time.perf_counter(), 0
     while (taken := time.perf_counter() - begun) < seconds or not samples:
         samples += len(next(batches)["input_ids"])

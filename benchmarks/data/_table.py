@@ -15,7 +15,7 @@ def parser(summary: str) -> argparse.ArgumentParser:
     """Options that every measurement has."""
     made = argparse.ArgumentParser(description=summary)
     made.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
-    made.add_argument("--page", type=Path, default=PAGE, help="page whose table is written anew")
+    made.add_argument("--page", type=Path, default=PAGE, help="page whose table is rewritten")
     return made
 
 

@@ -51,7 +51,7 @@ def encode(encoder: SampleEncoder, key: str, image: bytes, caption: str) -> Arra
 
 
 def start_ray(job: Job) -> None:
-    """A Ray of this process, on the cores that it is pinned to."""
+    """Starts Ray in this process, on the cores that the process is pinned to."""
     settings.configure_ray()
     import ray
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from blip3o import settings, storage
 from blip3o.config.load import build_recipe
+from blip3o.config.objectives import Task
 from blip3o.config.recipe import Recipe
-from blip3o.data.batches import MicroBatchBuilder, SampleEncoder, Task, build_micro_batches
+from blip3o.data.batches import MicroBatchBuilder, SampleEncoder, build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.writer import Sample, shard_bytes
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
@@ -97,7 +98,7 @@ def world(*, shards: int, per_shard: int, sides: tuple[int, int]) -> Iterator[tu
 def fill(root: str, *, shards: int, per_shard: int, sides: tuple[int, int]) -> float:
     """Writes shards of `per_shard` JPEGs of `sides` (width, height), index, manifest and tokenizer below `root`.
 
-    Returns the seconds that indexing took, in this process alone.
+    Returns the seconds that indexing took in this process.
     """
     pictures = [picture(number, sides) for number in range(DISTINCT)]
     tokenizer = ChatTokenizer.train([" ".join(WORDS)], 400)

@@ -1,4 +1,4 @@
-"""Seconds to the first batch of a run that goes on at 90 % of a pass, and whether it holds the right samples.
+"""Seconds to the first batch of a run that resumes at 90 % of a pass, and whether the batch has the right samples.
 
     python -m benchmarks.data.resume [--shards 24] [--per-shard 100] [--size 256]
 

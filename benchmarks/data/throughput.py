@@ -42,7 +42,7 @@ def _rates(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _rows(rates: dict[str, dict[str, float]], ways: list[str]) -> list[list[object]]:
-    """A line for each way, a column for each case; beside each rate ours over it."""
+    """A line for each loader and a column for each case; each rate comes with the ratio of ours to it."""
     rows: list[list[object]] = [["images/s (ours / way)", *rates]]
     for way in ways:
         rows.append([way, *[f"{case[way]:.0f} ({case['ours'] / case[way]:.2f})" for case in rates.values()]])

@@ -108,7 +108,7 @@ class BackboneConfig(Frozen):
         gt=0,
         description="deviation of the token embeddings' initial values; near H^(-1/2) for a short run",
     )
-    vision: VisionConfig | None = Field(default=None, description="none: a backbone that reads text alone")
+    vision: VisionConfig | None = Field(default=None, description="none: a backbone that reads only text")
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

@@ -44,7 +44,7 @@ class ClusterConfig(Frozen):
 def parse_cluster(text: str) -> ClusterConfig:
     """Reads `NODESxGPUSxKIND`, or a YAML file of `ClusterConfig`'s fields.
 
-    The short form takes 12 logical CPUs and 128 GiB of memory beside each GPU, less than the large clouds' nodes have.
+    The short form takes 12 logical CPUs and 128 GiB of memory for each GPU, less than the large clouds' nodes have.
     Raises `ConfigError` for what is neither, and for a kind of GPU that `GPU_GIB` does not know.
     """
     short = _SHORT.fullmatch(text)

@@ -4,7 +4,7 @@ Four kinds of decoder: `pixel` (a flow U-Net over pixels, for small images), `sd
 (BLIP3-o's SigLIP2 decoder), and `autoencoder` (the generated latents are decoded as they are: objective `vae_flow`).
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -71,8 +71,27 @@ class DcConfig(_Autoencoder):
 AutoencoderConfig = Annotated[KlConfig | DcConfig, Field(discriminator="kind")]
 
 
-class DecoderConfig(Frozen):
+class _Decoder(Frozen):
+    """What is known of a decoder without its kind."""
+
+    refines_coarse: ClassVar[bool] = False
+    """Whether it starts from the image of a coarse head, a part of its own, instead of from features."""
+
+    @property
+    def generated(self) -> "KlConfig | DcConfig | None":
+        """The autoencoder whose latents are generated in place of an encoder's features, if there is one."""
+        return None
+
+    @property
+    def null_branch(self) -> Literal["black", "prompt"] | None:
+        """Where the features of the unconditional branch come from; None if a decode computes no such branch."""
+        return None
+
+
+class DecoderConfig(_Decoder):
     """The diffusion decoder from features to pixels: a coarse linear image, refined by a flow U-Net."""
+
+    refines_coarse: ClassVar[bool] = True
 
     kind: Literal["pixel"] = "pixel"
     image_size: int = Field(gt=0, description="side of the image it draws, pixels")
@@ -97,7 +116,7 @@ class DecoderConfig(Frozen):
         return self
 
 
-class _LatentDecoder(Frozen):
+class _LatentDecoder(_Decoder):
     """What decoders that draw in an autoencoder's latents have. Training drops a condition to a black image's."""
 
     autoencoder: AutoencoderConfig = Field(description="the frozen autoencoder in whose latents it draws")
@@ -131,6 +150,11 @@ class SdxlDecoderConfig(_LatentDecoder):
     steps: int = Field(default=50, gt=0, description="Euler steps of one decode, each one U-Net evaluation per branch")
     guidance: float = Field(default=3.0, ge=0, description="weight of the conditional branch; 1 computes no other")
     condition_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that training drops a condition")
+
+    @property
+    def null_branch(self) -> Literal["black", "prompt"] | None:
+        """As configured; none with guidance 1."""
+        return None if self.guidance == 1 else self.null
 
     @model_validator(mode="after")
     def _one_of_each_level(self) -> Self:
@@ -171,6 +195,11 @@ class SanaDecoderConfig(_LatentDecoder):
         """Probability that training drops a condition."""
         return self.sampler.condition_dropout
 
+    @property
+    def null_branch(self) -> Literal["black", "prompt"] | None:
+        """As configured; none with guidance 1."""
+        return None if self.guidance == 1 else self.null
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         width = self.heads * self.head_dim
@@ -184,11 +213,16 @@ class SanaDecoderConfig(_LatentDecoder):
         return self
 
 
-class AutoencoderDecoderConfig(Frozen):
+class AutoencoderDecoderConfig(_Decoder):
     """No decoder but the autoencoder's own: what objective `vae_flow` generates are its latents."""
 
     kind: Literal["autoencoder"]
     autoencoder: AutoencoderConfig = Field(description="the frozen autoencoder whose latents are generated")
+
+    @property
+    def generated(self) -> KlConfig | DcConfig | None:
+        """The autoencoder."""
+        return self.autoencoder
 
     @property
     def image_size(self) -> int:

@@ -1,43 +1,57 @@
-"""Recipes from YAML and dotted overrides, with errors that name the nearest known key.
+"""Recipes from files and dotted overrides, with errors that name the nearest known key.
 
-A recipe file may say `extends: other.yaml` (a sibling file, merged below it) and `model: {preset: NAME, …}`, which
-takes a size from `blip3o.config.presets.models` and lets single fields be set beside it. An override, `--set
-a.b=value`, has its value read as YAML.
+`blip3o.config.recipe_files` finds and reads the files; here their values are validated. `model: {preset: NAME, …}`
+takes a size from `blip3o.config.presets.models`, and the fields next to it change single numbers of it.
 """
 
-import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from blip3o.config.model import ModelConfig
 from blip3o.config.presets.models import PRESETS
 from blip3o.config.recipe import Recipe
-from blip3o.config.yaml_reader import dump_yaml, load_yaml
-from blip3o.errors import ConfigError, one_line
+from blip3o.config.recipe_files import StageTrees, Tree, merge, read_stages
+from blip3o.config.yaml_reader import dump_yaml
+from blip3o.errors import ConfigError, nearest, one_line
 
-Tree = dict[str, Any]
 
+def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads one stage and applies `key=value` overrides.
 
-def load_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """Reads a recipe file and applies `key=value` overrides.
-
-    Raises `ConfigError` for a missing or malformed file, a pipeline, an unknown key (with the nearest known one), or
+    `reference` is a file, the name of a shipped recipe, or one stage of either, as `tiny:generate`. Raises
+    `ConfigError` for a missing or malformed file, a whole pipeline, an unknown key (with the nearest known one), or
     values that do not fit together.
     """
-    tree = read_tree(path)
-    if "pipeline" in tree:
-        raise ConfigError(f"{path} is a pipeline: name the recipe of one of its stages ({_stage_names(tree)})")
-    for item in overrides:
-        _apply(tree, item)
-    return build_recipe(tree)
+    found = read_stages(reference, overrides)
+    if found.pipeline is not None:
+        stages = ", ".join(f"{reference}:{key}" for key in found.trees)
+        raise ConfigError(f"{found.file} is a pipeline: name one of its stages ({stages})")
+    [recipe] = build_stages(found).values()
+    return recipe
 
 
-def _stage_names(tree: Tree) -> str:
-    pipeline = tree["pipeline"]
-    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
-    return ", ".join(str(name).removesuffix(".yaml") for name in stages) if isinstance(stages, list) else "none named"
+def build_stages(found: StageTrees) -> dict[str, Recipe]:
+    """The recipes of the stages that were read, by key.
+
+    Raises `ConfigError`, which names the stage that is wrong, unless all stages of a pipeline are, in the same way.
+    """
+    recipes: dict[str, Recipe] = {}
+    faults: dict[str, ConfigError] = {}
+    for key, tree in found.trees.items():
+        try:
+            recipes[key] = build_recipe(tree)
+        except ConfigError as error:
+            faults[key] = error
+    if not faults:
+        return recipes
+    key, first = next(iter(faults.items()))
+    if found.pipeline is None or [str(fault) for fault in faults.values()] == [str(first)] * len(found.trees):
+        raise first
+    raise ConfigError(f"stage '{key}': {first}") from first
 
 
 def build_recipe(tree: Tree) -> Recipe:
@@ -60,96 +74,47 @@ def dump(recipe: BaseModel) -> str:
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
-def read_tree(path: Path) -> Tree:
-    """A YAML file as nested values, merged over the file that it `extends`. Raises `ConfigError`."""
-    return _read_tree(path, ())
-
-
-def _read_tree(path: Path, above: tuple[Path, ...]) -> Tree:
-    """`above`: the files that extend this one, directly or through others."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"recipe {path} does not exist: give a file, or the name of a shipped recipe") from error
-    except (OSError, ValueError) as error:  # a folder, no permission, or a path that no file can have
-        raise ConfigError(f"recipe {path} cannot be read ({one_line(error)}): give a YAML file") from error
-    tree = load_yaml(data, f"recipe {path}")
-    if tree is None:
-        raise ConfigError(f"recipe {path} is empty: give it sections, or extends: OTHER.yaml")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"recipe {path} holds {type(tree).__name__}, not a mapping of sections")
-    base = tree.pop("extends", None)
-    if not base:
-        return tree
-    if not isinstance(base, str):
-        raise ConfigError(f"recipe {path}: extends = {base!r} is not the name of a file")
-    below, chain = path.parent / base, (*above, path)
-    if below.resolve() in [file.resolve() for file in chain]:
-        raise ConfigError(f"recipe {path} extends {base}, which extends it in turn: break the circle")
-    return _merge(_read_tree(below, chain), tree)
-
-
-def _merge(base: Tree, top: Tree) -> Tree:
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # Another kind has other fields: it replaces what it stands above, whole.
-        same = both and value.get("kind") in (None, merged[key].get("kind"))
-        merged[key] = _merge(merged[key], value) if same else value
-    return merged
-
-
-def _apply(tree: Tree, item: str) -> None:
-    dotted, equals, text = item.partition("=")
-    if not equals or not dotted:
-        raise ConfigError(f"override '{item}' is not key=value, e.g. --set optim.steps=100")
-    value = load_yaml(text, f"override '{item}'")
-    *parents, leaf = dotted.split(".")
-    node = tree
-    for key in parents:
-        child = node.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"override '{item}': '{key}' is a value, not a section")
-        node = child
-    node[leaf] = value
-
-
 def _expand_model(section: Any) -> Any:  # noqa: ANN401 - whatever the YAML held; pydantic judges it
     if not isinstance(section, dict) or "preset" not in section:
         return section
     name = section["preset"]
     if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(f"model.preset '{name}' is unknown: {_nearest(str(name), list(PRESETS))}")
-    return _merge(PRESETS[name], {key: value for key, value in section.items() if key != "preset"})
+        raise ConfigError(f"model.preset '{name}' is unknown: {nearest(str(name), list(PRESETS))}")
+    return merge(PRESETS[name], {key: value for key, value in section.items() if key != "preset"})
 
 
-def _refuse_unknown(tree: Any, model: type[BaseModel], prefix: str) -> None:  # noqa: ANN401 - as above
-    if not isinstance(tree, dict):
+def _refuse_unknown(value: Any, annotation: Any, place: str) -> None:  # noqa: ANN401 - as above; a field's type
+    """Raises `ConfigError` for a key that no config class of this type has, also inside lists and mappings."""
+    if isinstance(value, list):
+        inner = next((get_args(kind)[0] for kind in _members(annotation) if get_origin(kind) is tuple), None)
+        for number, item in enumerate(value):
+            _refuse_unknown(item, inner, f"{place}[{number}]")
+    section = _section(annotation, value)
+    if section is None or not isinstance(value, dict):
         return
-    for key, value in tree.items():
-        field = model.model_fields.get(key)
+    prefix = f"{place}." if place else ""
+    for key, item in value.items():
+        field = section.model_fields.get(key)
         if field is None:
             name = one_line(key, limit=SHOWN)
-            raise ConfigError(f"unknown key '{prefix}{name}': {_nearest(name, list(model.model_fields))}")
-        section = _section(field.annotation, value)
-        if section is not None:
-            _refuse_unknown(value, section, f"{prefix}{key}.")
+            raise ConfigError(f"unknown key '{prefix}{name}': {nearest(name, section.model_fields)}")
+        _refuse_unknown(item, field.annotation, f"{prefix}{key}")
+
+
+def _members(annotation: Any) -> list[Any]:  # noqa: ANN401 - a field's type
+    """The types that a value may have: those of a union, or the one."""
+    union = get_origin(annotation) in (Union, UnionType)
+    members = get_args(annotation) if union else (annotation,)
+    return [get_args(member)[0] if get_origin(member) is Annotated else member for member in members]
 
 
 def _section(annotation: Any, value: Any) -> type[BaseModel] | None:  # noqa: ANN401 - a field's type; as above
     """The config class that a field's value is of; of several, the one of the value's `kind`."""
-    members = [get_args(m)[0] if get_origin(m) is Annotated else m for m in get_args(annotation) or (annotation,)]
-    classes = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+    classes = [kind for kind in _members(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
     if len(classes) < 2 or not isinstance(value, dict):
         return classes[0] if classes else None
     kinds = {get_args(c.model_fields["kind"].annotation)[0]: c for c in classes}
     return kinds.get(str(value.get("kind", next(iter(kinds)))))
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    listing = ", ".join(sorted(known))
-    return f"did you mean '{close[0]}'? (known: {listing})" if close else f"known are {listing}"
 
 
 # What to write where a value is of the wrong type, by pydantic's name of the error.
@@ -164,7 +129,8 @@ SHOWN = 100
 
 def explain(item: Any) -> str:  # noqa: ANN401 - pydantic's error dictionary
     """One of pydantic's errors as a clause that names the key and the value."""
-    where = ".".join(str(part) for part in item["loc"] if not _is_member(part))
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"] if not _is_member(part)]
+    where = "".join(parts).removeprefix(".")
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"'{where}' is missing"

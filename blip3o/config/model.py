@@ -11,10 +11,9 @@ from pydantic import Field, model_validator
 from blip3o.config.backbone import BackboneConfig
 from blip3o.config.base import Frozen, _require
 from blip3o.config.decoder import AnyDecoderConfig
+from blip3o.config.objectives import GeneratingName, Generation, generation_of
 from blip3o.config.resize import ResizeConfig
 from blip3o.config.sampler import SamplerConfig
-
-Objective = Literal["clip_flow", "clip_mse", "vae_flow"]
 
 
 class EncoderConfig(Frozen):
@@ -120,7 +119,7 @@ class TextTowerConfig(Frozen):
 
 
 class ModelConfig(Frozen):
-    """The whole model."""
+    """The complete model."""
 
     num_queries: int = Field(default=64, gt=0, description="learnable queries appended to the prompt (N)")
     query_std: float = Field(
@@ -128,7 +127,7 @@ class ModelConfig(Frozen):
         gt=0,
         description="deviation of the queries' initial values; near the embeddings' own for a small backbone",
     )
-    objective: Objective = Field(
+    objective: GeneratingName = Field(
         default="clip_flow",
         description="what the generation stage predicts: the encoder's features by flow matching (the paper's choice) "
         "or by regression, or the autoencoder's latents by flow matching",
@@ -139,41 +138,49 @@ class ModelConfig(Frozen):
         "before (`jobs.latents`); upstream does not",
     )
     encoder: EncoderConfig
-    text_tower: TextTowerConfig | None = Field(default=None, description="needed by the encoder stage alone")
+    text_tower: TextTowerConfig | None = Field(default=None, description="needed only by the encoder stage")
     backbone: BackboneConfig
     dit: DiTConfig
     decoder: AnyDecoderConfig
     sampler: SamplerConfig = SamplerConfig()
 
     @property
+    def generation(self) -> Generation:
+        """How the model generates."""
+        return generation_of(self.objective)
+
+    @property
     def latent_grid(self) -> int:
         """Tokens along one side of what is generated."""
-        return self.decoder.autoencoder.grid if self.decoder.kind == "autoencoder" else self.encoder.grid
+        return self.encoder.grid if self.decoder.generated is None else self.decoder.generated.grid
 
     @property
     def latent_channels(self) -> int:
         """Channels of one token of what is generated."""
-        if self.decoder.kind == "autoencoder":
-            return self.decoder.autoencoder.latent_channels
-        return self.encoder.channels
+        return self.encoder.channels if self.decoder.generated is None else self.decoder.generated.latent_channels
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Tokens and channels of what is generated for one image."""
+        return self.latent_grid**2, self.latent_channels
 
     @property
     def target_size(self) -> int:
         """Side in pixels of the image from which a target is made."""
-        return self.decoder.image_size if self.decoder.kind == "autoencoder" else self.encoder.image_size
+        return self.encoder.image_size if self.decoder.generated is None else self.decoder.image_size
 
     @property
     def target_resize(self) -> ResizeConfig:
         """How that image becomes a square."""
-        return ResizeConfig() if self.decoder.kind == "autoencoder" else self.encoder.resize
+        return self.encoder.resize if self.decoder.generated is None else ResizeConfig()
 
     @property
     def parts(self) -> frozenset[str]:
         """Names of the parts that a model of this kind has."""
-        parts = {"backbone", "queries", "decoder", "head" if self.objective == "clip_mse" else "dit"}
-        if self.decoder.kind != "autoencoder":
+        parts = {"backbone", "queries", "decoder", self.generation.predictor}
+        if self.decoder.generated is None:
             parts.add("encoder")
-        if self.decoder.kind == "pixel":
+        if self.decoder.refines_coarse:
             parts.add("coarse")
         if self.text_tower is not None:
             parts.add("contrastive")
@@ -186,11 +193,11 @@ class ModelConfig(Frozen):
         size, grid, patch = self.decoder.image_size, self.latent_grid, self.dit.patch_size
         _require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
         _require(
-            self.decoder.kind != "pixel" or size % grid == 0,
+            not self.decoder.refines_coarse or size % grid == 0,
             f"decoder: image_size {size} is not a multiple of the feature grid {grid}",
         )
         _require(
-            (self.objective == "vae_flow") == (self.decoder.kind == "autoencoder"),
+            (self.generation.targets == "decoder") == (self.decoder.generated is not None),
             f"objective {self.objective} does not go with decoder.kind {self.decoder.kind}: vae_flow needs "
             "'autoencoder', and nothing else does",
         )
@@ -198,17 +205,18 @@ class ModelConfig(Frozen):
 
     @model_validator(mode="after")
     def _regression_takes_one_pass(self) -> Self:
-        if self.objective != "clip_mse":
+        if self.generation.draws_noise:
             return self
         plain = SamplerConfig(steps=1, guidance=1, condition_dropout=0)
         _require(
             self.sampler == plain,
-            "objective clip_mse predicts in one pass: give sampler {steps: 1, guidance: 1, condition_dropout: 0} and "
-            "nothing else",
+            f"objective {self.objective} predicts in one pass: give sampler {{steps: 1, guidance: 1, "
+            "condition_dropout: 0} and nothing else",
         )
         tokens = self.encoder.num_tokens
         _require(
             self.num_queries == tokens,
-            f"objective clip_mse maps each query to one feature: num_queries {self.num_queries} is not {tokens}",
+            f"objective {self.objective} maps each query to one feature: num_queries {self.num_queries} is not "
+            f"{tokens}",
         )
         return self

@@ -1,12 +1,7 @@
-"""Several stages as one run: recipes in their order, trained by one group of workers.
+"""A pipeline: stages that one group of workers trains one after the other, as one run.
 
-A pipeline file names its stages by their recipe files, which lie beside it:
-
-    pipeline:
-      name: tiny
-      stages: [tiny-encoder.yaml, tiny-understand.yaml]
-
-A file that is a recipe by itself is a pipeline of one stage, under the recipe's own name.
+`blip3o.config.recipe_files` has the form of its file. A recipe of one stage is a pipeline of that stage only, under the
+recipe's own name.
 """
 
 from collections.abc import Sequence
@@ -14,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
-
-from blip3o.config.load import explain, load_recipe, read_tree
-from blip3o.config.model import Frozen
+from blip3o.config.load import build_stages, dump
 from blip3o.config.recipe import Recipe
+from blip3o.config.recipe_files import Tree, read_stages
+from blip3o.config.yaml_reader import dump_yaml
 from blip3o.errors import ConfigError
 
 # What the stages of a pipeline share, since the same workers train them one after the other.
@@ -40,15 +34,8 @@ _SHARED = (
 )
 
 
-class PipelineConfig(Frozen):
-    """A pipeline file's one section."""
-
-    name: str = Field(description="name of the run: submitting it again resumes it")
-    stages: tuple[str, ...] = Field(min_length=1, description="recipe files of the stages, relative to this file")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
+class TrainingPipeline:
     """Stages in the order of their training; each keeps its result under its own `run.name`."""
 
     name: str
@@ -60,7 +47,9 @@ class Pipeline:
         """
         names = [recipe.run.name for recipe in self.stages]
         if len(set(names)) != len(names):
-            raise ConfigError(f"pipeline '{self.name}': run.name repeats among its stages: {', '.join(names)}")
+            raise ConfigError(
+                f"pipeline '{self.name}': run.name repeats among its stages: {', '.join(names)}: leave it out"
+            )
         for key in _SHARED:
             values = {recipe.run.name: _value(recipe, key) for recipe in self.stages}
             if any(value != values[names[0]] for value in values.values()):
@@ -80,7 +69,7 @@ class Pipeline:
                     )
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Pipeline":
+    def of(cls, recipe: Recipe) -> "TrainingPipeline":
         """One stage as a pipeline of its own name."""
         return cls(name=recipe.run.name, stages=(recipe,))
 
@@ -98,39 +87,58 @@ class Pipeline:
         return begin + step * self.stages[stage].optim.micro_batches
 
 
-def load_pipeline(path: Path, overrides: Sequence[str]) -> Pipeline:
-    """Reads a pipeline or a recipe file. An override `key=value` holds for every stage, `STAGE:key=value` for one.
+def load_pipeline(reference: str | Path, overrides: Sequence[str] = ()) -> TrainingPipeline:
+    """Reads a pipeline, one stage of it, or a recipe; `reference` is as for `load_recipe`.
 
-    Raises `ConfigError` as `load_recipe` does, and for an override of a stage that the pipeline does not have.
+    An override `key=value` holds for every stage, `STAGE:key=value` for the one of that key. Raises `ConfigError` as
+    `load_recipe` does, and for an override of a stage that the pipeline does not have.
     """
-    tree = read_tree(path)
-    if "pipeline" not in tree:
-        return Pipeline.of(load_recipe(path, list(overrides)))
-    beside = [str(key) for key in tree if key != "pipeline"]
-    if beside:
-        raise ConfigError(f"{path} is a pipeline, and has {', '.join(beside)} beside it: put that into its stages")
-    try:
-        config = PipelineConfig.model_validate(tree["pipeline"])
-    except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(explain(item) for item in error.errors())) from error
-    files = [path.parent / name for name in config.stages]
-    names = [load_recipe(file, []).stage.name for file in files]
-    chosen = [_chosen(item, names) for item in overrides]
-    stages = [
-        load_recipe(file, [item for stage, item in chosen if stage in (None, name)])
-        for file, name in zip(files, names, strict=True)
-    ]
-    return Pipeline(name=config.name, stages=tuple(stages))
+    found = read_stages(reference, overrides)
+    stages = tuple(build_stages(found).values())
+    if found.pipeline is None:
+        return TrainingPipeline.of(stages[0])
+    return TrainingPipeline(name=found.pipeline, stages=stages)
 
 
-def _chosen(override: str, names: Sequence[str]) -> tuple[str | None, str]:
-    """(stage or None for all of them, override)."""
-    stage, colon, rest = override.partition(":")
-    if not colon or "=" in stage:
-        return None, override
-    if stage not in names:
-        raise ConfigError(f"override '{override}': the pipeline has no stage '{stage}' (stages: {', '.join(names)})")
-    return stage, rest
+def dump_resolved(reference: str | Path, overrides: Sequence[str] = ()) -> str:
+    """A recipe or a pipeline with every value filled in, as a file from which an equal one is read.
+
+    Raises `ConfigError` as `load_pipeline` does.
+    """
+    found = read_stages(reference, overrides)
+    recipes = build_stages(found)
+    if found.pipeline is None:
+        return "".join(dump(recipe) for recipe in recipes.values())
+    TrainingPipeline(name=found.pipeline, stages=tuple(recipes.values()))  # checks that they go together
+    dumps = {key: recipe.model_dump(mode="json") for key, recipe in recipes.items()}
+    shared = _shared_sections(list(dumps.values()))
+    own = {key: _without(tree, shared) for key, tree in dumps.items()}
+    return dump_yaml({**shared, "pipeline": {"name": found.pipeline, "stages": own}})
+
+
+def _shared_sections(trees: Sequence[Tree]) -> Tree:
+    """The fields that are equal in all stages, by section.
+
+    A field is in or out as a whole, since a mapping of another `kind` replaces what it is merged over.
+    """
+    first, *others = trees
+    sections = {
+        section: {
+            field: value
+            for field, value in fields.items()
+            if all((field, value) in other[section].items() for other in others)
+        }
+        for section, fields in first.items()
+    }
+    return {section: fields for section, fields in sections.items() if fields}
+
+
+def _without(tree: Tree, shared: Tree) -> Tree:
+    sections = {
+        section: {field: value for field, value in fields.items() if field not in shared.get(section, {})}
+        for section, fields in tree.items()
+    }
+    return {section: fields for section, fields in sections.items() if fields}
 
 
 def _value(recipe: Recipe, key: str) -> Any:  # noqa: ANN401 - whatever the field holds

@@ -11,14 +11,12 @@ from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen, _require
 from blip3o.config.model import ModelConfig
+from blip3o.config.objectives import ObjectiveSpec, objective_of
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.config.select import SelectConfig
 from blip3o.config.shards import ColumnsConfig, KeyRule, LimitsConfig, MembersConfig
 from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
-
-# Stages that learn to generate features.
-GENERATING = ("generate", "instruct", "joint")
 
 # The label by which Ray Data tells the nodes of one data set from those of others; a node without it is of a group too.
 SUBCLUSTER = "ray-subcluster"
@@ -238,11 +236,11 @@ class Recipe(Frozen):
             f"{self.optim.steps}: shorten the warm-up",
         )
         _require(
-            self.stage.name != "encoder" or self.model.text_tower is not None,
-            "stage 'encoder' needs model.text_tower: choose a preset that has one (tiny)",
+            "contrastive" not in self.objective.parts or self.model.text_tower is not None,
+            f"stage '{self.stage.name}' needs model.text_tower: choose a preset that has one (tiny)",
         )
         _require(
-            self.stage.name not in ("understand", "joint") or image_tokens > 0,
+            not self.objective.task.shows_images or image_tokens > 0,
             f"stage '{self.stage.name}' shows images, and model.backbone has no vision tower: add "
             "model.backbone.vision",
         )
@@ -256,20 +254,17 @@ class Recipe(Frozen):
     def _stage_fits_model(self) -> Self:
         stage, model = self.stage, self.model
         _require(
-            stage.name != "encoder" or model.decoder.kind == "pixel",
-            f"stage 'encoder' trains with the coarse head, which decoder.kind {model.decoder.kind} lacks: use 'pixel'",
+            "coarse" not in self.objective.parts or model.decoder.refines_coarse,
+            f"stage '{stage.name}' trains with the coarse head, which decoder.kind {model.decoder.kind} lacks: use "
+            "'pixel'",
         )
         _require(
-            stage.name != "decoder" or model.decoder.kind != "autoencoder",
-            "stage 'decoder' has nothing to train: objective vae_flow decodes by the autoencoder alone",
-        )
-        _require(
-            stage.lora is None or stage.name in (*GENERATING, "understand"),
+            stage.lora is None or "backbone" in self.objective.parts,
             f"stage.lora adapts the backbone, which stage '{stage.name}' does not have: leave it out",
         )
         _require(
-            model.objective != "clip_mse" or (stage.noise_draws == 1 and stage.flow == FlowConfig()),
-            "objective clip_mse draws no noise: leave out stage.noise_draws and stage.flow",
+            model.generation.draws_noise or (stage.noise_draws == 1 and stage.flow == FlowConfig()),
+            f"objective {model.objective} draws no noise: leave out stage.noise_draws and stage.flow",
         )
         return self
 
@@ -286,11 +281,12 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _tasks_fit_stage(self) -> Self:
         tasks = {source.name: source.task for source in self.data.sources}
-        if self.stage.name == "joint":
+        if self.objective.task.mixes:
             for task in ("chat", "draw"):
                 _require(
                     not {task, "both"}.isdisjoint(tasks.values()),
-                    f"stage 'joint' trains two tasks, and no source in data.sources has task {task} or both ({tasks})",
+                    f"stage '{self.stage.name}' trains two tasks, and no source in data.sources has task {task} or "
+                    f"both ({tasks})",
                 )
         else:
             named = [name for name, task in tasks.items() if task != "both"]
@@ -302,10 +298,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _features_fit_stage(self) -> Self:
-        generating = self.stage.name in GENERATING and self.model.objective != "vae_flow"
-        drawing = self.stage.name == "decoder" and self.model.decoder.kind == "pixel"
         _require(
-            self.data.features == "online" or generating or drawing,
+            self.data.features == "online" or self.objective.stored_features,
             f"data.features '{self.data.features}' stores or streams a frozen encoder's features, and stage "
             f"'{self.stage.name}' (objective {self.model.objective}, decoder {self.model.decoder.kind}) does not train "
             "on them alone: leave data.features at online",
@@ -355,16 +349,21 @@ class Recipe(Frozen):
         return self
 
     @property
+    def objective(self) -> ObjectiveSpec:
+        """What the stage trains: the row of the table that its name, `model.objective` and `model.decoder` choose."""
+        model = self.model
+        found = objective_of(self.stage.name, selectors=(model.objective, model.decoder.kind))
+        if found is None:
+            raise ValueError(
+                f"stage '{self.stage.name}' has nothing to train with objective {model.objective} and decoder.kind "
+                f"{model.decoder.kind}: leave the stage out, or choose another decoder"
+            )
+        return found
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """The names of the stage's loss terms."""
-        generated = "mse" if self.model.objective == "clip_mse" else "flow"
-        if self.stage.name == "decoder":
-            return ("coarse", "clean") if self.model.decoder.kind == "pixel" else ("latents",)
-        if self.stage.name == "encoder":
-            return ("contrastive", "dense")
-        if self.stage.name == "joint":
-            return ("text", generated)
-        return ("text",) if self.stage.name == "understand" else (generated,)
+        return self.objective.terms
 
     @property
     def stored_dtype(self) -> Literal["fp32", "bf16", "fp16", "int8"]:

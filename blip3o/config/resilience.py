@@ -25,7 +25,7 @@ class CheckpointConfig(Frozen):
     every: int = Field(gt=0, description="optimizer steps between checkpoints")
     keep: int = Field(default=2, gt=0, description="newest checkpoints kept")
     keep_every: int | None = Field(
-        default=None, gt=0, description="checkpoints at multiples of so many steps are kept for good"
+        default=None, gt=0, description="checkpoints at multiples of this many steps are kept permanently"
     )
     best: str | None = Field(
         default=None,
@@ -52,7 +52,8 @@ class GuardConfig(Frozen):
     spike: float | None = Field(
         default=None,
         gt=1,
-        description="a loss of more than so many times the median of the last `window` is a spike; none is if left out",
+        description="a loss above this multiple of the median of the last `window` losses is a spike; no loss is if "
+        "left out",
     )
     hang_seconds: float = Field(
         default=1800,

@@ -32,8 +32,8 @@ class SamplerConfig(Frozen):
     )
     truncate_time: bool = Field(
         default=False,
-        description="sample with the model's time 1000 sigma cut to an integer, as upstream's inference does; its "
-        "training, and ours, does not",
+        description="sample with the model's time 1000 sigma truncated to an integer, as upstream's inference does; "
+        "its training, and ours, does not",
     )
 
 

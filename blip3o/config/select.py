@@ -20,7 +20,7 @@ class SelectConfig(Frozen):
     where: dict[str, Rule] = Field(
         default={},
         description="rules for values of the sample's record, by name, as {score: {min: 5.0}, language: {in: [en]}}; "
-        "bounds are inclusive, and a sample that lacks a value named here is left out",
+        "bounds are inclusive, and a sample without a value named here is left out",
     )
 
     @model_validator(mode="after")

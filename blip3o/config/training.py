@@ -8,15 +8,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen, _require
+from blip3o.config.objectives import StageName
 from blip3o.config.resilience import WorkersConfig
 from blip3o.config.sampler import FlowConfig
 
-StageName = Literal["encoder", "understand", "generate", "instruct", "joint", "decoder"]
-STAGES: tuple[StageName, ...] = ("encoder", "understand", "generate", "instruct", "joint", "decoder")
-
 
 class LoraConfig(Frozen):
-    """Low-rank adapters beside the backbone's weights (arXiv 2106.09685), in place of training these themselves."""
+    """Low-rank adapters on the backbone's weights (arXiv 2106.09685), trained in place of the weights themselves."""
 
     rank: int = Field(default=16, gt=0, description="rank of the adapters")
     alpha: float = Field(default=32.0, gt=0, description="an adapter's product is scaled by alpha / rank")
@@ -48,7 +46,8 @@ class StageConfig(Frozen):
         default=0.0,
         ge=0,
         description="largest deviation of normal noise on features before pixels are made of them (stages encoder and "
-        "decoder), anew for each sample: pixels bear features as imperfect as generated ones (arXiv 2106.15282)",
+        "decoder), drawn for each sample: the decoder learns from features as imperfect as generated ones (arXiv "
+        "2106.15282)",
     )
     trainable: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
@@ -97,7 +96,7 @@ class OptimConfig(Frozen):
         default=None,
         gt=0,
         lt=1,
-        description="decay of an exponential moving average of the trained parameters (0.9999), kept in fp32 beside "
+        description="decay of an exponential moving average of the trained parameters (0.9999), kept in fp32 next to "
         "them and exported in their place; none is kept if left out",
     )
     micro_batch_size: int = Field(gt=0, description="samples in one micro-batch")

@@ -180,7 +180,7 @@ def config_json(model: ModelConfig, *, max_length: int) -> Json:
     Raises `BundleError` for a model that upstream has no place for: another backbone, features mapped or normalised.
     """
     backbone, encoder, vision = model.backbone, model.encoder, model.backbone.vision
-    if backbone.family != "qwen2_5_vl" or vision is None or model.objective != "clip_flow":
+    if backbone.family != "qwen2_5_vl" or vision is None or not {"encoder", "dit"} <= model.parts:
         raise BundleError(f"the released layout has no place for {model.objective} with a {backbone.family} backbone")
     plain = not (encoder.feature_dim or encoder.normalize or model.normalize_latents)
     if encoder.kind != "eva_clip" or not plain or encoder.width != EVA_HEAD_WIDTH * encoder.heads:

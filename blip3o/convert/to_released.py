@@ -11,6 +11,7 @@ from typing import Any
 
 from blip3o import storage
 from blip3o.bundle.files import WEIGHTS, SealedBundle, build_model, open_bundle
+from blip3o.config.decoder import SdxlDecoderConfig
 from blip3o.convert.from_released import CARRIED, INDEX
 from blip3o.convert.keys import DECODER, KeyReport, to_released
 from blip3o.convert.sizes import config_json
@@ -58,8 +59,13 @@ def _origin(bundle: SealedBundle) -> dict[str, Any]:
 
 def _name(bundle: SealedBundle, here: str) -> str | None:
     # A decoder of another kind may also have a U-Net, which is none of the released layout's.
-    foreign = here.startswith("decoder.") and bundle.config.model.decoder.kind != "sdxl"
+    foreign = here.startswith("decoder.") and not _has_released_decoder(bundle)
     return None if foreign else to_released(here)
+
+
+def _has_released_decoder(bundle: SealedBundle) -> bool:
+    """Whether the model's decoder is of the one kind that the released layout has a place for."""
+    return isinstance(bundle.config.model.decoder, SdxlDecoderConfig)
 
 
 def _slot(released: str, entry: StoredTensor) -> Slot:
@@ -77,7 +83,7 @@ def _small_files(bundle: SealedBundle, first: StoredTensor) -> dict[str, bytes]:
     require_read(first)
     config["torch_dtype"] = TORCH_DTYPES[first.dtype]
     files = {"config.json": json.dumps(config, indent=2).encode(), "tokenizer.json": bundle.tokenizer.to_bytes()}
-    if "decoder" not in bundle.config.parts or bundle.config.model.decoder.kind != "sdxl":
+    if "decoder" not in bundle.config.parts or not _has_released_decoder(bundle):
         return files
     with unfilled():
         decoder: Any = build_model(bundle.config, bundle.tokenizer).decoder

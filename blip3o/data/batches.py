@@ -17,11 +17,11 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 import numpy as np
 
+from blip3o.config.objectives import Task
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.features.reader import FeatureReader, feature_folders
 from blip3o.data.images.decode import CROP, decode_views, without_color
@@ -43,18 +43,6 @@ DESCRIBE = "Describe the image."
 _ROLES = ("user", "assistant")
 
 
-class Task(Enum):
-    """What a sample becomes."""
-
-    CONTRAST = "contrast"  # caption and image, for the encoder stage
-    CHAT = "chat"  # questions and answers about an image
-    DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
-    DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
-    PIXELS = "pixels"  # image alone, for the decoder stage
-    JOINT = "joint"  # CHAT and DRAW of the same sample, as far as its source is for them
-    JOINT_PIXELS = "joint-pixels"  # CHAT and DRAW_PIXELS of the same
-
-
 _PIXELS = {
     Task.CONTRAST: ("encoder_pixels", "decoder_pixels"),
     Task.CHAT: ("prompt_pixels",),
@@ -64,7 +52,6 @@ _PIXELS = {
     Task.JOINT: ("prompt_pixels", "encoder_pixels"),
     Task.JOINT_PIXELS: ("prompt_pixels", "decoder_pixels"),
 }
-_BOTH = (Task.JOINT, Task.JOINT_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +78,10 @@ class SampleEncoder:
     template: ChatTemplate
     max_length: int
     questions: int
-    apart: bool
+    independent_questions: bool
     question_weights: Mapping[str, float]
-    reading: float
-    grey: float
+    form_share: float
+    grey_share: float
     seed: int
     sizes: Mapping[str, int]
     fits: Mapping[str, ResizeConfig]
@@ -112,7 +99,7 @@ class SampleEncoder:
         if self.task is not Task.PIXELS:
             text = self._text(raw, numpy_generator(self.seed, "text", key))
             row |= self._pad(text)
-            if self.task in _BOTH:
+            if self.task.mixes:
                 row |= self._both(raw, key, row["labels"])
             if text.grey:
                 row["prompt_pixels"] = without_color(row["prompt_pixels"])
@@ -130,7 +117,7 @@ class SampleEncoder:
         }
 
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
-        if self.task in (Task.CHAT, *_BOTH):
+        if self.task.shows_images:
             return self._chat(raw, generator)
         caption = self._caption(raw, generator)
         if self.task in (Task.DRAW, Task.DRAW_PIXELS):
@@ -149,7 +136,7 @@ class SampleEncoder:
         """
         caption = self._caption(raw, generator)
         stated: list[dict[str, Any]] = raw.meta.get("caption_qa") or []
-        if stated and generator.random() < self.reading:
+        if stated and generator.random() < self.form_share:
             whole = [(str(pair.get("question") or ""), str(pair.get("answer") or "")) for pair in stated]
             if not all(question and answer for question, answer in whole):
                 raise DamagedSampleError("caption_qa has a pair without a question or an answer")
@@ -160,7 +147,7 @@ class SampleEncoder:
 
             return _longest(fill, len(pairs), self.max_length)
         told, grey = self._told(raw, caption, generator)
-        apart = self.apart and not raw.meta.get("conversations")  # whose turns follow from one another
+        apart = self.independent_questions and not raw.meta.get("conversations")  # whose turns follow from one another
 
         def talk(end: int) -> Encoded:
             if apart:
@@ -178,7 +165,7 @@ class SampleEncoder:
             return conversation_pairs(raw.meta["conversations"]), False
         asked: list[dict[str, Any]] = raw.meta.get("qa") or [{"question": DESCRIBE, "answer": caption}]
         colorless = [pair for pair in asked if pair.get("grey")]
-        grey = bool(self.grey and colorless) and generator.random() < self.grey
+        grey = bool(self.grey_share and colorless) and generator.random() < self.grey_share
         asked = colorless if grey else asked
         chosen = self._chosen(asked, generator)[: self.questions]
         return [(str(asked[i]["question"]), str(asked[i]["answer"])) for i in chosen], grey
@@ -200,7 +187,7 @@ class SampleEncoder:
             return {"input_ids": ids}
         labels = np.full(self.max_length, IGNORE, np.int32)
         labels[: len(text.labels)] = text.labels
-        if not self.apart:
+        if not self.independent_questions:
             return {"input_ids": ids, "labels": labels}
         branches = np.zeros(self.max_length, np.int32)
         branches[: len(text.branches)] = text.branches
@@ -278,10 +265,10 @@ def _sample_encoder(inputs: StageInputs, task: Task) -> SampleEncoder:
         template=inputs.template,
         max_length=data.max_length,
         questions=data.questions,
-        apart=data.independent_questions,
+        independent_questions=data.independent_questions,
         question_weights=data.question_weights,
-        reading=data.form_share,
-        grey=data.grey_share,
+        form_share=data.form_share,
+        grey_share=data.grey_share,
         seed=inputs.recipe.run.seed,
         sizes={
             "encoder_pixels": model.encoder.image_size,

@@ -51,7 +51,7 @@ def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
 
 def checkpoint_activations(model: UnifiedModel) -> None:
     """Applies `checkpoint_layers` to what takes the memory: the layers of backbone and DiT, where those were built."""
-    if hasattr(model, "backbone"):
+    if model.has("backbone"):
         checkpoint_layers(model.backbone.text.layers)
-    if hasattr(model, "dit"):
-        checkpoint_layers(model.dit.layers)
+    if model.generates:
+        checkpoint_layers(model.denoiser.blocks)

@@ -37,7 +37,7 @@ class Prompt:
 
     `pixels` holds one uint8 image [B, S, S, 3] per row; a row without image tokens does not look at its own. With
     `branches` [B, L] a row is several texts with a common beginning: tokens of branch 0, then those of 1, 2, …, each
-    branch blind to the others and at the positions that it would have alone. Only `Backbone.hidden` takes them.
+    branch blind to the others and at the positions that it would have by itself. Only `Backbone.hidden` takes them.
     """
 
     input_ids: Tensor
@@ -46,7 +46,7 @@ class Prompt:
     branches: Tensor | None = None
 
     def split(self, rows: int) -> "Iterator[Prompt]":
-        """The same in groups of so many rows, the last perhaps of fewer."""
+        """The same prompts in groups of `rows`; the last group may have fewer."""
         for start in range(0, self.input_ids.shape[0], rows):
             part = slice(start, start + rows)
             pixels = None if self.pixels is None else self.pixels[part]
@@ -220,7 +220,7 @@ class Backbone(nn.Module):
 
 @contextmanager
 def keys_and_values_only(layers: nn.ModuleList) -> Iterator[None]:
-    """Leaves out the last layer's MLP: who reads a prompt's keys and values alone has no use for what comes after."""
+    """Skips the last layer's MLP: a pass that only fills the key/value cache does not need what comes after it."""
     last = layers[-1]
     mlp, last.mlp = last.mlp, nn.Identity()
     try:

@@ -1,12 +1,17 @@
-"""What a denoiser keeps of a condition, whatever its kind: a batch of rows that a server may fill one by one."""
+"""What the parts that predict a velocity share, whatever their kind: their condition, and how they are called."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Condition(ABC):
-    """Query states made ready for every step of a flow. Kinds differ in their tensors alone."""
+    """Query states made ready for every step of a flow. Kinds differ only in their tensors.
+
+    It is a batch of rows that a server may fill one by one.
+    """
 
     @property
     @abstractmethod
@@ -17,3 +22,23 @@ class Condition(ABC):
         """Overwrites one row, in place, with a row of another batch of the same kind."""
         for mine, theirs in zip(self.tensors, source.tensors, strict=True):
             mine[row] = theirs[source_row]
+
+
+ConditionT = TypeVar("ConditionT", bound=Condition)
+
+
+class Denoiser(nn.Module, ABC, Generic[ConditionT]):
+    """What gives the velocity: `condition(states)` once, then `(latents, time_B, condition)` at each step."""
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Its transformer blocks, which hold most of its activations; none by default."""
+        return ()
+
+    @abstractmethod
+    def condition(self, states_BNH: Tensor) -> ConditionT:
+        """Prepares query states [B, N, H] for any number of steps. Zeros give the null condition."""
+
+    @abstractmethod
+    def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: ConditionT) -> Tensor:
+        """The velocity [B, L, F] at latents [B, L, F] and times [B] in 0 … 1000 (1000 σ)."""

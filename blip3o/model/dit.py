@@ -4,7 +4,7 @@ The mathematics and the state-dict names are those of the released BLIP3-o (refe
 adaLN chunks in the order scale, gate, scale, gate; LayerNorm over all heads on queries and keys; rotary positions on
 the image tokens only (never on the condition's keys); a cross-attention gate per head through tanh; sandwich RMS norms.
 
-What depends on the condition alone (its projection, its keys and values in every layer, its pooled embedding) is
+What depends only on the condition (its projection, its keys and values in every layer, its pooled embedding) is
 computed once by `DiT.condition` and reused by every denoising step.
 
 Legend: B batch, L latent tokens, N condition tokens, C model channels, T time embedding channels, H heads, D = C / H.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.model import DiTConfig
-from blip3o.model.condition import Condition
+from blip3o.model.condition import Condition, Denoiser
 from blip3o.model.layers import SwiGLU, attend, rotary_grid, rotate, sinusoidal, split_heads
 
 TIME_FREQUENCIES = 256
@@ -179,7 +179,7 @@ class OutputNorm(nn.Module):
         return self.linear_2(self.norm(x_BLC) * (1 + self.linear_1(F.silu(embedding_BT))[:, None]))
 
 
-class DiT(nn.Module):
+class DiT(Denoiser[DiTCondition]):
     """Velocity of the flow at noisy features, given the query states."""
 
     def __init__(self, config: DiTConfig, *, in_channels: int, grid: int, condition_dim: int) -> None:
@@ -192,6 +192,11 @@ class DiT(nn.Module):
         self.time_caption_embed = TimeCaptionEmbed(config.dim, config.time_width)
         self.layers = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
         self.norm_out = OutputNorm(config, folded)
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks, first to last."""
+        return self.layers
 
     def condition(self, states_BNH: Tensor) -> DiTCondition:
         """Prepares query states [B, N, condition_dim] for any number of steps. Zeros give the null condition."""

@@ -9,7 +9,7 @@ which is one model evaluation per guidance branch:
 
 | solver | order | evaluations in N steps | |
 |---|---|---|---|
-| euler | 1 | N | upstream's; a row's steps need no memory, so it alone serves rows of a batch at different steps |
+| euler | 1 | N | upstream's; a row's steps need no memory, so only it serves rows of a batch at different steps |
 | heun | 2 | 2 N − 1 | trapezoid with an Euler predictor; the last step, which ends at σ = 0, is Euler's |
 | unipc | 2 | N | diffusers' UniPC (arXiv 2302.04867), multistep with a corrector, on the data prediction |
 """
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip3o.config.sampler import FlowConfig, Solver
+from blip3o.config.sampler import FlowConfig, SamplerConfig, Solver
 
 NUM_TRAIN_STEPS = 1000
 _LARGEST_UNIFORM = 1 - 2**-24  # of torch.rand in fp32
@@ -44,7 +44,7 @@ def logit_normal(uniform_B: Tensor, *, mean: float, std: float) -> Tensor:
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """s σ / (1 + (s − 1) σ) (arXiv 2403.03206, equation 23): keeps 0 and 1, raises what lies between for s > 1."""
+    """s σ / (1 + (s − 1) σ) (arXiv 2403.03206, equation 23): keeps 0 and 1, raises values in between for s > 1."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -103,6 +103,18 @@ def integrate(velocity: Velocity, noise: Tensor, steps: int, *, solver: Solver =
     return _SOLVERS[solver](velocity, noise, sampling_sigmas(steps, shift).to(noise.device))
 
 
+def evaluations(sampler: SamplerConfig) -> int:
+    """Evaluations per guidance branch of one sampling, counted while the solver runs on a single number."""
+    seen: list[Tensor] = []
+
+    def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
+        seen.append(sigma_B)
+        return latents
+
+    integrate(velocity, torch.ones(1, 1), sampler.steps, solver=sampler.solver)
+    return len(seen)
+
+
 def _euler(velocity: Velocity, latents: Tensor, sigmas: Tensor) -> Tensor:
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
         sigma_B = sigma.expand(latents.shape[0])
@@ -137,7 +149,7 @@ def _unipc_scheduler(sigmas: Tensor) -> Any:  # noqa: ANN401 - a diffusers sched
         num_train_timesteps=NUM_TRAIN_STEPS, prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2
     )
     scheduler.set_timesteps(sigmas=sigmas[:-1].double().cpu().numpy())
-    scheduler.set_begin_index(0)  # else it looks for its place by a time cut to an integer
+    scheduler.set_begin_index(0)  # else it looks for its place by a time truncated to an integer
     return scheduler
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# A CPU's caches hold activations of this size. Larger ones are besides given back to the system by the allocator, and
-# come again page by page, at every operation: a tower of 12 blocks takes a quarter longer (benchmarks/train_step.py).
+# A CPU's caches hold activations of this size. The allocator also returns larger ones to the system and maps them
+# again, page by page, at every operation: a tower of 12 blocks takes a quarter longer (benchmarks/train_step.py).
 CPU_BYTES = 2**22
 
 

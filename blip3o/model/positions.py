@@ -1,9 +1,9 @@
 """Positions of tokens for the rotary embedding, padding-aware: padding, at either side, takes none.
 
 Multimodal ones are Qwen2.5-VL's (time, row, column). Text advances all three axes together. In an image of h x w
-language tokens that begins at position p, token (i, j) has the position (p, p + i, p + j); the text after it goes on at
-p + max(h, w). Sequential ones count every token alike: those of text-only language models, and what BLIP3-o's own code
-gives Qwen2.5-VL on all three axes when a prompt is to be drawn.
+language tokens that begins at position p, token (i, j) has the position (p, p + i, p + j); the text after it continues
+at p + max(h, w). Sequential ones count every token alike: those of text-only language models, and what BLIP3-o's own
+code gives Qwen2.5-VL on all three axes when a prompt is to be drawn.
 """
 
 import torch

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from blip3o.model.condition import Condition
+from blip3o.model.condition import Condition, Denoiser
 from blip3o.model.flow import NUM_TRAIN_STEPS
 
 
@@ -26,7 +26,7 @@ class RegressionCondition(Condition):
         return (self.prediction,)
 
 
-class RegressionHead(nn.Module):
+class RegressionHead(Denoiser[RegressionCondition]):
     """W of ‖X − W Q‖²: one linear map, without bias, of each query's state to one feature (arXiv 2505.09568)."""
 
     def __init__(self, condition_dim: int, channels: int) -> None:

@@ -9,18 +9,19 @@ Features are what an image is encoded to; latents are what the flow works on, th
 
 import math
 from collections.abc import Collection
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from blip3o.config.decoder import DecoderConfig
 from blip3o.config.model import ModelConfig
 from blip3o.model.backbone import Backbone, Prompt
-from blip3o.model.condition import Condition
+from blip3o.model.condition import Condition, Denoiser
 from blip3o.model.contrastive import ContrastiveHead
 from blip3o.model.decoders.autoencoder import AutoencoderDecoder
-from blip3o.model.decoders.latent import SanaDecoder, SdxlDecoder
-from blip3o.model.decoders.pixel import CoarseHead, PixelDecoder, to_unit
+from blip3o.model.decoders.build import build_decoder
+from blip3o.model.decoders.pixel import CoarseHead, to_unit
 from blip3o.model.dit import DiT
 from blip3o.model.encoder import build_encoder
 from blip3o.model.flow import NUM_TRAIN_STEPS, guide, integrate
@@ -61,26 +62,35 @@ class UnifiedModel(nn.Module):
             self.head = RegressionHead(hidden, channels)
         if "latent_scale" in parts:
             self.latent_scale = LatentScale(channels)
-        if "coarse" in parts and config.decoder.kind == "pixel":
+        if "coarse" in parts and isinstance(config.decoder, DecoderConfig):  # as `parts` are those of the config
             self.coarse = CoarseHead(config.decoder, feature_dim=channels, grid=grid)
         if "decoder" in parts:
-            self.decoder = _build_decoder(config)
+            self.decoder = build_decoder(config.decoder, feature_dim=channels)
 
     @property
     def latent_shape(self) -> tuple[int, int]:
         """Tokens and channels of what is generated for one image."""
-        return self.config.latent_grid**2, self.config.latent_channels
+        return self.config.latent_shape
+
+    def has(self, part: str) -> bool:
+        """Whether one of `PARTS` was built."""
+        return hasattr(self, part)
 
     @property
-    def denoiser(self) -> DiT | RegressionHead:
-        """What gives the velocity: `condition(states)` once, then `(latents, time_B, condition)` at each step."""
-        return self.head if self.config.objective == "clip_mse" else self.dit
+    def generates(self) -> bool:
+        """Whether the denoiser was built."""
+        return self.has(self.config.generation.predictor)
+
+    @property
+    def denoiser(self) -> Denoiser[Any]:
+        """What gives the velocity: the part that the objective predicts with."""
+        return getattr(self, self.config.generation.predictor)
 
     def features(self, pixels_BSS3: Tensor) -> Tensor:
         """Images, uint8 [B, S, S, 3] of side `config.target_size` → the features [B, L, F] to be generated, fp32."""
-        if self.config.decoder.kind == "autoencoder":
-            return cast("AutoencoderDecoder", self.decoder).encode(to_unit(pixels_BSS3))
-        return self.encoder(pixels_BSS3).float()
+        if "encoder" in self.config.parts:
+            return self.encoder(pixels_BSS3).float()
+        return cast("AutoencoderDecoder", self.decoder).encode(to_unit(pixels_BSS3))
 
     def to_latents(self, features_BLF: Tensor) -> Tensor:
         """Features [..., L, F] → what the flow works on."""
@@ -128,13 +138,11 @@ class UnifiedModel(nn.Module):
 
         `noise` is [B, *config.decoder.noise_shape]; `null_LF`, for a decoder with guidance, its null branch's features.
         """
-        match self.config.decoder.kind:
-            case "pixel":
-                return self.decoder(self.coarse(features_BLF), noise)
-            case "autoencoder":
-                return self.decoder(features_BLF)
-            case _:
-                return self.decoder(features_BLF, noise, null_LF)
+        return self.decoder(self.decoder_input(features_BLF), noise, null_LF)
+
+    def decoder_input(self, features_BLF: Tensor) -> Tensor:
+        """What the decoder draws from: the coarse head's image [B, 3, S, S] if the model has that head, or features."""
+        return self.coarse(features_BLF) if "coarse" in self.config.parts else features_BLF
 
     def query_states(self, prompt: Prompt) -> Tensor:
         """Hidden states at the queries [B, N, H].
@@ -144,18 +152,6 @@ class UnifiedModel(nn.Module):
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters()):
             return self.backbone.query_states_full(prompt, self.queries)
         return self.backbone.query_states(prompt, self.queries)
-
-
-def _build_decoder(config: ModelConfig) -> PixelDecoder | SdxlDecoder | SanaDecoder | AutoencoderDecoder:
-    match config.decoder.kind:
-        case "pixel":
-            return PixelDecoder(config.decoder)
-        case "sdxl":
-            return SdxlDecoder(config.decoder, feature_dim=config.latent_channels)
-        case "sana":
-            return SanaDecoder(config.decoder, feature_dim=config.latent_channels)
-        case "autoencoder":
-            return AutoencoderDecoder(config.decoder)
 
 
 def initialize(model: UnifiedModel, seed: int) -> None:

@@ -1,7 +1,7 @@
 """What a backbone sees: images to the tokens that stand for them in its prompt.
 
-Qwen2.5-VL brings its own tower, which wants patches in its order (`patchify`). Qwen3 and Llama read text alone; beside
-them stands a SigLIP2 tower with an MLP projector (BLIP3-o's jointly trained variant: 512-pixel images, 1024 tokens).
+Qwen2.5-VL brings its own tower, which wants patches in its order (`patchify`). Qwen3 and Llama read only text; they are
+paired with a SigLIP2 tower with an MLP projector (BLIP3-o's jointly trained variant: 512-pixel images, 1024 tokens).
 
 Legend: B batch, S image side, T language tokens of an image, H the language model's channels.
 """

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
+from blip3o import storage
 from blip3o.errors import StorageError
-from blip3o.storage import files as storage
 
 BLOCK_BYTES = 2**20
 SHARED_BLOCK_BYTES = 2**18

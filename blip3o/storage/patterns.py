@@ -9,8 +9,8 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 
+from blip3o import storage
 from blip3o.errors import DataError
-from blip3o.storage import files as storage
 
 SHOWN = 3  # names that an error lists
 MAX_NAMES = 100_000  # that braces may stand for

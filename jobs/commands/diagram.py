@@ -92,7 +92,7 @@ def _parts(config: ModelConfig, size: Mapping[str, str]) -> dict[str, Box]:
     tokens = f"{backbone.image_tokens} tokens an image"
     states = f"{config.num_queries} x {backbone.hidden_size} states"
     sampling = f"{config.sampler.steps} steps, guidance {config.sampler.guidance:g}"
-    autoencoder = "" if config.decoder.kind == "pixel" else "with its autoencoder"
+    autoencoder = "" if config.decoder.refines_coarse else "with its autoencoder"
     name = {"encoder": ENCODERS[encoder.kind], "decoder": DECODERS[config.decoder.kind]}
     return {
         "encoder": Box(x=230, row=0, width=210, kind="frozen", title=name["encoder"], lines=(size["encoder"], pooled)),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o.config.load import build_recipe
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.train.checkpoint import state as checkpoint
@@ -49,7 +49,7 @@ class FitPlan:
     features: tuple[str | None, ...]
 
     @classmethod
-    def of(cls, pipeline: Pipeline, stages: Sequence[StageInputs]) -> "FitPlan":
+    def of(cls, pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> "FitPlan":
         """The plan of a pipeline, from its opened inputs. Raises as their data do."""
         return cls(
             name=pipeline.name,
@@ -58,9 +58,9 @@ class FitPlan:
             features=tuple(inputs.features_sha256 for inputs in stages),
         )
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> TrainingPipeline:
         """The recipes, validated again."""
-        return Pipeline(name=self.name, stages=tuple(build_recipe(tree) for tree in self.recipes))
+        return TrainingPipeline(name=self.name, stages=tuple(build_recipe(tree) for tree in self.recipes))
 
     def stages(self) -> list[PlannedStage]:
         """The stages with inputs of this process's own."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from blip3o.config.cluster import ClusterConfig
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.inputs import StageInputs
 from blip3o.train.preflight.checks import Check, attempted, counted, judged, of_features, of_recipe, of_store, require
 from blip3o.train.preflight.memory import GIB
@@ -21,7 +21,7 @@ from jobs.training.resources import asked
 KIND = "accelerator_type:"  # how Ray names what a node's GPUs are
 
 
-def planned(pipeline: Pipeline, cluster: ClusterConfig | None) -> Iterator[tuple[str, Check]]:
+def planned(pipeline: TrainingPipeline, cluster: ClusterConfig | None) -> Iterator[tuple[str, Check]]:
     """(stage's run, check) of what needs neither store nor Ray: what a dry run reports."""
     for recipe in pipeline.stages:
         for check in counted(recipe, cluster):
@@ -30,13 +30,13 @@ def planned(pipeline: Pipeline, cluster: ClusterConfig | None) -> Iterator[tuple
         yield pipeline.name, of_resources(pipeline, cluster.total_cpus, cluster.total_gpus)
 
 
-def require_planned(pipeline: Pipeline) -> None:
+def require_planned(pipeline: TrainingPipeline) -> None:
     """The cheap checks, before workers start. Raises `ConfigError` that names what is wrong."""
     checks = [check for recipe in pipeline.stages for check in of_recipe(recipe)]
     require([*checks, *of_store(pipeline.stages[0].run.storage)])
 
 
-def of_resources(pipeline: Pipeline, cpus: float, gpus: float) -> Check:
+def of_resources(pipeline: TrainingPipeline, cpus: float, gpus: float) -> Check:
     """Whether so many CPUs and GPUs can hold the pipeline's workers, decoders and encoders."""
     asked_cpus, asked_gpus = asked(pipeline)
     return judged(
@@ -47,7 +47,7 @@ def of_resources(pipeline: Pipeline, cpus: float, gpus: float) -> Check:
     )
 
 
-def preflight(pipeline: Pipeline, cluster: ClusterConfig | None, *, ranks: bool) -> Iterator[tuple[str, Check]]:
+def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, ranks: bool) -> Iterator[tuple[str, Check]]:
     """(stage's run or pipeline, check) of everything; with a pretended cluster, Ray is not asked."""
     yield from planned(pipeline, cluster or ray_cluster())
     for uri in dict.fromkeys(recipe.run.storage for recipe in pipeline.stages):

@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from blip3o import storage
 from blip3o.config.load import build_recipe
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend, select
 from blip3o.runs.paths import final_uri, fit_uri
@@ -23,7 +23,7 @@ from jobs.training.resources import scaling
 RANKS = "preflight-ranks"
 
 
-def of_ranks(pipeline: Pipeline) -> Check:
+def of_ranks(pipeline: TrainingPipeline) -> Check:
     """Starts the workers, adds a one of each over all, and compares the weights that each finds to start from."""
     join_ray()
     recipe, name = pipeline.stages[0], f"{pipeline.name}-{RANKS}"

@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.training import ParallelConfig
 from blip3o.device import gpus_per_worker
 from blip3o.errors import ConfigError
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 RESIZE_SECONDS = 30.0
 
 
-def asked(pipeline: Pipeline) -> tuple[float, float]:
+def asked(pipeline: TrainingPipeline) -> tuple[float, float]:
     """Logical CPUs and GPUs that a pipeline's fit reserves with its fewest workers."""
     parallel = pipeline.stages[0].parallel
     encoders = parallel.encoder_actors if streams_features(pipeline) else 0
@@ -34,7 +34,7 @@ def asked(pipeline: Pipeline) -> tuple[float, float]:
     return cpus, devices * gpus_per_worker(parallel.device)
 
 
-def require_resources(pipeline: Pipeline) -> None:
+def require_resources(pipeline: TrainingPipeline) -> None:
     """Raises `ConfigError` if this machine's own Ray can never start the run; a cluster may grow, so a run waits."""
     import ray
 
@@ -65,7 +65,7 @@ def scaling(parallel: ParallelConfig, *, most: int) -> "ScalingConfig":
     )
 
 
-def sharing(pipeline: Pipeline, workers: int) -> int:
+def sharing(pipeline: TrainingPipeline, workers: int) -> int:
     """The largest number of workers, of at most so many, that can share the micro-batches of a step in every stage.
 
     That is at least `parallel.workers.min`, which the recipe's own check has found to divide them.

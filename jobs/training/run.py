@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blip3o import storage
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, CheckpointError, ConfigError
@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 def train(recipe: Recipe) -> dict[str, Any]:
     """Trains the recipe's stage to its last step and returns the description of its result. Raises as a pipeline."""
-    return train_pipeline(Pipeline.of(recipe))[0]
+    return train_pipeline(TrainingPipeline.of(recipe))[0]
 
 
-def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
+def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
     """Trains the stages in their order, each from the results before it; returns the description of each result.
 
     Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
@@ -60,7 +60,7 @@ def train_pipeline(pipeline: Pipeline) -> list[dict[str, Any]]:
     return results
 
 
-def _open(pipeline: Pipeline) -> tuple[list[StageInputs], list[FeatureCache | None]]:
+def _open(pipeline: TrainingPipeline) -> tuple[list[StageInputs], list[FeatureCache | None]]:
     """The inputs of every stage, checked, and the features that it finds stored. Raises as the checks do."""
     for recipe in pipeline.stages:
         require_trackers(recipe)
@@ -82,7 +82,7 @@ def _require_features(stages: Sequence[StageInputs], caches: Sequence[FeatureCac
             cache.require(inputs.manifests)
 
 
-def finished_results(pipeline: Pipeline, stages: Sequence[StageInputs]) -> list[dict[str, Any]]:
+def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> list[dict[str, Any]]:
     """Results of the stages that have finished, the first ones.
 
     Raises `ConfigError` if one was made with another recipe or data, or has finished before an earlier stage.
@@ -106,7 +106,7 @@ def finished_results(pipeline: Pipeline, stages: Sequence[StageInputs]) -> list[
     return results
 
 
-def _fit_shown(pipeline: Pipeline, stages: Sequence[StageInputs], rest: Sequence[Recipe]) -> None:
+def _fit_shown(pipeline: TrainingPipeline, stages: Sequence[StageInputs], rest: Sequence[Recipe]) -> None:
     """Trains, with a bar for each of the stages that are left."""
     from jobs.training.progress import Shown, shown
 
@@ -114,7 +114,7 @@ def _fit_shown(pipeline: Pipeline, stages: Sequence[StageInputs], rest: Sequence
         fit(pipeline, stages)
 
 
-def fit(pipeline: Pipeline, stages: Sequence[StageInputs]) -> None:
+def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:
     """Trains every stage that has not finished; each leaves its result. Needs Ray to be initialised.
 
     Raises the `Blip3oError` of a worker, or `CheckpointError` for what else ended the run.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import MicroBatchBuilder, StagedMicroBatches, build_micro_batches
 from blip3o.data.inputs import StageInputs
@@ -67,7 +67,7 @@ def stream_encoders(plan: FitPlan) -> "Encoders | None":
     )
 
 
-def streams_features(pipeline: Pipeline) -> bool:
+def streams_features(pipeline: TrainingPipeline) -> bool:
     """Whether a stage's features are computed in the stream, by encoding actors."""
     return any(recipe.data.features == "stream" for recipe in pipeline.stages)
 
@@ -85,7 +85,7 @@ def _open(recipe: Recipe, features_sha256: str | None) -> MicroBatchBuilder:
     return build_micro_batches(inputs, stage_of(recipe).task)
 
 
-def staged_encoders(pipeline: Pipeline) -> Callable[[Arrays], Arrays]:
+def staged_encoders(pipeline: TrainingPipeline) -> Callable[[Arrays], Arrays]:
     """Arrays of a micro-batch → the same with features in place of the encoder's pixels, where its stage streams them.
 
     The encoder of such a stage is built when it is reached; the newest is held.

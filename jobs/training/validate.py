@@ -99,8 +99,7 @@ def _figures(recipe: Recipe, unseen: StageInputs, model: UnifiedModel) -> dict[s
 
 def _grid(recipe: Recipe, unseen: StageInputs, model: UnifiedModel, step: int) -> Image.Image | None:
     """The first held-out prompts, drawn with fixed seeds; None where the stage draws nothing, or has no decoder."""
-    drawer = hasattr(model, "dit") or hasattr(model, "head")
-    if not drawer or not (hasattr(model, "decoder") or hasattr(model, "coarse")):
+    if not model.generates or not (model.has("decoder") or model.has("coarse")):
         return None
     evaluate = recipe.evaluate
     chosen = choose(recipe.data, evaluate.model_copy(update={"images": evaluate.grid, "questions": 1}))
@@ -133,7 +132,7 @@ def _rows(recipe: Recipe, pipeline: Pipeline, items: tuple[HeldOutItem, ...]) ->
 @torch.inference_mode()
 def _pictures(pipeline: Pipeline, features: torch.Tensor, seeds: list[int]) -> list[Image.Image]:
     """Pictures by the decoder, or by the coarse head alone where the decoder has not been trained yet."""
-    if hasattr(pipeline.model, "decoder"):
+    if pipeline.model.has("decoder"):
         return pipeline.decode(features, seeds=seeds)
     return [Image.fromarray(pixels) for pixels in to_pixels(pipeline.model.coarse(features)).cpu().numpy()]
 

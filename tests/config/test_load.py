@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from blip3o.config.load import build_recipe, dump, load_recipe
+from blip3o.config.objectives import stage_names
 from blip3o.config.pipeline import load_pipeline
-from blip3o.config.training import STAGES
+from blip3o.config.recipe_files import shipped
 from blip3o.errors import ConfigError
-from jobs.common import RECIPES, find_recipe
 from tests.model.variants import VARIANTS, variant
 from tests.recipes import recipe, tree
 
@@ -52,9 +52,9 @@ def test_names_of_members_that_can_be_none_are_refused(keys, message):
 
 def test_a_pipeline_where_one_stage_is_wanted_is_refused_by_naming_its_stages():
     with pytest.raises(
-        ConfigError, match=r"debug.yaml is a pipeline: name .* \(debug-encoder, debug-understand, debug-g"
+        ConfigError, match=r"debug.yaml is a pipeline: name .* \(debug:encoder, debug:understand, debug:g"
     ):
-        load_recipe(find_recipe("debug"), [])
+        load_recipe("debug")
 
 
 def test_a_held_out_source_is_not_called_as_one_that_is_trained_on():
@@ -100,6 +100,13 @@ def test_extends_merges_below(tmp_path):
         ("model.decoder.kind=sdx", "'model.decoder'"),
         ("model.objective=vae_flow", "objective vae_flow does not go with decoder.kind pixel"),
         ("model.sampler.solver=rk4", "'model.sampler.solver' = 'rk4'"),
+        ("data.sources=[{nam: a, shards: b}]", "unknown key 'data.sources[0].nam': did you mean 'name'"),
+        (
+            "data.sources=[{name: a, shards: b}, {name: c, shards: d, select: {min_sid: 5}}]",
+            "unknown key 'data.sources[1].select.min_sid': did you mean 'min_side'",
+        ),
+        ("optim.groups=[{match: dit.*, lrr: 1}]", "unknown key 'optim.groups[0].lrr': did you mean 'lr'"),
+        ("optim.groups=[{match: dit.*, lr: 0}]", "'optim.groups[0].lr' = 0: input should be greater than 0"),
         ("steps", "override 'steps' is not key=value"),
         ("optim.steps.x=1", "'steps' is a value, not a section"),
     ],
@@ -143,12 +150,14 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content):
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones(tmp_path):
-    with pytest.raises(ConfigError, match="tiny-generate"):
-        find_recipe("no-such-recipe")
+    with pytest.raises(ConfigError, match=r"neither a file nor a shipped recipe \(shipped: .*, tiny, tiny-full\)$"):
+        load_recipe("no-such-recipe")
+    with pytest.raises(ConfigError, match="did you mean 'tiny-generate'"):
+        load_recipe("tiny-generat")
     with pytest.raises(ConfigError, match="does not exist"):
         load_recipe(tmp_path / "missing.yaml", [])
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("tiny*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_valid(path):
-    assert all(recipe.stage.name in STAGES for recipe in load_pipeline(path, []).stages)
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_is_valid(name):
+    assert all(recipe.stage.name in stage_names() for recipe in load_pipeline(name).stages)

@@ -9,12 +9,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blip3o.config.recipe_files import SHIPPED
 from blip3o.config.yaml_reader import MAX_DEPTH, dump_yaml, load_yaml
 from blip3o.errors import ConfigError
-from jobs.common import RECIPES
 from tests.data.shard_files import UNHURRIED
 
-SHIPPED = sorted(RECIPES.rglob("*.yaml"))
+RECIPE_FILES = sorted(SHIPPED.rglob("*.yaml"))
 
 plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 texts = st.one_of(
@@ -145,14 +145,14 @@ def test_what_is_written_reads_back_equal_here_and_by_yaml_1_1(value):
     assert yaml.safe_load(text) == value
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
 def test_shipped_recipes_read_as_they_did_by_yaml_1_1(path):
     assert load_yaml(path.read_bytes(), str(path)) == yaml.safe_load(path.read_text())
 
 
 def test_damaged_yaml_gives_a_value_or_one_line():
     draw = random.Random(14)
-    sources = [path.read_bytes() for path in SHIPPED[:8]]
+    sources = [path.read_bytes() for path in RECIPE_FILES[:8]]
     odd = [
         b"\t",
         b"\0",

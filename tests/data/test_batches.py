@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import DESCRIBE, MicroBatchBuilder, build_micro_batches
 from blip3o.data.images.decode import decode_image
 from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.writer import Sample
@@ -168,9 +169,9 @@ def test_questions_are_answered_under_supervision_and_padding_is_not(root):
 
 
 def test_questions_asked_apart_are_branches_each_a_conversation_by_itself(root):
-    build = builder(root, Task.CHAT, questions=2, apart=True, reading=0.5)
+    build = builder(root, Task.CHAT, questions=2, independent_questions=True, form_share=0.5)
     encoder, template, tokenizer = build.encoder, build.encoder.template, build.encoder.tokenizer
-    row = replace(encoder, reading=0.0)(raw(qa=QA))
+    row = replace(encoder, form_share=0.0)(raw(qa=QA))
     ids, labels, branches = (row[name] for name in ("input_ids", "labels", "branches"))
     assert branches.dtype == np.int32 and set(branches.tolist()) == {0, 1, 2}
     stem = ids.tolist().index(tokenizer.ids[VISION_END]) + 1
@@ -182,12 +183,12 @@ def test_questions_asked_apart_are_branches_each_a_conversation_by_itself(root):
     assert apart == {talk.ids for talk in alone}
     assert sorted(labels[labels != IGNORE].tolist()) == sorted(i for t in alone for i in t.labels if i != IGNORE)
     # A form, and a conversation that was had, are one text.
-    form = replace(encoder, reading=1.0)(raw(caption_qa=QA))
+    form = replace(encoder, form_share=1.0)(raw(caption_qa=QA))
     turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a circle"}]
-    had = replace(encoder, reading=0.0)(raw(conversations=turns))
+    had = replace(encoder, form_share=0.0)(raw(conversations=turns))
     assert not form["branches"].any() and not had["branches"].any()
     # What does not fit loses whole questions.
-    short = replace(encoder, reading=0.0, max_length=len(text_of(build, row)) - 1)(raw(qa=QA))
+    short = replace(encoder, form_share=0.0, max_length=len(text_of(build, row)) - 1)(raw(qa=QA))
     assert set(short["branches"].tolist()) == {0, 1}
 
 
@@ -195,7 +196,7 @@ QA = [{"question": "what color?", "answer": "red"}, {"question": "how many?", "a
 
 
 def test_a_share_of_samples_fills_a_form_about_the_caption_in_place_of_the_picture(root):
-    build = builder(root, Task.CHAT, reading=1.0)
+    build = builder(root, Task.CHAT, form_share=1.0)
     tokenizer, template = build.encoder.tokenizer, build.encoder.template
     row = build.encoder(raw("a red circle", caption_qa=QA))
     pairs = [(pair["question"], pair["answer"]) for pair in QA]
@@ -207,7 +208,7 @@ def test_a_share_of_samples_fills_a_form_about_the_caption_in_place_of_the_pictu
     # What has no form shows its picture.
     without = build.encoder(raw("a red circle", qa=QA))
     assert text_of(build, without).count(tokenizer.ids[IMAGE_PAD]) == IMAGE_TOKENS
-    never = builder(root, Task.CHAT, reading=0.0).encoder
+    never = builder(root, Task.CHAT, form_share=0.0).encoder
     shown = [text_of(build, never(raw("a red circle", pass_index=n, qa=QA, caption_qa=QA))) for n in range(8)]
     assert {ids.count(tokenizer.ids[IMAGE_PAD]) for ids in shown} == {IMAGE_TOKENS}
     # A form that is too long loses questions from its end.
@@ -217,7 +218,7 @@ def test_a_share_of_samples_fills_a_form_about_the_caption_in_place_of_the_pictu
 
 @pytest.mark.parametrize("pair", [{"question": "", "answer": "a"}, {"question": "b?", "answer": ""}, {"answer": "a"}])
 def test_a_form_with_a_pair_that_lacks_a_half_is_damage(root, pair):
-    build = builder(root, Task.CHAT, reading=1.0)
+    build = builder(root, Task.CHAT, form_share=1.0)
     with pytest.raises(DamagedSampleError, match="caption_qa has a pair without a question or an answer"):
         build.encoder(raw(caption_qa=[*QA, pair]))
 
@@ -234,7 +235,7 @@ def test_kinds_of_questions_are_chosen_by_their_weights(root):
 
 def test_a_share_of_pictures_is_grey_and_asked_what_a_grey_picture_answers(root):
     pairs = [{"question": "what color?", "answer": "red"}, {"question": "how many?", "answer": "one", "grey": True}]
-    never, half = (builder(root, Task.CHAT, questions=2, grey=grey).encoder for grey in (0.0, 0.5))
+    never, half = (builder(root, Task.CHAT, questions=2, grey_share=grey).encoder for grey in (0.0, 0.5))
     color = never.tokenizer.encode("what color?")
     plain, mixed = ([encoder(raw(pass_index=n, qa=pairs)) for n in range(200)] for encoder in (never, half))
     picture = plain[0]["prompt_pixels"]

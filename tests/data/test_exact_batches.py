@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from blip3o import storage
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard
@@ -112,7 +113,8 @@ def factory(recipe, values):
 
     def make():
         from blip3o import settings
-        from blip3o.data.batches import Task, build_micro_batches
+        from blip3o.config.objectives import Task
+        from blip3o.data.batches import build_micro_batches
         from blip3o.data.inputs import StageInputs
 
         settings.override(values)

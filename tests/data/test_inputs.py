@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from blip3o import storage
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import StorageError
 from tests.data.test_batches import recipe, root  # noqa: F401 - a fixture

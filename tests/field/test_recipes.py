@@ -96,7 +96,23 @@ LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batc
         ("extends: [a.yaml]", "extends = ['a.yaml'] is not the name of a file"),
         ("extends: field.yaml", "extends it in turn: break the circle"),
         ("extends: .", "cannot be read"),
-        ("pipeline: {name: p, stages: [a.yaml]}\noptim: {steps: 5}", "is a pipeline, and has optim beside it"),
+        (
+            "pipeline: {name: p, stages: [a.yaml]}",
+            "'pipeline.stages' = ['a.yaml'] is not a mapping of stages: write pipeline: {name: NAME, stages: {KEY: {",
+        ),
+        ("pipeline: {name: p, stages: {}}", "'pipeline.stages' = {} is not a mapping of stages"),
+        ("pipeline: {name: p, stages: {encoder: }}", "'pipeline.stages.encoder' = None: give the stage's sections, or"),
+        ("pipeline: {name: p, stages: {a.b: {}}}", "'pipeline.stages' has the key 'a.b': use letters, digits"),
+        ("pipeline: {name: a/b, stages: {encoder: {}}}", "'pipeline.name' = 'a/b': give a name of letters"),
+        ("pipeline: {nam: p, stages: {encoder: {}}}", "unknown key 'pipeline.nam': did you mean 'name'"),
+        ("optm: {}\npipeline: {name: p, stages: {encoder: {}}}", "unknown key 'optm': did you mean 'optim'"),
+        (
+            "pipeline: {name: p, stages: {encoder: {optm: {}}}}",
+            "unknown key 'pipeline.stages.encoder.optm': did you mean 'optim'",
+        ),
+        ("extends: tinny", "field.yaml extends tinny: recipe 'tinny' is neither a file nor a shipped recipe"),
+        ("extends: tiny:generat", "tiny.yaml has no stage 'generat': did you mean 'generate'"),
+        ("extends: qwen3-siglip2-joint:a", "qwen3-siglip2-joint.yaml is not a pipeline and has no stages: leave out"),
         ("model: {preset: [a]}", "model.preset '['a']' is unknown"),
     ],
 )
@@ -185,7 +201,15 @@ def test_a_recipe_with_any_value_anywhere_is_read_or_refused_in_one_line():
 
 def test_a_pipeline_with_any_section_is_refused_in_one_line(tmp_path):
     path = tmp_path / "p.yaml"
-    for section in ("5", "[a]", "{name: 5, stages: [a]}", "{stages: {a: b}}", "{name: p, stages: [5]}", "~"):
+    for section in (
+        "5",
+        "[a]",
+        "{name: 5, stages: [a]}",
+        "{stages: {a: b}}",
+        "{name: p, stages: [5]}",
+        "~",
+        "{name: p, stages: {1: {}}}",
+    ):
         path.write_text(f"pipeline: {section}")
         with pytest.raises(ConfigError, match=r"p\.yaml"):
             load_pipeline(path, [])

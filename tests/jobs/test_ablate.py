@@ -9,7 +9,6 @@ from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
 from jobs.ablate import AUTOENCODER, LATENTS, Row, measure_latents, step_flops, table, train_autoencoder
-from jobs.common import find_recipe
 from tests.evaluate.world import add_source, scenes
 
 COMPARED = ("ablation-clip-flow", "ablation-clip-mse", "ablation-vae-flow")
@@ -25,7 +24,7 @@ def made(tmp_path_factory):
     storage.write_bytes(f"{root}/data/tokenizer.json", ChatTokenizer.train(texts, 512).to_bytes())
     sources = "data.sources=[{name: scenes, shards: 'scenes/part-*.tar'}]"
     below = [f"run.storage={root}/runs", f"data.root={root}/data", sources, "optim.micro_batch_size=4"]
-    return {name: load_recipe(find_recipe(name), below) for name in COMPARED}
+    return {name: load_recipe(name, below) for name in COMPARED}
 
 
 def test_the_autoencoder_learns_and_is_left_as_a_finished_run(made, monkeypatch):
@@ -50,7 +49,7 @@ def test_the_operations_of_a_step_are_those_of_its_samples(made):
 def test_every_compared_run_differs_in_what_is_compared_alone():
     trees = {
         recipe.run.name: recipe.model_dump(mode="json", exclude={"run": True, "stage": {"start_from"}})
-        for recipe in load_pipeline(find_recipe("ablation"), []).stages
+        for recipe in load_pipeline("ablation").stages
         if recipe.run.name in COMPARED
     }
     assert set(trees) == set(COMPARED)

@@ -3,7 +3,8 @@
 import pytest
 
 from blip3o import storage
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file, manifest_file, read_manifest

@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from blip3o import storage
-from blip3o.config.pipeline import Pipeline
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.config.pipeline import TrainingPipeline
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.features.files import FeatureFooter, record_range
 from blip3o.data.features.records import CRC_BYTES, RecordFormat
 from blip3o.data.inputs import StageInputs
@@ -105,7 +106,7 @@ def trained(base, many):
     uids = build_micro_batches(StageInputs(last, features_sha256=FeatureCache.of(last).sha256), Task.DRAW).uids(BLAMED)
     stages.append(last)
     with poisoned(last, uids[3]):
-        results = train_pipeline(Pipeline(name="features", stages=tuple(stages)))
+        results = train_pipeline(TrainingPipeline(name="features", stages=tuple(stages)))
     return dict(zip((*KINDS, "poisoned"), zip(stages, results, strict=True), strict=True)), uids
 
 

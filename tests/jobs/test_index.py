@@ -8,6 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from blip3o import storage
 from blip3o.config.shards import ColumnsConfig, LimitsConfig
@@ -102,11 +103,12 @@ def test_columns_of_parquet_are_told_by_name(ray_cluster, s3):
 
 def test_every_source_of_a_pipeline_is_indexed(base, tmp_path, capsys):
     sources = [{"name": name, "shards": f"{name}/*.tar"} for name in ("left", "right")]
+    stages = {}
     for number, source in enumerate(sources):
         put(f"{base}/pipeline/{source['name']}", "0.tar", tar(samples(number + 2)))
         data = {"root": f"{base}/pipeline", "sources": sources[: number + 1]}
-        world.write_recipe(tmp_path / f"{number}.yaml", base, run={"name": f"stage-{number}"}, data=data)
-    (tmp_path / "both.yaml").write_text("pipeline: {name: both, stages: [0.yaml, 1.yaml]}")
+        stages[f"stage-{number}"] = world.tree(base, run={"name": f"stage-{number}"}, data=data)
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump({"pipeline": {"name": "both", "stages": stages}}))
     assert main([str(tmp_path / "both.yaml")]) == 0
     rows = [read_manifest(f"{base}/pipeline/manifests/{source['name']}").rows for source in sources]
     assert rows == [2, 3]

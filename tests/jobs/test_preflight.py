@@ -7,16 +7,15 @@ import time
 import pytest
 
 from blip3o.config.cluster import ClusterConfig, parse_cluster
-from blip3o.config.pipeline import Pipeline, load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
+from blip3o.config.recipe_files import shipped
 from blip3o.errors import ConfigError
 from blip3o.train.preflight.checks import of_memory, of_recipe, of_store, require
 from blip3o.train.preflight.memory import GIB, Parameters, count, footprint
 from jobs import preflight, train
-from jobs.common import RECIPES, find_recipe
 from tests import recipes
 from tests.jobs import world
 
-SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 CLUSTER = "4x8xH100"
 
 
@@ -24,12 +23,12 @@ def states(checks):
     return {check.name: check.state for check in checks}
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if "pipeline" in (RECIPES / f"{name}.yaml").read_text()])
+@pytest.mark.parametrize("name", shipped())
 def test_every_shipped_pipeline_passes_a_dry_run_on_a_pretended_cluster(name, tmp_path, capsys):
     below = ["--set", f"run.storage={tmp_path}/runs", "--set", f"data.root={tmp_path}/data"]
     assert train.main([name, "--dry-run", "--cluster", CLUSTER, *below]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
-    stages = [recipe.run.name for recipe in load_pipeline(find_recipe(name), []).stages]
+    stages = [recipe.run.name for recipe in load_pipeline(name).stages]
     for stage in stages:
         assert any(line.startswith(f"# {stage}: ok        memory: ") for line in said)
     assert sum(": ok        resources: " in line for line in said) == 1
@@ -37,12 +36,12 @@ def test_every_shipped_pipeline_passes_a_dry_run_on_a_pretended_cluster(name, tm
 
 
 def test_every_shipped_recipe_is_part_of_a_pipeline_or_passes_by_itself():
-    for name in SHIPPED:
-        require([check for recipe in load_pipeline(find_recipe(name), []).stages for check in of_recipe(recipe)])
+    for name in shipped():
+        require([check for recipe in load_pipeline(name).stages for check in of_recipe(recipe)])
 
 
 def test_the_released_recipes_are_the_papers():
-    pretrain, instruct = load_pipeline(find_recipe("blip3o-8b"), []).stages
+    pretrain, instruct = load_pipeline("blip3o-8b").stages
     assert (pretrain.optim.global_batch_size, instruct.optim.global_batch_size) == (512, 128)
     assert (pretrain.optim.steps, instruct.optim.steps) == (150_000, 10_000)
     assert (pretrain.optim.lr, pretrain.optim.min_lr, instruct.optim.lr, instruct.optim.min_lr) == (1e-4, 1e-5, 1e-4, 0)
@@ -78,7 +77,7 @@ def test_guidance_without_dropped_conditions_is_wrong():
     made = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 3.0}})
     assert states(of_recipe(made))["condition dropout"] == "wrong"
     with pytest.raises(ConfigError, match=r"set model.sampler.condition_dropout=0.1"):
-        preflight.require_planned(Pipeline.of(made))
+        preflight.require_planned(TrainingPipeline.of(made))
     plain = recipes.recipe(model={"preset": "nano", "sampler": {"condition_dropout": 0.0, "guidance": 1.0}})
     assert states(of_recipe(plain))["condition dropout"] == "ok"
 

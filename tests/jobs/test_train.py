@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+import yaml
 
 from blip3o import settings, storage
 from blip3o.config.pipeline import load_pipeline
@@ -196,10 +197,9 @@ def second(name, *, after):
 
 def write_pipeline(folder, base, name):
     """A pipeline's file: the undisturbed run's stage under another name, and one more."""
-    world.write_recipe(folder / "a.yaml", base, run={"name": f"{name}-a"})
-    world.write_recipe(folder / "b.yaml", base, **second(f"{name}-b", after=f"{name}-a"))
+    stages = {"a": world.tree(base, run={"name": f"{name}-a"}), "b": world.tree(base, **second(f"{name}-b", after="a"))}
     file = folder / "pipeline.yaml"
-    file.write_text(f"pipeline: {{name: {name}, stages: [a.yaml, b.yaml]}}")
+    file.write_text(yaml.safe_dump({"pipeline": {"name": name, "stages": stages}}))
     return file
 
 

@@ -17,7 +17,7 @@ SMALL = EncoderConfig(image_size=16, patch_size=4, width=12, layers=2, heads=2, 
 REAL_HEADS = EncoderConfig(image_size=56, patch_size=14, width=1792, layers=1, heads=16, mlp_width=40, pool=2)
 SIGLIP = EncoderConfig(
     kind="siglip2", image_size=64, patch_size=16, width=24, layers=3, heads=2, mlp_width=40, pool=2,
-    fit={"mode": "stretch", "resample": "bilinear"},
+    resize={"mode": "stretch", "resample": "bilinear"},
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.runs.quarantine import Entry, Quarantine, read_quarantine, write_quarantine

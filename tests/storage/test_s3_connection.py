@@ -11,7 +11,7 @@ from botocore.loaders import create_loader
 from pyarrow import fs
 
 from blip3o import settings, storage
-from blip3o.errors import ConfigError
+from blip3o.errors import ConfigError, StorageError
 from blip3o.storage import s3_connection
 from blip3o.storage.s3_connection import Address, connection
 from tests.faults import FaultProxy
@@ -246,7 +246,7 @@ def test_a_file_that_changes_is_read_again(s3, aws):
     aws.write(endpoint=connection().endpoint)
     aws(AWS_PROFILE="lab")
     aws.credentials.write_text(f"[lab]\n{keys}\n".replace("= ", "= not-"))
-    with pytest.raises(storage.StorageError, match="does not know this access key"):
+    with pytest.raises(StorageError, match="does not know this access key"):
         storage.write_bytes(f"{s3}/rotated", b"x")
     aws.credentials.write_text(f"[lab]\n{keys}\n")
     os.utime(aws.credentials, ns=(1, 1))  # the clock of a file may be coarse

@@ -12,13 +12,14 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
 from blip3o.model.unified import initialize
-from blip3o.train.callbacks import Callback, StepRecord
+from blip3o.train.callbacks import Callback, Measure, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trained
 from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, to_batch
 from blip3o.train.lora import add_adapters
+from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.schedule import learning_rate
 from blip3o.train.stages import freeze, stage_of
@@ -68,7 +69,7 @@ def stream(stage: str, first: int, world: int) -> Iterator[dict[str, np.ndarray]
     return (arrays(number, stage) for number in range(first, STEPS * MICRO_BATCHES, world))
 
 
-def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[str, Any]:
+def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity: str = "x") -> dict[str, Any]:
     """Trains, and returns rows, whole weights (on the first rank) and how many numbers this rank held.
 
     The run goes on from the checkpoint in the folder if there is one, else makes one after the first step.
@@ -81,7 +82,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
     saved: dict[str, Tensor] = {}
     start = 0
     if any(folder.iterdir()):
-        start, _ = checkpoint.load(engine, str(folder), identity="x", universal=universal, average=average)
+        start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, average=average)
 
     class SavesFirst(Callback):
         """Keeps rows, and saves after the first step."""
@@ -93,7 +94,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
             return done == 1
 
         def on_checkpoint(self, done: int, record: StepRecord) -> None:
-            checkpoint.save(engine, str(folder), step=done, identity="x", state={}, average=average)
+            checkpoint.save(engine, str(folder), step=done, identity=identity, state={}, average=average)
             saved.update(average.gather(keep=rank == 0))
 
     Loop(
@@ -105,7 +106,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False) -> dict[
         rank=rank,
         world=world,
         pad_id=PAD,
-        callbacks=[average, SavesFirst()],
+        callbacks=[average, Measure(FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)), SavesFirst()],
     ).run(start)
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
     weights = gather_parameters(trained(module.model), keep=rank == 0)

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from blip3o.config.objectives import stage_names
 from blip3o.data.text.templates import IGNORE
 from blip3o.errors import ConfigError
 from blip3o.model.unified import initialize
 from blip3o.train.objectives import build_stage_module, flow_draws
-from blip3o.train.stages import STAGES, Stage, freeze, stage_of
+from blip3o.train.stages import freeze, stage_of
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
 from tests.recipes import recipe
 
@@ -39,6 +40,10 @@ def stage_module(stage, **sections):
     initialize(module.model, 0)
     randomise(module)
     return module
+
+
+def of_stage(name):
+    return stage_of(recipe(stage={"name": name}))
 
 
 def rows_of(whole, index):
@@ -114,10 +119,10 @@ def test_questions_asked_apart_lose_what_each_would_alone():
         assert torch.allclose(module(packed)["text"], apart, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize("stage", sorted(stage_names()))
 def test_gradients_reach_what_the_stage_trains_and_nothing_else(stage):
     module = stage_module(stage)
-    names = set(freeze(module.model, STAGES[stage]))
+    names = set(freeze(module.model, of_stage(stage)))
     sum(module(batch(stage)).values()).backward()
     for name, parameter in module.model.named_parameters():
         if name in names:
@@ -139,7 +144,7 @@ def test_more_noise_draws_use_one_condition_and_other_noise():
 def test_a_pattern_that_matches_nothing_is_an_error():
     module = stage_module("understand")
     with pytest.raises(ConfigError, match="stage trains 'bakbone"):
-        freeze(module.model, Stage(task=STAGES["understand"].task, parts=(), trainable=("bakbone.*",)))
+        freeze(module.model, replace(of_stage("understand"), trainable=("bakbone.*",)))
 
 
 def alone(whole, name):
@@ -157,7 +162,7 @@ def gradients(module, losses):
 
 def test_joint_trains_by_the_sum_of_both_stages_gradients():
     joint, whole = stage_module("joint", weights={"text": 0.25}), batch("joint", rows=6)
-    freeze(joint.model, STAGES["joint"])
+    freeze(joint.model, of_stage("joint"))
     sums, counts = joint(whole), joint.counts(whole)
     assert list(sums) == ["text", "flow"] == list(counts)
     both = gradients(joint, [joint.weights.get(name, 1.0) * sums[name] / counts[name] for name in sums])
@@ -165,7 +170,7 @@ def test_joint_trains_by_the_sum_of_both_stages_gradients():
     for name, term, weight in (("understand", "text", 0.25), ("generate", "flow", 1.0)):
         single, rows = stage_module(name), alone(whole, name)
         single.load_state_dict({key: value for key, value in joint.state_dict().items() if key in single.state_dict()})
-        freeze(single.model, replace(STAGES[name], trainable=STAGES[name].reached or STAGES[name].trainable))
+        freeze(single.model, replace(of_stage(name), trainable=of_stage(name).reached))
         assert torch.allclose(single(rows)[term], sums[term], rtol=1e-5)
         assert single.counts(rows)[term] == counts[term]
         for key, value in gradients(single, [weight * single(rows)[term] / counts[term]]).items():
@@ -184,7 +189,7 @@ def test_joint_runs_every_part_where_a_batch_has_samples_for_one_alone(missing):
         whole["input_ids"][:] = 20  # and no image either
     else:
         whole["draws"][:] = False
-    names = freeze(module.model, STAGES["joint"])
+    names = freeze(module.model, of_stage("joint"))
     sums = module(whole)
     term = "text" if missing == "asked" else "flow"
     assert (sums[term].item(), module.counts(whole)[term]) == (0, 0)

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from blip3o import storage
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import DataError
 from blip3o.runs.checkpoints import is_rejected, name_of, shards_uri

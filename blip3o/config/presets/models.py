@@ -1,4 +1,4 @@
-"""Model sizes by name. A recipe says `model: {preset: tiny}` and may override single fields beside it."""
+"""Model sizes by name. A recipe says `model: {preset: tiny}` and may override single fields next to it."""
 
 from typing import Any
 

@@ -4,12 +4,14 @@ The latents of a variational autoencoder are its posterior's mean, not a sample:
 Parameters keep the names of diffusers.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.config.decoder import AutoencoderDecoderConfig, DcConfig, KlConfig
+from blip3o.model.decoders.base import Decoder, Work
 
 
 def build_autoencoder(config: KlConfig | DcConfig) -> Any:  # noqa: ANN401 - a module of diffusers
@@ -70,7 +72,7 @@ def to_images(autoencoder: Any, latents_BChw: Tensor) -> Tensor:  # noqa: ANN401
     return autoencoder.decode(scaled.to(autoencoder.dtype)).sample.to(latents_BChw.dtype)
 
 
-class AutoencoderDecoder(nn.Module):
+class AutoencoderDecoder(Decoder):
     """The autoencoder as source and decoder of generated latents (objective `vae_flow`), which are tokens here."""
 
     def __init__(self, config: AutoencoderDecoderConfig) -> None:
@@ -82,6 +84,10 @@ class AutoencoderDecoder(nn.Module):
         """Images [B, 3, S, S] in −1 … 1 → latent tokens [B, h · w, C], row-major."""
         return to_latents(self.vae, images_B3SS).flatten(2).transpose(1, 2)
 
-    def forward(self, tokens_BLC: Tensor) -> Tensor:
+    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Latent tokens [B, h · w, C] → images [B, 3, S, S]."""
-        return to_images(self.vae, tokens_BLC.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
+        return to_images(self.vae, given.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
+
+    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+        """The autoencoder's own decoder."""
+        yield Work(name="latents to pixels", run=lambda: self(given, noise))

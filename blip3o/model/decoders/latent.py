@@ -10,7 +10,8 @@ evaluations of conditional and null rows stacked.
 Legend: B batch, L feature tokens, F feature channels, C latent channels, h x w latent grid.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.model.decoders.autoencoder import build_autoencoder, to_images, to_latents
-from blip3o.model.flow import NUM_TRAIN_STEPS, guide, integrate, interpolate, noise_level, velocity_target
+from blip3o.model.decoders.base import Decoder, Work
+from blip3o.model.flow import NUM_TRAIN_STEPS, evaluations, guide, integrate, interpolate, noise_level, velocity_target
 
 Tensors = tuple[Tensor, ...]
 BETAS = (0.00085, 0.012)  # first and last of SDXL's schedule, which is linear in the square root
@@ -35,7 +37,7 @@ class Noised:
     target: Tensor
 
 
-class LatentDecoder(nn.Module, ABC):
+class LatentDecoder(Decoder):
     """What both share. The autoencoder's parameters lie under `vae`, the trained network's beside it."""
 
     config: SdxlDecoderConfig | SanaDecoderConfig
@@ -65,12 +67,25 @@ class LatentDecoder(nn.Module, ABC):
     def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
         """Noise → clean latents [B, C, h, w], guided against `null` if there is one."""
 
-    def forward(self, features_BLF: Tensor, noise_BChw: Tensor, null_LF: Tensor | None) -> Tensor:
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Evaluations of the network in one decode, for each branch."""
+
+    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Features and noise → images [B, 3, S, S]. `null_LF`, features of the null branch, if guidance is not 1."""
         null = None
         if null_LF is not None:
-            null = tuple(part.expand(noise_BChw.shape[0], *part.shape[1:]) for part in self.condition(null_LF[None]))
-        return to_images(self.vae, self.sample(noise_BChw, self.condition(features_BLF), null))
+            null = tuple(part.expand(noise.shape[0], *part.shape[1:]) for part in self.condition(null_LF[None]))
+        return to_images(self.vae, self.sample(noise, self.condition(given), null))
+
+    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+        """What depends on the features alone, the network for each branch and step, and the autoencoder's decoder."""
+        condition, time = self.condition(given), noise.new_empty(noise.shape[0])
+        branches = 1 if self.config.guidance == 1 else 2
+        yield Work(name="decoder's condition", run=lambda: self.condition(given))
+        yield Work(name="decoder", run=lambda: self.predict(noise, time, condition), calls=branches * self.evaluations)
+        yield Work(name="latents to pixels", run=lambda: to_images(self.vae, noise))
 
     def _guided(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
         if null is None:
@@ -88,6 +103,11 @@ class SdxlDecoder(LatentDecoder):
     def __init__(self, config: SdxlDecoderConfig, *, feature_dim: int) -> None:
         super().__init__(config)
         self.unet = _unet(config, feature_dim)
+
+    @property
+    def evaluations(self) -> int:
+        """One at each step."""
+        return self.config.steps
 
     def condition(self, features_BLF: Tensor) -> Tensors:
         """The tokens [B, L, F] and their mean [B, F]."""
@@ -136,6 +156,11 @@ class SanaDecoder(LatentDecoder):
             nn.RMSNorm(width, eps=1e-5),
         )
         self.transformer = _sana(config)
+
+    @property
+    def evaluations(self) -> int:
+        """As many as the solver asks for."""
+        return evaluations(self.config.sampler)
 
     def condition(self, features_BLF: Tensor) -> Tensors:
         """The tokens through the connector, [B, L, caption_width]."""

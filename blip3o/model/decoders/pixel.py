@@ -6,11 +6,14 @@ and predicts the clean image as coarse + correction; the velocity of the flow fo
 correction starts at zero, so an untrained decoder already draws the coarse image. Pixels run from −1 to 1.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.decoder import DecoderConfig
+from blip3o.model.decoders.base import Decoder, Work
 from blip3o.model.flow import integrate
 
 
@@ -41,7 +44,7 @@ class CoarseHead(nn.Module):
         return F.pixel_shuffle(self.draw(F.gelu(self.expand(x))), self.side).to(features_BLF.dtype)
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(Decoder):
     """Coarse images to images."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -68,10 +71,15 @@ class PixelDecoder(nn.Module):
         correction = self.unet(stacked.to(self.unet.dtype), 1000 * sigma_B, return_dict=True).sample
         return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold).to(noisy_B3SS.dtype)
 
-    def forward(self, coarse_B3SS: Tensor, noise_B3SS: Tensor) -> Tensor:
+    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by `config.steps` Euler steps."""
 
         def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
-            return (noisy - self.clean(noisy, sigma_B, coarse_B3SS)) / sigma_B.view(-1, 1, 1, 1)
+            return (noisy - self.clean(noisy, sigma_B, given)) / sigma_B.view(-1, 1, 1, 1)
 
-        return integrate(velocity, noise_B3SS, self.config.steps)
+        return integrate(velocity, noise, self.config.steps)
+
+    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+        """The U-Net at each step."""
+        time = noise.new_empty(noise.shape[0])
+        yield Work(name="decoder", run=lambda: self.clean(noise, time, given), calls=self.config.steps)

@@ -16,13 +16,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.config.backbone import VisionConfig
-from blip3o.config.sampler import SamplerConfig
 from blip3o.model.backbone import keys_and_values_only
-from blip3o.model.decoders.autoencoder import to_images
-from blip3o.model.decoders.latent import LatentDecoder, SdxlDecoder
-from blip3o.model.decoders.pixel import PixelDecoder
 from blip3o.model.describe import META
-from blip3o.model.flow import integrate
+from blip3o.model.flow import evaluations
 from blip3o.model.unified import UnifiedModel
 from blip3o.model.vision import TEMPORAL_PATCH
 
@@ -46,18 +42,6 @@ def measure(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
-
-
-def evaluations(sampler: SamplerConfig) -> int:
-    """Evaluations per guidance branch of one sampling, counted while the solver runs on a single number."""
-    seen: list[Tensor] = []
-
-    def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
-        seen.append(sigma_B)
-        return latents
-
-    integrate(velocity, torch.ones(1, 1), sampler.steps, solver=sampler.solver)
-    return len(seen)
 
 
 @torch.no_grad()
@@ -150,21 +134,10 @@ def _pass(model: UnifiedModel, tokens: int, cache: Any) -> Tensor:  # noqa: ANN4
 
 def _decoding(model: UnifiedModel) -> Iterator[Cost]:
     features, noise = _empty(1, *model.latent_shape), _empty(1, *model.config.decoder.noise_shape)
-    decoder, time = model.decoder, _empty(1)
-    if isinstance(decoder, PixelDecoder):
+    if "coarse" in model.config.parts:
         yield Cost(name="coarse image", flops=measure(lambda: model.coarse(features)))
-        yield Cost(name="decoder", flops=measure(lambda: decoder.clean(noise, time, noise)), calls=decoder.config.steps)
-    elif isinstance(decoder, LatentDecoder):
-        condition = decoder.condition(features)
-        branches = 1 if decoder.config.guidance == 1 else 2
-        steps = decoder.config.steps if isinstance(decoder, SdxlDecoder) else evaluations(decoder.config.sampler)
-        yield Cost(name="decoder's condition", flops=measure(lambda: decoder.condition(features)))
-        yield Cost(
-            name="decoder", flops=measure(lambda: decoder.predict(noise, time, condition)), calls=branches * steps
-        )
-        yield Cost(name="latents to pixels", flops=measure(lambda: to_images(decoder.vae, noise)))
-    else:
-        yield Cost(name="latents to pixels", flops=measure(lambda: decoder(features)))
+    for part in model.decoder.work(model.decoder_input(features), noise):
+        yield Cost(name=part.name, flops=measure(part.run), calls=part.calls)
 
 
 def _see(model: UnifiedModel, vision: VisionConfig) -> Tensor:

@@ -129,19 +129,16 @@ def regression_head(model: ModelConfig, *, rows: int) -> int:
     return Grad.BOTH.cost(2 * rows * model.num_queries * model.backbone.hidden_size * model.latent_channels)
 
 
-def generating(model: ModelConfig, *, rows: int, prompt_tokens: int, draws: int) -> dict[str, int]:
-    """A micro-batch of a stage that trains queries and what denoises, by the frozen prefix; targets come beside."""
+def prompt_and_queries(model: ModelConfig, *, rows: int, prompt_tokens: int) -> dict[str, int]:
+    """Prompts through the frozen prefix, and the trained queries behind them."""
     queries, backbone = model.num_queries, model.backbone
     # Of the prompt, keys and values alone are asked for: nothing comes after the last layer's attention.
     unread = 2 * rows * prompt_tokens * 3 * backbone.hidden_size * backbone.mlp_width
     prompt = language_model(backbone, rows=rows, tokens=prompt_tokens, context=prompt_tokens, grad=Grad.NONE)
-    parts = {
+    return {
         "prompt": prompt - unread,
         "queries": language_model(backbone, rows=rows, tokens=queries, context=prompt_tokens + queries, grad=Grad.ONE),
     }
-    if model.objective == "clip_mse":
-        return {**parts, "head": regression_head(model, rows=rows)}
-    return {**parts, "dit": diffusion_transformer(model, rows=rows, draws=draws)}
 
 
 def understanding(backbone: BackboneConfig, *, rows: int, tokens: int, images: int, judged: int) -> dict[str, int]:

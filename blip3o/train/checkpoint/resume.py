@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_description
@@ -49,7 +49,7 @@ def resume_point(recipe: Recipe, fit_name: str) -> ResumePoint:
     return ResumePoint(source="start_from" if recipe.stage.start_from else "seed", step=0)
 
 
-def next_micro_batch(pipeline: Pipeline) -> int:
+def next_micro_batch(pipeline: TrainingPipeline) -> int:
     """The number of the micro-batch with which the stream begins: that of the first stage that has not finished."""
     for number, recipe in enumerate(pipeline.stages):
         point = resume_point(recipe, pipeline.name)

@@ -15,6 +15,7 @@ from blip3o.device import collective_backend
 from blip3o.errors import ConfigError
 from blip3o.model.activation_checkpointing import checkpoint_activations
 from blip3o.model.unified import UnifiedModel
+from blip3o.train.deepspeed.gather import is_spread
 from blip3o.train.objectives import StageModule
 from blip3o.train.schedule import parameter_groups
 from blip3o.train.stages import freeze, stage_of
@@ -88,8 +89,8 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
 
 def _compile_layers(model: UnifiedModel) -> None:
     """Of the DiT alone: a decoder layer of `transformers` knows its number, and would be compiled for each anew."""
-    if hasattr(model, "dit"):
-        for layer in model.dit.layers:
+    if model.generates:
+        for layer in model.denoiser.blocks:
             layer.compile()
 
 
@@ -129,7 +130,6 @@ def _assert_taken(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as abo
         "parameters on the CPU": parallel.offload == "parameters",
         "parameters spread": parallel.zero_stage == 3,
     }
-    partitioned = [hasattr(p, "ds_tensor") for p in engine.module.parameters()]
     taken = {
         "clipping": engine.gradient_clipping(),
         "bf16": engine.bfloat16_enabled(),
@@ -137,7 +137,7 @@ def _assert_taken(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as abo
         "accumulation": engine.gradient_accumulation_steps(),
         "optimizer on the CPU": _on_cpu(engine.zero_offload_optimizer()),
         "parameters on the CPU": _on_cpu(engine.zero_offload_param()),
-        "parameters spread": all(partitioned),
+        "parameters spread": all(is_spread(parameter) for parameter in engine.module.parameters()),
     }
     wrong = [f"{name} = {taken[name]} (asked: {value})" for name, value in asked.items() if taken[name] != value]
     if wrong:

@@ -6,10 +6,15 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 
+def is_spread(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 holds a share of the parameter on each rank: it marks every such one with an id."""
+    return hasattr(parameter, "ds_id")
+
+
 @contextmanager
 def whole(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Inside, parameters that ZeRO-3 spread over the ranks are whole on each of them; changes to them are lost."""
-    spread = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    spread = [parameter for parameter in parameters if is_spread(parameter)]
     if not spread:
         yield
         return

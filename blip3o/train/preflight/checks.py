@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from blip3o import storage
 from blip3o.config.cluster import ClusterConfig
-from blip3o.config.recipe import GENERATING, Recipe
+from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, ConfigError, StorageError
 from blip3o.train.deepspeed.engine import deepspeed_config
@@ -61,7 +61,7 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
         detail=f"gradients above norm {clip:g} are scaled down",
         fix="set optim.max_grad_norm=1",
     )
-    if recipe.stage.name in GENERATING and recipe.model.objective != "clip_mse":
+    if recipe.objective.generation is not None and recipe.objective.generation.draws_noise:
         yield judged(
             "condition dropout",
             good=sampler.condition_dropout > 0 or sampler.guidance == 1,

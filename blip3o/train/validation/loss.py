@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from blip3o.config.recipe import Recipe
-from blip3o.model.flow import interpolate, training_sigma, velocity_target
 from blip3o.runs.paths import held_out_name
 from blip3o.train.loop import to_batch
-from blip3o.train.objectives import Batch, StageModule, flow_draws, split_tasks
+from blip3o.train.objectives import StageModule
 
 PREFIX = "validation/"
 
@@ -53,12 +52,7 @@ def validate(
     counts: dict[str, int] = {}
     for arrays in batches:
         batch = to_batch(arrays, pad_id=pad_id, device=device)
-        found = module.counts(batch)
-        terms = module(batch) if found.keys() != {"flow"} else {}
-        if found.get("flow"):  # of stage joint, a batch may have nothing to draw
-            drawn = split_tasks(batch)[1] if "draws" in batch else batch
-            terms["flow"] = flow_bins(recipe, module, drawn)
-            found["flow"] //= recipe.stage.noise_draws
+        terms, found = module.held_out(batch)
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.double().cpu()
             counts[name] = counts.get(name, 0) + found[name]
@@ -68,27 +62,11 @@ def validate(
 def _figures(module: StageModule, means: dict[str, Tensor]) -> dict[str, float]:
     figures = {PREFIX + name: float(value.mean()) for name, value in means.items()}
     total = sum(module.weights.get(name, 1.0) * float(value.mean()) for name, value in means.items())
-    bins = means.get("flow", torch.empty(0)).tolist()
-    edges = [f"{number / len(bins):g}" for number in range(len(bins) + 1)] if bins else []
-    named = {f"{PREFIX}flow/{edges[it]}-{edges[it + 1]}": value for it, value in enumerate(bins)}
+    binned = {name: value.tolist() for name, value in means.items() if value.dim()}
+    edges = {name: [f"{it / len(bins):g}" for it in range(len(bins) + 1)] for name, bins in binned.items()}
+    named = {
+        f"{PREFIX}{name}/{low}-{high}": value
+        for name, bins in binned.items()
+        for low, high, value in zip(edges[name], edges[name][1:], bins, strict=False)
+    }
     return {**figures, f"{PREFIX}loss": total, **named}
-
-
-def flow_bins(recipe: Recipe, module: StageModule, batch: Batch) -> Tensor:
-    """Summed squared error of the velocity in each of `evaluate.sigma_bins` bins of σ, from low to high, [bins].
-
-    Each sample has one noise, and one place within the bins, by its draw key and `evaluate.seed`.
-    """
-    model, bins = module.model, recipe.evaluate.sigma_bins
-    data, states = module.target_and_states(batch)
-    condition = model.dit.condition(states)
-    draws = flow_draws(
-        batch["draw_key"], seed=recipe.evaluate.seed, kind="validation", shape=model.latent_shape, dropout=0.0
-    )
-    target = velocity_target(data, draws.noise)
-    errors = []
-    for number in range(bins):
-        sigma = training_sigma((bins - 1 - number + draws.uniform) / bins)
-        velocity = model.dit(interpolate(data, draws.noise, sigma), 1000 * sigma, condition)
-        errors.append((velocity - target).float().square().sum())
-    return torch.stack(errors)

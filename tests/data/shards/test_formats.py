@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip3o import storage
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.manifest import read_manifest, write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard

@@ -11,7 +11,7 @@ from blip3o.model import describe
 from jobs.cli import app
 from jobs.commands.model import picture
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def test_describe_prints_parameters_and_costs():

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
 from blip3o.train.result import summarize
@@ -30,7 +30,7 @@ def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
 def test_workers_may_be_a_range_that_ends_where_they_can_share_a_step():
     asked = {"workers": {"min": 2, "max": 12}}
     stages = [recipes.recipe(run={"name": f"m{m}"}, optim={"micro_batches": m}, parallel=asked) for m in (12, 24)]
-    pipeline = Pipeline(name="p", stages=tuple(stages))
+    pipeline = TrainingPipeline(name="p", stages=tuple(stages))
     assert scaling(stages[0].parallel, most=12).num_workers == (2, 12)
     assert [sharing(pipeline, count) for count in (12, 11, 6, 5, 3, 2)] == [12, 6, 6, 4, 3, 2]
     assert scaling(stages[0].parallel, most=2).num_workers == 2
@@ -92,7 +92,7 @@ def test_a_stream_over_two_subclusters_is_refused():
 def test_stages_whose_labels_differ_are_no_pipeline():
     stages = [recipes.recipe(run={"name": kind}, parallel={"data_labels": {"kind": kind}}) for kind in ("a", "b")]
     with pytest.raises(ConfigError, match="the stages differ in parallel.data_labels"):
-        Pipeline(name="p", stages=tuple(stages))
+        TrainingPipeline(name="p", stages=tuple(stages))
 
 
 def test_a_summary_tells_how_long_steps_wait_for_data():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from blip3o import storage
-from blip3o.data.batches import Task, build_micro_batches
+from blip3o.config.objectives import Task
+from blip3o.data.batches import build_micro_batches
 from blip3o.data.features.files import lacking, read_header, record_range, write_provenance
 from blip3o.data.features.records import to_float
 from blip3o.data.inputs import StageInputs

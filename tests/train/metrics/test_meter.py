@@ -1,6 +1,7 @@
 """The work of a step by formula against torch's counter over the real step, forward and backward, of every stage."""
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -91,3 +92,12 @@ def test_tokens_are_real_ones_and_logits_those_that_are_judged():
     logits = {name: metered(made, it)["flops/logits"] for name, it in (("all", whole), ("one", fewer))}
     assert logits["all"] == 7 * logits["one"]  # 3 x 8 + 4 positions, and 4
     assert "tokens" not in metered(recipe(stage={"name": "decoder"}), {"draw_key": whole["draw_key"]})
+
+
+def test_ranks_count_the_same_parts_whatever_their_batches_hold():
+    """They sum them by position: a part that one rank leaves out would end the run, or add unlike numbers."""
+    made, whole = recipe(stage={"name": "joint"}), batch("joint")
+    nothing_asked = whole | {"labels": torch.full_like(whole["labels"], IGNORE)}
+    nothing_drawn = whole | {"draws": torch.zeros_like(whole["draws"])}
+    parts = list(metered(made, whole))
+    assert list(metered(made, nothing_asked)) == list(metered(made, nothing_drawn)) == parts

@@ -14,7 +14,7 @@ from blip3o.data.sets.imported import import_set
 from blip3o.data.sets.importing import items
 from blip3o.data.sets.importing.folders import list_folder
 from blip3o.data.shards.ledger import read_ledger
-from blip3o.errors import DataError
+from blip3o.errors import DataError, StorageError
 from tests.data.sets.importing.fuzzing import check_account, fuzz_folder, fuzz_table
 from tests.data.sets.importing.made import samples
 from tests.data.shard_files import png
@@ -309,7 +309,7 @@ def test_files_and_folders_that_may_not_be_read_are_listed(folder, monkeypatch):
         try:
             return refuse(uri) if uri.endswith("/2.png") else read(uri)
         except OSError as error:
-            raise storage.StorageError(f"{uri}: denied") from error
+            raise StorageError(f"{uri}: denied") from error
 
     monkeypatch.setattr(os, "scandir", lambda path: refuse(path) if str(path).endswith("/closed") else scandir(path))
     monkeypatch.setattr(storage, "read_bytes", refused)

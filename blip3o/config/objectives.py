@@ -1,0 +1,200 @@
+"""What can be trained: one row an objective, as data. It needs no torch, so recipes are checked and samples made by it.
+
+A row says everything about an objective that recipes, data actors and reports ask: the task of its samples, the parts
+that it builds, what it trains, the terms of its loss. Its arithmetic (counts, loss, floating-point operations) is one
+class in one file below `blip3o.train.objectives`, named by `implementation`. A new objective is that file and a row.
+
+A stage is a name that a recipe gives; `objective_of` finds the row that it trains.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+
+class Task(Enum):
+    """What a sample becomes."""
+
+    CONTRAST = "contrast"  # caption and image, for the encoder stage
+    CHAT = "chat"  # questions and answers about an image
+    DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
+    DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
+    PIXELS = "pixels"  # image alone, for the decoder stage
+    JOINT = "joint"  # CHAT and DRAW of the same sample, as far as its source is for them
+    JOINT_PIXELS = "joint-pixels"  # CHAT and DRAW_PIXELS of the same
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether the backbone's vision tower sees images."""
+        return self in (Task.CHAT, *_BOTH)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a sample may be asked about, drawn, or both: `data.sources` says which."""
+        return self in _BOTH
+
+
+_BOTH = (Task.JOINT, Task.JOINT_PIXELS)
+_JOINT_TASK = {Task.DRAW: Task.JOINT, Task.DRAW_PIXELS: Task.JOINT_PIXELS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How an objective generates: the part that predicts, the part that makes the targets, and whether from noise."""
+
+    predictor: Literal["dit", "head"]
+    targets: Literal["encoder", "decoder"]
+    draws_noise: bool
+
+    @property
+    def pixels(self) -> str:
+        """The column of a batch from which targets are made."""
+        return f"{self.targets}_pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+    """One objective.
+
+    It is trained by the `stages` of these names; where several objectives share a stage, by models whose `objective` or
+    `decoder.kind` is `selected_by`. `parts` are built; of their parameters, those whose names match a pattern in
+    `trainable` train. `reached` are the patterns of what the loss has gradients for; `trainable` if there are none.
+    `implementation` is `module:Class`. `combines` names the objectives whose losses it adds, if it is made of others.
+    """
+
+    stages: tuple[str, ...]
+    task: Task
+    parts: tuple[str, ...]
+    trainable: tuple[str, ...]
+    terms: tuple[str, ...]
+    implementation: str
+    reached: tuple[str, ...] = ()
+    selected_by: str | None = None
+    generation: Generation | None = None
+    combines: tuple[str, ...] = ()
+    stored_features: bool = False  # features of the frozen encoder may come from a cache or a stream
+
+
+_HERE = "blip3o.train.objectives"
+
+
+def _generating(name: str, generation: Generation, *, terms: tuple[str, ...], implementation: str) -> ObjectiveSpec:
+    predicted = f"{generation.predictor}.*"
+    return ObjectiveSpec(
+        stages=("generate", "instruct"),
+        selected_by=name,
+        task=Task.DRAW if generation.targets == "encoder" else Task.DRAW_PIXELS,
+        parts=(generation.targets, "latent_scale", "backbone", "queries", generation.predictor),
+        trainable=("queries", predicted),
+        reached=("backbone.*", "queries", predicted),
+        terms=terms,
+        implementation=f"{_HERE}.{implementation}",
+        generation=generation,
+        stored_features=generation.targets == "encoder",
+    )
+
+
+def _joint(name: str, generating: ObjectiveSpec) -> ObjectiveSpec:
+    return replace(
+        generating,
+        stages=("joint",),
+        task=_JOINT_TASK[generating.task],
+        trainable=generating.reached,
+        terms=("text", *generating.terms),
+        implementation=f"{_HERE}.joint:Joint",
+        combines=("text", name),
+    )
+
+
+def _latent_decoder(kind: str, *trained: str) -> ObjectiveSpec:
+    return ObjectiveSpec(
+        stages=("decoder",),
+        selected_by=kind,
+        task=Task.PIXELS,
+        parts=("encoder", "decoder"),
+        trainable=tuple(f"decoder.{module}.*" for module in trained),
+        terms=("latents",),
+        implementation=f"{_HERE}.latent_decoder:LatentDecoding",
+    )
+
+
+_FLOW = Generation(predictor="dit", targets="encoder", draws_noise=True)
+_GENERATING = {
+    "clip_flow": _generating("clip_flow", _FLOW, terms=("flow",), implementation="flow:FlowMatching"),
+    "clip_mse": _generating(
+        "clip_mse",
+        Generation(predictor="head", targets="encoder", draws_noise=False),
+        terms=("mse",),
+        implementation="regression:Regression",
+    ),
+    "vae_flow": _generating(
+        "vae_flow", replace(_FLOW, targets="decoder"), terms=("flow",), implementation="flow:FlowMatching"
+    ),
+}
+
+OBJECTIVES: dict[str, ObjectiveSpec] = {
+    "contrastive": ObjectiveSpec(
+        stages=("encoder",),
+        task=Task.CONTRAST,
+        parts=("encoder", "contrastive", "coarse"),
+        trainable=("encoder.*", "contrastive.*", "coarse.*"),
+        terms=("contrastive", "dense"),
+        implementation=f"{_HERE}.contrastive:Contrastive",
+    ),
+    "text": ObjectiveSpec(
+        stages=("understand",),
+        task=Task.CHAT,
+        parts=("backbone",),
+        trainable=("backbone.*",),
+        terms=("text",),
+        implementation=f"{_HERE}.text:TextPrediction",
+    ),
+    **_GENERATING,
+    **{f"joint_{name}": _joint(name, spec) for name, spec in _GENERATING.items()},
+    "pixel_decoder": ObjectiveSpec(
+        stages=("decoder",),
+        selected_by="pixel",
+        task=Task.PIXELS,
+        parts=("encoder", "coarse", "decoder"),
+        trainable=("coarse.*", "decoder.*"),
+        terms=("coarse", "clean"),
+        implementation=f"{_HERE}.pixel_decoder:PixelDecoding",
+        stored_features=True,
+    ),
+    "sdxl_decoder": _latent_decoder("sdxl", "unet"),
+    "sana_decoder": _latent_decoder("sana", "connector", "transformer"),
+}
+
+
+def stage_names() -> tuple[str, ...]:
+    """The names that `stage.name` may have, in the order in which a model is trained."""
+    return tuple(dict.fromkeys(stage for spec in OBJECTIVES.values() for stage in spec.stages))
+
+
+def generation_of(objective: str) -> Generation:
+    """How `model.objective` generates. Raises `KeyError` for a name that `GeneratingName` refuses."""
+    return _generations()[objective]
+
+
+def objective_of(stage: str, *, selectors: tuple[str, ...]) -> ObjectiveSpec | None:
+    """What a stage trains; `selectors` are the model's `objective` and `decoder.kind`. None if it trains nothing."""
+    fitting = [spec for spec in OBJECTIVES.values() if stage in spec.stages]
+    return next((spec for spec in fitting if spec.selected_by is None or spec.selected_by in selectors), None)
+
+
+def _generations() -> dict[str, Generation]:
+    """By the value of `model.objective`, of the objectives that it selects."""
+    return {name: spec.generation for name, spec in OBJECTIVES.items() if spec.generation and not spec.combines}
+
+
+def _one_of(value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise PydanticCustomError("unknown_name", "known are {known}", {"known": ", ".join(known)})
+    return value
+
+
+StageName = Annotated[str, AfterValidator(lambda value: _one_of(value, stage_names()))]
+GeneratingName = Annotated[str, AfterValidator(lambda value: _one_of(value, tuple(_generations())))]

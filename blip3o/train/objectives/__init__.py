@@ -1,0 +1,12 @@
+"""What a stage can train: one objective a file, each one class. `blip3o.config.objectives` has a row for each of them.
+
+The loop, the engine and validations call `StageModule`, which finds the class. To add an objective, write a class like
+`blip3o.train.objectives.regression` and a row that names it.
+"""
+
+from blip3o.train.objectives.base import Batch, Objective
+from blip3o.train.objectives.draws import FlowDraws, flow_draws
+from blip3o.train.objectives.joint import split_tasks
+from blip3o.train.objectives.module import StageModule, build_stage_module
+
+__all__ = ["Batch", "FlowDraws", "Objective", "StageModule", "build_stage_module", "flow_draws", "split_tasks"]

@@ -1,0 +1,28 @@
+"""What the two objectives that train the coarse head share: noise on its features, and its operations."""
+
+from torch import Tensor
+
+from blip3o.config.decoder import DecoderConfig
+from blip3o.config.recipe import Recipe
+from blip3o.model.flops import formulas
+from blip3o.model.flops.formulas import Grad
+from blip3o.train.objectives.draws import flow_draws
+
+
+def augmented(recipe: Recipe, features_BLF: Tensor, keys_B: Tensor) -> Tensor:
+    """Features [B, L, F] with noise of a deviation uniform in 0 … `stage.feature_noise`, one for each sample."""
+    largest = recipe.stage.feature_noise
+    if not largest:
+        return features_BLF
+    shape = tuple(features_BLF.shape[1:])
+    draws = flow_draws(keys_B, seed=recipe.run.seed, kind="features", shape=shape, dropout=0.0)
+    return features_BLF + largest * draws.uniform[:, None, None] * draws.noise
+
+
+def coarse_flops(recipe: Recipe, *, rows: int, features: Grad) -> int:
+    """Operations of the trained head; `features` is ONE where no gradient reaches its features, else BOTH."""
+    model = recipe.model
+    assert isinstance(model.decoder, DecoderConfig)  # the recipe's validator requires it where the head trains
+    return formulas.coarse_head(
+        model.decoder, channels=model.latent_channels, grid=model.latent_grid, images=rows, features=features
+    )

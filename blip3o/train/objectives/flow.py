@@ -1,0 +1,68 @@
+"""Flow matching: the DiT predicts the velocity from noise to features (`clip_flow`) or to latents (`vae_flow`)."""
+
+import torch
+from torch import Tensor
+
+from blip3o.model.flops import formulas
+from blip3o.model.flow import interpolate, min_snr_weight, noise_level, training_sigma, velocity_target
+from blip3o.model.unified import UnifiedModel
+from blip3o.train.objectives.base import Batch
+from blip3o.train.objectives.draws import flow_draws
+from blip3o.train.objectives.generating import Generating
+
+
+class FlowMatching(Generating):
+    """Trains queries and DiT on `flow`: squared errors of the velocity, at `stage.noise_draws` noises a sample."""
+
+    def counts_of(self, rows: int) -> dict[str, int]:
+        """Elements of the latents, at every draw."""
+        return {"flow": self.elements(rows) * self.recipe.stage.noise_draws}
+
+    def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
+        """Noise, time and whether the condition is kept are drawn for each sample."""
+        stage, sampler = self.recipe.stage, self.recipe.model.sampler
+        data, states = self.target_and_states(model, batch)
+        draws = [
+            flow_draws(
+                batch["draw_key"],
+                seed=self.recipe.run.seed,
+                kind=f"flow-{draw}",
+                shape=model.latent_shape,
+                dropout=sampler.condition_dropout,
+            )
+            for draw in range(stage.noise_draws)
+        ]
+        # The first draw decides whether the condition is dropped in all draws of a sample: so its projection, keys and
+        # values are computed once, and the draws are one wide pass of the DiT.
+        condition = model.dit.condition(states * draws[0].keep[:, None, None]).repeated(len(draws))
+        noise = torch.cat([draw.noise for draw in draws])
+        sigma = noise_level(torch.cat([draw.uniform for draw in draws]), stage.flow, shift=sampler.shift)
+        data = data.repeat(len(draws), 1, 1)
+        velocity = model.dit(interpolate(data, noise, sigma), 1000 * sigma, condition)
+        error = (velocity - velocity_target(data, noise)).float().square()
+        if stage.flow.min_snr is not None:
+            error = error * min_snr_weight(sigma, stage.flow.min_snr)[:, None, None]
+        return {"flow": error.sum()}
+
+    def held_out(self, model: UnifiedModel, batch: Batch) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Squared errors in each of `evaluate.sigma_bins` bins of the noise level σ, from low to high, [bins].
+
+        Each sample has one noise, and one place within the bins, by its draw key and `evaluate.seed`.
+        """
+        bins, seed = self.recipe.evaluate.sigma_bins, self.recipe.evaluate.seed
+        data, states = self.target_and_states(model, batch)
+        condition = model.dit.condition(states)
+        keys = batch["draw_key"]
+        draws = flow_draws(keys, seed=seed, kind="validation", shape=model.latent_shape, dropout=0.0)
+        target = velocity_target(data, draws.noise)
+        errors = []
+        for number in range(bins):
+            sigma = training_sigma((bins - 1 - number + draws.uniform) / bins)
+            velocity = model.dit(interpolate(data, draws.noise, sigma), 1000 * sigma, condition)
+            errors.append((velocity - target).float().square().sum())
+        return {"flow": torch.stack(errors)}, {"flow": self.elements(len(keys))}
+
+    def predictor_flops(self, rows: int) -> dict[str, int]:
+        """The DiT, at every draw."""
+        draws = self.recipe.stage.noise_draws
+        return {"dit": formulas.diffusion_transformer(self.recipe.model, rows=rows, draws=draws)}

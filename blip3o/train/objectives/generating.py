@@ -1,0 +1,69 @@
+"""What objectives that generate share: targets, query states behind a frozen prefix, and what these compute."""
+
+import functools
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from blip3o.model.backbone import Prompt
+from blip3o.model.describe import META
+from blip3o.model.flops import formulas
+from blip3o.model.flops.counted import measure
+from blip3o.model.unified import UnifiedModel
+from blip3o.train.objectives.base import Batch, Objective
+
+
+class Generating(Objective):
+    """A prediction of an image's latents from the states at the queries of a backbone that it does not train itself."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Elements of the predicted latents."""
+        return self.counts_of(batch["draw_key"].shape[0])
+
+    @abstractmethod
+    def counts_of(self, rows: int) -> dict[str, int]:
+        """The same for so many samples."""
+
+    @abstractmethod
+    def predictor_flops(self, rows: int) -> dict[str, int]:
+        """Operations of the part that predicts, trained, by its name."""
+
+    def elements(self, rows: int) -> int:
+        """Numbers in the latents of so many samples."""
+        return rows * math.prod(self.recipe.model.latent_shape)
+
+    def target_and_states(self, model: UnifiedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is to be generated, [B, L, F], and the query states [B, N, H]."""
+        with torch.no_grad():
+            data = model.to_latents(self._features(model, batch))
+        states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self.mask(batch)))
+        return data, states
+
+    def _features(self, model: UnifiedModel, batch: Batch) -> Tensor:
+        """The features to be generated, [B, L, F], fp32: out of the batch if they came with it, else computed."""
+        if "features" in batch:
+            return batch["features"].float()
+        return model.features(batch[self.recipe.model.generation.pixels])
+
+    def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """Targets, prompt, queries and the predictor."""
+        rows, tokens = batch["input_ids"].shape
+        prefix = formulas.prompt_and_queries(self.recipe.model, rows=rows, prompt_tokens=tokens)
+        targets = self.frozen_encoder(batch) if self._autoencoder is None else {"encoder": rows * self._autoencoder}
+        return {**targets, **prefix, **self.predictor_flops(rows)}
+
+    @functools.cached_property
+    def _autoencoder(self) -> int | None:
+        """Operations for one image, counted, since convolutions have no formula here; None if an encoder has its place.
+
+        Its latents never come with the batch.
+        """
+        config = self.recipe.model
+        if config.decoder.generated is None:
+            return None
+        with META, torch.no_grad():
+            model = UnifiedModel(config, image_token_id=0, parts=("decoder",), max_length=1)
+            pixels = torch.empty(1, *[config.target_size] * 2, 3, dtype=torch.uint8)
+            return measure(lambda: model.features(pixels))

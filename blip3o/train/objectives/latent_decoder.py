@@ -1,0 +1,65 @@
+"""Decoders that draw in the latents of a frozen autoencoder (SDXL's, SANA's), under a frozen encoder's features."""
+
+import functools
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from blip3o.model.decoders.latent import LatentDecoder
+from blip3o.model.decoders.pixel import to_unit
+from blip3o.model.describe import META
+from blip3o.model.flops.counted import measure
+from blip3o.model.unified import UnifiedModel
+from blip3o.train.objectives.base import Batch, Objective
+from blip3o.train.objectives.draws import flow_draws
+from blip3o.train.stages import freeze, stage_of
+
+
+class LatentDecoding(Objective):
+    """Trains the decoder's network on `latents`: squared errors of what it predicts, noise or velocity."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Elements of the latents."""
+        return {"latents": batch["draw_key"].shape[0] * math.prod(self.recipe.model.decoder.noise_shape)}
+
+    def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
+        """Noise, time and whether the condition is kept are drawn for each sample."""
+        decoder = cast("LatentDecoder", model.decoder)
+        draws = flow_draws(
+            batch["draw_key"],
+            seed=self.recipe.run.seed,
+            kind="pixels",
+            shape=decoder.config.noise_shape,
+            dropout=decoder.config.condition_dropout,
+        )
+        with torch.no_grad():
+            # A dropped condition is a black image's features, which sampling's null branch takes too.
+            features = model.encoder(batch["encoder_pixels"] * draws.keep[:, None, None, None])
+        noised = decoder.noised(decoder.latents(to_unit(batch["decoder_pixels"])), draws.noise, draws.uniform)
+        predicted = decoder.predict(noised.noisy, noised.time, decoder.condition(features))
+        return {"latents": (predicted - noised.target).float().square().sum()}
+
+    def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """The frozen encoder, the network, and the autoencoder's encoder."""
+        rows = batch["draw_key"].shape[0]
+        return self.frozen_encoder(batch) | {name: rows * flops for name, flops in self._counted.items()}
+
+    @functools.cached_property
+    def _counted(self) -> dict[str, int]:
+        """Operations for one image, counted, since convolutions have no formula here."""
+        config = self.recipe.model
+        with META:
+            model = UnifiedModel(config, image_token_id=0, parts=("decoder",), max_length=1)
+            features, latents = torch.empty(1, *config.latent_shape), torch.empty(1, *config.decoder.noise_shape)
+            image, time = torch.empty(1, 3, *[config.decoder.image_size] * 2), torch.empty(1)
+        freeze(model, stage_of(self.recipe))
+        decoder = cast("LatentDecoder", model.decoder)
+        with torch.no_grad():
+            encoding = measure(lambda: decoder.latents(image))
+
+        def train() -> None:
+            decoder.predict(latents, time, decoder.condition(features)).sum().backward()
+
+        return {"decoder": measure(train), "autoencoder": encoding}

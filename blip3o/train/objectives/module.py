@@ -1,0 +1,46 @@
+"""The module that DeepSpeed's engine wraps: the model of a stage, and its objective's loss as the forward."""
+
+from torch import Tensor, nn
+
+from blip3o.config.recipe import Recipe
+from blip3o.model.unified import UnifiedModel
+from blip3o.train.objectives.base import Batch, build_objective
+from blip3o.train.stages import stage_of
+
+
+class StageModule(nn.Module):
+    """The model and the loss of a stage in one module, so that the engine wraps a single forward."""
+
+    def __init__(self, recipe: Recipe, model: UnifiedModel, *, pad_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self._recipe = recipe
+        self._objective = build_objective(recipe.objective, recipe, pad_id=pad_id)
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How much each term of this micro-batch will judge: pairs, pixels, tokens or feature elements."""
+        return self._objective.counts(batch)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term in the loss; 1 where none is named."""
+        return self._recipe.stage.weights
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """One micro-batch → the sum of each term, scalars, fp32."""
+        return self._objective.loss(self.model, batch)
+
+    def held_out(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Sums and counts of the terms on held-out samples, as `Objective.held_out`."""
+        return self._objective.held_out(self.model, batch)
+
+
+def build_stage_module(recipe: Recipe, *, image_token_id: int, pad_id: int) -> StageModule:
+    """The parts that the recipe's stage uses, uninitialised, with its loss."""
+    model = UnifiedModel(
+        recipe.model,
+        image_token_id=image_token_id,
+        parts=stage_of(recipe).parts,
+        max_length=recipe.data.max_length,
+    )
+    return StageModule(recipe, model, pad_id=pad_id)

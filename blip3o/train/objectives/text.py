@@ -1,0 +1,40 @@
+"""Image to text: the next token, where a conversation is supervised."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from blip3o.data.text.templates import IGNORE
+from blip3o.model.backbone import Prompt
+from blip3o.model.flops import formulas
+from blip3o.model.unified import UnifiedModel
+from blip3o.train.objectives.base import Batch, Objective
+
+
+class TextPrediction(Objective):
+    """Trains the whole backbone on `text`: the cross-entropy of supervised tokens."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Supervised tokens."""
+        return {"text": int((batch["labels"][:, 1:] != IGNORE).sum())}
+
+    def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
+        """Logits are computed where there is something to judge, and nowhere else."""
+        prompt = Prompt(
+            input_ids=batch["input_ids"],
+            attention_mask=self.mask(batch),
+            pixels=batch["prompt_pixels"],
+            branches=batch.get("branches"),
+        )
+        labels = batch["labels"][:, 1:]
+        states = model.backbone.hidden(prompt)[:, :-1]
+        supervised = labels != IGNORE
+        logits = model.backbone.logits(states[supervised]).float()
+        return {"text": F.cross_entropy(logits, labels[supervised], reduction="sum")}
+
+    def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """Backbone, logits where they are judged, and the vision tower on the images that are shown."""
+        rows, tokens = batch["input_ids"].shape
+        # Where no sample shows its image, the tower runs on one all the same (`Backbone.embed`).
+        shown = max(int((batch["input_ids"] == image_token_id).any(dim=1).sum()), 1)
+        judged = self.counts(batch)["text"]
+        return formulas.understanding(self.recipe.model.backbone, rows=rows, tokens=tokens, images=shown, judged=judged)

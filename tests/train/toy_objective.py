@@ -1,0 +1,34 @@
+"""An objective as somebody adds one: this class, and one row of the table (`tests/train/test_new_objective.py`)."""
+
+import torch
+from torch import Tensor
+
+from blip3o.model.decoders.pixel import to_unit
+from blip3o.model.flops.formulas import Grad
+from blip3o.model.unified import UnifiedModel
+from blip3o.train.objectives.base import Batch, Objective
+from blip3o.train.objectives.coarse import coarse_flops
+from blip3o.train.objectives.draws import flow_draws
+
+
+class MaskedColor(Objective):
+    """Trains the coarse head on features of which a share is hidden, by absolute errors of the image: `color`."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Pixels' values."""
+        return {"color": batch["draw_key"].shape[0] * 3 * self.recipe.model.decoder.image_size**2}
+
+    def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
+        """What is hidden belongs to the sample."""
+        with torch.no_grad():
+            features = model.encoder(batch["encoder_pixels"])
+        shape = tuple(features.shape[1:])
+        draws = flow_draws(batch["draw_key"], seed=self.recipe.run.seed, kind="masks", shape=shape, dropout=0.0)
+        image = to_unit(batch["decoder_pixels"])
+        return {"color": (model.coarse(features * (draws.noise > 0)) - image).abs().sum()}
+
+    def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """The frozen encoder and the head."""
+        rows = batch["draw_key"].shape[0]
+        coarse = coarse_flops(self.recipe, rows=rows, features=Grad.ONE)
+        return self.frozen_encoder(batch) | {"coarse": coarse}
