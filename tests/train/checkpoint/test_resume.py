@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blip3o import storage
-from blip3o.config.pipeline import Pipeline
+from blip3o.config.pipeline import TrainingPipeline
 from blip3o.errors import CheckpointError
 from blip3o.runs.checkpoints import name_of, shards_uri
 from blip3o.runs.paths import final_uri, snapshot_uri
@@ -64,7 +64,7 @@ def test_a_run_all_of_whose_checkpoints_are_rejected_starts_from_nothing_less(tm
 
 def test_the_stream_begins_with_the_first_stage_that_has_not_finished(tmp_path):
     one, two = made(tmp_path, "one"), made(tmp_path, "two")
-    pipeline = Pipeline(name=FIT, stages=(one, two))
+    pipeline = TrainingPipeline(name=FIT, stages=(one, two))
     assert next_micro_batch(pipeline) == 0
     finish(one)
     assert next_micro_batch(pipeline) == STEPS * MICRO_BATCHES
