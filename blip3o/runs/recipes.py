@@ -1,10 +1,10 @@
 """The resolved recipe that a run keeps, and what two of them differ in."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from blip3o import storage
+from blip3o.config.flat import flattened
 from blip3o.config.recipe import Recipe
 from blip3o.errors import DataError
 from blip3o.runs.paths import recipe_uri
@@ -32,14 +32,3 @@ def compare(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any, Any]
     first, second = (flattened(read_recipe(storage_uri, run)) for run in (one, other))
     keys = [*first, *(key for key in second if key not in first)]
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
-
-
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names; lists are values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -1,8 +1,8 @@
-"""A watch over a rank that hangs: what it is doing, for how long, and where in the code.
+"""A watchdog over a rank that hangs: what it is doing, for how long, and where in the code.
 
-A collective that one rank never enters holds up all others for ever and without a word. Every rank tells its watch what
-it begins to do; a watch that hears nothing for too long reports that, with the stack of the thread it watches. Of the
-ranks that report, the one that has begun the fewest things is the one that the others wait for.
+A collective that one rank never enters blocks all others forever, without a message. Every rank reports to its watchdog
+what it begins to do; a watchdog that hears nothing for too long reports that, with the stack of the thread it watches.
+Of the ranks that report, the one that has begun the fewest things is the one that the others wait for.
 """
 
 import logging

@@ -61,7 +61,7 @@ def restore(
 ) -> dict[str, Any]:
     """Loads the checkpoint into an engine, which was built for a universal one if `start.universal`, and its average.
 
-    Returns the state that was saved beside them.
+    Returns the state that was saved with them.
 
     Raises `DamagedCheckpointError`, on every rank, if a file is missing or is not what was written, and
     `CheckpointError` as `checkpoint.load`.
@@ -106,9 +106,9 @@ def _fetch(recipe: Recipe, start: Start, directory: Path, *, first_of_node: bool
 
 
 def _agree(damage: str | None) -> None:
-    """Raises `DamagedCheckpointError` on every rank if one found damage: whoever went on would wait for ever."""
+    """Raises `DamagedCheckpointError` on every rank if one found damage: a rank that went on would wait forever."""
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, damage)
-    told = sorted({it for it in found if it is not None})
-    if told:
-        raise DamagedCheckpointError("; ".join(told))
+    messages = sorted({it for it in found if it is not None})
+    if messages:
+        raise DamagedCheckpointError("; ".join(messages))

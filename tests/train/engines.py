@@ -12,7 +12,7 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
 from blip3o.model.unified import initialize
-from blip3o.train.callbacks import Callback, StepRecord
+from blip3o.train.callbacks import Callback, Measure, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trained
@@ -106,8 +106,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
         rank=rank,
         world=world,
         pad_id=PAD,
-        callbacks=[average, SavesFirst()],
-        meter=FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD),
+        callbacks=[average, Measure(FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)), SavesFirst()],
     ).run(start)
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
     weights = gather_parameters(trained(module.model), keep=rank == 0)

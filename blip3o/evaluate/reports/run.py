@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from blip3o.config.flat import flattened
 from blip3o.evaluate.reports.curves import Panel, draw_panels
 from blip3o.evaluate.reports.html import page, percent, picture, section, table, text
-from blip3o.runs.recipes import flattened
 
 Row = Mapping[str, Any]
 

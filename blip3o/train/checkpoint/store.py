@@ -27,7 +27,7 @@ def committed_step(recipe: Recipe, fit_name: str | None = None) -> int:
     if steps:
         raise CheckpointError(
             f"run '{recipe.run.name}' has no checkpoint left that is whole ({len(steps)} are damaged or pruned, see "
-            f"{rejected_folder(recipe.run.storage, recipe.run.name)}): choose a new run.name to begin anew"
+            f"{rejected_folder(recipe.run.storage, recipe.run.name)}): choose a new run.name to start again"
         )
     return 0
 

@@ -72,6 +72,6 @@ class MetricsRecorder(Callback):
 
 def peak_flops(recipe: Recipe, device: torch.device, *, workers: int) -> float | None:
     """Operations a second that all workers can do at most: as the recipe says, or by what is known of the device."""
-    told = recipe.parallel.peak_tflops
-    peak = devices.peak_flops(device, recipe.parallel.precision) if told is None else told * 1e12
+    given = recipe.parallel.peak_tflops
+    peak = devices.peak_flops(device, recipe.parallel.precision) if given is None else given * 1e12
     return None if peak is None else workers * peak
