@@ -6,6 +6,7 @@ figures.
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -134,8 +135,6 @@ class RapidOcr:
             import rapidocr_onnxruntime
         except ImportError as error:
             raise ConfigError("rapidocr-onnxruntime is not installed: pip install 'blip3o[ocr]'") from error
-        from importlib.metadata import version
-
         self._read = rapidocr_onnxruntime.RapidOCR()
         self.judge = Judge(id="rapidocr-onnxruntime", version=version("rapidocr-onnxruntime"))
 
