@@ -4,7 +4,7 @@
 takes a size from `blip3o.config.presets.models`, and the fields next to it change single numbers of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -72,6 +72,17 @@ def preset_model(name: str) -> ModelConfig:
 def dump(recipe: BaseModel) -> str:
     """A config as YAML that `build_recipe` reads back to an equal one."""
     return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names, as `--set` names them; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _expand_model(section: Any) -> Any:  # noqa: ANN401 - whatever the YAML held; pydantic judges it

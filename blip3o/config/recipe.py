@@ -14,8 +14,7 @@ from blip3o.config.model import ModelConfig
 from blip3o.config.objectives import ObjectiveSpec, objective_of
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
 from blip3o.config.sampler import FlowConfig
-from blip3o.config.select import SelectConfig
-from blip3o.config.shards import ColumnsConfig, KeyRule, LimitsConfig, MembersConfig
+from blip3o.config.shards import ColumnsConfig, KeyRule, LimitsConfig, MembersConfig, SelectConfig
 from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
 
 # The label by which Ray Data tells the nodes of one data set from those of others; a node without it is of a group too.

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from blip3o import storage
-from blip3o.config.flat import flattened
+from blip3o.config.load import flattened
 from blip3o.config.recipe import Recipe
 from blip3o.errors import DataError
 from blip3o.runs.paths import recipe_uri

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from blip3o.bundle.layout import PARTS, BundleConfig
 from blip3o.bundle.writing import write_bundle
+from blip3o.config.load import flattened
 from blip3o.config.objectives import stage_names
 from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import BundleError
 from blip3o.runs.paths import final_uri
-from blip3o.runs.recipes import flattened
 from blip3o.runs.results import read_description, read_final
 
 CONFIGURED = {"backbone", "encoder", "dit"}  # parts whose section of the recipe decides what their weights mean

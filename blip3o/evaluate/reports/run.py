@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from blip3o.config.flat import flattened
+from blip3o.config.load import flattened
 from blip3o.evaluate.reports.curves import Panel, draw_panels
 from blip3o.evaluate.reports.html import page, percent, picture, section, table, text
 

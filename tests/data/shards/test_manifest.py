@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from blip3o import storage
-from blip3o.config.select import SelectConfig
-from blip3o.config.shards import MembersConfig
+from blip3o.config.shards import MembersConfig, SelectConfig
 from blip3o.data.order.sample_order import SampleOrder, SourceRows
 from blip3o.data.order.selection import judge_shards, write_selection
 from blip3o.data.shards.accounts import account
