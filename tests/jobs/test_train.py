@@ -18,7 +18,7 @@ from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file
 from blip3o.errors import ConfigError
 from blip3o.evaluate.reports.run import render_run
-from blip3o.runs.checkpoints import committed_steps, lists_uri, name_of, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, shards_uri
 from blip3o.runs.paths import SNAPSHOT, final_uri, tensorboard_folder
 from blip3o.runs.results import read_description, read_final, write_final
 from blip3o.runs.rows import reproducible, rows_of
@@ -129,7 +129,7 @@ def adopt(made: Recipe, other: Recipe, *, step: int) -> None:
             storage.write_bytes(target + file.uri.removeprefix(source), storage.read_bytes(file.uri))
     snapshot = json.loads(storage.read_bytes(f"{old}/{SNAPSHOT}"))
     [result] = [it for it in snapshot["checkpoint_results"] if it["metrics"]["step"] == step]
-    result["checkpoint_dir_name"] = name_of(made.run.name, step)
+    result["checkpoint_dir_name"] = checkpoint_name(made.run.name, step)
     snapshot |= {"checkpoint_results": [result], "checkpoint_report_indices": [0], "latest_checkpoint_result": result}
     storage.write_bytes(f"{new}/{SNAPSHOT}", json.dumps(snapshot).encode())
 

@@ -20,7 +20,7 @@ def test_a_sample_in_quarantine_is_replaced_from_its_micro_batch_on_and_named(ro
     assert len(set(uids)) == B
     bad, since = uids[3], BAD + 1
     entry = Entry(step=5, reason="quarantined: the loss is nan", since=since, uids=(bad,))
-    write_quarantine(made, read_quarantine(made).plus(entry))
+    write_quarantine(made, read_quarantine(made).with_entry(entry))
     assert read_quarantine(made).entries == (entry,)
     after = build_micro_batches(StageInputs(made), Task.DRAW)
     for number in range(2 * PASS):

@@ -12,10 +12,10 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
 from blip3o.model.unified import initialize
-from blip3o.train.callbacks import Callback, Measure, StepRecord
+from blip3o.train.callbacks import Callback, MicroBatchCounter, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
-from blip3o.train.deepspeed.gather import gather_parameters, trained
+from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
 from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, to_batch
 from blip3o.train.lora import add_adapters
@@ -77,12 +77,12 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(values)
     engine = build_engine(values, module, universal=universal)
-    average = Ema(engine, trained(module.model), decay=DECAY)
+    ema = Ema(engine, trainable_parameters(module.model), decay=DECAY)
     rows: list[dict[str, Any]] = []
     saved: dict[str, Tensor] = {}
     start = 0
     if any(folder.iterdir()):
-        start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, average=average)
+        start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, ema=ema)
 
     class SavesFirst(Callback):
         """Keeps rows, and saves after the first step."""
@@ -94,8 +94,8 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
             return done == 1
 
         def on_checkpoint(self, done: int, record: StepRecord) -> None:
-            checkpoint.save(engine, str(folder), step=done, identity=identity, state={}, average=average)
-            saved.update(average.gather(keep=rank == 0))
+            checkpoint.save(engine, str(folder), step=done, identity=identity, state={}, ema=ema)
+            saved.update(ema.gather(keep=rank == 0))
 
     Loop(
         recipe=values,
@@ -106,11 +106,11 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
         rank=rank,
         world=world,
         pad_id=PAD,
-        callbacks=[average, Measure(FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)), SavesFirst()],
+        callbacks=[ema, MicroBatchCounter(FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)), SavesFirst()],
     ).run(start)
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
-    weights = gather_parameters(trained(module.model), keep=rank == 0)
-    averaged = average.gather(keep=rank == 0)
+    weights = gather_parameters(trainable_parameters(module.model), keep=rank == 0)
+    averaged = ema.gather(keep=rank == 0)
     engine.destroy()
     return {"rows": rows, "weights": weights, "averaged": averaged, "saved": saved, "held": sum(spread)}
 
@@ -118,7 +118,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
 def by_hand(values: Recipe) -> dict[str, Any]:
     """The same steps in one process: PyTorch's AdamW, whole batches, nothing spread."""
     module = module_for(values)
-    names = trained(module.model)
+    names = trainable_parameters(module.model)
     scales = {name: _own(values, name) for name in names}
     groups = [{"params": [p], "weight_decay": scales[name][1], "own": scales[name][0]} for name, p in names.items()]
     optimizer = torch.optim.AdamW(groups, lr=values.optim.lr, betas=values.optim.betas)

@@ -12,7 +12,7 @@ from blip3o.config.resilience import GuardConfig
 from blip3o.errors import DataError
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.loop import Loop, to_batch
-from blip3o.train.loss_guard import BadStepError, Guard
+from blip3o.train.loss_guard import BadStepError, LossGuard
 from blip3o.train.schedule import learning_rate
 from tests.recipes import recipe
 
@@ -216,7 +216,7 @@ def test_the_micro_batch_behind_a_spike_is_named():
     batches = [arrays(number) for number in range(6)]
     batches[5]["x"] = batches[5]["x"] + 100
     made, records = loop(batches)
-    made.guard = Guard(GuardConfig(spike=20, window=2))
+    made.guard = LossGuard(GuardConfig(spike=20, window=2))
     with pytest.raises(BadStepError, match="is a spike .* at step 2") as caught:
         made.run(0)
     assert caught.value.micro_batches == (5,)

@@ -11,7 +11,7 @@ from blip3o.config.objectives import OBJECTIVES, ObjectiveSpec, Task, stage_name
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.checkpoint.state import identity
 from blip3o.train.metrics.meter import FlopsMeter
-from blip3o.train.preflight.memory import count
+from blip3o.train.preflight.memory import count_parameters
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.validation.loss import held_out, validate
 from tests.distributed import run_ranks
@@ -83,7 +83,7 @@ def test_its_loss_is_a_mean_over_what_it_counts_and_its_work_what_torch_counts()
         module(whole)["color"].backward()
     work = FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)(whole)
     assert work["flops/encoder"] + work["flops/coarse"] == counter.get_total_flops()
-    assert count(values).trained == sum(p.numel() for p in module.model.coarse.parameters())
+    assert count_parameters(values).trained == sum(p.numel() for p in module.model.coarse.parameters())
     unseen = held_out(values)
     figures = validate(unseen, module, [arrays(0, STAGE)], pad_id=PAD)
     assert figures.keys() == {"validation/color", "validation/loss"}

@@ -9,7 +9,7 @@ from blip3o.model.unified import initialize
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import WEIGHTS, read_description, read_final, write_final
 from blip3o.train.export import averaged_runs
-from blip3o.train.initial_weights import load_into, require_covered
+from blip3o.train.initial_weights import load_into, require_frozen_weights
 from tests.model.helpers import nano_model
 
 
@@ -72,6 +72,6 @@ def test_loading_says_what_it_loaded_and_a_random_frozen_part_is_refused():
     assert loaded == {name for name, _ in source.named_parameters()}
     assert torch.equal(model.encoder.pos_embed, source.encoder.pos_embed)
     trainable = [name for name, _ in model.named_parameters() if name.startswith(("queries", "dit."))]
-    require_covered(model, loaded, trainable)
+    require_frozen_weights(model, loaded, trainable)
     with pytest.raises(CheckpointError, match="frozen parts encoder have no weights"):
-        require_covered(model, set(), trainable)
+        require_frozen_weights(model, set(), trainable)

@@ -12,7 +12,7 @@ from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
 from blip3o.train.result import summarize
 from jobs.training.plan import FitPlan
-from jobs.training.resources import scaling, sharing
+from jobs.training.resources import scaling_config, usable_workers
 from jobs.training.stream import stream_encoders
 from tests import recipes
 from tests.jobs import world
@@ -21,19 +21,19 @@ from tests.jobs import world
 def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
     labels = {"ray-subcluster": "training"}
     asked = {"workers": 2, "cpus_per_worker": 3.0}
-    placed = scaling(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel, most=2)
+    placed = scaling_config(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel, max_workers=2)
     assert (placed.num_workers, placed.use_gpu, placed.label_selector) == (2, False, labels)
     assert placed.resources_per_worker == {"CPU": 3.0, "GPU": 0}
-    assert scaling(recipes.recipe(parallel=asked).parallel, most=2).label_selector is None
+    assert scaling_config(recipes.recipe(parallel=asked).parallel, max_workers=2).label_selector is None
 
 
 def test_workers_may_be_a_range_that_ends_where_they_can_share_a_step():
     asked = {"workers": {"min": 2, "max": 12}}
     stages = [recipes.recipe(run={"name": f"m{m}"}, optim={"micro_batches": m}, parallel=asked) for m in (12, 24)]
     pipeline = TrainingPipeline(name="p", stages=tuple(stages))
-    assert scaling(stages[0].parallel, most=12).num_workers == (2, 12)
-    assert [sharing(pipeline, count) for count in (12, 11, 6, 5, 3, 2)] == [12, 6, 6, 4, 3, 2]
-    assert scaling(stages[0].parallel, most=2).num_workers == 2
+    assert scaling_config(stages[0].parallel, max_workers=12).num_workers == (2, 12)
+    assert [usable_workers(pipeline, count) for count in (12, 11, 6, 5, 3, 2)] == [12, 6, 6, 4, 3, 2]
+    assert scaling_config(stages[0].parallel, max_workers=2).num_workers == 2
     with pytest.raises(ConfigError, match="micro_batches 12 is not a multiple of parallel.workers 5"):
         recipes.recipe(optim={"micro_batches": 12}, parallel={"workers": {"min": 5, "max": 12}})
     with pytest.raises(ConfigError, match="min 3 is above max 2: swap them"):

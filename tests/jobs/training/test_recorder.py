@@ -14,7 +14,7 @@ from blip3o.runs.rows import read_rows
 from blip3o.train.callbacks import StepRecord
 from blip3o.train.metrics.recorder import MetricsRecorder, peak_flops
 from jobs.training.callbacks import GaugeExporter
-from jobs.training.progress import ProgressReporter, board
+from jobs.training.progress import ProgressReporter, progress_board
 from tests.jobs.test_train import wait_until
 from tests.recipes import recipe
 
@@ -45,18 +45,18 @@ def steps_stored(tmp_path):
 @pytest.mark.parametrize(("flush", "before"), [(None, []), (2, [0, 1])])
 def test_rows_are_there_when_they_are_settled(ray_cluster, tmp_path, flush, before):
     settings = made(str(tmp_path), flush=flush)
-    handle = board()
+    handle = progress_board()
     recorder, progress = MetricsRecorder(settings, peak_flops=16e9), ProgressReporter(settings)
     for step in range(3):
         recorder.after_step(step + 1, record(step))
         progress.after_step(step + 1, record(step))
-    recorder.settle()
+    recorder.wait_written()
     assert steps_stored(tmp_path) == before
     recorder.on_checkpoint(3, record(2))
     assert steps_stored(tmp_path) == [0, 1, 2]
     recorder.on_end()
     assert json.loads(storage.read_bytes(recipe_uri(str(tmp_path), "recorded"))) == settings.model_dump(mode="json")
-    assert ray_cluster.get(handle.ask.remote(["recorded"])) == {"recorded": {"step": 2, "loss": 0.5}}
+    assert ray_cluster.get(handle.latest.remote(["recorded"])) == {"recorded": {"step": 2, "loss": 0.5}}
     [row, *_] = read_rows(str(tmp_path), "recorded")
     assert (row["mfu"], row["samples_per_second"]) == (0.5, 16)
 
@@ -83,7 +83,7 @@ def test_a_sink_that_fails_ends_the_run(ray_cluster, tmp_path):
     recorder.after_step(1, record(0))
     recorder.flush()
     with pytest.raises(StorageError, match="metrics"):
-        recorder.settle()
+        recorder.wait_written()
 
 
 def test_the_recipes_word_on_the_peak_counts_for_every_worker():

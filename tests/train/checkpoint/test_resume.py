@@ -8,7 +8,7 @@ import torch
 from blip3o import storage
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.errors import CheckpointError
-from blip3o.runs.checkpoints import name_of, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, shards_uri
 from blip3o.runs.paths import final_uri, snapshot_uri
 from blip3o.runs.results import write_final
 from blip3o.train.checkpoint.resume import next_micro_batch, resume_point
@@ -27,7 +27,7 @@ def made(tmp_path, name="one", **stage):
 
 
 def commit(recipe, *steps):
-    results = [{"checkpoint_dir_name": name_of(recipe.run.name, step)} for step in steps]
+    results = [{"checkpoint_dir_name": checkpoint_name(recipe.run.name, step)} for step in steps]
     snapshot = json.dumps({"checkpoint_results": results}).encode()
     storage.write_bytes(snapshot_uri(recipe.run.storage, FIT), snapshot)
     for step in steps:

@@ -6,9 +6,9 @@ import pytest
 
 from blip3o import storage
 from blip3o.errors import CheckpointError
-from blip3o.runs.checkpoints import committed_steps, name_of, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, committed_steps, shards_uri
 from blip3o.runs.paths import SNAPSHOT, validation_uri
-from blip3o.train.checkpoint.store import committed_step, forgive, kept, prune, reject
+from blip3o.train.checkpoint.store import clear_rejection, committed_step, prune, reject, steps_to_keep
 from tests import recipes
 
 FIT = "joined"
@@ -24,14 +24,14 @@ FIT = "joined"
     ],
 )
 def test_the_newest_the_multiples_and_the_best_are_kept(rules, expected):
-    assert kept([3, 6, 9, 12], **rules) == expected
+    assert steps_to_keep([3, 6, 9, 12], **rules) == expected
 
 
 @pytest.fixture
 def made(tmp_path):
     """A run with checkpoints after 3, 6, 9 and 12 steps, and files of one that was never committed after 7 and 15."""
     recipe = recipes.recipe(run={"storage": str(tmp_path)}, checkpoint={"keep": 1, "best": "validation/flow"})
-    names = [name_of(recipe.run.name, step) for step in (3, 6, 9, 12)] + [name_of("another", 99)]
+    names = [checkpoint_name(recipe.run.name, step) for step in (3, 6, 9, 12)] + [checkpoint_name("another", 99)]
     results = [{"checkpoint_dir_name": name} for name in names]
     snapshot = json.dumps({"checkpoint_results": results})
     storage.write_bytes(f"{tmp_path}/{FIT}/{SNAPSHOT}", snapshot.encode())
@@ -82,7 +82,7 @@ def test_a_run_falls_back_past_damaged_and_pruned_checkpoints_until_none_is_left
     assert committed_step(made, FIT) == 6
     assert "checkpoint after step 12 of run 'test' is damaged: a.pt is missing" in caplog.text
     assert "run 'test' falls back to its checkpoint after step 6" in caplog.text
-    forgive(made, 12)
+    clear_rejection(made, 12)
     assert committed_step(made, FIT) == 12
     reject(made, FIT, 12, "again")
     reject(made, FIT, 6, "too")

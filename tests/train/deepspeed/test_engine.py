@@ -8,7 +8,7 @@ import torch
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.checkpoint.state import load, make_universal
 from blip3o.train.deepspeed.engine import build_engine
-from blip3o.train.schedule import learning_rate, parameter_groups, set_rates
+from blip3o.train.schedule import learning_rate, parameter_groups, set_learning_rates
 from blip3o.train.validation.model import trained_weights
 from tests.distributed import run_ranks
 from tests.recipes import recipe
@@ -158,7 +158,7 @@ def test_groups_take_what_they_match_first_and_scale_the_schedule():
     assert made[0]["params"][1] is parameters["dit.layers.1.gate"]
     assert (made[0]["weight_decay"], made[1]["weight_decay"]) == (optim.weight_decay, 0.5)
     for step in (0, 3):
-        set_rates(made, optim, step)
+        set_learning_rates(made, optim, step)
         rate = learning_rate(optim, step)
         assert [group["lr"] for group in made] == [rate / 2, rate, rate]
 

@@ -20,8 +20,8 @@ from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final, write_final
-from blip3o.train.features.encode import AGAIN_FP32, STAGE, ShardEncoder, ahead
-from blip3o.train.features.encoder import FeatureCache, FeatureMaker, require_encoder
+from blip3o.train.features.encode import STAGE, TOLERANCE_FP32, ShardEncoder, prefetch
+from blip3o.train.features.encoder import FeatureCache, FrozenEncoder, require_encoder
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
@@ -60,9 +60,11 @@ def base(tmp_path_factory):
 def encoder_of(recipe):
     cache = FeatureCache.of(recipe)
     ((manifest, folder),) = cache.sources(StageInputs(recipe).manifests)
-    maker = FeatureMaker(recipe, CPU)
+    maker = FrozenEncoder(recipe, CPU)
     width = recipe.optim.micro_batch_size
-    return cache, ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, width=width, threads=2)
+    return cache, ShardEncoder(
+        recipe=recipe, manifest=manifest, folder=folder, encode=maker, batch_size=width, threads=2
+    )
 
 
 def store(recipe):
@@ -128,7 +130,7 @@ def test_smaller_records_cost_a_loss_and_an_error_that_are_stated(base, dtype):
 
 def test_an_encoder_beside_the_trainers_gives_the_same_column(base):
     recipe = made(base, features="stream")
-    maker = FeatureMaker(recipe, CPU)
+    maker = FrozenEncoder(recipe, CPU)
     sha256 = FeatureCache.of(made(base)).sha256
     for streamed, cached in zip(batches(recipe), batches(made(base), sha256), strict=True):
         assert set(cached) == {"features", *streamed} - {"encoder_pixels"}
@@ -148,7 +150,7 @@ def test_what_bf16_arithmetic_makes_is_kept_whole_and_travels_as_its_bits(base):
     with torch.no_grad():
         online = encoder(torch.tensor(pixels["encoder_pixels"]))
     assert torch.equal(to_batch({"features": cached["features"]}, pad_id=0, device=CPU)["features"], online)
-    assert np.array_equal(FeatureMaker(recipe, CPU).column(pixels["encoder_pixels"]), cached["features"])
+    assert np.array_equal(FrozenEncoder(recipe, CPU).column(pixels["encoder_pixels"]), cached["features"])
 
 
 def test_provenance_is_that_of_the_encoder_itself(base):
@@ -157,7 +159,7 @@ def test_provenance_is_that_of_the_encoder_itself(base):
     stored = cache.provenance.pop("stored")
     assert cache.provenance == json.loads(json.dumps(online.__dict__))
     assert stored == {"dtype": "fp32", "tokens": 4, "channels": 16}
-    assert FeatureMaker(made(base), CPU).weights_sha256 == online.weights_sha256
+    assert FrozenEncoder(made(base), CPU).weights_sha256 == online.weights_sha256
 
 
 def test_another_encoder_is_refused_by_its_weights(base):
@@ -243,7 +245,7 @@ def test_verifying_finds_what_is_damaged_and_what_is_of_other_images(base, tmp_p
         work.verify(1)
     storage.write_bytes(uri, whole)
     assert work.verify(1) == footers[1]
-    assert footers[1].relative_error + AGAIN_FP32 < 1e-3
+    assert footers[1].relative_error + TOLERANCE_FP32 < 1e-3
     assert read_header(uri) == work.folder.header(work.manifest.shards[1])
 
 
@@ -260,9 +262,11 @@ def test_work_ahead_keeps_its_order_and_passes_errors_on():
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as pool:
-        assert list(ahead(pool, lambda number: number * number, range(20))) == [number * number for number in range(20)]
+        assert list(prefetch(pool, lambda number: number * number, range(20))) == [
+            number * number for number in range(20)
+        ]
         with pytest.raises(ZeroDivisionError):
-            list(ahead(pool, lambda number: 1 // (5 - number), range(20)))
+            list(prefetch(pool, lambda number: 1 // (5 - number), range(20)))
 
 
 def test_cached_rows_of_the_decoder_stage_keep_their_pixels(base):
