@@ -90,7 +90,7 @@ def _full_name(name: str, prefix: str) -> str:
 
 
 def _read_entries(uri: str) -> dict[str, StoredTensor]:
-    """The headers of all tensors in a file or a folder. Raises `ConfigError` if there are none or a name is repeated."""
+    """The headers of all tensors in a file or a folder. Raises `ConfigError` if there are none or a name repeats."""
     files = [uri] if uri.endswith((SUFFIX, *OTHER_SUFFIXES)) else weight_files(uri)
     if not files:
         raise ConfigError(f"{uri} holds no *{SUFFIX}: give a file, or a folder with such files{other_weights(uri)}")

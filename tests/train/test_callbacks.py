@@ -64,13 +64,13 @@ def test_an_error_in_the_loop_ends_without_the_last_moment():
 
 
 class Profiler(Callback):
-    """Counts what the loop turns to."""
+    """Records the phases of the loop."""
 
     def __init__(self):
         self.seen = []
 
-    def on_phase(self, doing):
-        self.seen.append(doing)
+    def on_phase(self, phase):
+        self.seen.append(phase)
 
 
 class Positive(Callback):
@@ -81,7 +81,7 @@ class Positive(Callback):
 
 
 class Saver(Callback):
-    """Stands for the one that commits: keeps which rows are in the store when it does."""
+    """Takes the place of the checkpoint saver: records which rows are in the store when it saves."""
 
     def __init__(self, made):
         self.made, self.stored = made, []
@@ -105,5 +105,5 @@ def test_a_new_metric_and_a_profiler_are_one_class_each_and_a_checkpoint_has_its
     assert [row["positive"] for row in rows_of(kept)] == expected
     assert saver.stored == [[0, 1], [0, 1, 2, 3]]
     assert profiler.seen[0] == "waiting for the data of step 0"
-    assert profiler.seen[-1] == "what follows the last step"
+    assert profiler.seen[-1] == "callbacks after the last step"
     assert json.loads(storage.read_bytes(f"{tmp_path}/toy/recipe.json"))["run"]["name"] == "toy"
