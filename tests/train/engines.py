@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def made(*, world: int, stage: str = "generate", lora: bool = False, **parallel: Any) -> Recipe:
-    """A nano recipe of three steps: two micro-batches each, whatever the world."""
+    """A nano recipe of three steps with two micro-batches each, at any number of ranks."""
     optim = {"steps": STEPS, "lr": 1e-3, "micro_batch_size": ROWS, "micro_batches": MICRO_BATCHES, "weight_decay": 0.1}
     groups = [{"match": "dit.layers.*", "lr": 5e-4, "weight_decay": 0.0}] if stage == "generate" else []
     # A clip that acts: the gradients of a random nano model are larger.
@@ -54,7 +54,7 @@ def module_for(values: Recipe) -> StageModule:
 
 
 def arrays(number: int, stage: str) -> dict[str, np.ndarray]:
-    """Micro-batch `number` as the stream gives it."""
+    """Micro-batch `number` as the stream yields it."""
     whole = batch(stage, rows=ROWS * (number + 1))
     rows = {name: tensor[-ROWS:].numpy() for name, tensor in whole.items()}
     if stage == "joint" and number % 3 == 1:  # nothing to answer in it, and no image
@@ -70,9 +70,9 @@ def stream(stage: str, first: int, world: int) -> Iterator[dict[str, np.ndarray]
 
 
 def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity: str = "x") -> dict[str, Any]:
-    """Trains, and returns rows, whole weights (on the first rank) and how many numbers this rank held.
+    """Trains; returns rows, complete weights (on the first rank) and the number of parameters that this rank held.
 
-    The run goes on from the checkpoint in the folder if there is one, else makes one after the first step.
+    The run resumes from the checkpoint in the folder if there is one; otherwise it saves one after the first step.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(values)
@@ -85,7 +85,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
         start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, ema=ema)
 
     class SavesFirst(Callback):
-        """Keeps rows, and saves after the first step."""
+        """Records rows, and saves after the first step."""
 
         def after_step(self, done: int, record: StepRecord) -> None:
             rows.append(record.row())
@@ -116,7 +116,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
 
 
 def by_hand(values: Recipe) -> dict[str, Any]:
-    """The same steps in one process: PyTorch's AdamW, whole batches, nothing spread."""
+    """The same steps in one process: PyTorch's AdamW, complete batches, nothing partitioned."""
     module = module_for(values)
     names = trainable_parameters(module.model)
     scales = {name: _own(values, name) for name in names}

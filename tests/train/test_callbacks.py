@@ -1,4 +1,4 @@
-"""Callbacks of the loop: their moments in order, and that a new metric or profiler is one class and no edit."""
+"""Callbacks of the loop: hooks are called in order, and a new metric or profiler is one class and no edit."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ STEPS = 4
 
 
 class Diary(Callback):
-    """Writes down every moment, and asks for a checkpoint after the second step."""
+    """Records every hook call, and requests a checkpoint after the second step."""
 
     def __init__(self, name, diary):
         self.name, self.diary = name, diary
@@ -41,7 +41,7 @@ class Diary(Callback):
         self.diary.append((self.name, "end", None))
 
 
-def test_moments_come_in_their_order_and_callbacks_in_that_of_their_list():
+def test_hooks_are_called_in_order_and_callbacks_in_the_order_of_their_list():
     made, _ = loop(map(arrays, itertools.count(2)), steps=3)
     diary = []
     made.callbacks = [Diary("a", diary), Diary("b", diary)]
@@ -53,7 +53,7 @@ def test_moments_come_in_their_order_and_callbacks_in_that_of_their_list():
     assert diary.index(("a", "step", 2)) == 6
 
 
-def test_an_error_in_the_loop_ends_without_the_last_moment():
+def test_an_error_in_the_loop_skips_on_end():
     made, _ = loop(map(arrays, range(3)))
     diary = []
     made.callbacks = [Diary("a", diary)]
@@ -74,7 +74,7 @@ class Profiler(Callback):
 
 
 class Positive(Callback):
-    """A metric of one's own: how many numbers of a micro-batch are positive."""
+    """A custom metric: how many numbers of a micro-batch are positive."""
 
     def measure(self, batch):
         return {"positive": int((batch["x"] > 0).sum())}
@@ -94,7 +94,7 @@ class Saver(Callback):
 
 
 def test_a_new_metric_and_a_profiler_are_one_class_each_and_a_checkpoint_has_its_rows(tmp_path):
-    """The metric's column arrives in the store by the recorder that ships, and no other line changes."""
+    """The existing recorder stores the metric's column, and no other line changes."""
     made, _ = loop(map(arrays, itertools.count()), steps=STEPS)
     kept = recipe(run={"storage": str(tmp_path), "name": "toy"}, optim={"steps": STEPS})
     profiler, saver = Profiler(), Saver(kept)

@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, all that trains, and gone from the result, which computes what they did."""
+"""LoRA adapters: no effect at first, the only trained part, and merged into the result with equal outputs."""
 
 import pytest
 import torch
@@ -35,18 +35,18 @@ def test_new_adapters_change_nothing():
         assert torch.equal(module(batch("understand"))["text"], stage_module("understand")(batch("understand"))["text"])
 
 
-@pytest.mark.parametrize(("stage", "beside"), [("understand", set()), ("joint", {"queries", "dit"})])
-def test_adapters_train_and_not_the_backbone(stage, beside):
+@pytest.mark.parametrize(("stage", "others"), [("understand", set()), ("joint", {"queries", "dit"})])
+def test_adapters_are_trained_and_the_backbone_is_not(stage, others):
     module, _ = adapted(stage)
     sum(module(batch(stage)).values()).backward()
     names = set(trainable_parameters(module.model))
     assert {name for name, p in module.model.named_parameters() if p.grad is not None} == names
     adapters = {name for name in names if name.startswith("backbone.")}
     assert len(adapters) == 2 * ATTENTION
-    assert {name.split(".")[0] for name in names - adapters} == beside
+    assert {name.split(".")[0] for name in names - adapters} == others
 
 
-def test_a_result_has_the_plain_names_and_computes_what_adapters_did():
+def test_a_result_has_plain_names_and_the_same_outputs_as_the_adapters():
     module, before = adapted("understand")
     randomise(module, seed=1)  # weights and adapters alike
     result = merge_adapters(trainable_parameters(module.model), base_weights(module.model), LoraConfig(**LORA))
@@ -64,7 +64,7 @@ def test_a_result_has_the_plain_names_and_computes_what_adapters_did():
     assert torch.allclose(weight - moved.base_layer.weight, moved.get_delta_weight("default"), atol=1e-6)
 
 
-def test_what_was_trained_without_adapters_is_itself():
+def test_weights_trained_without_adapters_are_unchanged():
     tensors = {"queries": torch.zeros(2)}
     assert merge_adapters(tensors, {}, None) == tensors
 

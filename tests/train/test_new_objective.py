@@ -1,4 +1,4 @@
-"""A new objective is one class in one file and one row of the table: everything else trains it as it is."""
+"""A new objective is one class in one file and one row of the table: all other code trains it unchanged."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ def test_it_trains_and_resumes_by_the_loop_and_the_engine(tmp_path):
 
 
 @pytest.mark.usefixtures("row")
-def test_its_loss_is_a_mean_over_what_it_counts_and_its_work_what_torch_counts():
+def test_its_loss_is_a_mean_over_its_counts_and_its_flops_equal_torchs_count():
     values = made(world=1, stage=STAGE)
     module, whole = module_for(values), batch(STAGE, rows=ROWS)
     pixels = ROWS * 3 * 32 * 32
@@ -102,7 +102,7 @@ def test_recipes_are_checked_by_its_row():
         recipe(stage={"name": STAGE}, data={"features": "cache"})
 
 
-def test_it_is_nothing_without_its_row(monkeypatch):
+def test_without_its_row_it_is_unknown(monkeypatch):
     with pytest.raises(ConfigError, match=f"'stage.name' = '{STAGE}': known are encoder, understand, generate, "):
         recipe(stage={"name": STAGE})
     monkeypatch.setitem(OBJECTIVES, "masked_color", replace(ROW, trainable=("decoder.*",)))
@@ -112,7 +112,7 @@ def test_it_is_nothing_without_its_row(monkeypatch):
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_rows_name_the_terms_of_their_class(name):
-    """In the order in which reports show them; and freeze what they do not train."""
+    """In the order in which reports show them; other parts are frozen."""
     spec = OBJECTIVES[name]
     models = {"clip_mse": "clip_mse", "vae_flow": "vae_flow kl", "sdxl": "sdxl", "sana": "sana"}
     values = recipe(model=variant(models.get(spec.selected_by, "clip_flow")), stage={"name": spec.stages[0]})

@@ -1,4 +1,4 @@
-"""What the driver does about an interruption, before it starts the next fit."""
+"""Recovery: what the driver does after an interruption, before it starts the next fit."""
 
 import json
 
@@ -43,7 +43,7 @@ def events(made):
     return [(it["kind"], it["step"]) for it in read_history(made.run.storage, made.run.name).events]
 
 
-def test_a_bad_step_is_taken_again_without_its_samples_from_the_resume_point(made):
+def test_a_bad_step_is_repeated_without_its_samples_from_the_resume_point(made):
     inputs = StageInputs(made)
     without = build_micro_batches(inputs, Task.DRAW)
     recover([inputs], FIT, of(made, BAD))

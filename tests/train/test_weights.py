@@ -1,4 +1,4 @@
-"""Results of runs: whole or not there, and never silently wrong."""
+"""Results of runs: complete or absent, and never silently wrong."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_what_was_written_is_read(tmp_path):
     assert description["run"] == "x"
 
 
-def test_a_moving_average_is_beside_the_weights(tmp_path):
+def test_a_moving_average_is_stored_next_to_the_weights(tmp_path):
     last, mean = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
     write_final(str(tmp_path), last, {"run": "x"}, mean)
     assert torch.equal(read_final(str(tmp_path))[0]["a"], last["a"])
@@ -31,7 +31,7 @@ def test_a_moving_average_is_beside_the_weights(tmp_path):
         read_final(str(tmp_path), averaged=True)
 
 
-def test_the_average_of_what_others_were_trained_on_is_not_exported(tmp_path):
+def test_the_average_of_a_run_that_others_start_from_is_not_exported(tmp_path):
     starts = {"encoder": [], "generate": ["encoder"], "decoder": ["encoder"], "plain": []}
     for run, start in starts.items():
         description = {"recipe": {"stage": {"start_from": start}}}
@@ -64,7 +64,7 @@ def test_another_models_weights_are_refused():
         load_into(model, {"queries": torch.zeros(2, 2)}, source="run")
 
 
-def test_loading_says_what_it_loaded_and_a_random_frozen_part_is_refused():
+def test_loading_returns_the_loaded_names_and_a_random_frozen_part_is_refused():
     model = nano_model(("queries", "dit", "encoder"))
     source = nano_model(("encoder",))
     initialize(source, 9)

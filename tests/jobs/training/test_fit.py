@@ -1,4 +1,4 @@
-"""What a fit asks of Ray, and what it says of itself afterwards, as plain values."""
+"""The resources and labels that a fit requests from Ray, and its summary, as plain values."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
     assert scaling_config(recipes.recipe(parallel=asked).parallel, max_workers=2).label_selector is None
 
 
-def test_workers_may_be_a_range_that_ends_where_they_can_share_a_step():
+def test_a_range_of_workers_uses_numbers_that_divide_a_step():
     asked = {"workers": {"min": 2, "max": 12}}
     stages = [recipes.recipe(run={"name": f"m{m}"}, optim={"micro_batches": m}, parallel=asked) for m in (12, 24)]
     pipeline = TrainingPipeline(name="p", stages=tuple(stages))
@@ -66,12 +66,12 @@ print(len(made["input_ids"]), "torch" in sys.modules)
 """
 
 
-def test_who_makes_micro_batches_does_not_load_pytorch(base):
-    """Which would be a second of each start, and memory in every process that decodes."""
+def test_actors_that_build_micro_batches_do_not_load_pytorch(base):
+    """PyTorch would cost a second at each start, and memory in every process that decodes."""
     made = world.recipe(base)
-    told = FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
+    plan = FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
     command = [sys.executable, "-c", MAKES_A_MICRO_BATCH]
-    done = subprocess.run(command, input=json.dumps(asdict(told)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input=json.dumps(asdict(plan)), capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == [str(made.optim.micro_batch_size), "False"], done.stderr
 
 
@@ -81,7 +81,7 @@ def test_without_encoders_the_whole_stream_has_the_labels_of_decoding():
 
 
 def test_a_stream_over_two_subclusters_is_refused():
-    """Ray Data would count no node of the second one, and its actors would wait for ever."""
+    """Ray Data would count no node of the second one, and its actors would wait forever."""
     labels = {"ray-subcluster": "preprocess"}
     with pytest.raises(ConfigError, match="data_labels has preprocess, parallel.encoder_labels None: give both"):
         plan(data_labels=labels)
@@ -89,13 +89,13 @@ def test_a_stream_over_two_subclusters_is_refused():
     assert plan("online", data_labels=labels)
 
 
-def test_stages_whose_labels_differ_are_no_pipeline():
+def test_stages_with_different_labels_are_refused_as_a_pipeline():
     stages = [recipes.recipe(run={"name": kind}, parallel={"data_labels": {"kind": kind}}) for kind in ("a", "b")]
     with pytest.raises(ConfigError, match="the stages differ in parallel.data_labels"):
         TrainingPipeline(name="p", stages=tuple(stages))
 
 
-def test_a_summary_tells_how_long_steps_wait_for_data():
+def test_a_summary_reports_how_long_steps_wait_for_data():
     made = recipes.recipe(optim={"steps": 100})
     rows = [
         {"step": n, "loss": 1.0 - n / 100, "seconds": 0.5, "data_wait": 0.001 * n, "checkpoint_stall": 0.25}

@@ -1,4 +1,4 @@
-"""A checkpoint's files come back as they were written, or the one that does not is named."""
+"""A checkpoint's files are read as they were written, or the damaged one is named."""
 
 import pytest
 
@@ -37,19 +37,19 @@ def test_files_come_back_as_they_were(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (None, "a.pt is missing"),
         (b"012345678", "a.pt has 9 bytes, 10 were written"),
         (b"0123456780", "a.pt has sha256 .*, 84d89877f0d4… was written"),
     ],
 )
-def test_a_file_that_is_not_the_one_written_is_named(saved, tmp_path, change, told):
+def test_a_file_that_differs_from_the_written_one_is_named(saved, tmp_path, change, message):
     uri, files = saved
     storage.delete(f"{uri}/state/a.pt")
     if change is not None:
         storage.write_bytes(f"{uri}/state/a.pt", change)
-    with pytest.raises(DamagedCheckpointError, match=told):
+    with pytest.raises(DamagedCheckpointError, match=message):
         download_files(uri, files, tmp_path / "back")
 
 
@@ -58,7 +58,7 @@ def put_list(uri, rank, *, said=None, world=2):
     storage.write_bytes(rank_list_uri(uri, rank), files.to_bytes())
 
 
-def test_a_checkpoint_is_whole_when_the_lists_of_all_ranks_are_there(tmp_path):
+def test_a_checkpoint_is_complete_if_the_lists_of_all_ranks_exist(tmp_path):
     uri = str(tmp_path)
     with pytest.raises(DamagedCheckpointError, match="rank-00000.json is missing"):
         read_rank_lists(uri)

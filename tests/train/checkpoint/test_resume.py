@@ -1,4 +1,4 @@
-"""Where a run goes on: each rule overrules those below it."""
+"""Where a run resumes: each rule takes precedence over those below it."""
 
 import json
 
@@ -52,8 +52,8 @@ def test_finished_comes_before_checkpoint_before_start_from_before_seed(tmp_path
     assert point.result["run"] == "one"
 
 
-def test_a_run_all_of_whose_checkpoints_are_rejected_starts_from_nothing_less(tmp_path):
-    """Weights to start from would silently throw its steps away."""
+def test_a_run_with_only_rejected_checkpoints_does_not_start_again(tmp_path):
+    """Starting from initial weights would silently discard its steps."""
     recipe = made(tmp_path, start_from=["world-encoder"])
     commit(recipe, 3)
     with pytest.raises(CheckpointError, match="no checkpoint left that is whole"):

@@ -1,4 +1,4 @@
-"""Which checkpoints count, are kept, and are fallen back to, without Ray: its snapshot is written by hand."""
+"""Which checkpoints count, are kept, and serve as fallback. Without Ray: its snapshot is written by hand."""
 
 import json
 
@@ -57,7 +57,7 @@ def validated(made, figures):
         storage.write_bytes(place, json.dumps({"validation/flow": figure}).encode())
 
 
-def test_pruning_leaves_what_the_rules_keep_and_what_is_on_its_way(made):
+def test_pruning_keeps_the_checkpoints_of_the_rules_and_uploads_in_progress(made):
     validated(made, {3: 0.5, 6: 0.2, 9: 0.3})
     prune(made, FIT)
     assert steps_with_files(made) == [6, 12, 15]
@@ -65,7 +65,7 @@ def test_pruning_leaves_what_the_rules_keep_and_what_is_on_its_way(made):
 
 @pytest.mark.parametrize(("figures", "left"), [({}, [9, 12, 15]), ({3: 0.5, 6: 0.6}, [3, 9, 12, 15])])
 def test_a_checkpoint_that_waits_for_its_validation_is_not_pruned(made, figures, left):
-    """But two at the most: validations that are slower than the training do not fill the store."""
+    """At most two: validations that are slower than training do not fill the store."""
     evaluate = {"every": 3, "sources": [{"name": "held", "shards": "held/*.tar"}]}
     checkpoint = made.checkpoint.model_dump() | {"every": 3}
     waiting = recipes.recipe(run=made.run.model_dump(), checkpoint=checkpoint, evaluate=evaluate)
@@ -90,7 +90,7 @@ def test_a_run_falls_back_past_damaged_and_pruned_checkpoints_until_none_is_left
         reject(made, FIT, 3, "as well")
 
 
-def test_a_snapshot_of_another_form_is_an_error(made):
+def test_a_snapshot_in_another_format_is_an_error(made):
     storage.write_bytes(f"{made.run.storage}/{FIT}/{SNAPSHOT}", b'{"results": []}')
     with pytest.raises(CheckpointError, match="is not a snapshot as Ray 2.60 writes it"):
         committed_step(made, FIT)

@@ -1,4 +1,4 @@
-"""Stored features are those that the trainer would compute, from the weights it would load: equal loss, to the bit."""
+"""Stored features equal those that the trainer would compute with the weights it would load: bit-identical loss."""
 
 import json
 from dataclasses import replace
@@ -116,7 +116,7 @@ TOLERANCE = {"bf16": 1e-3, "fp16": 1e-4, "int8": 1e-3}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_smaller_records_cost_a_loss_and_an_error_that_are_stated(base, dtype):
+def test_smaller_records_change_the_loss_and_report_their_error(base, dtype):
     recipe = made(base, dtype=dtype)
     cache, work, footers = store(recipe)
     online = losses(made(base, features="online"))
@@ -128,7 +128,7 @@ def test_smaller_records_cost_a_loss_and_an_error_that_are_stated(base, dtype):
     assert work.verify(0) == footers[0]
 
 
-def test_an_encoder_beside_the_trainers_gives_the_same_column(base):
+def test_an_encoder_outside_the_trainer_computes_the_same_column(base):
     recipe = made(base, features="stream")
     maker = FrozenEncoder(recipe, CPU)
     sha256 = FeatureCache.of(made(base)).sha256
@@ -138,7 +138,7 @@ def test_an_encoder_beside_the_trainers_gives_the_same_column(base):
         assert np.array_equal(streamed["draw_key"], cached["draw_key"])
 
 
-def test_what_bf16_arithmetic_makes_is_kept_whole_and_travels_as_its_bits(base):
+def test_features_in_bf16_are_stored_exactly_and_sent_as_bits(base):
     recipe = made(base, parallel={"precision": "bf16"})
     cache, work, footers = store(recipe)
     assert (cache.provenance["dtype"], cache.provenance["stored"]["dtype"]) == ("bfloat16", "bf16")
@@ -175,7 +175,7 @@ def test_another_encoder_is_refused_by_its_weights(base):
     FeatureCache.of(made(base)).require(StageInputs(made(base)).manifests)
 
 
-def test_an_encoder_that_is_not_there_yet_is_named(base):
+def test_a_missing_encoder_is_named(base):
     missing = made(base, stage={"name": "generate", "start_from": ["world-understand"]})
     with pytest.raises(ConfigError, match=r"stage.start_from \(world-understand\) holds no encoder\.\w"):
         require_encoder(missing)
@@ -226,7 +226,7 @@ def test_a_damaged_image_has_no_features_and_is_replaced_as_online(base, tmp_pat
     assert [one["draw_key"].tolist() for one in online] == [one["draw_key"].tolist() for one in cached]
 
 
-def test_verifying_finds_what_is_damaged_and_what_is_of_other_images(base, tmp_path):
+def test_verifying_finds_damaged_features_and_features_of_other_images(base, tmp_path):
     recipe = made(base, dtype="fp16")
     cache, work, footers = store(recipe)
     uri = work.folder.file(1)
@@ -250,7 +250,7 @@ def test_verifying_finds_what_is_damaged_and_what_is_of_other_images(base, tmp_p
 
 
 def test_a_record_does_not_depend_on_the_rows_around_it(base):
-    """A shard of ten in batches of eight: the last two are encoded as in a batch of eight of their own."""
+    """A shard of ten rows in batches of eight: the last two are encoded in a padded batch of eight."""
     recipe = made(base)
     _, work = encoder_of(recipe)
     alone = replace(work, encode=lambda pixels: np.stack([work.encode(pixels[[i] * 8])[0] for i in range(8)]))
@@ -258,7 +258,7 @@ def test_a_record_does_not_depend_on_the_rows_around_it(base):
     assert all(np.array_equal(rows[0][row], rows[1][row]) for row in range(10))
 
 
-def test_work_ahead_keeps_its_order_and_passes_errors_on():
+def test_prefetching_keeps_the_order_and_raises_errors():
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as pool:
