@@ -30,7 +30,7 @@ from blip3o.data.shards.scan import scan_shard
 from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.model.unified import initialize
 from blip3o.train.features.encode import ShardEncoder
-from blip3o.train.features.encoder import FeatureCache, FeatureMaker
+from blip3o.train.features.encoder import FeatureCache, FrozenEncoder
 from blip3o.train.loop import to_batch
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.stages import freeze, stage_of
@@ -71,8 +71,8 @@ def _encode(recipe: Recipe) -> tuple[FeatureCache, dict[str, Any]]:
     """Stores the features of every shard; what that took and what it cost."""
     cache = FeatureCache.of(recipe)
     ((manifest, folder),) = cache.sources(StageInputs(recipe).manifests)
-    encode, width = FeatureMaker(recipe, CPU), recipe.optim.micro_batch_size
-    work = ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=encode, width=width, threads=1)
+    encode, width = FrozenEncoder(recipe, CPU), recipe.optim.micro_batch_size
+    work = ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=encode, batch_size=width, threads=1)
     began = time.perf_counter()
     footers = [work.write(shard.shard) for shard in manifest.shards]
     seconds = time.perf_counter() - began

@@ -173,10 +173,10 @@ def train_autoencoder(recipe: Recipe, *, steps: int) -> float:
 
 def measure_latents(recipe: Recipe) -> None:
     """Leaves the statistics of the autoencoder's latents as the finished run `LATENTS`."""
-    from blip3o.train.features.latents import measure
+    from blip3o.train.features.latents import measure_latents
 
     alone = recipe.stage.model_copy(update={"start_from": (AUTOENCODER,)})  # the backbone is trained later
-    measure(recipe.model_copy(update={"stage": alone}), name=LATENTS, images=LATENT_IMAGES)
+    measure_latents(recipe.model_copy(update={"stage": alone}), name=LATENTS, images=LATENT_IMAGES)
 
 
 def step_flops(recipe: Recipe) -> int:

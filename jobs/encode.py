@@ -197,11 +197,11 @@ class _Actor:
 
     def _shard_encoder(self) -> "ShardEncoder":
         from blip3o.train.features.encode import ShardEncoder
-        from blip3o.train.features.encoder import FeatureMaker
+        from blip3o.train.features.encoder import FrozenEncoder
 
         if self._encoder is None:
             recipe = self._cache.recipe
-            maker = FeatureMaker(recipe, select(recipe.parallel.device))
+            maker = FrozenEncoder(recipe, select(recipe.parallel.device))
             expected = self._cache.provenance["weights_sha256"]
             if maker.weights_sha256 != expected:
                 raise DataError(
@@ -214,7 +214,7 @@ class _Actor:
                 manifest=manifest,
                 folder=folder,
                 encode=maker,
-                width=recipe.optim.micro_batch_size,
+                batch_size=recipe.optim.micro_batch_size,
                 threads=max(int(self._pool.cpus), 1),
             )
         return self._encoder

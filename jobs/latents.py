@@ -22,9 +22,9 @@ def command(
     """Measure the channel statistics of generation targets, for a recipe with model.normalize_latents."""
     chosen = show_recipe(recipe, overrides)
     if not dry_run:
-        from blip3o.train.features.latents import measure  # 2 s: torch
+        from blip3o.train.features.latents import measure_latents  # 2 s: torch
 
-        measure(chosen, name=name, images=images)
+        measure_latents(chosen, name=name, images=images)
 
 
 main = entry_point("latents", command)

@@ -42,14 +42,14 @@ def command(
 ) -> None:
     """Train a stage or a pipeline of stages; run it again to resume."""
     from blip3o.train.preflight.checks import require  # 2 s: torch
-    from jobs.training.preflight import planned
+    from jobs.training.preflight import dry_run_checks
     from jobs.training.run import train_pipeline
 
     pipeline = show_pipeline(recipe, overrides)
     if not dry_run:
         train_pipeline(pipeline)
         return
-    require(tell(planned(pipeline, parse_cluster(cluster) if cluster else None), mark="# "))
+    require(tell(dry_run_checks(pipeline, parse_cluster(cluster) if cluster else None), mark="# "))
     # Who pretends a cluster may have no way to the store either: there, asking it takes minutes of retries.
     for stage in () if cluster else pipeline.stages:
         _preview_order(stage)

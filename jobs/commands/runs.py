@@ -27,10 +27,10 @@ def runs(
 ) -> None:
     """List runs: stage, state, steps, newest loss. With --diff A B, what differs between two runs' recipes."""
     from blip3o.runs.listing import list_runs
-    from blip3o.runs.recipes import compare
+    from blip3o.runs.recipes import diff_recipes
 
     if diff is not None:
-        differing = compare(storage, *diff)
+        differing = diff_recipes(storage, *diff)
         print(json.dumps(differing, indent=1) if as_json else _difference(differing))
         return
     states = list_runs(storage)

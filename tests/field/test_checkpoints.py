@@ -89,7 +89,7 @@ def renamed(head, old, new):
         (b"\x1f\x8b\x08\0\0\0\0\0" + bytes(99), "is compressed by gzip: unpack it"),
         (SCALE_IN_FP8[:-3], "has 238 bytes, its header describes 241: it is truncated"),
         (SCALE_IN_FP8[:100], "its header has 224 bytes, the file 100: it is truncated"),
-        (SCALE_IN_FP8, "lacks 16 of 16 tensors of encoder.*, e.g. encoder.blocks.0.attn.proj.bias, "),
+        (SCALE_IN_FP8, "is missing 16 of 16 tensors of encoder.*, e.g. encoder.blocks.0.attn.proj.bias, "),
     ],
 )
 def test_a_file_that_is_no_such_checkpoint_is_named_with_the_fix(adopt, capsys, monkeypatch, tmp_path, data, fault):
