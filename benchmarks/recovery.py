@@ -66,9 +66,9 @@ def tree(base: str, name: str, *, zero: int, steps: int, workers: int | dict[str
 def prepare(base: str) -> None:
     """Scenes, their index and tokenizer, and the results of the stages before: a model as it is initialised."""
     from blip3o.data.sets.scenes import build_scenes
+    from blip3o.data.text.tokenizer_training import train_tokenizer
     from jobs.common import join_ray, leave_ray
     from jobs.index import index
-    from jobs.tokenizer import train_tokenizer
 
     made = build_recipe(tree(base, "world", zero=1, steps=10))
     build_scenes(f"{base}/data/scenes", train=SCENES, heldout=8, samples_per_shard=40)

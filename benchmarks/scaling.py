@@ -27,13 +27,13 @@ from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.scenes import build_scenes
 from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.data.text.tokenizer import PAD, ChatTokenizer
+from blip3o.data.text.tokenizer_training import train_tokenizer
 from blip3o.runs.rows import rows_of
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
 from jobs.common import join_ray, leave_ray
 from jobs.index import index
-from jobs.tokenizer import train_tokenizer
 from jobs.training.run import train
 
 TOLERANCE = 1e-5  # of the first loss, relative: kernels see other neighbours in memory

@@ -175,10 +175,10 @@ class Demo:
             return None
 
     def _train_and_evaluate(self) -> "Evaluation":
+        from blip3o.data.text.tokenizer_training import train_tokenizer
         from blip3o.evaluate.heldout.evaluation import evaluate
         from blip3o.train.export import export
         from jobs.index import index, with_own_sources
-        from jobs.tokenizer import train_tokenizer
         from jobs.training.run import train_pipeline
 
         with _step("index", self.summary):

@@ -10,8 +10,8 @@ def base(s3, ray_cluster):
     The last scene is cut short, so whoever trains on them trains beside damage.
     """
     from blip3o.data.sets.scenes import build_scenes
+    from blip3o.data.text.tokenizer_training import train_tokenizer
     from jobs.index import index
-    from jobs.tokenizer import train_tokenizer
     from tests.jobs import world
 
     uri = f"{s3}/jobs"

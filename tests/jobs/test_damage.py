@@ -8,9 +8,9 @@ from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file, manifest_file, read_manifest
+from blip3o.data.text.tokenizer_training import train_tokenizer
 from blip3o.errors import DataError
 from jobs.index import index
-from jobs.tokenizer import train_tokenizer
 from jobs.training.checks import check_data
 from tests.data.shard_files import header_of, png, put, sample, samples, tar
 from tests.jobs import world
