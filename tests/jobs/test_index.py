@@ -127,7 +127,7 @@ def test_shards_that_an_older_version_indexed_are_read_again_and_give_the_same(r
     before = index_source(**source)
     assert index_source(**source).scanned == 0
     change_header(f"{tmp_path}/m/index/00000.parquet", lambda header: header.pop("tally") and header.update(layout=3))
-    with caplog.at_level("INFO", "jobs.index"):
+    with caplog.at_level("INFO", "blip3o.data.shards.indexing"):
         again = index_source(**source)
     assert (again.scanned, again.manifest.fingerprint) == (1, before.manifest.fingerprint)
     assert "src: 1 shards were indexed by an older version: read again" in caplog.text
