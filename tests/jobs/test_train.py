@@ -38,7 +38,7 @@ LABEL = "ray-subcluster"
 
 @pytest.fixture(scope="module")
 def quiet(base):
-    """An undisturbed run, with validations beside it, and what it returned; the others have none."""
+    """An undisturbed run with validations, and its result; the other runs have none."""
     made = world.recipe(base, evaluate=world.VALIDATED)
     return made, train(made)
 
@@ -71,7 +71,7 @@ def trainers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
 
 
-def test_figures_are_whole_and_plausible(quiet):
+def test_figures_are_complete_and_plausible(quiet):
     made, result = quiet
     rows = figures(made)
     assert [row["step"] for row in rows] == list(range(made.optim.steps))
@@ -96,7 +96,7 @@ def test_what_indexing_found_damaged_no_step_met(quiet):
     assert read_ledger(storage.join(made.run.storage, made.run.name, "ledger")) == []
 
 
-def test_checkpoints_are_validated_and_drawn_beside_the_training(quiet):
+def test_checkpoints_are_validated_and_drawn_while_training_continues(quiet):
     made, _ = quiet
     run = read_run(made.run.storage, made.run.name)
     assert [found["step"] for found in run.validations] == [12, 24]
@@ -208,8 +208,8 @@ def test_a_pipeline_whose_worker_and_driver_are_killed_is_its_stages_one_after_t
 ):
     """A worker in its first stage, driver and workers in its second, whose newest checkpoint is damaged then."""
     undisturbed, expected = quiet
-    alone = world.recipe(base, **second("alone-b", after=undisturbed.run.name))
-    apart = [expected, train(alone)]
+    separate = world.recipe(base, **second("alone-b", after=undisturbed.run.name))
+    apart = [expected, train(separate)]
     file = write_pipeline(tmp_path, base, "joined")
     pipeline = load_pipeline(file, [])
     first, last = pipeline.stages
@@ -222,7 +222,7 @@ def test_a_pipeline_whose_worker_and_driver_are_killed_is_its_stages_one_after_t
         assert read_description(final_uri(first.run.storage, first.run.name)) is None, "it had ended before"
         # Two checkpoints are there: the newer one is going to be damaged.
         wait_until(lambda: len(committed_steps(last, "joined")) >= 2 or driver.poll() is not None)
-        # The trainers go with the driver, as on a machine that loses power: left alone, a nano run may end by itself.
+        # The trainers go with the driver, as on a machine that loses power: otherwise a nano run may end by itself.
         family = trainers()
         for process in (driver, *family):
             process.kill()
@@ -237,9 +237,9 @@ def test_a_pipeline_whose_worker_and_driver_are_killed_is_its_stages_one_after_t
     joined = train_pipeline(pipeline)
     for kind in ("sha256", "average_sha256"):
         assert [result.get(kind) for result in joined] == [result.get(kind) for result in apart]
-    assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(alone)} == {True}
+    assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(separate)} == {True}
     assert len({apart[1]["sha256"], apart[1]["average_sha256"]}) == 2
-    for one, other in zip((undisturbed, alone), pipeline.stages, strict=True):
+    for one, other in zip((undisturbed, separate), pipeline.stages, strict=True):
         assert figures(one) == figures(other)
         losses = [(step, value) for step, tag, value in shown(other) if tag == "loss"]
         assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in figures(other)]
