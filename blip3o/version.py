@@ -29,7 +29,7 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return _installed_commit()
     try:
-        described = subprocess.run(_COMMIT, cwd=root, capture_output=True, text=True)
+        described = subprocess.run(_COMMIT, cwd=root, capture_output=True, encoding="utf-8")
     except FileNotFoundError:  # no git on this machine
         return None
     return described.stdout.strip() or None

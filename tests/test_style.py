@@ -137,7 +137,8 @@ def test_some_names_have_one_home(pattern, home):
 
 def _is_text_by_locale(call: ast.Call) -> bool:
     names = {keyword.arg for keyword in call.keywords}
-    of_path = isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text")
+    method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    of_path = method == "write_text" or (method == "read_text" and not call.args)
     return "encoding" not in names and (of_path or "text" in names and "subprocess" in ast.unparse(call.func))
 
 

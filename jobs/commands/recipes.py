@@ -32,4 +32,4 @@ def show(recipe: RecipeName, *, overrides: StageOverrides) -> None:
 
 def summary(file: Path) -> str:
     """The summary of a recipe file: its first line, a comment."""
-    return file.read_text().partition("\n")[0].removeprefix("#").strip()
+    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()

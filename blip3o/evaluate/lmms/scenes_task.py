@@ -38,6 +38,6 @@ def write_scenes_task(folder: Path, *, scenes: int) -> int:
     ]
     data = (folder / "scenes.parquet").resolve()
     pq.write_table(pa.Table.from_pylist(rows), data)
-    (folder / f"{SCENES_TASK}.yaml").write_text(_TASK.format(name=SCENES_TASK, data=data))
+    (folder / f"{SCENES_TASK}.yaml").write_text(_TASK.format(name=SCENES_TASK, data=data), encoding="utf-8")
     shutil.copy(scenes_utils.__file__, folder / "utils.py")
     return len(rows)
