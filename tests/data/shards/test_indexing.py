@@ -48,7 +48,7 @@ def test_only_new_and_changed_shards_are_scanned_and_the_order_of_scans_changes_
     scanner = Scanner()
     first, lines = indexed(tmp_path, scanner)
     assert [shard.rows for shard in first.manifest.shards] == [2, 3]
-    assert lines[0].startswith("src: 10 of 10 members became 5 samples; ")
+    assert lines[0].startswith("src: 15 of 15 members became 5 samples; ")
     put(tmp_path, "1.tar", tar(samples(4, "v")))
     put(tmp_path, "2.tar", tar(samples(1, "w")))
     again, _ = indexed(tmp_path, scanner)
