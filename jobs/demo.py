@@ -47,8 +47,8 @@ EVALUATED = ("understanding", "generation", "scenes", "provenance")
 class Scale:
     """The size of a demo: the pipeline's recipe, scenes, side of the emoji in pixels, and overrides for every stage.
 
-    `suite_items` held-out scenes are generated and judged by GenEval's rules (`jobs.evaluation.proof`), which takes
-    half a minute for 30; 0 omits that.
+    `suite_items` held-out scenes are generated and judged by GenEval's rules (`jobs.evaluation.demo_scores`), which
+    takes half a minute for 30; 0 omits that.
     """
 
     recipe: str = "tiny"
@@ -231,14 +231,15 @@ class Demo:
 
     def _score_suite(self, evaluation: "Evaluation") -> None:
         """Scenes by GenEval's rules, and understanding before and after the later stages."""
-        from jobs.evaluation import proof
+        from jobs.evaluation import demo_scores
 
         with _step("proof", self.summary):
             if self.scale.suite_items:
-                scores = proof.scenes(BUNDLE, f"{BASE}/evaluation/demo-suites", items=self.scale.suite_items)
+                folder = f"{BASE}/evaluation/demo-suites"
+                scores = demo_scores.score_scenes(BUNDLE, folder, items=self.scale.suite_items)
                 self.summary["scenes"] = scores | {"by_parts": evaluation.scores["scenes"]}
             understand = self.recipe("understand").run.name
-            before = proof.understanding_before(
+            before = demo_scores.score_understanding_before(
                 self.recipe("decoder"), [understand], f"{BASE}/bundles/demo-understand", evaluation
             )
             self.summary["understanding"] = evaluation.scores["understanding"] | {"before_generate": before}
