@@ -195,10 +195,10 @@ class Demo:
             return None
 
     def _index(self) -> None:
-        from jobs.index import index, with_own_sources
+        from jobs.index import index, stages_with_new_sources
 
         with _step("index", self.summary):
-            for recipe in with_own_sources(self.pipeline()):
+            for recipe in stages_with_new_sources(self.pipeline()):
                 index(recipe)
 
     def _train_tokenizer(self) -> None:

@@ -132,7 +132,7 @@ def select_samples(sources: Sequence[SourceConfig], manifests: Sequence[Manifest
         logger.info("%s: %d of %d good samples selected", source.name, left, manifest.good_rows)
 
 
-def with_own_sources(pipeline: TrainingPipeline) -> list[Recipe]:
+def stages_with_new_sources(pipeline: TrainingPipeline) -> list[Recipe]:
     """The recipes of the stages that name a source which no earlier stage names: indexing these indexes everything."""
     found: list[Recipe] = []
     seen: list[SourceConfig] = []
@@ -164,7 +164,7 @@ def command(
 ) -> None:
     """Index the sources of a recipe or a pipeline: scan every shard once and write its manifest."""
     pipeline = show_pipeline(recipe, overrides)
-    for own in () if dry_run else with_own_sources(pipeline):
+    for own in () if dry_run else stages_with_new_sources(pipeline):
         if compare:
             verify(own)
         else:

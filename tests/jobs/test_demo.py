@@ -4,7 +4,7 @@ import pytest
 
 from blip3o.errors import ConfigError
 from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, main, run_demo, verdict
-from jobs.index import with_own_sources
+from jobs.index import stages_with_new_sources
 
 
 @pytest.mark.parametrize("scale", [QUICK, USUAL, FULL], ids=["quick", "usual", "full"])
@@ -16,7 +16,7 @@ def test_every_size_reads_only_sets_that_it_makes(tmp_path, scale):
     for stage in stages:
         sources = [*stage.data.sources, *stage.evaluate.sources]
         assert {source.shards.partition("/")[0] for source in sources} <= made
-    indexed = {source.name for recipe in with_own_sources(demo.pipeline()) for source in recipe.data.sources}
+    indexed = {source.name for recipe in stages_with_new_sources(demo.pipeline()) for source in recipe.data.sources}
     assert indexed == {source.name for stage in stages for source in stage.data.sources}
 
 

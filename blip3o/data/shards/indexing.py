@@ -110,11 +110,11 @@ def _known_summaries(
     return {
         number: counted[number]
         for number, file in enumerate(shards)
-        if number in counted and _is_of(counted[number], name, file, options)
+        if number in counted and _still_holds(counted[number], name, file, options)
     }
 
 
-def _is_of(summary: ShardSummary, name: str, file: storage.FileInfo, options: ScanOptions) -> bool:
+def _still_holds(summary: ShardSummary, name: str, file: storage.FileInfo, options: ScanOptions) -> bool:
     row = summary.row
     indexed = (summary.source, row.uri, row.size, row.version, summary.options)
     return indexed == (name, file.uri, file.size, file.version, options.text())
