@@ -1,4 +1,4 @@
-"""`blip3o latents RECIPE --name RUN [--images N]`: the channel statistics of generation targets, as a finished run.
+"""`blip3o latents RECIPE --name RUN [--images N]`: measures channel statistics of generation targets, as a run.
 
 For recipes with `model.normalize_latents`. The work is `blip3o.train.features.latents`.
 """

@@ -178,7 +178,7 @@ def test_weights_of_other_precisions_are_read(adopt, tmp_path, weights, dtype):
 @pytest.mark.parametrize(
     "wrapper", ["module.", "_orig_mod.", "base_model.model.", "model.model.", "module.encoder.", "encoder."]
 )
-def test_a_wrapper_around_all_names_is_left_off(adopt, tmp_path, weights, wrapper):
+def test_a_wrapper_around_all_names_is_removed(adopt, tmp_path, weights, wrapper):
     save_file({f"{wrapper}{name}": tensor for name, tensor in weights[1].items()}, tmp_path / "w.safetensors")
     assert adopt(tmp_path / "w.safetensors") is None
     assert adopted(tmp_path).keys() == weights[1].keys()

@@ -46,7 +46,7 @@ def test_an_autoencoder_of_diffusers_becomes_a_run(recipe, folder):
     assert description["summary"] == {"decoder.vae.": str(folder)}
 
 
-def test_tensors_beside_the_parts_are_ignored_and_files_are_joined(recipe, folder):
+def test_tensors_of_other_parts_are_ignored_and_files_are_joined(recipe, folder):
     save_file({"unused": torch.zeros(2)}, folder / "more.safetensors")
     tensors = adopt(recipe, {"decoder.vae.": str(folder)}, name="vae")
     assert "decoder.vae.unused" not in tensors

@@ -316,7 +316,7 @@ def test_a_dry_run_prints_the_recipe_and_stops(recipe, capsys):
     assert json.loads(printed.model_dump_json())["run"]["name"] == "cli"
 
 
-def test_a_dry_run_tells_how_well_the_order_shuffles_once_the_data_are_indexed(tmp_path, capsys):
+def test_a_dry_run_reports_how_well_the_order_shuffles_once_the_data_are_indexed(tmp_path, capsys):
     recipe = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path))
     assert train.main([recipe, "--dry-run"]) == 0
     unknown = f"# quiet: order not known yet: {tmp_path}/data/manifests/scenes/manifest.parquet does not exist: "

@@ -206,8 +206,8 @@ def write_pipeline(folder, base, name):
 def test_a_pipeline_with_killed_worker_and_driver_equals_its_stages_run_separately(ray_cluster, tmp_path, base, quiet):
     """A worker in its first stage, driver and workers in its second, whose newest checkpoint is damaged then."""
     undisturbed, expected = quiet
-    alone = world.recipe(base, **second("alone-b", after=undisturbed.run.name))
-    apart = [expected, train(alone)]
+    separate = world.recipe(base, **second("alone-b", after=undisturbed.run.name))
+    apart = [expected, train(separate)]
     file = write_pipeline(tmp_path, base, "joined")
     pipeline = load_pipeline(file, [])
     first, last = pipeline.stages
@@ -235,9 +235,9 @@ def test_a_pipeline_with_killed_worker_and_driver_equals_its_stages_run_separate
     joined = train_pipeline(pipeline)
     for kind in ("sha256", "average_sha256"):
         assert [result.get(kind) for result in joined] == [result.get(kind) for result in apart]
-    assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(alone)} == {True}
+    assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(separate)} == {True}
     assert len({apart[1]["sha256"], apart[1]["average_sha256"]}) == 2
-    for one, other in zip((undisturbed, alone), pipeline.stages, strict=True):
+    for one, other in zip((undisturbed, separate), pipeline.stages, strict=True):
         assert figures(one) == figures(other)
         losses = [(step, value) for step, tag, value in shown(other) if tag == "loss"]
         assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in figures(other)]

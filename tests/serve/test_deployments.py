@@ -102,7 +102,7 @@ def test_what_cannot_be_served_is_said_in_one_line(server, bundle, tmp_path):
         start(str(tmp_path), port=free_ports(1)[0])
     with pytest.raises(ConfigError, match="option widht: .*options: bundle, name"):
         start(bundle, port=free_ports(1)[0], options={"widht": 3})
-    with pytest.raises(ServiceError, match="this Ray serves blip3o already: deploy beside it"):
+    with pytest.raises(ServiceError, match="this Ray serves blip3o already: deploy next to it"):
         start(bundle, port=free_ports(1)[0])
     with pytest.raises(ServiceError, match="is taken"):
         start(bundle, port=int(server.url.rpartition(":")[2]))

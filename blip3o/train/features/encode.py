@@ -25,11 +25,14 @@ from blip3o.data.features.files import (
 )
 from blip3o.data.features.records import StoredError
 from blip3o.data.images.decode import decode_image
+from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.fetch import ShardReader
 from blip3o.data.shards.ledger import Ledger
 from blip3o.data.shards.manifest import Manifest
+from blip3o.device import select
 from blip3o.errors import DataError
+from blip3o.train.features.encoder import FeatureCache, FrozenEncoder
 from blip3o.types import RawSample, SampleRef
 
 STAGE = "encode"
@@ -147,6 +150,24 @@ class ShardEncoder:
             ledger = Ledger(storage.join(self.folder.uri, "ledger"), STAGE)
             ledger.record(uid=place.uid, uri=place.file.uri, offset=offset, size=size, reason=damage.reason)
             return None
+
+
+def load_shard_encoder(cache: FeatureCache, source: int, *, threads: int) -> ShardEncoder:
+    """The encoder of source number `source`, with its weights, on the recipe's device.
+
+    Raises `DataError` if the weights are not those of the cache's provenance.
+    """
+    recipe = cache.recipe
+    maker = FrozenEncoder(recipe, select(recipe.parallel.device))
+    expected = cache.provenance["weights_sha256"]
+    if maker.weights_sha256 != expected:
+        raise DataError(
+            f"the encoder has weights_sha256 {maker.weights_sha256}, {expected} when the job began: stop what writes "
+            "to the runs of stage.start_from, and start again"
+        )
+    manifest, folder = cache.sources(StageInputs(recipe).manifests)[source]
+    size = recipe.optim.micro_batch_size
+    return ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, batch_size=size, threads=threads)
 
 
 def prefetch(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
