@@ -1,4 +1,4 @@
-"""Micro-batches: a function of only recipe and number, with the columns that each task needs, and nothing is truncated."""
+"""Micro-batches: a function of recipe and number, with the columns that each task needs, and nothing is truncated."""
 
 from dataclasses import replace
 
