@@ -1,4 +1,4 @@
-# One command each. The environment (.venv) is built, or mended, when it is needed.
+# One command each. The environment (.venv) is built, or repaired, when it is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -52,7 +52,7 @@ clean:  ## removes the environment, caches and runs
 	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build dist site runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last and removed first: without it, what is in .venv may be half made and is made anew; with it, a
+# The stamp is written last and removed first: without it, what is in .venv may be half made and is made again; with it, a
 # changed list of dependencies is only installed on top.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -94,7 +94,7 @@ class FaultProxy:
         return {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ENDPOINT_URL_S3": self.endpoint}
 
     def follow(self, plan: Callable[[Request], str | None]) -> None:
-        """Begins a plan anew: nothing has been asked before."""
+        """Starts a plan from its beginning: nothing has been asked before."""
         with self._lock:
             self.plan, self.done = plan, Injected()
             self._seen.clear()

@@ -214,3 +214,47 @@ def test_what_the_guides_name_exists(guide):
     assert not sorted(name for name, file in files.items() if not file.exists() and not file.with_suffix("").is_dir())
     targets = set(re.findall(r"^([a-z]+):", _text(ROOT / "Makefile"), re.MULTILINE))
     assert not set(re.findall(r"`make ([a-z]+)`", text)) - targets
+
+
+# Files whose words are not ours: inputs and recorded replies of tests, dated results, the license, and this list.
+_NOT_OURS = ("LICENSE", "benchmarks/results/", "constraints.txt", "shared", "tests/field/", "tests/test_style.py")
+_DATA = "WORDS = "  # begins a line of benchmarks/data/_world.py that holds words for captions
+_GAP = r"(?:[ \t]|\n[ \t#]*)+"  # a phrase goes over the end of a line, also of a comment
+
+
+@functools.cache
+def _prose() -> dict[str, str]:
+    """The texts that people of this project wrote, by file name."""
+    named = {str(path.relative_to(ROOT)): path for path in _text_files()}
+    return {name: _text(path) for name, path in named.items() if not name.startswith(_NOT_OURS)}
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        ("afresh|anew", "again, from the start"),
+        ("at one thing", "busy with one thing"),
+        ("beside", "next to, with, on top of, in addition to, while"),
+        ("(is|was|are|were) cut(?! off)", "truncated, resharded, disconnected"),
+        ("for ever", "forever"),
+        ("go(es)? on", "continue, resume"),
+        ("ha(s|ve) not the", "does not have the"),
+        ("in passing", "temporarily, transient"),
+        ("lacking", "missing, without"),
+        ("mend(s|ed)?", "fix, repair, recover"),
+        ("seldom", "rarely"),
+        ("so many", "the number itself; many"),
+        ("tells", "says, reports, prints, shows, distinguishes"),
+        ("thrice", "three times"),
+    ],
+)
+def test_words_that_readers_stumble_over_are_gone(words, instead):
+    """A ratchet: each of these was in a hundred places. A word that is swept out is added; none is taken back."""
+    phrase = re.compile(rf"(?i)(?<![\w-])({words.replace(' ', _GAP)})(?![\w-])")
+    found = []
+    for name, text in _prose().items():
+        for match in phrase.finditer(text):
+            line = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0].strip()
+            if not line.startswith(_DATA):
+                found.append(f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {line}")
+    assert not found, f"write {instead}:\n" + "\n".join(found)

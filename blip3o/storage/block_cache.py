@@ -20,7 +20,7 @@ CACHE_BYTES = 256 * 2**20
 
 
 def block_bytes_for(readers: int) -> int:
-    """The size of a block, in bytes, where so many readers share the micro-batches of a window."""
+    """The size of a block, in bytes, where this many readers share the micro-batches of a window."""
     return BLOCK_BYTES if readers <= 2 else SHARED_BLOCK_BYTES
 
 

@@ -237,7 +237,7 @@ def write_folder(folder, *, tied=False, tower=True, newer=False, decoder=True) -
 
 
 def write_decoder(folder) -> None:
-    """U-Net and VAE as diffusers saves them, and the small files beside them."""
+    """U-Net and VAE as diffusers saves them, and the small files next to them."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Micro-batches: a function of recipe and number alone, with the columns that each task needs, and nothing is cut."""
+"""Micro-batches: a function of recipe and number, with the columns that each task needs, and nothing is truncated."""
 
 from dataclasses import replace
 
@@ -224,8 +224,8 @@ def test_a_form_with_a_pair_that_lacks_a_half_is_damage(root, pair):
 
 
 def test_kinds_of_questions_are_chosen_by_their_weights(root):
-    pairs = [{"kind": kind, "question": f"{kind}?", "answer": "red"} for kind in ("often", "seldom")]
-    encoder = builder(root, Task.CHAT, questions=1, question_weights={"often": 3.0, "seldom": 1.0}).encoder
+    pairs = [{"kind": kind, "question": f"{kind}?", "answer": "red"} for kind in ("often", "rarely")]
+    encoder = builder(root, Task.CHAT, questions=1, question_weights={"often": 3.0, "rarely": 1.0}).encoder
     often = encoder.tokenizer.encode("often")
     rows = [encoder(raw(pass_index=n, qa=pairs))["input_ids"].tolist() for n in range(400)]
     share = np.mean([contains(ids, often) for ids in rows])

@@ -92,7 +92,7 @@ def environment(network):
 
 
 def digest(arrays):
-    """sha256 over every column's name, type, shape and bytes; the keys of the draws (sample and pass) beside it."""
+    """sha256 over every column's name, type, shape and bytes; the keys of the draws (sample and pass) with it."""
     columns = {name: array for name, array in arrays.items() if name != "micro_batch"}
     hashed = hashlib.sha256()
     for name, array in sorted(columns.items()):

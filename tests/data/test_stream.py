@@ -41,7 +41,7 @@ def stream(first: int, end: int, **options):
 
 
 def consume(dataset, world: int) -> list[list[dict[str, np.ndarray]]]:
-    """What each rank sees, split as Ray Train splits; later ranks start and go on later."""
+    """What each rank sees, split as Ray Train splits; later ranks start and continue later."""
     shards = data_config().configure({"train": dataset}, world, None, None)
     seen: list[list[dict[str, np.ndarray]]] = [[] for _ in range(world)]
 

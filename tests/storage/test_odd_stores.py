@@ -1,4 +1,4 @@
-"""Answers of S3-compatible stores, gateways and wrong addresses, from a server that says what a test tells it."""
+"""Answers of S3-compatible stores, gateways and wrong addresses, from a server that replies as a test says."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ OF_A_FILE = {"Last-Modified": DATE, "ETag": '"e1"', "Content-Length": "3"}
 
 @pytest.fixture
 def answers(monkeypatch):
-    """The answers to come, each (status, headers, body), the last one for ever; `answers.asked` are the requests."""
+    """The answers to come, each (status, headers, body), the last one forever; `answers.asked` are the requests."""
 
     class Answers(list):
         asked: list[str] = []

@@ -16,7 +16,7 @@ from blip3o.train.stages import freeze, stage_of
 from blip3o.train.validation.loss import held_out, validate
 from tests.distributed import run_ranks
 from tests.model.helpers import IMAGE_TOKEN, PAD
-from tests.model.variants import variant
+from tests.model.variants import VARIANTS, variant
 from tests.recipes import recipe
 from tests.train.engines import ROWS, STEPS, arrays, by_engine, by_hand, made, module_for
 from tests.train.test_objectives import batch
@@ -39,7 +39,7 @@ def row(monkeypatch):
 
 
 def identity_of(values):
-    return identity(values, data_sha256=["data"], start_sha256=[])
+    return identity(values, data_sha256=["data"])
 
 
 def train_and_resume(folder):
@@ -114,8 +114,9 @@ def test_without_its_row_it_is_unknown(monkeypatch):
 def test_rows_name_the_terms_of_their_class(name):
     """In the order in which reports show them; other parts are frozen."""
     spec = OBJECTIVES[name]
-    models = {"clip_mse": "clip_mse", "vae_flow": "vae_flow kl", "sdxl": "sdxl", "sana": "sana"}
-    values = recipe(model=variant(models.get(spec.selected_by, "clip_flow")), stage={"name": spec.stages[0]})
+    selected = {"vae_flow": "vae_flow kl"}.get(spec.selected_by, spec.selected_by)
+    model = variant(selected if selected in VARIANTS else "clip_flow")
+    values = recipe(model=model, stage={"name": spec.stages[0]})
     assert values.objective is spec
     module, whole = module_for(values), batch(spec.stages[0])
     assert tuple(module.counts(whole)) == tuple(module(whole)) == spec.terms

@@ -22,7 +22,7 @@ MIN_SIZE = 48  # below it the smallest shapes cannot be told apart
 MAX_SIZE = 4096  # above it one picture takes gigabytes to draw
 # Lengths in pixels of a picture of 64; other sizes are scaled from it. One object is in the middle, several are each in
 # the middle of a quarter: a caption then leaves few layouts open, and a small model learns them in minutes on two
-# cores. Captions name objects from left to right, unless a relation says otherwise: so the layout tells which is which.
+# cores. Captions name objects from left to right, unless a relation says otherwise: so the layout says which is which.
 _REFERENCE_SIZE = 64
 _SINGLE_SIDES = (32, 40, 48)
 _SIDE = 24

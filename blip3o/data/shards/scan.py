@@ -1,6 +1,6 @@
 """One shard → its samples and its damage. Every caption and record is read and every image decoded, once, here.
 
-A damaged sample keeps its row (rows are ordinals in the shard, and name samples for ever) and costs its neighbours
+A damaged sample keeps its row (rows are ordinals in the shard, and name samples forever) and costs its neighbours
 nothing. A shard is read as what its first bytes say, else its name: `….parquet` as Parquet, everything else as a tar.
 """
 

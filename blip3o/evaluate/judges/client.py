@@ -121,7 +121,7 @@ class JudgeClient:
             found = self._patient(messages, limit)
             if isinstance(found, EndpointFault):
                 # With the higher limit the request is refused: the truncated reply is the best that there is.
-                if truncated is not None and found.kind is FaultKind.REQUEST:  # it does not take so many tokens
+                if truncated is not None and found.kind is FaultKind.REQUEST:  # the endpoint refuses this many tokens
                     return truncated
                 return self._fault(found)
             self._state.accepted = True

@@ -265,7 +265,7 @@ def test_no_segment_of_a_jpeg_costs_it():
         for _ in range(chance.randrange(1, 4)):
             head, marker = chance.choice(SIGNATURES), chance.choice([*range(0xE0, 0xF0), 0xFE])
             body = (head + chance.randbytes(chance.choice([0, 1, 2, 6, 30])))[: chance.choice([0, 1, 4, 6, 11, 60])]
-            if body[:5] in (b"JFIF\0", b"Adobe"):  # whole ones decide over colours, and those of others are cut
+            if body[:5] in (b"JFIF\0", b"Adobe"):  # whole ones decide over colours, and those of others are removed
                 body = body[:11]
             segments.append(
                 chance.choice([segment(marker, body), b"\xff" + segment(marker, body), segment(marker, b"")])

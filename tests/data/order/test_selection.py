@@ -72,7 +72,7 @@ def chosen(manifest, **bounds):
 
 
 def keeps(number, bounds):
-    """The rule, said anew."""
+    """The rule, written a second way."""
     (width, height), caption, record = content(number)
     sides = sorted((width, height))
     checks = [

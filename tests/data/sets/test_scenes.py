@@ -202,7 +202,7 @@ def test_what_is_asked_of_grey_pictures_needs_no_color():
     marked = set()
     for index in range(300):
         scene = scenes.compose(index, split="train")
-        # Whatever the colours are, the marked answers are the same, and no colour tells the things asked about apart.
+        # Whatever the colours are, the marked answers are the same, and no colour distinguishes the things asked about.
         faded = replace(scene, objects=tuple(replace(item, color="black") for item in scene.objects))
         asked, again = (
             [pair for pair in questions(one, heldout=False, rng=np.random.default_rng(index)) if pair.get("grey")]

@@ -1,4 +1,4 @@
-"""A model's folder of tokenizer files: what is beside tokenizer.json is joined with it, or the conflict is named."""
+"""A model's folder of tokenizer files: what is next to tokenizer.json is joined with it, or the conflict is named."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_a_whole_tokenizer_is_read_byte_for_byte(folder):
 
 
 @pytest.mark.parametrize(
-    "beside",
+    "others",
     [
         {"added_tokens": SLOW["added_tokens.json"]},
         {"tokenizer_config": decoder(*[(FIRST + n, name) for n, name in enumerate(ADDED)])},
@@ -62,8 +62,8 @@ def test_a_whole_tokenizer_is_read_byte_for_byte(folder):
         },
     ],
 )
-def test_tokens_beside_the_bases_tokenizer_are_added_under_their_ids(folder, beside):
-    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(folder(tokenizer=base(), **beside)))
+def test_tokens_next_to_the_bases_tokenizer_are_added_under_their_ids(folder, others):
+    tokenizer = ChatTokenizer.from_bytes(read_tokenizer_json(folder(tokenizer=base(), **others)))
     expected = ChatTokenizer.from_bytes(WHOLE)
     assert tokenizer.ids == expected.ids
     assert len(tokenizer) == len(expected)

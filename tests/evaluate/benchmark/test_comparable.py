@@ -323,7 +323,7 @@ def test_a_file_that_was_read_before_does_not_speak_of_what_was_drawn_after(kind
     assert judged_by(small, kind, results(items=3))["coverage"]["n_missing"] == 0
     drawn = picture(small, 1, 2)
     before = drawn.read_bytes()
-    drawn.write_bytes(b"drawn anew")
+    drawn.write_bytes(b"drawn again")
     place = SuiteFolder(out=str(small), suite=GENEVAL, asks=False)
     place.write_files(place.describe(place.read_items(), {}, {place.file("images/00001/samples/0002.png")}))
     for _ in range(3):  # however often it is named

@@ -1,4 +1,4 @@
-"""A model behind another server than ours: its refusals, what may pass, and replies that were cut while it thought."""
+"""A model behind another server than ours: its refusals, what may pass, and replies truncated while it thought."""
 
 import json
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def evaluated(folder, server, *options):
 THOUGHT = "<think>The picture shows"
 CUT = [
     completion(THOUGHT, "length"),
-    completion(THOUGHT, "stop"),  # a server that does not say that it was cut
+    completion(THOUGHT, "stop"),  # a server that does not say that it truncated
     completion(f"{THOUGHT} blue, so:", "max_tokens"),
     completion(None, "length", reasoning_content="The picture shows"),
     completion("", "length", reasoning="The picture shows"),
@@ -149,9 +149,9 @@ def test_what_is_refused_altogether_stops(refusal, server, tmp_path, capsys):
 
 
 class Thinker:
-    """A pipeline that thinks, and is cut while it does where the question is long; ids stand for characters.
+    """A pipeline that thinks, and is truncated while it does where the question is long; ids stand for characters.
 
-    Asked about nothing, it gives blanks until it is cut.
+    Asked about nothing, it gives blanks until it is truncated.
     """
 
     tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))

@@ -58,7 +58,7 @@ def without_captions(schema: pa.Schema, columns: Columns) -> str:
 
 def _image(named: dict[str, pa.DataType], asked: ColumnsConfig) -> str:
     plain = [name for name, kind in named.items() if _is_plain_image(kind)]
-    # Of fixed size are hashes and ids more often than pictures, and lists have one picture more seldom than many.
+    # Of fixed size are hashes and ids more often than pictures, and lists more often have many pictures than one.
     fixed = [name for name, kind in named.items() if types.is_fixed_size_binary(kind)]
     lists = [name for name, kind in named.items() if is_list(kind) and _is_plain_image(kind.value_type)]
     if asked.image:

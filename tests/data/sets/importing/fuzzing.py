@@ -264,7 +264,7 @@ def _imported(uri: str, out: str, options: TableOptions) -> Imported | None:
 
 
 def fuzz(seconds: float, *, first: int = 0) -> int:
-    """Cases for so many seconds, seeds from `first` on; how many there were. An assertion names the seed that fails."""
+    """Cases for some seconds, seeds from `first` on; how many there were. An assertion names the seed that fails."""
     end = time.monotonic() + seconds
     for seed in itertools.count(first):
         if time.monotonic() > end:

@@ -76,13 +76,13 @@ def covered(data: bytes, found: ScanResult, options: ScanOptions) -> None:
     assert rows == {f"src/0/{row}": len(found.members[row]) for row in found.reasons}
     assert not found.facts.keys() & found.reasons.keys()
     assert found.facts.keys() | found.reasons.keys() == set(range(len(found.keys)))
-    # What lies beside the members of rows is unused, one entry for each key, and for each file without a key.
+    # What is not a member of a row is unused, one entry for each key, and for each file without a key.
     loose = [item for item in items if is_stray(item, options)]
-    beside = []
+    unused = []
     for row in found.facts:
         members = found.members[row]
-        beside += [len(members) - len(choose_members(members, options.members).all())]
-    expected = Counter([1] * len(loose) + [count for count in beside if count])
+        unused += [len(members) - len(choose_members(members, options.members).all())]
+    expected = Counter([1] * len(loose) + [count for count in unused if count])
     all_skipped = [count for _, reason, count in listed if reason.startswith("unused members: all of")]
     assert Counter(count for uid, _, count in listed if uid == "src/0") == expected + Counter(all_skipped)
     system = [item for item in items if is_system_file(item.name) and not item.torn]

@@ -78,6 +78,6 @@ def test_a_lacking_object_is_noticed():
     item = next(item for item in ITEMS if item.record["tag"] == "counting")
     scene = item.record["scene"]
     fewer = {**scene, "objects": scene["objects"][:-1]}
-    lacking = scenes.Item(key=item.key, prompt=item.prompt, record={**item.record, "scene": fewer}, samples=1)
-    finding = scenes.judge_picture(item, 0, scenes.true_picture(lacking))
+    incomplete = scenes.Item(key=item.key, prompt=item.prompt, record={**item.record, "scene": fewer}, samples=1)
+    finding = scenes.judge_picture(item, 0, scenes.true_picture(incomplete))
     assert not finding.value["correct"] and f"found {len(fewer['objects'])}" in finding.value["reason"]
