@@ -23,7 +23,7 @@ from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestErr
 from blip3o.inference.data_urls import read_data_url
 from serve.bodies import read_body
 from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
-from serve.replies import CLIENT_GONE, ApiError, Edge, add_error_handlers
+from serve.replies import CLIENT_GONE, ApiError, RequestMiddleware, add_error_handlers
 from serve.schema import ChatBody, ImagesBody
 
 T = TypeVar("T")
@@ -39,19 +39,19 @@ _PAGE_HEADERS = {  # the page is one file: whatever else a browser would load or
 def build_api(backend: Backend, model_name: str) -> FastAPI:
     """The app that serves a backend under a model's name."""
     api = FastAPI(title="blip3o", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    api.add_middleware(Edge)
+    api.add_middleware(RequestMiddleware)
     add_error_handlers(api)
-    face = _Face(backend, model_name)
+    routes = _Routes(backend, model_name)
     read = ["GET", "HEAD"]  # load balancers ask for the head alone
-    for path, endpoint in {"/": face.page, "/health": face.health, "/v1/models": face.models}.items():
+    for path, endpoint in {"/": routes.page, "/health": routes.health, "/v1/models": routes.models}.items():
         api.add_api_route(path, endpoint, methods=read)
-    api.add_api_route("/v1/models/{model_id:path}", face.model, methods=read)
-    api.add_api_route("/v1/images/generations", face.generate_images, methods=["POST"])
-    api.add_api_route("/v1/chat/completions", face.complete_chat, methods=["POST"])
+    api.add_api_route("/v1/models/{model_id:path}", routes.model, methods=read)
+    api.add_api_route("/v1/images/generations", routes.generate_images, methods=["POST"])
+    api.add_api_route("/v1/chat/completions", routes.complete_chat, methods=["POST"])
     return api
 
 
-class _Face:
+class _Routes:
     def __init__(self, backend: Backend, model_name: str) -> None:
         self._backend = backend
         self._name = model_name
@@ -95,14 +95,14 @@ class _Face:
                 400, f"size '{one_line(body.size)}' is not offered: use 'auto' or '{_size(info)}'", param="size"
             )
         seed = secrets.randbelow(_RANDOM_SEEDS) if body.seed is None else body.seed
-        asked = GenerateRequest(
+        submitted = GenerateRequest(
             prompt=body.prompt,
             seeds=tuple(range(seed, seed + body.n)),
             num_inference_steps=body.num_inference_steps or info.num_inference_steps,
             guidance_scale=info.guidance_scale if body.guidance_scale is None else body.guidance_scale,
         )
-        reply = await _while_connected(request, self._backend.generate(asked), subject="prompt")
-        data = await asyncio.to_thread(_image_items, reply, asked, body)
+        reply = await _while_connected(request, self._backend.generate(submitted), subject="prompt")
+        data = await asyncio.to_thread(_image_items, reply, submitted, body)
         return {
             "created": int(time.time()),
             "data": data,
@@ -110,8 +110,8 @@ class _Face:
             "output_format": body.output_format,
             "size": _size(info),
             "seed": seed,
-            "num_inference_steps": asked.num_inference_steps,
-            "guidance_scale": asked.guidance_scale,
+            "num_inference_steps": submitted.num_inference_steps,
+            "guidance_scale": submitted.guidance_scale,
             "usage": _image_usage(reply, info),
         }
 
@@ -121,8 +121,8 @@ class _Face:
         self._check_model(body.model)
         info = await self._describe()
         image = None if body.image is None else await asyncio.to_thread(_read_image, *body.image, info)
-        asked = ChatRequest(turns=body.turns, image=image, max_tokens=body.token_limit)
-        reply = await _while_connected(request, self._backend.chat(asked), subject="messages")
+        submitted = ChatRequest(turns=body.turns, image=image, max_tokens=body.token_limit)
+        reply = await _while_connected(request, self._backend.chat(submitted), subject="messages")
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
         if body.stream:
             events = _chat_events(head, reply, with_usage=body.stream_options.include_usage)
@@ -164,10 +164,10 @@ def _size(info: ModelInfo) -> str:
     return f"{info.image_size}x{info.image_size}"
 
 
-def _image_items(reply: GenerateReply, asked: GenerateRequest, body: ImagesBody) -> list[dict[str, Any]]:
+def _image_items(reply: GenerateReply, submitted: GenerateRequest, body: ImagesBody) -> list[dict[str, Any]]:
     options = {} if body.output_format == "png" else {"quality": body.output_compression}
     items = []
-    for image, seed in zip(reply.images, asked.seeds, strict=True):
+    for image, seed in zip(reply.images, submitted.seeds, strict=True):
         buffer = io.BytesIO()
         image.save(buffer, format=body.output_format, **options)
         items.append({"b64_json": base64.b64encode(buffer.getvalue()).decode(), "seed": seed})
@@ -190,8 +190,8 @@ def _read_image(path: str, url: str, info: ModelInfo) -> Image.Image:
     Raises `ApiError` that names `path`, the place of the URL in the request.
     """
 
-    def refuse(saying: str) -> ApiError:
-        return ApiError(400, f"{path}: {saying}", param=path, code="invalid_image")
+    def refuse(message: str) -> ApiError:
+        return ApiError(400, f"{path}: {message}", param=path, code="invalid_image")
 
     if info.vision_size == 0:
         raise refuse("this model reads only text: send no image_url")

@@ -27,7 +27,7 @@ _CODES = {
     "string_too_long": "context_length_exceeded",
     "context_length_exceeded": "context_length_exceeded",
 }
-_WANTED = {
+_EXPECTED = {
     "model_type": "an object",
     "tuple_type": "a list",
     "string_type": "a string",
@@ -35,7 +35,7 @@ _WANTED = {
     "float_type": "a number",
     "bool_type": "true or false",
 }
-_SAYINGS = {
+_MESSAGES = {
     "missing": "is required",
     "null": "is null, and it is required",
     "extra_forbidden": "this parameter is unknown here",
@@ -114,8 +114,8 @@ def to_form(value: object, form: type[B]) -> B:
         kind = "null"
     # The places are those of the request: no form has a union, whose choices pydantic would put among them.
     param = ".".join(str(part) for part in place) or None
-    subject = f"{one_line(param)}: " if param else "the body " if kind in _WANTED else ""
-    raise ApiError(400, subject + _saying(kind, fault), param=param, code=_CODES.get(kind, "invalid_value"))
+    subject = f"{one_line(param)}: " if param else "the body " if kind in _EXPECTED else ""
+    raise ApiError(400, subject + _message(kind, fault), param=param, code=_CODES.get(kind, "invalid_value"))
 
 
 def _holds_null(value: Any, place: tuple[int | str, ...]) -> bool:  # noqa: ANN401 - JSON
@@ -126,9 +126,9 @@ def _holds_null(value: Any, place: tuple[int | str, ...]) -> bool:  # noqa: ANN4
     return name in value
 
 
-def _saying(kind: str, fault: Mapping[str, Any]) -> str:
-    if wanted := _WANTED.get(kind):
+def _message(kind: str, fault: Mapping[str, Any]) -> str:
+    if wanted := _EXPECTED.get(kind):
         return f"must be {wanted}, not {quoted(fault['input'])}"
     if kind == "literal_error":
         return f"{fault['msg']}, not {quoted(fault['input'])}"
-    return _SAYINGS.get(kind) or fault["msg"].removeprefix("Value error, ")
+    return _MESSAGES.get(kind) or fault["msg"].removeprefix("Value error, ")

@@ -28,7 +28,7 @@ class Condition:
 
 def prepare(pipeline: Blip3oPipeline, prompts: Sequence[str]) -> list[Condition]:
     """Conditions of up to `batch_size` prompts, in one pass."""
-    batch = pipeline.model.denoiser.condition(pipeline.fill(pipeline.condition(prompts)))
+    batch = pipeline.model.denoiser.condition(pipeline.pad_batch(pipeline.condition(prompts)))
     return [Condition(batch=batch, row=row) for row in range(len(prompts))]
 
 

@@ -41,7 +41,7 @@ from serve.scheduler import ChatTicket, Row, Schedule, next_chats
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_WAITING = 64
+DEFAULT_MAX_WAITING = 64
 _RETRY_AFTER_S = (1, 60)  # bounds of what a refused client is told
 
 
@@ -74,24 +74,24 @@ class _Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Finished:
+class _FinishedRow:
     number: int
     seed: int
     features: Tensor
 
 
-class _Numbered(Protocol):
+class _HasNumber(Protocol):
     @property
     def number(self) -> int: ...
 
 
-N = TypeVar("N", bound=_Numbered)
+N = TypeVar("N", bound=_HasNumber)
 
 
 class Engine:
     """Many requests on one model. Any thread may call `generate` and `chat`; cancelling the future frees its rows."""
 
-    def __init__(self, pipeline: Blip3oPipeline, *, max_waiting: int = DEFAULT_WAITING) -> None:
+    def __init__(self, pipeline: Blip3oPipeline, *, max_waiting: int = DEFAULT_MAX_WAITING) -> None:
         """At most `max_waiting` rows, and as many conversations, wait; what comes before `start` waits for it.
 
         Raises `BundleError` if the bundle's solver cannot advance rows that are at different steps.
@@ -125,7 +125,7 @@ class Engine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self._abandon()
+        self._fail_all()
 
     def check(self) -> None:
         """Raises `UnavailableError` if the thread does not run."""
@@ -164,7 +164,7 @@ class Engine:
         prompt_tokens = len(self._pipeline.generation_ids(request.prompt))
         images = len(request.seeds)
         with self._changed:
-            self._accept(has_room=images <= self._schedule.room)
+            self._accept(fits=images <= self._schedule.free_capacity)
             generation = _Generation(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
             self._generations[generation.number] = generation
             self._schedule = self._schedule.submit(generation.number, images=images, steps=request.num_inference_steps)
@@ -175,16 +175,16 @@ class Engine:
         """Queues a conversation. Raises as `generate` does."""
         prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=request.image is not None))
         with self._changed:
-            self._accept(has_room=len(self._chats) < self._schedule.max_waiting)
+            self._accept(fits=len(self._chats) < self._schedule.max_waiting)
             chat = _Chat(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
             self._chats[chat.number] = chat
             self._changed.notify()
         return chat.future
 
-    def _accept(self, *, has_room: bool) -> None:
+    def _accept(self, *, fits: bool) -> None:
         if not self._open:
             raise UnavailableError("the engine has stopped: try again")
-        if not has_room:
+        if not fits:
             self._totals["rejected"] += 1
             least, most = _RETRY_AFTER_S
             raise BusyError(min(max(math.ceil(self._schedule.steps_ahead * self._step_seconds), least), most))
@@ -195,11 +195,11 @@ class Engine:
         try:
             with torch.inference_mode():
                 while self._wait_for_work():
-                    self._turn()
+                    self._run_once()
         finally:
             with self._changed:
                 self._open = False
-            self._abandon()
+            self._fail_all()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -211,7 +211,7 @@ class Engine:
         """What the slots hold; made for the first image, as a bundle may only chat."""
         return DenoiseBatch(self._pipeline)
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         self._drop_cancelled()
         self._answer_chats()
         self._admit()
@@ -223,7 +223,7 @@ class Engine:
             pending: dict[int, _Generation | _Chat] = {**self._generations, **self._chats}
         for number, request in pending.items():
             if request.future.cancelled():
-                self._forget(number)
+                self._remove(number)
                 self._count("cancelled")
 
     def _answer_chats(self) -> None:
@@ -234,7 +234,7 @@ class Engine:
             for number, chat in chats.items()
         ]
         chosen = next_chats(tickets, batch_size=self._pipeline.batch_size)
-        self._together_or_alone([chats[number] for number in chosen], self._reply)
+        self._batch_then_single([chats[number] for number in chosen], self._reply)
 
     def _reply(self, chats: Sequence[_Chat]) -> None:
         conversations = [list(chat.request.turns) for chat in chats]
@@ -254,12 +254,12 @@ class Engine:
     def _admit(self) -> None:
         with self._changed:
             self._schedule = self._schedule.admit()
-        requests = dict.fromkeys(row.request for row in self._schedule.fresh.values())
+        requests = dict.fromkeys(row.request for row in self._schedule.unstarted.values())
         generations = [self._generations[number] for number in requests]
-        self._together_or_alone(
+        self._batch_then_single(
             [generation for generation in generations if generation.condition is None], self._prepare
         )
-        for slot, row in self._schedule.fresh.items():
+        for slot, row in self._schedule.unstarted.items():
             generation = self._generations[row.request]
             assert generation.condition is not None  # else its request has failed, and holds no slot
             noise = self._pipeline.feature_noise(self._seed(row))
@@ -296,14 +296,14 @@ class Engine:
 
     def _decode_finished(self) -> None:
         finished = [
-            _Finished(number=row.request, seed=self._seed(row), features=self._batch.features(slot))
+            _FinishedRow(number=row.request, seed=self._seed(row), features=self._batch.features(slot))
             for slot, row in self._schedule.finished.items()
         ]
         with self._changed:
             self._schedule = self._schedule.release()
-        self._together_or_alone(finished, self._decode)
+        self._batch_then_single(finished, self._decode)
 
-    def _decode(self, rows: Sequence[_Finished]) -> None:
+    def _decode(self, rows: Sequence[_FinishedRow]) -> None:
         rows = [
             row for row in rows if row.number in self._generations
         ]  # a failed image ends its request's other ones too
@@ -320,7 +320,7 @@ class Engine:
                 reply = GenerateReply(images=tuple(generation.images), prompt_tokens=generation.prompt_tokens)
                 self._resolve(row.number, reply)
 
-    def _together_or_alone(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
+    def _batch_then_single(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
         """Does `action` on all at once; if that raises, on each alone, so that only the culprit's request fails."""
         error = _attempt(lambda: action(items)) if items else None
         if error is None:
@@ -329,9 +329,9 @@ class Engine:
             self._fail(items[0].number, error)
             return
         for item in items:
-            self._together_or_alone([item], action)
+            self._batch_then_single([item], action)
 
-    def _forget(self, number: int) -> "Future[Any] | None":
+    def _remove(self, number: int) -> "Future[Any] | None":
         """Takes a request out of everything; returns its future, or None if it is gone already."""
         with self._changed:
             self._schedule = self._schedule.without(number)
@@ -339,12 +339,12 @@ class Engine:
         return request.future if request else None
 
     def _resolve(self, number: int, reply: GenerateReply | ChatReply) -> None:
-        future = self._forget(number)
+        future = self._remove(number)
         if future and future.set_running_or_notify_cancel():
             future.set_result(reply)
 
     def _fail(self, number: int, error: Exception) -> None:
-        future = self._forget(number)
+        future = self._remove(number)
         if not future:
             return
         if not isinstance(error, Blip3oError):
@@ -354,7 +354,7 @@ class Engine:
         if future.set_running_or_notify_cancel():
             future.set_exception(error)
 
-    def _abandon(self) -> None:
+    def _fail_all(self) -> None:
         for number in [*self._generations, *self._chats]:
             self._fail(number, UnavailableError("the engine has stopped: try again"))
 

@@ -91,16 +91,16 @@ def add_error_handlers(api: FastAPI) -> None:
 
 def _route_message(request: Request, error: StarletteHTTPException) -> str:
     """What is wrong, with what there is: a base URL without `/v1` is the usual cause of an unknown path."""
-    asked = f"{request.method} {one_line(request.url.path)}"
+    route = f"{request.method} {one_line(request.url.path)}"
     if error.status_code == 404:
         paths = sorted({route.path for route in request.app.routes if isinstance(route, APIRoute)})
-        return f"{asked}: there is no such route, only {', '.join(paths)}"
+        return f"{route}: there is no such route, only {', '.join(paths)}"
     if error.status_code == 405 and error.headers:
-        return f"{asked}: this route takes {error.headers['Allow']}"
-    return f"{asked}: {error.detail}"
+        return f"{route}: this route takes {error.headers['Allow']}"
+    return f"{route}: {error.detail}"
 
 
-class Edge:
+class RequestMiddleware:
     """The outermost layer: gives each request an id, and stops reading a body that is too large.
 
     A slash at the end of a path says nothing.

@@ -43,12 +43,12 @@ class Schedule:
         return not self.waiting and not self.running
 
     @property
-    def room(self) -> int:
+    def free_capacity(self) -> int:
         """How many more rows can be submitted: free slots and free places in the queue."""
         return len(self.slots) + self.max_waiting - len(self.running) - len(self.waiting)
 
     @property
-    def fresh(self) -> dict[int, Row]:
+    def unstarted(self) -> dict[int, Row]:
         """The rows that have taken no step yet, by slot."""
         return {slot: row for slot, row in enumerate(self.slots) if row is not None and row.done == 0}
 
@@ -64,7 +64,7 @@ class Schedule:
 
     def submit(self, request: int, *, images: int, steps: int) -> Self:
         """Queues a request's rows. The caller has looked at `room`."""
-        assert images <= self.room, f"{images} rows for a room of {self.room}"
+        assert images <= self.free_capacity, f"{images} rows, room for {self.free_capacity}"
         rows = tuple(Row(request=request, image=image, steps=steps) for image in range(images))
         return replace(self, waiting=self.waiting + rows)
 

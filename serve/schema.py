@@ -35,10 +35,10 @@ UNKNOWN = "unknown_parameter"
 Json = dict[str, Any]
 
 
-def fault(place: tuple[str | int, ...], value: object, saying: str, *, kind: str = "value_error") -> ValidationError:
+def fault(place: tuple[str | int, ...], value: object, message: str, *, kind: str = "value_error") -> ValidationError:
     """An error at a place below the form that is being read; pydantic puts that form's own place before it."""
-    # The saying may quote the client, and pydantic would read braces in it as a template.
-    error = PydanticCustomError(kind, "{saying}", {"saying": saying})
+    # The message may quote the client, and pydantic would read braces in it as a template.
+    error = PydanticCustomError(kind, "{message}", {"message": message})
     return ValidationError.from_exception_data("body", [InitErrorDetails(type=error, loc=place, input=value)])
 
 
@@ -57,18 +57,21 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_changes_nothing(cls, data: Any) -> Any:  # noqa: ANN401 - whatever JSON the client sent
-        return {name: data[name] for name in data if cls._matters(name, data[name])} if isinstance(data, dict) else data
+    def _drop_neutral_fields(cls, data: Any) -> Any:  # noqa: ANN401 - whatever JSON the client sent
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if cls._is_effective(name, value)}
 
     @classmethod
-    def _matters(cls, name: str, value: object) -> bool:
+    def _is_effective(cls, name: str, value: object) -> bool:
         """Whether a field says anything. Raises `ValidationError` for what would change the answer, unhonoured."""
         rule = cls.neutral.get(name)
         if value is None or isinstance(rule, fields.Ignored):
             return False
         if rule is not None and not rule.allows(value):
-            saying = f"{fields.quoted(value)} would change the answer and is not honoured here: send {rule}, or nothing"
-            raise fault((name,), value, saying, kind=UNKNOWN)
+            shown = fields.quoted(value)
+            message = f"{shown} would change the answer and is not honoured here: send {rule}, or nothing"
+            raise fault((name,), value, message, kind=UNKNOWN)
         return rule is None
 
 
@@ -164,7 +167,7 @@ class ImagePart(Body):
 Part = TextPart | RefusalPart | ImagePart
 
 
-class _Typed(BaseModel):
+class _PartType(BaseModel):
     """The type of a part. Chosen by hand: a tagged union would put its tags among the places of its errors."""
 
     type: Literal["text", "image_url", "refusal"]
@@ -174,7 +177,7 @@ _PARTS: dict[str, type[Part]] = {"text": TextPart, "refusal": RefusalPart, "imag
 
 
 def _read_part(value: object) -> Part:
-    return _PARTS[_Typed.model_validate(value).type].model_validate(value)
+    return _PARTS[_PartType.model_validate(value).type].model_validate(value)
 
 
 Parts = tuple[Annotated[Part, PlainValidator(_read_part)], ...]
@@ -280,14 +283,14 @@ class ChatBody(Body):
     @model_validator(mode="after")
     def _answerable(self) -> Self:
         if wrong := messages.order_problem(self.messages):
-            raise fault(("messages", *wrong.place), None, wrong.saying)
+            raise fault(("messages", *wrong.place), None, wrong.message)
         if (length := sum(len(message.text) for message in self.messages)) > MAX_PROMPT:
-            saying = f"the conversation has {length} characters, at most {MAX_PROMPT} are read: shorten it"
-            raise fault(("messages",), None, saying, kind="context_length_exceeded")
+            message = f"the conversation has {length} characters, at most {MAX_PROMPT} are read: shorten it"
+            raise fault(("messages",), None, message, kind="context_length_exceeded")
         return self
 
     @model_validator(mode="after")
     def _shows_one_image(self) -> Self:
         if wrong := messages.image_problem(self.messages):
-            raise fault(("messages", *wrong.place), None, wrong.saying)
+            raise fault(("messages", *wrong.place), None, wrong.message)
         return self

@@ -18,7 +18,7 @@ from blip3o.data.text.templates import ChatTemplate
 from blip3o.data.text.tokenizer import IMAGE_PAD, ChatTokenizer
 from blip3o.errors import BundleError, ConfigError, StorageError, one_line
 from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE, Blip3oPipeline
-from blip3o.model.unfilled import place, shared_names, unfilled
+from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
 from blip3o.weights.safetensors_header import ForeignFileError, require_readable
@@ -34,17 +34,17 @@ def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedBundle:
-    """A bundle's small files, checked, and the sums of all its files."""
+    """A bundle's small files, checked, and the checksums of all its files."""
 
     uri: str
     config: BundleConfig
     tokenizer: ChatTokenizer
     provenance: dict[str, Any]
-    sums: dict[str, str]
+    checksums: dict[str, str]
 
     def read(self, name: str) -> bytes:
         """Another sealed file. Raises `BundleError` if it is missing or not what was written."""
-        return _checked(self.uri, name, self.sums[name])
+        return _checked(self.uri, name, self.checksums[name])
 
 
 def _checked(uri: str, name: str, expected: str) -> bytes:
@@ -75,8 +75,8 @@ def open_bundle(uri: str) -> SealedBundle:
     if not storage.exists(location):
         raise BundleError(f"{uri} is not a bundle (no {SEAL}): give the folder that `python -m jobs.export` wrote")
     try:
-        sums = dict(json.loads(storage.read_bytes(location)))
-        needed = {name: sums[name] for name in FILES}
+        checksums = dict(json.loads(storage.read_bytes(location)))
+        needed = {name: checksums[name] for name in FILES}
         storage.stat(storage.join(uri, WEIGHTS))
     except (StorageError, ValueError, TypeError, KeyError) as error:  # missing files, and a seal that is not one
         raise _incomplete(uri, error) from error
@@ -86,7 +86,7 @@ def open_bundle(uri: str) -> SealedBundle:
         config=_config(uri, texts["config.json"]),
         tokenizer=ChatTokenizer.from_bytes(texts["tokenizer.json"]),
         provenance=json.loads(texts["provenance.json"]),
-        sums=sums,
+        checksums=checksums,
     )
 
 
@@ -109,14 +109,14 @@ def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None
     a type that is not read.
     """
     location, digest = storage.join(bundle.uri, WEIGHTS), hashlib.sha256()
-    names = shared_names(model)
+    names = tied_names(model)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     left = set(names)
     try:
         for entry, tensor in read_in_order(location, digest):
             if shapes.get(entry.name) == entry.shape:
                 require_readable(entry)
-                place(model, names[entry.name], tensor.to(dtype))
+                set_parameter(model, names[entry.name], tensor.to(dtype))
                 left.remove(entry.name)
     except ForeignFileError:
         raise
@@ -124,7 +124,7 @@ def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None
         raise _altered(bundle.uri, WEIGHTS) from error
     except StorageError as error:
         raise _incomplete(bundle.uri, error) from error
-    if digest.hexdigest() != bundle.sums[WEIGHTS]:
+    if digest.hexdigest() != bundle.checksums[WEIGHTS]:
         raise _altered(bundle.uri, WEIGHTS)
     if left:
         raise BundleError(f"{bundle.uri}: {WEIGHTS} does not fit config.json at {min(left)}: export it again")
@@ -152,7 +152,7 @@ def load_bundle(
     where = _device(device)
     bundle = open_bundle(uri)
     config = bundle.config
-    with unfilled():
+    with init_empty_weights():
         model = build_model(config, bundle.tokenizer)
     _fill(model, bundle, dtype)
     words = config.template

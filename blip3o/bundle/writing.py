@@ -14,7 +14,7 @@ from blip3o.bundle.layout import SEAL, WEIGHTS, BundleConfig
 from blip3o.bundle.reading import build_model, load_bundle
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import BundleError
-from blip3o.model.unfilled import unfilled
+from blip3o.model.empty_weights import init_empty_weights
 
 
 def write_bundle(
@@ -29,7 +29,7 @@ def write_bundle(
 
     Raises `BundleError` if a part lacks weights or has other sizes, or if what was read back differs.
     """
-    with unfilled():
+    with init_empty_weights():
         model = build_model(config, tokenizer)
     needed = dict(model.named_parameters())
     missing = sorted(set(needed) - set(tensors))
@@ -63,6 +63,6 @@ def _verify(uri: str, weights: Mapping[str, Tensor]) -> None:
             raise BundleError(f"{uri}: {name} reads back other than it was written: export again")
 
 
-def write_seal(uri: str, sums: Mapping[str, str]) -> None:
+def write_seal(uri: str, checksums: Mapping[str, str]) -> None:
     """Makes a bundle of a folder: the sha256 of each of its files, by name. Written after all of them."""
-    storage.write_bytes(storage.join(uri, SEAL), json.dumps(sums, indent=1).encode())
+    storage.write_bytes(storage.join(uri, SEAL), json.dumps(checksums, indent=1).encode())

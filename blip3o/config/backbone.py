@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 from blip3o.config.resize import ResizeConfig
 
 
@@ -50,15 +50,15 @@ class VisionConfig(Frozen):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         unit = self.patch_size * self.merge
-        _require(
+        require(
             self.image_size % unit == 0,
             f"vision: image_size {self.image_size} is not a multiple of patch_size x merge = {unit}",
         )
-        _require(
+        require(
             self.width % (4 * self.heads) == 0,
             f"vision: width {self.width} is not a multiple of 4 x heads {self.heads} (2-D rotary)",
         )
-        _require(
+        require(
             self.kind != "siglip2" or (self.merge == 1 and self.window is None),
             "vision: a siglip2 tower merges no patches and has no windows: set merge 1 and leave window out",
         )
@@ -112,14 +112,12 @@ class BackboneConfig(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(
+        require(
             self.head_width is not None or self.hidden_size % self.heads == 0,
             f"backbone: hidden_size {self.hidden_size} is not a multiple of heads {self.heads}",
         )
-        _require(
-            self.head_dim % 2 == 0, f"backbone: {self.head_dim} channels of a head are not even (rotary embedding)"
-        )
-        _require(
+        require(self.head_dim % 2 == 0, f"backbone: {self.head_dim} channels of a head are not even (rotary embedding)")
+        require(
             self.heads % self.kv_heads == 0,
             f"backbone: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}",
         )
@@ -129,15 +127,15 @@ class BackboneConfig(Frozen):
     def _family_fits(self) -> Self:
         tower = None if self.vision is None else self.vision.kind
         wanted = ("qwen2_5_vl",) if self.family == "qwen2_5_vl" else ("siglip2", None)
-        _require(
+        require(
             tower in wanted,
             f"backbone: family {self.family} takes a vision tower of kind {wanted[0]}, not {tower or 'none'}",
         )
-        _require(
+        require(
             self.head_width is None or self.family != "qwen2_5_vl",
             "backbone: family qwen2_5_vl derives head_width from hidden_size / heads: leave it out",
         )
-        _require(
+        require(
             self.rope_scaling is None or self.family == "llama", f"backbone: family {self.family} has no rope_scaling"
         )
         return self

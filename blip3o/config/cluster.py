@@ -36,7 +36,7 @@ class ClusterConfig(Frozen):
         return self.nodes * self.gpus
 
     @property
-    def gib_of_a_gpu(self) -> float | None:
+    def gpu_memory_gib(self) -> float | None:
         """Memory of one GPU, None where neither it nor a known kind is named."""
         return self.gpu_gib or GPU_GIB.get(self.gpu or "")
 

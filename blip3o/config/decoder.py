@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 from blip3o.config.sampler import SamplerConfig
 
 
@@ -33,7 +33,7 @@ class _Autoencoder(Frozen):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         factor = 2 ** (len(self.channels) - 1)
-        _require(
+        require(
             self.image_size % factor == 0,
             f"autoencoder: image_size {self.image_size} is not a multiple of 2^(levels - 1) = {factor}",
         )
@@ -60,7 +60,7 @@ class DcConfig(_Autoencoder):
     @model_validator(mode="after")
     def _one_of_each_level(self) -> Self:
         levels = len(self.channels)
-        _require(
+        require(
             len(self.encoder_layers) == len(self.decoder_layers) == levels >= self.attention_levels,
             f"autoencoder: {levels} channels, {len(self.encoder_layers)} encoder_layers, {len(self.decoder_layers)} "
             f"decoder_layers, {self.attention_levels} attention_levels: give one number of layers for each resolution",
@@ -109,7 +109,7 @@ class DecoderConfig(_Decoder):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         unit = self.fold * 2 ** (len(self.channels) - 1)
-        _require(
+        require(
             self.image_size % unit == 0,
             f"decoder: image_size {self.image_size} is not a multiple of fold x 2^levels = {unit}",
         )
@@ -163,12 +163,12 @@ class SdxlDecoderConfig(_LatentDecoder):
     @model_validator(mode="after")
     def _one_of_each_level(self) -> Self:
         levels = len(self.channels)
-        _require(
+        require(
             len(self.attention_layers) == len(self.heads) == levels,
             f"decoder: {levels} channels, {len(self.attention_layers)} attention_layers and {len(self.heads)} heads: "
             "give one of each for each resolution",
         )
-        _require(
+        require(
             self.autoencoder.grid % 2 ** (levels - 1) == 0,
             f"decoder: a latent grid of {self.autoencoder.grid} cannot be halved {levels - 1} times",
         )
@@ -207,10 +207,10 @@ class SanaDecoderConfig(_LatentDecoder):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         width = self.heads * self.head_dim
-        _require(
+        require(
             width % self.cross_heads == 0, f"decoder: width {width} is not a multiple of {self.cross_heads} cross_heads"
         )
-        _require(
+        require(
             self.autoencoder.grid % self.patch_size == 0,
             f"decoder: patch_size {self.patch_size} does not divide the latent grid {self.autoencoder.grid}",
         )

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from blip3o.config.backbone import BackboneConfig
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 from blip3o.config.decoder import AnyDecoderConfig
 from blip3o.config.objectives import GeneratingName, Generation, generation_of
 from blip3o.config.resize import ResizeConfig
@@ -66,15 +66,15 @@ class EncoderConfig(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(
+        require(
             self.image_size % self.patch_size == 0,
             f"encoder: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
         )
-        _require(
+        require(
             self.patches % self.pool == 0,
             f"encoder: {self.patches} patches a side are not a multiple of pool {self.pool}",
         )
-        _require(self.width % self.heads == 0, f"encoder: width {self.width} is not a multiple of heads {self.heads}")
+        require(self.width % self.heads == 0, f"encoder: width {self.width} is not a multiple of heads {self.heads}")
         return self
 
 
@@ -99,11 +99,11 @@ class DiTConfig(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(
+        require(
             self.dim % (4 * self.heads) == 0,
             f"dit: dim {self.dim} is not a multiple of 4 x heads {self.heads} (2-D rotary)",
         )
-        _require(
+        require(
             self.heads % self.kv_heads == 0, f"dit: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}"
         )
         return self
@@ -191,12 +191,12 @@ class ModelConfig(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         size, grid, patch = self.decoder.image_size, self.latent_grid, self.dit.patch_size
-        _require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
-        _require(
+        require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
+        require(
             not self.decoder.refines_coarse or size % grid == 0,
             f"decoder: image_size {size} is not a multiple of the feature grid {grid}",
         )
-        _require(
+        require(
             (self.generation.targets == "decoder") == (self.decoder.generated is not None),
             f"objective {self.objective} does not go with decoder.kind {self.decoder.kind}: vae_flow needs "
             "'autoencoder', and nothing else does",
@@ -208,13 +208,13 @@ class ModelConfig(Frozen):
         if self.generation.draws_noise:
             return self
         plain = SamplerConfig(num_inference_steps=1, guidance_scale=1, condition_dropout=0)
-        _require(
+        require(
             self.sampler == plain,
             f"objective {self.objective} predicts in one pass: give sampler "
             "{num_inference_steps: 1, guidance_scale: 1, condition_dropout: 0} and nothing else",
         )
         tokens = self.encoder.num_tokens
-        _require(
+        require(
             self.num_queries == tokens,
             f"objective {self.objective} maps each query to one feature: num_queries {self.num_queries} is not "
             f"{tokens}",

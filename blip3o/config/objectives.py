@@ -20,11 +20,11 @@ class Task(Enum):
 
     CONTRAST = "contrast"  # caption and image, for the encoder stage
     CHAT = "chat"  # questions and answers about an image
-    DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
-    DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
+    GENERATE = "generate"  # request to draw, and the image to draw, as the encoder sees it
+    GENERATE_PIXELS = "generate-pixels"  # the same, as the decoder draws it
     PIXELS = "pixels"  # image alone, for the decoder stage
-    JOINT = "joint"  # CHAT and DRAW of the same sample, as far as its source is for them
-    JOINT_PIXELS = "joint-pixels"  # CHAT and DRAW_PIXELS of the same
+    JOINT = "joint"  # CHAT and GENERATE of the same sample, as far as its source is for them
+    JOINT_PIXELS = "joint-pixels"  # CHAT and GENERATE_PIXELS of the same
 
     @property
     def shows_images(self) -> bool:
@@ -38,7 +38,7 @@ class Task(Enum):
 
 
 _BOTH = (Task.JOINT, Task.JOINT_PIXELS)
-_JOINT_TASK = {Task.DRAW: Task.JOINT, Task.DRAW_PIXELS: Task.JOINT_PIXELS}
+_JOINT_TASK = {Task.GENERATE: Task.JOINT, Task.GENERATE_PIXELS: Task.JOINT_PIXELS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def _generating(name: str, generation: Generation, *, terms: tuple[str, ...], im
     return ObjectiveSpec(
         stages=("generate", "instruct"),
         selected_by=name,
-        task=Task.DRAW if generation.targets == "encoder" else Task.DRAW_PIXELS,
+        task=Task.GENERATE if generation.targets == "encoder" else Task.GENERATE_PIXELS,
         parts=(generation.targets, "latent_scale", "backbone", "queries", generation.predictor),
         trainable=("queries", predicted),
         reached=("backbone.*", "queries", predicted),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 from blip3o.config.model import ModelConfig
 from blip3o.config.objectives import ObjectiveSpec, objective_of
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
@@ -42,7 +42,7 @@ class SourceConfig(Frozen):
     weight: float = Field(
         default=1.0, gt=0, description="share of samples drawn from this source, relative to the others"
     )
-    task: Literal["chat", "draw", "both"] = Field(
+    task: Literal["chat", "generate", "both"] = Field(
         default="both", description="what stage joint makes of its samples: questions about them, requests to draw them"
     )
     select: SelectConfig = SelectConfig()
@@ -61,7 +61,7 @@ class SourceConfig(Frozen):
     @model_validator(mode="after")
     def _extensions_fit_the_key(self) -> Self:
         for name in (self.members.image, self.members.caption, self.members.record):
-            _require(
+            require(
                 self.key == "first_dot" or name is None or "." not in name,
                 f"source '{self.name}': members names '{name}', but with key: last_dot no extension has a dot",
             )
@@ -89,9 +89,9 @@ class TemplateConfig(Frozen):
     @model_validator(mode="after")
     def _has_caption(self) -> Self:
         words = self.instruction
-        _require("{caption}" in words, f"template: instruction '{words}' has no {{caption}}")
+        require("{caption}" in words, f"template: instruction '{words}' has no {{caption}}")
         rest = words.replace("{caption}", "").replace("{{", "").replace("}}", "")
-        _require(
+        require(
             not {"{", "}"} & set(rest), f"template: instruction '{words}' has braces beside {{caption}}: double them"
         )
         return self
@@ -152,7 +152,7 @@ class DataConfig(Frozen):
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
         names = [source.name for source in self.sources]
-        _require(len(set(names)) == len(names), f"data: source names repeat: {', '.join(names)}")
+        require(len(set(names)) == len(names), f"data: source names repeat: {', '.join(names)}")
         return self
 
 
@@ -228,22 +228,22 @@ class Recipe(Frozen):
         m = self.optim.micro_batches
         image_tokens = self.model.backbone.image_tokens
         for w in (self.parallel.min_workers, self.parallel.max_workers):
-            _require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
-        _require(
+            require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
+        require(
             self.optim.warmup_steps < self.optim.steps,
             f"optim.warmup_steps {self.optim.warmup_steps} is not below optim.steps "
             f"{self.optim.steps}: shorten the warm-up",
         )
-        _require(
+        require(
             "contrastive" not in self.objective.parts or self.model.text_tower is not None,
             f"stage '{self.stage.name}' needs model.text_tower: choose a preset that has one (tiny)",
         )
-        _require(
+        require(
             not self.objective.task.shows_images or image_tokens > 0,
             f"stage '{self.stage.name}' shows images, and model.backbone has no vision tower: add "
             "model.backbone.vision",
         )
-        _require(
+        require(
             self.data.max_length > image_tokens,
             f"data.max_length {self.data.max_length} leaves no room beside the {image_tokens} image tokens",
         )
@@ -252,16 +252,16 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _stage_fits_model(self) -> Self:
         stage, model = self.stage, self.model
-        _require(
+        require(
             "coarse" not in self.objective.parts or model.decoder.refines_coarse,
             f"stage '{stage.name}' trains with the coarse head, which decoder.kind {model.decoder.kind} lacks: use "
             "'pixel'",
         )
-        _require(
+        require(
             stage.lora is None or "backbone" in self.objective.parts,
             f"stage.lora adapts the backbone, which stage '{stage.name}' does not have: leave it out",
         )
-        _require(
+        require(
             model.generation.draws_noise or (stage.noise_draws == 1 and stage.flow == FlowConfig()),
             f"objective {model.objective} draws no noise: leave out stage.noise_draws and stage.flow",
         )
@@ -270,7 +270,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _terms_are_known(self) -> Self:
         unknown = sorted(set(self.stage.weights) - set(self.terms))
-        _require(
+        require(
             not unknown,
             f"stage.weights names {', '.join(unknown)}: the loss of stage '{self.stage.name}' has the terms "
             f"{', '.join(self.terms)}",
@@ -281,15 +281,15 @@ class Recipe(Frozen):
     def _tasks_fit_stage(self) -> Self:
         tasks = {source.name: source.task for source in self.data.sources}
         if self.objective.task.mixes:
-            for task in ("chat", "draw"):
-                _require(
+            for task in ("chat", "generate"):
+                require(
                     not {task, "both"}.isdisjoint(tasks.values()),
                     f"stage '{self.stage.name}' trains two tasks, and no source in data.sources has task {task} or "
                     f"both ({tasks})",
                 )
         else:
             named = [name for name, task in tasks.items() if task != "both"]
-            _require(
+            require(
                 not named,
                 f"data.sources: {', '.join(named)} names a task, which stage '{self.stage.name}' decides: leave it out",
             )
@@ -297,13 +297,13 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _features_fit_stage(self) -> Self:
-        _require(
+        require(
             self.data.features == "online" or self.objective.stored_features,
             f"data.features '{self.data.features}' stores or streams a frozen encoder's features, and stage "
             f"'{self.stage.name}' (objective {self.model.objective}, decoder {self.model.decoder.kind}) does not train "
             "on them alone: leave data.features at online",
         )
-        _require(
+        require(
             self.data.feature_dtype is None or self.data.features == "cache",
             f"data.feature_dtype {self.data.feature_dtype} is of stored features, and data.features is "
             f"'{self.data.features}': set data.features=cache, or leave it out",
@@ -314,7 +314,7 @@ class Recipe(Frozen):
     def _held_out_is_apart(self) -> Self:
         trained = {source.name for source in self.data.sources}
         both = [source.name for source in self.evaluate.sources if source.name in trained]
-        _require(
+        require(
             not both,
             f"{', '.join(both)} is a name in data.sources and in evaluate.sources, and a name has one index: name the "
             "held-out one otherwise",
@@ -324,11 +324,11 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _validation_has_data(self) -> Self:
         every, saved = self.evaluate.every, self.checkpoint.every
-        _require(
+        require(
             every is None or every % saved == 0,
             f"evaluate.every {every} is not a multiple of checkpoint.every {saved}: validations read checkpoints",
         )
-        _require(
+        require(
             every is None or bool(self.evaluate.sources),
             f"evaluate.every {every} asks for validations, and evaluate.sources is empty: name held-out sources",
         )
@@ -339,7 +339,7 @@ class Recipe(Frozen):
         decoding, encoding = (
             labels.get(SUBCLUSTER) for labels in (self.parallel.data_labels, self.parallel.encoder_labels)
         )
-        _require(
+        require(
             self.data.features != "stream" or decoding == encoding,
             f"data.features 'stream' decodes and encodes in one data set, for which Ray Data counts the nodes of one "
             f"{SUBCLUSTER}, and parallel.data_labels has {decoding}, parallel.encoder_labels {encoding}: give both the "
@@ -369,12 +369,12 @@ class Recipe(Frozen):
         """How cached features are kept: `data.feature_dtype`, or as the encoder computes them."""
         return self.data.feature_dtype or self.parallel.precision
 
-    def online(self) -> "Recipe":
+    def with_online_features(self) -> "Recipe":
         """The same with the encoder's features computed from pixels."""
         data = self.data.model_copy(update={"features": "online", "feature_dtype": None})
         return self.model_copy(update={"data": data})
 
-    def on(self, workers: int) -> "Recipe":
+    def with_workers(self, workers: int) -> "Recipe":
         """The same with so many workers, as it runs at the moment; they must divide `optim.micro_batches`."""
         return self.model_copy(update={"parallel": self.parallel.model_copy(update={"workers": workers})})
 

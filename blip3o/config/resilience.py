@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 
 
 class WorkersConfig(Frozen):
@@ -15,7 +15,7 @@ class WorkersConfig(Frozen):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        _require(self.min <= self.max, f"parallel.workers: min {self.min} is above max {self.max}: swap them")
+        require(self.min <= self.max, f"parallel.workers: min {self.min} is above max {self.max}: swap them")
         return self
 
 

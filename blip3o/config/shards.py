@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 
 # No limit can be set above these: what decodes and reads samples holds them too.
 MAX_PIXELS = 100_000_000
@@ -57,7 +57,7 @@ class MembersConfig(Frozen):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         named = [name for name in (self.image, self.caption, self.record) if name is not None]
-        _require(len(set(named)) == len(named), f"members: {', '.join(named)}: name each extension once")
+        require(len(set(named)) == len(named), f"members: {', '.join(named)}: name each extension once")
         return self
 
 
@@ -81,15 +81,15 @@ class SelectConfig(Frozen):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         low, high = self.min_caption_chars or 0, self.max_caption_chars
-        _require(high is None or low <= high, f"select: min_caption_chars {low} is above max_caption_chars {high}")
+        require(high is None or low <= high, f"select: min_caption_chars {low} is above max_caption_chars {high}")
         for name, rule in self.where.items():
             bounds = [rule.get("min"), rule.get("max")]
-            _require(bool(rule), f"select.where: '{name}' has no rule: give min, max or in")
-            _require(
+            require(bool(rule), f"select.where: '{name}' has no rule: give min, max or in")
+            require(
                 not any(isinstance(bound, tuple) for bound in bounds),
                 f"select.where: min and max of '{name}' are single numbers, and one is a list: use in",
             )
-            _require(
+            require(
                 isinstance(rule.get("in", ()), tuple) and rule.get("in") != (),
                 f"select.where: in of '{name}' is a list of the accepted values, with at least one",
             )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 from blip3o.config.objectives import StageName
 from blip3o.config.resilience import WorkersConfig
 from blip3o.config.sampler import FlowConfig
@@ -175,7 +175,7 @@ class ParallelConfig(Frozen):
 
     @model_validator(mode="after")
     def _compile_fits(self) -> Self:
-        _require(
+        require(
             not (self.compile and self.zero_stage == 3),
             "parallel.compile does not go with parallel.zero_stage 3, which gathers parameters inside each layer",
         )
@@ -184,7 +184,7 @@ class ParallelConfig(Frozen):
     @model_validator(mode="after")
     def _offload_fits(self) -> Self:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
-        _require(
+        require(
             self.zero_stage >= least,
             f"parallel.offload '{self.offload}' needs parallel.zero_stage {least} or more, it is {self.zero_stage}",
         )

@@ -11,7 +11,7 @@ from typing import SupportsIndex, TypeGuard
 from blip3o.errors import RequestError, quoted
 
 
-def kind(value: object) -> str:
+def type_of(value: object) -> str:
     """The type of a wrong value, for a message: "… is of type int", "… is missing"."""
     return "missing" if value is None else f"of type {type(value).__name__}"
 
@@ -21,11 +21,11 @@ def parse_prompts(prompt: object) -> list[str]:
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | dict):
-        raise RequestError(f"the prompt is {kind(prompt)}: give a string or a list of strings")
+        raise RequestError(f"the prompt is {type_of(prompt)}: give a string or a list of strings")
     prompts = list(prompt)
     for number, item in enumerate(prompts):
         if not isinstance(item, str):
-            raise RequestError(f"prompt {number} is {kind(item)}: give a string")
+            raise RequestError(f"prompt {number} is {type_of(item)}: give a string")
     return prompts
 
 
@@ -46,7 +46,7 @@ def parse_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
 def parse_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
     """As `parse_seeds`, for a list only."""
     if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes | dict):
-        raise RequestError(f"seed is {kind(seeds)}: give a list with one seed for each image")
+        raise RequestError(f"seed is {type_of(seeds)}: give a list with one seed for each image")
     seeds = [_seed(item) for item in seeds]
     if not prompts or len(seeds) != prompts * n:
         images = "image" if n == 1 else f"of the {prompts * n} images (n={n})"

@@ -21,7 +21,7 @@ from blip3o import storage
 from blip3o.data.images.decode import open_image
 from blip3o.data.text.templates import Turn
 from blip3o.errors import DataError, RequestError, StorageError, one_line, quoted
-from blip3o.inference.arguments import kind
+from blip3o.inference.arguments import type_of
 from blip3o.inference.data_urls import read_data_url
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -54,7 +54,7 @@ class Problem:
     """What is wrong with a conversation: the path below `messages`, and a sentence for the caller."""
 
     place: tuple[str | int, ...]
-    saying: str
+    message: str
 
 
 def to_turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
@@ -69,10 +69,10 @@ def order_problem(messages: Sequence[ChatMessage]) -> Problem | None:
     """What is wrong with the order of roles; None if it is the assistant's turn."""
     spoken = [i for i, message in enumerate(messages) if _template_role(message) != "system"]
     if not spoken:
-        return Problem(place=(), saying="there is no message of the user, which is what gets answered")
+        return Problem(place=(), message="there is no message of the user, which is what gets answered")
     if messages[spoken[-1]].role != "user":
-        saying = "the last message must be the user's: it is what gets answered"
-        return Problem(place=(spoken[-1], "role"), saying=saying)
+        message = "the last message must be the user's: it is what gets answered"
+        return Problem(place=(spoken[-1], "role"), message=message)
     return None
 
 
@@ -83,13 +83,13 @@ def image_problem(messages: Sequence[ChatMessage]) -> Problem | None:
         place, role = (i, "content", j), messages[i].role
         if role != "user":
             return Problem(
-                place=place, saying=f"an image in a message of the {role}: the model looks at the user's alone"
+                place=place, message=f"an image in a message of the {role}: the model looks at the user's alone"
             )
         if count:
-            return Problem(place=place, saying="this is a second image, and the model reads one in a conversation")
+            return Problem(place=place, message="this is a second image, and the model reads one in a conversation")
         if i != first:
-            saying = f"the image must be in the user's first message, messages.{first}: the model looks for it there"
-            return Problem(place=place, saying=saying)
+            message = f"the image must be in the user's first message, messages.{first}: the model looks for it there"
+            return Problem(place=place, message=message)
     return None
 
 
@@ -115,10 +115,10 @@ def parse_messages(
             raise RequestError("the question is empty: say what to ask")
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
-        raise RequestError(f"messages is {kind(messages)}: give a string, or a list of messages")
+        raise RequestError(f"messages is {type_of(messages)}: give a string, or a list of messages")
     parsed = [_parse_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
     if wrong := order_problem(parsed) or image_problem(parsed):
-        raise RequestError(f"messages{_at(wrong.place)}: {wrong.saying}")
+        raise RequestError(f"messages{_at(wrong.place)}: {wrong.message}")
     shown = [(f"messages[{i}]{_at(('content', j))}", parsed[i].parts[j]) for i, j in _image_positions(parsed)]
     if image is not None:
         shown.append(("image", image))
@@ -135,7 +135,7 @@ def load_image(source: object, place: str = "image") -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, str | os.PathLike):
-        raise RequestError(f"{place} is {kind(source)}: give a PIL image or a path")
+        raise RequestError(f"{place} is {type_of(source)}: give a PIL image or a path")
     name = os.fspath(source)
     try:
         return open_image(_read_bytes(name))
@@ -172,7 +172,7 @@ class _ParsedMessage:
 
 def _parse_message(message: object, place: str) -> _ParsedMessage:
     if not _is_object(message):
-        raise RequestError(f"{place} is {kind(message)}: give a dict with role and content")
+        raise RequestError(f"{place} is {type_of(message)}: give a dict with role and content")
     given = {name for name, value in message.items() if value is not None}  # a reply of the server has "refusal": None
     if extra := sorted(given - {"role", "content", "name"}, key=str):
         raise RequestError(f"{place} has {quoted(str(extra[0]))}: a message has role and content")
@@ -184,7 +184,7 @@ def _parse_message(message: object, place: str) -> _ParsedMessage:
     if isinstance(content, str):
         return _ParsedMessage(role=role, parts=(content,), image_indices=())
     if not isinstance(content, list | tuple):
-        raise RequestError(f"{place}['content'] is {kind(content)}: give a string or a list of parts")
+        raise RequestError(f"{place}['content'] is {type_of(content)}: give a string or a list of parts")
     parsed = [_parse_part(part, f"{place}['content'][{number}]") for number, part in enumerate(content)]
     images = tuple(number for number, (is_image, _) in enumerate(parsed) if is_image)
     return _ParsedMessage(role=role, parts=tuple(value for _, value in parsed), image_indices=images)
@@ -197,7 +197,7 @@ def _parse_part(part: object, place: str) -> tuple[bool, Any]:
     value = part.get(part["type"])
     if part["type"] == "text":
         if not isinstance(value, str):
-            raise RequestError(f"{place}['text'] is {kind(value)}: give a string")
+            raise RequestError(f"{place}['text'] is {type_of(value)}: give a string")
         return False, value
     if part["type"] == "image_url":
         if not _is_object(value) or not isinstance(value.get("url"), str):

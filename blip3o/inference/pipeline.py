@@ -138,7 +138,9 @@ class Blip3oPipeline:
         """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
         null = self.null_features
-        chunks = [self.model.draw(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)]
+        chunks = [
+            self.model.decode(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)
+        ]
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
     @torch.inference_mode()
@@ -148,7 +150,7 @@ class Blip3oPipeline:
         Raises `RequestError` if this bundle came without the encoder.
         """
         if "encoder" in self.model.config.parts:
-            self._need("encoder", "draws and chats, but encodes no images")
+            self._require_part("encoder", "draws and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
         return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
 
@@ -257,7 +259,7 @@ class Blip3oPipeline:
         _check_text(prompt)
         if not prompt.strip():
             raise RequestError("the prompt is empty: say what to draw")
-        return self._fitting(self.template.draw(self.tokenizer, prompt))
+        return self._checked_length(self.template.generation_request(self.tokenizer, prompt))
 
     def chat_ids(self, turns: Sequence[Turn], *, with_image: bool) -> list[int]:
         """Token ids of a conversation that waits for its reply.
@@ -268,22 +270,22 @@ class Blip3oPipeline:
             raise RequestError("this model reads text alone: ask without the image")
         for turn in turns:
             _check_text(turn.text)
-        return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
+        return self._checked_length(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
 
     def require_generation(self) -> None:
         """Raises `RequestError` if the bundle has not all parts that generation takes."""
-        self._need("queries", "chats, but draws nothing")
-        self._need("decoder", "draws features, but no images")
+        self._require_part("queries", "chats, but draws nothing")
+        self._require_part("decoder", "draws features, but no images")
 
-    def _need(self, part: str, ability: str) -> None:
+    def _require_part(self, part: str, ability: str) -> None:
         if not self.model.has(part):
             raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
-    def fill(self, rows: Tensor) -> Tensor:
+    def pad_batch(self, rows: Tensor) -> Tensor:
         """Repeats the last of up to `batch_size` rows until there are `batch_size`."""
         return torch.cat([rows, rows[-1:].expand(self.batch_size - rows.shape[0], *rows.shape[1:])])
 
-    def _fitting(self, ids: list[int]) -> list[int]:
+    def _checked_length(self, ids: list[int]) -> list[int]:
         if len(ids) > self.max_length:
             raise PromptTooLongError(
                 f"the prompt takes {len(ids)} tokens, this model reads {self.max_length}: shorten it"
@@ -321,7 +323,7 @@ class Blip3oPipeline:
         """Batches of `batch_size` rows: how many of them are real, and for each tensor its rows, filled up."""
         for start in range(0, tensors[0].shape[0], self.batch_size):
             parts = [tensor[start : start + self.batch_size] for tensor in tensors]
-            yield parts[0].shape[0], [self.fill(part) for part in parts]
+            yield parts[0].shape[0], [self.pad_batch(part) for part in parts]
 
 
 def _check_text(text: str) -> None:

@@ -88,13 +88,13 @@ class Backbone(nn.Module):
         shown = prompt.pixels[mask.any(dim=1)]
         if not shown.shape[0] and torch.is_grad_enabled():
             # Other ranks show images, and wait in their collectives for this one's tower and its gradients: zeros.
-            return embeddings + 0 * self.see(prompt.pixels[:1], dtype=embeddings.dtype).sum()
+            return embeddings + 0 * self.embed_images(prompt.pixels[:1], dtype=embeddings.dtype).sum()
         if not shown.shape[0]:
             return embeddings
-        tokens = self.see(shown, dtype=embeddings.dtype)
+        tokens = self.embed_images(shown, dtype=embeddings.dtype)
         return embeddings.masked_scatter(mask[..., None].expand_as(embeddings), tokens)
 
-    def see(self, pixels_BSS3: Tensor, *, dtype: torch.dtype) -> Tensor:
+    def embed_images(self, pixels_BSS3: Tensor, *, dtype: torch.dtype) -> Tensor:
         """Images, uint8 [B, S, S, 3] → the tokens that stand for them, one after another, [B · tokens, H]."""
         vision = self.config.vision
         assert vision is not None  # a template of a text-only backbone makes no image tokens
@@ -180,10 +180,10 @@ class Backbone(nn.Module):
 
         Equal to `query_states_full` in value and in the queries' gradient, as nothing before the queries is trained.
         """
-        with torch.no_grad(), keys_and_values_only(self.text.layers):
+        with torch.no_grad(), skip_last_mlp(self.text.layers):
             widest = self.config.mlp_width * prompt.input_ids.shape[1] * self.text.embed_tokens.weight.element_size()
             rows = rows_at_once(prompt.input_ids, widest)
-            cached = joined([self.prefill(part, numbering=self.config.positions) for part in prompt.split(rows)])
+            cached = concat_caches([self.prefill(part, numbering=self.config.positions) for part in prompt.split(rows)])
         return self.extend(cached, queries_NH.expand(prompt.input_ids.shape[0], -1, -1)).states
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class Backbone(nn.Module):
         pass of one token against the cache, and is computed only when it is asked for.
         """
         cached = self.prefill(prompt)
-        token = self.logits(last_real(cached.states, prompt.attention_mask)).argmax(-1)
+        token = self.logits(last_token_states(cached.states, prompt.attention_mask)).argmax(-1)
         done = [False] * token.shape[0]
         for step in range(max_new_tokens):
             if step:
@@ -219,7 +219,7 @@ class Backbone(nn.Module):
 
 
 @contextmanager
-def keys_and_values_only(layers: nn.ModuleList) -> Iterator[None]:
+def skip_last_mlp(layers: nn.ModuleList) -> Iterator[None]:
     """Skips the last layer's MLP: a pass that only fills the key/value cache does not need what comes after it."""
     last = layers[-1]
     mlp, last.mlp = last.mlp, nn.Identity()
@@ -229,7 +229,7 @@ def keys_and_values_only(layers: nn.ModuleList) -> Iterator[None]:
         last.mlp = mlp
 
 
-def joined(parts: Sequence[PromptCache]) -> PromptCache:
+def concat_caches(parts: Sequence[PromptCache]) -> PromptCache:
     """Prompts that were run in groups as one batch; the first part's cache becomes that of all."""
     if len(parts) == 1:
         return parts[0]
@@ -244,7 +244,7 @@ def joined(parts: Sequence[PromptCache]) -> PromptCache:
     )
 
 
-def last_real(states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+def last_token_states(states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
     """The states [B, H] at each row's last real token, whichever side the padding is on."""
     columns = torch.arange(attention_mask_BL.shape[1], device=attention_mask_BL.device)
     last = (columns * attention_mask_BL).argmax(dim=1)

@@ -14,7 +14,7 @@ MAX_DEPTH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weight:
+class ParameterCount:
     """Parameters of a module, or together of `count` equal ones. `depth` is how deep it lies, 0 for a part."""
 
     name: str
@@ -35,23 +35,23 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def weights(model: UnifiedModel) -> Iterator[Weight]:
+def parameter_counts(model: UnifiedModel) -> Iterator[ParameterCount]:
     """Parts in order, each with its modules `MAX_DEPTH` deep; a list of equal modules is one row."""
     for name in PARTS:
         part = getattr(model, name, None)
         if isinstance(part, nn.Parameter):
-            yield Weight(name=name, depth=0, count=1, parameters=part.numel())
+            yield ParameterCount(name=name, depth=0, count=1, parameters=part.numel())
         elif part is not None:
-            yield from _module_weights(part, name, 0)
+            yield from _module_counts(part, name, 0)
 
 
-def _module_weights(module: nn.Module, name: str, depth: int) -> Iterator[Weight]:
+def _module_counts(module: nn.Module, name: str, depth: int) -> Iterator[ParameterCount]:
     parameters = count_parameters(module)
     if not parameters:
         return
     members = [count_parameters(child) for child in module.children()]
     equal = isinstance(module, nn.ModuleList) and len(set(members)) == 1
-    yield Weight(name=name, depth=depth, count=len(members) if equal else 1, parameters=parameters)
+    yield ParameterCount(name=name, depth=depth, count=len(members) if equal else 1, parameters=parameters)
     if depth < MAX_DEPTH and not equal:
         for child_name, child in module.named_children():
-            yield from _module_weights(child, f"{name}.{child_name}", depth + 1)
+            yield from _module_counts(child, f"{name}.{child_name}", depth + 1)

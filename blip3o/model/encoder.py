@@ -97,10 +97,10 @@ class TargetEncoder(nn.Module, ABC):
         if not torch.is_grad_enabled():
             widest = config.patches**2 * max(config.mlp_width, 3 * config.width)
             rows = rows_at_once(pixels_BSS3, widest * next(self.parameters()).element_size())
-        parts = [self.together(part) for part in pixels_BSS3.split(rows)]
+        parts = [self.encode_batch(part) for part in pixels_BSS3.split(rows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def together(self, pixels_BSS3: Tensor) -> Tensor:
+    def encode_batch(self, pixels_BSS3: Tensor) -> Tensor:
         """What `forward` gives, all images in one pass whatever their number."""
         x = self.patch_features(pixels_BSS3).transpose(1, 2).unflatten(-1, (self.config.patches, self.config.patches))
         x = self.project(F.avg_pool2d(x, self.config.pool).flatten(2).transpose(1, 2))

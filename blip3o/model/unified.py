@@ -137,7 +137,7 @@ class UnifiedModel(nn.Module):
         time = NUM_TRAIN_STEPS * sigma_B
         return self.denoiser(latents, time.trunc() if self.config.sampler.truncate_time else time, condition)
 
-    def draw(self, features_BLF: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+    def decode(self, features_BLF: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Features [B, L, F] → images [B, 3, S, S] around −1 … 1.
 
         `noise` is [B, *config.decoder.noise_shape]; `null_LF`, for a decoder with guidance, its null branch's features.

@@ -38,7 +38,7 @@ def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
     return {name: entry.shape for name, entry in _entries(uri).items()}
 
 
-def read_some(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
+def read_selected(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
     """Some tensors of a file, one after the other by ranged reads.
 
     Raises `CheckpointError` if it does not hold one of them.

@@ -99,7 +99,7 @@ def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> N
         require_agreement(module, here.device)
         watchdog.begin("building the engine")
         start = find_start(recipe, point, fit_name=stage.fit_name)
-        engine = build_engine(recipe.on(here.world), module, universal=start.universal)
+        engine = build_engine(recipe.with_workers(here.world), module, universal=start.universal)
         ema = Ema(engine, trained(module.model), decay=recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         attempt.mark("built")
         watchdog.begin("restoring")
@@ -109,7 +109,7 @@ def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> N
         saver = CheckpointSaver(recipe, engine, identity, fit_name=stage.fit_name, average=ema, guard=guard)
         averaging = [ema] if ema else []
         Loop(
-            recipe=recipe.on(here.world),
+            recipe=recipe.with_workers(here.world),
             engine=engine,
             module=module,
             batches=batches,

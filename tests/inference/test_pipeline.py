@@ -218,7 +218,7 @@ def test_an_empty_prompt_is_refused(pipeline, prompt):
 
 
 def test_a_prompt_is_refused_exactly_where_it_no_longer_fits(pipeline):
-    room = MAX_LENGTH - len(pipeline.template.draw(pipeline.tokenizer, "x")) + 1
+    room = MAX_LENGTH - len(pipeline.template.generation_request(pipeline.tokenizer, "x")) + 1
     fits = "x" * room
     assert len(pipeline.generation_ids(fits)) == MAX_LENGTH
     assert len(pipeline.generate([fits], seed=[0], num_inference_steps=1)) == 1

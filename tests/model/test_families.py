@@ -133,7 +133,7 @@ def test_windows_narrow_what_a_patch_sees():
     assert narrow.hf.model.visual.fullatt_block_indexes == [1]
     assert narrow.hf.model.visual.window_size == 16
     assert wide.hf.model.visual.fullatt_block_indexes == [0, 1]
-    seen = [built.see(pixels, dtype=torch.float32) for built in (narrow, wide)]
+    seen = [built.embed_images(pixels, dtype=torch.float32) for built in (narrow, wide)]
     assert not torch.allclose(*seen, atol=1e-3)
 
 

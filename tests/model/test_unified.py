@@ -46,7 +46,7 @@ def test_a_fresh_dit_predicts_zero_and_a_fresh_decoder_draws_the_coarse_image():
         model.dit(latents, torch.tensor([10.0, 900.0]), model.dit.condition(states)), torch.zeros_like(latents)
     )
     features = torch.randn(2, *model.latent_shape)
-    drawn = model.draw(features, torch.randn(2, 3, 32, 32))
+    drawn = model.decode(features, torch.randn(2, 3, 32, 32))
     assert torch.allclose(drawn, model.coarse(features), atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blip3o.config.decoder import AutoencoderDecoderConfig, DcConfig, KlConfig
-from blip3o.model.decoders.base import Decoder, Work
+from blip3o.model.decoders.base import Decoder, Operation
 
 
 def build_autoencoder(config: KlConfig | DcConfig) -> Any:  # noqa: ANN401 - a module of diffusers
@@ -84,10 +84,10 @@ class AutoencoderDecoder(Decoder):
         """Images [B, 3, S, S] in −1 … 1 → latent tokens [B, h · w, C], row-major."""
         return to_latents(self.vae, images_B3SS).flatten(2).transpose(1, 2)
 
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Latent tokens [B, h · w, C] → images [B, 3, S, S]."""
-        return to_images(self.vae, given.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
+        return to_images(self.vae, inputs.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
 
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The autoencoder's own decoder."""
-        yield Work(name="latents to pixels", run=lambda: self(given, noise))
+        yield Operation(name="latents to pixels", run=lambda: self(inputs, noise))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Operation:
     """A part of a decode: what it runs, and how often for one image."""
 
     name: str
@@ -20,12 +20,12 @@ class Decoder(nn.Module, ABC):
     """Features [B, L, F], or the coarse image [B, 3, S, S] where the config has a coarse head, to images."""
 
     @abstractmethod
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Images [B, 3, S, S] around −1 … 1.
 
         `noise` is [B, *config.noise_shape]; `null_LF` are the features of the unconditional branch, if there is one.
         """
 
     @abstractmethod
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The parts of one decode, without those of the coarse head."""

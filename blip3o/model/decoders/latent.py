@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.model.decoders.autoencoder import build_autoencoder, to_images, to_latents
-from blip3o.model.decoders.base import Decoder, Work
+from blip3o.model.decoders.base import Decoder, Operation
 from blip3o.model.flow import NUM_TRAIN_STEPS, evaluations, guide, integrate, interpolate, noise_level, velocity_target
 
 Tensors = tuple[Tensor, ...]
@@ -72,20 +72,22 @@ class LatentDecoder(Decoder):
     def evaluations(self) -> int:
         """Evaluations of the network in one decode, for each branch."""
 
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Features and noise → images [B, 3, S, S]. `null_LF`, features of the null branch, if guidance is not 1."""
         null = None
         if null_LF is not None:
             null = tuple(part.expand(noise.shape[0], *part.shape[1:]) for part in self.condition(null_LF[None]))
-        return to_images(self.vae, self.sample(noise, self.condition(given), null))
+        return to_images(self.vae, self.sample(noise, self.condition(inputs), null))
 
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """What depends on the features alone, the network for each branch and step, and the autoencoder's decoder."""
-        condition, time = self.condition(given), noise.new_empty(noise.shape[0])
+        condition, time = self.condition(inputs), noise.new_empty(noise.shape[0])
         branches = 1 if self.config.guidance_scale == 1 else 2
-        yield Work(name="decoder's condition", run=lambda: self.condition(given))
-        yield Work(name="decoder", run=lambda: self.predict(noise, time, condition), calls=branches * self.evaluations)
-        yield Work(name="latents to pixels", run=lambda: to_images(self.vae, noise))
+        yield Operation(name="decoder's condition", run=lambda: self.condition(inputs))
+        yield Operation(
+            name="decoder", run=lambda: self.predict(noise, time, condition), calls=branches * self.evaluations
+        )
+        yield Operation(name="latents to pixels", run=lambda: to_images(self.vae, noise))
 
     def _guided(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
         if null is None:

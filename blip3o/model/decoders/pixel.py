@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.decoder import DecoderConfig
-from blip3o.model.decoders.base import Decoder, Work
+from blip3o.model.decoders.base import Decoder, Operation
 from blip3o.model.flow import integrate
 
 
@@ -71,15 +71,17 @@ class PixelDecoder(Decoder):
         correction = self.unet(stacked.to(self.unet.dtype), 1000 * sigma_B, return_dict=True).sample
         return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold).to(noisy_B3SS.dtype)
 
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by Euler steps."""
 
         def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
-            return (noisy - self.clean(noisy, sigma_B, given)) / sigma_B.view(-1, 1, 1, 1)
+            return (noisy - self.clean(noisy, sigma_B, inputs)) / sigma_B.view(-1, 1, 1, 1)
 
         return integrate(velocity, noise, self.config.num_inference_steps)
 
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The U-Net at each step."""
         time = noise.new_empty(noise.shape[0])
-        yield Work(name="decoder", run=lambda: self.clean(noise, time, given), calls=self.config.num_inference_steps)
+        yield Operation(
+            name="decoder", run=lambda: self.clean(noise, time, inputs), calls=self.config.num_inference_steps
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.config.backbone import VisionConfig
-from blip3o.model.backbone import keys_and_values_only
+from blip3o.model.backbone import skip_last_mlp
 from blip3o.model.describe import META
 from blip3o.model.flow import evaluations
 from blip3o.model.unified import UnifiedModel
@@ -45,7 +45,7 @@ def measure(call: Callable[[], object]) -> int:
 
 
 @torch.no_grad()
-def drawing(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
+def generation(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
     """The work of drawing one image for a prompt of P tokens, template included."""
     config = model.config
     branches = 1 if config.sampler.guidance_scale == 1 else 2
@@ -69,7 +69,7 @@ def training(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
     pixels = torch.empty(1, config.target_size, config.target_size, 3, dtype=torch.uint8, device=META)
     with torch.no_grad():
         yield Cost(name="target features", flops=measure(lambda: model.features(pixels)))
-        with keys_and_values_only(model.backbone.text.layers):
+        with skip_last_mlp(model.backbone.text.layers):
             yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
         cache = _prompt(model, prompt_tokens)
     queries = config.num_queries
@@ -99,12 +99,12 @@ def full_pass(model: UnifiedModel, prompt_tokens: int) -> Cost:
 
 
 @torch.no_grad()
-def reading(model: UnifiedModel) -> Iterator[Cost]:
+def image_prefill(model: UnifiedModel) -> Iterator[Cost]:
     """The work of taking one image into a prompt; nothing for a backbone that sees none."""
     vision = model.config.backbone.vision
     if vision is None:
         return
-    yield Cost(name="vision tower", flops=measure(lambda: _see(model, vision)))
+    yield Cost(name="vision tower", flops=measure(lambda: _vision_tokens(model, vision)))
     yield Cost(name=f"its {vision.num_tokens} tokens", flops=measure(lambda: _prompt(model, vision.num_tokens)))
 
 
@@ -136,11 +136,11 @@ def _decoding(model: UnifiedModel) -> Iterator[Cost]:
     features, noise = _empty(1, *model.latent_shape), _empty(1, *model.config.decoder.noise_shape)
     if "coarse" in model.config.parts:
         yield Cost(name="coarse image", flops=measure(lambda: model.coarse(features)))
-    for part in model.decoder.work(model.decoder_input(features), noise):
+    for part in model.decoder.operations(model.decoder_input(features), noise):
         yield Cost(name=part.name, flops=measure(part.run), calls=part.calls)
 
 
-def _see(model: UnifiedModel, vision: VisionConfig) -> Tensor:
+def _vision_tokens(model: UnifiedModel, vision: VisionConfig) -> Tensor:
     if vision.kind == "siglip2":
         pixels = torch.empty(1, vision.image_size, vision.image_size, 3, dtype=torch.uint8, device=META)
         return model.backbone.vision(pixels)

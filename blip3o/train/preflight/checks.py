@@ -118,7 +118,7 @@ def of_memory(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig | N
 def _memory_of_a_worker(recipe: Recipe, cluster: ClusterConfig) -> float | None:
     """GiB of the device that a worker computes on."""
     if recipe.parallel.device == "gpu":
-        return cluster.gib_of_a_gpu
+        return cluster.gpu_memory_gib
     on_a_node = max(1, -(-recipe.parallel.max_workers // cluster.nodes))
     return cluster.memory_gib / on_a_node
 

@@ -9,7 +9,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 @contextmanager
-def unfilled() -> Iterator[None]:
+def init_empty_weights() -> Iterator[None]:
     """Modules built inside hold parameters on the meta device, and their buffers as ever.
 
     So building costs neither the memory of the weights nor the time of numbers that will be replaced. The hook is
@@ -29,7 +29,7 @@ def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn
     return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
-def shared_names(module: nn.Module) -> dict[str, list[str]]:
+def tied_names(module: nn.Module) -> dict[str, list[str]]:
     """Every name of each parameter, by the first of them: tied ones have several."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -37,7 +37,7 @@ def shared_names(module: nn.Module) -> dict[str, list[str]]:
     return {group[0]: group for group in names.values()}
 
 
-def place(module: nn.Module, names: list[str], tensor: Tensor) -> None:
+def set_parameter(module: nn.Module, names: list[str], tensor: Tensor) -> None:
     """Makes a tensor the parameter of these names, without a copy."""
     parameter = nn.Parameter(tensor)
     for name in names:
