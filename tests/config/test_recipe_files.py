@@ -69,7 +69,7 @@ def test_a_stage_that_starts_from_one_that_is_not_trained_before_it_is_refused(w
 
 def test_a_key_that_is_no_stage_has_to_name_one(write):
     path = write(pipeline(pipeline={"name": "p", "stages": {"first": {}, "generate": {}}}))
-    with pytest.raises(ConfigError, match=r"stage 'first': recipe: 'stage.name' = 'first': input should be 'encoder'"):
+    with pytest.raises(ConfigError, match=r"stage 'first': recipe: 'stage.name' = 'first': known are encoder"):
         load_pipeline(path)
 
 
