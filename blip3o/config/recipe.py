@@ -1,8 +1,8 @@
-"""What a run is, as data: the recipe.
+"""The recipe: everything that defines a run, as data.
 
-A recipe is complete: no value that matters hides in code, and the resolved recipe is stored with every result.
-`blip3o.config.load` makes one from YAML and overrides. Sizes of the model are in `blip3o.config.model`, what training
-does with it in `blip3o.config.training`.
+A recipe is complete: the code holds no hidden hyperparameters, and every result stores its resolved recipe.
+`blip3o.config.load` builds one from YAML and overrides. Model sizes are in `blip3o.config.model`, training settings in
+`blip3o.config.training`.
 """
 
 from typing import Annotated, Literal, Self
@@ -17,7 +17,7 @@ from blip3o.config.sampler import FlowConfig
 from blip3o.config.shards import ColumnsConfig, KeyRule, LimitsConfig, MembersConfig, SelectConfig
 from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
 
-# The label by which Ray Data tells the nodes of one data set from those of others; a node without it is of a group too.
+# The node label by which Ray Data assigns nodes to a dataset; nodes without the label form a group of their own.
 SUBCLUSTER = "ray-subcluster"
 
 
@@ -25,10 +25,13 @@ class RunConfig(Frozen):
     """Identity of a run."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="stable name; submitting it again resumes it"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="stable name; submitting a run of the same name again resumes it",
     )
-    storage: str = Field(description="URI under which runs are stored; this run's files are at <storage>/<name>")
-    seed: int = Field(default=0, ge=0, description="the run's one seed: order, draws and initialisation derive from it")
+    storage: str = Field(description="URI where runs are stored; this run's files are in <storage>/<name>")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the run; sample order, random draws and initialisation derive from it"
+    )
 
 
 class SourceConfig(Frozen):
@@ -36,26 +39,28 @@ class SourceConfig(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name in logs, uids and the ledger")
     shards: str = Field(
-        description="URI of the shards with a `*`, e.g. s3://bucket/emoji/train-*.tar (or *.parquet); relative ones "
-        "join data.root"
+        description="URI pattern of the shards, e.g. s3://bucket/emoji/train-*.tar (or *.parquet); a relative one is "
+        "resolved against data.root"
     )
-    weight: float = Field(
-        default=1.0, gt=0, description="share of samples drawn from this source, relative to the others"
-    )
+    weight: float = Field(default=1.0, gt=0, description="sampling weight of this source, relative to the others")
     task: Literal["chat", "generate", "both"] = Field(
-        default="both", description="what stage joint makes of its samples: questions about them, requests to draw them"
+        default="both",
+        description="what stage joint trains on this source's samples. chat: questions about the image; generate: "
+        "requests for the image; both",
     )
     select: SelectConfig = SelectConfig()
     columns: ColumnsConfig = ColumnsConfig()
-    # Left out of a dump where they say nothing: the identity of a run without them is what it was before they existed.
+    # Omitted from a dump at their defaults, so that runs from before these fields keep their identity.
     key: KeyRule = Field(
         default="first_dot",
         exclude_if=lambda rule: rule == "first_dot",
-        description="where the key of a tar member ends in the base name of its path: at the first dot, as WebDataset "
-        "has it, or at the last (cat.1.jpg, cat.2.jpg are two samples then)",
+        description="where a tar member's key ends in the base name of its path. first_dot: as in WebDataset; "
+        "last_dot: cat.1.jpg and cat.2.jpg are two samples",
     )
     members: MembersConfig = Field(
-        default=MembersConfig(), exclude_if=lambda members: members == MembersConfig(), description="see its fields"
+        default=MembersConfig(),
+        exclude_if=lambda members: members == MembersConfig(),
+        description="which tar members make a sample",
     )
 
     @model_validator(mode="after")
@@ -72,18 +77,18 @@ TemplateStyle = Literal["chatml", "qwen3", "llama3"]
 
 
 class TemplateConfig(Frozen):
-    """Fixed words of prompts."""
+    """The fixed text of prompts."""
 
     style: TemplateStyle = Field(
         default="chatml",
-        description="how turns are written. chatml: Qwen2.5-VL, Qwen3 Instruct 2507, and what BLIP3-o trains; qwen3: "
-        "Qwen3 that may think, whose newest reply opens with an empty thought; llama3: Llama 3.1 and 3.2",
+        description="format of turns. chatml: Qwen2.5-VL, Qwen3 Instruct 2507, and BLIP3-o's own training; qwen3: "
+        "Qwen3 with thinking, where the newest reply starts with an empty thought; llama3: Llama 3.1 and 3.2",
     )
 
-    system: str = Field(default="You are a helpful assistant.", description="system turn; empty leaves the turn out")
+    system: str = Field(default="You are a helpful assistant.", description="system message; if empty, no system turn")
     instruction: str = Field(
         default="Please generate image based on the following caption: {caption}",
-        description="user turn of a request to draw, with {caption}",
+        description="user turn of a request for an image, with {caption}",
     )
 
     @model_validator(mode="after")
@@ -92,7 +97,8 @@ class TemplateConfig(Frozen):
         require("{caption}" in words, f"template: instruction '{words}' has no {{caption}}")
         rest = words.replace("{caption}", "").replace("{{", "").replace("}}", "")
         require(
-            not {"{", "}"} & set(rest), f"template: instruction '{words}' has braces beside {{caption}}: double them"
+            not {"{", "}"} & set(rest),
+            f"template: instruction '{words}' has braces other than {{caption}}: double them",
         )
         return self
 
@@ -100,49 +106,53 @@ class TemplateConfig(Frozen):
 class DataConfig(Frozen):
     """What is read, and in which order."""
 
-    root: str = Field(description="URI that relative shard URIs join, and under which manifests are kept")
+    root: str = Field(description="URI that relative shard URIs are resolved against; manifests are stored below it")
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="training sources")
-    tokenizer: str = Field(description="URI of tokenizer.json; a relative one joins data.root")
+    tokenizer: str = Field(description="URI of tokenizer.json; a relative one is resolved against data.root")
     template: TemplateConfig = TemplateConfig()
-    max_length: int = Field(gt=0, description="token positions of a sample; longer ones are refused, not cut")
-    questions: int = Field(default=4, gt=0, description="question/answer turns asked about one image in a sample")
+    max_length: int = Field(
+        gt=0, description="maximum sample length, tokens; longer samples are rejected, not truncated"
+    )
+    questions: int = Field(default=4, gt=0, description="most question/answer turns about one image in a sample")
     question_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={}, description="how readily a kind of question is chosen, by kind; 1 where none is named"
+        default={}, description="sampling weight of each kind of question, by kind; 1 for a kind not named"
     )
     independent_questions: bool = Field(
         default=False,
-        description="ask the questions of a sample side by side: each sees the image and nothing of the others, so "
-        "that none gives another's answer away, at the price of one image",
+        description="mask the questions of a sample from each other: each attends to the image only, so none reveals "
+        "another's answer, and the image is encoded once for all of them",
     )
     form_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of question samples that fill a form about a request to draw, in place of a picture",
+        description="share of question samples that ask about the caption of a request for an image (a form to fill "
+        "in) instead of about an image",
     )
     grey_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of question samples shown without colour and asked only what such a picture answers (qa "
-        "with `grey: true`): a small vision tower guesses shapes from colours as long as it can (random greyscale of "
-        "SimCLR, arXiv 2002.05709)",
+        description="share of question samples in greyscale, with only the questions that a grey image can answer (qa "
+        "with `grey: true`): it keeps a small vision tower from guessing shapes by color (SimCLR's random greyscale, "
+        "arXiv 2002.05709)",
     )
     features: Literal["online", "cache", "stream"] = Field(
         default="online",
-        description="where the frozen encoder's features come from: online, computed by each trainer at each step; "
-        "cache, read from what `python -m jobs.encode` stored; stream, computed by encoding actors beside the trainers",
+        description="where the frozen encoder's features come from. online: each training worker computes them at "
+        "every step; cache: read from the feature cache that `blip3o encode` wrote; stream: encoding actors compute "
+        "them during training",
     )
     feature_dtype: Literal["fp32", "bf16", "fp16", "int8"] | None = Field(
         default=None,
-        description="how stored features are kept (features: cache); left out, as the encoder computes them "
-        "(parallel.precision), which loses nothing",
+        description="dtype of stored features (features: cache); if omitted, the encoder's own (parallel.precision), "
+        "which is lossless",
     )
-    chunk: int = Field(default=32, gt=0, description="neighbouring samples that are read together")
-    window: int = Field(default=32, gt=0, description="chunks whose samples are mixed")
+    chunk: int = Field(default=32, gt=0, description="consecutive samples of a shard that are read together")
+    window: int = Field(default=32, gt=0, description="chunks whose samples are shuffled together")
     group_by_length: bool = Field(
         default=False,
-        description="put captions of like length into one micro-batch, inside spans as large as a window: less padding",
+        description="put captions of similar length into one micro-batch, within spans of one window: less padding",
     )
     max_bad_share: float = Field(
         default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run"
@@ -161,22 +171,22 @@ class EvaluateConfig(Frozen):
 
     sources: tuple[SourceConfig, ...] = Field(default=(), description="held-out sources, never trained on")
     questions: int = Field(default=300, gt=0, description="understanding questions asked")
-    images: int = Field(default=128, gt=0, description="held-out captions drawn")
-    seed: int = Field(default=0, ge=0, description="seed of the evaluation's choices and draws")
+    images: int = Field(default=128, gt=0, description="held-out captions to generate images for")
+    seed: int = Field(default=0, ge=0, description="seed of the evaluation: choice of samples, noise of images")
     every: int | None = Field(
         default=None,
         gt=0,
-        description="optimizer steps between validations while a stage trains, a multiple of checkpoint.every: the "
-        "loss on held-out samples and a grid of drawings, made beside the training; none if left out",
+        description="optimizer steps between validations, a multiple of checkpoint.every. A validation computes the "
+        "loss on held-out samples and a grid of images while training continues; none if omitted",
     )
-    samples: int = Field(default=64, gt=0, description="held-out samples of a validation's loss")
-    sigma_bins: int = Field(default=10, gt=0, description="bins of the noise level in which a flow's loss is told")
-    grid: int = Field(default=4, ge=0, description="held-out prompts that a validation draws; 0 draws none")
-    grid_seeds: int = Field(default=3, gt=0, description="drawings of each of them")
+    samples: int = Field(default=64, gt=0, description="held-out samples in a validation's loss")
+    sigma_bins: int = Field(default=10, gt=0, description="noise-level bins in which a flow's loss is reported")
+    grid: int = Field(default=4, ge=0, description="held-out prompts in a validation's image grid; 0 for no grid")
+    grid_seeds: int = Field(default=3, gt=0, description="images per prompt in the grid")
     grid_from: tuple[str, ...] = Field(
         default=(),
-        description="names of finished runs that trained the decoder by which grids are drawn; without it, the coarse "
-        "head draws them if one of stage.start_from trained it, and else nothing does",
+        description="names of finished runs whose decoder renders the grids; if empty, the coarse head does if a run "
+        "in stage.start_from trained it, and otherwise there are no grids",
     )
     cpus: float = Field(default=1, gt=0, description="logical CPUs that a validation reserves")
     gpus: float = Field(
@@ -192,25 +202,26 @@ TrackerName = Literal["tensorboard", "ray", "wandb", "mlflow"]
 
 
 class LogConfig(Frozen):
-    """What a run says of itself."""
+    """What a run logs."""
 
-    every: int = Field(default=10, gt=0, description="steps between console lines and values of Ray's metrics")
+    every: int = Field(default=10, gt=0, description="steps between console lines and updates of Ray's metrics")
     flush: int | None = Field(
         default=None,
         gt=0,
-        description="steps between writing what was measured (every step has its row) to the sinks; left out, they are "
-        "written with the checkpoints",
+        description="steps between flushes of the metrics (every step has a row) to the trackers; if omitted, they are "
+        "flushed with each checkpoint",
     )
     trackers: tuple[TrackerName, ...] = Field(
         default=("tensorboard", "ray"),
-        description="where rows go beside JSON lines below <run>/metrics: tensorboard (files below <run>/tensorboard), "
-        "ray (gauges for Prometheus), wandb and mlflow (set by their own environment variables)",
+        description="where metrics go besides the JSON lines in <run>/metrics: tensorboard (files in "
+        "<run>/tensorboard), ray (gauges for Prometheus), wandb and mlflow (configured by their own environment "
+        "variables)",
     )
-    project: str = Field(default="blip3o", description="project in wandb, experiment in mlflow")
+    project: str = Field(default="blip3o", description="wandb project, mlflow experiment")
 
 
 class Recipe(Frozen):
-    """One run, whole."""
+    """One run, complete."""
 
     run: RunConfig
     data: DataConfig
@@ -245,7 +256,7 @@ class Recipe(Frozen):
         )
         require(
             self.data.max_length > image_tokens,
-            f"data.max_length {self.data.max_length} leaves no room beside the {image_tokens} image tokens",
+            f"data.max_length {self.data.max_length} leaves no room next to the {image_tokens} image tokens",
         )
         return self
 
@@ -254,8 +265,8 @@ class Recipe(Frozen):
         stage, model = self.stage, self.model
         require(
             "coarse" not in self.objective.parts or model.decoder.refines_coarse,
-            f"stage '{stage.name}' trains with the coarse head, which decoder.kind {model.decoder.kind} lacks: use "
-            "'pixel'",
+            f"stage '{stage.name}' trains with the coarse head, which decoder.kind {model.decoder.kind} does not "
+            "have: use 'pixel'",
         )
         require(
             stage.lora is None or "backbone" in self.objective.parts,
@@ -301,11 +312,11 @@ class Recipe(Frozen):
             self.data.features == "online" or self.objective.stored_features,
             f"data.features '{self.data.features}' stores or streams a frozen encoder's features, and stage "
             f"'{self.stage.name}' (objective {self.model.objective}, decoder {self.model.decoder.kind}) does not train "
-            "on them alone: leave data.features at online",
+            "on them only: leave data.features at online",
         )
         require(
             self.data.feature_dtype is None or self.data.features == "cache",
-            f"data.feature_dtype {self.data.feature_dtype} is of stored features, and data.features is "
+            f"data.feature_dtype {self.data.feature_dtype} applies to stored features, and data.features is "
             f"'{self.data.features}': set data.features=cache, or leave it out",
         )
         return self
@@ -316,8 +327,8 @@ class Recipe(Frozen):
         both = [source.name for source in self.evaluate.sources if source.name in trained]
         require(
             not both,
-            f"{', '.join(both)} is a name in data.sources and in evaluate.sources, and a name has one index: name the "
-            "held-out one otherwise",
+            f"{', '.join(both)} is a name in data.sources and in evaluate.sources, and a name has one index: rename "
+            "the held-out one",
         )
         return self
 
@@ -341,15 +352,15 @@ class Recipe(Frozen):
         )
         require(
             self.data.features != "stream" or decoding == encoding,
-            f"data.features 'stream' decodes and encodes in one data set, for which Ray Data counts the nodes of one "
+            f"data.features 'stream' decodes and encodes in one dataset, which Ray Data runs on the nodes of one "
             f"{SUBCLUSTER}, and parallel.data_labels has {decoding}, parallel.encoder_labels {encoding}: give both the "
-            "same, and tell nodes apart by another label",
+            "same, and distinguish the nodes by another label",
         )
         return self
 
     @property
     def objective(self) -> ObjectiveSpec:
-        """What the stage trains: the row of the table that its name, `model.objective` and `model.decoder` choose."""
+        """What the stage trains: the objective that its name, `model.objective` and `model.decoder.kind` select."""
         model = self.model
         found = objective_of(self.stage.name, selectors=(model.objective, model.decoder.kind))
         if found is None:
@@ -366,19 +377,19 @@ class Recipe(Frozen):
 
     @property
     def stored_dtype(self) -> Literal["fp32", "bf16", "fp16", "int8"]:
-        """How cached features are kept: `data.feature_dtype`, or as the encoder computes them."""
+        """Dtype of cached features: `data.feature_dtype`, or else the encoder's own."""
         return self.data.feature_dtype or self.parallel.precision
 
     def with_online_features(self) -> "Recipe":
-        """The same with the encoder's features computed from pixels."""
+        """A copy whose encoder features are computed from pixels during training."""
         data = self.data.model_copy(update={"features": "online", "feature_dtype": None})
         return self.model_copy(update={"data": data})
 
     def with_workers(self, workers: int) -> "Recipe":
-        """The same with so many workers, as it runs at the moment; they must divide `optim.micro_batches`."""
+        """A copy with `workers` workers, which must divide `optim.micro_batches`."""
         return self.model_copy(update={"parallel": self.parallel.model_copy(update={"workers": workers})})
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one worker in one optimizer step, with as many workers as may train."""
+        """Gradient accumulation: micro-batches per worker and optimizer step, at the largest number of workers."""
         return self.optim.micro_batches // self.parallel.max_workers

@@ -91,7 +91,7 @@ def test_a_plain_value_is_what_yaml_1_2_makes_of_it(text, value):
         ("a: [1, 2\nb: 3", "line 2, column 2: .*expected ',' or ']'"),
         ("a: 'x", "line 1, column 6: .*unexpected end"),
         ("a: *b", "line 1, column 4: found undefined alias 'b'"),
-        ("a: &a [*a]", "an alias stands inside its own anchor"),
+        ("a: &a [*a]", "an alias is inside its own anchor"),
         ("a: \0", "line 1: the character U\\+0000 is not allowed"),
         (b"a: 1\nb: \xff", "line 2 holds bytes that are not UTF-8"),
         ("a: b: c", "line 1, column 5: mapping values are not allowed here"),

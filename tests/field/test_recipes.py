@@ -94,7 +94,7 @@ LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batc
         ("", "is empty"),
         ("- a\n- b", "holds list, not a mapping"),
         ("extends: [a.yaml]", "extends = ['a.yaml'] is not the name of a file"),
-        ("extends: field.yaml", "extends it in turn: break the circle"),
+        ("extends: field.yaml", "extends it in turn: break the cycle"),
         ("extends: .", "cannot be read"),
         (
             "pipeline: {name: p, stages: [a.yaml]}",

@@ -79,7 +79,7 @@ def test_the_exit_code_of_a_process_is_1_and_there_is_no_traceback():
         ("optim.lr=-1", "'optim.lr' = -1: input should be greater than 0"),
         (
             "data.template.instruction=Draw {caption} {size}",
-            "instruction 'Draw {caption} {size}' has braces beside {caption}: double them",
+            "instruction 'Draw {caption} {size}' has braces other than {caption}: double them",
         ),
     ],
 )
