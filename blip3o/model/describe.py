@@ -1,4 +1,4 @@
-"""What a model weighs, counted from its modules without making it: everything here is on the meta device."""
+"""Parameter counts of a model, from its modules on the meta device: nothing is allocated."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MAX_DEPTH = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Parameters of a module, or together of `count` equal ones. `depth` is how deep it lies, 0 for a part."""
+    """Parameters of a module, or the total of `count` equal ones. `depth` is its nesting depth, 0 for a part."""
 
     name: str
     depth: int
@@ -24,19 +24,19 @@ class ParameterCount:
 
 
 def build_on_meta(config: ModelConfig) -> UnifiedModel:
-    """The model with all its parts and no storage."""
+    """The model with all its parts, on the meta device."""
     with META:
-        # No parameter's shape depends on the image token's id, and on the length only the text tower's positions.
+        # The image token's id affects no parameter's shape, and `max_length` only the text tower's positions.
         return UnifiedModel(config, image_token_id=0, parts=PARTS, max_length=config.num_queries)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters of a module; one that is used in two places (a tied head) counts once."""
+    """Number of parameters of a module; shared ones (a tied head) count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def parameter_counts(model: UnifiedModel) -> Iterator[ParameterCount]:
-    """Parts in order, each with its modules `MAX_DEPTH` deep; a list of equal modules is one row."""
+    """Rows for each part and its modules, down to `MAX_DEPTH`; a list of equal modules is one row."""
     for name in PARTS:
         part = getattr(model, name, None)
         if isinstance(part, nn.Parameter):

@@ -1,6 +1,6 @@
-"""Autoencoders of `diffusers` as the system uses them: images in −1 … 1 to scaled latents, and back. Always frozen.
+"""Autoencoders of `diffusers`: images in −1 … 1 to scaled latents, and back. Always frozen.
 
-The latents of a variational autoencoder are its posterior's mean, not a sample: a target is a function of its image.
+The latents of a variational autoencoder are the posterior's mean, not a sample, so a target is a function of its image.
 Parameters keep the names of diffusers.
 """
 
@@ -67,13 +67,13 @@ def to_latents(autoencoder: Any, images_B3SS: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def to_images(autoencoder: Any, latents_BChw: Tensor) -> Tensor:  # noqa: ANN401 - as above
-    """Scaled latents [B, C, h, w] → images [B, 3, S, S] around −1 … 1."""
+    """Scaled latents [B, C, h, w] → images [B, 3, S, S], about −1 … 1."""
     scaled = latents_BChw / autoencoder.config.scaling_factor
     return autoencoder.decode(scaled.to(autoencoder.dtype)).sample.to(latents_BChw.dtype)
 
 
 class AutoencoderDecoder(Decoder):
-    """The autoencoder as source and decoder of generated latents (objective `vae_flow`), which are tokens here."""
+    """The autoencoder as encoder and decoder of generated latents (objective `vae_flow`), one token each."""
 
     def __init__(self, config: AutoencoderDecoderConfig) -> None:
         super().__init__()
