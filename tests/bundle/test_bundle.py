@@ -191,5 +191,5 @@ def test_an_export_that_reads_back_otherwise_fails(tmp_path, monkeypatch):
             yield entry, tensor + 1 if entry.name == "queries" else tensor
 
     monkeypatch.setattr(reading, "read_in_order", altered)
-    with pytest.raises(BundleError, match="queries reads back other than it was written"):
+    with pytest.raises(BundleError, match="queries reads back differently than it was written"):
         write_bundle(str(tmp_path), config=bundle_config(), tensors=tensors, tokenizer=tokenizer(), provenance={})

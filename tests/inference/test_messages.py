@@ -94,7 +94,10 @@ SHOWN = {"type": "image", "image": PICTURE}
         ([{"content": "x"}], r"messages\[0\]\['role'\] is 'None'"),
         ([{"role": "user"}], r"messages\[0\]\['content'\] is missing: give a string or a list of parts"),
         ([user("a"), {"role": "assistant", "content": "b"}], r"messages\[1\]\['role'\]: the last message must be"),
-        ([user([{"type": "audio"}])], r"messages\[0\]\['content'\]\[0\] is no part: give a dict with type text, image"),
+        (
+            [user([{"type": "audio"}])],
+            r"messages\[0\]\['content'\]\[0\] is not a part: give a dict with type text, image",
+        ),
         ([user(["a"])], r"messages\[0\]\['content'\]\[0\] is no part"),
         (
             [user([{"type": "text", "text": 3}])],

@@ -213,7 +213,7 @@ def test_messages_are_answered_as_their_question(pipeline):
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt_is_refused(pipeline, prompt):
-    with pytest.raises(RequestError, match="the prompt is empty: say what to draw"):
+    with pytest.raises(RequestError, match="the prompt is empty: say what to generate"):
         pipeline.generate([PROMPTS[0], prompt], seed=[0, 1])
 
 
@@ -253,5 +253,5 @@ def test_a_streamed_reply_of_many_bytes_to_a_character_waits_for_them(pipeline, 
 
 def test_a_model_that_reads_text_alone_refuses_an_image(pipeline):
     blind = dataclasses.replace(pipeline, template=dataclasses.replace(pipeline.template, image_tokens=0))
-    with pytest.raises(RequestError, match="reads text alone: ask without the image"):
+    with pytest.raises(RequestError, match="reads only text: ask without the image"):
         blind.chat("what is this?", image=picture(3))

@@ -327,5 +327,5 @@ def test_a_model_that_only_chats_answers_and_refuses_to_draw_at_once(pipeline, r
     [future] = _run(pipeline, [_ask()])
     assert future.result().text == expected
     engine = Engine(pipeline)
-    with pytest.raises(RequestError, match="this bundle has no queries and chats, but draws nothing"):
+    with pytest.raises(RequestError, match="this bundle has no queries and chats, but generates no images"):
         engine.generate(_generate())

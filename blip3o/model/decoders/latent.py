@@ -98,7 +98,7 @@ class LatentDecoder(Decoder):
 
 
 class SdxlDecoder(LatentDecoder):
-    """Noise prediction by a U-Net, with cross-attention to the tokens; their mean and six sizes join the time embedding."""
+    """Noise prediction by a U-Net: cross-attention to the tokens; their mean and six sizes join the time embedding."""
 
     config: SdxlDecoderConfig
 
