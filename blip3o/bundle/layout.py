@@ -11,16 +11,8 @@ from blip3o.config.base import Frozen
 from blip3o.config.model import ModelConfig
 from blip3o.config.recipe import TemplateConfig
 
-PARTS = (
-    "encoder",
-    "backbone",
-    "queries",
-    "dit",
-    "head",
-    "latent_scale",
-    "coarse",
-    "decoder",
-)  # the model's parts for inference
+# The parts of a model that inference uses.
+PARTS = ("encoder", "backbone", "queries", "dit", "head", "latent_scale", "coarse", "decoder")
 WEIGHTS = "model.safetensors"
 TEXTS = ("config.json", "tokenizer.json", "provenance.json")
 FILES = (*TEXTS, WEIGHTS)

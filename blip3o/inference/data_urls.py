@@ -1,7 +1,7 @@
 """`data:` URLs (RFC 2397) to bytes, in every form that browsers and MIME encoders write.
 
 Parsing follows the WHATWG's URL and Fetch standards: names in any case, white space anywhere in base64, percent escapes
-(`%2B`). It also accepts what clients send in practice: base64's URL-safe alphabet, missing padding, and `;base64` before
+(`%2B`). It also accepts what clients send in practice: base64's URL-safe alphabet, missing padding, `;base64` before
 other parameters. The media type is ignored, since it is not trusted: the bytes determine the format.
 """
 
@@ -49,9 +49,7 @@ def _from_base64(data: bytes) -> bytes:
     if odd := _NOT_BASE64.search(body):
         raise RequestError(f"is not valid base64: it has {ascii(odd[0].decode('latin-1'))} at position {odd.start()}")
     if len(body) % 4 == 1:
-        raise RequestError(
-            f"is not valid base64: {len(body)} characters are one too many or some too few: is it truncated?"
-        )
+        raise RequestError(f"is not valid base64: {len(body)} characters cannot be complete: is it truncated?")
     return binascii.a2b_base64(body + b"=" * (-len(body) % 4))
 
 

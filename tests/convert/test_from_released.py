@@ -288,9 +288,9 @@ def test_a_pickle_of_anything_but_tensors_is_not_opened(tmp_path):
     (tmp_path / "text.bin").write_text("not a pickle")
     for name, message in {
         "state.bin": "step is no tensor",
-        "module.bin": "is no pickle of tensors",
-        "text.bin": "is no pickle of tensors",
-        "none.bin": "is no pickle of tensors .*No such file",
+        "module.bin": "is not a pickle of tensors",
+        "text.bin": "is not a pickle of tensors",
+        "none.bin": "is not a pickle of tensors .*No such file",
     }.items():
         with pytest.raises(BundleError, match=message) as caught:
             unpickle_tensors(tmp_path / name, out)

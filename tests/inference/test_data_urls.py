@@ -72,7 +72,7 @@ def test_any_other_text_is_read_or_refused_in_one_line(text):
         ("data:image/png;base64", "has no comma"),
         ("data:image/png;base64%2Caaaa", "has no comma"),
         ("data:;base64,aaaa====", "more than two '='"),
-        ("data:;base64,a", "1 characters are one too many or some too few"),
+        ("data:;base64,a", "1 characters cannot be complete"),
         ("data:;base64,aa=a", "has '=' at position 2"),
         ("data:;base64,aa@a", "has '@' at position 2"),
         ("data:;base64,aa%ZZ", "has '%' at position 2"),

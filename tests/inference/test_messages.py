@@ -96,7 +96,7 @@ SHOWN = {"type": "image", "image": PICTURE}
         ([user("a"), {"role": "assistant", "content": "b"}], r"messages\[1\]\['role'\]: the last message must be"),
         (
             [user([{"type": "audio"}])],
-            r"messages\[0\]\['content'\]\[0\] is not a part: give a dict with type text, image",
+            r"messages\[0\]\['content'\]\[0\] is not a part: give a dict with type text",
         ),
         ([user(["a"])], r"messages\[0\]\['content'\]\[0\] is no part"),
         (
