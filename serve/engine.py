@@ -1,10 +1,12 @@
 """The engine: one thread that owns the model and advances all requests together, one denoising step at a time.
 
-Between two steps it drops what was cancelled, answers one batch of conversations, and lets waiting rows into free
-slots. Finished rows are decoded to pixels and their requests resolved. `serve.scheduler` decides who goes where,
-`serve.denoise` does the arithmetic. The same prompt and seed give the image of `Blip3oPipeline.generate`, bit for bit
-on CPU, in any company.
-A failure ends the request that caused it; one in a denoising step, which has no single cause, those in the batch.
+Between two steps it drops cancelled requests, answers one batch of conversations, and admits waiting rows to free
+slots. It decodes finished rows to pixels and resolves their requests. `serve.scheduler` assigns slots, `serve.denoise`
+does the arithmetic. The same prompt and seed give the image of `Blip3oPipeline.generate`, bit for bit on CPU, whatever
+else is in the batch.
+
+A failure ends the request that caused it. A failure in a denoising step has no single cause and ends all requests in
+the batch.
 """
 
 import asyncio
@@ -42,7 +44,7 @@ from serve.scheduler import ChatTicket, Row, Schedule, next_chats
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_WAITING = 64
-_RETRY_AFTER_S = (1, 60)  # bounds of what a refused client is told
+_RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,9 @@ class _Generation:
     prompt_tokens: int
     future: "Future[GenerateReply]" = field(default_factory=Future)
     condition: Condition | None = None
-    images: list[Image.Image] = field(default_factory=list)  # in the order of the seeds, in which its rows finish
+    images: list[Image.Image] = field(
+        default_factory=list
+    )  # in the order of the seeds, which is the order in which rows finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +93,13 @@ N = TypeVar("N", bound=_HasNumber)
 
 
 class Engine:
-    """Many requests on one model. Any thread may call `generate` and `chat`; cancelling the future frees its rows."""
+    """Serves many requests with one model.
+
+    Any thread may call `generate` and `chat`. Cancelling their future frees the request's rows.
+    """
 
     def __init__(self, pipeline: Blip3oPipeline, *, max_waiting: int = DEFAULT_MAX_WAITING) -> None:
-        """At most `max_waiting` rows, and as many conversations, wait; what comes before `start` waits for it.
+        """At most `max_waiting` rows and `max_waiting` conversations wait. Requests before `start` are queued.
 
         Raises `BundleError` if the bundle's solver cannot advance rows that are at different steps.
         """
@@ -105,7 +112,7 @@ class Engine:
         self._pipeline = pipeline
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Guards all below; the arithmetic runs without it. The slots change in the engine's thread alone.
+        # Guards everything below; the arithmetic runs without it. Only the engine's thread changes the slots.
         self._changed = threading.Condition()
         self._open = True
         self._schedule = Schedule.empty(batch_size=pipeline.batch_size, max_waiting=max_waiting)
@@ -119,7 +126,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread after its current step; requests in flight fail with `UnavailableError`."""
+        """Stops the thread after its current step; pending requests fail with `UnavailableError`."""
         with self._changed:
             self._open = False
             self._changed.notify()
@@ -128,12 +135,12 @@ class Engine:
         self._fail_all()
 
     def check(self) -> None:
-        """Raises `UnavailableError` if the thread does not run."""
+        """Raises `UnavailableError` if the thread is not running."""
         if not self._thread.is_alive():
-            raise UnavailableError("the engine does not run: restart the server")
+            raise UnavailableError("the engine is not running: restart the server")
 
     def describe(self) -> ModelInfo:
-        """What the model is."""
+        """The model's properties."""
         config = self._pipeline.model.config
         return ModelInfo(
             image_size=config.decoder.image_size,
@@ -145,7 +152,7 @@ class Engine:
         )
 
     def stats(self) -> EngineStats:
-        """The state at this moment; `totals` counts images, chats, steps, cancelled, rejected and failed."""
+        """The current load; `totals` counts images, chats, steps, and cancelled, rejected and failed requests."""
         with self._changed:
             return EngineStats(
                 rows_running=len(self._schedule.running),
@@ -157,8 +164,8 @@ class Engine:
     def generate(self, request: GenerateRequest) -> "Future[GenerateReply]":
         """Queues a request for images.
 
-        Raises `RequestError` if the prompt does not fit or the bundle generates no images, `BusyError` if the queue is
-        full, `UnavailableError` after the end.
+        Raises `RequestError` if the prompt is too long or the bundle cannot generate images, `BusyError` if the queue
+        is full, `UnavailableError` after `close`.
         """
         self._pipeline.require_generation()
         prompt_tokens = len(self._pipeline.generation_ids(request.prompt))
@@ -189,7 +196,7 @@ class Engine:
             least, most = _RETRY_AFTER_S
             raise BusyError(min(max(math.ceil(self._schedule.steps_ahead * self._step_seconds), least), most))
 
-    # The engine's thread runs all below.
+    # The engine's thread runs everything below.
 
     def _run(self) -> None:
         try:
@@ -208,7 +215,7 @@ class Engine:
 
     @functools.cached_property
     def _batch(self) -> DenoiseBatch:
-        """What the slots hold; made for the first image, as a bundle may only chat."""
+        """The rows in the slots; created for the first image, since a bundle may only chat."""
         return DenoiseBatch(self._pipeline)
 
     def _run_once(self) -> None:
@@ -304,9 +311,8 @@ class Engine:
         self._batch_then_single(finished, self._decode)
 
     def _decode(self, rows: Sequence[_FinishedRow]) -> None:
-        rows = [
-            row for row in rows if row.number in self._generations
-        ]  # a failed image ends its request's other ones too
+        # A failed image ends its whole request.
+        rows = [row for row in rows if row.number in self._generations]
         if not rows:
             return
         features = torch.stack([row.features for row in rows])
@@ -321,7 +327,7 @@ class Engine:
                 self._resolve(row.number, reply)
 
     def _batch_then_single(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
-        """Does `action` on all at once; if that raises, on each alone, so that only the culprit's request fails."""
+        """Runs `action` on all items; if it raises, on each one by itself, so that only the request at fault fails."""
         error = _attempt(lambda: action(items)) if items else None
         if error is None:
             return
@@ -332,7 +338,7 @@ class Engine:
             self._batch_then_single([item], action)
 
     def _remove(self, number: int) -> "Future[Any] | None":
-        """Takes a request out of everything; returns its future, or None if it is gone already."""
+        """Removes a request from schedule and queues; returns its future, or None if it was removed before."""
         with self._changed:
             self._schedule = self._schedule.without(number)
             request = self._generations.pop(number, None) or self._chats.pop(number, None)
@@ -366,26 +372,26 @@ class Engine:
 def _attempt(action: Callable[[], None]) -> Exception | None:
     try:
         action()
-    except Exception as error:  # noqa: BLE001 - the loop's boundary: one request's failure must not end the others
+    except Exception as error:  # noqa: BLE001 - the loop's boundary: a failed request must not end the others
         return error
     return None
 
 
 class LocalBackend:
-    """An engine of this process as the backend of the HTTP face."""
+    """The backend of the HTTP API for an engine in this process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def describe(self) -> ModelInfo:
-        """What the model is. Raises `UnavailableError` if the engine does not run."""
+        """The model's properties. Raises `UnavailableError` if the engine is not running."""
         self._engine.check()
         return self._engine.describe()
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Images; cancelling it frees their rows."""
+        """Images; cancellation frees their rows."""
         return await asyncio.wrap_future(self._engine.generate(request))
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """A reply; cancelling it drops the request."""
+        """A reply; cancellation drops the request."""
         return await asyncio.wrap_future(self._engine.chat(request))

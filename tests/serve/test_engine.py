@@ -301,7 +301,7 @@ def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine
     closing.join(TIMEOUT)
     with pytest.raises(UnavailableError, match="has stopped"):
         engine.generate(_generate())
-    with pytest.raises(UnavailableError, match="does not run"):
+    with pytest.raises(UnavailableError, match="is not running"):
         engine.check()
 
 
