@@ -72,9 +72,7 @@ class _Generation:
     prompt_tokens: int
     future: "Future[GenerateReply]" = field(default_factory=Future)
     condition: Condition | None = None
-    images: list[Image.Image] = field(
-        default_factory=list
-    )  # in the order of the seeds, which is the order in which rows finish
+    images: list[Image.Image] = field(default_factory=list)  # in seed order, in which rows finish
 
 
 @dataclass(frozen=True, kw_only=True)
