@@ -190,11 +190,11 @@ class EvaluateConfig(Frozen):
     )
     cpus: float = Field(default=1, gt=0, description="logical CPUs that a validation reserves")
     gpus: float = Field(
-        default=1, gt=0, description="GPUs, or a share of one, that a validation reserves where device is gpu"
+        default=1, gt=0, description="GPUs that a validation reserves if device is gpu; may be a fraction"
     )
 
     def due(self, done: int) -> bool:
-        """Whether the checkpoint after so many steps is validated."""
+        """Whether the checkpoint after `done` steps is validated."""
         return self.every is not None and done % self.every == 0
 
 

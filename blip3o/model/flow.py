@@ -9,7 +9,7 @@ which is one model evaluation per guidance branch:
 
 | solver | order | evaluations in N steps | |
 |---|---|---|---|
-| euler | 1 | N | upstream's; has no state, so it alone can serve rows of a batch that are at different steps |
+| euler | 1 | N | upstream's; stateless, so the only one for rows of a batch that are at different steps |
 | heun | 2 | 2 N − 1 | trapezoid with an Euler predictor; the last step, which ends at σ = 0, is an Euler step |
 | unipc | 2 | N | diffusers' UniPC (arXiv 2302.04867), multistep with a corrector, on the data prediction |
 """

@@ -72,7 +72,7 @@ def test_every_form_of_an_image_is_the_same_pixels(file, form):
     assert np.array_equal(np.asarray(image), np.asarray(PICTURE))
 
 
-def test_an_image_may_stand_apart_from_the_question(file):
+def test_an_image_may_be_given_next_to_the_question(file):
     turns, image = parse_messages("what?", file)
     assert turns == (Turn(role="user", text="what?"),)
     assert np.array_equal(np.asarray(image), np.asarray(PICTURE))
@@ -113,13 +113,13 @@ SHOWN = {"type": "image", "image": PICTURE}
         ),
     ],
 )
-def test_what_cannot_be_answered_is_refused_with_its_place(messages, said):
+def test_invalid_messages_are_rejected_with_their_path(messages, said):
     with pytest.raises(RequestError, match=said) as caught:
         parse_messages(messages)
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_beside_messages_with_one_is_refused():
+def test_an_image_in_addition_to_one_in_the_messages_is_rejected():
     with pytest.raises(RequestError, match="image: the messages hold one already"):
         parse_messages([user([SHOWN])], PICTURE)
 
@@ -138,7 +138,7 @@ def test_an_image_beside_messages_with_one_is_refused():
         (3, "image is of type int"),
     ],
 )
-def test_what_is_no_picture_is_refused(source, said, tmp_path, monkeypatch):
+def test_files_that_are_not_images_are_rejected(source, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=said) as caught:
         load_image(source)

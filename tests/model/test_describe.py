@@ -75,7 +75,7 @@ def test_shapes_are_the_published_ones(released):
     assert shapes["backbone.hf.model.language_model.embed_tokens.weight"] == (151668, WIDTH[name])
 
 
-def test_velocity_costs_what_its_matrix_products_do(released):
+def test_velocity_costs_the_sum_of_its_matrix_products(released):
     _, model = released
     condition = model.dit.condition(torch.empty(1, 64, model.config.backbone.hidden_size, device="meta"))
     latents = torch.empty(1, 64, 1792, device="meta")
@@ -109,7 +109,7 @@ def attention_flops(config, queries, keys):
     return 4 * config.hidden_size * config.layers * queries * keys
 
 
-def test_drawing_counts_every_call(small):
+def test_generation_counts_every_call(small):
     rows = {row.name: row for row in costs.generation(small, 100)}
     config = small.config.backbone
     assert list(rows) == [

@@ -1,4 +1,4 @@
-"""Fields at values without effect change no answer; at others they are refused; docs and SDK know the same ones."""
+"""Fields at neutral values change no answer; at others they are rejected; docs and SDK list the same fields."""
 
 import re
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_objects_inside_have_fields_without_effect_too():
         (lambda parts: parts[1].update(text="x"), "messages.0.content.1.text"),
     ],
 )
-def test_what_is_not_known_inside_is_refused_by_its_place(server, change, param):
+def test_unknown_nested_fields_are_rejected_with_their_path(server, change, param):
     parts = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]
     change(parts)
     answer = raw("POST", server.url + CHAT, {"messages": [{"role": "user", "content": parts}]})

@@ -1,4 +1,4 @@
-"""Conversations as clients write them, as turns for the template; and which of them are refused, by their place."""
+"""Conversations as clients send them, converted to the template's turns; invalid ones are rejected with their path."""
 
 import pytest
 
@@ -122,7 +122,7 @@ def test_the_image_is_found_after_a_system_message():
         ({"max_tokens": None}, 64),
     ],
 )
-def test_a_limit_above_what_fits_is_what_fits(options, limit):
+def test_a_token_limit_is_capped_at_what_fits(options, limit):
     assert read(USER, **options).token_limit == limit
 
 

@@ -103,8 +103,8 @@ def coarse_head(config: DecoderConfig, *, channels: int, grid: int, images: int,
     """The trained coarse head; `features` is ONE if no gradient reaches the features, else BOTH."""
     side = config.image_size // grid
     places = 2 * images * grid * grid
-    expand, draw = places * 9 * channels * config.coarse_width, places * config.coarse_width * 3 * side * side
-    return features.cost(expand) + Grad.BOTH.cost(draw)
+    expand, render = places * 9 * channels * config.coarse_width, places * config.coarse_width * 3 * side * side
+    return features.cost(expand) + Grad.BOTH.cost(render)
 
 
 def diffusion_transformer(model: ModelConfig, *, rows: int, draws: int) -> int:
