@@ -1,4 +1,4 @@
-"""A bundle is read back as it was written, or not at all: whatever is missing, damaged or foreign is named."""
+"""A bundle reads back as written, or not at all: the error names what is missing, damaged or foreign."""
 
 import hashlib
 import json

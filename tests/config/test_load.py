@@ -1,4 +1,4 @@
-"""Recipes: what is read is what was written, and a wrong one says what is wrong in one line."""
+"""Recipes: they load as written, and an invalid one is reported in one line."""
 
 import pytest
 import yaml

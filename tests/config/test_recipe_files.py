@@ -1,4 +1,4 @@
-"""Recipe files: which one a name means, what is merged over what, and that an override is an edit of the file."""
+"""Recipe files: which file a name selects, the order of merging, and overrides equal to edits of the file."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""The YAML reader: scalars of YAML 1.2, nothing given twice, and one line with the place for whatever is not read."""
+"""The YAML reader: scalars of YAML 1.2, no duplicate keys, and one line with the position for invalid input."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Messages in OpenAI's form become turns and one image, or an error that names the place."""
+"""Messages in OpenAI's format are converted to turns and one image, or rejected with the path."""
 
 import base64
 import io

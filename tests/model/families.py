@@ -1,4 +1,4 @@
-"""Backbones of every family at toy size, all parameters randomised, and ragged prompts padded at either side."""
+"""Backbones of every family at toy size with random parameters, and padded prompts of different lengths."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Sizes of the released presets as golden numbers, costs against arithmetic, and what their geometry gives."""
+"""Parameter counts of the released presets as golden numbers, and FLOPs against arithmetic."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Modules without weights: shapes and buffers are there, memory is not, ties hold, and placing copies nothing."""
+"""Modules with empty weights: shapes and buffers but no memory, ties are kept, and setting weights copies none."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Every family of backbones against transformers itself, under padding at either side, and token by token."""
+"""Every family of backbones against transformers itself, with padding on either side, and token by token."""
 
 import math
 from dataclasses import replace

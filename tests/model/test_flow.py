@@ -1,4 +1,4 @@
-"""The flow's formulas at their ends, against diffusers' scheduler, and on a field whose solution is known."""
+"""The flow's formulas at their limits, against diffusers' scheduler, and on a field with a known solution."""
 
 import numpy as np
 import pytest

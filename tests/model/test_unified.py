@@ -1,4 +1,4 @@
-"""Composition, initialisation, decoder and contrastive loss."""
+"""The unified model: composition, initialization, decoder and contrastive loss."""
 
 import torch
 from torch.nn import functional as F

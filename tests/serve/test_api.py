@@ -1,4 +1,4 @@
-"""The real `openai` client against a real local server, an engine behind it; and what that client would never send."""
+"""The real `openai` client against a real local server with an engine; and requests that it would never send."""
 
 import http.client
 import json

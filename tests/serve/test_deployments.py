@@ -1,4 +1,4 @@
-"""The whole on a real Ray Serve: the same routes, images, errors and cancellations as with an engine in the process."""
+"""The application on a real Ray Serve: routes, images, errors and cancellation equal those of an in-process engine."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The engine's images are the pipeline's, bit for bit, in any company; however a request ends, it leaves no trace."""
+"""The engine's images are the pipeline's, bit for bit, in any batch; a request leaves nothing behind."""
 
 import pickle
 import threading
@@ -168,9 +168,9 @@ def test_the_prompt_is_read_once_for_all_images_of_a_request(pipeline, monkeypat
 
 def test_conversations_answered_between_steps_equal_those_on_their_own(pipeline, reference):
     asked = [_ask("hi"), _ask(image=_picture(0)), _ask(image=_picture(1), max_tokens=6), _ask("a red", max_tokens=1)]
-    drawing = _generate(steps=6)
-    picture, *replies = _run(pipeline, [drawing, *asked])
-    assert _bytes(picture.result()) == _expected(reference, drawing)
+    generation = _generate(steps=6)
+    picture, *replies = _run(pipeline, [generation, *asked])
+    assert _bytes(picture.result()) == _expected(reference, generation)
     for request, future in zip(asked, replies, strict=True):
         reply = future.result()
         assert reply.text == _reply(reference, request)
@@ -180,11 +180,11 @@ def test_conversations_answered_between_steps_equal_those_on_their_own(pipeline,
 
 def test_a_conversation_does_not_wait_for_a_long_generation(pipeline, engine, monkeypatch):
     spy = Spy(monkeypatch, pipeline.model.dit, "forward")
-    drawing, chat = engine.generate(_generate(steps=50)), engine.chat(_ask())
+    generation, chat = engine.generate(_generate(steps=50)), engine.chat(_ask())
     seen = []
     chat.add_done_callback(lambda _: seen.append(spy.calls))
     engine.start()
-    drawing.result(TIMEOUT)
+    generation.result(TIMEOUT)
     assert seen == [0]
 
 

@@ -1,4 +1,4 @@
-"""Admission is first come first served, steps are counted exactly, and a row never moves or waits once in a slot."""
+"""Admission is first come, first served, steps are counted exactly, and a row in a slot never moves or waits."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Wrappers around names are left off where all names have them and the model's own come out; else they are named."""
+"""Wrapper prefixes are removed if all names have them and the wanted names remain; otherwise the error names them."""
 
 import pytest
 from hypothesis import given
