@@ -87,7 +87,7 @@ SHOWN = {"type": "image", "image": PICTURE}
         (" ", "the question is empty"),
         (7, "messages is of type int: give a string, or a list of messages"),
         ({"role": "user", "content": "x"}, "messages is of type dict: give"),
-        ([], "messages: there is no message of the user"),
+        ([], "messages: there is no user message"),
         (["hi"], r"messages\[0\] is of type str: give a dict with role and content"),
         ([user("a") | {"image": 1}], r"messages\[0\] has 'image': a message has role and content"),
         ([{"role": "tool", "content": "x"}], r"messages\[0\]\['role'\] is 'tool': give one of system, developer"),

@@ -63,7 +63,7 @@ def test_system_messages_at_the_head_are_one_turn():
     ("messages", "param", "said"),
     [
         ([], "messages", "at least 1"),
-        ([{"role": "system", "content": "x"}], "messages", "no message of the user"),
+        ([{"role": "system", "content": "x"}], "messages", "no user message to answer"),
         ([USER, {"role": "assistant", "content": "x"}], "messages.1.role", "the last message must be the user's"),
         ([USER, {"role": "tool", "content": "x"}], "messages.1.role", "this model calls none"),
         ([USER, {"role": "function", "name": "f", "content": "x"}], "messages.1.role", "this model calls none"),
