@@ -98,7 +98,7 @@ SHOWN = {"type": "image", "image": PICTURE}
             [user([{"type": "audio"}])],
             r"messages\[0\]\['content'\]\[0\] is not a part: give a dict with type text",
         ),
-        ([user(["a"])], r"messages\[0\]\['content'\]\[0\] is no part"),
+        ([user(["a"])], r"messages\[0\]\['content'\]\[0\] is not a part"),
         (
             [user([{"type": "text", "text": 3}])],
             r"messages\[0\]\['content'\]\[0\]\['text'\] is of type int: give a string",
