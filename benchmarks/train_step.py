@@ -97,7 +97,7 @@ class PlainStep:
         """
         model = self.module.model
         with clock.part("encoder"), torch.no_grad():
-            data = model.encoder.together(batch["encoder_pixels"]).float()
+            data = model.encoder.encode_batch(batch["encoder_pixels"]).float()
         prompt = Prompt(input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"]))
         with clock.part("backbone forward"):
             hidden = self._hidden(prompt)

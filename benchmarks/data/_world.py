@@ -64,7 +64,7 @@ class Job:
 
     def builder(self) -> MicroBatchBuilder:
         """Our micro-batch function."""
-        made = build_micro_batches(StageInputs(self.recipe), Task.DRAW)
+        made = build_micro_batches(StageInputs(self.recipe), Task.GENERATE)
         sized = dataclasses.replace(made.encoder, sizes={"encoder_pixels": self.size})
         return dataclasses.replace(made, encoder=sized)
 

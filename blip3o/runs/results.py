@@ -114,4 +114,4 @@ def read_tensors(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
 
     Raises `CheckpointError` if one of them is missing.
     """
-    return tensor_file.read_some(storage.join(uri, WEIGHTS), names)
+    return tensor_file.read_selected(storage.join(uri, WEIGHTS), names)

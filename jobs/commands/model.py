@@ -11,7 +11,7 @@ from jobs.common import new_app
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from blip3o.model.describe import Weight
+    from blip3o.model.describe import ParameterCount
     from blip3o.model.flops.counted import Cost
 
 app = new_app(help="Look at a model preset without allocating it.")
@@ -29,11 +29,11 @@ def model_describe(
     from blip3o.model.flops import counted as costs
 
     model = describe.build_on_meta(preset_model(preset))
-    print("\n".join(_weight_lines(preset, list(describe.weights(model)), depth)))
+    print("\n".join(_weight_lines(preset, list(describe.parameter_counts(model)), depth)))
     work = {
-        "drawing one image": costs.drawing(model, prompt_tokens),
+        "generating one image": costs.generation(model, prompt_tokens),
         "training on one image (stage generate)": costs.training(model, prompt_tokens),
-        "reading one image": costs.reading(model),
+        "reading one image": costs.image_prefill(model),
     }
     for title, rows in work.items():
         print("\n".join(_cost_lines(title, rows)))
@@ -59,11 +59,11 @@ def svg(preset: str) -> str:
     from blip3o.model import describe
 
     config = preset_model(preset)
-    weights = describe.weights(describe.build_on_meta(config))
+    weights = describe.parameter_counts(describe.build_on_meta(config))
     return diagram.render(config, {weight.name: weight.parameters for weight in weights if weight.depth == 0})
 
 
-def _weight_lines(preset: str, weights: "list[Weight]", depth: int) -> list[str]:
+def _weight_lines(preset: str, weights: "list[ParameterCount]", depth: int) -> list[str]:
     total = sum(weight.parameters for weight in weights if weight.depth == 0)
     lines = [f"{preset}: {total:,} parameters", ""]
     for weight in weights:

@@ -32,7 +32,7 @@ def check_data(inputs: StageInputs) -> None:
     recipe = inputs.recipe
     for manifest in inputs.manifests:
         check_unchanged(manifest)
-    inputs.template.draw(inputs.tokenizer, "")  # raises if the tokenizer does not have the template's control tokens
+    inputs.template.generation_request(inputs.tokenizer, "")  # raises without the template's control tokens
     count, rows = len(inputs.tokenizer), recipe.model.backbone.vocab_size
     if count > rows:
         raise ConfigError(f"the tokenizer has {count} tokens, model.backbone.vocab_size is {rows}: raise it")

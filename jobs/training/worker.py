@@ -87,7 +87,7 @@ def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> N
         require_agreement(module, context.device)
         watchdog.on_phase("building the engine")
         start = locate_start(recipe, point, fit_name=stage.fit_name)
-        engine = build_engine(recipe.on(context.world), module, universal=start.universal)
+        engine = build_engine(recipe.with_workers(context.world), module, universal=start.universal)
         ema = _build_ema(recipe, engine, module)
         attempt.mark("built")
         watchdog.on_phase("restoring")
@@ -99,7 +99,7 @@ def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> N
         averaging = [ema] if ema else []
         measuring = _metric_callbacks(stage, context, attempt)
         Loop(
-            recipe=recipe.on(context.world),
+            recipe=recipe.with_workers(context.world),
             engine=engine,
             module=module,
             batches=batches,

@@ -110,7 +110,7 @@ def test_what_is_no_pickle_is_refused_in_one_line(capsys, monkeypatch, tmp_path,
     _, error = command(
         capsys, "convert", "unpickle", tmp_path / "pytorch_model.bin", "--out", tmp_path / "o.safetensors"
     )
-    assert "pytorch_model.bin is no pickle of tensors" in error
+    assert "pytorch_model.bin is not a pickle of tensors" in error
     assert ("git lfs pull" in error) == (data == POINTER)
 
 

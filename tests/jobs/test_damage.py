@@ -61,7 +61,7 @@ def test_damage_is_listed_and_excluded_from_the_micro_batches(damaged):
         assert entries[uid].uri.endswith(f"train-0000{uid.split('/')[1]}.tar")
         assert entries[uid].stage == "index"
     train_tokenizer(damaged)
-    build = build_micro_batches(StageInputs(damaged), Task.DRAW)
+    build = build_micro_batches(StageInputs(damaged), Task.GENERATE)
     batches = range(-(-summary.manifest.good_rows // damaged.optim.micro_batch_size))
     assert [len(build(number)["input_ids"]) for number in batches] == [damaged.optim.micro_batch_size] * len(batches)
     drawn = {uid for number in batches for uid in build.uids(number)}

@@ -104,7 +104,9 @@ def trained(base, many):
     assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, good, 1, 0)
     assert done.stored_bytes == world.SCENES * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
     last = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"max_rewinds": 1})
-    uids = build_micro_batches(StageInputs(last, features_sha256=FeatureCache.of(last).sha256), Task.DRAW).uids(BLAMED)
+    uids = build_micro_batches(StageInputs(last, features_sha256=FeatureCache.of(last).sha256), Task.GENERATE).uids(
+        BLAMED
+    )
     stages.append(last)
     with poisoned(last, uids[3]):
         results = train_pipeline(TrainingPipeline(name="features", stages=tuple(stages)))

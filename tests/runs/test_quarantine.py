@@ -15,14 +15,14 @@ BAD = 1  # the micro-batch whose samples are put in quarantine
 def test_a_sample_in_quarantine_is_replaced_from_its_micro_batch_on_and_named(root):  # noqa: F811
     made = recipe(root)
     run = f"{made.run.storage}/{made.run.name}"
-    before = build_micro_batches(StageInputs(made), Task.DRAW)
+    before = build_micro_batches(StageInputs(made), Task.GENERATE)
     uids = before.uids(BAD)
     assert len(set(uids)) == B
     bad, since = uids[3], BAD + 1
     entry = Entry(step=5, reason="quarantined: the loss is nan", since=since, uids=(bad,))
     write_quarantine(made, read_quarantine(made).with_entry(entry))
     assert read_quarantine(made).entries == (entry,)
-    after = build_micro_batches(StageInputs(made), Task.DRAW)
+    after = build_micro_batches(StageInputs(made), Task.GENERATE)
     for number in range(2 * PASS):
         whole, changed = before(number), after(number)
         if number < since or bad not in before.uids(number):

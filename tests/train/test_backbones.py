@@ -70,7 +70,7 @@ def test_a_bundle_generates_images_and_chats(family, tmp_path):
     question = "What colour is it?"
     assert isinstance(pipeline.chat(question), str)
     if model.backbone.vision is None:
-        with pytest.raises(RequestError, match="reads text alone"):
+        with pytest.raises(RequestError, match="reads only text"):
             pipeline.chat(question, image=picture)
     else:
         assert pipeline.chat(question, image=picture) != pipeline.chat(question)

@@ -221,8 +221,11 @@ def test_a_pattern_of_parameters_without_gradient_is_an_error():
     ("sections", "message"),
     [
         ({"stage": {"name": "generate", "weights": {"text": 1.0}}}, "stage.weights names text: .* the terms flow"),
-        ({"stage": {"name": "joint"}, "data": {"task": "chat"}}, "no source in data.sources has task draw or both"),
-        ({"stage": {"name": "generate"}, "data": {"task": "draw"}}, "scenes names a task, which stage 'generate' dec"),
+        ({"stage": {"name": "joint"}, "data": {"task": "chat"}}, "no source in data.sources has task generate or both"),
+        (
+            {"stage": {"name": "generate"}, "data": {"task": "generate"}},
+            "scenes names a task, which stage 'generate' dec",
+        ),
     ],
 )
 def test_terms_and_tasks_that_do_not_fit_the_stage_are_named(sections, message):

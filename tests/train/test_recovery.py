@@ -45,7 +45,7 @@ def events(made):
 
 def test_a_bad_step_is_repeated_without_its_samples_from_the_resume_point(made):
     inputs = StageInputs(made)
-    without = build_micro_batches(inputs, Task.DRAW)
+    without = build_micro_batches(inputs, Task.GENERATE)
     recover([inputs], FIT, of(made, BAD))
     [entry] = read_quarantine(made).entries
     assert entry.uids == tuple(without.uids(7))

@@ -20,8 +20,8 @@ from blip3o.data.features.reader import feature_folders, record_format
 from blip3o.data.features.records import to_bf16_bits
 from blip3o.data.shards.manifest import Manifest
 from blip3o.errors import CheckpointError, ConfigError
+from blip3o.model.empty_weights import init_empty_weights
 from blip3o.model.encoder import TargetEncoder, build_encoder, tensors_sha256
-from blip3o.model.unfilled import unfilled
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_description, read_shapes, read_tensors
 
@@ -67,8 +67,8 @@ def require_encoder(recipe: Recipe) -> None:
 
 
 def _unfilled(recipe: Recipe) -> TargetEncoder:
-    """The encoder without storage for its weights."""
-    with unfilled():
+    """The encoder without memory for its weights."""
+    with init_empty_weights():
         return build_encoder(recipe.model.encoder)
 
 

@@ -35,7 +35,7 @@ def measure_latents(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, 
     """
     if not recipe.model.normalize_latents or recipe.objective.generation is None:
         raise ConfigError("statistics are for a generating stage that uses them: set model.normalize_latents=true")
-    recipe = recipe.online()
+    recipe = recipe.with_online_features()
     inputs = StageInputs(recipe)
     torch.set_num_threads(recipe.parallel.threads)
     model = _target_model(inputs, name).to(select(recipe.parallel.device))

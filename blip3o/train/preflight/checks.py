@@ -119,7 +119,7 @@ def memory_checks(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig
 def _device_memory(recipe: Recipe, cluster: ClusterConfig) -> float | None:
     """GiB of memory of the device that a worker computes on; None if not known."""
     if recipe.parallel.device == "gpu":
-        return cluster.gib_of_a_gpu
+        return cluster.gpu_memory_gib
     workers_per_node = max(1, -(-recipe.parallel.max_workers // cluster.nodes))
     return cluster.memory_gib / workers_per_node
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
-from blip3o.model.unfilled import place, shared_names, unfilled
+from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
@@ -49,8 +49,8 @@ def validation_model(
     `evaluate.grid_from` trained them. Raises `CheckpointError` if weights are missing or have another shape.
     """
     pixel_parts = PIXEL_PARTS if recipe.evaluate.grid else ()
-    parts = (*stage_of(recipe.online()).parts, *pixel_parts)
-    with unfilled():
+    parts = (*stage_of(recipe.with_online_features()).parts, *pixel_parts)
+    with init_empty_weights():
         model = UnifiedModel(
             recipe.model, image_token_id=image_token_id, parts=parts, max_length=recipe.data.max_length
         )
@@ -77,7 +77,7 @@ def validation_model(
 def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, source: str) -> set[str]:
     """Loads the tensors that the model has too, and returns their names."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    names = shared_names(model)
+    names = tied_names(model)
     taken = tensors.keys() & names.keys()
     for name in taken:
         if tensors[name].shape != shapes[name]:
@@ -85,7 +85,7 @@ def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype
                 f"{source}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(shapes[name])}: use "
                 "the same model preset"
             )
-        place(model, names[name], tensors[name].to(dtype))
+        set_parameter(model, names[name], tensors[name].to(dtype))
     return taken
 
 

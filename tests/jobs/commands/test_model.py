@@ -22,7 +22,7 @@ def test_describe_prints_parameters_and_costs():
     assert lines[0] == f"nano: {whole:,} parameters"
     assert any(line.startswith("  dit.layers") and " 2 x " in line for line in lines)
     assert not any("dit.layers.0" in line for line in lines)
-    assert any(line.startswith("drawing one image: ") and line.endswith("FLOP") for line in lines)
+    assert any(line.startswith("generating one image: ") and line.endswith("FLOP") for line in lines)
     assert any(line.split()[:4] == ["prompt", "of", "20", "tokens"] for line in lines)
 
 
