@@ -37,7 +37,7 @@ def test_room_counts_free_slots_and_free_places():
     schedule = schedule.submit(0, images=4, steps=1)
     assert schedule.free_capacity == schedule.admit().free_capacity == 1
     assert _turn(schedule).free_capacity == 3
-    with pytest.raises(AssertionError, match="2 rows for a room of 1"):
+    with pytest.raises(AssertionError, match="2 rows, room for 1"):
         schedule.submit(1, images=2, steps=1)
 
 
