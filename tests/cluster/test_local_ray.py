@@ -1,4 +1,4 @@
-"""The local head runs submitted jobs with this interpreter, beside another Ray, and leaves no process behind."""
+"""The local head runs submitted jobs with this interpreter, next to another Ray, and leaves no process behind."""
 
 import asyncio
 import sys
