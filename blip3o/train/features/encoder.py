@@ -40,7 +40,7 @@ class FeatureCache:
     def of(cls, recipe: Recipe) -> "FeatureCache":
         """Reads every weight of the encoder once. Raises `ConfigError` as `require_encoder` does."""
         weights = tensors_sha256(_encoder_tensors(recipe))
-        encoder = _unfilled(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
+        encoder = _empty_encoder(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
         return cls(recipe=recipe, provenance={**asdict(encoder), "stored": asdict(record_format(recipe))})
 
     @functools.cached_property
@@ -66,7 +66,7 @@ def require_encoder(recipe: Recipe) -> None:
     _tensor_sources(recipe)
 
 
-def _unfilled(recipe: Recipe) -> TargetEncoder:
+def _empty_encoder(recipe: Recipe) -> TargetEncoder:
     """The encoder without memory for its weights."""
     with init_empty_weights():
         return build_encoder(recipe.model.encoder)
@@ -88,7 +88,7 @@ def _tensor_sources(recipe: Recipe) -> dict[str, str]:
         # Later runs override earlier ones, as in the trainer.
         found |= {name: (uri, shape) for name, shape in read_shapes(uri).items()}
     sources = {}
-    for name, tensor in sorted(_unfilled(recipe).state_dict().items()):
+    for name, tensor in sorted(_empty_encoder(recipe).state_dict().items()):
         if PREFIX + name not in found:
             runs = ", ".join(recipe.stage.start_from) or "empty"
             raise ConfigError(
@@ -122,7 +122,7 @@ class FrozenEncoder:
         """Raises `ConfigError` as `require_encoder` does."""
         torch.set_num_threads(recipe.parallel.threads)
         self._device, self._half = device, recipe.parallel.precision == "bf16"
-        self._encoder = _unfilled(recipe).requires_grad_(requires_grad=False)
+        self._encoder = _empty_encoder(recipe).requires_grad_(requires_grad=False)
         self._encoder.load_state_dict(dict(_encoder_tensors(recipe)), assign=True)
         self._encoder.to(device).eval()
 
