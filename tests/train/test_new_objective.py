@@ -39,7 +39,7 @@ def row(monkeypatch):
 
 
 def identity_of(values):
-    return identity(values, data_sha256=["data"], start_sha256=[])
+    return identity(values, data_sha256=["data"])
 
 
 def train_and_resume(folder):
