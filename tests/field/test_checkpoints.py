@@ -96,7 +96,7 @@ def test_a_file_that_is_no_such_checkpoint_is_named_with_the_fix(adopt, capsys, 
     file = tmp_path / "weights.safetensors"
     file.write_bytes(data)
     assert fault in adopt(file)
-    if "lacks" not in fault:
+    if "is missing 16" not in fault:
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "model.safetensors").write_bytes(data)
         assert fault in command(capsys, "convert", "from-released", tmp_path / "folder", "--out", tmp_path / "o")[1]
