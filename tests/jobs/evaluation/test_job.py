@@ -1,4 +1,4 @@
-"""The benchmark job on a nano model: equal images whoever draws them, a killed run that goes on, and honest counts."""
+"""The benchmark job on a nano model: equal images whoever draws them, a killed run that resumes, and honest counts."""
 
 import base64
 import json
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_and_draws_nothing_twice(server, offline, tmp_path)
 
 
 def wait_for_images(out, process, timeout_s=300):
-    """Until the first image is there; the run must still go on then."""
+    """Until the first image is there; the run must still be running then."""
     deadline = time.monotonic() + timeout_s
     while not images(out):
         assert process.poll() is None and time.monotonic() < deadline, "no image was drawn"
