@@ -1,4 +1,4 @@
-"""Timing of two ways in turns, and the result as a line and a file."""
+"""Times two ways alternately, and reports the result as a line and a file."""
 
 import argparse
 import json
@@ -25,9 +25,9 @@ def in_turns(
 
 
 def all_in_turns(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[list[float]]:
-    """Seconds of each call, `rounds` of every one, one after the other so that a busy machine slows all alike.
+    """Seconds of each call, `rounds` of each, alternating so that a busy machine slows all of them equally.
 
-    One call of each goes before and is not counted.
+    One call of each comes first and is not counted.
     """
     taken: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
@@ -40,7 +40,7 @@ def all_in_turns(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[
 
 
 def options(summary: str, sizes: dict[str, int], argv: list[str] | None) -> tuple[argparse.Namespace, Path]:
-    """Sizes from the command line, and the folder for the result; sets torch's threads, one unless told otherwise."""
+    """Sizes from the command line, and the folder for the result; sets torch's threads, one by default."""
     parser = argparse.ArgumentParser(description=summary)
     for name, default in {**sizes, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
@@ -77,18 +77,18 @@ def report(
 
 def keep(name: str, result: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Prints a result, with date, commit and machine, as one line of JSON and keeps it in a dated file; returns it."""
-    whole = {
+    record = {
         "name": name,
         **result,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
     }
-    line = json.dumps(whole)
+    line = json.dumps(record)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-{whole['date'][:10]}.json").write_text(line + "\n", encoding="utf-8")
+    (folder / f"{name}-{record['date'][:10]}.json").write_text(line + "\n", encoding="utf-8")
     print(line)
-    return whole
+    return record
 
 
 def _quartiles(seconds: list[float]) -> list[float]:

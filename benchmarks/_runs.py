@@ -1,4 +1,4 @@
-"""What measurements of training share: a recipe over drawn scenes, and weights to start from that nobody trained."""
+"""What measurements of training share: a recipe over generated scenes, and untrained weights to start from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from blip3o.runs.results import write_final
 
 
 def recipe_tree(root: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """A recipe for `generate` in fp32 on CPUs, as nested values: runs below `<root>/runs`; `sections` come on top."""
+    """A recipe for `generate` in fp32 on CPUs, as nested values: runs below `<root>/runs`; `sections` override it."""
     defaults: dict[str, dict[str, Any]] = {
         "run": {"name": "bench", "storage": f"{root}/runs"},
         "data": {
@@ -28,8 +28,8 @@ def recipe_tree(root: str, **sections: dict[str, Any]) -> dict[str, Any]:
     return {name: defaults.get(name, {}) | sections.get(name, {}) for name in {**defaults, **sections}}
 
 
-def leave_initialised(recipe: Recipe, parts: Mapping[str, str], *, seed: int = 0) -> None:
-    """Leaves finished runs, each with the part of the model that `parts` says, as `seed` initialises it."""
+def write_initialised(recipe: Recipe, parts: Mapping[str, str], *, seed: int = 0) -> None:
+    """Writes finished runs, each with the part of the model named in `parts`, initialised by `seed`."""
     model = UnifiedModel(recipe.model, image_token_id=0, parts=tuple(parts.values()), max_length=recipe.data.max_length)
     initialize(model, seed)
     for run, part in parts.items():

@@ -3,8 +3,8 @@
     python -m benchmarks.data_cache [--scenes 256] [--batch 16] [--steps 8] [--rounds 9]
 
 Both take the same micro-batches of the generate stage from local shards: read, decode, tokenise, collate, forward,
-backward, AdamW, in one process on one thread. Losses must be equal to the bit. Next to the ratio: seconds of the data
-path without the step, and for each form of record its bytes, its error, and how many images a second were encoded.
+backward, AdamW, in one process on one thread. Losses must be bit-equal. Also reported: the seconds of the data path
+without the step, and for each record format its bytes, its error, and the images encoded per second.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks._measure import in_turns, options, report
-from benchmarks._runs import leave_initialised, recipe_tree
+from benchmarks._runs import recipe_tree, write_initialised
 from blip3o import storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
@@ -30,13 +30,13 @@ from blip3o.data.shards.scan import scan_shard
 from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.model.unified import initialize
 from blip3o.train.features.encode import ShardEncoder
-from blip3o.train.features.encoder import FeatureCache, FeatureMaker
+from blip3o.train.features.encoder import FeatureCache, FrozenEncoder
 from blip3o.train.loop import to_batch
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.stages import freeze, stage_of
 
 CPU = torch.device("cpu")
-FORMS = ("bf16", "fp16", "int8")
+DTYPES = ("bf16", "fp16", "int8")
 ENCODER = "bench-encoder"
 
 
@@ -53,7 +53,7 @@ def _recipe(root: str, arguments: argparse.Namespace, *, features: str, dtype: s
 
 
 def _prepare(root: str, arguments: argparse.Namespace) -> None:
-    """Indexed scenes, a tokenizer, and an encoder as it is initialised."""
+    """Indexed scenes, a tokenizer, and an untrained encoder."""
     shards = build_scenes(f"{root}/scenes", train=arguments.scenes, heldout=1, samples_per_shard=64).shards["train"]
     manifest, rows = f"{root}/manifests/scenes", []
     for number, uri in enumerate(sorted(shards)):
@@ -64,15 +64,15 @@ def _prepare(root: str, arguments: argparse.Namespace) -> None:
     words = [caption for scene in samples(train=64, heldout=1) for caption in scene.record["captions"]]
     tokenizer = ChatTokenizer.train([*words, recipe.data.template.instruction, recipe.data.template.system], 1024)
     storage.write_bytes(f"{root}/tokenizer.json", tokenizer.to_bytes())
-    leave_initialised(recipe, {ENCODER: "encoder"})
+    write_initialised(recipe, {ENCODER: "encoder"})
 
 
 def _encode(recipe: Recipe) -> tuple[FeatureCache, dict[str, Any]]:
-    """Stores the features of every shard; what that took and what it cost."""
+    """Stores the features of every shard; returns the cache and the figures of its records."""
     cache = FeatureCache.of(recipe)
     ((manifest, folder),) = cache.sources(StageInputs(recipe).manifests)
-    encode, width = FeatureMaker(recipe, CPU), recipe.optim.micro_batch_size
-    work = ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=encode, width=width, threads=1)
+    encode, width = FrozenEncoder(recipe, CPU), recipe.optim.micro_batch_size
+    work = ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=encode, batch_size=width, threads=1)
     began = time.perf_counter()
     footers = [work.write(shard.shard) for shard in manifest.shards]
     seconds = time.perf_counter() - began
@@ -84,7 +84,7 @@ def _encode(recipe: Recipe) -> tuple[FeatureCache, dict[str, Any]]:
 
 
 def _module(root: str, recipe: Recipe) -> StageModule:
-    """The stage with the stored encoder; the rest as it is initialised, trained or not."""
+    """The stage with the stored encoder; all other weights are as initialised."""
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(f"{root}/tokenizer.json"))
     module = build_stage_module(recipe, image_token_id=tokenizer.ids[IMAGE_PAD], pad_id=tokenizer.ids[PAD])
     initialize(module.model, 0)
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         _prepare(root, arguments)
         online, cached = (_recipe(root, arguments, features=kind) for kind in ("online", "cache"))
         cache, exact = _encode(cached)
-        forms = {dtype: _encode(_recipe(root, arguments, features="cache", dtype=dtype))[1] for dtype in FORMS}
+        records = {dtype: _encode(_recipe(root, arguments, features="cache", dtype=dtype))[1] for dtype in DTYPES}
         builds = [build_micro_batches(StageInputs(online), stage_of(online).task)]
         builds += [build_micro_batches(StageInputs(cached, features_sha256=cache.sha256), stage_of(cached).task)]
         slow, fast = (
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         other,
         results,
         data_seconds={"ours": data[0], "other": data[1]},
-        records={"fp32": exact, **forms},
+        records={"fp32": exact, **records},
         sizes=vars(arguments),
     )
 

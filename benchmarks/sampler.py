@@ -1,4 +1,4 @@
-"""Sampling with what depends on the condition computed once, against computing it again at every step.
+"""Sampling with the condition's projections computed once, against computing them at every step.
 
     python -m benchmarks.sampler [--steps 30] [--layers 4] [--width 448] [--batch 1] [--rounds 5]
 

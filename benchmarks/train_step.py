@@ -2,11 +2,11 @@
 
     python -m benchmarks.train_step [--batch 8] [--prompt 136] [--rounds 5]
 
-The other way is plain: the encoder is in the step, prompt and queries pass through the frozen backbone together with
-gradient and activations recomputed, the language-model head and its cross-entropy are computed over all positions and
-dropped, nothing is cached. Ours trains on stored features (`ratio`), or with the encoder online (`ratio_online`).
-Losses and gradients of all three must agree. Reported next to them: the seconds of each part, and for the 8b preset the
-counted floating-point operations of ours over the other's (`flops_8b`).
+The other way is the plain one: the encoder runs in the step, prompt and queries pass through the frozen backbone
+together with gradient and activations recomputed, the language-model head and its cross-entropy are computed over all
+positions and discarded, nothing is cached. Ours trains on stored features (`ratio`), or with the encoder online
+(`ratio_online`). Losses and gradients of all three must agree. Also reported: the seconds of each part, and for the 8b
+preset the counted floating-point operations of ours over the other's (`flops_8b`).
 """
 
 import argparse
@@ -77,14 +77,14 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Adds what the body takes."""
+        """Adds the seconds of the body."""
         began = time.perf_counter()
         yield
         self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - began
 
 
 class PlainStep:
-    """Upstream's step: `StageModule`'s loss of the same batch by the long way."""
+    """Upstream's step: the same loss as `StageModule`'s on the same batch, without its shortcuts."""
 
     def __init__(self, module: StageModule, recipe: Recipe) -> None:
         self.module, self.recipe = module, recipe
@@ -97,7 +97,7 @@ class PlainStep:
         """
         model = self.module.model
         with clock.part("encoder"), torch.no_grad():
-            data = model.encoder.together(batch["encoder_pixels"]).float()
+            data = model.encoder.encode_batch(batch["encoder_pixels"]).float()
         prompt = Prompt(input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"]))
         with clock.part("backbone forward"):
             hidden = self._hidden(prompt)
@@ -165,7 +165,7 @@ class Way:
     gradients: Callable[[Batch], Tensor]
 
     def step(self) -> None:
-        """One whole optimizer step."""
+        """One complete optimizer step."""
         self.optimizer.zero_grad()
         self.gradients(self.batch)
         self.update()
@@ -201,7 +201,7 @@ def _module(recipe: Recipe) -> StageModule:
     initialize(module.model, 0)
     generator = torch.Generator().manual_seed(0)
     for name in freeze(module.model, stage_of(recipe)):
-        # Last layers and gates begin at zero, which would hide from the comparison what lies behind them.
+        # Last layers and gates are initialised to zero, which would hide everything behind them from the comparison.
         nn.init.normal_(module.model.get_parameter(name), std=0.02, generator=generator)
     return module
 
@@ -252,7 +252,7 @@ def _differences(way: Way, reference: Way) -> dict[str, float]:
     """Relative errors of the loss and of the gradients, the latter over all parameters, from equal weights."""
     ours, theirs = way.gradients(way.batch), reference.gradients(reference.batch)
     if way.trainable.keys() != reference.trainable.keys():
-        raise SystemExit("the two ways train other parameters: nothing to compare")
+        raise SystemExit("the two ways train different parameters: nothing to compare")
     pairs = [(way.trainable[name].grad, reference.trainable[name].grad) for name in way.trainable]
     squares = [((a - b).square().sum(), b.square().sum()) for a, b in pairs if a is not None and b is not None]
     error, size = (torch.stack(column).sum().sqrt().item() for column in zip(*squares, strict=True))
@@ -322,14 +322,14 @@ def main(argv: list[str] | None = None) -> None:
         "ours_online": _breakdown(OurStep(encoding, online), ours_online, arguments.parts),
         "other": _breakdown(plain, other, arguments.parts),
     }
-    fast, slow, plainly = (statistics.median(values) for values in seconds)
+    cached_s, online_s, plain_s = (statistics.median(values) for values in seconds)
     quartiles = [[round(value, 4) for value in statistics.quantiles(values, n=4)[::2]] for values in seconds]
     result = {
-        "ratio": round(plainly / fast, 3),
-        "ratio_online": round(plainly / slow, 3),
-        "ours": round(fast, 4),
-        "ours_online": round(slow, 4),
-        "other": round(plainly, 4),
+        "ratio": round(plain_s / cached_s, 3),
+        "ratio_online": round(plain_s / online_s, 3),
+        "ours": round(cached_s, 4),
+        "ours_online": round(online_s, 4),
+        "other": round(plain_s, 4),
         "unit": "s",
         "n": arguments.rounds,
         "quartiles": dict(zip(("ours", "ours_online", "other"), quartiles, strict=True)),

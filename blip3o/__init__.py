@@ -45,7 +45,7 @@ __all__ = [
     "preset",
 ]
 
-# Imported when first used: `import blip3o` stays free of torch, which takes seconds.
+# Imported on first use: `import blip3o` does not import torch, which takes seconds.
 _LAZY = {
     "Blip3oPipeline": ("blip3o.inference.pipeline", "Blip3oPipeline"),
     "load": ("blip3o.bundle.reading", "load_bundle"),

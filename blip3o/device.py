@@ -1,6 +1,6 @@
-"""Where arithmetic happens. The only file that knows CUDA by name; the GPU branches are unverified on GPU so far.
+"""Device selection. The only file that names CUDA; its GPU branches have not been verified on a GPU yet.
 
-Everything else receives a `torch.device`, a dtype and a backend name from here.
+All other code gets a `torch.device` and the name of a backend from here.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 DeviceKind = Literal["cpu", "gpu"]
 
-# Dense bf16 operations a second by the makers' data sheets (without sparsity), by a part of the device's name; the
-# first that fits. Other arithmetic, and what is not here, takes `parallel.peak_tflops`.
+# Peak dense bf16 FLOP/s from the vendors' data sheets (without sparsity), by a part of the device's name; the first
+# match counts. For other dtypes and devices, set `parallel.peak_tflops`.
 PEAK_BF16 = {
     "B200": 2250e12,
     "H200": 989.4e12,
@@ -26,7 +26,7 @@ PEAK_BF16 = {
 
 
 def select(kind: DeviceKind, *, local_rank: int = 0) -> "torch.device":
-    """The device of one worker. Raises `ConfigError` if a GPU is asked for and this process sees none."""
+    """The device of one worker. Raises `ConfigError` if a GPU is requested and this process sees none."""
     import torch
 
     if kind == "cpu":
@@ -51,7 +51,7 @@ def gpus_per_worker(kind: DeviceKind) -> int:
 
 
 def peak_flops(device: "torch.device", precision: str) -> float | None:
-    """Operations a second that the device can do at most, by `PEAK_BF16`; None for what the table does not know."""
+    """The device's peak FLOP/s by `PEAK_BF16`; None for a CPU, another precision, or an unknown device."""
     import torch
 
     if device.type == "cpu" or precision != "bf16":
@@ -61,7 +61,7 @@ def peak_flops(device: "torch.device", precision: str) -> float | None:
 
 
 def peak_memory(device: "torch.device") -> int:
-    """Bytes: the most that tensors took of a GPU's memory so far, or that this process took of the machine's."""
+    """Peak memory so far, bytes: that of tensors on a GPU, or the resident memory of this process for the CPU."""
     import resource
 
     import torch

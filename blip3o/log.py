@@ -1,4 +1,4 @@
-"""Logs for people. Library code writes `logger = logging.getLogger(__name__)`; entry points call `configure` once."""
+"""Logging. Library code uses `logger = logging.getLogger(__name__)`; entry points call `configure` once."""
 
 import io
 import logging
@@ -6,10 +6,10 @@ import sys
 
 
 def configure(level: str = "INFO") -> None:
-    """Sends our log lines to stderr as `HH:MM:SS LEVEL name: message`; other libraries speak from WARNING on.
+    """Logs to stderr as `HH:MM:SS LEVEL name: message`; other libraries log from WARNING on.
 
-    From then on, stdout and stderr escape what their encoding lacks (a reply in another script, a file name that is not
-    UTF-8).
+    Also makes stdout and stderr escape characters that their encoding cannot represent (a reply in another script, a
+    file name that is not UTF-8).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

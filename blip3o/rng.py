@@ -1,7 +1,7 @@
-"""Randomness as a pure function of names.
+"""Random generators as pure functions of a key.
 
-Every draw in the system comes from a generator made here from a key such as `(seed, "noise", shard, row, pass)`. So a
-draw depends on what it is for, and never on the rank, the batch or the moment at which it is made.
+Every random draw comes from a generator that is created here from a key such as `(seed, "noise", shard, row, pass)`. So
+a draw depends only on its purpose, never on the rank, the batch or the time.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def numpy_generator(*key: Key) -> np.random.Generator:
 
 
 def torch_generator(*key: Key) -> "torch.Generator":
-    """A torch CPU generator for this key. Draw on the CPU and move, so that a GPU run sees the same numbers."""
+    """A torch CPU generator for this key. Draw on the CPU, then move: so a GPU run gets the same numbers."""
     import torch
 
     return torch.Generator().manual_seed(derive_seed(*key))

@@ -1,7 +1,7 @@
 """The one place that reads the process environment.
 
-Nothing else in the project touches `os.environ` (a lint rule holds it there), so what a run depends on outside its
-recipe can be read off this page. Child processes get their environment from `child_environment`.
+Nothing else in the project touches `os.environ` (a test enforces it), so this page shows everything outside its recipe
+that a run depends on. Child processes get their environment from `child_environment`.
 """
 
 import math
@@ -21,21 +21,22 @@ def get(name: str, default: str | None = None) -> str | None:
 
 
 def number(
-    name: str, default: float, *, minimum: float = 0.0, above: float | None = None, most: float = math.inf
+    name: str, default: float, *, minimum: float = 0.0, above: float | None = None, maximum: float = math.inf
 ) -> float:
     """The value of an environment variable that is a number, or `default`.
 
-    Raises `ConfigError` for what is no finite decimal number, below `minimum`, not `above` a bound, or over `most`.
+    Raises `ConfigError` if it is not a finite decimal number, is below `minimum`, is not greater than `above`, or
+    exceeds `maximum`.
     """
     text = (get(name) or "").strip()
     if not text:
         return default
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if math.isfinite(value) and minimum <= value <= most and (above is None or value > above):
+    if math.isfinite(value) and minimum <= value <= maximum and (above is None or value > above):
         return value
     bound = f"of at least {minimum:g}" if above is None else f"above {above:g}"
-    if most < math.inf:
-        bound += f" and at most {most:g}"
+    if maximum < math.inf:
+        bound += f" and at most {maximum:g}"
     raise ConfigError(f"{name}={text} is no number {bound}: write digits without a unit, as in {name}={default:g}")
 
 
@@ -45,13 +46,13 @@ def starting_with(prefix: str) -> tuple[tuple[str, str], ...]:
 
 
 def export(values: Mapping[str, str]) -> None:
-    """Sets variables for this process and the ones it starts; a value that the user has set already stays."""
+    """Sets variables for this process and its children, except those that the user has already set."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
 def override(values: Mapping[str, str]) -> None:
-    """Sets variables for this process and the ones it starts, replacing what was there."""
+    """Sets variables for this process and its children, replacing earlier values."""
     os.environ.update(values)
 
 
@@ -63,7 +64,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 def cache_dir() -> Path:
     """Where downloads are kept between runs: `$BLIP3O_CACHE`, else `$XDG_CACHE_HOME/blip3o`, else `~/.cache/blip3o`.
 
-    Raises `ConfigError` if that is in a home folder and the user has none, as in a container with a bare user id.
+    Raises `ConfigError` if that is in a home folder and the user has none, as in a container with only a user id.
     """
     chosen = get("BLIP3O_CACHE") or f"{get('XDG_CACHE_HOME', '~/.cache')}/blip3o"
     try:
@@ -73,11 +74,11 @@ def cache_dir() -> Path:
 
 
 def configure_ray() -> None:
-    """Environment that every process of ours which touches Ray must have, before Ray is imported.
+    """Sets the environment that each of our Ray processes needs. Call it before Ray is imported.
 
-    Ray 2.60 switches token authentication on by itself unless `RAY_AUTH_MODE` is set; a worker's report waits for the
-    controller's poll (2 s by default), so the poll is made faster. glibc keeps the memory that torch's CPU tensors give
-    back: returned to the kernel, it would be zeroed again for the next step.
+    Ray 2.60 turns on token authentication unless `RAY_AUTH_MODE` is set. A worker's report waits for the controller's
+    poll (2 s by default), so we poll more often. glibc keeps the memory that torch's CPU tensors free: if it went back
+    to the kernel, the kernel would zero it again for the next step.
     """
     export(
         {

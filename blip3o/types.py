@@ -1,6 +1,6 @@
-"""Values that cross the boundaries between layers: frozen, small, and without behaviour beyond their own names.
+"""Small frozen values that layers exchange.
 
-Not here: configuration (blip3o.config), batches of arrays (plain dictionaries of NumPy arrays), anything that does I/O.
+Elsewhere: configuration (blip3o.config), batches (plain dictionaries of NumPy arrays), anything that does I/O.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from typing import Any
 class SampleRef:
     """One slot of the order: which sample, in which pass over its source.
 
-    `source` counts the recipe's sources, `shard` the source's shards, `row` the samples of the shard's tar,
-    `pass_index` the passes over the source; all from 0.
+    `source` is an index into the recipe's sources, `shard` into the source's shards, `row` into the shard's samples;
+    `pass_index` numbers the passes over the source. All start at 0.
     """
 
     source: int
@@ -32,7 +32,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawSample:
-    """A sample as stored: encoded `image`, `caption`, and `meta` (KEY.json, empty where there is none).
+    """A sample as stored: encoded `image`, `caption`, and `meta` (KEY.json, or empty).
 
     `uid` names the content permanently, `key` is its name in the tar. `pass_index` is that of the slot it fills, so
     that random draws for (uid, pass_index) differ between passes.

@@ -1,4 +1,4 @@
-"""Which software this is: the version, the commit, and the versions of what it runs on. Imports none of them."""
+"""The version, the commit, and the versions of torch and Ray, which are not imported for it."""
 
 import json
 import subprocess
@@ -21,9 +21,9 @@ def _installed(package: str) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source: of the checkout this runs from, or the one that pip installed; None if unknown.
+    """The commit of the source: that of this checkout, or the one that pip installed; None if unknown.
 
-    A checkout with changes that are not committed is marked `-dirty`.
+    A checkout with uncommitted changes is marked `-dirty`.
     """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
@@ -36,7 +36,7 @@ def commit() -> str | None:
 
 
 def _installed_commit() -> str | None:
-    """As pip notes it (PEP 610) for a package that it took from a repository."""
+    """The commit that pip recorded (PEP 610) for a package from a repository."""
     try:
         url = metadata.distribution(PACKAGE).read_text("direct_url.json")
     except metadata.PackageNotFoundError:
@@ -45,7 +45,7 @@ def _installed_commit() -> str | None:
 
 
 def describe() -> str:
-    """One line for `blip3o --version` and for reports of faults."""
+    """One line for `blip3o --version` and for bug reports."""
     source = commit()
     ours = f"{PACKAGE} {__version__}" + (f" (commit {source})" if source else "")
     return ", ".join([ours, *(f"{name} {_installed(name)}" for name in SHOWN)])

@@ -1,4 +1,4 @@
-"""A Ray head on this machine, for `ray job submit`; what runs on `ray.init("local")` does not need it.
+"""A Ray head on this machine, for `ray job submit`. A program that calls `ray.init("local")` does not need it.
 
 It runs alongside any other Ray on the machine: it picks free ports, its session has its own folder, and it is stopped
 by its own process tree, never by `ray stop`. The dashboard listens on 127.0.0.1; Ray itself always binds the

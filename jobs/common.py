@@ -24,7 +24,7 @@ INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
 
 RECIPE = typer.Argument(
     metavar="RECIPE",
-    help="A recipe file or the name of a shipped one; one stage of it: tiny:generate.",
+    help="A recipe file or the name of a shipped recipe; tiny:generate is one stage of it.",
     show_default=False,
     autocompletion=lambda: sorted(shipped()),
 )
@@ -35,25 +35,26 @@ def _overrides(help_text: str) -> typer.models.OptionInfo:
     return typer.Option("--set", metavar="KEY=VALUE", help=help_text, default_factory=list, show_default=False)
 
 
-Overrides = Annotated[list[str], _overrides("Override a value of the recipe, e.g. optim.steps=100. Repeat.")]
+Overrides = Annotated[list[str], _overrides("Override a value of the recipe, e.g. optim.steps=100. Repeatable.")]
 StageOverrides = Annotated[
     list[str],
-    _overrides("Override a value, e.g. optim.steps=100; of one stage of a pipeline: STAGE:KEY=VALUE. Repeat."),
+    _overrides("Override a value, e.g. optim.steps=100, or STAGE:KEY=VALUE for one stage of a pipeline. Repeatable."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 Cluster = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Check against a pretended cluster: 4x8xH100, or a YAML file.")
+    str | None,
+    typer.Option(metavar="SIZE", help="Check against a cluster that need not exist: 4x8xH100, or a YAML file."),
 ]
 
 
 class UsageError(typer.TyperException):
-    """Options that do not go together: a command line that cannot be run, exit code 2."""
+    """Options that cannot be combined: a command line that cannot be run, exit code 2."""
 
     exit_code = 2
 
 
-def new_app(**settings_of_typer: Any) -> typer.Typer:  # noqa: ANN401 - whatever typer takes
-    """A typer application that leaves errors to `guarded`."""
+def new_app(**settings_of_typer: Any) -> typer.Typer:  # noqa: ANN401 - any option of typer
+    """A typer application whose errors `guarded` handles."""
     return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, **settings_of_typer)
 
 
@@ -91,10 +92,10 @@ def with_parameters(parameters: Iterable[inspect.Parameter]) -> Callable[[Callab
         def command(**values: Any) -> None:  # noqa: ANN401 - typer has checked their types
             function(**values)
 
-        named = [it for it in inspect.signature(function).parameters.values() if it.kind is not it.VAR_KEYWORD]
-        every = [it.replace(kind=it.KEYWORD_ONLY) for it in (*named, *parameters)]
-        command.__dict__["__signature__"] = inspect.Signature(every)
-        command.__annotations__ = {it.name: it.annotation for it in every}
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        merged = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *parameters)]
+        command.__dict__["__signature__"] = inspect.Signature(merged)
+        command.__annotations__ = {p.name: p.annotation for p in merged}
         return command
 
     return decorate
@@ -145,14 +146,16 @@ def guarded(action: Callable[[], object]) -> int:
             print(f"error: {error}", file=sys.stderr)
             code = 1
         except typer.TyperException as error:
-            if message := " ".join(error.format_message().split()):  # a group without a command: help has been printed
+            if message := " ".join(
+                error.format_message().split()
+            ):  # empty for a group without a command, which has printed its help
                 print(f"error: {message}", file=sys.stderr)
             code = error.exit_code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             code = INTERRUPTED
-        finally:  # what stdout still holds would fail as Python exits, with a traceback
-            if sys.stdout is not None:  # a shell can close it: `>&-`
+        finally:  # flushed here: a failure at the exit of Python would print a traceback
+            if sys.stdout is not None:  # closed by the shell: `>&-`
                 sys.stdout.flush()
     except OSError as error:
         if not _is_lost_output(error):
@@ -162,9 +165,9 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def _is_lost_output(error: OSError) -> bool:
-    """Whether stdout takes no more: its reader has gone, as in `| head`, or the disk is full, which is told.
+    """Whether stdout can no longer be written: its reader has gone, as in `| head`, or the disk is full.
 
-    What is left to write is dropped then.
+    A full disk is reported. Any output that is not written yet is dropped.
     """
     if error.errno == errno.ENOSPC and error.filename is None:
         print(f"error: the output cannot be written ({error.strerror}): free space on its disk", file=sys.stderr)
@@ -181,7 +184,7 @@ def _reader_has_gone() -> bool:
 
 
 def on_a_cluster() -> bool:
-    """Whether this process was submitted to a cluster, or told of one; else Ray is this machine's own."""
+    """Whether this process was submitted to a cluster or given the address of one; else Ray is private."""
     return bool(settings.get("RAY_ADDRESS") or settings.get("RAY_JOB_ID"))
 
 
@@ -194,7 +197,7 @@ def join_ray() -> None:
     if on_a_cluster():
         ray.init(log_to_driver=False)
     else:
-        # Without a dashboard, whose state API Ray Train asks at the end of a run, every run ends 12 s later.
+        # Ray Train queries the dashboard's state API at the end of a run; without one, it waits 12 s in vain.
         ray.init("local", num_cpus=LOGICAL_CPUS, include_dashboard=True, log_to_driver=False)
 
 

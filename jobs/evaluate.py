@@ -1,7 +1,7 @@
-"""`blip3o evaluate`: scores of a bundle on a recipe's held-out data, or of a bundle or a server on benchmarks.
+"""`blip3o evaluate`: scores a bundle on a recipe's held-out data, or a bundle or a server on benchmarks.
 
-What `blip3o evaluate RECIPE --bundle URI` does is in `blip3o.evaluate.heldout.evaluation`; what
-`blip3o evaluate --suite NAME --target URI` does is planned in `jobs.evaluation.command`.
+`blip3o.evaluate.heldout.evaluation` does the work of `blip3o evaluate RECIPE --bundle URI`;
+`jobs.evaluation.command` plans that of `blip3o evaluate --suite NAME --target URI`.
 """
 
 import json
@@ -26,7 +26,7 @@ from jobs.common import (
 from jobs.evaluation.options import BenchmarkOptions
 
 HELD_OUT = "Held-out data"
-WAYS = "give RECIPE --bundle URI for its held-out data, or --suite NAME --target URI for benchmarks"
+USAGE = "give RECIPE --bundle URI for its held-out data, or --suite NAME --target URI for benchmarks"
 
 
 @with_parameters(parameters_of(BenchmarkOptions))
@@ -49,11 +49,11 @@ def command(
     if options.suite is None:
         _require_defaults(options)
         if recipe is None:
-            raise UsageError(WAYS)
+            raise UsageError(USAGE)
         _held_out(recipe, overrides, bundle, out, dry_run=dry_run)
         return
     if recipe is not None or bundle is not None or overrides or dry_run:
-        raise UsageError(f"--suite takes neither a recipe nor its options: {WAYS}")
+        raise UsageError(f"--suite takes neither a recipe nor its options: {USAGE}")
     from blip3o.evaluate.benchmark.stages import run  # 2 s: torch
     from jobs.evaluation.command import plan_of
 
@@ -64,7 +64,7 @@ def _require_defaults(options: BenchmarkOptions) -> None:
     """Raises `UsageError` for options of benchmarks where there is no `--suite`."""
     for name, value in asdict(BenchmarkOptions()).items():
         if getattr(options, name) != value:
-            raise UsageError(f"--{name.replace('_', '-')} goes with --suite: {WAYS}")
+            raise UsageError(f"--{name.replace('_', '-')} goes with --suite: {USAGE}")
 
 
 def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | None, *, dry_run: bool) -> None:

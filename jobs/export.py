@@ -1,4 +1,4 @@
-"""`blip3o export RECIPE --from RUN [--from RUN …] --out URI`: a bundle of finished runs, which serving loads.
+"""`blip3o export RECIPE --from RUN [--from RUN …] --out URI`: makes the bundle that serving loads.
 
 The work is `blip3o.train.export`. The bundle is reloaded and compared before the command succeeds.
 """
@@ -17,7 +17,7 @@ def command(
     runs: Annotated[
         list[str],
         typer.Option(
-            "--from", metavar="RUN", help="A finished run; where two trained a parameter, the later one wins. Repeat."
+            "--from", metavar="RUN", help="A finished run; if two trained a parameter, the later one wins. Repeatable."
         ),
     ],
     last_weights: Annotated[
@@ -27,7 +27,7 @@ def command(
     overrides: Overrides,
     dry_run: DryRun = False,
 ) -> None:
-    """Make a bundle of finished runs."""
+    """Make a bundle from finished runs."""
     chosen = show_recipe(recipe, overrides)
     if not dry_run:
         from blip3o.train.export import export  # 2 s: torch

@@ -1,4 +1,4 @@
-"""`blip3o latents RECIPE --name RUN [--images N]`: the channel statistics of generation targets, as a finished run.
+"""`blip3o latents RECIPE --name RUN [--images N]`: measures channel statistics of generation targets, as a run.
 
 For recipes with `model.normalize_latents`. The work is `blip3o.train.features.latents`.
 """
@@ -22,9 +22,9 @@ def command(
     """Measure the channel statistics of generation targets, for a recipe with model.normalize_latents."""
     chosen = show_recipe(recipe, overrides)
     if not dry_run:
-        from blip3o.train.features.latents import measure  # 2 s: torch
+        from blip3o.train.features.latents import measure_latents  # 2 s: torch
 
-        measure(chosen, name=name, images=images)
+        measure_latents(chosen, name=name, images=images)
 
 
 main = entry_point("latents", command)

@@ -1,8 +1,8 @@
-"""`blip3o preflight RECIPE [--cluster 4x8xH100] [--ranks]`: what can be known to be wrong before the first step.
+"""`blip3o preflight RECIPE [--cluster 4x8xH100] [--ranks]`: everything that can be checked before the first step.
 
 The recipe, memory and disk, storage and clocks, data, weights and features, and what the cluster offers. `--ranks`
 starts the recipe's workers, adds a number over all of them, and compares what each reads of the weights to start from.
-`blip3o train` makes the cheap ones of these checks by itself. The work is `jobs.training.preflight`.
+`blip3o train` runs the cheap ones of these checks by itself. The work is `jobs.training.preflight`.
 """
 
 import sys
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from blip3o.train.preflight.checks import Check
 
 
-def tell(found: Iterator[tuple[str, "Check"]], *, mark: str = "") -> "list[Check]":
-    """Prints checks as they come, a line each; returns them."""
+def print_checks(named: Iterator[tuple[str, "Check"]], *, prefix: str = "") -> "list[Check]":
+    """Prints each check on its own line as soon as it is known; returns them all."""
     checks = []
-    for name, check in found:
-        print(f"{mark}{name}: {check}")
+    for name, check in named:
+        print(f"{prefix}{name}: {check}")
         checks.append(check)
     return checks
 
@@ -34,13 +34,13 @@ def command(
     *,
     overrides: StageOverrides,
     cluster: Cluster = None,
-    ranks: Annotated[bool, typer.Option("--ranks", help="Start the workers, and see that they agree.")] = False,
+    ranks: Annotated[bool, typer.Option("--ranks", help="Start the workers, and check that they agree.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Check everything that can be known of a run before its first step, and say what is wrong."""
-    pretended = parse_cluster(cluster) if cluster else None
-    if ranks and pretended:
-        raise ConfigError(f"--ranks starts workers, and --cluster {cluster} is pretended: leave one of them out")
+    """Check everything that can be checked before a run's first step, and report what is wrong."""
+    assumed = parse_cluster(cluster) if cluster else None
+    if ranks and assumed:
+        raise ConfigError(f"--ranks starts workers, and --cluster {cluster} need not exist: give only one of them")
     pipeline = load_pipeline(recipe, overrides)
     if dry_run:
         print(dump_pipeline(pipeline))
@@ -48,7 +48,7 @@ def command(
     from blip3o.train.preflight.checks import require  # 2 s: torch
     from jobs.training.preflight import preflight
 
-    require(tell(preflight(pipeline, pretended, ranks=ranks)))
+    require(print_checks(preflight(pipeline, assumed, ranks=ranks)))
 
 
 main = entry_point("preflight", command)

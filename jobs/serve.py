@@ -1,6 +1,6 @@
-"""Serves a bundle over HTTP: `blip3o serve --bundle URI [--port 8000] [--batch-size 8 …]`, until Ctrl-C.
+"""`blip3o serve --bundle URI [--port 8000] [--batch-size 8 …]`: serves a bundle over HTTP until Ctrl-C.
 
-For a machine of one's own, and for the demo; it listens on 127.0.0.1. In a cluster use a Serve config, or
+For your own machine, and for the demo: it listens on 127.0.0.1. On a cluster, use a Serve config or
 `serve run serve.app:app bundle=URI`.
 """
 
@@ -34,7 +34,7 @@ class ServeHandle:
     url: str
 
     def stop(self) -> None:
-        """Ends the server, its replicas and its proxy. Ray itself goes on."""
+        """Ends the server, its replicas and its proxy. Ray keeps running."""
         from ray import serve as ray_serve
 
         ray_serve.shutdown()
@@ -54,10 +54,10 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     from serve.deployments import build_app
 
     if others := ray_serve.status().applications:
-        # Port and proxy would stay theirs, and to stop this server would be to stop them.
+        # Port and proxy would still be theirs, and stopping this server would stop them too.
         raise ServiceError(
-            f"this Ray serves {', '.join(others)} already: deploy beside it with `serve run serve.app:app bundle=URI`, "
-            "or start without RAY_ADDRESS"
+            f"this Ray serves {', '.join(others)} already: deploy next to it with `serve run serve.app:app "
+            "bundle=URI`, or start without RAY_ADDRESS"
         )
     http = {"host": HOST, "port": port}
     ray_serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": _CONTROLLER})
@@ -86,7 +86,7 @@ def _check(config: ServeConfig, port: int) -> None:
     if not 0 < port < 65536:
         raise ConfigError(f"port {port} is not between 1 and 65535: give another one with --port")
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a moment ago is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was released a moment ago is free
         try:
             probe.bind((HOST, port))
         except OSError as error:
@@ -119,7 +119,7 @@ def command(
 ) -> None:
     """Serve a bundle over HTTP on this machine, until Ctrl-C: OpenAI's API and a web page."""
     handle = start(bundle, port=port, options=options)
-    print(f"serving {bundle} at {handle.url} (Ctrl-C ends it)")
+    print(f"serving {bundle} at {handle.url} (Ctrl-C stops it)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()

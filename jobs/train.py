@@ -1,8 +1,8 @@
-"""Trains a stage, or a pipeline of them: `blip3o train RECIPE [--set key=value …] [--dry-run]`.
+"""`blip3o train RECIPE [--set key=value …] [--dry-run]`: trains a stage, or a pipeline of stages.
 
 Submitting the same run again resumes it where it stopped, and does nothing if it has finished. `--set STAGE:key=value`
-overrides one stage of a pipeline. `--dry-run` checks what needs neither data nor Ray; with `--cluster 4x8xH100`,
-against a cluster that need not be there.
+overrides one stage of a pipeline. `--dry-run` runs the checks that need neither data nor Ray; with
+`--cluster 4x8xH100`, against a cluster that need not exist.
 """
 
 import sys
@@ -16,17 +16,17 @@ from blip3o.data.inputs import StageInputs
 from blip3o.data.order.shuffle_quality import measure_shuffle
 from blip3o.errors import DataError, StorageError
 from jobs.common import Cluster, RecipeName, StageOverrides, entry_point, show_pipeline
-from jobs.preflight import tell
+from jobs.preflight import print_checks
 
 
 def _preview_order(recipe: Recipe) -> None:
-    """Prints, as comments below the recipe, how well its order shuffles; a source that is not indexed yet is named."""
+    """Prints how well the recipe's order shuffles, or which source is not indexed yet, as comments below the recipe."""
     try:
         qualities = measure_shuffle(StageInputs(recipe).order, batch=recipe.optim.global_batch_size)
-        found = [str(quality) for quality in qualities]
+        lines = [str(quality) for quality in qualities]
     except (DataError, StorageError) as error:
-        found = [f"order not known yet: {error}"]
-    for line in found:
+        lines = [f"order not known yet: {error}"]
+    for line in lines:
         print(f"# {recipe.run.name}: {line}")
 
 
@@ -42,15 +42,15 @@ def command(
 ) -> None:
     """Train a stage or a pipeline of stages; run it again to resume."""
     from blip3o.train.preflight.checks import require  # 2 s: torch
-    from jobs.training.preflight import planned
+    from jobs.training.preflight import dry_run_checks
     from jobs.training.run import train_pipeline
 
     pipeline = show_pipeline(recipe, overrides)
     if not dry_run:
         train_pipeline(pipeline)
         return
-    require(tell(planned(pipeline, parse_cluster(cluster) if cluster else None), mark="# "))
-    # Who pretends a cluster may have no way to the store either: there, asking it takes minutes of retries.
+    require(print_checks(dry_run_checks(pipeline, parse_cluster(cluster) if cluster else None), prefix="# "))
+    # Without access to the named cluster there may be none to its store, and a query takes minutes of retries.
     for stage in () if cluster else pipeline.stages:
         _preview_order(stage)
 

@@ -1,4 +1,4 @@
-"""Requests in, text and images out: engine and scheduler (no Ray, no HTTP), OpenAI's routes, deployments, web page.
+"""Serving: engine and scheduler (no Ray, no HTTP), OpenAI's routes, Ray Serve deployments, and the web page.
 
-Knows nothing of training. `serve.deployments` alone imports Ray.
+Does not import training code. Only `serve.deployments` imports Ray.
 """

@@ -1,7 +1,7 @@
-"""The HTTP face: OpenAI's routes over any `Backend`, and the web page. Knows neither Ray nor torch.
+"""The HTTP API: OpenAI's routes on top of any `Backend`, and the web page. Imports neither Ray nor torch.
 
-`/v1/images/generations` generates and `/v1/chat/completions` answers, about an image if one is sent; their fields are
-described in `serve.schema` and `serve.fields`, and in docs/serving.md. A client that disconnects cancels its work.
+`/v1/images/generations` generates images and `/v1/chat/completions` answers, with or without an image. Their fields are
+described in `serve.schema`, `serve.fields` and docs/serving.md. A client that disconnects cancels its request.
 """
 
 import asyncio
@@ -23,35 +23,35 @@ from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestErr
 from blip3o.inference.data_urls import read_data_url
 from serve.bodies import read_body
 from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
-from serve.replies import CLIENT_GONE, ApiError, Edge, add_error_handlers
+from serve.replies import CLIENT_GONE, ApiError, RequestMiddleware, add_error_handlers
 from serve.schema import ChatBody, ImagesBody
 
 T = TypeVar("T")
 
-MAX_IMAGE = 10 * 2**20  # bytes of an image in a conversation
+MAX_IMAGE = 10 * 2**20  # most bytes of an image in a conversation
 _RANDOM_SEEDS = 2**31
-_PAGE_HEADERS = {  # the page is one file: whatever else a browser would load or run is not ours
+_PAGE_HEADERS = {  # the page is one file: the browser must load and run nothing else
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 
 
 def build_api(backend: Backend, model_name: str) -> FastAPI:
-    """The app that serves a backend under a model's name."""
+    """The FastAPI app that serves a backend under a model name."""
     api = FastAPI(title="blip3o", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    api.add_middleware(Edge)
+    api.add_middleware(RequestMiddleware)
     add_error_handlers(api)
-    face = _Face(backend, model_name)
-    read = ["GET", "HEAD"]  # load balancers ask for the head alone
-    for path, endpoint in {"/": face.page, "/health": face.health, "/v1/models": face.models}.items():
+    routes = _Routes(backend, model_name)
+    read = ["GET", "HEAD"]  # load balancers request only the headers
+    for path, endpoint in {"/": routes.page, "/health": routes.health, "/v1/models": routes.models}.items():
         api.add_api_route(path, endpoint, methods=read)
-    api.add_api_route("/v1/models/{model_id:path}", face.model, methods=read)
-    api.add_api_route("/v1/images/generations", face.generate_images, methods=["POST"])
-    api.add_api_route("/v1/chat/completions", face.complete_chat, methods=["POST"])
+    api.add_api_route("/v1/models/{model_id:path}", routes.model, methods=read)
+    api.add_api_route("/v1/images/generations", routes.generate_images, methods=["POST"])
+    api.add_api_route("/v1/chat/completions", routes.complete_chat, methods=["POST"])
     return api
 
 
-class _Face:
+class _Routes:
     def __init__(self, backend: Backend, model_name: str) -> None:
         self._backend = backend
         self._name = model_name
@@ -72,7 +72,7 @@ class _Face:
         return {"object": "list", "data": [await self.model(self._name)]}
 
     async def model(self, model_id: str) -> dict[str, Any]:
-        """The model by name, with what a client may want to know of it."""
+        """The model by name, with its image size and sampler defaults."""
         self._check_model(model_id)
         info = await self._describe()
         return {
@@ -95,14 +95,14 @@ class _Face:
                 400, f"size '{one_line(body.size)}' is not offered: use 'auto' or '{_size(info)}'", param="size"
             )
         seed = secrets.randbelow(_RANDOM_SEEDS) if body.seed is None else body.seed
-        asked = GenerateRequest(
+        generation = GenerateRequest(
             prompt=body.prompt,
             seeds=tuple(range(seed, seed + body.n)),
             num_inference_steps=body.num_inference_steps or info.num_inference_steps,
             guidance_scale=info.guidance_scale if body.guidance_scale is None else body.guidance_scale,
         )
-        reply = await _while_connected(request, self._backend.generate(asked), subject="prompt")
-        data = await asyncio.to_thread(_image_items, reply, asked, body)
+        reply = await _while_connected(request, self._backend.generate(generation), subject="prompt")
+        data = await asyncio.to_thread(_image_items, reply, generation.seeds, body)
         return {
             "created": int(time.time()),
             "data": data,
@@ -110,8 +110,8 @@ class _Face:
             "output_format": body.output_format,
             "size": _size(info),
             "seed": seed,
-            "num_inference_steps": asked.num_inference_steps,
-            "guidance_scale": asked.guidance_scale,
+            "num_inference_steps": generation.num_inference_steps,
+            "guidance_scale": generation.guidance_scale,
             "usage": _image_usage(reply, info),
         }
 
@@ -121,8 +121,8 @@ class _Face:
         self._check_model(body.model)
         info = await self._describe()
         image = None if body.image is None else await asyncio.to_thread(_read_image, *body.image, info)
-        asked = ChatRequest(turns=body.turns, image=image, max_tokens=body.token_limit)
-        reply = await _while_connected(request, self._backend.chat(asked), subject="messages")
+        conversation = ChatRequest(turns=body.turns, image=image, max_tokens=body.token_limit)
+        reply = await _while_connected(request, self._backend.chat(conversation), subject="messages")
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
         if body.stream:
             events = _chat_events(head, reply, with_usage=body.stream_options.include_usage)
@@ -141,16 +141,17 @@ class _Face:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T], *, subject: str) -> T:
-    """Waits for the work; if the client goes first, cancels it. The body has been read: only a farewell can come.
+    """Waits for the work, and cancels it if the client disconnects first.
 
-    Raises `ApiError` for what the model cannot take; `subject` is the field that it is about.
+    The body has been read, so the next message can only be the disconnect. Raises `ApiError` for a request that the
+    model rejects; `subject` is the field at fault.
     """
     task = asyncio.create_task(work)
     gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(CLIENT_GONE, "the client has gone")
+            raise ApiError(CLIENT_GONE, "the client has disconnected")
         return task.result()
     except (RequestError, ConfigError) as error:  # the latter: a tokenizer that has no token for some of the text
         code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else "invalid_value"
@@ -164,10 +165,10 @@ def _size(info: ModelInfo) -> str:
     return f"{info.image_size}x{info.image_size}"
 
 
-def _image_items(reply: GenerateReply, asked: GenerateRequest, body: ImagesBody) -> list[dict[str, Any]]:
+def _image_items(reply: GenerateReply, seeds: tuple[int, ...], body: ImagesBody) -> list[dict[str, Any]]:
     options = {} if body.output_format == "png" else {"quality": body.output_compression}
     items = []
-    for image, seed in zip(reply.images, asked.seeds, strict=True):
+    for image, seed in zip(reply.images, seeds, strict=True):
         buffer = io.BytesIO()
         image.save(buffer, format=body.output_format, **options)
         items.append({"b64_json": base64.b64encode(buffer.getvalue()).decode(), "seed": seed})
@@ -185,13 +186,13 @@ def _image_usage(reply: GenerateReply, info: ModelInfo) -> dict[str, Any]:
 
 
 def _read_image(path: str, url: str, info: ModelInfo) -> Image.Image:
-    """The image of a `data:` URL as the model will see it, so that no more than that travels.
+    """The image of a `data:` URL, resized to the model's input so that no larger one is sent to the replica.
 
-    Raises `ApiError` that names `path`, the place of the URL in the request.
+    Raises `ApiError` with `path`, the path of the URL in the request.
     """
 
-    def refuse(saying: str) -> ApiError:
-        return ApiError(400, f"{path}: {saying}", param=path, code="invalid_image")
+    def refuse(message: str) -> ApiError:
+        return ApiError(400, f"{path}: {message}", param=path, code="invalid_image")
 
     if info.vision_size == 0:
         raise refuse("this model reads only text: send no image_url")
@@ -228,7 +229,7 @@ def _chat_completion(head: dict[str, Any], reply: ChatReply) -> dict[str, Any]:
 
 
 def _chat_events(head: dict[str, Any], reply: ChatReply, *, with_usage: bool) -> Iterator[str]:
-    """The reply as server-sent events: its text in one piece, the reason of its end, the usage if wanted."""
+    """The reply as server-sent events: its text in one chunk, the finish reason, and the usage if requested."""
     delta = {"role": "assistant", "content": reply.text}
     choices: list[list[dict[str, Any]]] = [
         [{"index": 0, "delta": delta, "finish_reason": None}],

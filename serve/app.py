@@ -1,4 +1,4 @@
-"""The application for Ray Serve's own tools: `serve run serve.app:app bundle=s3://bucket/bundles/demo`.
+"""The application for Ray Serve's own command line: `serve run serve.app:app bundle=s3://bucket/bundles/demo`.
 
 In a Serve config or a RayService manifest: `import_path: serve.app:app` with `args: {bundle: …}`; see `ServeConfig`.
 """

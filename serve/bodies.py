@@ -1,6 +1,6 @@
-"""The body of a request: bytes to a form of `serve.schema`, or a refusal that names what is wrong and where.
+"""Parses the body of a request into a form of `serve.schema`, or rejects it with the fault and its path.
 
-JSON is read as RFC 8259 has it: UTF-8 (a byte order mark is allowed), no `NaN`, each name once in an object.
+JSON follows RFC 8259: UTF-8 (a byte order mark is allowed), no `NaN`, each name once per object.
 """
 
 import json
@@ -27,7 +27,7 @@ _CODES = {
     "string_too_long": "context_length_exceeded",
     "context_length_exceeded": "context_length_exceeded",
 }
-_WANTED = {
+_EXPECTED = {
     "model_type": "an object",
     "tuple_type": "a list",
     "string_type": "a string",
@@ -35,7 +35,7 @@ _WANTED = {
     "float_type": "a number",
     "bool_type": "true or false",
 }
-_SAYINGS = {
+_MESSAGES = {
     "missing": "is required",
     "null": "is null, and it is required",
     "extra_forbidden": "this parameter is unknown here",
@@ -43,12 +43,12 @@ _SAYINGS = {
 
 
 async def read_body(request: Request, form: type[B]) -> B:
-    """The body as a form. Raises `ApiError` for a header, JSON or a field that cannot be."""
+    """The body as a form. Raises `ApiError` for an invalid header, JSON, or field."""
     _check_headers(request.headers)
     try:
         data = await request.body()
     except ClientDisconnect:
-        raise ApiError(CLIENT_GONE, "the client has gone") from None
+        raise ApiError(CLIENT_GONE, "the client has disconnected") from None
     return to_form(parse_json(data), form)
 
 
@@ -66,11 +66,11 @@ def _check_headers(headers: Headers) -> None:
 
 
 class _NotJsonError(ValueError):
-    """JSON's grammar is kept, as Python reads it, but its rules are not."""
+    """The text parses in Python, but is not valid JSON."""
 
 
 def parse_json(data: bytes) -> object:
-    """The value of a JSON text. Raises `ApiError`, with the position where there is one."""
+    """The value of a JSON text. Raises `ApiError`, with the position if there is one."""
     if not data.strip():
         raise ApiError(400, "the body is empty: send a JSON object", code="missing_required_parameter")
     try:
@@ -82,7 +82,7 @@ def parse_json(data: bytes) -> object:
         fault = f"{error.msg} (line {error.lineno}, column {error.colno})"
     except _NotJsonError as error:
         fault = str(error)
-    except ValueError:  # Python's limit
+    except ValueError:  # Python's limit on digits
         fault = "it has a number of thousands of digits"
     except RecursionError:
         fault = "it is nested too deeply"
@@ -92,7 +92,7 @@ def parse_json(data: bytes) -> object:
 
 
 def _refuse_constant(name: str) -> object:
-    raise _NotJsonError(f"{name} is no JSON value; send a number, or null")
+    raise _NotJsonError(f"{name} is not a JSON value; send a number, or null")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def to_form(value: object, form: type[B]) -> B:
-    """A JSON value as a form. Raises `ApiError`, whose `param` is the path of the field at fault in the request."""
+    """A JSON value as a form. Raises `ApiError`; its `param` is the path of the field at fault in the request."""
     try:
         return form.model_validate(value)
     except ValidationError as error:
@@ -112,23 +112,23 @@ def to_form(value: object, form: type[B]) -> B:
     kind, place = fault["type"], fault["loc"]
     if kind == "missing" and _holds_null(value, place):
         kind = "null"
-    # The places are those of the request: no form has a union, whose choices pydantic would put among them.
+    # These paths are those of the request: no form has a union, whose members pydantic would insert into them.
     param = ".".join(str(part) for part in place) or None
-    subject = f"{one_line(param)}: " if param else "the body " if kind in _WANTED else ""
-    raise ApiError(400, subject + _saying(kind, fault), param=param, code=_CODES.get(kind, "invalid_value"))
+    subject = f"{one_line(param)}: " if param else "the body " if kind in _EXPECTED else ""
+    raise ApiError(400, subject + _message(kind, fault), param=param, code=_CODES.get(kind, "invalid_value"))
 
 
 def _holds_null(value: Any, place: tuple[int | str, ...]) -> bool:  # noqa: ANN401 - JSON
-    """Whether the request has the field, as null, which no required field can be."""
+    """Whether the request has the field with the value null, which is invalid for a required field."""
     *above, name = place
     for part in above:
         value = value[part]
     return name in value
 
 
-def _saying(kind: str, fault: Mapping[str, Any]) -> str:
-    if wanted := _WANTED.get(kind):
+def _message(kind: str, fault: Mapping[str, Any]) -> str:
+    if wanted := _EXPECTED.get(kind):
         return f"must be {wanted}, not {quoted(fault['input'])}"
     if kind == "literal_error":
         return f"{fault['msg']}, not {quoted(fault['input'])}"
-    return _SAYINGS.get(kind) or fault["msg"].removeprefix("Value error, ")
+    return _MESSAGES.get(kind) or fault["msg"].removeprefix("Value error, ")

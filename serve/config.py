@@ -1,4 +1,4 @@
-"""How a bundle is served, as data: the arguments of `serve.app:app` and of `python -m jobs.serve`."""
+"""How a bundle is served, as data: the arguments of `serve.app:app` and of `blip3o serve`."""
 
 from typing import Any
 
@@ -10,22 +10,26 @@ from serve.protocol import MAX_IMAGES
 
 
 class ServeConfig(Frozen):
-    """One application: a model by its bundle, and what its replicas may use."""
+    """One application: the model's bundle, its replicas, and their resources."""
 
-    bundle: str = Field(description="URI of the folder that `python -m jobs.export` wrote")
+    bundle: str = Field(description="URI of the folder that `blip3o export` wrote")
     name: str = Field(default="blip3o", min_length=1, description="the model's name in the API")
-    min_replicas: int = Field(default=1, ge=1, description="replicas of the model that always run")
-    max_replicas: int = Field(default=1, ge=1, description="replicas of the model under load")
+    min_replicas: int = Field(default=1, ge=1, description="smallest number of replicas")
+    max_replicas: int = Field(default=1, ge=1, description="largest number of replicas, under load")
     batch_size: int = Field(default=4, ge=1, description="images that one replica denoises together")
-    max_waiting: int = Field(default=64, ge=MAX_IMAGES, description="images that may wait in a replica; then: 429")
-    num_cpus: float = Field(default=1, ge=0, description="logical CPUs that one replica reserves; fractions are fine")
-    num_gpus: float = Field(default=0, ge=0, description="GPUs that one replica reserves; 0 serves from the CPU")
-    threads: int = Field(default=1, ge=1, description="torch's threads in one replica; replicas agree bit for bit")
+    max_waiting: int = Field(
+        default=64, ge=MAX_IMAGES, description="images that may wait in one replica; beyond that, requests get 429"
+    )
+    num_cpus: float = Field(default=1, ge=0, description="logical CPUs per replica; may be a fraction")
+    num_gpus: float = Field(default=0, ge=0, description="GPUs per replica, may be a fraction; 0 serves from the CPU")
+    threads: int = Field(
+        default=1, ge=1, description="torch's CPU threads per replica; equal on all replicas, so images are too"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _typed(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was passed
-        """Numbers out of texts: `serve run serve.app:app batch_size=8` passes all values as texts."""
+        """Parses numbers from strings: `serve run serve.app:app batch_size=8` passes all values as strings."""
         if not isinstance(values, dict):
             return values
         texts = {key for key, field in cls.model_fields.items() if field.annotation is str}

@@ -1,8 +1,7 @@
-"""The batch of rows that are being denoised: each with its own latents, noise schedule, guidance and condition.
+"""The batch of rows that are being denoised, each with its own latents, noise schedule, guidance and condition.
 
-Every step is one DiT evaluation per guidance branch over all slots, occupied or not: its arithmetic always has the
-shape that `Blip3oPipeline.generate` uses, and a row's numbers do not depend on its neighbours. The caller chooses the
-slots.
+Every step is one DiT evaluation per guidance branch over all slots, free or occupied. So its arithmetic always has the
+shape that `Blip3oPipeline.generate` uses, and a row's values do not depend on the other rows. The caller assigns slots.
 
 Legend: W slots, L latent tokens, F channels.
 """
@@ -20,7 +19,7 @@ from blip3o.model.flow import euler_step, guide, sampling_sigmas
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A prompt made ready for every step: one row of the batch in which it was prepared."""
+    """A prompt's condition for all steps: one row of the batch in which it was prepared."""
 
     batch: ModelCondition
     row: int
@@ -28,21 +27,21 @@ class Condition:
 
 def prepare(pipeline: Blip3oPipeline, prompts: Sequence[str]) -> list[Condition]:
     """Conditions of up to `batch_size` prompts, in one pass."""
-    batch = pipeline.model.denoiser.condition(pipeline.fill(pipeline.condition(prompts)))
+    batch = pipeline.model.denoiser.condition(pipeline.pad_batch(pipeline.condition(prompts)))
     return [Condition(batch=batch, row=row) for row in range(len(prompts))]
 
 
 class DenoiseBatch:
-    """State of a step loop over a fixed number of slots. A row stays in its slot until another one is put there."""
+    """The state of denoising in a fixed number of slots. A row stays in its slot until another one replaces it."""
 
     def __init__(self, pipeline: Blip3oPipeline) -> None:
         """All slots hold zeros under the null condition."""
         config, size = pipeline.model.config, pipeline.batch_size
-        nothing = torch.zeros(size, config.num_queries, config.backbone.hidden_size, device=pipeline.device)
+        zeros = torch.zeros(size, config.num_queries, config.backbone.hidden_size, device=pipeline.device)
         self._model = pipeline.model
         self._shift = config.sampler.shift
-        self._null = self._model.denoiser.condition(nothing)
-        self._condition = self._model.denoiser.condition(nothing)
+        self._null = self._model.denoiser.condition(zeros)
+        self._condition = self._model.denoiser.condition(zeros)
         self._latents = torch.zeros(size, *pipeline.model.latent_shape, device=pipeline.device)
         self._guidance = [1.0] * size
         self._sigmas = [sampling_sigmas(1)] * size
@@ -57,7 +56,7 @@ class DenoiseBatch:
         self._sigmas[slot] = sampling_sigmas(num_inference_steps, self._shift)
 
     def step(self, done_W: Sequence[int | None]) -> None:
-        """One step of each row of which `done_W` gives the number of steps taken; None leaves a slot as it is."""
+        """Advances rows by one step. `done_W` gives the steps that each row has taken; None leaves a slot unchanged."""
         sigma, following = self._noise_levels(done_W)
         velocity = self._model.velocity_under(self._condition, self._latents, sigma)
         guided = [done is not None and g != 1 for done, g in zip(done_W, self._guidance, strict=True)]
@@ -67,17 +66,17 @@ class DenoiseBatch:
         self._latents = euler_step(self._latents, velocity, sigma, following)
 
     def features(self, slot: int) -> Tensor:
-        """A copy of the latents in a slot as features [L, F]."""
+        """The features [L, F] of the latents in a slot, as a copy."""
         return self._model.to_features(self._latents[slot].clone())
 
     def _guide(self, conditional: Tensor, null: Tensor, guided_W: Sequence[bool]) -> Tensor:
-        """A choice per row: a guidance of 1 for the others would round otherwise than no guidance at all."""
+        """Guides only the rows of `guided_W`: for the others, guidance of 1 would round differently from none."""
         device = conditional.device
         both = guide(conditional, null, torch.tensor(self._guidance, device=device))
         return torch.where(torch.tensor(guided_W, device=device).view(-1, 1, 1), both, conditional)
 
     def _noise_levels(self, done_W: Sequence[int | None]) -> tuple[Tensor, Tensor]:
-        """σ before and after the step, each [W]; equal where nothing is to move."""
+        """σ before and after the step, each [W]; both are equal in slots that do not advance."""
         pairs = [
             torch.ones(2) if done is None else sigmas[done : done + 2]
             for sigmas, done in zip(self._sigmas, done_W, strict=True)

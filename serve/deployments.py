@@ -1,8 +1,8 @@
-"""The two deployments on Ray Serve: replicas of the model that scale with load, and the HTTP face before them.
+"""The two Ray Serve deployments: autoscaled replicas of the model, and the HTTP ingress in front of them.
 
-The only file of this package that imports Ray. A replica is one engine, with a bounded queue; Serve's queue before
-the replicas is bounded too, so that overload is answered with 429 and not with ever longer waiting. Only the replicas
-import torch: the HTTP face starts faster and stays small.
+The only file of this package that imports Ray. A replica is one engine with a bounded queue. Serve's queue in front of
+the replicas is bounded too, so overload gets 429 instead of ever longer waits. Only the replicas import torch, so the
+ingress starts faster and stays small.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_RETRY_AFTER_S = 5  # when Serve's own queue is full; an engine that is full knows better
-_SHUTDOWN_S = 120  # a replica that is to go may finish what it has begun
+_RETRY_AFTER_S = 5  # if Serve's own queue is full; a full engine gives an estimate
+_SHUTDOWN_S = 120  # for a replica to finish its requests before it is stopped
 _HEADROOM = 16
 _INGRESS_CPUS = 0.1
 _INGRESS_REQUESTS = 1000
@@ -45,7 +45,7 @@ class Generator:
     """One replica of the model."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Loads the bundle. Raises `BundleError` if it is none, `ConfigError` if a GPU is reserved and not seen."""
+        """Loads the bundle. Raises `BundleError` if it is invalid, `ConfigError` if a reserved GPU is not visible."""
         import torch
 
         from blip3o.bundle.reading import load_bundle
@@ -60,33 +60,33 @@ class Generator:
         self._backend = LocalBackend(self._engine)
 
     async def describe(self) -> ModelInfo | Exception:
-        """What the model is."""
-        return await _refusal_as_value(self._backend.describe())
+        """The model's properties, or the error."""
+        return await _error_as_value(self._backend.describe())
 
     async def generate(self, request: GenerateRequest) -> GenerateReply | Exception:
-        """Images, or the refusal."""
-        return await _refusal_as_value(self._backend.generate(request))
+        """Images, or the error."""
+        return await _error_as_value(self._backend.generate(request))
 
     async def chat(self, request: ChatRequest) -> ChatReply | Exception:
-        """A reply, or the refusal."""
-        return await _refusal_as_value(self._backend.chat(request))
+        """A reply, or the error."""
+        return await _error_as_value(self._backend.chat(request))
 
     async def stats(self) -> "EngineStats":
-        """What this replica is doing and has done."""
+        """The load and the totals of this replica."""
         return self._engine.stats()
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a replica for which this raises. Does not wait for the engine."""
+        """Called by Serve, which replaces a replica if this raises. Does not wait for the engine."""
         self._engine.check()
 
     def __del__(self) -> None:
-        """Called by Serve when the replica goes; there is no engine if the constructor failed."""
+        """Called by Serve when the replica stops; there is no engine if the constructor failed."""
         if hasattr(self, "_engine"):
             self._engine.close()
 
 
-async def _refusal_as_value(work: Awaitable[T]) -> T | Exception:
-    """Serve logs a traceback for whatever a deployment raises, and a refusal is no defect; so it travels as a reply."""
+async def _error_as_value(work: Awaitable[T]) -> T | Exception:
+    """Returns expected errors instead of raising them, since Serve logs a traceback for every exception."""
     try:
         return await work
     except (Blip3oError, EngineError) as error:
@@ -94,21 +94,21 @@ async def _refusal_as_value(work: Awaitable[T]) -> T | Exception:
 
 
 class HandleBackend:
-    """Replicas behind a handle as the backend of the HTTP face."""
+    """The backend of the HTTP API for replicas behind a deployment handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
     async def describe(self) -> ModelInfo:
-        """What the model is."""
+        """The model's properties."""
         return cast(ModelInfo, await self._call("describe"))
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Images; cancelling it frees their rows in the replica."""
+        """Images; cancellation frees their rows in the replica."""
         return cast(GenerateReply, await self._call("generate", request))
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """A reply; cancelling it drops the request in the replica."""
+        """A reply; cancellation drops the request in the replica."""
         return cast(ChatReply, await self._call("chat", request))
 
     async def _call(self, method: str, *args: object) -> object:
@@ -128,7 +128,7 @@ class HandleBackend:
 
 
 class Ingress:
-    """The HTTP face."""
+    """The HTTP deployment."""
 
     def __init__(self, generator: DeploymentHandle, name: str) -> None:
         self._generator = generator
@@ -140,9 +140,9 @@ class Ingress:
 
 
 def build_app(config: ServeConfig) -> ray_serve.Application:
-    """The application of one bundle: `Ingress` before `Generator`."""
-    # The engine refuses what is too much, at once and with a time to come back. Serve's limit on a replica lies above
-    # all that the engine can hold, so that refusals and health checks never queue behind images.
+    """The application of one bundle: `Ingress` in front of `Generator`."""
+    # An overloaded engine rejects requests at once, with a time to retry. Serve's limit per replica is higher than the
+    # engine's capacity, so that rejections and health checks never queue behind images.
     capacity = config.batch_size + 2 * config.max_waiting
     generator: Any = ray_serve.deployment(
         Generator,

@@ -1,10 +1,12 @@
 """The engine: one thread that owns the model and advances all requests together, one denoising step at a time.
 
-Between two steps it drops what was cancelled, answers one batch of conversations, and lets waiting rows into free
-slots. Finished rows are decoded to pixels and their requests resolved. `serve.scheduler` decides who goes where,
-`serve.denoise` does the arithmetic. The same prompt and seed give the image of `Blip3oPipeline.generate`, bit for bit
-on CPU, in any company.
-A failure ends the request that caused it; one in a denoising step, which has no single cause, those in the batch.
+Between two steps it drops cancelled requests, answers one batch of conversations, and admits waiting rows to free
+slots. It decodes finished rows to pixels and resolves their requests. `serve.scheduler` assigns slots, `serve.denoise`
+does the arithmetic. The same prompt and seed give the image of `Blip3oPipeline.generate`, bit for bit on CPU, whatever
+else is in the batch.
+
+A failure ends the request that caused it. A failure in a denoising step has no single cause and ends all requests in
+the batch.
 """
 
 import asyncio
@@ -41,8 +43,8 @@ from serve.scheduler import ChatTicket, Row, Schedule, next_chats
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_WAITING = 64
-_RETRY_AFTER_S = (1, 60)  # bounds of what a refused client is told
+DEFAULT_MAX_WAITING = 64
+_RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +72,32 @@ class _Generation:
     prompt_tokens: int
     future: "Future[GenerateReply]" = field(default_factory=Future)
     condition: Condition | None = None
-    images: list[Image.Image] = field(default_factory=list)  # in the order of the seeds, in which its rows finish
+    images: list[Image.Image] = field(default_factory=list)  # in seed order, in which rows finish
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Finished:
+class _FinishedRow:
     number: int
     seed: int
     features: Tensor
 
 
-class _Numbered(Protocol):
+class _HasNumber(Protocol):
     @property
     def number(self) -> int: ...
 
 
-N = TypeVar("N", bound=_Numbered)
+N = TypeVar("N", bound=_HasNumber)
 
 
 class Engine:
-    """Many requests on one model. Any thread may call `generate` and `chat`; cancelling the future frees its rows."""
+    """Serves many requests with one model.
 
-    def __init__(self, pipeline: Blip3oPipeline, *, max_waiting: int = DEFAULT_WAITING) -> None:
-        """At most `max_waiting` rows, and as many conversations, wait; what comes before `start` waits for it.
+    Any thread may call `generate` and `chat`. Cancelling their future frees the request's rows.
+    """
+
+    def __init__(self, pipeline: Blip3oPipeline, *, max_waiting: int = DEFAULT_MAX_WAITING) -> None:
+        """At most `max_waiting` rows and `max_waiting` conversations wait. Requests before `start` are queued.
 
         Raises `BundleError` if the bundle's solver cannot advance rows that are at different steps.
         """
@@ -105,7 +110,7 @@ class Engine:
         self._pipeline = pipeline
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Guards all below; the arithmetic runs without it. The slots change in the engine's thread alone.
+        # Guards everything below; the arithmetic runs without it. Only the engine's thread changes the slots.
         self._changed = threading.Condition()
         self._open = True
         self._schedule = Schedule.empty(batch_size=pipeline.batch_size, max_waiting=max_waiting)
@@ -119,21 +124,21 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread after its current step; requests in flight fail with `UnavailableError`."""
+        """Stops the thread after its current step; pending requests fail with `UnavailableError`."""
         with self._changed:
             self._open = False
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self._abandon()
+        self._fail_all()
 
     def check(self) -> None:
-        """Raises `UnavailableError` if the thread does not run."""
+        """Raises `UnavailableError` if the thread is not running."""
         if not self._thread.is_alive():
-            raise UnavailableError("the engine does not run: restart the server")
+            raise UnavailableError("the engine is not running: restart the server")
 
     def describe(self) -> ModelInfo:
-        """What the model is."""
+        """The model's properties."""
         config = self._pipeline.model.config
         return ModelInfo(
             image_size=config.decoder.image_size,
@@ -145,7 +150,7 @@ class Engine:
         )
 
     def stats(self) -> EngineStats:
-        """The state at this moment; `totals` counts images, chats, steps, cancelled, rejected and failed."""
+        """The current load; `totals` counts images, chats, steps, and cancelled, rejected and failed requests."""
         with self._changed:
             return EngineStats(
                 rows_running=len(self._schedule.running),
@@ -157,14 +162,14 @@ class Engine:
     def generate(self, request: GenerateRequest) -> "Future[GenerateReply]":
         """Queues a request for images.
 
-        Raises `RequestError` if the prompt does not fit or the bundle generates no images, `BusyError` if the queue is
-        full, `UnavailableError` after the end.
+        Raises `RequestError` if the prompt is too long or the bundle cannot generate images, `BusyError` if the queue
+        is full, `UnavailableError` after `close`.
         """
         self._pipeline.require_generation()
         prompt_tokens = len(self._pipeline.generation_ids(request.prompt))
         images = len(request.seeds)
         with self._changed:
-            self._accept(has_room=images <= self._schedule.room)
+            self._accept(fits=images <= self._schedule.free_capacity)
             generation = _Generation(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
             self._generations[generation.number] = generation
             self._schedule = self._schedule.submit(generation.number, images=images, steps=request.num_inference_steps)
@@ -175,31 +180,31 @@ class Engine:
         """Queues a conversation. Raises as `generate` does."""
         prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=request.image is not None))
         with self._changed:
-            self._accept(has_room=len(self._chats) < self._schedule.max_waiting)
+            self._accept(fits=len(self._chats) < self._schedule.max_waiting)
             chat = _Chat(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
             self._chats[chat.number] = chat
             self._changed.notify()
         return chat.future
 
-    def _accept(self, *, has_room: bool) -> None:
+    def _accept(self, *, fits: bool) -> None:
         if not self._open:
             raise UnavailableError("the engine has stopped: try again")
-        if not has_room:
+        if not fits:
             self._totals["rejected"] += 1
             least, most = _RETRY_AFTER_S
             raise BusyError(min(max(math.ceil(self._schedule.steps_ahead * self._step_seconds), least), most))
 
-    # The engine's thread runs all below.
+    # The engine's thread runs everything below.
 
     def _run(self) -> None:
         try:
             with torch.inference_mode():
                 while self._wait_for_work():
-                    self._turn()
+                    self._run_once()
         finally:
             with self._changed:
                 self._open = False
-            self._abandon()
+            self._fail_all()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -208,10 +213,10 @@ class Engine:
 
     @functools.cached_property
     def _batch(self) -> DenoiseBatch:
-        """What the slots hold; made for the first image, as a bundle may only chat."""
+        """The rows in the slots; created for the first image, since a bundle may only chat."""
         return DenoiseBatch(self._pipeline)
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         self._drop_cancelled()
         self._answer_chats()
         self._admit()
@@ -223,7 +228,7 @@ class Engine:
             pending: dict[int, _Generation | _Chat] = {**self._generations, **self._chats}
         for number, request in pending.items():
             if request.future.cancelled():
-                self._forget(number)
+                self._remove(number)
                 self._count("cancelled")
 
     def _answer_chats(self) -> None:
@@ -234,7 +239,7 @@ class Engine:
             for number, chat in chats.items()
         ]
         chosen = next_chats(tickets, batch_size=self._pipeline.batch_size)
-        self._together_or_alone([chats[number] for number in chosen], self._reply)
+        self._batch_then_single([chats[number] for number in chosen], self._reply)
 
     def _reply(self, chats: Sequence[_Chat]) -> None:
         conversations = [list(chat.request.turns) for chat in chats]
@@ -254,12 +259,12 @@ class Engine:
     def _admit(self) -> None:
         with self._changed:
             self._schedule = self._schedule.admit()
-        requests = dict.fromkeys(row.request for row in self._schedule.fresh.values())
+        requests = dict.fromkeys(row.request for row in self._schedule.unstarted.values())
         generations = [self._generations[number] for number in requests]
-        self._together_or_alone(
+        self._batch_then_single(
             [generation for generation in generations if generation.condition is None], self._prepare
         )
-        for slot, row in self._schedule.fresh.items():
+        for slot, row in self._schedule.unstarted.items():
             generation = self._generations[row.request]
             assert generation.condition is not None  # else its request has failed, and holds no slot
             noise = self._pipeline.feature_noise(self._seed(row))
@@ -296,17 +301,16 @@ class Engine:
 
     def _decode_finished(self) -> None:
         finished = [
-            _Finished(number=row.request, seed=self._seed(row), features=self._batch.features(slot))
+            _FinishedRow(number=row.request, seed=self._seed(row), features=self._batch.features(slot))
             for slot, row in self._schedule.finished.items()
         ]
         with self._changed:
             self._schedule = self._schedule.release()
-        self._together_or_alone(finished, self._decode)
+        self._batch_then_single(finished, self._decode)
 
-    def _decode(self, rows: Sequence[_Finished]) -> None:
-        rows = [
-            row for row in rows if row.number in self._generations
-        ]  # a failed image ends its request's other ones too
+    def _decode(self, rows: Sequence[_FinishedRow]) -> None:
+        # A failed image ends its whole request.
+        rows = [row for row in rows if row.number in self._generations]
         if not rows:
             return
         features = torch.stack([row.features for row in rows])
@@ -320,8 +324,8 @@ class Engine:
                 reply = GenerateReply(images=tuple(generation.images), prompt_tokens=generation.prompt_tokens)
                 self._resolve(row.number, reply)
 
-    def _together_or_alone(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
-        """Does `action` on all at once; if that raises, on each alone, so that only the culprit's request fails."""
+    def _batch_then_single(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
+        """Runs `action` on all items; if it raises, on each one by itself, so that only the request at fault fails."""
         error = _attempt(lambda: action(items)) if items else None
         if error is None:
             return
@@ -329,22 +333,22 @@ class Engine:
             self._fail(items[0].number, error)
             return
         for item in items:
-            self._together_or_alone([item], action)
+            self._batch_then_single([item], action)
 
-    def _forget(self, number: int) -> "Future[Any] | None":
-        """Takes a request out of everything; returns its future, or None if it is gone already."""
+    def _remove(self, number: int) -> "Future[Any] | None":
+        """Removes a request from schedule and queues; returns its future, or None if it was removed before."""
         with self._changed:
             self._schedule = self._schedule.without(number)
             request = self._generations.pop(number, None) or self._chats.pop(number, None)
         return request.future if request else None
 
     def _resolve(self, number: int, reply: GenerateReply | ChatReply) -> None:
-        future = self._forget(number)
+        future = self._remove(number)
         if future and future.set_running_or_notify_cancel():
             future.set_result(reply)
 
     def _fail(self, number: int, error: Exception) -> None:
-        future = self._forget(number)
+        future = self._remove(number)
         if not future:
             return
         if not isinstance(error, Blip3oError):
@@ -354,7 +358,7 @@ class Engine:
         if future.set_running_or_notify_cancel():
             future.set_exception(error)
 
-    def _abandon(self) -> None:
+    def _fail_all(self) -> None:
         for number in [*self._generations, *self._chats]:
             self._fail(number, UnavailableError("the engine has stopped: try again"))
 
@@ -366,26 +370,26 @@ class Engine:
 def _attempt(action: Callable[[], None]) -> Exception | None:
     try:
         action()
-    except Exception as error:  # noqa: BLE001 - the loop's boundary: one request's failure must not end the others
+    except Exception as error:  # noqa: BLE001 - the loop's boundary: a failed request must not end the others
         return error
     return None
 
 
 class LocalBackend:
-    """An engine of this process as the backend of the HTTP face."""
+    """The backend of the HTTP API for an engine in this process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def describe(self) -> ModelInfo:
-        """What the model is. Raises `UnavailableError` if the engine does not run."""
+        """The model's properties. Raises `UnavailableError` if the engine is not running."""
         self._engine.check()
         return self._engine.describe()
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Images; cancelling it frees their rows."""
+        """Images; cancellation frees their rows."""
         return await asyncio.wrap_future(self._engine.generate(request))
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """A reply; cancelling it drops the request."""
+        """A reply; cancellation drops the request."""
         return await asyncio.wrap_future(self._engine.chat(request))

@@ -1,9 +1,9 @@
-"""The fields that this server does not honour, and the values at which they have no effect, as data.
+"""The fields that this server does not support, and the values at which they have no effect, as data.
 
-SDKs and frameworks send many fields at such values. The rule: a field is refused only if it would change the answer.
-So a field below is either `Ignored` (no value of it changes the answer) or `Neutral` (the values listed do not, others
-are refused). A field that is neither here nor in `serve.schema` is refused unless it is null. docs/serving.md has the
-same tables.
+SDKs and frameworks send many fields at such values. The rule: a field is rejected only if it would change the answer.
+A field below is either `Ignored` (no value changes the answer) or `Neutral` (the listed values do not; others are
+rejected). A field that is neither here nor in `serve.schema` is rejected unless it is null. docs/serving.md has these
+tables too.
 """
 
 import json
@@ -16,19 +16,19 @@ from blip3o.errors import one_line
 
 @dataclass(frozen=True)
 class Ignored:
-    """A field that is accepted whatever it says, and why it cannot change the answer."""
+    """A field that is accepted at any value, and why it cannot change the answer."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Neutral:
-    """A field that is accepted only at these JSON values. Blank strings count as empty, nulls in objects as absent."""
+    """A field that is accepted only at these JSON values. Blank strings count as empty, nulls in objects as missing."""
 
     values: tuple[Any, ...]
 
     def __str__(self) -> str:
-        """Its values, as a message or a table lists them."""
+        """Its values, for a message or a table."""
         return " or ".join(json.dumps(value) for value in self.values)
 
     def allows(self, value: object) -> bool:
@@ -43,7 +43,7 @@ Fields = Mapping[str, Ignored | Neutral]
 
 
 def quoted(value: object) -> str:
-    """A JSON value that a client sent, as a message quotes it: short, and never what is inside of a list or object."""
+    """A client's JSON value, quoted for a message: short, without the contents of lists and objects."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return one_line(json.dumps(value), limit=60)

@@ -1,6 +1,6 @@
-"""What crosses between the HTTP face and the engine: requests, replies, and the errors that are neither's defect.
+"""What the HTTP API and the engine exchange: requests, replies, and expected errors.
 
-All of it pickles, so the two may live in different processes. No torch here: the HTTP face runs without it.
+Everything can be pickled, so both may run in different processes. Imports no torch: the HTTP API runs without it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MAX_IMAGES = 10  # of one request, as in OpenAI's API
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """One image for each seed, by Euler steps. A `guidance_scale` of 1 asks for the conditional branch only."""
+    """A request for one image per seed. A `guidance_scale` of 1 means no guidance."""
 
     prompt: str
     seeds: tuple[int, ...]
@@ -25,14 +25,14 @@ class GenerateRequest:
     guidance_scale: float
 
     def __post_init__(self) -> None:
-        """Checks what no client can reach, as the HTTP face has checked it already."""
+        """Asserts what the HTTP API has already validated."""
         assert 1 <= len(self.seeds) <= MAX_IMAGES, f"{len(self.seeds)} seeds"
         assert self.num_inference_steps >= 1, f"{self.num_inference_steps} steps"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateReply:
-    """The RGB images in the order of the seeds, and the tokens that the prompt took."""
+    """The RGB images in the order of the seeds, and the number of tokens in the prompt."""
 
     images: tuple[Image.Image, ...]
     prompt_tokens: int
@@ -40,7 +40,7 @@ class GenerateReply:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """A conversation that waits for the assistant, about an image of any size if there is one."""
+    """A conversation to reply to, and its image, of any size, if there is one."""
 
     turns: tuple[Turn, ...]
     image: Image.Image | None
@@ -49,7 +49,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatReply:
-    """The assistant's text; `complete` is False where `max_tokens` cut it off."""
+    """The assistant's text, and token counts; `complete` is False if `max_tokens` truncated it."""
 
     text: str
     prompt_tokens: int
@@ -59,10 +59,11 @@ class ChatReply:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What the HTTP face has to know of the model.
+    """The model's properties that the HTTP API needs.
 
-    Sides in pixels of an image that it generates and of one that it looks at (0 if it sees none), how a picture comes
-    to the latter, feature tokens of a generated image, and the sampler's defaults.
+    `image_size`: side of generated images, pixels. `vision_size`: side of images in conversations, pixels (0 for a
+    text-only model), to which `vision_resize` brings them. `image_tokens`: feature tokens of a generated image. The
+    others are the sampler's defaults.
     """
 
     image_size: int
@@ -77,20 +78,23 @@ class Backend(Protocol):
     """Whatever answers requests: an engine in this process, or a deployment behind a handle."""
 
     async def describe(self) -> ModelInfo:
-        """What the model is."""
+        """The model's properties. Raises `UnavailableError`."""
         ...
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Raises `RequestError`, `BusyError`, `UnavailableError` or `EngineError`; cancelling it frees the work."""
+        """Generates images; cancellation frees their rows.
+
+        Raises `RequestError`, `BusyError`, `UnavailableError` or `EngineError`.
+        """
         ...
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """Raises as `generate` does."""
+        """Answers a conversation. Raises as `generate` does."""
         ...
 
 
 class BusyError(Blip3oError):
-    """The queue is full; `retry_after_s` is when to come again, seconds."""
+    """The queue is full; retry after `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(retry_after_s)
@@ -102,8 +106,8 @@ class BusyError(Blip3oError):
 
 
 class UnavailableError(Blip3oError):
-    """The model cannot answer now: it is starting, stopping, or was lost."""
+    """The model is not available: it is starting, stopping, or was lost."""
 
 
 class EngineError(RuntimeError):
-    """A defect that failed one request; the log has its traceback."""
+    """A request failed because of a bug; the log has the traceback."""

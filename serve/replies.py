@@ -1,6 +1,6 @@
-"""Errors and identities on the wire: every refusal has OpenAI's body and every reply an `x-request-id`.
+"""Error bodies and request ids: every error has OpenAI's body, and every reply an `x-request-id`.
 
-Nothing of the server's inside (paths, tracebacks) reaches a client; defects are logged under the id that it sees.
+Clients see no internals of the server (paths, tracebacks). Bugs are logged under the request id that the client gets.
 """
 
 import json
@@ -22,12 +22,12 @@ from serve.protocol import BusyError, EngineError, UnavailableError
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 32 * 2**20  # bytes
-CLIENT_GONE = 499  # nobody reads it: for the log
+CLIENT_GONE = 499  # nobody receives it: for the log
 _ID = "x-request-id"
 
 
 class ApiError(Exception):
-    """A refusal by the HTTP face itself."""
+    """An error raised by the HTTP API itself."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -35,13 +35,13 @@ class ApiError(Exception):
 
 
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The body of a refusal, in OpenAI's form; its type follows from the status."""
+    """The body of an error in OpenAI's format; its type follows from the status."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class _Refusal(JSONResponse):
-    """In ASCII, with escapes: a message may quote what no encoding takes, as half a surrogate pair."""
+    """JSON in ASCII, with escapes: a message may quote a lone surrogate, which no encoding accepts."""
 
     def render(self, content: object) -> bytes:
         return json.dumps(content).encode()
@@ -59,7 +59,7 @@ def _refuse(
 
 
 def add_error_handlers(api: FastAPI) -> None:
-    """Makes every error of an app leave in OpenAI's form."""
+    """Makes an app return every error in OpenAI's format."""
 
     @api.exception_handler(ApiError)
     async def _api(request: Request, error: ApiError) -> JSONResponse:
@@ -85,26 +85,23 @@ def add_error_handlers(api: FastAPI) -> None:
     async def _defect(request: Request, error: Exception) -> JSONResponse:
         identity = request.state.request_id
         logger.error("request %s failed", identity, exc_info=error)
-        # This handler, unlike the others, answers from outside of our middleware.
+        # Unlike the others, this handler runs outside our middleware.
         return _refuse(500, "the server failed on this request", code="internal_error", headers={_ID: identity})
 
 
 def _route_message(request: Request, error: StarletteHTTPException) -> str:
-    """What is wrong, with what there is: a base URL without `/v1` is the usual cause of an unknown path."""
-    asked = f"{request.method} {one_line(request.url.path)}"
+    """The message of a routing error, with the existing routes: often, the base URL is missing `/v1`."""
+    route = f"{request.method} {one_line(request.url.path)}"
     if error.status_code == 404:
         paths = sorted({route.path for route in request.app.routes if isinstance(route, APIRoute)})
-        return f"{asked}: there is no such route, only {', '.join(paths)}"
+        return f"{route}: there is no such route, only {', '.join(paths)}"
     if error.status_code == 405 and error.headers:
-        return f"{asked}: this route takes {error.headers['Allow']}"
-    return f"{asked}: {error.detail}"
+        return f"{route}: this route takes {error.headers['Allow']}"
+    return f"{route}: {error.detail}"
 
 
-class Edge:
-    """The outermost layer: gives each request an id, and stops reading a body that is too large.
-
-    A slash at the end of a path says nothing.
-    """
+class RequestMiddleware:
+    """The outermost middleware: gives each request an id, limits the size of its body, and strips trailing slashes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

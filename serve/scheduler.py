@@ -1,7 +1,7 @@
-"""Who occupies which slot of the batch at which denoising step. Pure: no torch, no threads, no clock.
+"""Decides which row occupies which slot of the batch. Pure: no torch, no threads, no clock.
 
-One image is one row. Rows enter free slots in the order of their arrival, whatever their step counts, and leave after
-their last step; rows in slots never wait for each other. A `Schedule` is a value: every decision returns a new one.
+One image is one row. Rows enter free slots in order of arrival, whatever their number of steps, and leave after their
+last step; rows in slots never wait for each other. A `Schedule` is a value: every decision returns a new one.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Self
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Image number `image` of request `request`, with `done` of its `steps` steps taken."""
+    """Image number `image` of request `request`, after `done` of its `steps` denoising steps."""
 
     request: int
     image: int
@@ -21,7 +21,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The batch's slots and the rows that wait for one, first come first."""
+    """The batch's slots, and the rows that wait for one, first come, first served."""
 
     slots: tuple[Row | None, ...]
     waiting: tuple[Row, ...] = ()
@@ -43,13 +43,13 @@ class Schedule:
         return not self.waiting and not self.running
 
     @property
-    def room(self) -> int:
-        """How many more rows can be submitted: free slots and free places in the queue."""
+    def free_capacity(self) -> int:
+        """How many more rows can be submitted: free slots plus free places in the queue."""
         return len(self.slots) + self.max_waiting - len(self.running) - len(self.waiting)
 
     @property
-    def fresh(self) -> dict[int, Row]:
-        """The rows that have taken no step yet, by slot."""
+    def unstarted(self) -> dict[int, Row]:
+        """The rows that have not taken a step yet, by slot."""
         return {slot: row for slot, row in enumerate(self.slots) if row is not None and row.done == 0}
 
     @property
@@ -59,23 +59,23 @@ class Schedule:
 
     @property
     def steps_ahead(self) -> float:
-        """Denoising steps of the whole batch until all that was submitted is done, if every slot were used."""
+        """Denoising steps of the batch until all submitted rows are finished, if every slot were used."""
         return sum(row.steps - row.done for row in (*self.running, *self.waiting)) / len(self.slots)
 
     def submit(self, request: int, *, images: int, steps: int) -> Self:
-        """Queues a request's rows. The caller has looked at `room`."""
-        assert images <= self.room, f"{images} rows for a room of {self.room}"
+        """Queues a request's rows. The caller checks `free_capacity` first."""
+        assert images <= self.free_capacity, f"{images} rows, room for {self.free_capacity}"
         rows = tuple(Row(request=request, image=image, steps=steps) for image in range(images))
         return replace(self, waiting=self.waiting + rows)
 
     def admit(self) -> Self:
-        """Fills free slots, lowest first, from the head of the queue."""
+        """Moves rows from the head of the queue to free slots, lowest slot first."""
         queue = iter(self.waiting)
         slots = tuple(next(queue, None) if row is None else row for row in self.slots)
         return replace(self, slots=slots, waiting=tuple(queue))
 
     def advance(self) -> Self:
-        """Every row in a slot takes one step."""
+        """Counts one step for every row in a slot."""
         return replace(self, slots=tuple(row and replace(row, done=row.done + 1) for row in self.slots))
 
     def release(self) -> Self:
@@ -84,14 +84,14 @@ class Schedule:
         return replace(self, slots=tuple(None if slot in finished else row for slot, row in enumerate(self.slots)))
 
     def without(self, request: int) -> Self:
-        """Frees everything that a request holds; nobody else moves."""
+        """Removes all rows of a request; the others stay where they are."""
         slots = tuple(None if row and row.request == request else row for row in self.slots)
         return replace(self, slots=slots, waiting=tuple(row for row in self.waiting if row.request != request))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTicket:
-    """What decides which conversations can be answered in one batch."""
+    """The properties that decide which conversations can be answered in one batch."""
 
     request: int
     with_image: bool
@@ -99,6 +99,6 @@ class ChatTicket:
 
 
 def next_chats(waiting: Sequence[ChatTicket], *, batch_size: int) -> tuple[int, ...]:
-    """The requests to answer together next: the oldest, and up to `batch_size - 1` later ones of its kind."""
+    """The next requests to answer in one batch: the oldest, and up to `batch_size - 1` later ones like it."""
     kind = [(ticket.with_image, ticket.max_tokens) for ticket in waiting[:1]]
     return tuple(ticket.request for ticket in waiting if (ticket.with_image, ticket.max_tokens) in kind)[:batch_size]

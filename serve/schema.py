@@ -1,8 +1,8 @@
-"""What clients may send: OpenAI's fields that this server honours, and its own extensions of the images route.
+"""The request bodies: OpenAI's fields that this server supports, and its own extensions of the images route.
 
-A field that would change the answer and is not honoured is refused, never swallowed: unknown fields are errors, and so
-are unsupported values of known ones. Fields without effect are in `serve.fields` and pass. `null` means "not given",
-as in OpenAI's clients. Types are JSON's, without coercion; 16.0 is a whole number.
+A field that would change the answer but is not supported is rejected, never ignored: unknown fields are errors, and so
+are unsupported values of known ones. Fields without effect are listed in `serve.fields` and accepted. `null` means
+"not given", as in OpenAI's clients. Types are JSON's, without coercion; 16.0 is a whole number.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -26,7 +26,7 @@ from serve import fields
 from serve.protocol import MAX_IMAGES
 
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API; the model's own limit in tokens is far lower
-MAX_SEED = 2**53 - 1 - MAX_IMAGES  # what every JSON client can carry
+MAX_SEED = 2**53 - 1 - MAX_IMAGES  # every JSON client can represent the seeds up to seed + n
 MAX_STEPS = 250
 MAX_TOKENS = 512
 DEFAULT_TOKENS = 64
@@ -35,10 +35,10 @@ UNKNOWN = "unknown_parameter"
 Json = dict[str, Any]
 
 
-def fault(place: tuple[str | int, ...], value: object, saying: str, *, kind: str = "value_error") -> ValidationError:
-    """An error at a place below the form that is being read; pydantic puts that form's own place before it."""
-    # The saying may quote the client, and pydantic would read braces in it as a template.
-    error = PydanticCustomError(kind, "{saying}", {"saying": saying})
+def fault(place: tuple[str | int, ...], value: object, message: str, *, kind: str = "value_error") -> ValidationError:
+    """An error at a path below the form that is being parsed; pydantic prepends that form's own path."""
+    # The message may quote the client, and pydantic would read braces in it as a template.
+    error = PydanticCustomError(kind, "{message}", {"message": message})
     return ValidationError.from_exception_data("body", [InitErrorDetails(type=error, loc=place, input=value)])
 
 
@@ -57,18 +57,21 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_changes_nothing(cls, data: Any) -> Any:  # noqa: ANN401 - whatever JSON the client sent
-        return {name: data[name] for name in data if cls._matters(name, data[name])} if isinstance(data, dict) else data
+    def _drop_neutral_fields(cls, data: Any) -> Any:  # noqa: ANN401 - whatever JSON the client sent
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if cls._is_effective(name, value)}
 
     @classmethod
-    def _matters(cls, name: str, value: object) -> bool:
-        """Whether a field says anything. Raises `ValidationError` for what would change the answer, unhonoured."""
+    def _is_effective(cls, name: str, value: object) -> bool:
+        """Whether a field has an effect. Raises `ValidationError` for an unsupported value."""
         rule = cls.neutral.get(name)
         if value is None or isinstance(rule, fields.Ignored):
             return False
         if rule is not None and not rule.allows(value):
-            saying = f"{fields.quoted(value)} would change the answer and is not honoured here: send {rule}, or nothing"
-            raise fault((name,), value, saying, kind=UNKNOWN)
+            shown = fields.quoted(value)
+            message = f"{shown} would change the answer and is not honoured here: send {rule}, or nothing"
+            raise fault((name,), value, message, kind=UNKNOWN)
         return rule is None
 
 
@@ -77,22 +80,22 @@ class ImagesBody(Body):
 
     neutral = fields.IMAGES
 
-    prompt: str = Field(max_length=MAX_PROMPT, description="what the image shows")
+    prompt: str = Field(max_length=MAX_PROMPT, description="description of the image")
     model: str | None = Field(default=None, description="the served model's name, if given")
-    n: Whole = Field(default=1, ge=1, le=MAX_IMAGES, description="images; the i-th one is made from seed + i")
+    n: Whole = Field(default=1, ge=1, le=MAX_IMAGES, description="number of images; image i has the seed `seed` + i")
     size: str = Field(default="auto", description="'auto', or the model's own size as WxH")
-    quality: Literal["auto", "standard"] = Field(default="auto", description="see num_inference_steps")
+    quality: Literal["auto", "standard"] = Field(default="auto", description="no effect; see num_inference_steps")
     background: Literal["auto", "opaque"] = Field(default="auto", description="images have no transparency")
     output_format: Literal["png", "jpeg", "webp"] = Field(default="png", description="file format of the images")
     output_compression: Whole = Field(default=100, ge=0, le=100, description="quality of jpeg and webp, percent")
     response_format: str = Field(default="b64_json", description="only b64_json")
     stream: bool = Field(default=False, description="only false")
     partial_images: Whole = Field(default=0, description="only 0")
-    seed: Whole | None = Field(default=None, ge=0, le=MAX_SEED, description="random if not given; the reply names it")
+    seed: Whole | None = Field(default=None, ge=0, le=MAX_SEED, description="random if not given; the reply has it")
     num_inference_steps: Whole | None = Field(
-        default=None, ge=1, le=MAX_STEPS, description="DiT evaluations per branch"
+        default=None, ge=1, le=MAX_STEPS, description="sampling steps; the model's default if not given"
     )
-    guidance_scale: float | None = Field(default=None, ge=0, le=100, description="1: no guidance, and half the work")
+    guidance_scale: float | None = Field(default=None, ge=0, le=100, description="1: no guidance, half the cost")
 
     @field_validator("response_format")
     @classmethod
@@ -121,7 +124,7 @@ class TextPart(Body):
 
 
 class RefusalPart(Body):
-    """What another model said in place of an answer; part of a conversation like any text."""
+    """A refusal by another model; treated as text."""
 
     neutral = fields.PART
 
@@ -130,12 +133,12 @@ class RefusalPart(Body):
 
     @property
     def text(self) -> str:
-        """Its words."""
+        """The text of the refusal."""
         return self.refusal
 
 
 class ImageUrl(Body):
-    """Where an image is."""
+    """The URL of an image."""
 
     neutral = fields.IMAGE_URL
 
@@ -164,8 +167,8 @@ class ImagePart(Body):
 Part = TextPart | RefusalPart | ImagePart
 
 
-class _Typed(BaseModel):
-    """The type of a part. Chosen by hand: a tagged union would put its tags among the places of its errors."""
+class _PartType(BaseModel):
+    """The type of a part. Parts are not a tagged union, since pydantic would put its tags into error paths."""
 
     type: Literal["text", "image_url", "refusal"]
 
@@ -174,7 +177,7 @@ _PARTS: dict[str, type[Part]] = {"text": TextPart, "refusal": RefusalPart, "imag
 
 
 def _read_part(value: object) -> Part:
-    return _PARTS[_Typed.model_validate(value).type].model_validate(value)
+    return _PARTS[_PartType.model_validate(value).type].model_validate(value)
 
 
 Parts = tuple[Annotated[Part, PlainValidator(_read_part)], ...]
@@ -182,7 +185,7 @@ _PARTS_OF_A_LIST: TypeAdapter[Parts] = TypeAdapter(Parts)
 
 
 class Message(Body):
-    """One turn of a conversation; plain text counts as one text part, and an assistant's null as none."""
+    """One message of a conversation. A string counts as one text part; an assistant's null content as empty."""
 
     neutral = fields.MESSAGE
 
@@ -215,12 +218,12 @@ class Message(Body):
 
     @property
     def text(self) -> str:
-        """The text of the message, its parts on lines of their own."""
+        """The text of the message, one line per text part."""
         return "\n".join(part.text for part in self.content if not isinstance(part, ImagePart)) or self.refusal or ""
 
     @property
     def image_indices(self) -> tuple[int, ...]:
-        """Which of its parts are images."""
+        """Indices of its parts that are images."""
         return tuple(place for place, part in enumerate(self.content) if isinstance(part, ImagePart))
 
 
@@ -242,14 +245,14 @@ class ChatBody(Body):
     max_tokens: Whole | None = Field(default=None, ge=1, description=f"most tokens of the reply, {MAX_TOKENS} at most")
     max_completion_tokens: Whole | None = Field(default=None, ge=1, description="newer name of max_tokens")
     n: Whole = Field(default=1, description="only 1: a greedy reply has no variants")
-    temperature: float = Field(default=0, ge=0, le=2, description="accepted; decoding is greedy whatever it says")
-    top_p: float = Field(default=1, ge=0, le=1, description="accepted; decoding is greedy whatever it says")
-    seed: Whole | None = Field(default=None, description="accepted; a greedy reply needs none")
+    temperature: float = Field(default=0, ge=0, le=2, description="no effect: decoding is greedy")
+    top_p: float = Field(default=1, ge=0, le=1, description="no effect: decoding is greedy")
+    seed: Whole | None = Field(default=None, description="no effect: decoding is greedy")
     modalities: tuple[Literal["text"], ...] = Field(
         default=("text",), min_length=1, strict=False, description="images: /v1/images/generations"
     )
-    stream: bool = Field(default=False, description="send the reply as server-sent events (in one piece)")
-    stream_options: StreamOptions = Field(default=StreamOptions(), description="of a reply that is streamed")
+    stream: bool = Field(default=False, description="send the reply as server-sent events (in one chunk)")
+    stream_options: StreamOptions = Field(default=StreamOptions(), description="options of a streamed reply")
 
     @property
     def token_limit(self) -> int:
@@ -258,12 +261,12 @@ class ChatBody(Body):
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """The conversation as the template takes it."""
+        """The conversation as turns of the template."""
         return messages.to_turns(self.messages)
 
     @property
     def image(self) -> tuple[str, str] | None:
-        """The conversation's image, if there is one: the path of its URL in the request, and the URL."""
+        """The path of the image's URL in the request, and the URL; None if there is no image."""
         for i, message in enumerate(self.messages):
             for j, part in enumerate(message.content):
                 if isinstance(part, ImagePart):
@@ -280,14 +283,14 @@ class ChatBody(Body):
     @model_validator(mode="after")
     def _answerable(self) -> Self:
         if wrong := messages.order_problem(self.messages):
-            raise fault(("messages", *wrong.place), None, wrong.saying)
+            raise fault(("messages", *wrong.place), None, wrong.message)
         if (length := sum(len(message.text) for message in self.messages)) > MAX_PROMPT:
-            saying = f"the conversation has {length} characters, at most {MAX_PROMPT} are read: shorten it"
-            raise fault(("messages",), None, saying, kind="context_length_exceeded")
+            message = f"the conversation has {length} characters, at most {MAX_PROMPT} are read: shorten it"
+            raise fault(("messages",), None, message, kind="context_length_exceeded")
         return self
 
     @model_validator(mode="after")
     def _shows_one_image(self) -> Self:
         if wrong := messages.image_problem(self.messages):
-            raise fault(("messages", *wrong.place), None, wrong.saying)
+            raise fault(("messages", *wrong.place), None, wrong.message)
         return self

@@ -1,8 +1,8 @@
-"""One measurement in a process of its own, pinned to its cores: `python -m benchmarks.data._child WAY JOB SECONDS`.
+"""One measurement in its own process, pinned to its cores: `python -m benchmarks.data._child WAY JOB SECONDS`.
 
-Prints one JSON object, after `result: `: seconds to the first batch (from the call of the way on), samples a second in
-each window of the time after it, the shapes of a batch, and the keys of the first one's samples. A way that cannot
-begin with a given batch reads those before it and throws them away.
+Prints one JSON object, after `result: `: seconds from the call of the way to its first batch, samples per second in
+each window after that, the shapes of a batch, and the keys of the first one's samples. A way that cannot start with a
+given batch reads the earlier ones and discards them.
 """
 
 import json
@@ -24,7 +24,7 @@ RESULT = "result: "
 def measure(way: str, job: Job, *, seconds: float) -> dict[str, Any]:
     """Runs a way in a child process. Raises `SystemExit` with the end of its output if it prints no result.
 
-    How it ends does not count: Ray ends a process in which something still reads ahead when it is shut down.
+    Its exit code is ignored: Ray kills a process that is still prefetching when Ray is shut down.
     """
     command = [sys.executable, "-m", __spec__.name, way, json.dumps(asdict(job)), str(seconds)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)

@@ -24,8 +24,8 @@ def finish(
 ) -> None:
     """Writes the table into the page, keeps the result, and prints it as the last line.
 
-    The first of `rows` is the head. `result` needs `ratio`, `ours`, `other`, `unit` and `n`; `verdict` says in a
-    sentence what the figures show, above all where ours is behind.
+    The first of `rows` is the head. `result` needs `ratio`, `ours`, `other`, `unit` and `n`; `verdict` is
+    one sentence about the figures, above all where ours is behind.
     """
     print(verdict)
     kept = keep(f"data_{name}", {**result, "verdict": verdict, "computer": computer()}, options.results)
@@ -42,13 +42,13 @@ def behind(ratios: dict[str, float], what: str) -> str:
 
 
 def markdown(rows: list[list[object]]) -> str:
-    """Rows as a table; figures as they are."""
+    """Rows as a Markdown table."""
     head, *rest = [[str(cell) for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest))
 
 
 def _write(page: Path, name: str, text: str) -> None:
-    """Puts `text` between the marks of `name`, which a page without them gets at its end."""
+    """Writes `text` between the markers of `name`, which are appended to a page without them."""
     begin, end = f"<!-- measured: {name} -->", f"<!-- end: {name} -->"
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     if begin not in before:

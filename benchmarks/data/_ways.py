@@ -1,4 +1,4 @@
-"""The ways from shards to batches: ours, and those that people use. Each is a function from a job to its batches.
+"""The ways from shards to batches: ours, and the common ones. Each is a function from a job to its batches.
 
 A batch is what `SampleEncoder` makes of `BATCH` samples, stacked. The other ways run as their own pages advise: bytes
 are decoded where they do it best, `cores` worker processes, prefetching on.
@@ -32,7 +32,7 @@ _TORCHVISION = {
     "torchvision.transforms": "",
     "torchvision.transforms.functional": "to_tensor",
 }
-ENDLESS = 100_000  # micro-batches: more than any measurement takes
+ENDLESS = 100_000  # micro-batches: more than any measurement reads
 
 
 def stack(rows: list[Arrays]) -> Arrays:
@@ -41,7 +41,7 @@ def stack(rows: list[Arrays]) -> Arrays:
 
 
 def tensors(rows: list[Arrays]) -> Tensors:
-    """The same as tensors, which a DataLoader's worker hands over in shared memory."""
+    """The same as tensors, which a DataLoader's worker passes on in shared memory."""
     return {name: torch.from_numpy(array) for name, array in stack(rows).items()}
 
 
@@ -59,7 +59,7 @@ def start_ray(job: Job) -> None:
 
 
 def ours(job: Job) -> Iterator[Arrays]:
-    """Our stream: one decoding actor with a thread a core. It begins where the job says."""
+    """Our stream: one decoding actor with a thread per core. It starts at the job's batch."""
     start_ray(job)
     stream = build_stream(
         num_micro_batches=ENDLESS, first=job.start, make_micro_batch_fn=job.builder, threads=job.cores
@@ -143,7 +143,7 @@ def hf_datasets(job: Job) -> Iterator[Tensors]:
 def mosaic(job: Job) -> Iterator[Tensors]:
     """`mosaicml-streaming`: shards are converted to its format in the store once, and kept on local disk as read.
 
-    One worker process, whatever the cores: with two it handed over bytes that are no images (seen twice, cause not
+    One worker process, whatever the cores: with two it returned bytes that are not images (seen twice, cause not
     found).
     """
     streaming = import_streaming()
@@ -181,8 +181,8 @@ def _write_mds(job: Job, streaming: Any, remote: str) -> None:  # noqa: ANN401 -
 
 
 def import_streaming() -> Any:  # noqa: ANN401 - a module
-    """The module `streaming`. Its vision part imports torchvision, which is needed for nothing here and does not load
-    beside every build of torch: empty modules stand in while it is imported.
+    """The module `streaming`. Its vision part imports torchvision, which is not needed here and does not load
+    with every build of torch: empty modules replace it during the import.
     """
     for name, attribute in _TORCHVISION.items():
         stand_in = types.ModuleType(name)

@@ -32,8 +32,8 @@ WORDS = "a small red old quiet house boat tree road hill beside under behind the
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one measurement is about: shards below `root`, the side in pixels of what is made, the `cores` it may use,
-    a local folder for whatever a way has to keep, and the batch to begin with.
+    """One measurement: shards below `root`, the side in pixels of the arrays (`size`), the `cores` it may use, a local
+    folder for the files of a way, and the batch to start with.
     """
 
     root: str
@@ -64,12 +64,12 @@ class Job:
 
     def builder(self) -> MicroBatchBuilder:
         """Our micro-batch function."""
-        made = build_micro_batches(StageInputs(self.recipe), Task.DRAW)
+        made = build_micro_batches(StageInputs(self.recipe), Task.GENERATE)
         sized = dataclasses.replace(made.encoder, sizes={"encoder_pixels": self.size})
         return dataclasses.replace(made, encoder=sized)
 
     def encoder(self) -> SampleEncoder:
-        """The function from a sample to its arrays, for every way the same."""
+        """The function from a sample to its arrays, the same for every way."""
         return self.builder().encoder
 
 
@@ -77,7 +77,7 @@ class Job:
 def empty_store() -> Iterator[str]:
     """A store with an empty bucket, which this process's environment points at.
 
-    Gives a local folder, which is removed at the end.
+    Yields a local folder, which is removed at the end.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, LocalS3(data_dir=Path(folder, "s3")) as store:
         settings.override(store.environment | {"S3_ENDPOINT_URL": store.endpoint})
@@ -124,7 +124,7 @@ def _sample(number: int, pictures: list[bytes]) -> Sample:
 
 
 def picture(seed: int, sides: tuple[int, int]) -> bytes:
-    """A JPEG with the size and the cost of a photograph: smooth shapes, and grain."""
+    """A JPEG with the size and the decoding cost of a photograph: smooth shapes and grain."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (12, 16, 3), np.uint8)
     image = np.asarray(Image.fromarray(coarse).resize(sides, Image.Resampling.BICUBIC), np.int16)

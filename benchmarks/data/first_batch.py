@@ -2,8 +2,8 @@
 
     python -m benchmarks.data.first_batch [--shards 10 100 1000] [--per-shard 10]
 
-Ours starts Ray, reads the manifest and makes the batch from byte ranges of the shards; indexing came before, once, and
-is listed beside. The other fetches all shards, converts them to Arrow files with `datasets`, and then makes a batch.
+Ours starts Ray, reads the manifest and makes the batch from byte ranges of the shards; indexing ran before, once, and
+is listed separately. The other fetches all shards, converts them to Arrow files with `datasets`, then makes a batch.
 """
 
 from benchmarks.data._child import measure

@@ -1,4 +1,4 @@
-"""Memory of a decoding actor over a long run: whether it stays where it is once its caches are full.
+"""Memory of a decoding actor over a long run: whether it stays constant once its caches are full.
 
     python -m benchmarks.data.memory [--seconds 60] [--shards 32] [--per-shard 100] [--size 256]
 

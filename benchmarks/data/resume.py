@@ -2,8 +2,8 @@
 
     python -m benchmarks.data.resume [--shards 24] [--per-shard 100] [--size 256]
 
-Ours begins there. The other is `webdataset`, which like upstream's trainer has to read what comes before and throw it
-away. The samples of our batch are compared with those of the run that was not interrupted.
+Ours starts there. The other is `webdataset`, which like upstream's trainer has to read everything before it and discard
+it. The samples of our batch are compared with those of the run that was not interrupted.
 """
 
 from benchmarks.data._child import measure
@@ -14,7 +14,7 @@ SIDES = (640, 480)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, compares and reports. Ends with an error if the resumed batch holds other samples."""
+    """Measures, compares and reports. Ends with an error if the resumed batch has other samples."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--shards", type=int, default=24)
     options.add_argument("--per-shard", type=int, default=100)
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         other = measure("webdataset", jobs[1], seconds=0)
         expected = jobs[1].builder()(start)["draw_key"].tolist()
     if resumed["keys"] != expected:
-        raise SystemExit(f"batch {start} of the resumed run holds other samples than that of the whole one")
+        raise SystemExit(f"batch {start} of the resumed run holds other samples than that of the uninterrupted one")
     result = {
         "ratio": round(other["first_s"] / resumed["first_s"], 3),
         "ours": resumed["first_s"],

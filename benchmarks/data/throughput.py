@@ -1,10 +1,10 @@
-"""Images a second from shards in a store to batches, ours against the ways that people use.
+"""Images per second from shards in a store to batches, ours against the common ways.
 
     python -m benchmarks.data.throughput [--sizes 256 448] [--cores 1 2] [--seconds 3] [--shards 24] [--per-shard 100]
 
-Photographs of 640x480, scaled to a square and cropped; captions as token ids. A way runs in a process of its own that
-is pinned to its cores; the store runs beside it. The figure is the median of five windows after the first batch, so
-what comes before that (conversion, start of processes) is not in it: `benchmarks.data.first_batch` is about that.
+Photographs of 640x480, scaled to a square and cropped; captions as token ids. A way runs in its own process, pinned to
+its cores; the store runs outside it. The figure is the median of five windows after the first batch, so it excludes
+conversion and the start of processes, which `benchmarks.data.first_batch` measures.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""The bundle: the sealed folder from which a model is served.
+"""The bundle: the sealed folder that a model is served from.
 
-`layout` (what is in the folder; needs no torch), `writing`, `reading`. Export and conversion write bundles; inference,
-evaluation, and serving load them.
+`layout` says what is in the folder (imports no torch), `writing` writes it, `reading` loads and checks it. Export and
+conversion write bundles; inference, evaluation, and serving load them.
 """

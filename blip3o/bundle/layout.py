@@ -1,8 +1,8 @@
-"""The layout of a bundle: the folder that serving needs, and nothing else. Needs no torch.
+"""The layout of a bundle: the folder with everything that serving needs. Imports no torch.
 
 It holds `config.json` (format, model, template), `model.safetensors`, `tokenizer.json`, `provenance.json` and, written
-last, `bundle.json` with the sha256 of each: without it a folder is not a bundle, and a byte that differs is found on
-loading. There is no pickle in it.
+last, the seal: `bundle.json` with the sha256 of each file. Without a seal, a folder is not a bundle; loading detects
+every byte that differs from it. A bundle has no pickles.
 """
 
 from pydantic import Field
@@ -11,21 +11,23 @@ from blip3o.config.base import Frozen
 from blip3o.config.model import ModelConfig
 from blip3o.config.recipe import TemplateConfig
 
-PARTS = ("encoder", "backbone", "queries", "dit", "head", "latent_scale", "coarse", "decoder")  # of a model, that serve
+# The parts of a model that inference uses.
+PARTS = ("encoder", "backbone", "queries", "dit", "head", "latent_scale", "coarse", "decoder")
 WEIGHTS = "model.safetensors"
 TEXTS = ("config.json", "tokenizer.json", "provenance.json")
 FILES = (*TEXTS, WEIGHTS)
 SEAL = "bundle.json"
-FORMAT = "blip3o-bundle-2"  # counted up whenever a reader of the last one would misread or refuse the new one
+FORMAT = "blip3o-bundle-2"  # increased whenever readers of the previous format would misread or reject the new one
 
 
 class BundleConfig(Frozen):
-    """Everything but weights and tokens that inference needs."""
+    """Everything that inference needs besides weights and tokenizer."""
 
-    format: str = Field(default=FORMAT, description="layout of this folder")
+    format: str = Field(default=FORMAT, description="format of this folder")
     model: ModelConfig = Field(description="sizes of every part, and the sampler's defaults")
-    template: TemplateConfig = Field(description="fixed words of prompts")
-    max_length: int = Field(gt=0, description="token positions to which every prompt is padded")
+    template: TemplateConfig = Field(description="fixed text of prompts")
+    max_length: int = Field(gt=0, description="length that every prompt is padded to, tokens")
     parts: tuple[str, ...] = Field(
-        default=PARTS, description="parts of the model whose weights are here; a released one may lack its decoder"
+        default=PARTS,
+        description="parts of the model whose weights are included; a released model may come without its decoder",
     )

@@ -1,6 +1,6 @@
 """Reading a bundle, with every byte checked against the seal.
 
-Weights are read one tensor at a time into the model, which is the only whole copy.
+Weights are read into the model one tensor at a time, so there is never a second copy of them in memory.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from blip3o.data.text.templates import ChatTemplate
 from blip3o.data.text.tokenizer import IMAGE_PAD, ChatTokenizer
 from blip3o.errors import BundleError, ConfigError, StorageError, one_line
 from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE, Blip3oPipeline
-from blip3o.model.unfilled import place, shared_names, unfilled
+from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
 from blip3o.weights.safetensors_header import ForeignFileError, require_readable
@@ -26,7 +26,7 @@ from blip3o.weights.safetensors_stream import read_in_order
 
 
 def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
-    """The inference parts of the model, with no weights yet."""
+    """The model's parts for inference, without weights."""
     return UnifiedModel(
         config.model, image_token_id=tokenizer.ids[IMAGE_PAD], parts=config.parts, max_length=config.max_length
     )
@@ -34,17 +34,17 @@ def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedBundle:
-    """A bundle's small files, checked, and the sums of all its files."""
+    """A bundle's small files, verified, and the checksums of all its files by name."""
 
     uri: str
     config: BundleConfig
     tokenizer: ChatTokenizer
     provenance: dict[str, Any]
-    sums: dict[str, str]
+    checksums: dict[str, str]
 
     def read(self, name: str) -> bytes:
-        """Another sealed file. Raises `BundleError` if it is missing or not what was written."""
-        return _checked(self.uri, name, self.sums[name])
+        """Reads another sealed file. Raises `BundleError` if it is missing or was changed."""
+        return _checked(self.uri, name, self.checksums[name])
 
 
 def _checked(uri: str, name: str, expected: str) -> bytes:
@@ -67,7 +67,7 @@ def _altered(uri: str, name: str) -> BundleError:
 
 
 def open_bundle(uri: str) -> SealedBundle:
-    """Reads and checks all of a bundle but its weights.
+    """Reads and verifies a bundle except for its weights.
 
     Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format.
     """
@@ -75,8 +75,8 @@ def open_bundle(uri: str) -> SealedBundle:
     if not storage.exists(location):
         raise BundleError(f"{uri} is not a bundle (no {SEAL}): give the folder that `python -m jobs.export` wrote")
     try:
-        sums = dict(json.loads(storage.read_bytes(location)))
-        needed = {name: sums[name] for name in FILES}
+        checksums = dict(json.loads(storage.read_bytes(location)))
+        needed = {name: checksums[name] for name in FILES}
         storage.stat(storage.join(uri, WEIGHTS))
     except (StorageError, ValueError, TypeError, KeyError) as error:  # missing files, and a seal that is not one
         raise _incomplete(uri, error) from error
@@ -86,12 +86,12 @@ def open_bundle(uri: str) -> SealedBundle:
         config=_config(uri, texts["config.json"]),
         tokenizer=ChatTokenizer.from_bytes(texts["tokenizer.json"]),
         provenance=json.loads(texts["provenance.json"]),
-        sums=sums,
+        checksums=checksums,
     )
 
 
 def _config(uri: str, text: bytes) -> BundleConfig:
-    """Raises `BundleError` for another format, by its name, before the fields that this one has are looked for."""
+    """Parses config.json. Raises `BundleError` with the format's name for another format, before any field's error."""
     with suppress(ValueError, AttributeError):  # no JSON, or no object: what is wrong is said below
         found = json.loads(text).get("format", FORMAT)
         if found != FORMAT:
@@ -102,21 +102,21 @@ def _config(uri: str, text: bytes) -> BundleConfig:
         raise BundleError(f"{uri}: config.json is not that of a {FORMAT}: {one_line(error)}") from error
 
 
-def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None:
-    """Gives every parameter its weights, converted to `dtype`.
+def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None:
+    """Sets every parameter of the model, converted to `dtype`.
 
-    Raises `BundleError` if the file is not what was written, or if a tensor is missing, of another shape, or stored in
-    a type that is not read.
+    Raises `BundleError` if the file was changed, or if a tensor is missing, has another shape, or has an unsupported
+    type.
     """
     location, digest = storage.join(bundle.uri, WEIGHTS), hashlib.sha256()
-    names = shared_names(model)
+    names = tied_names(model)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     left = set(names)
     try:
         for entry, tensor in read_in_order(location, digest):
             if shapes.get(entry.name) == entry.shape:
                 require_readable(entry)
-                place(model, names[entry.name], tensor.to(dtype))
+                set_parameter(model, names[entry.name], tensor.to(dtype))
                 left.remove(entry.name)
     except ForeignFileError:
         raise
@@ -124,7 +124,7 @@ def _fill(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None
         raise _altered(bundle.uri, WEIGHTS) from error
     except StorageError as error:
         raise _incomplete(bundle.uri, error) from error
-    if digest.hexdigest() != bundle.sums[WEIGHTS]:
+    if digest.hexdigest() != bundle.checksums[WEIGHTS]:
         raise _altered(bundle.uri, WEIGHTS)
     if left:
         raise BundleError(f"{bundle.uri}: {WEIGHTS} does not fit config.json at {min(left)}: export it again")
@@ -137,33 +137,33 @@ def load_bundle(
     batch_size: int = DEFAULT_BATCH_SIZE,
     dtype: torch.dtype = torch.float32,
 ) -> Blip3oPipeline:
-    """Loads a bundle from a folder or an object store, and checks every byte.
+    """Loads a bundle from a folder or an object store, and verifies every byte.
 
     >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
     >>> image = pipeline.generate("a red circle", seed=1)[0]
     >>> pipeline.chat("What color is the circle?", image=image)
 
-    Weights are converted to `dtype`, in which the model then computes, on `device` (the CPU if left out). Every batch
-    of arithmetic has `batch_size` rows: images are equal to those of a server of the same batch size.
+    The model computes in `dtype` on `device` (by default the CPU). The model always runs batches of `batch_size` rows,
+    so images equal those of a server with the same batch size.
 
     Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format, `ConfigError` if
-    there is no such device.
+    the device does not exist.
     """
     where = _device(device)
     bundle = open_bundle(uri)
     config = bundle.config
-    with unfilled():
+    with init_empty_weights():
         model = build_model(config, bundle.tokenizer)
-    _fill(model, bundle, dtype)
-    words = config.template
+    _load_weights(model, bundle, dtype)
+    template = config.template
     return Blip3oPipeline(
         model=model.eval().requires_grad_(requires_grad=False).to(where),
         tokenizer=bundle.tokenizer,
         template=ChatTemplate(
-            system=words.system,
-            instruction=words.instruction,
+            system=template.system,
+            instruction=template.instruction,
             image_tokens=config.model.backbone.image_tokens,
-            style=words.style,
+            style=template.style,
         ),
         max_length=config.max_length,
         device=where,

@@ -1,4 +1,4 @@
-"""Writing a bundle: its files, then its seal, then a look at what was written."""
+"""Writing a bundle: its files, then its seal, then a verification of what was written."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from blip3o.bundle.layout import SEAL, WEIGHTS, BundleConfig
 from blip3o.bundle.reading import build_model, load_bundle
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import BundleError
-from blip3o.model.unfilled import unfilled
+from blip3o.model.empty_weights import init_empty_weights
 
 
 def write_bundle(
@@ -27,9 +27,9 @@ def write_bundle(
 ) -> None:
     """Writes a bundle, seals it, loads it back and compares every tensor.
 
-    Raises `BundleError` if a part lacks weights or has other sizes, or if what was read back differs.
+    Raises `BundleError` if a tensor is missing or has another shape, or if what is read back differs.
     """
-    with unfilled():
+    with init_empty_weights():
         model = build_model(config, tokenizer)
     needed = dict(model.named_parameters())
     missing = sorted(set(needed) - set(tensors))
@@ -60,9 +60,9 @@ def _verify(uri: str, weights: Mapping[str, Tensor]) -> None:
     read = dict(load_bundle(uri).model.named_parameters())
     for name, tensor in weights.items():
         if not torch.equal(read[name].cpu(), tensor.to(read[name].dtype)):
-            raise BundleError(f"{uri}: {name} reads back other than it was written: export again")
+            raise BundleError(f"{uri}: {name} reads back differently than it was written: export again")
 
 
-def write_seal(uri: str, sums: Mapping[str, str]) -> None:
-    """Makes a bundle of a folder: the sha256 of each of its files, by name. Written after all of them."""
-    storage.write_bytes(storage.join(uri, SEAL), json.dumps(sums, indent=1).encode())
+def write_seal(uri: str, checksums: Mapping[str, str]) -> None:
+    """Seals a folder as a bundle: writes the sha256 of each file, by name. Call it after writing all files."""
+    storage.write_bytes(storage.join(uri, SEAL), json.dumps(checksums, indent=1).encode())

@@ -1,4 +1,5 @@
-"""A run as data: sizes of the model, the recipe, presets, reading them from YAML. Frozen; unknown keys are errors.
+"""Recipes as data: model sizes, training settings, presets, and reading them from YAML.
 
-Imports no torch and no Ray, so that any machine can read, check and print a recipe.
+Configs are frozen, and unknown keys are errors. Imports neither torch nor Ray, so any machine can read, check, and
+print a recipe.
 """

@@ -1,4 +1,4 @@
-"""A cluster as a run is checked against it, real or pretended: `4x8xH100`, or a YAML file with these fields."""
+"""The cluster that a recipe is checked against, real or hypothetical: `4x8xH100`, or a YAML file with these fields."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from blip3o.config.base import Frozen
 from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import ConfigError
 
-# GiB of memory by the makers' data sheets.
+# GPU memory in GiB, from the vendors' data sheets.
 GPU_GIB = {"B200": 180.0, "H200": 141.0, "H100": 80.0, "A100": 80.0, "L40S": 48.0, "L4": 24.0}
 _SHORT = re.compile(r"(\d+)x(\d+)x([A-Za-z0-9-]+)")
 
@@ -17,13 +17,15 @@ _SHORT = re.compile(r"(\d+)x(\d+)x([A-Za-z0-9-]+)")
 class ClusterConfig(Frozen):
     """Nodes of one kind."""
 
-    nodes: int = Field(gt=0, description="nodes")
-    gpus: int = Field(default=0, ge=0, description="GPUs of a node")
-    gpu: str | None = Field(default=None, description="kind of GPU, as H100")
-    gpu_gib: float | None = Field(default=None, gt=0, description="memory of a GPU, GiB; by its kind if left out")
-    cpus: float = Field(gt=0, description="logical CPUs of a node")
-    memory_gib: float = Field(gt=0, description="memory of a node, GiB")
-    disk_gib: float | None = Field(default=None, gt=0, description="free disk of a node, GiB; not checked if left out")
+    nodes: int = Field(gt=0, description="number of nodes")
+    gpus: int = Field(default=0, ge=0, description="GPUs per node")
+    gpu: str | None = Field(default=None, description="GPU model, e.g. H100")
+    gpu_gib: float | None = Field(
+        default=None, gt=0, description="memory per GPU, GiB; if omitted, that of the GPU model"
+    )
+    cpus: float = Field(gt=0, description="logical CPUs per node")
+    memory_gib: float = Field(gt=0, description="memory per node, GiB")
+    disk_gib: float | None = Field(default=None, gt=0, description="free disk per node, GiB; if omitted, not checked")
 
     @property
     def total_cpus(self) -> float:
@@ -36,16 +38,16 @@ class ClusterConfig(Frozen):
         return self.nodes * self.gpus
 
     @property
-    def gib_of_a_gpu(self) -> float | None:
-        """Memory of one GPU, None where neither it nor a known kind is named."""
+    def gpu_memory_gib(self) -> float | None:
+        """Memory per GPU in GiB; None if neither `gpu_gib` nor a known GPU model is given."""
         return self.gpu_gib or GPU_GIB.get(self.gpu or "")
 
 
 def parse_cluster(text: str) -> ClusterConfig:
-    """Reads `NODESxGPUSxKIND`, or a YAML file of `ClusterConfig`'s fields.
+    """Parses `NODESxGPUSxMODEL`, or reads a YAML file with the fields of `ClusterConfig`.
 
-    The short form takes 12 logical CPUs and 128 GiB of memory for each GPU, less than the large clouds' nodes have.
-    Raises `ConfigError` for what is neither, and for a kind of GPU that `GPU_GIB` does not know.
+    The short form assumes 12 logical CPUs and 128 GiB of memory per GPU, less than nodes of the large clouds have.
+    Raises `ConfigError` if the text is neither, or if the GPU model is not in `GPU_GIB`.
     """
     short = _SHORT.fullmatch(text)
     if short is None:
@@ -61,7 +63,7 @@ def _read(text: str) -> ClusterConfig:
     try:
         data = Path(text).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-        raise ConfigError(f"cluster '{text}' is neither NODESxGPUSxKIND, as 4x8xH100, nor a YAML file") from error
+        raise ConfigError(f"cluster '{text}' is neither NODESxGPUSxMODEL, e.g. 4x8xH100, nor a YAML file") from error
     return _checked(text, load_yaml(data, f"cluster '{text}'"))
 
 

@@ -1,7 +1,7 @@
 """Recipes from files and dotted overrides, with errors that name the nearest known key.
 
-`blip3o.config.recipe_files` finds and reads the files; here their values are validated. `model: {preset: NAME, …}`
-takes a size from `blip3o.config.presets.models`, and the fields next to it change single numbers of it.
+`blip3o.config.recipe_files` finds and reads the files; this module validates their values. `model: {preset: NAME, …}`
+takes the sizes of a preset (`blip3o.config.presets.models`); other fields of the section override single values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     `reference` is a file, the name of a shipped recipe, or one stage of either, as `tiny:generate`. Raises
     `ConfigError` for a missing or malformed file, a whole pipeline, an unknown key (with the nearest known one), or
-    values that do not fit together.
+    incompatible values.
     """
     found = read_stages(reference, overrides)
     if found.pipeline is not None:
@@ -37,7 +37,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def build_stages(found: StageTrees) -> dict[str, Recipe]:
     """The recipes of the stages that were read, by key.
 
-    Raises `ConfigError`, which names the stage that is wrong, unless all stages of a pipeline are, in the same way.
+    Raises `ConfigError`. It names the stage at fault, unless every stage of the pipeline has the same fault.
     """
     recipes: dict[str, Recipe] = {}
     faults: dict[str, ConfigError] = {}
@@ -75,7 +75,7 @@ def dump(recipe: BaseModel) -> str:
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names, as `--set` names them; lists are values."""
+    """Nested values by the dotted names that `--set` uses; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -120,7 +120,7 @@ def _members(annotation: Any) -> list[Any]:  # noqa: ANN401 - a field's type
 
 
 def _section(annotation: Any, value: Any) -> type[BaseModel] | None:  # noqa: ANN401 - a field's type; as above
-    """The config class that a field's value is of; of several, the one of the value's `kind`."""
+    """The config class of a field's value; of several, the one that the value's `kind` selects."""
     classes = [kind for kind in _members(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
     if len(classes) < 2 or not isinstance(value, dict):
         return classes[0] if classes else None
@@ -131,8 +131,8 @@ def _section(annotation: Any, value: Any) -> type[BaseModel] | None:  # noqa: AN
 # What to write where a value is of the wrong type, by pydantic's name of the error.
 _FORMS = {
     "bool_type": ": write true or false",
-    "int_type": ": write a whole number, as 200, without quotes",
-    "float_type": ": write a number, as 1.0e-4, without quotes",
+    "int_type": ": write a whole number without quotes, e.g. 200",
+    "float_type": ": write a number without quotes, e.g. 1.0e-4",
     "string_type": ": put it in quotes",
 }
 SHOWN = 100

@@ -1,7 +1,7 @@
-"""What the model is: sizes of every part, as data. It needs no torch, so any laptop can read, check and print a recipe.
+"""The sizes of every part of the model, as data. Imports no torch, so any laptop can read, check and print a recipe.
 
-Shapes that follow from these numbers are properties; the modules in `blip3o.model` are built from them and hold no size
-of their own. Field names follow the published configuration files where those exist.
+Shapes that follow from these numbers are properties. The modules in `blip3o.model` are built from them and hard-code no
+sizes. Field names follow the published configuration files where those exist.
 """
 
 from typing import Literal, Self
@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from blip3o.config.backbone import BackboneConfig
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 from blip3o.config.decoder import AnyDecoderConfig
 from blip3o.config.objectives import GeneratingName, Generation, generation_of
 from blip3o.config.resize import ResizeConfig
@@ -21,8 +21,8 @@ class EncoderConfig(Frozen):
 
     kind: Literal["eva_clip", "siglip2"] = Field(
         default="eva_clip",
-        description="eva_clip: post-norm, CLS token dropped (the released target); siglip2: pre-norm, no final norm; "
-        "for `hidden_states[-2]` of a published tower give one block less than it has",
+        description="eva_clip: post-norm, CLS token dropped (the released target); siglip2: pre-norm, no final norm. "
+        "For `hidden_states[-2]` of a published tower, set one layer fewer than it has",
     )
     resize: ResizeConfig = ResizeConfig()
     image_size: int = Field(gt=0, description="side of the square input image, pixels")
@@ -34,14 +34,16 @@ class EncoderConfig(Frozen):
     feature_dim: int | None = Field(
         default=None,
         gt=0,
-        description="channels of a generated feature, mapped after pooling; width if left out (released model)",
+        description="channels of a generated feature, projected after pooling; if omitted, `width`, unprojected "
+        "(the released model)",
     )
     pool: int = Field(
         gt=0, description="side of the average-pooling window over the patch grid (4 in the released model)"
     )
     normalize: bool = Field(
         default=False,
-        description="give each pooled token zero mean and unit variance over its channels; the released model does not",
+        description="normalize each pooled token to zero mean and unit variance over its channels (the released model "
+        "does not)",
     )
 
     @property
@@ -66,15 +68,15 @@ class EncoderConfig(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(
+        require(
             self.image_size % self.patch_size == 0,
             f"encoder: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
         )
-        _require(
+        require(
             self.patches % self.pool == 0,
             f"encoder: {self.patches} patches a side are not a multiple of pool {self.pool}",
         )
-        _require(self.width % self.heads == 0, f"encoder: width {self.width} is not a multiple of heads {self.heads}")
+        require(self.width % self.heads == 0, f"encoder: width {self.width} is not a multiple of heads {self.heads}")
         return self
 
 
@@ -82,7 +84,7 @@ class DiTConfig(Frozen):
     """The diffusion transformer over pooled features (NextDiT with cross-attention)."""
 
     patch_size: int = Field(
-        default=1, gt=0, description="features along one side folded into one token (1 in the released model)"
+        default=1, gt=0, description="side of the square of features folded into one token (1 in the released model)"
     )
     dim: int = Field(gt=0, description="channels of a latent token inside the transformer")
     layers: int = Field(gt=0, description="blocks")
@@ -93,24 +95,24 @@ class DiTConfig(Frozen):
     norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the RMS norms")
     gate_init: float = Field(
         default=0.0,
-        description="first value of the cross-attention gates, before tanh (0 in the released model). AdamW moves one "
-        "by about the learning rate a step: in a few hundred steps, gates that begin at 0 hardly open",
+        description="initial value of the cross-attention gates, before tanh (0 in the released model). AdamW moves a "
+        "gate by about the learning rate per step, so gates that start at 0 hardly open within a few hundred steps",
     )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        _require(
+        require(
             self.dim % (4 * self.heads) == 0,
             f"dit: dim {self.dim} is not a multiple of 4 x heads {self.heads} (2-D rotary)",
         )
-        _require(
+        require(
             self.heads % self.kv_heads == 0, f"dit: heads {self.heads} are not a multiple of kv_heads {self.kv_heads}"
         )
         return self
 
 
 class TextTowerConfig(Frozen):
-    """The text side of the contrastive pretraining of a small encoder."""
+    """The text tower for contrastive pretraining of a small encoder."""
 
     width: int = Field(gt=0, description="channels of a token")
     layers: int = Field(gt=0, description="transformer blocks")
@@ -125,20 +127,22 @@ class ModelConfig(Frozen):
     query_std: float = Field(
         default=1.0,
         gt=0,
-        description="deviation of the queries' initial values; near the embeddings' own for a small backbone",
+        description="standard deviation of the queries' initial values; near embedding_std for a small backbone",
     )
     objective: GeneratingName = Field(
         default="clip_flow",
-        description="what the generation stage predicts: the encoder's features by flow matching (the paper's choice) "
-        "or by regression, or the autoencoder's latents by flow matching",
+        description="what the generation stage predicts. clip_flow: the encoder's features by flow matching (the "
+        "paper's choice); clip_mse: the same by regression; vae_flow: the autoencoder's latents by flow matching",
     )
     normalize_latents: bool = Field(
         default=False,
-        description="generate features with zero mean and unit deviation in each channel, by statistics measured "
-        "before (`jobs.latents`); upstream does not",
+        description="normalize each channel of the target to zero mean and unit standard deviation, with statistics "
+        "measured by `blip3o latents` (upstream does not)",
     )
     encoder: EncoderConfig
-    text_tower: TextTowerConfig | None = Field(default=None, description="needed only by the encoder stage")
+    text_tower: TextTowerConfig | None = Field(
+        default=None, description="text tower of contrastive pretraining; only the encoder stage needs it"
+    )
     backbone: BackboneConfig
     dit: DiTConfig
     decoder: AnyDecoderConfig
@@ -151,32 +155,32 @@ class ModelConfig(Frozen):
 
     @property
     def latent_grid(self) -> int:
-        """Tokens along one side of what is generated."""
+        """Latent tokens along one side of the grid that is generated."""
         return self.encoder.grid if self.decoder.generated is None else self.decoder.generated.grid
 
     @property
     def latent_channels(self) -> int:
-        """Channels of one token of what is generated."""
+        """Channels of one latent token."""
         return self.encoder.channels if self.decoder.generated is None else self.decoder.generated.latent_channels
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Tokens and channels of what is generated for one image."""
+        """Latent tokens and channels of one generated image, (L, F)."""
         return self.latent_grid**2, self.latent_channels
 
     @property
     def target_size(self) -> int:
-        """Side in pixels of the image from which a target is made."""
+        """Side in pixels of the image that a generation target is computed from."""
         return self.encoder.image_size if self.decoder.generated is None else self.decoder.image_size
 
     @property
     def target_resize(self) -> ResizeConfig:
-        """How that image becomes a square."""
+        """How an image is resized to that square."""
         return self.encoder.resize if self.decoder.generated is None else ResizeConfig()
 
     @property
     def parts(self) -> frozenset[str]:
-        """Names of the parts that a model of this kind has."""
+        """Names of the parts that this model has (see `blip3o.model.unified.PARTS`)."""
         parts = {"backbone", "queries", "decoder", self.generation.predictor}
         if self.decoder.generated is None:
             parts.add("encoder")
@@ -191,15 +195,15 @@ class ModelConfig(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         size, grid, patch = self.decoder.image_size, self.latent_grid, self.dit.patch_size
-        _require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
-        _require(
+        require(grid % patch == 0, f"dit: patch_size {patch} does not divide the feature grid {grid}")
+        require(
             not self.decoder.refines_coarse or size % grid == 0,
             f"decoder: image_size {size} is not a multiple of the feature grid {grid}",
         )
-        _require(
+        require(
             (self.generation.targets == "decoder") == (self.decoder.generated is not None),
             f"objective {self.objective} does not go with decoder.kind {self.decoder.kind}: vae_flow needs "
-            "'autoencoder', and nothing else does",
+            "'autoencoder', and no other objective takes it",
         )
         return self
 
@@ -208,13 +212,13 @@ class ModelConfig(Frozen):
         if self.generation.draws_noise:
             return self
         plain = SamplerConfig(num_inference_steps=1, guidance_scale=1, condition_dropout=0)
-        _require(
+        require(
             self.sampler == plain,
             f"objective {self.objective} predicts in one pass: give sampler "
             "{num_inference_steps: 1, guidance_scale: 1, condition_dropout: 0} and nothing else",
         )
         tokens = self.encoder.num_tokens
-        _require(
+        require(
             self.num_queries == tokens,
             f"objective {self.objective} maps each query to one feature: num_queries {self.num_queries} is not "
             f"{tokens}",

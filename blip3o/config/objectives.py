@@ -1,10 +1,10 @@
-"""What can be trained: one row an objective, as data. It needs no torch, so recipes are checked and samples made by it.
+"""The table of objectives: one row per objective, as data. Imports no torch, so recipes and data actors can read it.
 
-A row says everything about an objective that recipes, data actors and reports ask: the task of its samples, the parts
-that it builds, what it trains, the terms of its loss. Its arithmetic (counts, loss, floating-point operations) is one
-class in one file below `blip3o.train.objectives`, named by `implementation`. A new objective is that file and a row.
+A row holds what recipes, data actors and reports need: the task of the samples, the parts to build, what trains, and
+the terms of the loss. The arithmetic (counts, loss, FLOPs) is one class in one file in `blip3o.train.objectives`, named
+by `implementation`. A new objective is that file and a row here.
 
-A stage is a name that a recipe gives; `objective_of` finds the row that it trains.
+`objective_of` maps the name of a recipe's stage to the row that the stage trains.
 """
 
 from dataclasses import dataclass, replace
@@ -16,34 +16,34 @@ from pydantic_core import PydanticCustomError
 
 
 class Task(Enum):
-    """What a sample becomes."""
+    """What a sample is turned into."""
 
     CONTRAST = "contrast"  # caption and image, for the encoder stage
     CHAT = "chat"  # questions and answers about an image
-    DRAW = "draw"  # request to draw, and the image to draw, as the encoder sees it
-    DRAW_PIXELS = "draw-pixels"  # the same, as the decoder draws it
-    PIXELS = "pixels"  # image alone, for the decoder stage
-    JOINT = "joint"  # CHAT and DRAW of the same sample, as far as its source is for them
-    JOINT_PIXELS = "joint-pixels"  # CHAT and DRAW_PIXELS of the same
+    GENERATE = "generate"  # request for an image, and the image in the encoder's pixels
+    GENERATE_PIXELS = "generate-pixels"  # the same, in the decoder's pixels
+    PIXELS = "pixels"  # image only, for the decoder stage
+    JOINT = "joint"  # CHAT and GENERATE of the same sample, or one of them, as `data.sources` says
+    JOINT_PIXELS = "joint-pixels"  # the same with GENERATE_PIXELS
 
     @property
     def shows_images(self) -> bool:
-        """Whether the backbone's vision tower sees images."""
+        """Whether the backbone's vision tower reads images."""
         return self in (Task.CHAT, *_BOTH)
 
     @property
     def mixes(self) -> bool:
-        """Whether a sample may be asked about, drawn, or both: `data.sources` says which."""
+        """Whether a sample may serve for chat, for generation, or both; `data.sources` says which."""
         return self in _BOTH
 
 
 _BOTH = (Task.JOINT, Task.JOINT_PIXELS)
-_JOINT_TASK = {Task.DRAW: Task.JOINT, Task.DRAW_PIXELS: Task.JOINT_PIXELS}
+_JOINT_TASK = {Task.GENERATE: Task.JOINT, Task.GENERATE_PIXELS: Task.JOINT_PIXELS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How an objective generates: the part that predicts, the part that makes the targets, and whether from noise."""
+    """How an objective generates: the part that predicts, the part that makes the targets, whether noise is drawn."""
 
     predictor: Literal["dit", "head"]
     targets: Literal["encoder", "decoder"]
@@ -59,10 +59,13 @@ class Generation:
 class ObjectiveSpec:
     """One objective.
 
-    It is trained by the `stages` of these names; where several objectives share a stage, by models whose `objective` or
-    `decoder.kind` is `selected_by`. `parts` are built; of their parameters, those whose names match a pattern in
-    `trainable` train. `reached` are the patterns of what the loss has gradients for; `trainable` if there are none.
-    `implementation` is `module:Class`. `combines` names the objectives whose losses it adds, if it is made of others.
+    - `stages`: names of the stages that train it. Where objectives share a stage, `selected_by` decides: the value of
+      `model.objective` or `model.decoder.kind` that selects this one.
+    - `parts`: the parts of the model that are built.
+    - `trainable`: patterns of the parameter names that train by default.
+    - `reached`: patterns of the parameters that get gradients from the loss; `trainable` if empty.
+    - `implementation`: the class, as `module:Class`.
+    - `combines`: the objectives whose losses it adds, for a joint one.
     """
 
     stages: tuple[str, ...]
@@ -75,7 +78,7 @@ class ObjectiveSpec:
     selected_by: str | None = None
     generation: Generation | None = None
     combines: tuple[str, ...] = ()
-    stored_features: bool = False  # features of the frozen encoder may come from a cache or a stream
+    stored_features: bool = False  # whether features of the frozen encoder may come from a cache or a stream
 
 
 _HERE = "blip3o.train.objectives"
@@ -86,7 +89,7 @@ def _generating(name: str, generation: Generation, *, terms: tuple[str, ...], im
     return ObjectiveSpec(
         stages=("generate", "instruct"),
         selected_by=name,
-        task=Task.DRAW if generation.targets == "encoder" else Task.DRAW_PIXELS,
+        task=Task.GENERATE if generation.targets == "encoder" else Task.GENERATE_PIXELS,
         parts=(generation.targets, "latent_scale", "backbone", "queries", generation.predictor),
         trainable=("queries", predicted),
         reached=("backbone.*", "queries", predicted),
@@ -170,23 +173,23 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
 
 
 def stage_names() -> tuple[str, ...]:
-    """The names that `stage.name` may have, in the order in which a model is trained."""
+    """The names that `stage.name` may have, in training order."""
     return tuple(dict.fromkeys(stage for spec in OBJECTIVES.values() for stage in spec.stages))
 
 
 def generation_of(objective: str) -> Generation:
-    """How `model.objective` generates. Raises `KeyError` for a name that `GeneratingName` refuses."""
+    """How a `model.objective` generates. Raises `KeyError` for a name that `GeneratingName` rejects."""
     return _generations()[objective]
 
 
 def objective_of(stage: str, *, selectors: tuple[str, ...]) -> ObjectiveSpec | None:
-    """What a stage trains; `selectors` are the model's `objective` and `decoder.kind`. None if it trains nothing."""
+    """The objective of a stage; `selectors` are the model's `objective` and `decoder.kind`. None if there is none."""
     fitting = [spec for spec in OBJECTIVES.values() if stage in spec.stages]
     return next((spec for spec in fitting if spec.selected_by is None or spec.selected_by in selectors), None)
 
 
 def _generations() -> dict[str, Generation]:
-    """By the value of `model.objective`, of the objectives that it selects."""
+    """The generation of each objective that `model.objective` can select, by its value."""
     return {name: spec.generation for name, spec in OBJECTIVES.items() if spec.generation and not spec.combines}
 
 

@@ -1,7 +1,7 @@
-"""A pipeline: stages that one group of workers trains one after the other, as one run.
+"""Training pipelines: stages that one group of workers trains in sequence, as one job.
 
-`blip3o.config.recipe_files` has the form of its file. A recipe of one stage is a pipeline of that stage only, under the
-recipe's own name.
+`blip3o.config.recipe_files` describes the file format. A recipe of one stage is a pipeline with only that stage, under
+the recipe's own name.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from blip3o.config.recipe_files import Tree, read_stages
 from blip3o.config.yaml_reader import dump_yaml
 from blip3o.errors import ConfigError
 
-# What the stages of a pipeline share, since the same workers train them one after the other.
+# Keys that must be equal in all stages, since the same workers and data actors serve them all.
 _SHARED = (
     "run.storage",
     "parallel.workers",
@@ -36,14 +36,14 @@ _SHARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPipeline:
-    """Stages in the order of their training; each keeps its result under its own `run.name`."""
+    """Stages in training order; each stores its result under its own `run.name`."""
 
     name: str
     stages: tuple[Recipe, ...]
 
     def __post_init__(self) -> None:
-        """Raises `ConfigError` if two stages have the same run.name, differ in what one group of workers shares, or
-        call other shards by the same name.
+        """Raises `ConfigError` if stages share a run.name, differ in a key that must be equal, or give one source name
+        to different shards.
         """
         names = [recipe.run.name for recipe in self.stages]
         if len(set(names)) != len(names):
@@ -70,12 +70,12 @@ class TrainingPipeline:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "TrainingPipeline":
-        """One stage as a pipeline of its own name."""
+        """A pipeline of one stage, under the name of its run."""
         return cls(name=recipe.run.name, stages=(recipe,))
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """For each stage the micro-batches of it and of all before: micro-batches are numbered through the pipeline."""
+        """For each stage, the number after its last micro-batch. Numbers run on through the whole pipeline."""
         ends = [0]
         for recipe in self.stages:
             ends.append(ends[-1] + recipe.optim.steps * recipe.optim.micro_batches)
@@ -90,8 +90,8 @@ class TrainingPipeline:
 def load_pipeline(reference: str | Path, overrides: Sequence[str] = ()) -> TrainingPipeline:
     """Reads a pipeline, one stage of it, or a recipe; `reference` is as for `load_recipe`.
 
-    An override `key=value` holds for every stage, `STAGE:key=value` for the one of that key. Raises `ConfigError` as
-    `load_recipe` does, and for an override of a stage that the pipeline does not have.
+    An override `key=value` applies to every stage, `STAGE:key=value` to one. Raises `ConfigError` as `load_recipe`
+    does, and for an override of an unknown stage.
     """
     found = read_stages(reference, overrides)
     stages = tuple(build_stages(found).values())
@@ -101,7 +101,7 @@ def load_pipeline(reference: str | Path, overrides: Sequence[str] = ()) -> Train
 
 
 def dump_resolved(reference: str | Path, overrides: Sequence[str] = ()) -> str:
-    """A recipe or a pipeline with every value filled in, as a file from which an equal one is read.
+    """A recipe or pipeline with every value filled in, as YAML that loads to an equal one.
 
     Raises `ConfigError` as `load_pipeline` does.
     """
@@ -109,7 +109,7 @@ def dump_resolved(reference: str | Path, overrides: Sequence[str] = ()) -> str:
     recipes = build_stages(found)
     if found.pipeline is None:
         return "".join(dump(recipe) for recipe in recipes.values())
-    TrainingPipeline(name=found.pipeline, stages=tuple(recipes.values()))  # checks that they go together
+    TrainingPipeline(name=found.pipeline, stages=tuple(recipes.values()))  # checks that they fit together
     dumps = {key: recipe.model_dump(mode="json") for key, recipe in recipes.items()}
     shared = _shared_sections(list(dumps.values()))
     own = {key: _without(tree, shared) for key, tree in dumps.items()}
@@ -119,7 +119,7 @@ def dump_resolved(reference: str | Path, overrides: Sequence[str] = ()) -> str:
 def _shared_sections(trees: Sequence[Tree]) -> Tree:
     """The fields that are equal in all stages, by section.
 
-    A field is in or out as a whole, since a mapping of another `kind` replaces what it is merged over.
+    Fields are compared whole, since a mapping of another `kind` replaces the one below it in a merge.
     """
     first, *others = trees
     sections = {

@@ -33,17 +33,17 @@ from blip3o.errors import ConfigError, closest, nearest, one_line
 
 Tree = dict[str, Any]
 
-# The shipped recipes: data files of the package `jobs`, which is installed next to this one.
+# The shipped recipes: data files of the package `jobs`, installed next to this one.
 SHIPPED = Path(__file__).parents[2] / "jobs" / "recipes"
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # without the dots and colons of overrides
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as run.name, which it begins
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as run.name, of which it is the prefix
 _RUNS = (("stage", "start_from"), ("evaluate", "grid_from"))  # fields that name runs
 _FORM = "write pipeline: {name: NAME, stages: {KEY: {optim: …}, …}}"
 
 
 class Place(NamedTuple):
-    """A file, and the key of one of its stages where only that stage is meant."""
+    """A file, and the key of one of its stages if only that stage is meant."""
 
     file: Path
     stage: str | None = None
@@ -51,9 +51,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StageTrees:
-    """Stages as nested values by key, complete with the names that are derived.
+    """Stages as nested values by key, with derived names filled in.
 
-    `pipeline` is the pipeline's name if all its stages are meant, and None for one stage or a recipe of one stage.
+    `pipeline` is the pipeline's name if all its stages are meant, or None for one stage or a recipe of one stage.
     """
 
     file: Path
@@ -110,10 +110,10 @@ def _shipped_runs() -> dict[str, Place]:
 
 
 def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTrees:
-    """What a reference names, with overrides applied.
+    """Reads the stages that a reference selects, and applies overrides.
 
-    An override `key=value` holds for every stage that is meant, `STAGE:key=value` for one, and
-    `pipeline.key=value` changes the pipeline itself. Raises `ConfigError`.
+    An override `key=value` applies to every selected stage, `STAGE:key=value` to one, and `pipeline.key=value` to the
+    pipeline itself. Raises `ConfigError`.
     """
     place = find(str(reference))
     tree = read_tree(place.file)
@@ -124,7 +124,7 @@ def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTr
 
 
 def _stages(tree: Tree, place: Place, overrides: Sequence[str] = ()) -> StageTrees:
-    """What `place` means of the tree of its file."""
+    """The stages that `place` selects from the tree of its file."""
     if "pipeline" not in tree:
         if place.stage is not None:
             raise ConfigError(f"recipe {place.file} is not a pipeline and has no stages: leave out ':{place.stage}'")
@@ -165,7 +165,7 @@ def _read_tree(path: Path, above: tuple[Path, ...]) -> Tree:
         raise ConfigError(f"recipe {path} extends {base}: {error}") from error
     chain = (*above, path)
     if place.file.resolve() in [file.resolve() for file in chain]:
-        raise ConfigError(f"recipe {path} extends {base}, which extends it in turn: break the circle")
+        raise ConfigError(f"recipe {path} extends {base}, which extends it in turn: break the cycle")
     below = _read_tree(place.file, chain)
     if place.stage is not None:
         [below] = _stages(below, place).trees.values()
@@ -192,7 +192,7 @@ def merge(base: Tree, top: Tree) -> Tree:
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # Another kind has other fields: it replaces what it stands above, whole.
+        # A mapping of another kind has other fields, so it replaces the one below it whole.
         same = both and value.get("kind") in (None, merged[key].get("kind"))
         merged[key] = merge(merged[key], value) if same else value
     return merged
@@ -271,7 +271,7 @@ def _addressed(item: str, stages: Sequence[str]) -> tuple[str | None, str]:
 
 
 def _with_names(pipeline: str, stages: Mapping[str, Tree]) -> dict[str, Tree]:
-    """The stages with `run.name` and `stage.name` where none is given, and with runs named by their names."""
+    """The stages with default `run.name` and `stage.name`, and with stage keys replaced by the names of their runs."""
     named = {
         key: _below(_below(tree, "run", {"name": f"{pipeline}-{key}"}), "stage", {"name": key})
         for key, tree in stages.items()
@@ -294,7 +294,7 @@ def _with_names(pipeline: str, stages: Mapping[str, Tree]) -> dict[str, Tree]:
 
 
 def _listed(tree: Tree, section: str, field: str) -> list[str]:
-    """The texts in a list of a section; none if it is anything else, which validation reports."""
+    """The strings in a section's list; empty if it is anything else, which validation reports."""
     fields = tree.get(section)
     names = fields.get(field) if isinstance(fields, dict) else None
     texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -302,7 +302,7 @@ def _listed(tree: Tree, section: str, field: str) -> list[str]:
 
 
 def _below(tree: Tree, section: str, values: Tree) -> Tree:
-    """`values` below those of a section, unless it is no mapping, which validation reports."""
+    """Adds default `values` to a section, unless it is not a mapping, which validation reports."""
     given = tree.get(section, {})
     return {**tree, section: {**values, **given}} if isinstance(given, dict) else tree
 

@@ -1,4 +1,4 @@
-"""How an image of any shape becomes the square of pixels that a vision tower takes, as data."""
+"""How an image of any shape is resized to a vision tower's square input, as data."""
 
 from typing import Literal
 
@@ -8,12 +8,13 @@ from blip3o.config.base import Frozen
 
 
 class ResizeConfig(Frozen):
-    """How an image of any shape becomes a square of pixels."""
+    """How an image of any shape is resized to a square."""
 
     mode: Literal["crop", "stretch"] = Field(
         default="crop",
-        description="crop: scale the shorter side, keep the centre (BLIP3-o); stretch: scale both (SigLIP2, Emu2)",
+        description="crop: scale the shorter side, then crop the center (BLIP3-o); stretch: scale both sides (SigLIP2, "
+        "Emu2)",
     )
     resample: Literal["bicubic", "bilinear"] = Field(
-        default="bicubic", description="filter of the scaling, widened when it makes smaller (Pillow's)"
+        default="bicubic", description="resampling filter, with antialiasing when downscaling (as in Pillow)"
     )

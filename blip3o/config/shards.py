@@ -1,39 +1,40 @@
-"""How shards are read: limits of a sample, which members and columns make one, and which samples are trained on."""
+"""How shards are read: limits on samples, the members and columns that make one, and which samples to train on."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 
-# No limit can be set above these: what decodes and reads samples holds them too.
+# Hard limits: the decoder and the readers enforce them too.
 MAX_PIXELS = 100_000_000
 MAX_CAPTION_CHARS = 100_000
 
 
 class LimitsConfig(Frozen):
-    """What is beyond these goes to the ledger when shards are indexed. Index again after a change."""
+    """Limits on samples. Indexing records samples beyond them in the ledger. Index again after a change."""
 
     max_pixels: int = Field(
         default=2**26,
         gt=0,
         le=MAX_PIXELS,
-        description="pixels of an image (width x height); larger ones are refused by their header, before decoding",
+        description="most pixels of an image (width x height); larger ones are rejected by their header, undecoded",
     )
     max_caption_chars: int = Field(
-        default=MAX_CAPTION_CHARS, gt=0, le=MAX_CAPTION_CHARS, description="characters of a caption"
+        default=MAX_CAPTION_CHARS, gt=0, le=MAX_CAPTION_CHARS, description="most characters of a caption"
     )
 
 
 class ColumnsConfig(Frozen):
-    """Columns of a Parquet source, where their names do not say enough. Index again after a change."""
+    """Columns of a Parquet source, if they do not have the usual names. Index again after a change."""
 
     image: str | None = Field(
-        default=None, description="column of image bytes, or of structs with a field `bytes`; null: by its usual names"
+        default=None,
+        description="column of image bytes, or of structs with a field `bytes`; null: found by its usual names",
     )
-    caption: str | None = Field(default=None, description="column of captions; null: by its usual names")
+    caption: str | None = Field(default=None, description="column of captions; null: found by its usual names")
     record: tuple[str, ...] | None = Field(
-        default=None, description="columns that make the record; null: all others but those of bytes"
+        default=None, description="columns that make up the record; null: all other columns except those of bytes"
     )
 
 
@@ -42,10 +43,10 @@ Extension = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[^./]([^/
 
 
 class MembersConfig(Frozen):
-    """Members of a tar source by extension, where the usual ones do not fit. Index again after a change.
+    """Members of a tar source by extension, if they do not have the usual ones. Index again after a change.
 
-    An extension is what follows the key of a member's name, in any case: `input.jpg` of `0001.input.jpg`. Where one is
-    named here, other members of its kind are left unused on purpose.
+    An extension is the part of a member's name after the key, in upper or lower case: `input.jpg` of `0001.input.jpg`.
+    If one is set here, other members of its kind are not used.
     """
 
     image: Extension | None = Field(
@@ -57,7 +58,7 @@ class MembersConfig(Frozen):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         named = [name for name in (self.image, self.caption, self.record) if name is not None]
-        _require(len(set(named)) == len(named), f"members: {', '.join(named)}: name each extension once")
+        require(len(set(named)) == len(named), f"members: {', '.join(named)}: name each extension once")
         return self
 
 
@@ -66,30 +67,30 @@ Rule = dict[Literal["min", "max", "in"], float | tuple[bool | int | float | str,
 
 
 class SelectConfig(Frozen):
-    """Bounds that a sample must keep to be used; nothing is left out where none is set."""
+    """Bounds that a sample must satisfy to be used. By default, every sample is used."""
 
-    min_side: int | None = Field(default=None, gt=0, description="shorter side of the picture, pixels, at least")
-    max_aspect: float | None = Field(default=None, ge=1, description="longer over shorter side of the picture, at most")
-    min_caption_chars: int | None = Field(default=None, gt=0, description="characters of the caption, at least")
-    max_caption_chars: int | None = Field(default=None, gt=0, description="characters of the caption, at most")
+    min_side: int | None = Field(default=None, gt=0, description="least length of the image's shorter side, pixels")
+    max_aspect: float | None = Field(default=None, ge=1, description="largest ratio of the longer to the shorter side")
+    min_caption_chars: int | None = Field(default=None, gt=0, description="fewest characters of the caption")
+    max_caption_chars: int | None = Field(default=None, gt=0, description="most characters of the caption")
     where: dict[str, Rule] = Field(
         default={},
-        description="rules for values of the sample's record, by name, as {score: {min: 5.0}, language: {in: [en]}}; "
-        "bounds are inclusive, and a sample without a value named here is left out",
+        description="rules for values of the sample's record, by name, e.g. {score: {min: 5.0}, language: {in: [en]}}; "
+        "bounds are inclusive, and a sample without one of these values is not used",
     )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         low, high = self.min_caption_chars or 0, self.max_caption_chars
-        _require(high is None or low <= high, f"select: min_caption_chars {low} is above max_caption_chars {high}")
+        require(high is None or low <= high, f"select: min_caption_chars {low} is above max_caption_chars {high}")
         for name, rule in self.where.items():
             bounds = [rule.get("min"), rule.get("max")]
-            _require(bool(rule), f"select.where: '{name}' has no rule: give min, max or in")
-            _require(
+            require(bool(rule), f"select.where: '{name}' has no rule: give min, max or in")
+            require(
                 not any(isinstance(bound, tuple) for bound in bounds),
                 f"select.where: min and max of '{name}' are single numbers, and one is a list: use in",
             )
-            _require(
+            require(
                 isinstance(rule.get("in", ()), tuple) and rule.get("in") != (),
                 f"select.where: in of '{name}' is a list of the accepted values, with at least one",
             )

@@ -1,68 +1,68 @@
-"""How a stage is trained, as data: what from where, the optimizer, how work is spread, when to save.
+"""How a stage is trained, as data: what trains and from which weights, the optimizer, parallelism.
 
-The sections of a recipe (`blip3o.config.recipe`) that say what training does, and not on what.
+These are the sections of a recipe (`blip3o.config.recipe`) about training itself, rather than its data or model.
 """
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from blip3o.config.base import Frozen, _require
+from blip3o.config.base import Frozen, require
 from blip3o.config.objectives import StageName
 from blip3o.config.resilience import WorkersConfig
 from blip3o.config.sampler import FlowConfig
 
 
 class LoraConfig(Frozen):
-    """Low-rank adapters on the backbone's weights (arXiv 2106.09685), trained in place of the weights themselves."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on the backbone, trained instead of its own weights."""
 
     rank: int = Field(default=16, gt=0, description="rank of the adapters")
     alpha: float = Field(default=32.0, gt=0, description="an adapter's product is scaled by alpha / rank")
     match: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=("backbone.hf.*.self_attn.?_proj",),
         min_length=1,
-        description="patterns of the linear layers that get one; by default the language model's attention",
+        description="name patterns of the linear layers that get an adapter; by default the language model's attention",
     )
 
 
 class StageConfig(Frozen):
-    """What is trained, from where, on which loss."""
+    """What is trained, from which weights, on which loss."""
 
     name: StageName = Field(description="encoder, understand, generate, instruct, joint or decoder")
     start_from: tuple[str, ...] = Field(
         default=(), description="names of finished runs whose weights this stage starts from"
     )
     noise_draws: int = Field(
-        default=1, gt=0, description="noise and time draws per condition; more amortise the backbone pass"
+        default=1, gt=0, description="noise and time draws per condition; more of them amortize the backbone's pass"
     )
     flow: FlowConfig = FlowConfig()
     query_questions: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
-        description="questions of a form; their tokens' embeddings, repeated to fill, are the queries' first values "
-        "(normal draws if there are none): a small backbone that filled forms (data.form_share) answers them from the "
-        "prompt, which normal draws do not make it do",
+        description="questions whose token embeddings, repeated as needed, initialize the queries (random normal if "
+        "empty). A small backbone trained with data.form_share then answers them at the queries; with random queries "
+        "it does not",
     )
     feature_noise: float = Field(
         default=0.0,
         ge=0,
-        description="largest deviation of normal noise on features before pixels are made of them (stages encoder and "
-        "decoder), drawn for each sample: the decoder learns from features as imperfect as generated ones (arXiv "
+        description="noise augmentation of features before decoding (stages encoder and decoder): largest standard "
+        "deviation, drawn per sample, so that the decoder learns to handle imperfect generated features (arXiv "
         "2106.15282)",
     )
     trainable: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
-        description="patterns of the parameters that train, with * for any part (queries, dit.layers.*); the stage's "
-        "own if none is given",
+        description="name patterns of the parameters to train, where * matches anything (queries, dit.layers.*); if "
+        "empty, the stage's default",
     )
     lora: LoraConfig | None = Field(
         default=None,
-        description="train adapters on the backbone in place of the backbone (needs the extra 'lora'); they are merged "
-        "into the stage's result",
+        description="train LoRA adapters on the backbone instead of its weights (needs the extra 'lora'); the stage's "
+        "result has them merged",
     )
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default={},
-        description="weights of the loss terms, by name; 1 where none is named. Terms: contrastive, dense (encoder); "
-        "text (understand); flow or mse (generate, instruct); text and that (joint); coarse, clean or latents "
+        description="weights of the loss terms, by name; 1 for a term not named. Terms: contrastive, dense (encoder); "
+        "text (understand); flow or mse (generate, instruct); text with flow or mse (joint); coarse, clean or latents "
         "(decoder)",
     )
 
@@ -70,11 +70,13 @@ class StageConfig(Frozen):
 class GroupConfig(Frozen):
     """Parameters with a learning rate or weight decay of their own."""
 
-    match: str = Field(min_length=1, description="pattern of parameter names, with * for any part: dit.*")
+    match: str = Field(min_length=1, description="pattern of parameter names, where * matches anything, e.g. dit.*")
     lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate; warm-up, cosine and min_lr scale with it; optim.lr if none"
+        default=None,
+        gt=0,
+        description="peak learning rate, by which warm-up, cosine and min_lr scale; if omitted, optim.lr",
     )
-    weight_decay: float | None = Field(default=None, ge=0, description="weight decay; optim.weight_decay if none")
+    weight_decay: float | None = Field(default=None, ge=0, description="weight decay; if omitted, optim.weight_decay")
 
 
 class OptimConfig(Frozen):
@@ -87,17 +89,17 @@ class OptimConfig(Frozen):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
     groups: tuple[GroupConfig, ...] = Field(
-        default=(), description="parameters with rates of their own; the first that matches a name has it"
+        default=(), description="parameter groups with their own rates; a parameter joins the first that matches it"
     )
     max_grad_norm: float = Field(
-        default=1.0, gt=0, description="global gradient norm above which gradients are scaled down"
+        default=1.0, gt=0, description="global gradient norm above which gradients are clipped"
     )
     ema_decay: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="decay of an exponential moving average of the trained parameters (0.9999), kept in fp32 next to "
-        "them and exported in their place; none is kept if left out",
+        description="decay of an exponential moving average (EMA) of the trained parameters, e.g. 0.9999, kept in "
+        "fp32 and exported instead of them; if omitted, no EMA",
     )
     micro_batch_size: int = Field(gt=0, description="samples in one micro-batch")
     micro_batches: int = Field(gt=0, description="micro-batches per optimizer step over all workers (M)")
@@ -109,73 +111,74 @@ class OptimConfig(Frozen):
 
 
 class ParallelConfig(Frozen):
-    """How work is spread."""
+    """How work is spread over workers, actors and devices."""
 
     workers: Annotated[int, Field(gt=0)] | WorkersConfig = Field(
         default=1,
-        description="training workers (data-parallel ranks): a number, or {min, max} for one that follows the cluster",
+        description="training workers (data-parallel ranks): a number, or {min, max} to scale with the cluster",
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=1,
-        description="what DeepSpeed spreads over the workers: 0 nothing; 1 the optimizer's state; 2 gradients too; 3 "
-        "also all parameters, frozen ones as well",
+        description="what DeepSpeed shards over the workers. 0: nothing; 1: the optimizer state; 2: also gradients; 3: "
+        "also all parameters, frozen ones included",
     )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         default="none",
-        description="what waits in CPU memory: the optimizer's state, which is then stepped there (ZeRO 1 to 3), or "
-        "the parameters as well (ZeRO 3)",
+        description="what is offloaded to CPU memory. optimizer: the optimizer state, which is then updated on the CPU "
+        "(ZeRO 1 to 3); parameters: the parameters too (ZeRO 3)",
     )
     param_persistence_threshold: int = Field(
         default=100_000,
         ge=0,
-        description="elements below which ZeRO 3 keeps a parameter whole on every worker instead of gathering it",
+        description="size, in elements, below which ZeRO 3 does not shard a parameter but keeps it on every worker",
     )
-    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="arithmetic of the model")
-    device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
+    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="dtype of weights and arithmetic")
+    device: Literal["cpu", "gpu"] = Field(default="gpu", description="device of a worker")
     activation_checkpointing: bool = Field(
         default=False,
-        description="compute the activations of backbone and DiT again in the backward pass instead of keeping them: "
-        "less memory, more time, the same values and gradients",
+        description="recompute the activations of backbone and DiT in the backward pass instead of storing them: less "
+        "memory, more time, the same values and gradients",
     )
     compile: bool = Field(
-        default=False, description="compile the DiT's layers with torch.compile (ZeRO 0 to 2); rounds differently"
+        default=False,
+        description="compile the DiT's layers with torch.compile (ZeRO 0 to 2); results differ by rounding",
     )
-    threads: int = Field(default=1, gt=0, description="CPU threads of a worker's arithmetic")
+    threads: int = Field(default=1, gt=0, description="torch's CPU threads per worker")
     peak_tflops: float | None = Field(
         default=None,
         gt=0,
-        description="10^12 operations a second that one worker's device can do at most, of which MFU is a share; left "
-        "out, what is known of the device (none for a CPU: then there is no MFU)",
+        description="peak of one worker's device in TFLOP/s, the denominator of MFU; if omitted, the known peak of the "
+        "device (none for a CPU, for which no MFU is reported)",
     )
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
     data_actors: int = Field(default=1, gt=0, description="decoding actors of the stream")
     data_threads: int = Field(
         default=1,
         gt=0,
-        description="micro-batches that a decoding actor makes at once: threads, which share what was read, and decode "
-        "outside the interpreter's lock",
+        description="threads per decoding actor, each of which makes one micro-batch; they share the block cache and "
+        "decode outside the GIL",
     )
     cpus_per_data_actor: float = Field(default=1, gt=0, description="logical CPUs that a decoding actor reserves")
     data_labels: dict[str, str] = Field(
         default={},
-        description="labels of the nodes that read and decode, as {ray-subcluster: preprocess}; any node if left out",
+        description="node labels for decoding actors, e.g. {ray-subcluster: preprocess}; if omitted, any node",
     )
     worker_labels: dict[str, str] = Field(
-        default={}, description="labels of the nodes that train, as {ray-subcluster: train}; any node if left out"
+        default={}, description="node labels for training workers, e.g. {ray-subcluster: train}; if omitted, any node"
     )
     encoder_labels: dict[str, str] = Field(
         default={},
-        description="labels of the nodes that encode (jobs.encode, and data.features: stream); any node if left out",
+        description="node labels for encoding actors (`blip3o encode`, data.features: stream); if omitted, any node",
     )
     encoder_actors: int = Field(default=1, gt=0, description="encoding actors of the stream (data.features: stream)")
     cpus_per_encoder_actor: float = Field(default=1, gt=0, description="logical CPUs that an encoding actor reserves")
     gpus_per_encoder_actor: float = Field(
-        default=1, gt=0, description="GPUs, or a share of one, that an encoding actor reserves where device is gpu"
+        default=1, gt=0, description="GPUs that an encoding actor reserves if device is gpu; may be a fraction"
     )
 
     @model_validator(mode="after")
     def _compile_fits(self) -> Self:
-        _require(
+        require(
             not (self.compile and self.zero_stage == 3),
             "parallel.compile does not go with parallel.zero_stage 3, which gathers parameters inside each layer",
         )
@@ -184,7 +187,7 @@ class ParallelConfig(Frozen):
     @model_validator(mode="after")
     def _offload_fits(self) -> Self:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
-        _require(
+        require(
             self.zero_stage >= least,
             f"parallel.offload '{self.offload}' needs parallel.zero_stage {least} or more, it is {self.zero_stage}",
         )

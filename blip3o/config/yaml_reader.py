@@ -1,9 +1,9 @@
-"""The one reader and writer of YAML: scalars as YAML 1.2 has them, and nothing ambiguous.
+"""The project's YAML reader and writer: scalars follow YAML 1.2, and ambiguous input is an error.
 
-PyYAML parses; what its YAML 1.1 would make of plain values is replaced by the core schema of YAML 1.2 (chapter 10.3):
-`0200` is 200 and `0o17` is 15, `1e-4` is a number, and `1:30`, `1_000`, `yes`, `off` and `2024-01-01` are text. A key
-that is given twice, a tag of another type and more than one document are errors. Anchors, aliases and the merge key
-`<<` are read as before. `dump_yaml` quotes every text that either version of the standard would read as something else.
+PyYAML parses, but plain scalars follow the core schema of YAML 1.2 (chapter 10.3) instead of YAML 1.1: `0200` is 200,
+`0o17` is 15, `1e-4` is a number, and `1:30`, `1_000`, `yes`, `off` and `2024-01-01` are strings. A duplicate key, a tag
+of another type, and a second document are errors. Anchors, aliases and the merge key `<<` work as in YAML 1.1.
+`dump_yaml` quotes every string that either version would read as something else.
 """
 
 import codecs
@@ -36,7 +36,7 @@ _PLAIN = (
 )
 
 
-Implicit = tuple[bool, bool] | bool  # of a scalar, whether it stands without quotes, and with them; of others a flag
+Implicit = tuple[bool, bool] | bool  # for a scalar, whether it is plain and whether it is quoted; else one flag
 
 
 def _core_tag(kind: type[Node], value: str | None, implicit: Implicit) -> str:
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def scan_to_next_token(self) -> None:
-        """Takes tabs inside brackets, which PyYAML does not: JSON is often indented with them."""
+        """Accepts tabs inside brackets, unlike PyYAML: JSON is often indented with them."""
         super().scan_to_next_token()
         while self.flow_level and self.peek() == "\t":
             self.forward()
@@ -77,15 +77,15 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     def resolve(self, kind: type[Node], value: str | None, implicit: Implicit) -> str:
         older: str = super().resolve(kind, value, implicit)
-        # A text that reads as anything else in either version of the standard is quoted.
+        # A string that either version of the standard would read as something else is quoted.
         return _core_tag(kind, value, implicit) if older == f"{_TAG}str" else older
 
 
 def load_yaml(data: bytes | str, source: str) -> Any:  # noqa: ANN401 - whatever the document holds
-    """The value of a document of one YAML value; None if it is empty. Every alias gives a value of its own.
+    """The value of a YAML document; None if it is empty. Every alias gives a copy.
 
-    `source` is what errors call it, e.g. `recipe runs/a.yaml`. Raises `ConfigError`, with line and column, for what is
-    no YAML, a repeated key, a tag, a nesting or a number that is not read, and for a second document.
+    `source` names the document in errors, e.g. `recipe runs/a.yaml`. Raises `ConfigError` with line and column for
+    invalid YAML, a duplicate key, an unsupported tag, nesting or number, and a second document.
     """
     text = _decoded(data, source)
     try:
@@ -96,7 +96,7 @@ def load_yaml(data: bytes | str, source: str) -> Any:  # noqa: ANN401 - whatever
 
 
 def dump_yaml(value: object) -> str:
-    """A document that `load_yaml` reads back to an equal value."""
+    """A YAML document that `load_yaml` reads back to an equal value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
 
 
@@ -114,7 +114,7 @@ def _decoded(data: bytes | str, source: str) -> str:
 
 
 def _explained(error: yaml.YAMLError, text: str) -> str:
-    """PyYAML's error in one line, with the place first."""
+    """PyYAML's error in one line that starts with the position."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
         return f"line {line}: the character U+{error.character:04X} is not allowed in YAML: remove it"
@@ -135,7 +135,7 @@ def _at(node: Node) -> str:
 
 
 class _Builder:
-    """Values of nodes, counted, so that aliases cannot expand without end."""
+    """Builds values from nodes, and counts them so that aliases cannot expand without limit."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -152,7 +152,7 @@ class _Builder:
         if node.tag != f"{_TAG}{kind}":
             raise self._foreign(node)
         if any(node is outer for outer in self._open):
-            raise self._fault(node, "an alias stands inside its own anchor")
+            raise self._fault(node, "an alias is inside its own anchor")
         self._open.append(node)
         items = [self.value(item) for item in node.value] if kind == "seq" else self._mapping(node)
         self._open.pop()
@@ -180,7 +180,7 @@ class _Builder:
         return key
 
     def _merged(self, node: Node) -> dict[Hashable, Any]:
-        """What `<<` stands for: a mapping, or a list of mappings of which an earlier one wins."""
+        """The value of `<<`: a mapping, or a list of mappings, where earlier ones take precedence."""
         found = self.value(node)
         mappings = found if isinstance(found, list) else [found]
         merged: dict[Hashable, Any] = {}
@@ -208,7 +208,7 @@ class _Builder:
         return text.lower() == "true" if kind == "bool" else None
 
     def _text(self, node: Node, text: str) -> str:
-        """The text with UTF-16's pairs, as JSON's escapes write them, made one character."""
+        """The text with UTF-16 surrogate pairs, as JSON escapes write them, joined to one character each."""
         try:
             return text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError as error:

@@ -34,7 +34,7 @@ from blip3o.convert.sizes import VISION_SIZE, decoder_config, model_config
 from blip3o.convert.tokenizer import read_tokenizer
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import BundleError, one_line
-from blip3o.model.unfilled import unfilled
+from blip3o.model.empty_weights import init_empty_weights
 from blip3o.weights.folders import SUFFIX, is_hidden, other_weights, read_index, read_json
 from blip3o.weights.prefixes import explain_missing, unwrap
 from blip3o.weights.safetensors_header import StoredTensor, require_readable
@@ -179,7 +179,7 @@ def plan_import(folder: ReleasedFolder, *, vision_size: int = VISION_SIZE) -> Pl
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise BundleError(f"{folder.uri}: config.json and weights make no model ({one_line(error)})") from error
     tokenizer = read_tokenizer(folder.files, source=folder.uri)
-    with unfilled():
+    with init_empty_weights():
         model = build_model(config, tokenizer)
     needed = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     report = report_keys(folder.tensors, needed, tied=tied)

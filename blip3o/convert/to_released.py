@@ -16,7 +16,7 @@ from blip3o.config.decoder import SdxlDecoderConfig
 from blip3o.convert.from_released import CARRIED, INDEX
 from blip3o.convert.keys import DECODER, KeyReport, to_released
 from blip3o.convert.sizes import config_json
-from blip3o.model.unfilled import unfilled
+from blip3o.model.empty_weights import init_empty_weights
 from blip3o.weights.safetensors_header import StoredTensor, require_readable
 from blip3o.weights.safetensors_stream import Slot, read_entries, write_tensors
 
@@ -77,7 +77,7 @@ def _slot(released: str, entry: StoredTensor) -> Slot:
 
 
 def _small_files(bundle: SealedBundle, first: StoredTensor) -> dict[str, bytes]:
-    carried = {name.removeprefix(f"{CARRIED}/"): name for name in bundle.sums if name.startswith(f"{CARRIED}/")}
+    carried = {name.removeprefix(f"{CARRIED}/"): name for name in bundle.checksums if name.startswith(f"{CARRIED}/")}
     if carried:
         return {name: bundle.read(kept) for name, kept in carried.items()}
     config = config_json(bundle.config.model, max_length=bundle.config.max_length)
@@ -86,7 +86,7 @@ def _small_files(bundle: SealedBundle, first: StoredTensor) -> dict[str, bytes]:
     files = {"config.json": json.dumps(config, indent=2).encode(), "tokenizer.json": bundle.tokenizer.to_bytes()}
     if "decoder" not in bundle.config.parts or not _has_released_decoder(bundle):
         return files
-    with unfilled():
+    with init_empty_weights():
         decoder: Any = build_model(bundle.config, bundle.tokenizer).decoder
     unet, vae = f"{DECODER}unet/config.json", f"{DECODER}vae/config.json"
     return files | {unet: decoder.unet.to_json_string().encode(), vae: decoder.vae.to_json_string().encode()}

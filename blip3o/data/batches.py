@@ -46,8 +46,8 @@ _ROLES = ("user", "assistant")
 _PIXELS = {
     Task.CONTRAST: ("encoder_pixels", "decoder_pixels"),
     Task.CHAT: ("prompt_pixels",),
-    Task.DRAW: ("encoder_pixels",),
-    Task.DRAW_PIXELS: ("decoder_pixels",),
+    Task.GENERATE: ("encoder_pixels",),
+    Task.GENERATE_PIXELS: ("decoder_pixels",),
     Task.PIXELS: ("encoder_pixels", "decoder_pixels"),
     Task.JOINT: ("prompt_pixels", "encoder_pixels"),
     Task.JOINT_PIXELS: ("prompt_pixels", "decoder_pixels"),
@@ -109,19 +109,19 @@ class SampleEncoder:
         """The request to draw a sample next to the questions about it; unsupervised, whichever it is not for."""
         task = self.source_tasks[raw.uid.partition("/")[0]]
         caption = self._caption(raw, numpy_generator(self.seed, "caption", key))
-        request = self._pad(Text(ids=tuple(self.template.draw(self.tokenizer, caption))))
+        request = self._pad(Text(ids=tuple(self.template.generation_request(self.tokenizer, caption))))
         return {
             "draw_ids": request["input_ids"],
             "draws": np.array(task != "chat"),
-            "labels": np.full_like(labels, IGNORE) if task == "draw" else labels,
+            "labels": np.full_like(labels, IGNORE) if task == "generate" else labels,
         }
 
     def _text(self, raw: RawSample, generator: np.random.Generator) -> Text:
         if self.task.shows_images:
             return self._chat(raw, generator)
         caption = self._caption(raw, generator)
-        if self.task in (Task.DRAW, Task.DRAW_PIXELS):
-            return Text(ids=tuple(self.template.draw(self.tokenizer, caption)))
+        if self.task in (Task.GENERATE, Task.GENERATE_PIXELS):
+            return Text(ids=tuple(self.template.generation_request(self.tokenizer, caption)))
         return Text(ids=tuple(self.tokenizer.encode(caption)))
 
     def _caption(self, raw: RawSample, generator: np.random.Generator) -> str:

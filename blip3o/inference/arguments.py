@@ -1,4 +1,4 @@
-"""Checks of the arguments of `Blip3oPipeline`, before anything is computed. Needs no torch.
+"""Checks of the arguments of `Blip3oPipeline`, before anything is computed. Imports no torch.
 
 Every function raises `RequestError` with the value and the fix.
 """
@@ -11,8 +11,8 @@ from typing import SupportsIndex, TypeGuard
 from blip3o.errors import RequestError, quoted
 
 
-def kind(value: object) -> str:
-    """The type of a wrong value, for a message: "… is of type int", "… is missing"."""
+def type_of(value: object) -> str:
+    """The type of a wrong value, for an error: "of type int" or "missing"."""
     return "missing" if value is None else f"of type {type(value).__name__}"
 
 
@@ -21,19 +21,19 @@ def parse_prompts(prompt: object) -> list[str]:
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, Iterable) or isinstance(prompt, bytes | dict):
-        raise RequestError(f"the prompt is {kind(prompt)}: give a string or a list of strings")
+        raise RequestError(f"the prompt is {type_of(prompt)}: give a string or a list of strings")
     prompts = list(prompt)
     for number, item in enumerate(prompts):
         if not isinstance(item, str):
-            raise RequestError(f"prompt {number} is {kind(item)}: give a string")
+            raise RequestError(f"prompt {number} is {type_of(item)}: give a string")
     return prompts
 
 
 def parse_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
     """One seed for each of `prompts` × `n` images, prompt by prompt.
 
-    An integer is the seed of each prompt's first image, and the next images count up from it; None means 0. So a list
-    of prompts gives the images that its prompts give one by one. A list of seeds has one for each image.
+    An integer is the seed of each prompt's first image; the following images of the prompt count up from it. None means
+    0. So a prompt gives the same images in a list as on its own. A list of seeds has one for each image.
     """
     if seed is None or not isinstance(seed, Iterable):
         if not prompts:
@@ -44,9 +44,9 @@ def parse_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
 
 
 def parse_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
-    """As `parse_seeds`, for a list only."""
+    """As `parse_seeds`, but takes only a list."""
     if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes | dict):
-        raise RequestError(f"seed is {kind(seeds)}: give a list with one seed for each image")
+        raise RequestError(f"seed is {type_of(seeds)}: give a list with one seed for each image")
     seeds = [_seed(item) for item in seeds]
     if not prompts or len(seeds) != prompts * n:
         images = "image" if n == 1 else f"of the {prompts * n} images (n={n})"
@@ -55,13 +55,13 @@ def parse_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
 
 
 def check_positive_int(name: str, value: object) -> None:
-    """Refuses anything but an integer of at least 1."""
+    """Rejects anything but an integer of at least 1."""
     if not _is_int(value) or operator.index(value) < 1:
         raise RequestError(f"{name} is {_shown(value)}: give a whole number, 1 or more")
 
 
 def check_guidance_scale(value: object) -> None:
-    """Refuses anything but a finite number of at least 0."""
+    """Rejects anything but a finite number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise RequestError(f"guidance_scale is {_shown(value)}: give a number, 0 or more; 1 is no guidance")
 
@@ -75,7 +75,7 @@ def check_negative_prompt(value: object) -> None:
 
 
 def _seed(value: object) -> int:
-    # A plain int: the key of a random generator tells types apart, so a NumPy integer would give other noise.
+    # Convert to a plain int: generator keys include the type, so a NumPy integer would give different noise.
     if not _is_int(value) or (seed := operator.index(value)) < 0:
         raise RequestError(f"seed is {_shown(value)}: give a whole number, 0 or more")
     return seed

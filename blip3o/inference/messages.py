@@ -1,4 +1,4 @@
-"""Chat messages in OpenAI's form to turns of the chat template, and their image. Needs no torch.
+"""Converts chat messages in OpenAI's format to turns of the chat template, and their image. Imports no torch.
 
 A message is `{"role": …, "content": …}`; its content is a string or a list of parts:
 
@@ -6,8 +6,8 @@ A message is `{"role": …, "content": …}`; its content is a string or a list 
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}   # or a path, or an s3:// URI
     {"type": "image", "image": picture}                                      # a PIL image, or a path
 
-What Python and HTTP have in common (the order of roles, the place of an image, turns of the template) are functions of
-any `ChatMessage`; `serve.schema` calls them too.
+Functions of `ChatMessage` hold what Python and HTTP share: the order of roles, the place of an image, the template's
+turns. `serve.schema` calls them too.
 """
 
 import os
@@ -21,7 +21,7 @@ from blip3o import storage
 from blip3o.data.images.decode import open_image
 from blip3o.data.text.templates import Turn
 from blip3o.errors import DataError, RequestError, StorageError, one_line, quoted
-from blip3o.inference.arguments import kind
+from blip3o.inference.arguments import type_of
 from blip3o.inference.data_urls import read_data_url
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -51,14 +51,14 @@ class ChatMessage(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is wrong with a conversation: the path below `messages`, and a sentence for the caller."""
+    """What is wrong with a conversation: the path below `messages`, and a message for the caller."""
 
     place: tuple[str | int, ...]
-    saying: str
+    message: str
 
 
 def to_turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
-    """The turns of the template. System messages at the start become one turn."""
+    """The template's turns. System messages at the start become one turn."""
     begin = next((i for i, message in enumerate(messages) if _template_role(message) != "system"), len(messages))
     system = "\n\n".join(message.text for message in messages[:begin])
     rest = [Turn(role=_template_role(message), text=message.text) for message in messages[begin:]]
@@ -66,13 +66,13 @@ def to_turns(messages: Sequence[ChatMessage]) -> tuple[Turn, ...]:
 
 
 def order_problem(messages: Sequence[ChatMessage]) -> Problem | None:
-    """What is wrong with the order of roles; None if it is the assistant's turn."""
+    """What is wrong with the order of roles; None if the assistant is next."""
     spoken = [i for i, message in enumerate(messages) if _template_role(message) != "system"]
     if not spoken:
-        return Problem(place=(), saying="there is no message of the user, which is what gets answered")
+        return Problem(place=(), message="there is no user message to answer")
     if messages[spoken[-1]].role != "user":
-        saying = "the last message must be the user's: it is what gets answered"
-        return Problem(place=(spoken[-1], "role"), saying=saying)
+        message = "the last message must be the user's, since it is the one to answer"
+        return Problem(place=(spoken[-1], "role"), message=message)
     return None
 
 
@@ -82,14 +82,12 @@ def image_problem(messages: Sequence[ChatMessage]) -> Problem | None:
     for count, (i, j) in enumerate(_image_positions(messages)):
         place, role = (i, "content", j), messages[i].role
         if role != "user":
-            return Problem(
-                place=place, saying=f"an image in a message of the {role}: the model looks at the user's alone"
-            )
+            return Problem(place=place, message=f"an image in a message of the {role}: the model reads only the user's")
         if count:
-            return Problem(place=place, saying="this is a second image, and the model reads one in a conversation")
+            return Problem(place=place, message="this is a second image, and the model reads one per conversation")
         if i != first:
-            saying = f"the image must be in the user's first message, messages.{first}: the model looks for it there"
-            return Problem(place=place, saying=saying)
+            message = f"the image must be in the user's first message, messages.{first}: the model expects it there"
+            return Problem(place=place, message=message)
     return None
 
 
@@ -105,25 +103,25 @@ def _template_role(message: ChatMessage) -> str:
 def parse_messages(
     messages: str | Sequence[Message], image: ImageSource | None = None
 ) -> tuple[tuple[Turn, ...], Image.Image | None]:
-    """The turns and the image, if any, of a question (a string) or of messages in OpenAI's form.
+    """The turns and the image, if any, of a question (a string) or of messages in OpenAI's format.
 
-    `image` is added to the user's first message. Raises `RequestError` with the path of the value: for another type,
-    an unknown key or role, an image that cannot be read, a second image.
+    `image` is added to the user's first message. Raises `RequestError` with the path of the value for a wrong type, an
+    unknown key or role, an unreadable image, or a second image.
     """
     if isinstance(messages, str):
         if not messages.strip():
             raise RequestError("the question is empty: say what to ask")
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
-        raise RequestError(f"messages is {kind(messages)}: give a string, or a list of messages")
+        raise RequestError(f"messages is {type_of(messages)}: give a string, or a list of messages")
     parsed = [_parse_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
     if wrong := order_problem(parsed) or image_problem(parsed):
-        raise RequestError(f"messages{_at(wrong.place)}: {wrong.saying}")
+        raise RequestError(f"messages{_at(wrong.place)}: {wrong.message}")
     shown = [(f"messages[{i}]{_at(('content', j))}", parsed[i].parts[j]) for i, j in _image_positions(parsed)]
     if image is not None:
         shown.append(("image", image))
     if len(shown) > 1:
-        raise RequestError("image: the messages hold one already, and the model reads one in a conversation")
+        raise RequestError("image: the messages hold one already, and the model reads one per conversation")
     return to_turns(parsed), load_image(shown[0][1], shown[0][0]) if shown else None
 
 
@@ -135,7 +133,7 @@ def load_image(source: object, place: str = "image") -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, str | os.PathLike):
-        raise RequestError(f"{place} is {kind(source)}: give a PIL image or a path")
+        raise RequestError(f"{place} is {type_of(source)}: give a PIL image or a path")
     name = os.fspath(source)
     try:
         return open_image(_read_bytes(name))
@@ -158,7 +156,7 @@ def _read_bytes(name: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class _ParsedMessage:
-    """A message from Python; its parts are texts and images that are not loaded yet."""
+    """A message from Python; its parts are texts, and images that are not loaded yet."""
 
     role: str
     parts: tuple[Any, ...]
@@ -172,7 +170,7 @@ class _ParsedMessage:
 
 def _parse_message(message: object, place: str) -> _ParsedMessage:
     if not _is_object(message):
-        raise RequestError(f"{place} is {kind(message)}: give a dict with role and content")
+        raise RequestError(f"{place} is {type_of(message)}: give a dict with role and content")
     given = {name for name, value in message.items() if value is not None}  # a reply of the server has "refusal": None
     if extra := sorted(given - {"role", "content", "name"}, key=str):
         raise RequestError(f"{place} has {quoted(str(extra[0]))}: a message has role and content")
@@ -184,7 +182,7 @@ def _parse_message(message: object, place: str) -> _ParsedMessage:
     if isinstance(content, str):
         return _ParsedMessage(role=role, parts=(content,), image_indices=())
     if not isinstance(content, list | tuple):
-        raise RequestError(f"{place}['content'] is {kind(content)}: give a string or a list of parts")
+        raise RequestError(f"{place}['content'] is {type_of(content)}: give a string or a list of parts")
     parsed = [_parse_part(part, f"{place}['content'][{number}]") for number, part in enumerate(content)]
     images = tuple(number for number, (is_image, _) in enumerate(parsed) if is_image)
     return _ParsedMessage(role=role, parts=tuple(value for _, value in parsed), image_indices=images)
@@ -193,11 +191,11 @@ def _parse_message(message: object, place: str) -> _ParsedMessage:
 def _parse_part(part: object, place: str) -> tuple[bool, Any]:
     """Whether a part is an image, and its text or image."""
     if not _is_object(part) or part.get("type") not in _PART_TYPES:
-        raise RequestError(f"{place} is no part: give a dict with type {', '.join(_PART_TYPES)}")
+        raise RequestError(f"{place} is not a part: give a dict with type {', '.join(_PART_TYPES)}")
     value = part.get(part["type"])
     if part["type"] == "text":
         if not isinstance(value, str):
-            raise RequestError(f"{place}['text'] is {kind(value)}: give a string")
+            raise RequestError(f"{place}['text'] is {type_of(value)}: give a string")
         return False, value
     if part["type"] == "image_url":
         if not _is_object(value) or not isinstance(value.get("url"), str):

@@ -1,8 +1,8 @@
 """The trained model as one object: `generate` makes images, `chat` answers.
 
-The command line, the evaluation and the server all go through here. Every batch is padded to one fixed size and every
-prompt to one fixed length, so the arithmetic of a request has the same shape whatever else is in its batch: the same
-prompt and seed give the same image alone, in any batch, and in any place of it.
+The command line, evaluation and the server all use it. Every batch is padded to one fixed size and every prompt to one
+fixed length, so a request's arithmetic has the same shape whatever else is in its batch. The same prompt and seed give
+the same image on their own, in any batch, and at any position in it.
 """
 
 import functools
@@ -28,12 +28,12 @@ from blip3o.rng import torch_generator
 
 DEFAULT_BATCH_SIZE = 4
 DEFAULT_MAX_TOKENS = 32
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are still to come
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are missing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blip3oPipeline:
-    """A model ready to use. Every batch of arithmetic has `batch_size` rows.
+    """A model ready to use. It always runs batches of `batch_size` rows.
 
     >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
     >>> pipeline.generate("a red circle", seed=1)[0].save("out.png")
@@ -63,13 +63,13 @@ class Blip3oPipeline:
         >>> four = pipeline.generate("a red circle", seed=1, n=4)  # seeds 1, 2, 3 and 4
         >>> circle, star = pipeline.generate(["a red circle", "a blue star"], seed=[1, 7])
 
-        Images come prompt by prompt. Image i of a prompt has the seed `seed` + i (`seed` is 0 if left out), so a list
-        of prompts gives the images that its prompts give one by one. A list of seeds has one for each image. Steps and
-        guidance default to the bundle's; a `guidance_scale` of 1 turns guidance off and halves the work.
+        Images are ordered by prompt. Image i of a prompt has the seed `seed` + i (`seed` defaults to 0), so a prompt
+        gives the same images in a list as on its own. A list of seeds has one for each image. `num_inference_steps` and
+        `guidance_scale` default to the bundle's; a `guidance_scale` of 1 turns guidance off and halves the cost.
 
-        Raises `RequestError` for a prompt that is empty or too long, a value of the wrong type or out of range, any
-        `negative_prompt` (the unconditional branch of this model takes no text), or a bundle without the parts that
-        generation takes.
+        Raises `RequestError` for an empty or too long prompt, a value of the wrong type or out of range, any
+        `negative_prompt` (the unconditional branch of this model takes no text), or a bundle without the parts for
+        generation.
         """
         self.require_generation()
         arguments.check_negative_prompt(negative_prompt)
@@ -122,7 +122,7 @@ class Blip3oPipeline:
 
     @torch.inference_mode()
     def condition(self, prompts: Sequence[str]) -> Tensor:
-        """Query states [n, N, H] of requests for images. Raises `RequestError` for an empty or over-long prompt."""
+        """Query states [n, N, H] of prompts. Raises `RequestError` for an empty or too long prompt."""
         return self._states([self.generation_ids(prompt) for prompt in prompts])
 
     def _states(self, rows: Sequence[list[int]]) -> Tensor:
@@ -135,28 +135,31 @@ class Blip3oPipeline:
 
     @torch.inference_mode()
     def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
-        """Features [n, L, F] → RGB images; the seed gives the decoder's pixel noise."""
+        """Features [n, L, F] → RGB images; each seed gives the decoder's noise."""
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
         null = self.null_features
-        chunks = [self.model.draw(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)]
+        chunks = [
+            self.model.decode(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)
+        ]
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images → their features [n, L, F], as the generation targets are made.
+        """Images → their features [n, L, F], computed as generation targets are.
 
-        Raises `RequestError` if this bundle came without the encoder.
+        Raises `RequestError` if the bundle has no encoder.
         """
         if "encoder" in self.model.config.parts:
-            self._need("encoder", "draws and chats, but encodes no images")
+            self._require_part("encoder", "generates and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
         return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
 
     @functools.cached_property
     def null_features(self) -> Tensor | None:
-        """Features [L, F] of the decoder's null branch, made once; None where the decoder has none.
+        """Features [L, F] of the decoder's null branch, computed once; None if the decoder has no such branch.
 
-        Of a black image, or, as upstream's pipeline does, generated with seed 0 for a prompt of `[IMG]` alone.
+        They are those of a black image or, as in upstream's pipeline, generated with seed 0 for a prompt of only
+        `[IMG]`.
         """
         branch = self.model.config.decoder.null_branch
         if branch is None:
@@ -172,7 +175,7 @@ class Blip3oPipeline:
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> str:
-        """The reply, of at most `max_tokens`, to a question or to messages in OpenAI's form.
+        """The reply, of at most `max_tokens` tokens, to a question or to messages in OpenAI's format.
 
         >>> pipeline.chat("What color is the circle?", image="out.png")
         >>> pipeline.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it red?"}])
@@ -182,7 +185,7 @@ class Blip3oPipeline:
         A conversation has at most one image (a PIL image, a path or a `data:` URL), in the user's first message; see
         `blip3o.inference.messages`. Decoding is greedy, so the same conversation always gets the same reply.
 
-        Raises `RequestError` for what cannot be answered, `PromptTooLongError` if it does not fit.
+        Raises `RequestError` for an invalid conversation, `PromptTooLongError` for one that is too long.
         """
         arguments.check_positive_int("max_tokens", max_tokens)
         turns, shown = parse_messages(messages, image)
@@ -198,7 +201,7 @@ class Blip3oPipeline:
     ) -> list[str]:
         """One reply for each conversation; either all of them have an image or none has.
 
-        Raises `RequestError` for a conversation that does not fit.
+        Raises `RequestError` as `chat` does.
         """
         replies = self.reply_ids(conversations, images=images, max_tokens=max_tokens)
         return [self.tokenizer.decode(reply) for reply in replies]
@@ -211,32 +214,32 @@ class Blip3oPipeline:
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> Iterator[str]:
-        """The reply of `chat` in pieces, each given as soon as its tokens make whole characters.
+        """The reply of `chat` as a stream of pieces, each yielded as soon as its tokens form whole characters.
 
-        Raises `RequestError` as `chat` does. Costs what `chat` does for as many tokens as were taken.
+        Raises `RequestError` as `chat` does. Tokens are computed only as the caller iterates.
         """
         arguments.check_positive_int("max_tokens", max_tokens)
         turns, shown = parse_messages(messages, image)
         (_, prompt), *_ = self._prompts([turns], None if shown is None else [shown])
         ids: list[int] = []
-        said = ""
+        sent = ""
         for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids):
             if tokens[0] is None:
                 break
             ids.append(tokens[0])
             text = self.tokenizer.decode(ids)
             if not text.endswith(_INCOMPLETE):
-                yield text[len(said) :]
-                said = text
-        # What the last tokens left unfinished is shown as `chat` shows it.
-        if ids and (rest := self.tokenizer.decode(ids)[len(said) :]):
+                yield text[len(sent) :]
+                sent = text
+        # An incomplete character at the end is decoded as in `chat`.
+        if ids and (rest := self.tokenizer.decode(ids)[len(sent) :]):
             yield rest
 
     @torch.inference_mode()
     def reply_ids(
         self, conversations: Sequence[Sequence[Turn]], *, images: Sequence[Image.Image] | None, max_tokens: int
     ) -> list[list[int]]:
-        """As `chat_batch`, but token ids without the closing one; as many as were allowed mean that it was cut off."""
+        """As `chat_batch`, but token ids without the stop token; a reply of `max_tokens` ids may be truncated."""
         replies: list[list[int]] = []
         for count, prompt in self._prompts(conversations, images):
             tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids)
@@ -244,46 +247,46 @@ class Blip3oPipeline:
         return replies
 
     def feature_noise(self, seed: int) -> Tensor:
-        """The noise [L, F] from which a seed's features start."""
+        """The initial noise [L, F] of a seed's features."""
         return torch.randn(self.model.latent_shape, generator=torch_generator(seed, "features")).to(self.device)
 
     def pixel_noise(self, seed: int) -> Tensor:
-        """The noise, of the decoder's own shape, from which a seed's pixels start."""
+        """The initial noise of a seed's pixels, of shape `config.decoder.noise_shape`."""
         shape = self.model.config.decoder.noise_shape
         return torch.randn(shape, generator=torch_generator(seed, "pixels")).to(self.device)
 
     def generation_ids(self, prompt: str) -> list[int]:
-        """Token ids of a request for an image. Raises `RequestError` for an empty or over-long prompt."""
+        """Token ids of a request for an image. Raises `RequestError` for an empty or too long prompt."""
         _check_text(prompt)
         if not prompt.strip():
-            raise RequestError("the prompt is empty: say what to draw")
-        return self._fitting(self.template.draw(self.tokenizer, prompt))
+            raise RequestError("the prompt is empty: say what to generate")
+        return self._checked_length(self.template.generation_request(self.tokenizer, prompt))
 
     def chat_ids(self, turns: Sequence[Turn], *, with_image: bool) -> list[int]:
-        """Token ids of a conversation that waits for its reply.
+        """Token ids of a conversation, up to where the reply starts.
 
-        Raises `RequestError` if it does not fit, or shows an image to a model that reads text alone.
+        Raises `RequestError` if it is too long, or has an image that a text-only model cannot read.
         """
         if with_image and not self.template.image_tokens:
-            raise RequestError("this model reads text alone: ask without the image")
+            raise RequestError("this model reads only text: ask without the image")
         for turn in turns:
             _check_text(turn.text)
-        return self._fitting(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
+        return self._checked_length(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
 
     def require_generation(self) -> None:
-        """Raises `RequestError` if the bundle has not all parts that generation takes."""
-        self._need("queries", "chats, but draws nothing")
-        self._need("decoder", "draws features, but no images")
+        """Raises `RequestError` if the bundle does not have all parts for generation."""
+        self._require_part("queries", "chats, but generates no images")
+        self._require_part("decoder", "generates features, but no images")
 
-    def _need(self, part: str, ability: str) -> None:
+    def _require_part(self, part: str, ability: str) -> None:
         if not self.model.has(part):
             raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
-    def fill(self, rows: Tensor) -> Tensor:
-        """Repeats the last of up to `batch_size` rows until there are `batch_size`."""
+    def pad_batch(self, rows: Tensor) -> Tensor:
+        """Pads up to `batch_size` rows to `batch_size` by repeating the last one, [n, …] → [batch_size, …]."""
         return torch.cat([rows, rows[-1:].expand(self.batch_size - rows.shape[0], *rows.shape[1:])])
 
-    def _fitting(self, ids: list[int]) -> list[int]:
+    def _checked_length(self, ids: list[int]) -> list[int]:
         if len(ids) > self.max_length:
             raise PromptTooLongError(
                 f"the prompt takes {len(ids)} tokens, this model reads {self.max_length}: shorten it"
@@ -307,7 +310,7 @@ class Blip3oPipeline:
     def _prompts(
         self, conversations: Sequence[Sequence[Turn]], images: Sequence[Image.Image] | None
     ) -> Iterator[tuple[int, Prompt]]:
-        """Conversations in batches of `batch_size` rows, with how many of them are real."""
+        """Conversations in batches of `batch_size` rows, each with its number of real rows."""
         with_image = images is not None
         ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
         tensors = [ids, mask]
@@ -318,10 +321,10 @@ class Blip3oPipeline:
             yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 
     def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        """Batches of `batch_size` rows: how many of them are real, and for each tensor its rows, filled up."""
+        """Batches of `batch_size` rows: the number of real rows, and each tensor's rows, padded."""
         for start in range(0, tensors[0].shape[0], self.batch_size):
             parts = [tensor[start : start + self.batch_size] for tensor in tensors]
-            yield parts[0].shape[0], [self.fill(part) for part in parts]
+            yield parts[0].shape[0], [self.pad_batch(part) for part in parts]
 
 
 def _check_text(text: str) -> None:
@@ -330,4 +333,4 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         what = f"a lone surrogate (U+{ord(text[error.start]):04X} at position {error.start})"
-        raise RequestError(f"the prompt has {what}, which is no text: send UTF-8") from error
+        raise RequestError(f"the prompt has {what}, which is not valid text: send UTF-8") from error

@@ -1,4 +1,4 @@
-"""The architecture and nothing else: backbone, queries, DiT, encoder and decoder, composed in `unified`.
+"""The architecture only: backbone, queries, DiT, encoder and decoder, composed in `unified`.
 
-No files, no ranks, no loss weights, no choice of device. Training and serving apply those from outside.
+Modules here know no files, ranks, loss weights, or devices. Training and serving add those from outside.
 """

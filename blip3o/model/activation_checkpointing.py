@@ -1,9 +1,8 @@
-"""Activation checkpointing, applied to a model from outside: layers forget what they computed and compute it again.
+"""Activation checkpointing, applied to a model from outside: layers recompute their activations in the backward pass.
 
-It trades a second forward of each layer for the memory of its activations. transformers has its own switch, which must
-not be used here: it silently drops the key/value cache, so that queries behind a frozen prefix would not see their
-prompt. A layer recomputed by this module reads the cache of the prompt and does not grow it: recomputing it would
-append its keys a second time.
+It trades a second forward pass of each layer for the memory of its activations. Do not use transformers' own switch
+here: it silently drops the key/value cache, so queries behind a frozen prefix would not attend to their prompt. Layers
+checkpointed by this module read the prompt's cache without appending to it, since recomputation would append twice.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,16 +16,16 @@ from blip3o.model.unified import UnifiedModel
 
 
 class FixedPrefix:
-    """A key/value cache that is read and never grown: all that a decoder layer of `transformers` asks of one."""
+    """A read-only key/value cache, with the methods that a decoder layer of `transformers` calls."""
 
     def __init__(self, cache: Any) -> None:  # noqa: ANN401 - a transformers cache
-        """Raises `RuntimeError` for an empty cache: what it should be filled with would be lost."""
+        """Raises `RuntimeError` for an empty cache: new keys and values would be lost."""
         if not cache.get_seq_length():
             raise RuntimeError("recomputed layers fill no cache: run the prompt under torch.no_grad()")
         self._layers = [(layer.keys, layer.values) for layer in cache.layers]
 
     def update(self, keys_BHLD: Tensor, values_BHLD: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """The prefix's keys and values of this layer with new ones behind them, [B, H, P + L, D]."""
+        """The prefix's keys and values of this layer, followed by the new ones, each [B, H, P + L, D]."""
         past_keys, past_values = self._layers[layer]
         return torch.cat([past_keys, keys_BHLD], dim=-2), torch.cat([past_values, values_BHLD], dim=-2)
 
@@ -37,20 +36,20 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(*args, **kwargs)
         if kwargs.get("past_key_values") is not None:
             kwargs["past_key_values"] = FixedPrefix(kwargs["past_key_values"])
-        # No layer draws random numbers, so there is no generator state to bring back.
+        # No layer draws random numbers, so there is no generator state to restore.
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return call
 
 
 def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
-    """Makes each layer recompute its activations in the backward pass. Values and gradients stay what they were."""
+    """Makes each layer recompute its activations in the backward pass. Values and gradients do not change."""
     for layer in layers:
         layer.forward = _recomputed(layer.forward)
 
 
 def checkpoint_activations(model: UnifiedModel) -> None:
-    """Applies `checkpoint_layers` to what takes the memory: the layers of backbone and DiT, where those were built."""
+    """Applies `checkpoint_layers` to the layers of backbone and DiT, which take most of the memory, if they exist."""
     if model.has("backbone"):
         checkpoint_layers(model.backbone.text.layers)
     if model.generates:

@@ -1,8 +1,8 @@
-"""The vision-language backbone behind one adaptor: a Qwen2.5-VL, Qwen3 or Llama of `transformers`, any size.
+"""The vision-language backbone behind one adaptor: Qwen2.5-VL, Qwen3 or Llama of `transformers`, of any size.
 
-It offers what the system needs and hides what it does not: embedding of prompts with images, query states against a
-cached prompt (the frozen prefix) or in one full pass, logits for the text loss, and greedy text generation with a KV
-cache, token by token. Prompts may be padded at either side; padding never changes a sample's result.
+It embeds prompts with images, computes query states against a cached prompt (the frozen prefix) or in one full pass,
+gives logits for the text loss, and generates text greedily with a KV cache, token by token. Prompts may be padded on
+either side; padding never changes a sample's result.
 
 Legend: B batch, L prompt tokens, N queries, H hidden channels, S image side, V vocabulary.
 """
@@ -33,11 +33,11 @@ Numbering = Literal["native", "upstream"]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids [B, L], attention mask [B, L] (1 on real tokens, padding at either side), and images.
+    """Token ids [B, L], attention mask [B, L] (1 on real tokens, padding on either side), and images.
 
-    `pixels` holds one uint8 image [B, S, S, 3] per row; a row without image tokens does not look at its own. With
-    `branches` [B, L] a row is several texts with a common beginning: tokens of branch 0, then those of 1, 2, …, each
-    branch blind to the others and at the positions that it would have by itself. Only `Backbone.hidden` takes them.
+    `pixels` holds one uint8 image [B, S, S, 3] per row; it is ignored in a row without image tokens. With `branches`
+    [B, L], a row holds several texts with a common prefix: tokens of branch 0, then of 1, 2, …. Branches do not attend
+    to each other, and each has the positions that it would have on its own. Only `Backbone.hidden` supports them.
     """
 
     input_ids: Tensor
@@ -46,7 +46,7 @@ class Prompt:
     branches: Tensor | None = None
 
     def split(self, rows: int) -> "Iterator[Prompt]":
-        """The same prompts in groups of `rows`; the last group may have fewer."""
+        """The same prompts in chunks of `rows` rows; the last chunk may be smaller. Drops `branches`."""
         for start in range(0, self.input_ids.shape[0], rows):
             part = slice(start, start + rows)
             pixels = None if self.pixels is None else self.pixels[part]
@@ -55,7 +55,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCache:
-    """A prompt after one pass: key/value cache, its mask [B, L], next position [B], last hidden states [B, L, H]."""
+    """A prompt after prefill: key/value cache, its mask [B, L], next position [B], last hidden states [B, L, H]."""
 
     cache: Any
     attention_mask: Tensor
@@ -64,7 +64,7 @@ class PromptCache:
 
 
 class Backbone(nn.Module):
-    """A language model and the vision tower that feeds it, if it has one."""
+    """A language model and its vision tower, if it has one."""
 
     def __init__(self, config: BackboneConfig, *, image_token_id: int) -> None:
         super().__init__()
@@ -80,24 +80,24 @@ class Backbone(nn.Module):
         return inner(self.config, self.hf)
 
     def embed(self, prompt: Prompt) -> Tensor:
-        """Token embeddings with image tokens replaced by what the vision tower makes of the images, [B, L, H]."""
+        """Token embeddings [B, L, H], where the vision tower's embeddings replace those of image tokens."""
         embeddings = self.text.embed_tokens(prompt.input_ids)
         if prompt.pixels is None:
             return embeddings
         mask = prompt.input_ids == self.image_token_id
         shown = prompt.pixels[mask.any(dim=1)]
         if not shown.shape[0] and torch.is_grad_enabled():
-            # Other ranks show images, and wait in their collectives for this one's tower and its gradients: zeros.
-            return embeddings + 0 * self.see(prompt.pixels[:1], dtype=embeddings.dtype).sum()
+            # Ranks with images wait in their collectives for this rank's tower and its gradients, so it adds zeros.
+            return embeddings + 0 * self.embed_images(prompt.pixels[:1], dtype=embeddings.dtype).sum()
         if not shown.shape[0]:
             return embeddings
-        tokens = self.see(shown, dtype=embeddings.dtype)
+        tokens = self.embed_images(shown, dtype=embeddings.dtype)
         return embeddings.masked_scatter(mask[..., None].expand_as(embeddings), tokens)
 
-    def see(self, pixels_BSS3: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """Images, uint8 [B, S, S, 3] → the tokens that stand for them, one after another, [B · tokens, H]."""
+    def embed_images(self, pixels_BSS3: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """Images, uint8 [B, S, S, 3] → the embeddings of their image tokens, concatenated, [B · tokens, H]."""
         vision = self.config.vision
-        assert vision is not None  # a template of a text-only backbone makes no image tokens
+        assert vision is not None  # the template of a text-only backbone makes no image tokens
         if vision.kind == "siglip2":
             return self.vision(pixels_BSS3).flatten(0, 1).to(dtype)
         patches = patchify(normalize_pixels(pixels_BSS3), vision.patch_size, vision.merge)
@@ -106,14 +106,14 @@ class Backbone(nn.Module):
         return self.hf.model.visual(patches.to(dtype), grid_thw=grid_thw).pooler_output.to(dtype)
 
     def positions(self, images_BL: Tensor, attention_mask_BL: Tensor, numbering: Numbering) -> Tensor:
-        """Positions of tokens of which `images_BL` marks those of images: [3, B, L] or, all axes alike, [B, L]."""
+        """Position ids, [3, B, L] or, if all axes are equal, [B, L]; `images_BL` marks image tokens."""
         vision = self.config.vision
         if numbering == "upstream" or vision is None or vision.kind == "siglip2":
             return sequential_positions(attention_mask_BL)
         return multimodal_positions(images_BL, attention_mask_BL, vision.grid)
 
     def hidden(self, prompt: Prompt) -> Tensor:
-        """Hidden states after the final norm, [B, L, H], at native positions."""
+        """Hidden states after the final norm, [B, L, H], with native position ids."""
         embeddings = self.embed(prompt)
         mask = prompt.attention_mask
         positions = self.positions(prompt.input_ids == self.image_token_id, mask, "native")
@@ -145,7 +145,7 @@ class Backbone(nn.Module):
         )
 
     def extend(self, cached: PromptCache, embeddings_BNH: Tensor) -> PromptCache:
-        """Runs N more tokens, given as embeddings, against a cache (which grows); `states` are theirs, [B, N, H]."""
+        """Runs N more token embeddings [B, N, H] against a cache, in place; the new `states` are theirs, [B, N, H]."""
         batch, count = embeddings_BNH.shape[:2]
         mask = torch.cat([cached.attention_mask, cached.attention_mask.new_ones(batch, count)], dim=1)
         steps = torch.arange(count, device=mask.device)
@@ -164,7 +164,7 @@ class Backbone(nn.Module):
         )
 
     def query_states_full(self, prompt: Prompt, queries_NH: Tensor) -> Tensor:
-        """Query states [B, N, H] by one pass over prompt and queries, gradients through both: the slow reference."""
+        """Query states [B, N, H] by one pass over prompt and queries, with gradients in both: the slow reference."""
         batch, count = prompt.input_ids.shape[0], queries_NH.shape[0]
         embeddings = torch.cat([self.embed(prompt), queries_NH.expand(batch, -1, -1)], dim=1)
         mask = torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones(batch, count)], dim=1)
@@ -176,27 +176,27 @@ class Backbone(nn.Module):
         return output.last_hidden_state[:, -count:]
 
     def query_states(self, prompt: Prompt, queries_NH: Tensor) -> Tensor:
-        """Query states [B, N, H] by the frozen prefix: the prompt goes into a cache without gradient, then the queries.
+        """Query states [B, N, H] with a frozen prefix: prefills the prompt without gradient, then runs the queries.
 
-        Equal to `query_states_full` in value and in the queries' gradient, as nothing before the queries is trained.
+        The values and the queries' gradient equal those of `query_states_full`, as nothing before the queries trains.
         """
-        with torch.no_grad(), keys_and_values_only(self.text.layers):
+        with torch.no_grad(), skip_last_mlp(self.text.layers):
             widest = self.config.mlp_width * prompt.input_ids.shape[1] * self.text.embed_tokens.weight.element_size()
             rows = rows_at_once(prompt.input_ids, widest)
-            cached = joined([self.prefill(part, numbering=self.config.positions) for part in prompt.split(rows)])
+            cached = concat_caches([self.prefill(part, numbering=self.config.positions) for part in prompt.split(rows)])
         return self.extend(cached, queries_NH.expand(prompt.input_ids.shape[0], -1, -1)).states
 
     @torch.no_grad()
     def stream(
         self, prompt: Prompt, *, max_new_tokens: int, stop_ids: Collection[int]
     ) -> Iterator[tuple[int | None, ...]]:
-        """The most likely continuation as it grows: at each step one token id per row, None for a row that has stopped.
+        """Greedy decoding as a stream: one token id per row at each step, None for a row that has stopped.
 
-        A stop token ends its row and is left out; when all rows have stopped, so does the stream. Each token costs one
-        pass of one token against the cache, and is computed only when it is asked for.
+        A stop token ends its row and is not yielded; the stream ends when all rows have stopped. Each step is one pass
+        of one token against the cache, computed when the caller asks for it.
         """
         cached = self.prefill(prompt)
-        token = self.logits(last_real(cached.states, prompt.attention_mask)).argmax(-1)
+        token = self.logits(last_token_states(cached.states, prompt.attention_mask)).argmax(-1)
         done = [False] * token.shape[0]
         for step in range(max_new_tokens):
             if step:
@@ -209,7 +209,7 @@ class Backbone(nn.Module):
             yield tuple(None if ended else value for ended, value in zip(done, values, strict=True))
 
     def greedy(self, prompt: Prompt, *, max_new_tokens: int, stop_ids: Collection[int]) -> list[list[int]]:
-        """The most likely continuation of each row, up to a stop token, which is left out."""
+        """The greedy continuation of each row, up to but without a stop token."""
         replies: list[list[int]] = [[] for _ in range(prompt.input_ids.shape[0])]
         for tokens in self.stream(prompt, max_new_tokens=max_new_tokens, stop_ids=stop_ids):
             for reply, token in zip(replies, tokens, strict=True):
@@ -219,8 +219,8 @@ class Backbone(nn.Module):
 
 
 @contextmanager
-def keys_and_values_only(layers: nn.ModuleList) -> Iterator[None]:
-    """Skips the last layer's MLP: a pass that only fills the key/value cache does not need what comes after it."""
+def skip_last_mlp(layers: nn.ModuleList) -> Iterator[None]:
+    """Skips the last layer's MLP: a pass that only fills the key/value cache does not need its output."""
     last = layers[-1]
     mlp, last.mlp = last.mlp, nn.Identity()
     try:
@@ -229,8 +229,8 @@ def keys_and_values_only(layers: nn.ModuleList) -> Iterator[None]:
         last.mlp = mlp
 
 
-def joined(parts: Sequence[PromptCache]) -> PromptCache:
-    """Prompts that were run in groups as one batch; the first part's cache becomes that of all."""
+def concat_caches(parts: Sequence[PromptCache]) -> PromptCache:
+    """Joins prompts that were prefilled in chunks to one batch, in the first chunk's cache object."""
     if len(parts) == 1:
         return parts[0]
     for layers in zip(*(part.cache.layers for part in parts), strict=True):
@@ -244,8 +244,8 @@ def joined(parts: Sequence[PromptCache]) -> PromptCache:
     )
 
 
-def last_real(states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
-    """The states [B, H] at each row's last real token, whichever side the padding is on."""
+def last_token_states(states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
+    """The states [B, H] at each row's last real token, with padding on either side."""
     columns = torch.arange(attention_mask_BL.shape[1], device=attention_mask_BL.device)
     last = (columns * attention_mask_BL).argmax(dim=1)
     return states_BLH[torch.arange(states_BLH.shape[0], device=last.device), last]

@@ -1,4 +1,4 @@
-"""What the parts that predict a velocity share, whatever their kind: their condition, and how they are called."""
+"""The interface of the parts that predict a velocity: the prepared condition, and the denoiser."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class Condition(ABC):
-    """Query states made ready for every step of a flow. Kinds differ only in their tensors.
+    """Query states, prepared once for all steps of a flow. Subclasses differ only in their tensors.
 
-    It is a batch of rows that a server may fill one by one.
+    It is a batch of rows, which a server may overwrite one by one.
     """
 
     @property
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of it, each with the batch in front."""
+        """All of its tensors, each with the batch as first dimension."""
 
     def put(self, row: int, source: "Condition", source_row: int) -> None:
         """Overwrites one row, in place, with a row of another batch of the same kind."""
@@ -28,11 +28,11 @@ ConditionT = TypeVar("ConditionT", bound=Condition)
 
 
 class Denoiser(nn.Module, ABC, Generic[ConditionT]):
-    """What gives the velocity: `condition(states)` once, then `(latents, time_B, condition)` at each step."""
+    """Predicts the velocity: call `condition(states)` once, then `(latents, time_B, condition)` at each step."""
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
-        """Its transformer blocks, which hold most of its activations; none by default."""
+        """Its transformer blocks, for activation checkpointing; none by default."""
         return ()
 
     @abstractmethod

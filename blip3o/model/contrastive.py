@@ -1,7 +1,7 @@
-"""Pretraining of a small encoder: a text tower, and the projections into a shared image-text space.
+"""Contrastive pretraining of a small encoder: a text tower, and projections into a shared image-text space.
 
-The loss is SigLIP's (arXiv 2303.15343): every image-text pair of a micro-batch is a binary question. It is defined on
-the micro-batch, so it does not depend on how micro-batches are spread over workers.
+The loss is SigLIP's (arXiv 2303.15343): a binary classification of every image-text pair in a micro-batch. It does not
+depend on how micro-batches are spread over workers.
 """
 
 import math
@@ -14,7 +14,7 @@ from blip3o.config.model import TextTowerConfig
 
 
 class TextTower(nn.Module):
-    """Caption ids to one vector: token and position embeddings, pre-norm blocks, masked mean, projection."""
+    """Maps caption ids to one vector: token and position embeddings, pre-norm blocks, masked mean, projection."""
 
     def __init__(self, config: TextTowerConfig, *, vocab_size: int, max_length: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ContrastiveHead(nn.Module):
     """The text tower, the image projection, and SigLIP's learnable scale and bias."""
 
     def __init__(self, config: TextTowerConfig, *, features: int, vocab_size: int, max_length: int) -> None:
-        """`features`: numbers in one image's features, tokens x channels."""
+        """`features`: number of values in one image's features, tokens x channels."""
         super().__init__()
         self.text = TextTower(config, vocab_size=vocab_size, max_length=max_length)
         self.image_project = nn.Linear(features, config.embed_dim, bias=False)

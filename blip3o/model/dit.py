@@ -27,7 +27,7 @@ TIME_FREQUENCIES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class DiTCondition(Condition):
-    """A condition made ready for every step: pooled [B, T], and per layer keys and values [B, H, N, D]."""
+    """A condition prepared for all steps: pooled [B, T], and per layer keys and values [B, H, N, D]."""
 
     pooled: Tensor
     keys: tuple[Tensor, ...]
@@ -35,11 +35,11 @@ class DiTCondition(Condition):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of it, each with the batch in front."""
+        """All of its tensors, each with the batch as first dimension."""
         return self.pooled, *self.keys, *self.values
 
     def repeated(self, count: int) -> "DiTCondition":
-        """The same condition for `count` batches, one after another: [count · B, …]."""
+        """The same condition for `count` batches, concatenated: [count · B, …]."""
 
         def repeat(tensor: Tensor) -> Tensor:
             return tensor.repeat(count, *[1] * (tensor.dim() - 1))
@@ -50,7 +50,7 @@ class DiTCondition(Condition):
 
 
 class CaptionProjection(nn.Module):
-    """The condition's width to the transformer's: linear, GELU (tanh), linear."""
+    """Projects the condition to the transformer's width: linear, GELU (tanh), linear."""
 
     def __init__(self, condition_dim: int, dim: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class TimeCaptionEmbed(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """Latent tokens to the transformer's width (patch size 1)."""
+    """Projects latent tokens, folded by `patch_size`, to the transformer's width."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class OutputNorm(nn.Module):
 
 
 class DiT(Denoiser[DiTCondition]):
-    """Velocity of the flow at noisy features, given the query states."""
+    """Predicts the flow's velocity at noisy features, given the query states."""
 
     def __init__(self, config: DiTConfig, *, in_channels: int, grid: int, condition_dim: int) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class DiT(Denoiser[DiTCondition]):
     def condition(self, states_BNH: Tensor) -> DiTCondition:
         """Prepares query states [B, N, condition_dim] for any number of steps. Zeros give the null condition."""
         projected = self.caption_projection(states_BNH)
-        blocks = cast("Iterable[DiTBlock]", self.layers)  # a ModuleList does not say what it holds
+        blocks = cast("Iterable[DiTBlock]", self.layers)  # a ModuleList has no element type
         pairs = [block.attn2.key_value(block.norm1_context(projected)) for block in blocks]
         return DiTCondition(
             pooled=self.time_caption_embed.caption_embedder(projected.mean(dim=1)),
@@ -211,7 +211,7 @@ class DiT(Denoiser[DiTCondition]):
 
     def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: DiTCondition) -> Tensor:
         """Noisy features [B, L, in_channels] at times [B] in 0 … 1000 (1000 σ) → velocity of their shape and dtype."""
-        # The flow's arithmetic is fp32 even where the weights are not: σ in steps of 1/1000 needs more than 8 bits.
+        # The flow's arithmetic stays in fp32 even with bf16 weights: σ in steps of 1/1000 needs more than 8 bits.
         x = self.patch_embedder.proj(self._fold(latents_BLF).to(self.patch_embedder.proj.weight.dtype))
         embedding = self.time_caption_embed.timestep_embedder(time_B) + condition.pooled
         rotary = rotary_grid(self.grid // self.patch_size, self.head_dim, x.device)

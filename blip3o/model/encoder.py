@@ -1,4 +1,4 @@
-"""The vision towers that make generation targets, behind one interface, and their pooling.
+"""The vision towers that compute generation targets, behind one interface, and their pooling.
 
 `TargetEncoder` is the interface: uint8 pixels in, pooled features [B, tokens, channels] out, with provenance.
 
@@ -7,7 +7,7 @@
   width 1792. State-dict names are the released ones.
 - `SiglipEncoder`, SigLIP2 of fixed resolution, the target of the SANA decoder: a `transformers` module.
 
-Not here: from an image to pixels (blip3o.data.images.decode), training losses (blip3o.model.contrastive).
+Elsewhere: decoding images to pixels (blip3o.data.images.decode), the contrastive loss (blip3o.model.contrastive).
 
 Legend: B batch, S image side, P patches along a side, L tokens, C channels.
 """
@@ -44,9 +44,9 @@ def normalize_pixels(
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderProvenance:
-    """What a stored feature depends on: features of equal provenance may be mixed, others not.
+    """What a stored feature depends on: only features of equal provenance may be mixed.
 
-    `preprocessing` and `pooling` are plain values for JSON; `weights_sha256` is that of `weights_sha256`.
+    `preprocessing` and `pooling` hold JSON values; `weights_sha256` is the result of the function of that name.
     """
 
     kind: str
@@ -62,7 +62,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """The same over (name, tensor) in the order given; one tensor is held at a time."""
+    """The same over (name, tensor) pairs in the given order; only one tensor is in memory at a time."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -72,7 +72,7 @@ def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 class TargetEncoder(nn.Module, ABC):
-    """Images to the features that the DiT learns to generate, [B, num_tokens, channels]."""
+    """Maps images to the features that the DiT learns to generate, [B, num_tokens, channels]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -97,11 +97,11 @@ class TargetEncoder(nn.Module, ABC):
         if not torch.is_grad_enabled():
             widest = config.patches**2 * max(config.mlp_width, 3 * config.width)
             rows = rows_at_once(pixels_BSS3, widest * next(self.parameters()).element_size())
-        parts = [self.together(part) for part in pixels_BSS3.split(rows)]
+        parts = [self.encode_batch(part) for part in pixels_BSS3.split(rows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def together(self, pixels_BSS3: Tensor) -> Tensor:
-        """What `forward` gives, all images in one pass whatever their number."""
+    def encode_batch(self, pixels_BSS3: Tensor) -> Tensor:
+        """As `forward`, but always with all images in one pass."""
         x = self.patch_features(pixels_BSS3).transpose(1, 2).unflatten(-1, (self.config.patches, self.config.patches))
         x = self.project(F.avg_pool2d(x, self.config.pool).flatten(2).transpose(1, 2))
         return F.layer_norm(x, x.shape[-1:]) if self.config.normalize else x
@@ -111,7 +111,7 @@ class TargetEncoder(nn.Module, ABC):
         return self.provenance_of(weights_sha256(self), next(self.parameters()).dtype)
 
     def provenance_of(self, weights: str, dtype: torch.dtype) -> EncoderProvenance:
-        """The same for weights of this sha256 and type, whatever this module holds."""
+        """The same for weights of a given sha256 and dtype, whatever weights this module has."""
         config = self.config
         return EncoderProvenance(
             kind=config.kind,
@@ -210,10 +210,10 @@ class EvaEncoder(TargetEncoder):
 
 
 class SiglipEncoder(TargetEncoder):
-    """SigLIP2 of fixed resolution: the output of its last block here, before any final norm, without its pooling head.
+    """SigLIP2 of fixed resolution: the output of its last block, without final norm and pooling head.
 
-    BLIP3-o's SANA decoder is conditioned on `hidden_states[-2]` of so400m-patch16-512, which has 27 blocks: a config of
-    26 gives them without computing the last.
+    BLIP3-o's SANA decoder is conditioned on `hidden_states[-2]` of so400m-patch16-512, which has 27 blocks. A config
+    with 26 layers gives them without computing the last block.
     """
 
     mean, std = SIGLIP_MEAN, SIGLIP_STD

@@ -2,15 +2,15 @@
 
 Time runs from noise (σ = 1) to data (σ = 0): x_σ = (1 − σ) x + σ ε, and the model predicts v = ε − x (BLIP3-o; the
 paper writes the same with the opposite direction of time). σ in training is on the grid k / 1000, the model's time is
-1000 σ. Every draw arrives as an argument: nothing here owns randomness.
+1000 σ. Every random draw is an argument: nothing here owns a generator.
 
 Solvers integrate dz / dσ = v(z, σ) over the same levels. One evaluation is one call of the velocity on the whole batch,
 which is one model evaluation per guidance branch:
 
 | solver | order | evaluations in N steps | |
 |---|---|---|---|
-| euler | 1 | N | upstream's; a row's steps need no memory, so only it serves rows of a batch at different steps |
-| heun | 2 | 2 N − 1 | trapezoid with an Euler predictor; the last step, which ends at σ = 0, is Euler's |
+| euler | 1 | N | upstream's; stateless, so the only one for rows of a batch that are at different steps |
+| heun | 2 | 2 N − 1 | trapezoid with an Euler predictor; the last step, which ends at σ = 0, is an Euler step |
 | unipc | 2 | N | diffusers' UniPC (arXiv 2302.04867), multistep with a corrector, on the data prediction |
 """
 
@@ -36,8 +36,8 @@ def training_sigma(uniform_B: Tensor) -> Tensor:
 def logit_normal(uniform_B: Tensor, *, mean: float, std: float) -> Tensor:
     """Uniform draws → draws in [0, 1) whose complement, σ, has a normal logit: logit σ ~ N(mean, std²).
 
-    Stable Diffusion 3 (arXiv 2403.03206, section 3.1). By the inverse of the normal's distribution, so that one uniform
-    draw remains one draw.
+    Stable Diffusion 3 (arXiv 2403.03206, section 3.1). Uses the inverse of the normal CDF, so that one uniform draw
+    gives one σ.
     """
     logits = mean - std * torch.special.ndtri(uniform_B.double())
     return (1 - torch.sigmoid(logits)).to(uniform_B.dtype).clamp(max=_LARGEST_UNIFORM)
@@ -58,8 +58,8 @@ def noise_level(uniform_B: Tensor, config: FlowConfig, *, shift: float) -> Tenso
 def min_snr_weight(sigma_B: Tensor, gamma: float) -> Tensor:
     """min-SNR-γ (arXiv 2303.09556) as a weight of the velocity's squared error, min((1 − σ)², γ σ²), [B].
 
-    The data that a velocity predicts are x̂ = z − σ v, so ‖x̂ − x‖² = σ² ‖v − v*‖²; the paper weights the former by
-    min(SNR, γ), and here SNR = ((1 − σ) / σ)².
+    A velocity predicts the data x̂ = z − σ v, so ‖x̂ − x‖² = σ² ‖v − v*‖². The paper weights the error of x̂ by
+    min(SNR, γ), where SNR = ((1 − σ) / σ)².
     """
     return torch.minimum((1 - sigma_B).square(), gamma * sigma_B.square())
 
@@ -99,12 +99,12 @@ def euler_step(latents: Tensor, velocity: Tensor, sigma_B: Tensor, next_sigma_B:
 
 
 def integrate(velocity: Velocity, noise: Tensor, steps: int, *, solver: Solver = "euler", shift: float = 1.0) -> Tensor:
-    """Integrates a velocity field from noise [B, …] to data in `steps` steps of a solver (its evaluations: above)."""
+    """Integrates a velocity field from noise [B, …] to data in `steps` solver steps (evaluations: see the module)."""
     return _SOLVERS[solver](velocity, noise, sampling_sigmas(steps, shift).to(noise.device))
 
 
 def evaluations(sampler: SamplerConfig) -> int:
-    """Evaluations per guidance branch of one sampling, counted while the solver runs on a single number."""
+    """Evaluations per guidance branch when sampling, counted by running the solver on a single number."""
     seen: list[Tensor] = []
 
     def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _heun(velocity: Velocity, latents: Tensor, sigmas: Tensor) -> Tensor:
 
 def _unipc(velocity: Velocity, latents: Tensor, sigmas: Tensor) -> Tensor:
     scheduler = _unipc_scheduler(sigmas)
-    # The scheduler works in logarithms of the signal, so its first level lies 1e-6 below one.
+    # The scheduler works with the logarithm of the signal, so its first level is 1e-6 below one.
     for sigma, time in zip(scheduler.sigmas[:-1].to(latents.device), scheduler.timesteps, strict=True):
         output = velocity(latents, sigma.expand(latents.shape[0]))
         latents = scheduler.step(output, time, latents, return_dict=False)[0]
@@ -149,7 +149,7 @@ def _unipc_scheduler(sigmas: Tensor) -> Any:  # noqa: ANN401 - a diffusers sched
         num_train_timesteps=NUM_TRAIN_STEPS, prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2
     )
     scheduler.set_timesteps(sigmas=sigmas[:-1].double().cpu().numpy())
-    scheduler.set_begin_index(0)  # else it looks for its place by a time truncated to an integer
+    scheduler.set_begin_index(0)  # else it finds its index by a time truncated to an integer
     return scheduler
 
 

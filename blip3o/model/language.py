@@ -1,6 +1,6 @@
-"""The language models of `transformers` that a backbone may be, built from its config with no weights read.
+"""Builds the `transformers` language model of a backbone from its config, without reading weights.
 
-`inner` is where the families differ to the rest of the system: the module that turns embeddings into hidden states.
+`inner` hides where the families differ: it returns the module that turns embeddings into hidden states.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from blip3o.model.vision import qwen_vision_options
 
 
 def build_language_model(config: BackboneConfig, *, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers model
-    """The family's model with its head, and for Qwen2.5-VL with its own vision tower."""
+    """The family's model with its language-model head; for Qwen2.5-VL also with its vision tower."""
     if config.family == "qwen2_5_vl":
         return _qwen2_5_vl(config, image_token_id)
     return _qwen3(config) if config.family == "qwen3" else _llama(config)
@@ -24,7 +24,7 @@ def inner(config: BackboneConfig, model: Any) -> Any:  # noqa: ANN401 - transfor
 def _sizes(config: BackboneConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
-        # Which tokens begin, end and pad is the tokenizer's business; padding has no row of its own.
+        # The tokenizer knows the BOS, EOS and padding tokens; the embedding needs no padding row.
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,

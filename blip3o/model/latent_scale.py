@@ -1,7 +1,7 @@
-"""Channel statistics of the features that are generated, so that the flow works on latents of mean 0 and deviation 1.
+"""Channel statistics of the generated features, with which the flow works on latents of mean 0 and deviation 1.
 
-Upstream generates EVA features as they are, of which some channels are far larger than others. The statistics are
-measured once (`python -m jobs.latents`), travel with the weights, and are never trained.
+Upstream generates EVA features unscaled, although some channels are far larger than others. The statistics are
+measured once (`blip3o latents`), stored with the weights, and never trained.
 
 Legend: L tokens, F channels.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class LatentScale(nn.Module):
-    """Mean and deviation of each channel, [F]."""
+    """Mean and standard deviation of each channel, [F]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Parts that the towers share: attention over heads, two-dimensional rotary positions, the sinusoidal time embedding.
+"""Layers that the networks share: multi-head attention, 2-D rotary positions, the sinusoidal time embedding.
 
 Legend: B batch, L tokens, H heads, D channels of one head, C channels.
 """
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# A CPU's caches hold activations of this size. The allocator also returns larger ones to the system and maps them
-# again, page by page, at every operation: a tower of 12 blocks takes a quarter longer (benchmarks/train_step.py).
+# Activations of this size fit a CPU's caches. The allocator also returns larger ones to the system and maps them again,
+# page by page, at every operation: a tower of 12 blocks then takes 25 % longer (benchmarks/train_step.py).
 CPU_BYTES = 2**22
 
 
 def rows_at_once(batch: Tensor, row_bytes: int) -> int:
-    """Rows of a batch that a frozen network takes together, where the widest activation of a row has `row_bytes`.
+    """How many rows of a batch a frozen network should process per pass.
 
-    All of them, but on a CPU no more than `CPU_BYTES` hold, and at least one.
+    All of them; on a CPU at most as many as fit `CPU_BYTES`, but at least one. `row_bytes` is the size of a row's
+    widest activation.
     """
     rows = batch.shape[0]
     return rows if batch.device.type != "cpu" else min(rows, max(1, CPU_BYTES // row_bytes))
@@ -30,9 +31,9 @@ def split_heads(x_BLC: Tensor, heads: int) -> Tensor:
 
 
 def attend(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention, scale 1 / sqrt(D), no dropout. Fewer key/value heads than query heads are repeated.
+    """Softmax attention with scale 1 / sqrt(D) and no dropout. Key/value heads are repeated to match query heads.
 
-    Returns [B, L, H, D]. `mask` is boolean, True where a query may look, and broadcasts to [B, H, Lq, Lk].
+    Returns [B, L, H, D]. `mask` is boolean, True where a query may attend, and broadcasts to [B, H, Lq, Lk].
     """
     repeats = q_BHLD.shape[1] // k_BHLD.shape[1]
     if repeats > 1:
@@ -45,8 +46,8 @@ def rotary_grid(side: int, head_dim: int, device: torch.device, *, theta: float 
     """Cosine and sine of 2-D rotary positions over a row-major `side` x `side` grid, each [side², head_dim / 2] fp32.
 
     head_dim / 4 frequencies theta^(-2i / (head_dim / 2)) per axis; row and column frequencies alternate (row first), as
-    in Lumina-Next and so in BLIP3-o's DiT. Made once for a device and kept here, not in a module's buffers: those would
-    follow the module to bf16, whose eight bits blur the angles.
+    in Lumina-Next and therefore in BLIP3-o's DiT. The tables are cached here per device, not as a module's buffers:
+    buffers would follow the module to bf16, whose eight bits are too few for the angles.
     """
     with torch.inference_mode(mode=False):  # else tables first made while sampling could not be used in training
         cos, sin = _rotary_tables(side, head_dim, theta)
@@ -66,7 +67,7 @@ def _rotary_tables(side: int, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 
 def rotate(x_BHLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the angles given, in fp32 or finer. E = D / 2."""
+    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the given angles, in at least fp32. E = D / 2."""
     exact = torch.promote_types(x_BHLD.dtype, torch.float32)
     even, odd = x_BHLD.to(exact).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos_LE - odd * sin_LE, even * sin_LE + odd * cos_LE], dim=-1)
@@ -82,7 +83,7 @@ def sinusoidal(time_B: Tensor, width: int) -> Tensor:
 
 
 class SwiGLU(nn.Module):
-    """w2( silu(w1 x) · w3 x ), no biases; names as in the released checkpoints."""
+    """w2( silu(w1 x) · w3 x ) without biases; state-dict names as in the released checkpoints."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Positions of tokens for the rotary embedding, padding-aware: padding, at either side, takes none.
+"""Position ids for the rotary embedding. Padding, on either side, takes no position.
 
-Multimodal ones are Qwen2.5-VL's (time, row, column). Text advances all three axes together. In an image of h x w
-language tokens that begins at position p, token (i, j) has the position (p, p + i, p + j); the text after it continues
-at p + max(h, w). Sequential ones count every token alike: those of text-only language models, and what BLIP3-o's own
-code gives Qwen2.5-VL on all three axes when a prompt is to be drawn.
+Multimodal position ids are Qwen2.5-VL's (time, row, column). Text advances all three axes together. In an image of
+h x w language tokens that starts at position p, token (i, j) has position (p, p + i, p + j); the text after it
+continues at p + max(h, w). Sequential position ids count every token alike. Text-only language models use them, and so
+does BLIP3-o's own code for Qwen2.5-VL, on all three axes, when it generates images.
 """
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def multimodal_positions(image_mask_BL: Tensor, attention_mask_BL: Tensor, grid: int) -> Tensor:
-    """Positions [3, B, L] (int64) of tokens of which each run of grid² image tokens is one image.
+    """Multimodal position ids [3, B, L] (int64); each run of grid² image tokens is one image.
 
-    `attention_mask_BL` is 1 on real tokens, at either side; padding gets position 0.
+    `attention_mask_BL` is 1 on real tokens; padding gets position 0.
     """
     real = attention_mask_BL.bool()
     image = image_mask_BL.bool() & real
@@ -22,7 +22,7 @@ def multimodal_positions(image_mask_BL: Tensor, attention_mask_BL: Tensor, grid:
     # A whole image advances the position by `grid`: its first token carries that advance, the others none.
     advance = torch.where(image, torch.where(within == 0, grid, 0), real.long())
     start = advance.cumsum(1) - advance
-    # Tokens inside an image stand on its first token's start: take back what the first token already advanced.
+    # Tokens inside an image start where its first token does: undo the advance that the first token has added.
     base = torch.where(image & (within > 0), start - grid, start)
     rows, columns = base + within // grid, base + within % grid
     positions = torch.stack([base, torch.where(image, rows, base), torch.where(image, columns, base)])
@@ -30,7 +30,7 @@ def multimodal_positions(image_mask_BL: Tensor, attention_mask_BL: Tensor, grid:
 
 
 def sequential_positions(attention_mask_BL: Tensor) -> Tensor:
-    """Ordinals [B, L] (int64) of each row's real tokens, whatever they are; padding gets position 0."""
+    """Sequential position ids [B, L] (int64) of each row's real tokens; padding gets position 0."""
     real = attention_mask_BL.long()
     return (real.cumsum(1) - 1) * real
 
@@ -41,7 +41,7 @@ def next_position(positions: Tensor) -> Tensor:
 
 
 def branched_positions(positions: Tensor, branches_BL: Tensor) -> Tensor:
-    """Positions [3, B, L] or [B, L] of texts in a row, moved so that every branch begins where the first one does."""
+    """Position ids [3, B, L] or [B, L], shifted so that every branch of a row starts where the first one does."""
     time = positions.view(-1, *branches_BL.shape)[0]
     begins = torch.diff(branches_BL, dim=1, prepend=torch.zeros_like(branches_BL[:, :1])) > 0
     own = torch.where(begins, time, 0).cummax(dim=1).values
@@ -50,9 +50,9 @@ def branched_positions(positions: Tensor, branches_BL: Tensor) -> Tensor:
 
 
 def branched_mask(attention_mask_BL: Tensor, branches_BL: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention's scores, [B, 1, L, L]: 0 where a token (row) sees another (column), else the lowest.
+    """Additive attention mask [B, 1, L, L]: 0 where a token (row) attends to another (column), else minus max.
 
-    It sees real tokens up to itself that are of branch 0 or of its own.
+    A token attends to real tokens up to itself that belong to branch 0 or to its own branch.
     """
     order = torch.arange(branches_BL.shape[1], device=branches_BL.device)
     asking, seen = branches_BL[:, :, None], branches_BL[:, None, :]

@@ -1,7 +1,7 @@
-"""The regression of objective `clip_mse` (the paper's CLIP + MSE): features as a linear map of the query states.
+"""The regression head of objective `clip_mse` (the paper's CLIP + MSE): features as a linear map of the query states.
 
-It stands where the DiT does. Its velocity is that of the straight path from any latents to the prediction, so sampling,
-serving and guidance need not know which of the two a model has, and any number of Euler steps ends at the prediction.
+It takes the place of the DiT. Its velocity is that of the straight path from the current latents to the prediction.
+Sampling, serving and guidance therefore treat both alike, and any number of Euler steps ends at the prediction.
 
 Legend: B batch, N queries, L latent tokens (L = N), F channels.
 """
@@ -34,7 +34,7 @@ class RegressionHead(Denoiser[RegressionCondition]):
         self.project = nn.Linear(condition_dim, channels, bias=False)
 
     def condition(self, states_BNH: Tensor) -> RegressionCondition:
-        """Query states [B, N, condition_dim] → the prediction."""
+        """Query states [B, N, condition_dim] → the prediction [B, L, F]."""
         return RegressionCondition(prediction=self.project(states_BNH))
 
     def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: RegressionCondition) -> Tensor:

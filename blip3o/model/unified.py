@@ -1,10 +1,10 @@
-"""The unified model: backbone, queries, DiT, encoder and decoder in one module, and their common initialisation.
+"""The unified model: backbone, queries, DiT, encoder and decoder in one module, and its initialization.
 
-Parts are built by name, so that a stage or a server holds only what it uses. Each part's parameters live under a prefix
-of its own (`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `head.`, `latent_scale.`, `coarse.`,
-`decoder.`), and travel under it.
+Parts are built by name, so a stage or a server holds only what it uses. Each part's parameters have their own prefix
+(`encoder.`, `contrastive.`, `backbone.`, `queries`, `dit.`, `head.`, `latent_scale.`, `coarse.`, `decoder.`), also in
+checkpoints and bundles.
 
-Features are what an image is encoded to; latents are what the flow works on, the same or normalised.
+Features are what an image is encoded to; latents are what the flow works on: the features, normalized or not.
 """
 
 import math
@@ -33,9 +33,9 @@ PARTS = ("encoder", "contrastive", "backbone", "queries", "dit", "head", "latent
 
 
 class UnifiedModel(nn.Module):
-    """Whichever of `PARTS` are asked for and the config has.
+    """The model, with those of the requested `parts` that the config has (see `PARTS`).
 
-    A part that was not built is absent, and using it is an AttributeError.
+    A part that was not built does not exist: using it raises `AttributeError`.
     """
 
     def __init__(self, config: ModelConfig, *, image_token_id: int, parts: Collection[str], max_length: int) -> None:
@@ -62,14 +62,14 @@ class UnifiedModel(nn.Module):
             self.head = RegressionHead(hidden, channels)
         if "latent_scale" in parts:
             self.latent_scale = LatentScale(channels)
-        if "coarse" in parts and isinstance(config.decoder, DecoderConfig):  # as `parts` are those of the config
+        if "coarse" in parts and isinstance(config.decoder, DecoderConfig):  # always true here: for the type checker
             self.coarse = CoarseHead(config.decoder, feature_dim=channels, grid=grid)
         if "decoder" in parts:
             self.decoder = build_decoder(config.decoder, feature_dim=channels)
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Tokens and channels of what is generated for one image."""
+        """Latent tokens and channels of one generated image, (L, F)."""
         return self.config.latent_shape
 
     def has(self, part: str) -> bool:
@@ -83,7 +83,7 @@ class UnifiedModel(nn.Module):
 
     @property
     def denoiser(self) -> Denoiser[Any]:
-        """What gives the velocity: the part that the objective predicts with."""
+        """The part that predicts the velocity: the DiT, or the regression head."""
         return getattr(self, self.config.generation.predictor)
 
     def features(self, pixels_BSS3: Tensor) -> Tensor:
@@ -93,19 +93,19 @@ class UnifiedModel(nn.Module):
         return cast("AutoencoderDecoder", self.decoder).encode(to_unit(pixels_BSS3))
 
     def to_latents(self, features_BLF: Tensor) -> Tensor:
-        """Features [..., L, F] → what the flow works on."""
+        """Features [..., L, F] → latents [..., L, F]."""
         return self.latent_scale.normalize(features_BLF) if self.config.normalize_latents else features_BLF
 
     def to_features(self, latents_BLF: Tensor) -> Tensor:
-        """The inverse of `to_latents`."""
+        """Latents [..., L, F] → features [..., L, F]: the inverse of `to_latents`."""
         return self.latent_scale.restore(latents_BLF) if self.config.normalize_latents else latents_BLF
 
     def sample_features(
         self, states_BNH: Tensor, noise_BLF: Tensor, *, num_inference_steps: int, guidance_scale: float
     ) -> Tensor:
-        """Features [B, L, F] from noise under query states; guidance 1 takes no null branch.
+        """Samples features [B, L, F] from noise, given query states; a `guidance_scale` of 1 skips the null branch.
 
-        What depends on the condition alone is computed here once, and not at each step.
+        What depends only on the condition is computed once, not at each step.
         """
         sampler = self.config.sampler
         condition = self.denoiser.condition(states_BNH)
@@ -126,7 +126,7 @@ class UnifiedModel(nn.Module):
         null: Condition | None,
         guidance_scale: Tensor | float,
     ) -> Tensor:
-        """The guided velocity [B, L, F] at σ [B]; without a null condition, the conditional one."""
+        """The guided velocity [B, L, F] at σ [B]; without a null condition, the conditional velocity."""
         conditional = self.velocity_under(condition, latents, sigma_B)
         if null is None:
             return conditional
@@ -137,21 +137,22 @@ class UnifiedModel(nn.Module):
         time = NUM_TRAIN_STEPS * sigma_B
         return self.denoiser(latents, time.trunc() if self.config.sampler.truncate_time else time, condition)
 
-    def draw(self, features_BLF: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
-        """Features [B, L, F] → images [B, 3, S, S] around −1 … 1.
+    def decode(self, features_BLF: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+        """Features [B, L, F] → images [B, 3, S, S], about −1 … 1.
 
-        `noise` is [B, *config.decoder.noise_shape]; `null_LF`, for a decoder with guidance, its null branch's features.
+        `noise` is [B, *config.decoder.noise_shape]; `null_LF` holds the null branch's features, for a decoder with
+        guidance.
         """
         return self.decoder(self.decoder_input(features_BLF), noise, null_LF)
 
     def decoder_input(self, features_BLF: Tensor) -> Tensor:
-        """What the decoder draws from: the coarse head's image [B, 3, S, S] if the model has that head, or features."""
+        """The decoder's input: the coarse head's image [B, 3, S, S] if the model has that head, else the features."""
         return self.coarse(features_BLF) if "coarse" in self.config.parts else features_BLF
 
     def query_states(self, prompt: Prompt) -> Tensor:
         """Hidden states at the queries [B, N, H].
 
-        Through the frozen prefix; in one pass where gradients have to reach the backbone.
+        Uses the frozen prefix, or one full pass if gradients have to reach the backbone.
         """
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters()):
             return self.backbone.query_states_full(prompt, self.queries)
@@ -159,12 +160,12 @@ class UnifiedModel(nn.Module):
 
 
 def initialize(model: UnifiedModel, seed: int) -> None:
-    """Sets EVERY parameter of the parts that were built, each from its own stream keyed by its name.
+    """Initializes EVERY parameter of the parts that were built, each from a random stream keyed by its name.
 
-    So a part starts from the same numbers whatever else is built beside it. Matrices are normal with deviation
+    So a part starts from the same numbers whichever other parts are built. Matrices are normal with standard deviation
     fan_in^(-1/2); embeddings and positions normal with 0.02, the backbone's with `embedding_std`; queries normal with
     `query_std` (1 upstream); gates `gate_init` (0 upstream); norms one, but √5.5 after SANA's connector (upstream's);
-    biases, adaptive scales and last layers zero, so that every residual branch of the DiT begins as the identity.
+    biases, adaptive scales and last layers zero, so that every residual branch of the DiT starts as the identity.
     """
     for name, parameter in model.named_parameters():
         with torch.no_grad():

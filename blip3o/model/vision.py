@@ -1,7 +1,7 @@
-"""What a backbone sees: images to the tokens that stand for them in its prompt.
+"""The backbone's vision: images to the image tokens of a prompt.
 
-Qwen2.5-VL brings its own tower, which wants patches in its order (`patchify`). Qwen3 and Llama read only text; they are
-paired with a SigLIP2 tower with an MLP projector (BLIP3-o's jointly trained variant: 512-pixel images, 1024 tokens).
+Qwen2.5-VL has its own tower, which takes patches in its own order (`patchify`). Qwen3 and Llama read only text; they
+are paired with a SigLIP2 tower and an MLP projector (BLIP3-o's jointly trained variant: 512-pixel images, 1024 tokens).
 
 Legend: B batch, S image side, T language tokens of an image, H the language model's channels.
 """
@@ -16,7 +16,7 @@ TEMPORAL_PATCH = 2
 
 
 def patchify(images_B3SS: Tensor, patch: int, merge: int) -> Tensor:
-    """Images → rows of patches in Qwen's order: the merge x merge patches of one language token stand together.
+    """Images → rows of patches in Qwen's order: the merge x merge patches of one language token are adjacent.
 
     [B, 3, S, S] → [B · (S / patch)², 3 · 2 · patch²]; the frame is doubled along time.
     """

@@ -1,4 +1,4 @@
-"""Each start of a run's workers, with the times of its phases until its first step: one small JSON object each."""
+"""Attempts: every start of a run's workers, with the times of its phases up to the first step, as one JSON object."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from blip3o.runs.paths import attempts_folder
 
 
 class Attempt:
-    """A start of the workers, from the moment at which this is made; times are seconds since 1970."""
+    """A start of the workers. Its time begins when the object is created; times are in seconds since 1970."""
 
     def __init__(self, recipe: Recipe, *, workers: int) -> None:
         self._folder = attempts_folder(recipe.run.storage, recipe.run.name)
@@ -18,11 +18,11 @@ class Attempt:
         self._written = False
 
     def mark(self, phase: str) -> None:
-        """A phase has ended."""
+        """Records the end of a phase."""
         self._times[phase] = time.time()
 
-    def stepped(self, step: int, *, data_wait: float, seconds: float) -> None:
-        """A step is done, in so many seconds: the first one completes the record."""
+    def record_first_step(self, step: int, *, data_wait: float, seconds: float) -> None:
+        """Writes the record after the first step, which took `seconds`; later calls do nothing."""
         if self._written:
             return
         self._written = True

@@ -1,8 +1,8 @@
-"""The checkpoints of a run as files: which are committed, where they are, which are rejected.
+"""The checkpoints of a run as files: which ones are committed, where they are, and which ones are rejected.
 
-Ray Train commits a checkpoint by naming its folder in a snapshot. That folder holds only the lists of the ranks' files;
-the files themselves are below `<run>/shards`, where keeping and pruning them is ours: Ray would refuse a run if one
-folder of its snapshot is gone. A checkpoint that could not be loaded has a note in `<run>/rejected`.
+Ray Train commits a checkpoint by naming its folder in a snapshot. That folder only holds the lists of the ranks' files.
+The files themselves are below `<run>/shards`, where this project prunes them: Ray refuses to resume a run if a folder
+of its snapshot is missing. A checkpoint that could not be loaded has a note in `<run>/rejected`.
 """
 
 import json
@@ -15,13 +15,13 @@ from blip3o.runs.paths import fit_uri, rejected_folder, shards_folder, snapshot_
 _STEP = "-step-"
 
 
-def name_of(run: str, step: int) -> str:
-    """Directory name of a run's checkpoint after `step` optimizer steps."""
+def checkpoint_name(run: str, step: int) -> str:
+    """The folder name of a run's checkpoint after `step` optimizer steps."""
     return f"{run}{_STEP}{step:08d}"
 
 
-def parse_name(name: str) -> tuple[str, int]:
-    """Run and step in a checkpoint's directory name. Raises `CheckpointError` for another kind of name."""
+def parse_checkpoint_name(name: str) -> tuple[str, int]:
+    """Run and step in a checkpoint's folder name. Raises `CheckpointError` for any other name."""
     run, mark, digits = name.rpartition(_STEP)
     if not (run and mark and digits.isdigit()):
         raise CheckpointError(f"'{name}' is not the name of a checkpoint of ours (RUN{_STEP}########)")
@@ -29,27 +29,27 @@ def parse_name(name: str) -> tuple[str, int]:
 
 
 def shards_uri(recipe: Recipe, step: int) -> str:
-    """Where the files of a stage's checkpoint are."""
-    return storage.join(shards_folder(recipe.run.storage, recipe.run.name), name_of(recipe.run.name, step))
+    """The folder of the files of a stage's checkpoint."""
+    return storage.join(shards_folder(recipe.run.storage, recipe.run.name), checkpoint_name(recipe.run.name, step))
 
 
 def lists_uri(recipe: Recipe, fit_name: str, step: int) -> str:
-    """Where the lists of those files are: the folder that Ray Train commits."""
-    return storage.join(fit_uri(recipe.run.storage, fit_name), name_of(recipe.run.name, step))
+    """The folder of the lists of those files, which is the folder that Ray Train commits."""
+    return storage.join(fit_uri(recipe.run.storage, fit_name), checkpoint_name(recipe.run.name, step))
 
 
 def committed_steps(recipe: Recipe, fit_name: str | None = None) -> list[int]:
     """The steps of a stage's checkpoints that Ray Train has committed, ascending.
 
-    `fit_name` is the pipeline's name, if the stage is not trained by itself. Raises `CheckpointError` if the snapshot
-    is not in the form of Ray 2.60.
+    `fit_name` is the pipeline's name; by default the run's, for a stage trained by itself. Raises `CheckpointError` if
+    the snapshot does not have the format of Ray 2.60.
     """
     uri = snapshot_uri(recipe.run.storage, fit_name or recipe.run.name)
     if not storage.exists(uri):
         return []
     try:
         results = json.loads(storage.read_bytes(uri))["checkpoint_results"]
-        names = [parse_name(result["checkpoint_dir_name"]) for result in results]
+        names = [parse_checkpoint_name(result["checkpoint_dir_name"]) for result in results]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(
             f"{uri} is not a snapshot as Ray 2.60 writes it: use the Ray version that started the run"
@@ -58,11 +58,11 @@ def committed_steps(recipe: Recipe, fit_name: str | None = None) -> list[int]:
 
 
 def present_steps(recipe: Recipe) -> set[int]:
-    """Steps of which there are files, committed or not."""
+    """The steps of checkpoints that have files, committed or not."""
     root = shards_folder(recipe.run.storage, recipe.run.name)
     prefix = storage.normalize(root) + "/"
     folders = {file.uri.removeprefix(prefix).split("/")[0] for file in storage.list_files(root)}
-    return {parse_name(folder)[1] for folder in folders}
+    return {parse_checkpoint_name(folder)[1] for folder in folders}
 
 
 def is_rejected(recipe: Recipe, step: int) -> bool:
@@ -71,7 +71,7 @@ def is_rejected(recipe: Recipe, step: int) -> bool:
 
 
 def write_rejection(recipe: Recipe, step: int, reason: str) -> None:
-    """Notes that a checkpoint cannot be loaded."""
+    """Writes a note that a checkpoint cannot be loaded."""
     storage.write_bytes(_rejection_uri(recipe, step), json.dumps({"step": step, "reason": reason}).encode())
 
 

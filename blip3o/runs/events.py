@@ -1,4 +1,4 @@
-"""What went wrong in a run: one small JSON object each, in the run's folder."""
+"""Events: what went wrong in a run, one JSON object each in the run's folder."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from blip3o.runs.paths import events_folder
 
 
 def write_event(recipe: Recipe, kind: str, step: int, message: str) -> None:
-    """Writes an event of a run, for whoever asks later what happened. `time` is in seconds since 1970."""
+    """Writes an event of a run. Its `time` is in seconds since 1970."""
     now = time.time()
     event = {"time": now, "kind": kind, "step": step, "message": message}
     name = f"{int(now * 1000):014d}-{kind}.json"

@@ -1,4 +1,4 @@
-"""The runs below a storage, and everything that one of them has left."""
+"""Lists the runs below a storage, and reads the complete history of a run."""
 
 import json
 import time
@@ -15,7 +15,10 @@ from blip3o.runs.rows import Row, newest_row, read_rows
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """How far a run is: optimizer steps done (whose rows are written) of all, newest loss, and the seconds since."""
+    """The progress of a run.
+
+    `done` counts the optimizer steps with a written row, of `steps`; `loss` is the newest, `age` seconds old.
+    """
 
     run: str
     stage: str
@@ -28,7 +31,7 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory:
-    """All that a run has left: rows and validations by step, drawings (PNG) by step, events and attempts by time."""
+    """The history of a run: rows, validations and image grids (PNG) by step; events and attempts by time."""
 
     name: str
     recipe: Mapping[str, Any]
@@ -60,7 +63,7 @@ def _state(storage_uri: str, run: str) -> RunState:
 
 
 def read_history(storage_uri: str, run: str) -> RunHistory:
-    """All that a run has left. Raises `DataError` if there is no such run."""
+    """Reads the history of a run. Raises `DataError` if there is no such run."""
     recipe, validations = read_recipe(storage_uri, run), validation_folder(storage_uri, run)
     pictures = storage.list_files(validations, suffix=".png")
     return RunHistory(
@@ -76,18 +79,18 @@ def read_history(storage_uri: str, run: str) -> RunHistory:
 
 
 def read_attempts(storage_uri: str, run: str) -> list[Row]:
-    """The starts of a run's workers that reached a step, in their order."""
+    """The attempts (starts of the workers) of a run that reached a step, in order."""
     return _objects(attempts_folder(storage_uri, run))
 
 
 def validations(storage_uri: str, run: str) -> dict[int, str]:
-    """Where the figures of each validation are, by step."""
+    """The URIs of the validations' metrics, by step."""
     files = storage.list_files(validation_folder(storage_uri, run), suffix=".json")
     return {_step_of(file.uri): file.uri for file in files}
 
 
 def _objects(folder: str) -> list[Row]:
-    """The JSON objects of a folder, by the names of their files, without those of the folders in it."""
+    """The JSON objects in a folder, in the order of file names; subfolders are left out."""
     prefix = storage.normalize(folder) + "/"
     files = [file.uri for file in storage.list_files(folder, suffix=".json")]
     return [json.loads(storage.read_bytes(uri)) for uri in files if "/" not in uri.removeprefix(prefix)]

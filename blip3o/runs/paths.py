@@ -1,13 +1,13 @@
-"""Where the files of a run are: every path below `<storage>/<run>`, and below the folder that Ray Train keeps.
+"""The paths of a run: everything below `<storage>/<run>`, and below Ray Train's own folder.
 
-Ray Train's folder has the name of the fit, which is the pipeline's: that of the run itself if it has one stage.
+Ray Train's folder has the name of the fit, which is the pipeline's name, or the run's if there is a single stage.
 
     <storage>/<run>/recipe.json                the resolved recipe
                     metrics/  tensorboard/     rows of all steps
-                    validation/                figures and drawings of checkpoints
-                    events/  attempts/         what happened, and each start of the workers: a JSON object each
+                    validation/                metrics and image grids of checkpoints
+                    events/  attempts/         what went wrong, and every start of the workers: a JSON object each
                     ledger/  quarantine.json   samples that are left out
-                    shards/  rejected/         files of checkpoints, and notes of those that could not be loaded
+                    shards/  rejected/         files of checkpoints, and notes on those that could not be loaded
                     final/                     the result
                     evaluation/                scores
 """
@@ -15,7 +15,7 @@ Ray Train's folder has the name of the fit, which is the pipeline's: that of the
 from blip3o import storage
 
 EVENTS, ATTEMPTS, SHARDS, REJECTED = "events", "attempts", "shards", "rejected"
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # as Ray Train calls it
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for it
 
 
 def run_uri(storage_uri: str, run: str) -> str:
@@ -24,7 +24,7 @@ def run_uri(storage_uri: str, run: str) -> str:
 
 
 def recipe_uri(storage_uri: str, run: str) -> str:
-    """The resolved recipe with which the run began, or went on, last."""
+    """The resolved recipe of the latest submission."""
     return storage.join(storage_uri, run, "recipe.json")
 
 
@@ -34,37 +34,37 @@ def metrics_folder(storage_uri: str, run: str) -> str:
 
 
 def tensorboard_folder(storage_uri: str, run: str) -> str:
-    """What `tensorboard --logdir` is given."""
+    """The log directory for `tensorboard --logdir`."""
     return storage.join(storage_uri, run, "tensorboard")
 
 
 def validation_folder(storage_uri: str, run: str) -> str:
-    """Validations: `STEP.json` with the figures, `STEP.png` with the drawings."""
+    """Validations: `STEP.json` with the metrics, `STEP.png` with the image grid."""
     return storage.join(storage_uri, run, "validation")
 
 
 def validation_uri(storage_uri: str, run: str, step: int, *, suffix: str = "json") -> str:
-    """The figures (or drawings, with suffix png) of the checkpoint after so many steps."""
+    """The metrics (or the image grid, with suffix png) of the checkpoint after `step` steps."""
     return storage.join(validation_folder(storage_uri, run), f"{step:08d}.{suffix}")
 
 
 def events_folder(storage_uri: str, run: str) -> str:
-    """What went wrong, an object each."""
+    """What went wrong: one JSON object per event."""
     return storage.join(storage_uri, run, EVENTS)
 
 
 def attempts_folder(storage_uri: str, run: str) -> str:
-    """The starts of the workers, an object each."""
+    """The starts of the workers: one JSON object each."""
     return storage.join(storage_uri, run, ATTEMPTS)
 
 
 def ledger_uri(storage_uri: str, run: str) -> str:
-    """The ledger of samples that the run has left out."""
+    """The ledger of the samples that the run left out."""
     return storage.join(storage_uri, run, "ledger")
 
 
 def quarantine_uri(storage_uri: str, run: str) -> str:
-    """The samples that the run has learned to leave out."""
+    """The samples that the run leaves out since they caused a bad step."""
     return storage.join(storage_uri, run, "quarantine.json")
 
 
@@ -74,7 +74,7 @@ def shards_folder(storage_uri: str, run: str) -> str:
 
 
 def rejected_folder(storage_uri: str, run: str) -> str:
-    """Notes of checkpoints that could not be loaded."""
+    """Notes on checkpoints that could not be loaded."""
     return storage.join(storage_uri, run, REJECTED)
 
 
@@ -84,20 +84,20 @@ def final_uri(storage_uri: str, run: str) -> str:
 
 
 def evaluation_uri(storage_uri: str, run: str) -> str:
-    """Where a run's scores go unless another place is named."""
+    """The default folder of a run's scores."""
     return storage.join(storage_uri, run, "evaluation")
 
 
 def held_out_name(run: str) -> str:
-    """The name under which validations keep a ledger of their own: a folder within the run's."""
+    """The run name that validations use for their own ledger: a folder within the run's."""
     return f"{run}/held-out"
 
 
 def fit_uri(storage_uri: str, fit_name: str) -> str:
-    """The folder in which Ray Train keeps what it knows of a fit."""
+    """Ray Train's own folder for a fit."""
     return storage.join(storage_uri, fit_name)
 
 
 def snapshot_uri(storage_uri: str, fit_name: str) -> str:
-    """Ray Train's list of the checkpoints that are committed."""
+    """Ray Train's list of committed checkpoints."""
     return storage.join(storage_uri, fit_name, SNAPSHOT)

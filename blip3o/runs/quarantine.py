@@ -1,7 +1,7 @@
-"""Samples that a run has learned to leave out: each with the micro-batch from which on it does.
+"""The quarantine of a run: samples that it leaves out because they caused a bad step, starting at a given micro-batch.
 
-The list only grows, between two fits. Whether a sample is left out is a function of its uid and the micro-batch's
-number, so that a run which is resumed, from whichever checkpoint, leaves out the same ones at the same steps.
+The list only grows, and only between two fits. Whether a sample is left out depends on its uid and the number of the
+micro-batch only. So a run that resumes, from any checkpoint, leaves out the same samples at the same steps.
 """
 
 import json
@@ -15,8 +15,9 @@ from blip3o.runs.paths import quarantine_uri
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A step that went wrong: why, the samples of the micro-batches behind it, and the number of the stage's
-    micro-batch from which on they are left out.
+    """A bad step: the reason, and the uids of the samples that are left out of all micro-batches from `since` on.
+
+    `since` is the number of a micro-batch within the stage.
     """
 
     step: int
@@ -26,7 +27,7 @@ class Entry:
 
 
 class Quarantine:
-    """The entries of a run, in the order of their making."""
+    """The entries of a run, oldest first."""
 
     def __init__(self, entries: Sequence[Entry] = ()) -> None:
         self.entries = tuple(entries)
@@ -36,13 +37,13 @@ class Quarantine:
         found = (it.reason for it in self.entries if number >= it.since and uid in it.uids)
         return next(found, None)
 
-    def plus(self, entry: Entry) -> "Quarantine":
-        """With one more entry."""
+    def with_entry(self, entry: Entry) -> "Quarantine":
+        """A copy with one more entry."""
         return Quarantine((*self.entries, entry))
 
 
 def read_quarantine(recipe: Recipe) -> Quarantine:
-    """The quarantine of a run, empty where there is none."""
+    """The quarantine of a run; empty if there is none."""
     uri = quarantine_uri(recipe.run.storage, recipe.run.name)
     if not storage.exists(uri):
         return Quarantine()

@@ -1,4 +1,4 @@
-"""The resolved recipe that a run keeps, and what two of them differ in."""
+"""The resolved recipe stored with a run, and the differences between two of them."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from blip3o.runs.paths import recipe_uri
 
 
 def write_recipe(recipe: Recipe) -> None:
-    """Keeps the resolved recipe of a run that begins or goes on. Raises `StorageError`."""
+    """Stores the resolved recipe of a run that starts or resumes. Raises `StorageError`."""
     text = json.dumps(recipe.model_dump(mode="json"), indent=1)
     storage.write_bytes(recipe_uri(recipe.run.storage, recipe.run.name), text.encode())
 
@@ -24,10 +24,10 @@ def read_recipe(storage_uri: str, run: str) -> dict[str, Any]:
     return json.loads(storage.read_bytes(uri))
 
 
-def compare(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two runs' recipes differ, with both values; None where one has no such key.
+def diff_recipes(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two runs' recipes differ, with both values; None if one of them does not have the key.
 
-    Raises `DataError` if there is no such run.
+    Raises `DataError` if a run does not exist.
     """
     first, second = (flattened(read_recipe(storage_uri, run)) for run in (one, other))
     keys = [*first, *(key for key in second if key not in first)]

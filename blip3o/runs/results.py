@@ -1,7 +1,7 @@
-"""The result of a run: its weights, with a description that is written last. Without it the weights do not count.
+"""The result of a run: its weights and a description, which is written last. Without it the weights do not count.
 
-`<run>/final/weights.safetensors` has what the stage trained, by parameter name, `average.safetensors` the moving
-average of the same if the run kept one, and `final.json` the recipe, the sha256 of both, and a summary.
+`<run>/final/weights.safetensors` holds the trained parameters by name, `average.safetensors` their moving average if
+the run kept one, and `final.json` the recipe, the sha256 of both files, and a summary.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ def write_final(
     description: Mapping[str, Any],
     average: "Mapping[str, Tensor] | None" = None,
 ) -> None:
-    """Writes weights and their average, then the description with the sha256 of both, which makes the result whole."""
+    """Writes weights and their average, then the description with the sha256 of both, which completes the result."""
     sha256 = tensor_file.write_tensor_file(storage.join(uri, WEIGHTS), tensors)
-    whole = {**description, "tensors": sorted(tensors), "sha256": sha256}
+    complete = {**description, "tensors": sorted(tensors), "sha256": sha256}
     if average:
-        whole["average_sha256"] = tensor_file.write_tensor_file(storage.join(uri, AVERAGE), average)
-    storage.write_bytes(storage.join(uri, DESCRIPTION), json.dumps(whole, indent=1).encode())
+        complete["average_sha256"] = tensor_file.write_tensor_file(storage.join(uri, AVERAGE), average)
+    storage.write_bytes(storage.join(uri, DESCRIPTION), json.dumps(complete, indent=1).encode())
 
 
 def read_description(uri: str) -> dict[str, Any] | None:
-    """The description of a finished run's result; None where the run has not finished.
+    """The description of a finished run's result; None if the run has not finished.
 
-    Raises `CheckpointError` if the file is not what was written.
+    Raises `CheckpointError` if the file is corrupt.
     """
     location = storage.join(uri, DESCRIPTION)
     if not storage.exists(location):
@@ -55,12 +55,12 @@ def read_description(uri: str) -> dict[str, Any] | None:
 
 
 def is_finished(storage_uri: str, run: str) -> bool:
-    """Whether a run has left its result. Raises `CheckpointError` if its description is not what was written."""
+    """Whether a run has a result. Raises `CheckpointError` if its description is corrupt."""
     return read_description(final_uri(storage_uri, run)) is not None
 
 
 def require_finished(storage_uri: str, run: str) -> dict[str, Any]:
-    """The description of a run that a stage starts from. Raises `ConfigError` if it has not finished."""
+    """The description of a run that a stage starts from. Raises `ConfigError` if the run has not finished."""
     description = read_description(final_uri(storage_uri, run))
     if description is None:
         raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {storage_uri}")
@@ -68,14 +68,14 @@ def require_finished(storage_uri: str, run: str) -> dict[str, Any]:
 
 
 def start_sha256(recipe: Recipe) -> list[str]:
-    """sha256 of the weights that a stage starts from. Raises `ConfigError` if one of those runs has not finished."""
+    """The sha256 of the weights of each run that a stage starts from. Raises `ConfigError` if one has not finished."""
     return [require_finished(recipe.run.storage, run)["sha256"] for run in recipe.stage.start_from]
 
 
 def read_final(uri: str, *, averaged: bool = False) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """Weights and description of a finished run; if `averaged`, their moving average, which the run must have kept.
+    """Weights and description of a finished run; if `averaged`, the moving average, which the run must have kept.
 
-    Raises `CheckpointError` if the run has not finished, or if the weights are not the ones that were written.
+    Raises `CheckpointError` if the run has not finished, or if the weights do not match their sha256.
     """
     description = read_description(uri)
     if description is None:
@@ -88,7 +88,7 @@ def read_final(uri: str, *, averaged: bool = False) -> "tuple[dict[str, Tensor],
     try:
         data = storage.read_bytes(storage.join(uri, file))
     except StorageError as error:
-        raise CheckpointError(f"{uri}: {file} is missing beside {DESCRIPTION}: train the run again") from error
+        raise CheckpointError(f"{uri}: {file} is missing next to {DESCRIPTION}: train the run again") from error
     _require_written(uri, file, data, sha256=description[key])
     return tensor_file.parse_tensors(data), description
 
@@ -105,13 +105,13 @@ def _require_written(uri: str, file: str, data: bytes, *, sha256: str) -> None:
 
 
 def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a finished run, read only from the head of its weights."""
+    """The shape of every tensor of a finished run; reads only the header of its weights."""
     return tensor_file.read_shapes(storage.join(uri, WEIGHTS))
 
 
 def read_tensors(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
-    """Some tensors of a finished run, one after the other by ranged reads; they are not checked against its sha256.
+    """Reads some tensors of a finished run, one after the other, by ranged reads. Their sha256 is not verified.
 
-    Raises `CheckpointError` if it does not hold one of them.
+    Raises `CheckpointError` if one of them is missing.
     """
-    return tensor_file.read_some(storage.join(uri, WEIGHTS), names)
+    return tensor_file.read_selected(storage.join(uri, WEIGHTS), names)

@@ -72,7 +72,7 @@ class Connection:
 
 def stall_timeout() -> float:
     """Seconds without a byte after which a request is given up: `BLIP3O_STORE_TIMEOUT_S`, else 30; at most a day."""
-    return settings.number("BLIP3O_STORE_TIMEOUT_S", STALL_TIMEOUT_S, above=0, most=24 * 3600)
+    return settings.number("BLIP3O_STORE_TIMEOUT_S", STALL_TIMEOUT_S, above=0, maximum=24 * 3600)
 
 
 def connection() -> Connection:

@@ -1,4 +1,4 @@
-"""Training one stage: objectives, schedule, engine, loop, checkpoints, and weights as they travel between stages.
+"""Trains one stage: objectives, schedule, engine, loop, checkpoints, and the weights passed between stages.
 
-Knows DeepSpeed but not Ray: `jobs` brings batches, devices and hooks.
+It uses DeepSpeed but not Ray: `jobs.training` provides batches, devices and the callbacks that need Ray.
 """

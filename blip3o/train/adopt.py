@@ -1,9 +1,9 @@
-"""Takes published weights into a finished run: the work of `blip3o adopt`.
+"""Imports published weights as a finished run: the implementation of `blip3o adopt`.
 
-A part is a prefix of the model's parameter names, and a file or folder of safetensors with what follows it, e.g.
-`decoder.vae.=s3://models/sdxl-vae` for an autoencoder of diffusers or `decoder.unet.=…/unet`; or a bundle, whose names
-are whole: `backbone.=s3://models/blip3o-8b`. The result is a finished run, for `stage.start_from` and for export.
-Names must be the model's own, whole or behind the prefix; a wrapper around all of them, such as `module.`, is left off.
+A part is a prefix of the model's parameter names, with a file or folder of safetensors. The files may use names
+relative to the prefix, as `decoder.vae.=s3://models/sdxl-vae` for a diffusers autoencoder or `decoder.unet.=…/unet`, or
+full names, as in a bundle: `backbone.=s3://models/blip3o-8b`. A wrapper around all names, such as `module.`, is
+removed. The result is a finished run, for `stage.start_from` and for export.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.unified import PARTS, UnifiedModel
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import write_final
-from blip3o.train.initial_weights import fitting
+from blip3o.train.initial_weights import matching_names
 from blip3o.weights.folders import OTHER_SUFFIXES, SUFFIX, other_weights, weight_files
 from blip3o.weights.prefixes import explain_missing, unwrap
 from blip3o.weights.safetensors_header import StoredTensor
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 def adopt(recipe: Recipe, parts: Mapping[str, str], *, name: str) -> dict[str, Tensor]:
     """Reads parts (prefix → URI), checks them against the recipe's model, and writes them as the finished run `name`.
 
-    Returns the tensors by the model's names. Raises `ConfigError` for a prefix that the model does not have, and
-    `CheckpointError` if weights lack a parameter of their part or have another shape, and `BundleError` if a file holds
-    no weights, or a parameter in a type that is not read.
+    Returns the tensors by the model's names. Raises `ConfigError` for a prefix that the model does not have,
+    `CheckpointError` if a parameter is missing or has another shape, and `BundleError` if a file holds no weights or
+    has a parameter in an unsupported dtype.
     """
     with torch.device("meta"):
         model = UnifiedModel(recipe.model, image_token_id=0, parts=PARTS, max_length=recipe.data.max_length)
     tensors: dict[str, Tensor] = {}
     for prefix, uri in parts.items():
-        tensors |= _part(model, prefix, uri)
+        tensors |= _read_part(model, prefix, uri)
     sources = dict(sorted(parts.items()))
     description: dict[str, Any] = {
         "run": name,
@@ -53,51 +53,52 @@ def adopt(recipe: Recipe, parts: Mapping[str, str], *, name: str) -> dict[str, T
     return tensors
 
 
-def _part(model: UnifiedModel, prefix: str, uri: str) -> dict[str, Tensor]:
+def _read_part(model: UnifiedModel, prefix: str, uri: str) -> dict[str, Tensor]:
     wanted = {key for key, _ in model.named_parameters() if key.startswith(prefix)}
     if not wanted:
         raise ConfigError(f"the model has no parameter '{prefix}*': name a part as the model does, e.g. decoder.vae.")
-    stored = _read_heads(uri)
-    names = _named(stored.keys(), wanted, prefix, uri)
-    fitting(model, {key: stored[names[key]].shape for key in wanted}, source=uri)
+    stored = _read_entries(uri)
+    names = _match_names(stored.keys(), wanted, prefix, uri)
+    matching_names(model, {key: stored[names[key]].shape for key in wanted}, source=uri)
     ignored = sorted(stored.keys() - {names[key] for key in wanted})
     logger.info("%s* from %s: %d tensors, %d ignored %s", prefix, uri, len(wanted), len(ignored), ignored[:5])
-    places = {names[key]: key for key in wanted}
-    entries = sorted((stored[name] for name in places), key=lambda entry: (entry.uri, entry.offset))
-    return {places[entry.name]: tensor for entry, tensor in read_tensors(entries)}
+    keys = {names[key]: key for key in wanted}
+    # In file order, so that every file is read once from front to back.
+    entries = sorted((stored[name] for name in keys), key=lambda entry: (entry.uri, entry.offset))
+    return {keys[entry.name]: tensor for entry, tensor in read_tensors(entries)}
 
 
-def _named(stored: Collection[str], wanted: set[str], prefix: str, uri: str) -> dict[str, str]:
-    """Each wanted name's name in the files: whole, or without the prefix; a wrapper around all of them is left off."""
+def _match_names(stored: Collection[str], wanted: set[str], prefix: str, uri: str) -> dict[str, str]:
+    """Maps each wanted name to its name in the files, which is full or relative to the prefix, without a wrapper."""
     relative = {key.removeprefix(prefix) for key in wanted}
     attempts = [(names, unwrap(stored, names)) for names in (wanted, relative)]
     for _, attempt in attempts:
-        found = {_whole(clean, prefix): name for name, clean in attempt.names.items()}
+        found = {_full_name(clean, prefix): name for name, clean in attempt.names.items()}
         if found.keys() >= wanted:
             if attempt.dropped:
-                logger.info("%s: names are read without %s", uri, attempt.dropped)
+                logger.info("%s: %s is removed from names", uri, attempt.dropped)
             return found
-    missing = wanted - {_whole(key, prefix) for key in stored}
-    unfit = [(names, attempt.blocked) for names, attempt in attempts if attempt.blocked]
-    names, blocked = unfit[0] if unfit else (missing, "")
+    missing = wanted - {_full_name(key, prefix) for key in stored}
+    blocked_attempts = [(names, attempt.blocked) for names, attempt in attempts if attempt.blocked]
+    names, blocked = blocked_attempts[0] if blocked_attempts else (missing, "")
     example = explain_missing(names, stored, blocked)
-    raise CheckpointError(f"{uri} lacks {len(missing)} of {len(wanted)} tensors of {prefix}*, e.g. {example}")
+    raise CheckpointError(f"{uri} is missing {len(missing)} of {len(wanted)} tensors of {prefix}*, e.g. {example}")
 
 
-def _whole(name: str, prefix: str) -> str:
+def _full_name(name: str, prefix: str) -> str:
     return name if name.startswith(prefix) else f"{prefix}{name}"
 
 
-def _read_heads(uri: str) -> dict[str, StoredTensor]:
-    """All tensors of a file or of a folder's files. Raises `ConfigError` if there are none, or one is there twice."""
+def _read_entries(uri: str) -> dict[str, StoredTensor]:
+    """The headers of all tensors in a file or a folder. Raises `ConfigError` if there are none or a name repeats."""
     files = [uri] if uri.endswith((SUFFIX, *OTHER_SUFFIXES)) else weight_files(uri)
     if not files:
         raise ConfigError(f"{uri} holds no *{SUFFIX}: give a file, or a folder with such files{other_weights(uri)}")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        more = {entry.name: entry for entry in read_entries(file)}
-        twice = tensors.keys() & more.keys()
-        if twice:
-            raise ConfigError(f"{uri} holds '{min(twice)}' in two files: give the file that is meant")
-        tensors |= more
+        entries = {entry.name: entry for entry in read_entries(file)}
+        repeated = tensors.keys() & entries.keys()
+        if repeated:
+            raise ConfigError(f"{uri} holds '{min(repeated)}' in two files: give the file that is meant")
+        tensors |= entries
     return tensors

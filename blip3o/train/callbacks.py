@@ -1,7 +1,6 @@
-"""What may be added to the training loop without an edit of it: a metric, a profiler, whatever saves or reports.
+"""Callbacks extend the training loop without changing it: metrics, profilers, checkpoints, progress reports.
 
-A callback is one class; it overrides the moments it needs and goes into the list that `jobs.training.worker` gives to
-the loop.
+A callback is one class that overrides the hooks it needs. `jobs.training.worker` builds the loop's list of callbacks.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +14,11 @@ from blip3o.runs.attempts import Attempt
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What one optimizer step did: loss and terms are global means, times are this rank's seconds.
+    """The outcome of one optimizer step. Loss and terms are global means; times are this rank's seconds.
 
-    `checkpoint_stall` is what passed between the step before and this one: where a checkpoint was saved, its saving.
-    `work` is what callbacks measured, summed over all ranks; `memory` this rank's peak so far, bytes.
+    `checkpoint_stall` is the time between the previous step and this one, mostly spent on saving a checkpoint if there
+    was one. `work` holds the counts of `Callback.measure`, summed over all ranks. `memory` is this rank's peak in
+    bytes.
     """
 
     step: int
@@ -47,61 +47,61 @@ class StepRecord:
 
 
 class Callback:
-    """The moments of the loop, in their order. At each, the callbacks of the list are called in the list's order.
+    """The hooks of the loop, in the order of their calls. Each hook is called on all callbacks in the list's order.
 
     1. `on_start`, once.
-    2. In every step: `measure` for each micro-batch, before any arithmetic; after the optimizer step, `after_step`;
-       then `wants_checkpoint`, until one says yes. If one does, `on_checkpoint` of all: whatever must be stored before
-       a checkpoint counts stands before the callback that saves it.
+    2. In every step: `measure` for each micro-batch, before any arithmetic; `after_step` after the optimizer step; then
+       `wants_checkpoint`, until one callback returns True. In that case, `on_checkpoint` of all callbacks: whatever
+       must be stored before a checkpoint counts comes before the callback that saves it.
     3. `on_end`, once, after the last step. An error in the loop skips it.
 
-    `on_phase` comes in between, as often as the loop turns to something that may take forever.
+    `on_phase` is called in between, whenever the loop starts something that may hang.
 
-    Ranks may have different lists. A callback that takes part in a collective must be on all of them, and `measure` and
-    `wants_checkpoint` must come to the same names and answer on all.
+    Ranks may have different lists. A callback that takes part in a collective must be on all ranks. `measure` must
+    return the same names, and `wants_checkpoint` the same answer, on all ranks.
     """
 
     def on_start(self, step: int) -> None:
-        """The first step will be number `step`."""
+        """Training starts at step `step`."""
 
-    def on_phase(self, doing: str) -> None:
-        """This rank begins something, said in words."""
+    def on_phase(self, phase: str) -> None:
+        """This rank enters a phase, described in a few words."""
 
     def measure(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
-        """Counts of a micro-batch, which the loop sums over micro-batches and ranks into `StepRecord.work`."""
+        """Counts for one micro-batch. The loop sums them over micro-batches and ranks into `StepRecord.work`."""
         return {}
 
     def after_step(self, done: int, record: StepRecord) -> None:
-        """`done` steps are finished; `record` is the last one's."""
+        """`done` steps are finished; `record` belongs to the last one."""
 
     def wants_checkpoint(self, done: int) -> bool:
-        """Whether a checkpoint is to be saved after `done` steps."""
+        """Whether to save a checkpoint after `done` steps."""
         return False
 
     def on_checkpoint(self, done: int, record: StepRecord) -> None:
-        """A checkpoint is saved after `done` steps."""
+        """A checkpoint is being saved after `done` steps."""
 
     def on_end(self) -> None:
-        """The last step is done."""
+        """The last step is finished."""
 
 
-class Measure(Callback):
-    """Measures every micro-batch with a function."""
+class MicroBatchCounter(Callback):
+    """Counts something in every micro-batch with a function."""
 
     def __init__(self, count: Callable[[dict[str, Tensor]], dict[str, int]]) -> None:
         self._count = count
 
     def measure(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
-        """What the function counts."""
+        """The counts of the function."""
         return self._count(dict(batch))
 
 
-class AttemptMarker(Callback):
-    """Completes the record of a start of the workers with its first step."""
+class AttemptRecorder(Callback):
+    """Completes the record of an attempt (a start of the workers) with its first step."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
 
     def after_step(self, done: int, record: StepRecord) -> None:
-        """Only the first one writes."""
-        self._attempt.stepped(done, data_wait=record.data_wait, seconds=record.seconds)
+        """Writes after the first step only."""
+        self._attempt.record_first_step(done, data_wait=record.data_wait, seconds=record.seconds)

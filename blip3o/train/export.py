@@ -1,8 +1,8 @@
-"""Makes a bundle of finished runs: the work of `blip3o export`.
+"""Exports finished runs as a bundle: the implementation of `blip3o export`.
 
-Later runs win where two trained the same parameter. A run that kept a moving average gives that, unless another of the
-runs started from its last weights, or `--last-weights` is given. The bundle is reloaded and compared before the job
-succeeds.
+If two runs trained the same parameter, the later one wins. A run that kept a moving average contributes the average,
+unless another of the runs started from its last weights, or `--last-weights` is given. The bundle is reloaded and
+compared before the job succeeds.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,15 +20,15 @@ from blip3o.errors import BundleError
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_description, read_final
 
-CONFIGURED = {"backbone", "encoder", "dit"}  # parts whose section of the recipe decides what their weights mean
-PROMPTED = {"backbone", "queries", "dit"}  # parts that were trained behind the template's words
+CONFIGURED = {"backbone", "encoder", "dit"}  # parts that need the same section of the recipe as in training
+PROMPTED = {"backbone", "queries", "dit"}  # parts that were trained with the text of a prompt template
 
 
 def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True, parts: tuple[str, ...] = PARTS) -> str:
-    """Writes the bundle of these runs and returns its URI; with `averages`, of moving averages where runs kept them.
+    """Writes the bundle of these runs and returns its URI. With `averages`, it takes the moving averages of runs.
 
-    With the `backbone` alone of the `parts` it chats and draws nothing. Raises `CheckpointError` or `BundleError`, also
-    where a run was trained with other settings of what it brings.
+    With `parts=("backbone",)` the bundle only chats. Raises `CheckpointError` or `BundleError`, also if a run was
+    trained with other settings of the parts that it contributes.
     """
     tensors: dict[str, Tensor] = {}
     provenance: dict[str, Any] = {"runs": {}}
@@ -47,8 +47,10 @@ def export(recipe: Recipe, runs: list[str], out: str, *, averages: bool = True, 
 
 
 def require_as_trained(recipe: Recipe, run: str, trained: Iterable[str], description: Mapping[str, Any]) -> None:
-    """Raises `BundleError` if a run's own recipe says otherwise of the parts that it brings: weights would fit all the
-    same, and answer as another model. What samplers and decoders do at inference may differ.
+    """Raises `BundleError` if a run was trained with other settings of the parts that it contributes.
+
+    Such weights would load without an error and give wrong outputs. Settings of samplers and decoders that only matter
+    at inference may differ.
     """
     parts = {name.partition(".")[0] for name in trained}
     deciding = [f"model.{part}." for part in sorted(parts & CONFIGURED)]
@@ -62,9 +64,9 @@ def require_as_trained(recipe: Recipe, run: str, trained: Iterable[str], descrip
 
 
 def averaged_runs(storage_uri: str, runs: list[str]) -> set[str]:
-    """The runs whose moving average is exported: those that kept one and that no other of the runs started from.
+    """The runs of which the moving average is exported: those that kept one and that none of the others started from.
 
-    What was trained on top of a run's last weights fits those, not their average.
+    Parts trained on top of a run's last weights fit those weights, not their average.
     """
     found = {run: read_description(final_uri(storage_uri, run)) for run in runs}
     known = {run: description for run, description in found.items() if description is not None}

@@ -1,7 +1,8 @@
 """The training loop: next batches, forward and backward, optimizer, callbacks. It knows no Ray, storage, or stage.
 
-The loss of a step is Σ weight · (global sum / global count): counts are known before any arithmetic, so every
-micro-batch is scaled by the global count of its optimizer step and gradients do not depend on workers or accumulation.
+The loss of a step is Σ weight · (global sum / global count). The counts are known before any arithmetic, so every
+micro-batch is scaled by the global count of its optimizer step, and gradients depend neither on the number of workers
+nor on accumulation.
 """
 
 import math
@@ -20,20 +21,21 @@ from blip3o.config.resilience import GuardConfig
 from blip3o.device import peak_memory
 from blip3o.errors import DataError
 from blip3o.train.callbacks import Callback, StepRecord
-from blip3o.train.loss_guard import BadStepError, Guard
+from blip3o.train.loss_guard import BadStepError, LossGuard
 from blip3o.train.objectives import Batch, StageModule
-from blip3o.train.schedule import learning_rate, set_rates
+from blip3o.train.schedule import learning_rate, set_learning_rates
 
+# Columns of token ids, and the columns that are truncated together with them.
 TEXT_COLUMNS = {"input_ids": ("input_ids", "labels", "branches"), "draw_ids": ("draw_ids",)}
-WIDTH_STEP = 8
+LENGTH_MULTIPLE = 8
 
 
 @dataclass
 class Loop:
-    """Trains `engine` from `start` to the recipe's last step.
+    """Trains `engine` from step `start` to the recipe's last step.
 
-    `batches` yields this rank's micro-batches in order; `first_micro_batch` is the stream's number of the stage's first
-    one: a pipeline's stages share one numbering. Checkpoints and logs are made by `callbacks`.
+    `batches` yields this rank's micro-batches in order. `first_micro_batch` is the stream's number of the stage's first
+    micro-batch: the stages of a pipeline share one numbering. `callbacks` save checkpoints and record metrics.
     """
 
     recipe: Recipe
@@ -46,64 +48,60 @@ class Loop:
     pad_id: int
     callbacks: Sequence[Callback] = ()
     first_micro_batch: int = 0
-    guard: Guard = field(default_factory=lambda: Guard(GuardConfig()))
-    _wait: float = field(default=0.0, init=False)
+    guard: LossGuard = field(default_factory=lambda: LossGuard(GuardConfig()))
+    _data_wait: float = field(default=0.0, init=False)
     _counts: list[dict[str, int]] = field(default_factory=list, init=False)
-    _parts: list[Tensor] = field(default_factory=list, init=False)
+    _losses: list[Tensor] = field(default_factory=list, init=False)
     _work: dict[str, int] = field(default_factory=dict, init=False)
 
     def run(self, start: int) -> None:
         """Runs steps `start` … `optim.steps` − 1.
 
-        Raises `DataError` if the stream is not at that step or ends early, and `BadStepError`, on all ranks, if the
-        guard refuses the loss or the gradient is not finite: after such a step nothing is saved.
+        Raises `DataError` if the stream is at another step or ends early. Raises `BadStepError`, on all ranks, if the
+        guard rejects the loss or the gradient is not finite; nothing is saved after such a step.
         """
         stall = 0.0
         for callback in self.callbacks:
             callback.on_start(start)
         for step in range(start, self.recipe.optim.steps):
-            began = time.perf_counter()
-            self._wait = 0.0
-            self._begin(f"waiting for the data of step {step}")
-            group = [self._next(step, turn) for turn in range(self.recipe.accumulation)]
-            loss, terms = self._step(step, group)
-            record = StepRecord(
-                step=step,
-                loss=loss,
-                terms=terms,
-                grad_norm=self._grad_norm(step),
-                lr=learning_rate(self.recipe.optim, step),
-                samples=self.recipe.optim.global_batch_size,
-                seconds=time.perf_counter() - began,
-                data_wait=self._wait,
-                checkpoint_stall=stall,
-                work=self._work,
-                memory=peak_memory(self.device),
-            )
+            record = self._run_step(step, stall=stall)
             ended = time.perf_counter()
-            self._begin(f"what follows step {step}")
+            self._enter_phase(f"callbacks after step {step}")
             self._after_step(step + 1, record)
             stall = time.perf_counter() - ended
-        self._begin("what follows the last step")
+        self._enter_phase("callbacks after the last step")
         for callback in self.callbacks:
             callback.on_end()
 
-    def _begin(self, doing: str) -> None:
-        for callback in self.callbacks:
-            callback.on_phase(doing)
+    def _run_step(self, step: int, *, stall: float) -> StepRecord:
+        """Reads the data of one optimizer step and trains on it. `stall`: seconds since the previous step."""
+        began = time.perf_counter()
+        self._data_wait = 0.0
+        self._enter_phase(f"waiting for the data of step {step}")
+        micro_batches = [self._next_batch(step, turn) for turn in range(self.recipe.accumulation)]
+        loss, terms = self._train_step(step, micro_batches)
+        return StepRecord(
+            step=step,
+            loss=loss,
+            terms=terms,
+            grad_norm=self._grad_norm(step),
+            lr=learning_rate(self.recipe.optim, step),
+            samples=self.recipe.optim.global_batch_size,
+            seconds=time.perf_counter() - began,
+            data_wait=self._data_wait,
+            checkpoint_stall=stall,
+            work=self._work,
+            memory=peak_memory(self.device),
+        )
 
-    def _after_step(self, done: int, record: StepRecord) -> None:
-        for callback in self.callbacks:
-            callback.after_step(done, record)
-        if any(callback.wants_checkpoint(done) for callback in self.callbacks):
-            for callback in self.callbacks:
-                callback.on_checkpoint(done, record)
-
-    def _next(self, step: int, turn: int) -> Batch:
+    def _next_batch(self, step: int, turn: int) -> Batch:
+        """This rank's micro-batch number `turn` of a step. Raises `DataError` if the stream yields another one."""
         began = time.perf_counter()
         arrays = next(self.batches, None)
-        self._wait += time.perf_counter() - began
+        self._data_wait += time.perf_counter() - began
         optim = self.recipe.optim
+        # Ranks take turns: consecutive micro-batches go to consecutive ranks, so a step reads the same ones at any
+        # number of workers. The check costs nothing and turns a stream at the wrong step into an error.
         expected = self.first_micro_batch + step * optim.micro_batches + turn * self.world + self.rank
         if arrays is None:
             raise DataError(f"the stream ended before micro-batch {expected} of step {step}")
@@ -115,92 +113,111 @@ class Loop:
             )
         return to_batch(arrays, pad_id=self.pad_id, device=self.device)
 
-    def _step(self, step: int, group: list[Batch]) -> tuple[float, dict[str, float]]:
-        self._begin(f"the workers' counts of step {step}")
-        totals = self._global_counts(group)
-        set_rates(self.engine.optimizer.param_groups, self.recipe.optim, step)
-        sums: dict[str, Tensor] = {}
-        self._parts = []
-        for turn, batch in enumerate(group):
-            if turn > 0:
-                self.engine.step()  # counts the micro-batch before; the weights wait for the last one
-            self._begin(f"arithmetic of step {step}, turn {turn}")
-            terms = self.engine(batch)
-            loss = sum(self._weight(name) * value / totals[name] for name, value in terms.items())
-            # DeepSpeed averages over ranks and accumulation; the sum is wanted, so both divisors are put back.
-            self.engine.backward(loss * (self.world * self.recipe.accumulation))
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach()
-            own = self._counts[turn]
-            parts = [self._weight(name) * value.detach() / max(own[name], 1) for name, value in terms.items()]
-            self._parts.append(torch.stack(parts).sum())
-        self._begin(f"the workers' losses of step {step}")
+    def _train_step(self, step: int, micro_batches: list[Batch]) -> tuple[float, dict[str, float]]:
+        """Forward, backward and optimizer step. Returns the global loss and the global mean of each term."""
+        self._enter_phase(f"the workers' counts of step {step}")
+        totals = self._global_counts(micro_batches)
+        set_learning_rates(self.engine.optimizer.param_groups, self.recipe.optim, step)
+        sums = self._accumulate(step, micro_batches, totals)
+        self._enter_phase(f"the workers' losses of step {step}")
         means = {name: value / totals[name] for name, value in self._reduce(sums).items()}
         total = math.fsum(self._weight(name) * value for name, value in means.items())
-        fault = self.guard.fault(total)
-        if fault is not None:
-            raise self._bad(step, f"{fault} at step {step} ({means})")
-        self._begin(f"optimizer of step {step}")
+        # Every rank has the same reduced loss here, so all ranks reject the step together and none waits for another.
+        problem = self.guard.check(total)
+        if problem is not None:
+            raise self._bad_step(step, f"{problem} at step {step} ({means})")
+        self._enter_phase(f"optimizer of step {step}")
         self.engine.step()
         return total, means
 
-    def _grad_norm(self, step: int) -> float:
-        # DeepSpeed says nothing of a norm that is not finite: it skips the step in fp32 and applies it in bf16.
-        norm = float(self.engine.get_global_grad_norm())
-        if not math.isfinite(norm):
-            raise self._bad(step, f"the gradient's norm is {norm} at step {step}")
-        return norm
+    def _accumulate(self, step: int, micro_batches: list[Batch], totals: dict[str, int]) -> dict[str, Tensor]:
+        """Forward and backward of every micro-batch. Returns this rank's sum of each term."""
+        sums: dict[str, Tensor] = {}
+        self._losses = []
+        for turn, batch in enumerate(micro_batches):
+            if turn > 0:
+                self.engine.step()  # counts the previous micro-batch; weights only change after the last one
+            self._enter_phase(f"arithmetic of step {step}, turn {turn}")
+            terms = self.engine(batch)
+            loss = sum(self._weight(name) * value / totals[name] for name, value in terms.items())
+            # DeepSpeed averages over ranks and accumulation. We need the sum, so both divisors are multiplied back.
+            self.engine.backward(loss * (self.world * self.recipe.accumulation))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+            # The micro-batch's own mean loss: if the step turns out to be bad, it identifies the culprit.
+            own = self._counts[turn]
+            means = [self._weight(name) * value.detach() / max(own[name], 1) for name, value in terms.items()]
+            self._losses.append(torch.stack(means).sum())
+        return sums
 
-    def _bad(self, step: int, what: str) -> BadStepError:
-        """The error of a step that every rank finds bad, with the micro-batches of all ranks that are behind it."""
-        first = step * self.recipe.optim.micro_batches + self.rank
-        own = {first + turn * self.world: part.item() for turn, part in enumerate(self._parts)}
-        every: list[dict[int, float]] = [{} for _ in range(self.world)]
-        dist.all_gather_object(every, own)
-        guilty = self.guard.guilty({number: loss for part in every for number, loss in part.items()})
-        message = f"{what}: lower optim.lr, or look for bad samples"
-        return BadStepError(message, step=step, micro_batches=guilty)
-
-    def _weight(self, name: str) -> float:
-        return self.module.weights.get(name, 1.0)
-
-    def _global_counts(self, group: list[Batch]) -> dict[str, int]:
-        """What each term judges in this step, over all ranks; with it, in one reduction, the step's work."""
-        self._counts = [self.module.counts(batch) for batch in group]
-        measured = [callback.measure(batch) for callback in self.callbacks for batch in group]
+    def _global_counts(self, micro_batches: list[Batch]) -> dict[str, int]:
+        """The count of each loss term in this step over all ranks, and, in the same reduction, the step's work."""
+        self._counts = [self.module.counts(batch) for batch in micro_batches]
+        measured = [callback.measure(batch) for callback in self.callbacks for batch in micro_batches]
         counts: dict[str, int] = {}
         for own in (*self._counts, *measured):
             for name, count in own.items():
                 counts[name] = counts.get(name, 0) + count
+        # fp64 holds integers up to 2^53 exactly; fp32 would round counts of FLOPs.
         tensors = {name: torch.tensor(count, dtype=torch.float64) for name, count in counts.items()}
         totals = {name: int(value) for name, value in self._reduce(tensors).items()}
         self._work = {name: totals[name] for name in sorted({name for own in measured for name in own})}
-        # At least one: a term that judges nothing in this step is a sum of nothing, zero.
+        # At least 1: a term with nothing to judge in this step has sum 0, and 0 / 1 is its mean.
         return {name: max(total, 1) for name, total in totals.items()}
 
+    def _grad_norm(self, step: int) -> float:
+        # DeepSpeed does not report a non-finite norm: it skips the step in fp32 and applies it in bf16.
+        norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise self._bad_step(step, f"the gradient's norm is {norm} at step {step}")
+        return norm
+
+    def _bad_step(self, step: int, problem: str) -> BadStepError:
+        """The error of a step that every rank rejects, with the micro-batches of all ranks that caused it."""
+        first = step * self.recipe.optim.micro_batches + self.rank
+        own = {first + turn * self.world: loss.item() for turn, loss in enumerate(self._losses)}
+        gathered: list[dict[int, float]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(gathered, own)
+        losses = {number: loss for ranks_losses in gathered for number, loss in ranks_losses.items()}
+        message = f"{problem}: lower optim.lr, or look for bad samples"
+        return BadStepError(message, step=step, micro_batches=self.guard.bad_micro_batches(losses))
+
+    def _after_step(self, done: int, record: StepRecord) -> None:
+        for callback in self.callbacks:
+            callback.after_step(done, record)
+        if any(callback.wants_checkpoint(done) for callback in self.callbacks):
+            for callback in self.callbacks:
+                callback.on_checkpoint(done, record)
+
+    def _enter_phase(self, phase: str) -> None:
+        for callback in self.callbacks:
+            callback.on_phase(phase)
+
+    def _weight(self, name: str) -> float:
+        return self.module.weights.get(name, 1.0)
+
     def _reduce(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Sums over ranks, in fp64, in the order of names."""
+        """Sums over ranks, in fp64. Sorted names give every rank the same order of elements."""
         names = sorted(values)
         stacked = torch.stack([values[name].double() for name in names]).to(self.device)
         dist.all_reduce(stacked)
         return dict(zip(names, stacked.tolist(), strict=True))
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """A copy; uint16 is NumPy's stand-in for the bits of bfloat16."""
-    if array.dtype == np.uint16:
-        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
-    return torch.tensor(array)
-
-
 def to_batch(arrays: dict[str, np.ndarray], *, pad_id: int, device: torch.device) -> Batch:
-    """Arrays of the stream → tensors; a text is cut to its longest row, rounded up to a multiple of 8."""
-    # Copied: the arrays are read-only views of shared memory.
+    """Arrays of the stream → tensors. Texts are truncated to the longest row, rounded up to a multiple of 8."""
     batch = {name: _tensor(array) for name, array in arrays.items() if name != "micro_batch"}
     for ids in TEXT_COLUMNS.keys() & batch.keys():
         longest = int((batch[ids] != pad_id).sum(1).max())
-        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, batch[ids].shape[1])
+        length = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, batch[ids].shape[1])
         for name in TEXT_COLUMNS[ids]:
             if name in batch:
-                batch[name] = batch[name][:, :width].long()
+                batch[name] = batch[name][:, :length].long()
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A copy, since the arrays are read-only views of shared memory. uint16 holds the bits of bfloat16."""
+    if array.dtype == np.uint16:
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+    return torch.tensor(array)

@@ -1,7 +1,7 @@
-"""Low-rank adapters on linear layers of the backbone (LoRA, arXiv 2106.09685), by peft, an optional dependency.
+"""Low-rank adapters on linear layers of the backbone (LoRA, arXiv 2106.09685), using the optional dependency peft.
 
-A stage with `stage.lora` trains W + (alpha / rank) B A with W frozen. Adapters exist while it trains and in its
-checkpoints. Its result is the sum under W's own name, so that later stages and bundles know nothing of adapters.
+A stage with `stage.lora` trains W + (alpha / rank) B A with W frozen. Adapters only exist during training and in its
+checkpoints. The stage's result holds the merged weights under W's own name, so later stages and bundles need no peft.
 """
 
 import math
@@ -22,9 +22,9 @@ _A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer
 
 
 def adapted_layers(model: UnifiedModel, config: LoraConfig) -> list[str]:
-    """Names of the linear layers of the backbone that get an adapter, before they have it.
+    """Names of the backbone's linear layers that get an adapter, as they are before it is added.
 
-    Raises `ConfigError` for a pattern that matches none.
+    Raises `ConfigError` for a pattern that matches no layer.
     """
     linear = [_PREFIX + name for name, part in model.backbone.hf.named_modules() if isinstance(part, nn.Linear)]
     for pattern in config.match:
@@ -36,17 +36,20 @@ def adapted_layers(model: UnifiedModel, config: LoraConfig) -> list[str]:
 
 
 def add_adapters(model: UnifiedModel, config: LoraConfig, seed: int) -> None:
-    """Puts an adapter beside each layer: A normal with deviation fan_in^(-1/2), each from its own stream, B zero.
+    """Adds an adapter to each matched layer. Raises `ConfigError` if peft is not installed.
 
-    Raises `ConfigError` if peft is not installed.
+    A is normal with standard deviation fan_in^(-1/2), drawn from a random stream of its own. B is zero, so that
+    training starts from the base model.
     """
     try:
         import peft
     except ImportError as error:
         raise ConfigError("stage.lora needs peft: pip install 'blip3o[lora]'") from error
     names = [name.removeprefix(_PREFIX) for name in adapted_layers(model, config)]
-    made = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0, bias="none")
-    peft.inject_adapter_in_model(made, model.backbone.hf)
+    peft_config = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0, bias="none"
+    )
+    peft.inject_adapter_in_model(peft_config, model.backbone.hf)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(_A):
@@ -56,18 +59,16 @@ def add_adapters(model: UnifiedModel, config: LoraConfig, seed: int) -> None:
 
 
 def base_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The frozen weights that have an adapter beside them, by the names they have without; none without adapters."""
-    return {_plain(name): p for name, p in model.named_parameters() if name.endswith(_BASE)}
+    """The frozen base weights of adapted layers, under the names they have without adapters."""
+    return {name.removesuffix(_BASE) + ".weight": p for name, p in model.named_parameters() if name.endswith(_BASE)}
 
 
-def _plain(name: str) -> str:
-    return name.removesuffix(_BASE) + ".weight"
+def merge_adapters(
+    tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], config: LoraConfig | None
+) -> dict[str, Tensor]:
+    """The trained tensors, with each adapter replaced by its merged weight W + (alpha / rank) B A.
 
-
-def merged(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], config: LoraConfig | None) -> dict[str, Tensor]:
-    """What a stage trained, with each adapter's tensors replaced by the sum of its product and its base weight.
-
-    The sum is fp32, rounded to the adapter's dtype: an average in fp32 stays so.
+    The sum is computed in fp32 and rounded to the adapter's dtype: a moving average stays fp32.
     """
     found = {name: tensor for name, tensor in tensors.items() if ADAPTER not in name}
     if config is None:

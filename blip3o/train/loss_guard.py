@@ -1,4 +1,4 @@
-"""The guard of a run: steps whose loss or gradient cannot be right, and the micro-batches behind them."""
+"""The loss guard: detects steps with a bad loss or gradient, and the micro-batches that caused them."""
 
 import math
 import statistics
@@ -10,9 +10,9 @@ from blip3o.errors import DataError
 
 
 class BadStepError(DataError):
-    """A step that must not be taken: its number, and the numbers of the stage's micro-batches that are behind it.
+    """An optimizer step that must not be applied, with the numbers of the stage's micro-batches that caused it.
 
-    Raised by all ranks alike, after nothing but the weights in memory may have changed.
+    All ranks raise it together. At most the weights in memory have changed by then.
     """
 
     def __init__(self, message: str, *, step: int, micro_batches: Sequence[int]) -> None:
@@ -20,8 +20,8 @@ class BadStepError(DataError):
         self.step, self.micro_batches = step, tuple(micro_batches)
 
 
-class Guard:
-    """Judges losses in the order of steps. `recent` are the losses before the first one, of a run that goes on."""
+class LossGuard:
+    """Checks losses in the order of steps. `recent` are the last losses of a run that is resumed."""
 
     def __init__(self, rules: GuardConfig, recent: Sequence[float] = ()) -> None:
         self._rules = rules
@@ -29,18 +29,18 @@ class Guard:
 
     @property
     def recent(self) -> list[float]:
-        """The losses that the next one is judged by: to be saved, so that a resumed run judges alike."""
+        """The losses that the next one is compared with. Checkpoints hold them, so a resumed run decides equally."""
         return list(self._recent)
 
     @property
     def limit(self) -> float:
-        """The loss above which a step is a spike; infinite as long as fewer than `guard.window` losses are known."""
+        """The loss above which a step is a spike; infinite while fewer than `guard.window` losses are known."""
         if self._rules.spike is None or len(self._recent) < self._rules.window:
             return math.inf
         return self._rules.spike * statistics.median(self._recent)
 
-    def fault(self, loss: float) -> str | None:
-        """What is wrong with a step's loss; None, and the loss is remembered, if nothing is."""
+    def check(self, loss: float) -> str | None:
+        """Returns the problem with a step's loss as text. A good loss is added to the window and returns None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if loss > self.limit:
@@ -49,7 +49,11 @@ class Guard:
         self._recent.append(loss)
         return None
 
-    def guilty(self, losses: Mapping[int, float]) -> list[int]:
-        """Of the micro-batches of a bad step, by number, those whose own loss is bad; all, if none is by itself."""
+    def bad_micro_batches(self, losses: Mapping[int, float]) -> list[int]:
+        """Selects the micro-batches of a bad step that have a bad loss of their own; all of them if there are none.
+
+        `losses` are the micro-batches' losses by number.
+        """
+        # `not loss <= …` rather than `loss > …`: it is also true for NaN. `nextafter` excludes infinity.
         bad = [number for number, loss in losses.items() if not loss <= min(self.limit, math.nextafter(math.inf, 0))]
         return sorted(bad or losses)

@@ -1,8 +1,8 @@
-"""What stops all ranks of a fit together, and what the driver does about it before it starts the next one.
+"""Recovery: what stops all ranks of a fit together, and what the driver does before it starts the next fit.
 
-A checkpoint that is damaged is put aside, and the run goes on from the one before. A step that went wrong is taken
-again from the last checkpoint, without the samples that are behind it. Every decision is written to the store first, so
-that a driver which is killed in between decides the same when the run is submitted again.
+A damaged checkpoint is rejected, and the run resumes from the previous one. A bad step is repeated from the last
+checkpoint without the samples that caused it. Every decision is written to the store before it takes effect: a driver
+that is killed in between comes to the same decision when the run is submitted again.
 """
 
 import logging
@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Interruption:
-    """Why a stage's ranks stopped at `step`; plain values, since it travels from the workers to the driver.
+    """Why a stage's ranks stopped at `step`. It holds plain values because workers send it to the driver.
 
-    `micro_batches` are the numbers, in the stage, of those behind a bad step; `workers` is their number, where so many
-    cannot share a step's micro-batches.
+    - `checkpoint`: the checkpoint after `step` is damaged.
+    - `step`: the loss or gradient is bad; `micro_batches` are the numbers, within the stage, of those that caused it.
+    - `workers`: the number of workers, `workers`, does not divide the micro-batches of a step.
     """
 
     run: str
@@ -40,9 +41,9 @@ class Interruption:
 
 
 def recover(stages: Sequence[StageInputs], fit_name: str, interruption: Interruption) -> None:
-    """Prepares the next fit so that it gets further than the one that was interrupted.
+    """Prepares the next fit so that it does not stop at the same point again.
 
-    Raises `CheckpointError` if no checkpoint is left, and `DataError` if the run has been rewound as often as it may.
+    Raises `CheckpointError` if no checkpoint is left, and `DataError` after `guard.max_rewinds` rewinds.
     """
     inputs = next(it for it in stages if it.recipe.run.name == interruption.run)
     write_event(inputs.recipe, interruption.kind, interruption.step, interruption.message)
@@ -53,7 +54,7 @@ def recover(stages: Sequence[StageInputs], fit_name: str, interruption: Interrup
 
 
 def _rewind(inputs: StageInputs, interruption: Interruption, *, start: int) -> None:
-    """Puts the samples behind a bad step in quarantine, from the step on that the run goes back to."""
+    """Quarantines the samples that caused a bad step, starting at step `start`, to which the run is rewound."""
     recipe = inputs.recipe
     quarantine = read_quarantine(recipe)
     if len(quarantine.entries) >= recipe.guard.max_rewinds:
@@ -64,9 +65,11 @@ def _rewind(inputs: StageInputs, interruption: Interruption, *, start: int) -> N
         )
     batches = build_micro_batches(inputs, stage_of(recipe).task)
     uids = tuple(uid for number in interruption.micro_batches for uid in batches.uids(number))
+    # From the rewind point on: those steps are trained again. Earlier steps used the samples, and must stay
+    # reproducible.
     since = start * recipe.optim.micro_batches
     entry = Entry(step=interruption.step, reason=f"quarantined: {interruption.message}", since=since, uids=uids)
-    write_quarantine(recipe, quarantine.plus(entry))
+    write_quarantine(recipe, quarantine.with_entry(entry))
     logger.error(
         "%s: run '%s' goes back to step %d and leaves out %s", interruption.message, interruption.run, start, list(uids)
     )

@@ -1,4 +1,4 @@
-"""What a stage leaves at its end: the weights it trained, their average, and a summary in figures."""
+"""The result of a stage: the trained weights, their moving average, and a summary of its metrics."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,20 +11,20 @@ from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import write_final
 from blip3o.runs.rows import rows_of
-from blip3o.train.deepspeed.gather import gather_parameters, trained
+from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
 from blip3o.train.ema import Ema
-from blip3o.train.lora import base_weights, merged
+from blip3o.train.lora import base_weights, merge_adapters
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """A finished stage in figures. `seconds` are those of its steps, without start-up.
+    """A finished stage in numbers. `seconds` is the total time of its steps, without start-up.
 
-    `data_wait_p50` and `data_wait_p95` are the seconds that the first rank waited for data in a step, median and 95th
-    percentile; `data_wait_fraction` is the waiting's share of all. `checkpoint_stall` are the seconds that saving took,
-    which are not in `seconds`.
+    `data_wait_p50` and `data_wait_p95` are the median and the 95th percentile of the seconds that rank 0 waited for
+    data in a step; `data_wait_fraction` is the share of all seconds. `checkpoint_stall` is the time that saving took,
+    which is not part of `seconds`.
     """
 
     steps: int
@@ -41,7 +41,7 @@ class StageSummary:
 
 
 def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> StageSummary:
-    """First and last loss are means over the first and last tenth of the steps (at least one step)."""
+    """A run's rows as a summary. First and last loss are means over a tenth of the steps each (at least one step)."""
     losses = [row["loss"] for row in rows]
     tenth = max(len(losses) // 10, 1)
     seconds = sum(row["seconds"] for row in rows)
@@ -61,13 +61,13 @@ def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> St
     )
 
 
-def whole_result(
-    recipe: Recipe, model: UnifiedModel, average: Ema | None, *, keep: bool
+def gather_result(
+    recipe: Recipe, model: UnifiedModel, ema: Ema | None, *, keep: bool
 ) -> tuple[Tensors, Tensors | None]:
-    """What the stage trained and its moving average, adapters merged; empty where not `keep`. For all ranks to call."""
+    """The trained weights and their average, with adapters merged; empty if not `keep`. Every rank must call it."""
     lora, base = recipe.stage.lora, gather_parameters(base_weights(model), keep=keep)
-    weights = merged(gather_parameters(trained(model), keep=keep), base, lora)
-    return weights, merged(average.gather(keep=keep), base, lora) if average else None
+    weights = merge_adapters(gather_parameters(trainable_parameters(model), keep=keep), base, lora)
+    return weights, merge_adapters(ema.gather(keep=keep), base, lora) if ema else None
 
 
 def write_result(recipe: Recipe, weights: Tensors, averaged: Tensors | None, identity: str, *, workers: int) -> None:

@@ -1,6 +1,6 @@
-"""The learning rate as a function of the step: linear warm-up, then cosine. No state, so nothing to restore.
+"""The learning rate as a function of the step: linear warm-up, then cosine decay. It has no state to restore.
 
-Groups of parameters may have rates of their own: the whole schedule times a constant.
+A parameter group may have a learning rate of its own: the same schedule, scaled by a constant.
 """
 
 import math
@@ -26,28 +26,28 @@ def learning_rate(optim: OptimConfig, step: int) -> float:
 
 
 def parameter_groups(optim: OptimConfig, trainable: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """The optimizer's groups: for each of `optim.groups` the parameters that it is the first to match, then the rest.
+    """The optimizer's parameter groups: one for each of `optim.groups`, and one for the remaining parameters.
 
-    Raises `ConfigError` if a group matches no trainable parameter that an earlier one has not taken.
+    A parameter belongs to the first group that matches it. Raises `ConfigError` if a group gets no parameter.
     """
-    rest = dict(trainable)
-    made: list[dict[str, Any]] = []
+    remaining = dict(trainable)
+    groups: list[dict[str, Any]] = []
     for group in optim.groups:
-        names = [name for name in rest if fnmatchcase(name, group.match)]
+        names = [name for name in remaining if fnmatchcase(name, group.match)]
         if not names:
             raise ConfigError(
-                f"optim.groups: '{group.match}' matches none of the {len(rest)} trainable parameters that are left "
-                f"(e.g. {next(iter(rest), 'none')})"
+                f"optim.groups: '{group.match}' matches none of the {len(remaining)} trainable parameters that are "
+                f"left (e.g. {next(iter(remaining), 'none')})"
             )
         scale = 1.0 if group.lr is None else group.lr / optim.lr
         decay = optim.weight_decay if group.weight_decay is None else group.weight_decay
-        made.append({"params": [rest.pop(name) for name in names], "weight_decay": decay, _SCALE: scale})
-    if rest:
-        made.append({"params": list(rest.values())})
-    return made
+        groups.append({"params": [remaining.pop(name) for name in names], "weight_decay": decay, _SCALE: scale})
+    if remaining:
+        groups.append({"params": list(remaining.values())})
+    return groups
 
 
-def set_rates(groups: list[dict[str, Any]], optim: OptimConfig, step: int) -> None:
-    """Gives each of the optimizer's groups its learning rate for a step."""
+def set_learning_rates(groups: list[dict[str, Any]], optim: OptimConfig, step: int) -> None:
+    """Sets the learning rate of each of the optimizer's groups for a step."""
     for group in groups:
         group["lr"] = learning_rate(optim, step) * group.get(_SCALE, 1.0)

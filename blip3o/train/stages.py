@@ -1,9 +1,13 @@
-"""The stage of a recipe: its objective's task, parts and trainables, as the recipe changes them. It needs no torch.
+"""The stage of a recipe: its objective's task, parts and trainable parameters, with the recipe's overrides. No torch.
 
-`encoder` makes the features semantic (a small CLIP, for the laptop); `understand` teaches the backbone to
-read images; `generate` trains queries and what predicts from them with the backbone frozen; `instruct` goes on with a
-curated set; `joint` trains what `understand` and `generate` do, at once; `decoder` learns pixels. Which objective each
-of them trains is in `blip3o.config.objectives`.
+- `encoder` trains a small CLIP encoder, for runs on a laptop.
+- `understand` teaches the backbone to read images.
+- `generate` trains the queries and the head that predicts from them, with the backbone frozen.
+- `instruct` continues `generate` on a curated data set.
+- `joint` trains `understand` and `generate` at once.
+- `decoder` trains the decoder from features to pixels.
+
+`blip3o.config.objectives` lists the objective of each stage.
 """
 
 from dataclasses import dataclass
@@ -14,7 +18,7 @@ from blip3o.config.objectives import Task
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
 
-if TYPE_CHECKING:  # decoding actors ask for tasks, and have no use for torch
+if TYPE_CHECKING:  # actors that decode use this module without torch
     from torch import nn
 
 
@@ -23,9 +27,9 @@ ADAPTER = ".lora_"  # in the name of every parameter of an adapter (`blip3o.trai
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """`parts` are built; of their parameters, those whose names match one of the patterns `trainable` are trained.
+    """The `parts` of the model that are built, and the patterns of parameter names that are `trainable`.
 
-    `reached` are the patterns of what the loss has gradients for.
+    `reached` are the patterns of parameters for which the loss has gradients.
     """
 
     task: Task
@@ -35,10 +39,10 @@ class Stage:
 
 
 def stage_of(recipe: Recipe) -> Stage:
-    """What the recipe's objective says, and what `stage.trainable`, `stage.lora` and `data.features` make of it.
+    """The recipe's objective with the overrides `stage.trainable`, `stage.lora` and `data.features` applied.
 
-    Where the features come to the trainer from elsewhere, it has no encoder. `stage.trainable` overrules the patterns;
-    with `stage.lora`, the backbone's own parameters do not train.
+    With cached or streamed features the trainer has no encoder. `stage.trainable` replaces the objective's patterns.
+    With `stage.lora`, the backbone's own parameters are frozen.
     """
     objective, trainable, parts = recipe.objective, recipe.objective.trainable, recipe.objective.parts
     if recipe.stage.trainable:
@@ -53,22 +57,21 @@ def stage_of(recipe: Recipe) -> Stage:
 
 
 def freeze(model: "nn.Module", stage: Stage) -> list[str]:
-    """Sets `requires_grad` of every parameter by the stage and returns the names of the trainable ones.
+    """Sets `requires_grad` of every parameter and returns the names of the trainable ones.
 
-    The adapters of `stage.lora`, if the model has them, train too.
-
-    Raises `ConfigError` if a pattern matches nothing, or something that the stage's loss has no gradient for.
+    The adapters of `stage.lora`, if the model has them, are trainable too. Raises `ConfigError` if a pattern matches
+    nothing, or a parameter for which the stage's loss has no gradient.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in stage.trainable:
         matched = [name for name in names if fnmatchcase(name, pattern)]
         if not matched:
             raise ConfigError(f"stage trains '{pattern}', but the model has no such parameter (e.g. {names[-1]})")
-        beyond = [name for name in matched if not _matches(name, stage.reached)]
-        if beyond:
+        unreached = [name for name in matched if not _matches(name, stage.reached)]
+        if unreached:
             raise ConfigError(
-                f"stage.trainable '{pattern}' matches {beyond[0]}, which the stage's loss does not reach: it reaches "
-                f"{', '.join(stage.reached)}"
+                f"stage.trainable '{pattern}' matches {unreached[0]}, which the stage's loss does not reach: it "
+                f"reaches {', '.join(stage.reached)}"
             )
     trainable = [name for name in names if _matches(name, stage.trainable) or ADAPTER in name]
     chosen = set(trainable)

@@ -1,8 +1,8 @@
-"""A watchdog over a rank that hangs: what it is doing, for how long, and where in the code.
+"""A watchdog for a rank that hangs: in which phase, for how long, and at which line of code.
 
-A collective that one rank never enters blocks all others forever, without a message. Every rank reports to its watchdog
-what it begins to do; a watchdog that hears nothing for too long reports that, with the stack of the thread it watches.
-Of the ranks that report, the one that has begun the fewest things is the one that the others wait for.
+A collective that one rank never enters blocks all others forever, without a message. Every rank reports each phase that
+it enters to its watchdog. If no report comes for too long, the watchdog reports a hang, with the stack of the watched
+thread. Of the ranks that hang, the one that has entered the fewest phases is the one that the others wait for.
 """
 
 import logging
@@ -22,34 +22,35 @@ from blip3o.train.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a hanging rank leaves the others to say where they are, before the first one's end ends them all.
+# The first rank that ends itself ends all others. It waits this long, so that they can report their own hang first.
 GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
-    """What a rank has done for `seconds`: the `begun`-th thing that it began, and where it is in it."""
+    """A rank that has been in `phase` for `seconds`; `phases` counts the phases it has entered, this one included."""
 
-    doing: str
-    begun: int
+    phase: str
+    phases: int
     seconds: float
     stack: str
 
     def __str__(self) -> str:
-        return f"at '{self.doing}' for {self.seconds:.0f} s\n{self.stack}"
+        return f"at '{self.phase}' for {self.seconds:.0f} s\n{self.stack}"
 
 
 class Watchdog(Callback):
-    """Watches the thread that makes it, inside a `with` block; `told` is called once, in a thread of the watch, when
-    `seconds` have passed since the last `begin`.
+    """Watches the thread that creates it, inside a `with` block.
+
+    Calls `on_hang` once, in the watchdog's own thread, when no phase has been entered for `seconds`.
     """
 
-    def __init__(self, seconds: float, told: Callable[[Hang], None]) -> None:
-        self._seconds, self._told = seconds, told
+    def __init__(self, seconds: float, on_hang: Callable[[Hang], None]) -> None:
+        self._seconds, self._on_hang = seconds, on_hang
         self._thread = threading.get_ident()
-        self._doing, self._begun, self._since = "starting", 0, time.monotonic()
+        self._phase, self._phases, self._since = "starting", 0, time.monotonic()
         self._stopped = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch")
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
     def __enter__(self) -> Self:
         self._since = time.monotonic()
@@ -60,32 +61,30 @@ class Watchdog(Callback):
         self._stopped.set()
         self._watcher.join()
 
-    def begin(self, doing: str) -> None:
-        """The thread begins something else."""
-        self._doing, self._begun, self._since = doing, self._begun + 1, time.monotonic()
-
-    def on_phase(self, doing: str) -> None:
-        """The loop begins something else."""
-        self.begin(doing)
+    def on_phase(self, phase: str) -> None:
+        """The watched thread enters a phase: the clock restarts."""
+        self._phase, self._phases, self._since = phase, self._phases + 1, time.monotonic()
 
     def _watch(self) -> None:
         left = self._seconds
+        # Sleeps exactly until the current phase would be too long: no polling, and no cost to the watched thread.
         while not self._stopped.wait(left):
-            passed = time.monotonic() - self._since
-            left = self._seconds - passed
+            elapsed = time.monotonic() - self._since
+            left = self._seconds - elapsed
             if left <= 0:
-                self._told(self._hang(passed))
+                self._on_hang(self._hang(elapsed))
                 return
 
-    def _hang(self, passed: float) -> Hang:
+    def _hang(self, elapsed: float) -> Hang:
         frame = sys._current_frames().get(self._thread)
         stack = "".join(traceback.format_stack(frame)) if frame else "the thread has ended"
-        return Hang(doing=self._doing, begun=self._begun, seconds=passed, stack=stack)
+        return Hang(phase=self._phase, phases=self._phases, seconds=elapsed, stack=stack)
 
 
 def end_hung_rank(recipe: Recipe, hang: Hang, *, rank: int) -> None:
-    """Reports where this rank hangs, and ends its process, so that Ray Train starts all of them again."""
+    """Reports where this rank hangs and kills its process, so that Ray Train restarts all ranks."""
     logger.error("rank %d of run '%s' hangs %s", rank, recipe.run.name, hang)
-    write_event(recipe, f"hang-rank-{rank}", hang.begun, f"rank {rank} hangs {hang}")
+    write_event(recipe, f"hang-rank-{rank}", hang.phases, f"rank {rank} hangs {hang}")
     threading.Event().wait(GRACE_SECONDS)
+    # SIGKILL: the thread hangs in native code, which neither an exception nor SIGTERM's handler would interrupt.
     os.kill(os.getpid(), signal.SIGKILL)

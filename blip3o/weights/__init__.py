@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors headers and streams, pickles, folders of weights, names without prefixes.
+"""Tensors in files: safetensors headers and streams, pickles, folders of weights, prefixes of tensor names.
 
-Knows no model and no run. Bundles, conversions, and training read and write through it.
+Knows neither models nor runs. Bundles, conversion, and training read and write tensors through it.
 """

@@ -1,4 +1,4 @@
-"""Folders of weights: their safetensors files, the index of their tensors, and weights in other formats."""
+"""Folders of weights: their safetensors files, their index of tensors, and weights in other formats."""
 
 import json
 from typing import Any
@@ -14,9 +14,9 @@ SHOWN = 3
 
 
 def weight_files(uri: str) -> list[str]:
-    """The safetensors files of a folder and the folders in it, without hidden ones.
+    """The safetensors files in a folder and its subfolders, except hidden ones.
 
-    Raises `BundleError` if an index names a file that is not there.
+    Raises `BundleError` if an index names a file that does not exist.
     """
     root = storage.normalize(uri)
     found = [file.uri for file in storage.list_files(root) if not is_hidden(file.uri.removeprefix(root))]
@@ -33,12 +33,12 @@ def weight_files(uri: str) -> list[str]:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a path within a folder is the system's own: macOS's `._…`, or in `.cache/`, `.ipynb_checkpoints/`, …"""
+    """Whether a path within a folder is hidden: macOS's `._…`, or in `.cache/`, `.ipynb_checkpoints/`, …"""
     return any(part.startswith(".") for part in path.split("/"))
 
 
 def read_index(uri: str, data: bytes) -> dict[str, str]:
-    """The file of each tensor, as an index names it. Raises `BundleError` if the file is no index."""
+    """The file of each tensor, by an index. Raises `BundleError` if the data is not an index."""
     files = read_json(uri, data).get("weight_map", {})
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise BundleError(f"{uri}: weight_map does not give a file for each tensor: fetch it again")
@@ -46,7 +46,7 @@ def read_index(uri: str, data: bytes) -> dict[str, str]:
 
 
 def read_json(uri: str, data: bytes | None) -> dict[str, Any]:
-    """A JSON object. Raises `BundleError` if there is no file (None), or if it holds something else."""
+    """Parses a JSON object. Raises `BundleError` if the file is missing (`data` is None) or holds something else."""
     try:
         tree = json.loads(data or b"")
         if not isinstance(tree, dict):
@@ -58,7 +58,7 @@ def read_json(uri: str, data: bytes | None) -> dict[str, Any]:
 
 
 def other_weights(uri: str) -> str:
-    """A folder's files of weights in other formats, as the end of an error; empty if there are none."""
+    """The end of an error that names a folder's weights in other formats; empty if there are none."""
     names = [file.uri.rpartition("/")[2] for file in storage.list_files(uri) if file.uri.endswith(OTHER_SUFFIXES)]
     if not names:
         return ""

@@ -1,7 +1,7 @@
-"""Tensor names without what wrappers add to them: `module.` of DataParallel, `base_model.model.` of PEFT, …
+"""Strips the prefixes that wrappers add to tensor names: `module.` of DataParallel, `base_model.model.` of PEFT, …
 
-Outer wrappers need no list: a prefix that all names share, and without which they match the wanted names, is a
-wrapper. Wrappers inside a name are recognised by their own names.
+Outer wrappers need no list: a prefix that all names share is a wrapper if the names match the wanted ones without it.
+Wrappers inside a name are recognized by their own names.
 """
 
 import difflib
@@ -12,14 +12,15 @@ from blip3o.errors import one_line
 
 INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch.compile and FSDP
 SHOWN = 3
-_CANDIDATES = 2000  # names that are searched for a similar one
+_CANDIDATES = 2000  # most names to search for a similar one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unwrapped:
-    """The wanted names by the names in the file, and what was removed, as text for a log (empty: nothing).
+    """The wanted names by the names in the file.
 
-    `blocked`: a prefix without which the names would match, but which only some of them have.
+    `dropped` says what was removed, for a log (empty: nothing). `blocked` is a prefix that was kept because only some
+    names have it, although they would match without it.
     """
 
     names: dict[str, str]
@@ -28,7 +29,7 @@ class Unwrapped:
 
 
 def unwrap(found: Collection[str], wanted: Collection[str]) -> Unwrapped:
-    """Removes wrappers if all wanted names are found without them, and every name in the file has them."""
+    """Removes wrappers if every name in the file has them and all wanted names exist without them."""
     plain = {name: _without_inner(name) for name in found}
     if len(set(plain.values())) < len(plain):
         plain = {name: name for name in found}
@@ -52,7 +53,7 @@ def _listed(parts: Iterable[str]) -> str:
 
 
 def _prefix(found: set[str], wanted: Collection[str]) -> str:
-    """The shortest prefix, ending in a dot, under which all wanted names are found; empty if there is none."""
+    """The shortest prefix, ending in a dot, under which all wanted names exist; empty if there is none."""
     first = min(wanted)
     prefixes = (name.removesuffix(first) for name in found if name.endswith(f".{first}"))
     whole = (prefix for prefix in prefixes if all(f"{prefix}{name}" in found for name in wanted))
@@ -60,7 +61,7 @@ def _prefix(found: set[str], wanted: Collection[str]) -> str:
 
 
 def explain_missing(missing: Collection[str], found: Collection[str], blocked: str = "") -> str:
-    """The first of the missing names, and what the file has in their place."""
+    """The first missing names, and what the file has instead."""
     first = sorted(missing)[:SHOWN]
     text = ", ".join(first) + (", …" if len(missing) > SHOWN else "")
     if blocked:

@@ -1,7 +1,7 @@
 """The header of a safetensors file: a length, then JSON with each tensor's type, shape and offsets.
 
-Only the header is read, so a file of any size costs one small read. An unknown type is not an error here: whoever needs
-such a tensor decides.
+Only the header is read, so a file of any size costs one small read. An unknown type is not an error here: it is one for
+the caller that needs such a tensor.
 """
 
 import json
@@ -13,8 +13,8 @@ from blip3o import storage
 from blip3o.errors import BundleError, one_line
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library: a file that claims more is not one
-# Bits of one value, by the format's name for its type.
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's limit: a file that claims more is not valid
+# Bits per value, by the format's name of the type.
 BITS = {
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
@@ -23,7 +23,7 @@ BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-# The types that weights may have. 8-bit types and integers mean nothing without their scales.
+# Supported types of weights. 8-bit types and integers are meaningless without their scales.
 READABLE = ("F64", "F32", "F16", "BF16")
 
 
@@ -33,7 +33,7 @@ class ForeignFileError(BundleError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies: `size` bytes from `offset` in the file `uri`. `dtype` is the format's name for its type."""
+    """Location of a tensor: `size` bytes at `offset` in the file `uri`. `dtype` is the format's name of its type."""
 
     name: str
     dtype: str
@@ -44,7 +44,7 @@ class StoredTensor:
 
 
 def require_readable(entry: StoredTensor) -> None:
-    """Raises `ForeignFileError` if a tensor that is needed has a type that cannot be read."""
+    """Raises `ForeignFileError` if a tensor's type is not supported for weights."""
     if entry.dtype not in READABLE:
         raise ForeignFileError(
             f"{entry.uri}: {entry.name} is stored as {entry.dtype}: bf16, fp16, fp32 are read, so give the weights "
@@ -55,8 +55,8 @@ def require_readable(entry: StoredTensor) -> None:
 def read_header(uri: str, file: storage.RangeReader) -> tuple[bytes, list[StoredTensor]]:
     """The header's bytes, including its length, and the tensors in file order.
 
-    Raises `StorageError` if it is missing, `BundleError` if it is not a safetensors file, and its
-    subclass `ForeignFileError` if the actual format is recognised.
+    Raises `StorageError` if the file is missing, `BundleError` if it is not a safetensors file, and its subclass
+    `ForeignFileError` if another format is recognized.
     """
     size = file.size
     length = int.from_bytes(file.read(0, 8), "little") if size >= 8 else MAX_HEADER_BYTES + 1
@@ -90,8 +90,8 @@ def _require_whole(uri: str, entries: list[StoredTensor], *, begin: int, size: i
             raise BundleError(f"{uri}: tensor {name} does not begin where the one before ends: fetch it again")
         end += entry.size
     if end != size:
-        cut = "it is truncated, " if size < end else ""
-        raise BundleError(f"{uri} has {size} bytes, its header describes {end}: {cut}fetch it again")
+        truncated = "it is truncated, " if size < end else ""
+        raise BundleError(f"{uri} has {size} bytes, its header describes {end}: {truncated}fetch it again")
 
 
 def _entries(uri: str, head: bytes, *, data: int) -> list[StoredTensor]:

@@ -1,7 +1,7 @@
-"""Safetensors files of any size as streams: headers are read on their own, tensors one by one or in pieces.
+"""Safetensors files of any size as streams: the header is read on its own, tensors one by one or in chunks.
 
-So a model of many gigabytes passes through a few megabytes of memory, from and to any store. Bytes are passed on as
-they are. (The format: a length, a JSON header with each tensor's type, shape and offsets, then the tensors.)
+So a model of many gigabytes passes through a few megabytes of memory, from and to any store. Bytes are copied
+unchanged. (The format: a length, a JSON header with each tensor's type, shape and offsets, then the tensors.)
 """
 
 import json
@@ -46,7 +46,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
-    """A tensor to be written: under which name and shape, and where its bytes are: in a file, or in memory."""
+    """A tensor to write: its name and shape, and the source of its bytes, in a file or in memory."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,12 +54,12 @@ class Slot:
 
     @property
     def dtype(self) -> str:
-        """The format's name for its type."""
+        """The format's name of its type."""
         return CODES[self.source.dtype] if isinstance(self.source, Tensor) else self.source.dtype
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Its size in bytes."""
         return self.source.nbytes if isinstance(self.source, Tensor) else self.source.size
 
 
@@ -82,9 +82,9 @@ def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
 
 
 def read_in_order(uri: str, digest: "_Hash") -> Iterator[tuple[StoredTensor, Tensor]]:
-    """All tensors of a file, one after another; `digest` has received every byte of the file at the end.
+    """All tensors of a file in order; in the end, `digest` has been updated with every byte of the file.
 
-    A tensor of a type that torch does not have comes as its bytes. Raises as `read_entries` does.
+    A tensor of a type that torch does not have is returned as bytes (uint8). Raises as `read_entries` does.
     """
     with storage.open_ranges(uri) as file:
         head, entries = read_header(uri, file)
@@ -96,7 +96,7 @@ def read_in_order(uri: str, digest: "_Hash") -> Iterator[tuple[StoredTensor, Ten
 
 
 def read_tensors(entries: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, Tensor]]:
-    """Some tensors of any files, neighbours through one handle. Raises `BundleError` for a type that is not read."""
+    """The given tensors, opening a file once for consecutive ones. Raises `BundleError` for an unsupported type."""
     for uri, group in groupby(entries, key=lambda entry: entry.uri):
         with storage.open_ranges(uri) as file:
             for entry in group:
@@ -105,7 +105,7 @@ def read_tensors(entries: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor
 
 
 def write_tensors(uri: str, slots: Sequence[Slot], *, metadata: dict[str, str] | None = None) -> str:
-    """Writes a file with these tensors in this order, copying their bytes in pieces. Returns its sha256.
+    """Writes a file with these tensors in this order, copying their bytes in chunks. Returns its sha256.
 
     Raises `StorageError` if a source is missing or the store refuses.
     """
@@ -119,7 +119,7 @@ def write_tensors(uri: str, slots: Sequence[Slot], *, metadata: dict[str, str] |
 
 def _pieces(slots: Sequence[Slot], metadata: dict[str, str]) -> Iterator[bytes]:
     yield _head(slots, metadata)
-    # Neighbours in one file are read through one handle.
+    # Consecutive tensors of one file are read through one handle.
     for uri, group in groupby((slot.source for slot in slots), key=_place):
         if uri is None:
             for tensor in group:

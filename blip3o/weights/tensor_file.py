@@ -1,7 +1,7 @@
-"""A safetensors file of named tensors, written and read whole or in parts.
+"""Safetensors files of named tensors, written whole and read whole or in parts.
 
-PyTorch is imported when tensors are: a process that only asks for a description or a shape (the stream's actors are
-such) starts a second sooner without it.
+PyTorch is imported only with the first tensor: a process that reads only shapes or metadata (such as the stream's
+actors) starts one second faster.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ def parse_tensors(data: bytes) -> "dict[str, Tensor]":
 
 
 def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a file, read only from its head."""
+    """The shape of every tensor in a file. Reads only the header."""
     return {name: entry.shape for name, entry in _entries(uri).items()}
 
 
-def read_some(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
-    """Some tensors of a file, one after the other by ranged reads.
+def read_selected(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
+    """The named tensors of a file in order, one by one with ranged reads.
 
-    Raises `CheckpointError` if it does not hold one of them.
+    Raises `CheckpointError` if one of them is missing.
     """
     entries = _entries(uri)
     with storage.open_ranges(uri) as file:

@@ -1,7 +1,7 @@
-"""Tensors out of a PyTorch pickle into a safetensors file, which everything else here reads.
+"""Converts the tensors of a PyTorch pickle to a safetensors file, the only format that the rest of blip3o reads.
 
-BLIP3-o's EVA-CLIP tower is published as `pytorch_model.bin`. Only tensors are taken: PyTorch's restricted unpickler
-refuses anything that would run code, and the file is memory-mapped, so only a piece of it is in memory.
+BLIP3-o's EVA-CLIP tower is published as `pytorch_model.bin`. Only tensors are read: PyTorch's restricted unpickler
+refuses anything that would run code. The file is memory-mapped, so only part of it is in memory.
 """
 
 import pickle
@@ -34,7 +34,7 @@ _FAULTS = (
 
 
 def unpickle_tensors(path: Path, out: str) -> int:
-    """Writes the tensors of a local pickle under their names to a safetensors file; returns how many.
+    """Writes the tensors of a local pickle, with their names, to a safetensors file; returns their number.
 
     Raises `BundleError` if the file is missing, or holds anything but a dictionary of tensors.
     """
@@ -56,16 +56,16 @@ def unpickle_tensors(path: Path, out: str) -> int:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is rows of numbers in memory: a sparse one, and one without numbers, are not."""
+    """Whether a tensor is dense and in memory, not sparse or on the meta device."""
     return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _explained(path: Path, error: Exception) -> str:
-    """What to say of a file that could not be unpickled."""
+    """The error message for a file that cannot be unpickled."""
     try:
         with path.open("rb") as file:
             found = recognise(file.read(SNIFFED_BYTES), size=path.stat().st_size)
     except OSError:
         found = None
     known = found is not None and not found.endswith(FIX_OF_A_PICKLE)
-    return f"{path} is no pickle of tensors" + (f": it {found}" if known else f" ({one_line(error)})")
+    return f"{path} is not a pickle of tensors" + (f": it {found}" if known else f" ({one_line(error)})")

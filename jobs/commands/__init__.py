@@ -1,4 +1,5 @@
-"""Pages of the `blip3o` command that are no jobs: they look at data, models and runs, and use a model by hand.
+"""Commands of `blip3o` that are not jobs: they look at data, models and runs, and use a model by hand.
 
-Each offers typer functions, or an application of them, that `jobs.cli` names in its table. Heavy imports stay in them.
+Each module holds typer functions, or a typer application, named in the table of `jobs.cli`. Heavy modules are
+imported when a command runs.
 """

@@ -1,4 +1,4 @@
-"""`blip3o data …`: sets of shards: built, imported, looked at, and what was found damaged in them."""
+"""`blip3o data …`: builds, imports and inspects sets of shards, and lists what is damaged in them."""
 
 import json
 from collections import Counter
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from blip3o.data.sets.writer import SetSummary
     from blip3o.data.shards.ledger import LedgerEntry
 
-app = new_app(help="Build, import and look at sets of shards, and at what is damaged in them.")
+app = new_app(help="Build, import and inspect sets of shards, and list what is damaged in them.")
 build = new_app(help="Build the image-text sets that ship with the project.")
 app.add_typer(build, name="build")
 
-SHOWN = 20  # entries of a ledger
-SHOWN_INPUTS = 10  # of each kind that an import names
+SHOWN = 20  # entries of a ledger that are printed
+SHOWN_INPUTS = 10  # unused inputs of each kind that an import prints
 
 Out = Annotated[str, typer.Option(help="Folder to write to: s3://bucket/prefix or a local path.")]
 
@@ -33,10 +33,10 @@ def _report(summary: "SetSummary") -> None:
 @build.command("emoji")
 def build_emoji_set(
     out: Out,
-    size: Annotated[int | None, typer.Option(help="Side in pixels; as published if left out.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side in pixels; as published if omitted.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of captions and questions.")] = 0,
 ) -> None:
-    """Emoji in two styles with true names, groups and keywords (fetched with npm, checked by sha256)."""
+    """Build emoji in two styles with their names, groups and keywords (fetched with npm, checked by sha256)."""
     from blip3o.data.sets.emoji import build_emoji
     from jobs.commands.progress import bar
 
@@ -53,7 +53,7 @@ def build_scenes_set(
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
 ) -> None:
-    """A closed world of coloured shapes, drawn by code, where every fact about a picture is known."""
+    """Build scenes of coloured shapes, drawn by code, so that every fact about a picture is known."""
     from blip3o.data.sets.scenes import build_scenes
     from jobs.commands.progress import bar
 
@@ -66,12 +66,12 @@ def build_scenes_set(
 def build_curated_set(
     out: Out,
     sets: Annotated[
-        list[str], typer.Option("--from", metavar="URI", help="URI of a built set to choose from. Repeat.")
+        list[str], typer.Option("--from", metavar="URI", help="URI of a built set to choose from. Repeatable.")
     ],
-    samples: Annotated[int, typer.Option(help="Samples to choose.")] = 600,
-    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+    samples: Annotated[int, typer.Option(help="Samples to select.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the selection.")] = 0,
 ) -> None:
-    """A small balanced choice with one caption each, for the instruct stage."""
+    """Build a small balanced selection with one caption per sample, for the instruct stage."""
     from blip3o.data.sets.curated import build_curated
 
     _report(build_curated(out, sets=sets, samples=samples, seed=seed))
@@ -84,12 +84,12 @@ def data_import(
         typer.Argument(help="Folder of pictures with .txt or .json next to them, or a .csv, .json, .jsonl, .parquet."),
     ],
     out: Out,
-    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of samples that is never trained on.")] = 0.0,
+    heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of samples that are never trained on.")] = 0.0,
     image_column: Annotated[str | None, typer.Option(help="Column of a table that names the picture.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column of a table that holds the caption.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="What delimits a CSV: one character, or tab.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV: one character, or tab.")] = None,
 ) -> None:
-    """Your own images and texts as shards. What cannot be used is left out and listed."""
+    """Import your own images and texts as shards. Inputs that cannot be used are listed."""
     from blip3o.data.sets.imported import import_set
     from blip3o.data.sets.importing.columns import TableOptions
     from jobs.commands.progress import bar
@@ -112,12 +112,12 @@ def data_import(
 @app.command("ledger")
 def data_ledger(
     uri: Annotated[str, typer.Argument(help="Folder of a manifest or of a run, or a ledger itself.")],
-    stage: Annotated[list[str] | None, typer.Option(help="Only entries of this stage of work. Repeat.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only entries of this stage of work. Repeatable.")] = None,
     reason: Annotated[str | None, typer.Option(help="Only entries whose reason contains this.")] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all entries as one JSON object.")] = False,
 ) -> None:
-    """Every sample that was found damaged, counted by stage and reason."""
+    """List the samples that were found damaged, counted by stage and reason."""
     from blip3o.data.shards.ledger import find_ledger, kind_of, read_ledger
 
     entries = [
@@ -131,12 +131,12 @@ def data_ledger(
         print(json.dumps({"counts": listed, "entries": [asdict(entry) for entry in entries]}))
         return
     print(f"{len(entries)} entries")
-    for (worked, kind), count in counts.most_common():
-        print(f"{count:8d}  {worked:10s}  {kind}")
+    for (entry_stage, kind), count in counts.most_common():
+        print(f"{count:8d}  {entry_stage:10s}  {kind}")
     for entry in entries[:SHOWN]:
         print(_line(entry))
     if len(entries) > SHOWN:
-        print(f"… and {len(entries) - SHOWN} more: --json gives all")
+        print(f"… and {len(entries) - SHOWN} more: --json prints all")
 
 
 def _line(entry: "LedgerEntry") -> str:
@@ -147,17 +147,17 @@ def _line(entry: "LedgerEntry") -> str:
 
 @app.command("inspect")
 def data_inspect(
-    uri: Annotated[str, typer.Argument(help="Folder of a manifest, or shards, with a `*` where they are many.")],
-    out: Annotated[str | None, typer.Option(help="URI of an HTML page to write")] = None,
-    pictures: Annotated[int, typer.Option(min=1, max=500, help="Samples shown on the page.")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of samples.")] = 0,
+    uri: Annotated[str, typer.Argument(help="Folder of a manifest, or shards: a file, or a pattern with `*`.")],
+    out: Annotated[str | None, typer.Option(help="URI of an HTML page to write.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, max=500, help="Samples on the page.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed that chooses the samples.")] = 0,
     key: Annotated[
-        KeyRule, typer.Option(help="Of shards: the dot at which the key of a tar member ends.")
+        KeyRule, typer.Option(help="For shards: the dot at which the key of a tar member ends.")
     ] = "first_dot",
-    image: Annotated[str | None, typer.Option(help="Of shards: extension, or Parquet column, of images.")] = None,
-    caption: Annotated[str | None, typer.Option(help="Of shards: extension, or Parquet column, of captions.")] = None,
+    image: Annotated[str | None, typer.Option(help="For shards: extension, or Parquet column, of images.")] = None,
+    caption: Annotated[str | None, typer.Option(help="For shards: extension, or Parquet column, of captions.")] = None,
 ) -> None:
-    """Counts, sizes, shapes, caption lengths, near duplicates and a look at samples of a set."""
+    """Show a set: counts, sizes, shapes, caption lengths, near duplicates and sample images."""
     from jobs.commands.inspection import inspect, scan_options
 
     print(inspect(uri, out=out, pictures=pictures, seed=seed, options=scan_options(key, image, caption)))

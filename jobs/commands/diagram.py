@@ -1,6 +1,6 @@
-"""The model of a preset as one picture: `blip3o model draw 8b -o docs/images/model.svg`.
+"""A preset's model as one diagram: `blip3o model draw 8b -o docs/images/model.svg`.
 
-Every size in it is read from the config and every count of parameters from the modules: it follows the code.
+Every size is read from the config, and every count of parameters from the modules.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ DECODERS = {"pixel": "pixel U-Net", "sdxl": "SDXL-type U-Net", "sana": "SANA", "
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A part or a value: its place, a title, and smaller lines below it."""
+    """A part of the model or a value: position, title, and smaller lines below it."""
 
     x: int
     row: int
@@ -54,7 +54,7 @@ class Box:
         return self.x + self.width // 2, ROWS[self.row] + BOX
 
     def svg(self) -> str:
-        """The box and its words."""
+        """The box and its text."""
         x, y = self.top
         words = [_text(x, y + 26, self.title, size=15)]
         words += [_text(x, y + 48 + 19 * number, line) for number, line in enumerate(self.lines)]
@@ -63,7 +63,7 @@ class Box:
 
 
 def render(config: ModelConfig, parameters: Mapping[str, int]) -> str:
-    """The picture as SVG. `parameters` counts those of the parts `encoder`, `backbone`, `dit` and `decoder`."""
+    """The diagram as SVG. `parameters` counts those of the parts `encoder`, `backbone`, `dit` and `decoder`."""
     boxes = {
         **_values(config),
         **_parts(config, {name: f"{n / 1e9:.2f} B parameters" for name, n in parameters.items()}),

@@ -1,4 +1,4 @@
-"""`blip3o generate` and `blip3o chat`: a trained model on the command line, with local pictures in and out."""
+"""`blip3o generate` and `blip3o chat`: a trained model on the command line, with local image files in and out."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,18 +14,18 @@ Bundle = Annotated[str, typer.Option(metavar="URI", help="The bundle to use, as 
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    prompt: Annotated[str, typer.Argument(help="What the image shows.")],
     bundle: Bundle,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write; several images become a row.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write; several images become one row.")] = Path(
         "out.png"
     ),
-    n: Annotated[int, typer.Option("-n", "--n", min=1, max=64, help="Images; seeds run up from --seed.")] = 1,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, max=64, help="Images; their seeds count up from --seed.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Sampling steps; the bundle's default if left out.")
+        int | None, typer.Option(min=1, max=1000, help="Sampling steps; the bundle's default if omitted.")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; the bundle's default if left out.")
+        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; the bundle's default if omitted.")
     ] = None,
 ) -> None:
     """Generate images from a prompt."""
@@ -42,8 +42,8 @@ def generate(
 def chat(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     bundle: Bundle,
-    image: Annotated[Path | None, typer.Option(help="Picture to ask about.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, tokens.")] = 32,
+    image: Annotated[Path | None, typer.Option(help="Image file to ask about.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of the reply, in tokens.")] = 32,
 ) -> None:
     """Ask a question, about an image or without one."""
     import blip3o
@@ -55,7 +55,7 @@ def chat(
 
 
 def open_image(path: Path) -> "Image.Image":
-    """Reads an image file. Raises `RequestError` if it is missing or no image."""
+    """Reads an image file. Raises `RequestError` if it is missing or not an image."""
     from blip3o.data.images import decode
 
     _require_local(path)
@@ -68,13 +68,13 @@ def open_image(path: Path) -> "Image.Image":
 
 
 def _require_local(path: Path) -> None:
-    """Raises `RequestError` for a URI, which as a path would be a folder `s3:` here."""
+    """Raises `RequestError` for a URI, which would be written to a local folder named `s3:`."""
     if path.parts and path.parts[0].endswith(":"):
         raise RequestError(f"{path.parts[0]}// begins a URI, and pictures are read and written here by local paths")
 
 
 def save_image(image: "Image.Image", path: Path) -> None:
-    """Writes an image file, and the folders above it. Raises `RequestError` if that cannot be."""
+    """Writes an image file, and its parent folders. Raises `RequestError` if it cannot be written."""
     _require_local(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

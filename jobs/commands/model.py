@@ -1,4 +1,4 @@
-"""`blip3o model …`: what the model of a preset is made of, and what it costs. Nothing is downloaded or allocated."""
+"""`blip3o model …`: the parts of a preset's model, and what they cost. Nothing is downloaded or allocated."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,29 +11,29 @@ from jobs.common import new_app
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from blip3o.model.describe import Weight
+    from blip3o.model.describe import ParameterCount
     from blip3o.model.flops.counted import Cost
 
-app = new_app(help="Look at a model size without making it.")
+app = new_app(help="Look at a model preset without allocating it.")
 
 
 @app.command("describe")
 def model_describe(
     preset: Annotated[str, typer.Argument(help="Name of a preset, e.g. 4b or 8b.")],
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, template included.")] = 136,
-    depth: Annotated[int, typer.Option(min=0, max=3, help="How deep modules are listed; 0 lists parts alone.")] = 3,
+    depth: Annotated[int, typer.Option(min=0, max=3, help="Depth of the listed modules; 0 lists only the parts.")] = 3,
 ) -> None:
-    """Parameters of every module, and floating-point operations per image."""
+    """Print the parameters of every module, and floating-point operations per image."""
     from blip3o.config.load import preset_model
     from blip3o.model import describe
     from blip3o.model.flops import counted as costs
 
     model = describe.build_on_meta(preset_model(preset))
-    print("\n".join(_weight_lines(preset, list(describe.weights(model)), depth)))
+    print("\n".join(_weight_lines(preset, list(describe.parameter_counts(model)), depth)))
     work = {
-        "drawing one image": costs.drawing(model, prompt_tokens),
+        "generating one image": costs.generation(model, prompt_tokens),
         "training on one image (stage generate)": costs.training(model, prompt_tokens),
-        "reading one image": costs.reading(model),
+        "reading one image": costs.image_prefill(model),
     }
     for title, rows in work.items():
         print("\n".join(_cost_lines(title, rows)))
@@ -46,26 +46,26 @@ def model_describe(
 @app.command("draw")
 def model_draw(
     preset: Annotated[str, typer.Argument(help="Name of a preset, e.g. 4b or 8b.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="SVG file to write")] = Path("model.svg"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="SVG file to write.")] = Path("model.svg"),
 ) -> None:
-    """Draw the model as one picture, with its sizes."""
-    out.write_text(picture(preset), encoding="utf-8")
+    """Draw the model as a diagram, with its sizes."""
+    out.write_text(svg(preset), encoding="utf-8")
     print(f"wrote {out}")
 
 
-def picture(preset: str) -> str:
-    """The picture of a preset as SVG. Raises `ConfigError` for an unknown one."""
+def svg(preset: str) -> str:
+    """The diagram of a preset as SVG. Raises `ConfigError` for an unknown one."""
     from blip3o.config.load import preset_model
     from blip3o.model import describe
 
     config = preset_model(preset)
-    weights = describe.weights(describe.build_on_meta(config))
+    weights = describe.parameter_counts(describe.build_on_meta(config))
     return diagram.render(config, {weight.name: weight.parameters for weight in weights if weight.depth == 0})
 
 
-def _weight_lines(preset: str, weights: "list[Weight]", depth: int) -> list[str]:
-    whole = sum(weight.parameters for weight in weights if weight.depth == 0)
-    lines = [f"{preset}: {whole:,} parameters", ""]
+def _weight_lines(preset: str, weights: "list[ParameterCount]", depth: int) -> list[str]:
+    total = sum(weight.parameters for weight in weights if weight.depth == 0)
+    lines = [f"{preset}: {total:,} parameters", ""]
     for weight in weights:
         if weight.depth <= depth:
             each = f"  {weight.count} x {weight.parameters // weight.count:,}" if weight.count > 1 else ""
@@ -75,8 +75,8 @@ def _weight_lines(preset: str, weights: "list[Weight]", depth: int) -> list[str]
 
 def _cost_lines(title: str, costs: "Iterable[Cost]") -> list[str]:
     rows = list(costs)
-    whole = sum(cost.total for cost in rows)
-    lines = ["", f"{title}: {_flops(whole)}" if rows else f"{title}: this backbone sees none", ""]
+    total = sum(cost.total for cost in rows)
+    lines = ["", f"{title}: {_flops(total)}" if rows else f"{title}: this backbone sees none", ""]
     for cost in rows:
         each = f"  {cost.calls} x {_flops(cost.flops)}" if cost.calls > 1 else ""
         lines.append(f"  {cost.name:<62}{_flops(cost.total):>16}{each}")

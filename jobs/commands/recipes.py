@@ -1,4 +1,4 @@
-"""`blip3o recipes`: the shipped recipes, and what one of them, or one of your own, resolves to."""
+"""`blip3o recipes`: lists the shipped recipes, and prints one of them, or one of your own, resolved."""
 
 from pathlib import Path
 
@@ -26,10 +26,10 @@ def recipes(context: typer.Context) -> None:
 
 @app.command("show")
 def show(recipe: RecipeName, *, overrides: StageOverrides) -> None:
-    """Print a recipe resolved: with what it extends, presets and defaults filled in. The output is a recipe file."""
+    """Print a recipe with all of its values: what it extends, presets and defaults. The output is a recipe file."""
     print(dump_resolved(recipe, overrides), end="")
 
 
 def summary(file: Path) -> str:
-    """What a recipe file says of itself: its first line, a comment."""
+    """The summary of a recipe file: its first line, a comment."""
     return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()

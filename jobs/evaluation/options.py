@@ -27,7 +27,7 @@ def _option(help_text: str, *names: str, metavar: str | None = None, repeated: b
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
-    """What the command line says of a benchmark run. Lists are of options that may be repeated."""
+    """The options of a benchmark run. Lists hold options that may be repeated."""
 
     suite: Annotated[str | None, _option("Benchmarks, e.g. scenes or geneval,dpg.", metavar="NAME[,NAME]")] = None
     target: Annotated[str | None, _option("A bundle, or a server as http://HOST:PORT.", metavar="URI")] = None
@@ -49,27 +49,27 @@ class BenchmarkOptions:
         int, _option("Tokens of a reply to a question; more for a model that thinks.", metavar="N")
     ] = MAX_NEW_TOKENS
     source: Annotated[
-        list[str], _option("Prompts or questions of a suite. Repeat.", metavar="SUITE=URI", repeated=True)
+        list[str], _option("Prompts or questions of a suite. Repeatable.", metavar="SUITE=URI", repeated=True)
     ] = field(default_factory=list)
     judge: Annotated[
-        list[str], _option("Who judges (docs/evaluation.md). Repeat.", metavar="SUITE=JUDGE", repeated=True)
+        list[str], _option("Who judges (docs/evaluation.md). Repeatable.", metavar="SUITE=JUDGE", repeated=True)
     ] = field(default_factory=list)
     judge_option: Annotated[
         list[str],
         _option(
-            "Of requests to --judge …=openai:…, e.g. max_tokens=4096, temperature=none. Repeat.",
+            "Of requests to --judge …=openai:…, e.g. max_tokens=4096, temperature=none. Repeatable.",
             metavar="[SUITE:]NAME=VALUE",
             repeated=True,
         ),
     ] = field(default_factory=list)
-    retry_refused: Annotated[
-        bool, _option("Ask again about items that a judge's content filter refused.", "--retry-refused")
-    ] = False
+    retry_refused: Annotated[bool, _option("Retry items that a judge's content filter refused.", "--retry-refused")] = (
+        False
+    )
     limit: Annotated[int | None, _option("Only the first N items of each suite.", metavar="N")] = None
     samples: Annotated[int | None, _option("Images of each item; the suite's number.", metavar="N")] = None
     untrained: Annotated[
         bool, _option("Also generate with untrained weights, as a control (bundles).", "--untrained")
     ] = False
-    compare: Annotated[list[str], _option("An earlier --out, for curves. Repeat.", metavar="URI", repeated=True)] = (
-        field(default_factory=list)
-    )
+    compare: Annotated[
+        list[str], _option("An earlier --out, for curves. Repeatable.", metavar="URI", repeated=True)
+    ] = field(default_factory=list)

@@ -1,6 +1,10 @@
 """Training on Ray Train, from the command to the loop in four hops.
 
-`jobs.train` reads the command line; `run` is the story of a run on the driver; `worker` that of a stage on each rank;
-`blip3o.train.loop` takes the steps. The other files serve these: checks before the first step, trainer and stream,
-saving and restoring of checkpoints, validations, progress.
+1. `jobs.train` parses the command line.
+2. `run` is the driver: open inputs, check, start the workers, recover.
+3. `worker` is a stage on each rank: build, restore, train, write the result.
+4. `blip3o.train.loop` runs the optimizer steps.
+
+The other files serve these four: checks before the first step, trainer and data stream, saving and restoring of
+checkpoints, validation, progress.
 """

@@ -1,4 +1,4 @@
-"""Callbacks that need Ray: gauges for Prometheus, and the notice that a node is about to be taken away."""
+"""Callbacks that need Ray: Prometheus gauges, and a checkpoint when a node is about to be preempted."""
 
 import re
 
@@ -11,9 +11,9 @@ from blip3o.train.callbacks import Callback, StepRecord
 
 
 class GaugeExporter(Callback):
-    """Each column of a row as a gauge `blip3o_train_COLUMN`, tagged with the run; Ray offers them to Prometheus.
+    """Exports each column of a metrics row as a gauge `blip3o_train_COLUMN`, tagged with the run, to Prometheus.
 
-    Set every `log.every` steps; rank 0's. `peak_flops` as for `MetricsRecorder`.
+    Runs on rank 0 and updates the gauges every `log.every` steps. `peak_flops` as for `MetricsRecorder`.
     """
 
     def __init__(self, recipe: Recipe, *, peak_flops: float | None) -> None:
@@ -21,7 +21,7 @@ class GaugeExporter(Callback):
         self._gauges: dict[str, Gauge] = {}
 
     def after_step(self, done: int, record: StepRecord) -> None:
-        """Shows the values of this step."""
+        """Sets the gauges to the values of this step."""
         if done != self._recipe.optim.steps and done % self._recipe.log.every:
             return
         for column, value in with_rates(record.row(), peak_flops=self._peak_flops).items():
@@ -32,9 +32,9 @@ class GaugeExporter(Callback):
 
 
 class PreemptionNotice(Callback):
-    """Asks for one checkpoint when a node is newly known to be taken away soon.
+    """Requests one checkpoint when Ray announces that a node will be preempted.
 
-    Ray gives all ranks the same answer, and all ask at the same steps.
+    All ranks ask Ray at the same steps and get the same answer, so they agree on the checkpoint.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -42,7 +42,7 @@ class PreemptionNotice(Callback):
         self._noticed = False
 
     def wants_checkpoint(self, done: int) -> bool:
-        """Looks every `checkpoint.preemption_check_every` steps, until there was a notice."""
+        """Checks every `checkpoint.preemption_check_every` steps until the first notice."""
         if self._noticed or self._every == 0 or done % self._every:
             return False
         self._noticed = ray.train.get_preemption_info() is not None

@@ -1,4 +1,4 @@
-"""What is checked of a run's data and weights before workers start."""
+"""Checks of a run's data and weights before workers start."""
 
 import logging
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from blip3o.errors import ConfigError
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_shapes, require_finished
 from blip3o.train.features.encoder import FeatureCache, require_encoder
-from blip3o.train.initial_weights import fitting, require_covered
+from blip3o.train.initial_weights import matching_names, require_frozen_weights
 from blip3o.train.lora import adapted_layers
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
@@ -25,14 +25,14 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def check_data(inputs: StageInputs) -> None:
-    """Raises `DataError` or `ConfigError` for everything about the data that can be known to be wrong by now.
+    """Raises `DataError` or `ConfigError` for every problem with the data that can be found before training.
 
-    Works out the selections that are missing, and logs how well the order shuffles.
+    Computes missing selections, and logs how well the order shuffles.
     """
     recipe = inputs.recipe
     for manifest in inputs.manifests:
         check_unchanged(manifest)
-    inputs.template.draw(inputs.tokenizer, "")  # raises if the frame of its turns is not the tokenizer's
+    inputs.template.generation_request(inputs.tokenizer, "")  # raises without the template's control tokens
     count, rows = len(inputs.tokenizer), recipe.model.backbone.vocab_size
     if count > rows:
         raise ConfigError(f"the tokenizer has {count} tokens, model.backbone.vocab_size is {rows}: raise it")
@@ -42,9 +42,9 @@ def check_data(inputs: StageInputs) -> None:
 
 
 def stored_features(recipe: Recipe) -> FeatureCache | None:
-    """The stored features that a stage trains on, None if it takes none.
+    """The stored features that a stage trains on; None if it does not use a cache.
 
-    Raises `ConfigError` if features are to be stored or streamed, and the encoder has no weights yet.
+    Raises `ConfigError` if features are cached or streamed and the encoder has no weights yet.
     """
     if recipe.data.features == "stream":
         require_encoder(recipe)
@@ -52,7 +52,11 @@ def stored_features(recipe: Recipe) -> FeatureCache | None:
 
 
 def check_weights(stages: Sequence[StageInputs]) -> None:
-    """Builds the stages without memory for their weights, to see that all fits and that what is frozen was trained."""
+    """Builds the stages on the meta device, to check that shapes match and that every frozen part has been trained.
+
+    Raises `ConfigError` or `CheckpointError`.
+    """
+    # A stage may start from an earlier one of the same pipeline, which has no file yet: its shapes are collected here.
     earlier: dict[str, Shapes] = {}
     for inputs in stages:
         recipe = inputs.recipe
@@ -61,16 +65,17 @@ def check_weights(stages: Sequence[StageInputs]) -> None:
         trainable = freeze(module.model, stage_of(recipe))
         loaded: set[str] = set()
         for run in recipe.stage.start_from:
-            loaded |= fitting(module.model, _shapes(recipe, run, earlier), source=run)
-        require_covered(module.model, loaded, trainable)
+            loaded |= matching_names(module.model, _shapes(recipe, run, earlier), source=run)
+        require_frozen_weights(module.model, loaded, trainable)
         lora = recipe.stage.lora
+        # A stage with LoRA leaves merged weights under the plain layers' names.
         merged = [f"{layer}.weight" for layer in adapted_layers(module.model, lora)] if lora else []
         parameters = dict(module.model.named_parameters())
         earlier[recipe.run.name] = {name: tuple(parameters[name].shape) for name in [*trainable, *merged]}
 
 
 def _shapes(recipe: Recipe, run: str, earlier: dict[str, Shapes]) -> Shapes:
-    """Of the weights of a run that a stage starts from: an earlier stage of the pipeline, or a finished run.
+    """Shapes of the weights of a run that a stage starts from: an earlier stage of the pipeline, or a finished run.
 
     Raises `ConfigError` if it is neither.
     """

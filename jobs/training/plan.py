@@ -1,4 +1,4 @@
-"""What travels from the driver to the workers, the stream's actors, and the validations: the plan of a fit."""
+"""The plan of a fit: the message from the driver to workers, stream actors and validation tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from blip3o.train.checkpoint.resume import ResumePoint, resume_point
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """A stage of a fit, as a process opens it. `data_sha256` is what the driver has found its data to be."""
+    """A stage of a fit, as opened in one process. `data_sha256` are the data hashes that the driver computed."""
 
     inputs: StageInputs
     data_sha256: Sequence[str]
@@ -23,24 +23,28 @@ class PlannedStage:
 
     @property
     def recipe(self) -> Recipe:
-        """Of the stage."""
+        """The stage's recipe."""
         return self.inputs.recipe
 
     def resume_point(self) -> ResumePoint:
-        """Where the stage goes on. Raises `CheckpointError`."""
+        """Where the stage resumes. Raises `CheckpointError`."""
         return resume_point(self.recipe, self.fit_name)
 
     def identity(self) -> str:
-        """sha256 over all that decides its numbers. Raises `ConfigError` if a run it starts from has not finished."""
+        """sha256 of everything that determines its numbers.
+
+        Raises `ConfigError` if a run that it starts from has not finished.
+        """
         return checkpoint.identity(self.recipe, data_sha256=self.data_sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """Stages to train: the resolved recipes as nested values, and for each the sha256 of its data and that of its
-    stored features' provenance (None where it has none).
+    """The stages to train.
 
-    Plain values, since it travels between processes; each opens its own inputs.
+    `recipes` are resolved recipes as nested values. For each of them, `data_sha256` are the hashes of its data, and
+    `features` is the hash of its stored features' provenance (None without stored features). The plan holds plain
+    values because it is sent between processes; each process opens its own inputs.
     """
 
     name: str
@@ -50,7 +54,7 @@ class FitPlan:
 
     @classmethod
     def of(cls, pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> "FitPlan":
-        """The plan of a pipeline, from its opened inputs. Raises as their data do."""
+        """The plan of a pipeline, from its opened inputs. Raises as reading their data does."""
         return cls(
             name=pipeline.name,
             recipes=tuple(recipe.model_dump(mode="json") for recipe in pipeline.stages),
@@ -63,7 +67,7 @@ class FitPlan:
         return TrainingPipeline(name=self.name, stages=tuple(build_recipe(tree) for tree in self.recipes))
 
     def stages(self) -> list[PlannedStage]:
-        """The stages with inputs of this process's own."""
+        """The stages, with inputs opened in this process."""
         pipeline = self.pipeline()
         parts = zip(pipeline.stages, self.features, self.data_sha256, strict=True)
         return [

@@ -1,4 +1,4 @@
-"""Live progress across processes: rank 0 reports to a small actor, the driver shows it as a rich bar."""
+"""Live progress across processes: rank 0 reports to a small actor, and the driver shows it as a progress bar."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,50 +17,18 @@ BOARD = "blip3o-progress"
 POLL_SECONDS = 0.5
 
 
-class Board:
-    """The newest word of each run: steps done and loss."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, dict[str, Any]] = {}
-
-    def tell(self, run: str, row: dict[str, Any]) -> None:
-        """Replaces what is known of a run."""
-        self._rows[run] = row
-
-    def ask(self, runs: list[str]) -> dict[str, dict[str, Any]]:
-        """What is known of those runs that have said something."""
-        return {run: self._rows[run] for run in runs if run in self._rows}
-
-
-def board() -> Any:  # noqa: ANN401 - an actor handle
-    """The cluster's board; made if there is none."""
-    return ray.remote(num_cpus=0)(Board).options(name=BOARD, get_if_exists=True).remote()
-
-
-class ProgressReporter(Callback):
-    """Reports step and loss to the board every `log.every` steps; rank 0's."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._board = recipe, board()
-
-    def after_step(self, done: int, record: StepRecord) -> None:
-        """Does not wait for the actor."""
-        if done == self._recipe.optim.steps or done % self._recipe.log.every == 0:
-            self._board.tell.remote(self._recipe.run.name, {"step": done, "loss": record.loss})
-
-
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A run to show, and its steps."""
+class TrackedRun:
+    """A run to show, and its number of steps."""
 
     run: str
-    total: int
+    steps: int
 
 
 @contextmanager
-def shown(runs: Sequence[Shown]) -> Iterator[None]:
-    """Shows the progress of runs on stderr, a bar each, while the body runs."""
-    handle = board()
+def show_progress(runs: Sequence[TrackedRun]) -> Iterator[None]:
+    """Shows the progress of runs on stderr, with a bar for each, while the body runs."""
+    board = progress_board()
     stop = threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     progress = Progress(
@@ -70,21 +38,21 @@ def shown(runs: Sequence[Shown]) -> Iterator[None]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    tasks = {it.run: progress.add_task(it.run, total=it.total, loss="waiting", start=False) for it in runs}
-    said = {it.run: 0 for it in runs}
+    tasks = {it.run: progress.add_task(it.run, total=it.steps, loss="waiting", start=False) for it in runs}
+    printed = {it.run: 0 for it in runs}  # quarters of each run that the log already shows
 
     def poll() -> None:
-        rows = ray.get(handle.ask.remote(list(tasks)))
+        rows = ray.get(board.latest.remote(list(tasks)))
         for it in runs:
             row = rows.get(it.run)
             if row is None:
                 continue
             progress.start_task(tasks[it.run])
             progress.update(tasks[it.run], completed=row["step"], loss=f"loss {row['loss']:.4f}")
-            quarter = 4 * row["step"] // it.total
-            if quarter > said[it.run] and not progress.console.is_terminal:  # a log shows no bars
-                said[it.run] = quarter
-                progress.console.print(f"   {it.run}: {row['step']}/{it.total} steps, loss {row['loss']:.4f}")
+            quarter = 4 * row["step"] // it.steps
+            if quarter > printed[it.run] and not progress.console.is_terminal:  # a log file cannot show bars
+                printed[it.run] = quarter
+                progress.console.print(f"   {it.run}: {row['step']}/{it.steps} steps, loss {row['loss']:.4f}")
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
@@ -99,3 +67,35 @@ def shown(runs: Sequence[Shown]) -> Iterator[None]:
             stop.set()
             thread.join()
         poll()
+
+
+class ProgressReporter(Callback):
+    """Reports step and loss of rank 0 to the board every `log.every` steps."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._board = recipe, progress_board()
+
+    def after_step(self, done: int, record: StepRecord) -> None:
+        """Does not wait for the actor."""
+        if done == self._recipe.optim.steps or done % self._recipe.log.every == 0:
+            self._board.update.remote(self._recipe.run.name, {"step": done, "loss": record.loss})
+
+
+def progress_board() -> Any:  # noqa: ANN401 - an actor handle
+    """The cluster's progress board, which is created if there is none."""
+    return ray.remote(num_cpus=0)(ProgressBoard).options(name=BOARD, get_if_exists=True).remote()
+
+
+class ProgressBoard:
+    """The latest report of each run: steps done and loss."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def update(self, run: str, row: dict[str, Any]) -> None:
+        """Replaces the report of a run."""
+        self._rows[run] = row
+
+    def latest(self, runs: list[str]) -> dict[str, dict[str, Any]]:
+        """The reports of those of the runs that have sent one."""
+        return {run: self._rows[run] for run in runs if run in self._rows}

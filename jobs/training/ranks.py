@@ -1,4 +1,4 @@
-"""A fit of a moment: whether the workers start, reach each other, and read the same weights."""
+"""The preflight check of the ranks: whether the workers start, reach each other, and read the same weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend, select
 from blip3o.runs.paths import final_uri, fit_uri
 from blip3o.runs.results import read_description
-from blip3o.train.preflight.checks import Check, judged
+from blip3o.train.preflight.checks import Check, verdict
 from jobs.common import join_ray
-from jobs.training.resources import scaling
+from jobs.training.resources import scaling_config
 
 RANKS = "preflight-ranks"
 
 
-def of_ranks(pipeline: TrainingPipeline) -> Check:
-    """Starts the workers, adds a one of each over all, and compares the weights that each finds to start from."""
+def rank_check(pipeline: TrainingPipeline) -> Check:
+    """Starts the workers, sums a one from each of them, and compares the initial weights that each one finds."""
     join_ray()
     recipe, name = pipeline.stages[0], f"{pipeline.name}-{RANKS}"
     filesystem, path = storage.resolve(recipe.run.storage)
@@ -32,13 +32,13 @@ def of_ranks(pipeline: TrainingPipeline) -> Check:
         _rank,
         train_loop_config={"recipes": [stage.model_dump(mode="json") for stage in pipeline.stages]},
         torch_config=TorchConfig(backend=collective_backend(recipe.parallel.device)),
-        scaling_config=scaling(recipe.parallel, most=recipe.parallel.max_workers),
+        scaling_config=scaling_config(recipe.parallel, max_workers=recipe.parallel.max_workers),
         run_config=ray.train.RunConfig(name=name, storage_path=path, storage_filesystem=filesystem),
     ).fit()
     storage.delete(fit_uri(recipe.run.storage, name))
     seen = result.metrics or {}
     lowest, highest = seen.get("lowest"), seen.get("highest")
-    return judged(
+    return verdict(
         "ranks",
         good=seen.get("sum") == seen.get("workers") and lowest == highest,
         detail=f"{seen.get('sum')} of {seen.get('workers')} workers joined a sum, weights to start from {lowest} to "
@@ -48,11 +48,11 @@ def of_ranks(pipeline: TrainingPipeline) -> Check:
 
 
 def _rank(task: dict[str, Any]) -> None:
-    """What runs in each worker."""
+    """Runs in each worker."""
     recipes = [build_recipe(tree) for tree in task["recipes"]]
     device = select(recipes[0].parallel.device, local_rank=ray.train.get_context().get_local_rank())
     seen = hashlib.sha256(" ".join(_start(recipes)).encode()).digest()
-    number = float(int.from_bytes(seen[:6], "big"))  # exact in fp64
+    number = float(int.from_bytes(seen[:6], "big"))  # 48 bits: exact in fp64
     total, lowest, highest = (
         torch.tensor([value], dtype=torch.float64, device=device) for value in (1, number, number)
     )
@@ -64,7 +64,7 @@ def _rank(task: dict[str, Any]) -> None:
 
 
 def _start(recipes: list[Recipe]) -> Iterator[str]:
-    """The sha256 of each finished run that a stage starts from, or that it is not there yet."""
+    """For each run that a stage starts from: its sha256, or a note that it has not finished."""
     for recipe in recipes:
         for run in recipe.stage.start_from:
             description = read_description(final_uri(recipe.run.storage, run))

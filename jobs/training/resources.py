@@ -1,4 +1,4 @@
-"""What a fit asks of Ray, and whether Ray has it."""
+"""The resources that a fit requests from Ray, and whether Ray has them."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks of an elastic run for more nodes; a resize costs a restart from the newest checkpoint.
+# How often an elastic run looks for more nodes. A resize costs a restart from the newest checkpoint.
 RESIZE_SECONDS = 30.0
 
 
-def asked(pipeline: TrainingPipeline) -> tuple[float, float]:
-    """Logical CPUs and GPUs that a pipeline's fit reserves with its fewest workers."""
+def requested_resources(pipeline: TrainingPipeline) -> tuple[float, float]:
+    """Logical CPUs and GPUs that a pipeline's fit reserves at its minimum number of workers."""
     parallel = pipeline.stages[0].parallel
     encoders = parallel.encoder_actors if streams_features(pipeline) else 0
     cpus = parallel.min_workers * parallel.cpus_per_worker + parallel.data_actors * parallel.cpus_per_data_actor
@@ -35,10 +35,12 @@ def asked(pipeline: TrainingPipeline) -> tuple[float, float]:
 
 
 def require_resources(pipeline: TrainingPipeline) -> None:
-    """Raises `ConfigError` if this machine's own Ray can never start the run; a cluster may grow, so a run waits."""
+    """Raises `ConfigError` if a private Ray on this machine can never start the run. On a cluster, which may grow, the
+    run waits.
+    """
     import ray
 
-    cpus, gpus = asked(pipeline)
+    cpus, gpus = requested_resources(pipeline)
     offered = ray.cluster_resources()
     if cpus <= offered.get("CPU", 0) and gpus <= offered.get("GPU", 0):
         return
@@ -52,12 +54,12 @@ def require_resources(pipeline: TrainingPipeline) -> None:
         raise ConfigError(f"{message}: lower parallel.workers, set parallel.device=cpu, or submit to a cluster")
 
 
-def scaling(parallel: ParallelConfig, *, most: int) -> "ScalingConfig":
-    """What Ray Train reserves for the workers, of at most so many, and where."""
+def scaling_config(parallel: ParallelConfig, *, max_workers: int) -> "ScalingConfig":
+    """The resources that Ray Train reserves for at most `max_workers` workers, and the nodes they may run on."""
     from ray.train import ScalingConfig
 
     return ScalingConfig(
-        num_workers=most if parallel.min_workers == most else (parallel.min_workers, most),
+        num_workers=max_workers if parallel.min_workers == max_workers else (parallel.min_workers, max_workers),
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         use_gpu=gpus_per_worker(parallel.device) > 0,
         resources_per_worker={"CPU": parallel.cpus_per_worker, "GPU": gpus_per_worker(parallel.device)},
@@ -65,10 +67,10 @@ def scaling(parallel: ParallelConfig, *, most: int) -> "ScalingConfig":
     )
 
 
-def sharing(pipeline: TrainingPipeline, workers: int) -> int:
-    """The largest number of workers, of at most so many, that can share the micro-batches of a step in every stage.
+def usable_workers(pipeline: TrainingPipeline, workers: int) -> int:
+    """The largest number of workers, up to `workers`, that divides the micro-batches of a step in every stage.
 
-    That is at least `parallel.workers.min`, which the recipe's own check has found to divide them.
+    It is at least `parallel.workers.min`: the recipe's validator requires that number to divide them.
     """
     batches = [recipe.optim.micro_batches for recipe in pipeline.stages]
-    return next(count for count in range(workers, 0, -1) if not any(m % count for m in batches))
+    return next(count for count in range(workers, 0, -1) if all(number % count == 0 for number in batches))

@@ -1,7 +1,8 @@
-"""How a worker goes on from a checkpoint: checked file by file, and resharded if it was of another number of workers.
+"""Restores a worker from a checkpoint: verifies every file, and reshards if the number of workers has changed.
 
-At the same number, a rank reads its own shards and rank 0's, and the state is what it was to the bit. At another one,
-each node reads all shards once and makes DeepSpeed's universal form of them, from which every rank takes its share.
+With the same number of workers, a rank reads its own shards and those of rank 0, and the restored state is
+bit-identical. With another number, each node downloads all shards once and converts them to DeepSpeed's universal
+format, from which every rank loads its share.
 """
 
 import shutil
@@ -18,16 +19,16 @@ import torch.distributed as dist
 from blip3o.config.recipe import Recipe
 from blip3o.runs.checkpoints import lists_uri, shards_uri
 from blip3o.train.checkpoint import state as checkpoint
-from blip3o.train.checkpoint.files import DamagedCheckpointError, RankFiles, pull, read_lists
+from blip3o.train.checkpoint.files import DamagedCheckpointError, RankFiles, download_files, read_rank_lists
 from blip3o.train.checkpoint.resume import ResumePoint
 from blip3o.train.ema import Ema
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a stage goes on: after `step` steps, from what the ranks of `lists` saved; from nothing at step 0.
+    """The checkpoint that a stage starts from: after `step` steps, with the files in `lists`, one list for each rank.
 
-    `universal` if it must be resharded: the optimizer's state is spread over another number of ranks than these.
+    Step 0 means no checkpoint. `universal` if the optimizer's state must be resharded for another number of ranks.
     """
 
     step: int
@@ -35,8 +36,8 @@ class Start:
     universal: bool = False
 
 
-def find_start(recipe: Recipe, point: ResumePoint, *, fit_name: str) -> Start:
-    """The checkpoint at a stage's resume point. `fit_name` is the name under which Ray Train knows the run.
+def locate_start(recipe: Recipe, point: ResumePoint, *, fit_name: str) -> Start:
+    """The checkpoint at a stage's resume point. `fit_name` is Ray Train's name for the run.
 
     Raises `DamagedCheckpointError`, on every rank, if a rank's list of files is missing.
     """
@@ -44,12 +45,13 @@ def find_start(recipe: Recipe, point: ResumePoint, *, fit_name: str) -> Start:
         return Start(step=0)
     damage, lists = None, []
     try:
-        lists = read_lists(lists_uri(recipe, fit_name, point.step))
+        lists = read_rank_lists(lists_uri(recipe, fit_name, point.step))
     except DamagedCheckpointError as error:
         damage = str(error)
-    _agree(damage)
-    reshaped = len(lists) != dist.get_world_size() and recipe.parallel.zero_stage > 0
-    return Start(step=point.step, lists=tuple(lists), universal=reshaped)
+    _raise_on_every_rank(damage)
+    # At ZeRO stage 0 every rank holds the whole state, so any number of ranks can load it as it is.
+    resharded = len(lists) != dist.get_world_size() and recipe.parallel.zero_stage > 0
+    return Start(step=point.step, lists=tuple(lists), universal=resharded)
 
 
 def restore(
@@ -57,25 +59,21 @@ def restore(
     recipe: Recipe,
     identity: str,
     start: Start,
-    average: Ema | None,
+    ema: Ema | None,
 ) -> dict[str, Any]:
-    """Loads the checkpoint into an engine, which was built for a universal one if `start.universal`, and its average.
+    """Loads the checkpoint into the engine and the moving average, and returns the state that was saved with them.
 
-    Returns the state that was saved with them.
-
-    Raises `DamagedCheckpointError`, on every rank, if a file is missing or is not what was written, and
-    `CheckpointError` as `checkpoint.load`.
+    If `start.universal`, the engine must have been built for a universal checkpoint. Raises `DamagedCheckpointError`,
+    on every rank, if a file is missing or does not match its checksum, and `CheckpointError` as `checkpoint.load`.
     """
     if start.step == 0:
         return {}
     directory = _shared_directory() if start.universal else Path(tempfile.mkdtemp(prefix="blip3o-restore-"))
     first = ray.train.get_context().get_local_rank() == 0
     try:
-        _agree(_fetch(recipe, start, directory, first_of_node=first))
-        _, state = checkpoint.load(
-            engine, str(directory), identity=identity, universal=start.universal, average=average
-        )
-        dist.barrier()  # the directory may be another rank's too
+        _raise_on_every_rank(_download(recipe, start, directory, first_of_node=first))
+        _, state = checkpoint.load(engine, str(directory), identity=identity, universal=start.universal, ema=ema)
+        dist.barrier()  # other ranks of this node may still be reading a shared directory
     finally:
         if first or not start.universal:
             shutil.rmtree(directory, ignore_errors=True)
@@ -83,21 +81,22 @@ def restore(
 
 
 def _shared_directory() -> Path:
-    """One directory for all ranks of a node, of a name that no other attempt has."""
+    """A directory for all ranks of a node, with a name that no other attempt uses."""
     name: list[str | None] = [uuid.uuid4().hex]
     dist.broadcast_object_list(name, src=0)
     return Path(tempfile.gettempdir()) / f"blip3o-restore-{name[0]}"
 
 
-def _fetch(recipe: Recipe, start: Start, directory: Path, *, first_of_node: bool) -> str | None:
-    """Copies what this rank is to load into the directory; what is wrong with it, if anything is."""
+def _download(recipe: Recipe, start: Start, directory: Path, *, first_of_node: bool) -> str | None:
+    """Downloads the files that this rank loads. Returns a message if one is damaged, else None."""
     if start.universal and not first_of_node:
         return None
     count = len(start.lists)
+    # Without resharding: rank 0's files (the model's state) and this rank's own (its share of the optimizer's state).
     ranks: Sequence[int] = range(count) if start.universal else sorted({0, min(dist.get_rank(), count - 1)})
     try:
         for rank in ranks:
-            pull(shards_uri(recipe, start.step), start.lists[rank], directory)
+            download_files(shards_uri(recipe, start.step), start.lists[rank], directory)
     except DamagedCheckpointError as damage:
         return str(damage)
     if start.universal:
@@ -105,8 +104,8 @@ def _fetch(recipe: Recipe, start: Start, directory: Path, *, first_of_node: bool
     return None
 
 
-def _agree(damage: str | None) -> None:
-    """Raises `DamagedCheckpointError` on every rank if one found damage: a rank that went on would wait forever."""
+def _raise_on_every_rank(damage: str | None) -> None:
+    """Raises `DamagedCheckpointError` on every rank if one found damage: a rank that continued would wait forever."""
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, damage)
     messages = sorted({it for it in found if it is not None})

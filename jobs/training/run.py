@@ -1,10 +1,10 @@
-"""The story of a run, on the driver: open the inputs, check everything, skip what has finished, train, and report.
+"""A training run on the driver: open the inputs, check everything, skip finished stages, train, and recover.
 
-Workers, stream and their processes are started once and serve every stage: for a short stage, starting them takes as
-long as training. If all ranks stop at something that can be mended, the next fit goes on from where it leaves the run.
+Workers and stream are started once and serve every stage, because for a short stage starting them takes as long as
+training. If all ranks stop at something recoverable, the next fit resumes from the newest checkpoint.
 
-What starts workers is imported when it is needed: Ray Train and DeepSpeed take more than a second of processor time,
-for which neither a dry run nor a run that has finished has any use.
+Ray Train and DeepSpeed are imported where they are needed: together they take more than a second of processor time,
+and neither a dry run nor a finished run needs them.
 """
 
 import logging
@@ -25,43 +25,44 @@ from blip3o.train.recovery import Interruption, recover
 from jobs.common import join_ray
 from jobs.training.checks import check_data, check_weights, stored_features
 from jobs.training.plan import FitPlan
-from jobs.training.preflight import require_planned
-from jobs.training.resources import require_resources, sharing
+from jobs.training.preflight import require_static_checks
+from jobs.training.resources import require_resources, usable_workers
 
 logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Trains the recipe's stage to its last step and returns the description of its result. Raises as a pipeline."""
+    """Trains the recipe's stage to its last step; returns the description of its result. Raises as `train_pipeline`."""
     return train_pipeline(TrainingPipeline.of(recipe))[0]
 
 
 def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
-    """Trains the stages in their order, each from the results before it; returns the description of each result.
+    """Trains the stages in order, each from the results of those before it; returns the description of each result.
 
-    Stages that have finished are skipped. Raises `Blip3oError` kinds for everything that a user can mend, before the
-    first step where that is possible.
+    Finished stages are skipped. Raises subclasses of `Blip3oError` for everything that the user can fix, before the
+    first step if possible.
     """
     stages, caches = _open(pipeline)
     results = finished_results(pipeline, stages)
-    if len(results) == len(stages):
+    num_finished = len(results)
+    if num_finished == len(stages):
         return results
-    rest = pipeline.stages[len(results) :]
-    require_planned(pipeline)
-    _require_features(stages[len(results) :], caches[len(results) :])
+    remaining = pipeline.stages[num_finished:]
+    require_static_checks(pipeline)
+    _require_features(stages[num_finished:], caches[num_finished:])
     join_ray()
     require_resources(pipeline)
-    _fit_shown(pipeline, stages, rest)
+    _fit_with_progress(pipeline, stages, remaining)
     results = finished_results(pipeline, stages)
-    for recipe in rest:
-        _warn_of_validations(recipe)
+    for recipe in remaining:
+        _warn_of_failed_validations(recipe)
     for recipe in pipeline.stages[len(results) :]:
         raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
     return results
 
 
 def _open(pipeline: TrainingPipeline) -> tuple[list[StageInputs], list[FeatureCache | None]]:
-    """The inputs of every stage, checked, and the features that it finds stored. Raises as the checks do."""
+    """The checked inputs of every stage, and its stored features, if it uses any. Raises as the checks do."""
     for recipe in pipeline.stages:
         require_trackers(recipe)
     caches = [stored_features(recipe) for recipe in pipeline.stages]
@@ -75,17 +76,10 @@ def _open(pipeline: TrainingPipeline) -> tuple[list[StageInputs], list[FeatureCa
     return stages, caches
 
 
-def _require_features(stages: Sequence[StageInputs], caches: Sequence[FeatureCache | None]) -> None:
-    """Raises `DataError` unless all features that the stages train on are stored."""
-    for inputs, cache in zip(stages, caches, strict=True):
-        if cache is not None:
-            cache.require(inputs.manifests)
-
-
 def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> list[dict[str, Any]]:
-    """Results of the stages that have finished, the first ones.
+    """The results of the finished stages, which must be the first ones of the pipeline.
 
-    Raises `ConfigError` if one was made with another recipe or data, or has finished before an earlier stage.
+    Raises `ConfigError` if a result belongs to another recipe or other data, or if an earlier stage has not finished.
     """
     results: list[dict[str, Any]] = []
     for number, inputs in enumerate(stages):
@@ -98,6 +92,7 @@ def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) 
                 f"run '{recipe.run.name}' has finished, but '{pipeline.stages[number - 1].run.name}' before it has "
                 "not: choose a new run.name for it"
             )
+        # The same name with another recipe must not silently return the old weights.
         if result["identity"] != checkpoint.identity(recipe, data_sha256=inputs.sha256):
             raise ConfigError(
                 f"run '{recipe.run.name}' has finished with another recipe or other data: choose a new run.name"
@@ -106,44 +101,55 @@ def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) 
     return results
 
 
-def _fit_shown(pipeline: TrainingPipeline, stages: Sequence[StageInputs], rest: Sequence[Recipe]) -> None:
-    """Trains, with a bar for each of the stages that are left."""
-    from jobs.training.progress import Shown, shown
+def _require_features(stages: Sequence[StageInputs], caches: Sequence[FeatureCache | None]) -> None:
+    """Raises `DataError` unless all features that the stages train on are stored."""
+    for inputs, cache in zip(stages, caches, strict=True):
+        if cache is not None:
+            cache.require(inputs.manifests)
 
-    with shown([Shown(run=recipe.run.name, total=recipe.optim.steps) for recipe in rest]):
+
+def _fit_with_progress(pipeline: TrainingPipeline, stages: Sequence[StageInputs], remaining: Sequence[Recipe]) -> None:
+    """Trains, with a progress bar for each of the remaining stages."""
+    from jobs.training.progress import TrackedRun, show_progress
+
+    with show_progress([TrackedRun(run=recipe.run.name, steps=recipe.optim.steps) for recipe in remaining]):
         fit(pipeline, stages)
 
 
 def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:
-    """Trains every stage that has not finished; each leaves its result. Needs Ray to be initialised.
+    """Trains every stage that has not finished; each writes its result. Needs Ray to be initialised.
 
-    Raises the `Blip3oError` of a worker, or `CheckpointError` for what else ended the run.
+    Raises the `Blip3oError` of a worker, or `CheckpointError` if the run ended for another reason.
     """
     import ray.train
 
     from jobs.training.trainer import build_trainer
 
     plan = FitPlan.of(pipeline, stages)
-    most = pipeline.stages[0].parallel.max_workers
+    max_workers = pipeline.stages[0].parallel.max_workers
+    # Ends: each pass finishes all stages, raises, lowers max_workers, or uses up a checkpoint or an allowed rewind.
     while True:
         try:
-            found = build_trainer(plan, most=most).fit().return_value
+            returned = build_trainer(plan, max_workers=max_workers).fit().return_value
         except ray.train.TrainingFailedError as error:
             raise _user_error(error) from error
-        if found is None:
+        if returned is None:
             return
-        interruption = Interruption(**found)
+        interruption = Interruption(**returned)
         if interruption.kind == "workers":
-            most = sharing(pipeline, interruption.workers)
-            logger.warning("%s: goes on with %d", interruption.message, most)
+            max_workers = usable_workers(pipeline, interruption.workers)
+            logger.warning("%s: continuing with %d", interruption.message, max_workers)
         else:
             recover(stages, pipeline.name, interruption)
 
 
 def _user_error(error: Exception) -> Blip3oError:
-    """The user's error behind a failed run, if a worker raised one; else the first line of what failed."""
+    """The `Blip3oError` behind a failed run, if a worker raised one; else a `CheckpointError` with the last words of
+    the first failure.
+    """
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
+        # Ray wraps a worker's exception: as `__cause__`, or in an attribute of its own error classes.
         cause: BaseException | None = failure
         while cause is not None:
             if isinstance(cause, Blip3oError):
@@ -154,10 +160,10 @@ def _user_error(error: Exception) -> Blip3oError:
     return CheckpointError(f"training failed: {' '.join(str(first).split())[-600:]}")
 
 
-def _warn_of_validations(recipe: Recipe) -> None:
-    """Names the validations that failed: Ray Train only reports it in the log of its controller."""
+def _warn_of_failed_validations(recipe: Recipe) -> None:
+    """Logs the validations that have no result. Ray Train only reports a failed one in its controller's log."""
     due = [step for step in range(1, recipe.optim.steps + 1) if recipe.evaluate.due(step)]
-    places = {step: validation_uri(recipe.run.storage, recipe.run.name, step) for step in due}
-    failed = [step for step, place in places.items() if not storage.exists(place)]
+    uris = {step: validation_uri(recipe.run.storage, recipe.run.name, step) for step in due}
+    failed = [step for step, uri in uris.items() if not storage.exists(uri)]
     if failed:
         logger.warning("run '%s': no validation after steps %s: see the log of Ray Train", recipe.run.name, failed)

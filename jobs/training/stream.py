@@ -1,8 +1,8 @@
-"""The stream of a fit: micro-batches of all stages under one numbering, from where the run goes on.
+"""The data stream of a fit: micro-batches of all stages under one numbering, from the point where the run resumes.
 
-What runs in its actors is here too. Those that only decode start without PyTorch: a second of each start, and memory in
-every process. Ray Data is imported when the stream is built, since a dry run asks this module for no more than what a
-stream would need.
+The code that runs in its actors is here too. Actors that only decode start without PyTorch, which saves a second per
+start and memory in every process. Ray Data is imported when the stream is built, since a dry run only asks this module
+for the stream's resources.
 """
 
 from bisect import bisect_right
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from blip3o.data.stream import Encoders
-    from blip3o.train.features.encoder import FeatureMaker
+    from blip3o.train.features.encoder import FrozenEncoder
 
 Arrays = dict[str, Any]
 
 
 def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
-    """A factory that Ray Train calls at every (re)start of the workers: the stream from the newest checkpoint on."""
+    """A factory that Ray Train calls at every (re)start of the workers. The stream starts at the newest checkpoint."""
 
     def build() -> "Dataset":
         from blip3o.data.stream import build_stream
@@ -68,7 +68,7 @@ def stream_encoders(plan: FitPlan) -> "Encoders | None":
 
 
 def streams_features(pipeline: TrainingPipeline) -> bool:
-    """Whether a stage's features are computed in the stream, by encoding actors."""
+    """Whether encoding actors compute the features of any stage in the stream."""
     return any(recipe.data.features == "stream" for recipe in pipeline.stages)
 
 
@@ -80,30 +80,30 @@ def staged_micro_batches(plan: FitPlan) -> Callable[[int], Arrays]:
 
 
 def _open(recipe: Recipe, features_sha256: str | None) -> MicroBatchBuilder:
-    """Opens a stage when it is reached, so that no actor holds the inputs of those before and after it."""
+    """Opens a stage when the stream reaches it, so that an actor holds the inputs of only one stage."""
     inputs = StageInputs(recipe, features_sha256=features_sha256)
     return build_micro_batches(inputs, stage_of(recipe).task)
 
 
 def staged_encoders(pipeline: TrainingPipeline) -> Callable[[Arrays], Arrays]:
-    """Arrays of a micro-batch → the same with features in place of the encoder's pixels, where its stage streams them.
+    """Replaces the encoder's pixels in the arrays of a micro-batch by features, if its stage streams them.
 
-    The encoder of such a stage is built when it is reached; the newest is held.
+    The encoder of a stage is built when the stream reaches the stage; only the newest is kept.
     """
 
     @lru_cache(maxsize=1)
-    def maker(stage: int) -> "FeatureMaker":
+    def encoder(stage: int) -> "FrozenEncoder":
         from blip3o.device import select
-        from blip3o.train.features.encoder import FeatureMaker
+        from blip3o.train.features.encoder import FrozenEncoder
 
         recipe = pipeline.stages[stage]
-        return FeatureMaker(recipe, select(recipe.parallel.device))
+        return FrozenEncoder(recipe, select(recipe.parallel.device))
 
     def encode(arrays: Arrays) -> Arrays:
         stage = bisect_right(pipeline.ends, int(arrays["micro_batch"][0]))
         if pipeline.stages[stage].data.features != "stream":
             return arrays
         others = {name: array for name, array in arrays.items() if name != "encoder_pixels"}
-        return {**others, "features": maker(stage).column(arrays["encoder_pixels"])}
+        return {**others, "features": encoder(stage).column(arrays["encoder_pixels"])}
 
     return encode

@@ -1,4 +1,4 @@
-"""The Ray Train trainer of a fit: its workers, its stream, and the validations beside them."""
+"""The Ray Train trainer of a fit: its workers, its data stream, and its validation tasks."""
 
 from dataclasses import asdict
 
@@ -10,36 +10,36 @@ from blip3o import storage
 from blip3o.data.stream import data_config
 from blip3o.device import collective_backend, gpus_per_worker
 from jobs.training.plan import FitPlan
-from jobs.training.resources import scaling
+from jobs.training.resources import scaling_config
 from jobs.training.stream import stream_encoders, stream_factory
 from jobs.training.validate import validate_checkpoint
 from jobs.training.worker import train_worker
 
 
-def build_trainer(plan: FitPlan, *, most: int) -> TorchTrainer:
-    """A trainer of at most so many workers that goes on where the run stands in its storage."""
+def build_trainer(plan: FitPlan, *, max_workers: int) -> TorchTrainer:
+    """A trainer with at most `max_workers` workers that resumes the run from its storage."""
     first = plan.pipeline().stages[0]
-    parallel, saved = first.parallel, first.checkpoint
+    parallel = first.parallel
     filesystem, path = storage.resolve(first.run.storage)
     return TorchTrainer(
         train_worker,
         train_loop_config=asdict(plan),
         torch_config=TorchConfig(backend=collective_backend(parallel.device)),
-        scaling_config=scaling(parallel, most=most),
+        scaling_config=scaling_config(parallel, max_workers=max_workers),
         run_config=ray.train.RunConfig(
             name=plan.name,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=saved.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=first.checkpoint.max_failures),
         ),
-        validation_config=validations(plan),
+        validation_config=validation_config(plan),
         datasets={"train": stream_factory(plan)},
         dataset_config=data_config(parallel.data_labels, stream_encoders(plan)),
     )
 
 
-def validations(plan: FitPlan) -> ValidationConfig | None:
-    """What Ray Train runs beside the training for a checkpoint that asks for it; None if no stage has validations."""
+def validation_config(plan: FitPlan) -> ValidationConfig | None:
+    """The task with which Ray Train validates a checkpoint while training continues; None without validations."""
     pipeline = plan.pipeline()
     evaluate = next((recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None), None)
     if evaluate is None:

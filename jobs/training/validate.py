@@ -1,8 +1,8 @@
-"""Validates a checkpoint while its stage goes on training: a task that Ray Train starts when a checkpoint is committed.
+"""Validates a checkpoint while training continues: a task that Ray Train starts when a checkpoint is committed.
 
-It reads the checkpoint from the store, as a later run would, and shares nothing with the workers but the machine: no
-step waits for it, and it changes no number of the training. Results are below `<run>/validation`: figures as JSON, the
-grid of drawings as PNG; both go to TensorBoard as well.
+It reads the checkpoint from the store, as a resumed run would, and shares only the machine with the workers: no step
+waits for it, and training's numbers do not depend on it. Results are written below `<run>/validation`: metrics as JSON,
+the grid of generated images as PNG. Both go to TensorBoard too.
 """
 
 import io
@@ -31,9 +31,9 @@ from blip3o.evaluate.reports.grid import GridRow, GridSection, render_grid
 from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
-from blip3o.runs.checkpoints import lists_uri, parse_name, shards_uri
+from blip3o.runs.checkpoints import lists_uri, parse_checkpoint_name, shards_uri
 from blip3o.runs.paths import tensorboard_folder, validation_uri
-from blip3o.train.checkpoint.files import pull, read_lists
+from blip3o.train.checkpoint.files import download_files, read_rank_lists
 from blip3o.train.ema import FILES
 from blip3o.train.metrics.trackers import TensorBoard
 from blip3o.train.objectives import StageModule
@@ -46,67 +46,72 @@ GRID_TITLE = "What the model draws"
 
 
 def validate_checkpoint(checkpoint: Checkpoint, *, plan: dict[str, Any]) -> dict[str, float]:
-    """The figures of a checkpoint of a stage of the plan (a `FitPlan` as a dictionary), which are stored as well.
+    """Computes and stores the metrics of a checkpoint. `plan` is a `FitPlan` as a dictionary.
 
-    Raises `Blip3oError` kinds; Ray Train logs what was raised and trains on.
+    Raises subclasses of `Blip3oError`. Ray Train logs the error, and training continues.
     """
     log.configure()
-    run, step = parse_name(posixpath.basename(checkpoint.path))
+    run, step = parse_checkpoint_name(posixpath.basename(checkpoint.path))
     fit = FitPlan(**plan)
     recipe = next(stage for stage in fit.pipeline().stages if stage.run.name == run)
     with tempfile.TemporaryDirectory(prefix="blip3o-validate-") as directory:
-        _fetch(recipe, fit.name, step, Path(directory))
+        _download(recipe, fit.name, step, Path(directory))
         trained = trained_weights(Path(directory))
     return validate_weights(recipe, step, trained)
 
 
-def _fetch(recipe: Recipe, fit_name: str, step: int, directory: Path) -> None:
-    """Copies the files that have the weights and their average; under ZeRO-3 all. Raises `DamagedCheckpointError`."""
-    lists = read_lists(lists_uri(recipe, fit_name, step))
-    whole = not any(file.path == MODEL_FILE for file in lists[0].files)
+def _download(recipe: Recipe, fit_name: str, step: int, directory: Path) -> None:
+    """Downloads the files with the weights and their average; under ZeRO-3 all files.
+
+    Raises `DamagedCheckpointError`.
+    """
+    lists = read_rank_lists(lists_uri(recipe, fit_name, step))
+    # Under ZeRO-3 there is no model file: the weights are put together from the optimizer's state of all ranks.
+    all_files = not any(file.path == MODEL_FILE for file in lists[0].files)
     for files in lists:
-        wanted = [it for it in files.files if whole or it.path == MODEL_FILE or fnmatchcase(it.path, FILES)]
-        pull(shards_uri(recipe, step), replace(files, files=tuple(wanted)), directory)
+        wanted = [it for it in files.files if all_files or it.path == MODEL_FILE or fnmatchcase(it.path, FILES)]
+        download_files(shards_uri(recipe, step), replace(files, files=tuple(wanted)), directory)
 
 
 def validate_weights(recipe: Recipe, step: int, trained: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The same for trained weights by name. Raises as it does."""
+    """Computes and stores the metrics of trained weights, given by parameter name. Raises as `validate_checkpoint`."""
     began = time.monotonic()
     torch.set_num_threads(recipe.parallel.threads)
-    unseen = StageInputs(held_out(recipe))
+    inputs = StageInputs(held_out(recipe))
     device = select(recipe.parallel.device)
-    model = validation_model(recipe, trained, image_token_id=unseen.image_token_id, device=device)
-    figures = _figures(recipe, unseen, model)
+    model = validation_model(recipe, trained, image_token_id=inputs.image_token_id, device=device)
+    metrics = _metrics(recipe, inputs, model)
     run = (recipe.run.storage, recipe.run.name)
     board = TensorBoard(tensorboard_folder(*run), name="validation")
-    grid = _grid(recipe, unseen, model, step) if recipe.evaluate.grid else None
+    grid = _grid(recipe, inputs, model, step) if recipe.evaluate.grid else None
     if grid is not None:
         png = _png(grid)
         storage.write_bytes(validation_uri(*run, step, suffix="png"), png)
         board.write_image(step, "validation/drawings", png, size=grid.size)
-    board.write([{"step": step, **figures}])
-    whole = {"step": step, "seconds": time.monotonic() - began, "drawings": grid is not None, **figures}
-    storage.write_bytes(validation_uri(*run, step), json.dumps(whole, indent=1).encode())
-    return figures
+    board.write([{"step": step, **metrics}])
+    result = {"step": step, "seconds": time.monotonic() - began, "drawings": grid is not None, **metrics}
+    # Written last: this file marks the validation as complete.
+    storage.write_bytes(validation_uri(*run, step), json.dumps(result, indent=1).encode())
+    return metrics
 
 
-def _figures(recipe: Recipe, unseen: StageInputs, model: UnifiedModel) -> dict[str, float]:
-    make = build_micro_batches(unseen, stage_of(recipe).task)
-    batches = map(make, range(num_micro_batches(recipe)))
-    module = StageModule(unseen.recipe, model, pad_id=unseen.pad_id)
-    return validate(unseen.recipe, module, batches, pad_id=unseen.pad_id)
+def _metrics(recipe: Recipe, inputs: StageInputs, model: UnifiedModel) -> dict[str, float]:
+    build = build_micro_batches(inputs, stage_of(recipe).task)
+    batches = map(build, range(num_micro_batches(recipe)))
+    module = StageModule(inputs.recipe, model, pad_id=inputs.pad_id)
+    return validate(inputs.recipe, module, batches, pad_id=inputs.pad_id)
 
 
-def _grid(recipe: Recipe, unseen: StageInputs, model: UnifiedModel, step: int) -> Image.Image | None:
-    """The first held-out prompts, drawn with fixed seeds; None where the stage draws nothing, or has no decoder."""
+def _grid(recipe: Recipe, inputs: StageInputs, model: UnifiedModel, step: int) -> Image.Image | None:
+    """Images of the first held-out prompts, with fixed seeds; None if the stage does not generate or has no decoder."""
     if not model.generates or not (model.has("decoder") or model.has("coarse")):
         return None
     evaluate = recipe.evaluate
     chosen = choose(recipe.data, evaluate.model_copy(update={"images": evaluate.grid, "questions": 1}))
     pipeline = Blip3oPipeline(
         model=model,
-        tokenizer=unseen.tokenizer,
-        template=unseen.template,
+        tokenizer=inputs.tokenizer,
+        template=inputs.template,
         max_length=recipe.data.max_length,
         device=next(model.parameters()).device,
         batch_size=evaluate.grid,
@@ -121,17 +126,18 @@ def _rows(recipe: Recipe, pipeline: Blip3oPipeline, items: tuple[HeldOutSample, 
     columns = []
     for number in range(recipe.evaluate.grid_seeds):
         seeds = [draw_seed(seed, item.uid, number) for item in items]
-        columns.append(_pictures(pipeline, pipeline.generate_features(captions, seeds=seeds), seeds))
+        columns.append(_decode(pipeline, pipeline.generate_features(captions, seeds=seeds), seeds))
     first = [draw_seed(seed, item.uid, 0) for item in items]
-    limit = _pictures(pipeline, pipeline.encode([item.image for item in items]), first)
+    # The decoder's own limit: images decoded from the features of the true image.
+    limit = _decode(pipeline, pipeline.encode([item.image for item in items]), first)
     drawn = zip(*columns, strict=True)
     rows = zip(items, limit, drawn, strict=True)
     return tuple(GridRow(caption=it.caption, truth=it.image, decoded=best, drawn=made) for it, best, made in rows)
 
 
 @torch.inference_mode()
-def _pictures(pipeline: Blip3oPipeline, features: torch.Tensor, seeds: list[int]) -> list[Image.Image]:
-    """Pictures by the decoder, or by the coarse head alone where the decoder has not been trained yet."""
+def _decode(pipeline: Blip3oPipeline, features: torch.Tensor, seeds: list[int]) -> list[Image.Image]:
+    """Images from the decoder, or from the coarse head if the decoder has not been trained yet."""
     if pipeline.model.has("decoder"):
         return pipeline.decode(features, seeds=seeds)
     return [Image.fromarray(pixels) for pixels in to_pixels(pipeline.model.coarse(features)).cpu().numpy()]

@@ -1,4 +1,4 @@
-"""What runs inside each Ray Train worker: for each stage build, restore, loop, report, and leave the result."""
+"""The code of each Ray Train worker: for every stage, build the model, restore, train, and write the result."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,33 +14,34 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.stream import iterate_micro_batches
 from blip3o.device import select
 from blip3o.runs.attempts import Attempt
-from blip3o.train.callbacks import AttemptMarker, Callback, Measure
+from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
 from blip3o.train.deepspeed.engine import build_engine
-from blip3o.train.deepspeed.gather import trained
+from blip3o.train.deepspeed.gather import trainable_parameters
 from blip3o.train.ema import Ema
 from blip3o.train.initial_weights import prepare_module, require_agreement
 from blip3o.train.loop import Loop
-from blip3o.train.loss_guard import BadStepError, Guard
+from blip3o.train.loss_guard import BadStepError, LossGuard
 from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.metrics.recorder import MetricsRecorder, peak_flops
+from blip3o.train.objectives import StageModule
 from blip3o.train.recovery import Interruption
-from blip3o.train.result import whole_result, write_result
+from blip3o.train.result import gather_result, write_result
 from blip3o.train.watchdog import Watchdog, end_hung_rank
 from jobs.training.callbacks import GaugeExporter, PreemptionNotice
 from jobs.training.checkpoint_saver import CheckpointSaver
 from jobs.training.plan import FitPlan, PlannedStage
 from jobs.training.progress import ProgressReporter
-from jobs.training.restore import find_start, restore
+from jobs.training.restore import locate_start, restore
 
 Batches = Iterator[dict[str, np.ndarray]]
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
-    """The `train_loop_per_worker`: `task` is a `FitPlan` as a dictionary. Trains the stages that have not finished.
+    """The `train_loop_per_worker`: trains the stages that have not finished. `task` is a `FitPlan` as a dictionary.
 
-    Returns an `Interruption` as a dictionary where all ranks stopped at something that the driver can recover from.
+    Returns an `Interruption` as a dictionary if all ranks stopped at something that the driver can recover from.
     """
     log.configure()
     batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
@@ -50,13 +51,13 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
             interruption = _attempt(stage, point, batches)
             if interruption is not None:
                 return asdict(interruption)
-            # The next stage reads this one's result: no rank may look before it is there.
+            # The next stage reads this one's result, so no rank may look for it before rank 0 has written it.
             dist.barrier()
     return None
 
 
 def _attempt(stage: PlannedStage, point: ResumePoint, batches: Batches) -> Interruption | None:
-    """Trains a stage; what stopped it, if all ranks found the same."""
+    """Trains a stage. Returns the reason if all ranks stopped together; other errors end the worker."""
     recipe, workers = stage.recipe, ray.train.get_context().get_world_size()
     name = recipe.run.name
     if recipe.optim.micro_batches % workers:
@@ -71,70 +72,83 @@ def _attempt(stage: PlannedStage, point: ResumePoint, batches: Batches) -> Inter
     return None
 
 
+def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> None:
+    """Trains one stage from its resume point and writes its result.
+
+    Every rank runs this in lockstep. Each phase that may hang is reported to the watchdog before it starts.
+    """
+    recipe, identity = stage.recipe, stage.identity()
+    torch.set_num_threads(recipe.parallel.threads)
+    context = RankContext.current(recipe)
+    attempt = Attempt(recipe, workers=context.world)
+    with Watchdog(recipe.guard.hang_seconds, lambda hang: end_hung_rank(recipe, hang, rank=context.rank)) as watchdog:
+        module = prepare_module(recipe, stage.inputs.tokenizer)
+        watchdog.on_phase("comparing the ranks' weights")
+        require_agreement(module, context.device)
+        watchdog.on_phase("building the engine")
+        start = locate_start(recipe, point, fit_name=stage.fit_name)
+        engine = build_engine(recipe.with_workers(context.world), module, universal=start.universal)
+        ema = _build_ema(recipe, engine, module)
+        attempt.mark("built")
+        watchdog.on_phase("restoring")
+        state = restore(engine, recipe, identity, start, ema)
+        attempt.mark("restored")
+        # The guard's window is part of the state: a resumed run must reject exactly the same steps.
+        guard = LossGuard(recipe.guard, state.get("recent", ()))
+        saver = CheckpointSaver(recipe, engine, identity, fit_name=stage.fit_name, ema=ema, guard=guard)
+        averaging = [ema] if ema else []
+        measuring = _metric_callbacks(stage, context, attempt)
+        Loop(
+            recipe=recipe.with_workers(context.world),
+            engine=engine,
+            module=module,
+            batches=batches,
+            device=context.device,
+            rank=context.rank,
+            world=context.world,
+            pad_id=stage.inputs.pad_id,
+            # The order matters: a checkpoint needs the updated average and the rows of all steps before it.
+            callbacks=[watchdog, *averaging, *measuring, saver, PreemptionNotice(recipe)],
+            first_micro_batch=stage.first_micro_batch,
+            guard=guard,
+        ).run(start.step)
+        watchdog.on_phase("writing the result")
+        weights, averaged = gather_result(recipe, module.model, ema, keep=context.rank == 0)
+        if context.rank == 0:
+            write_result(recipe, weights, averaged, identity, workers=context.world)
+        engine.destroy()
+
+
 @dataclass(frozen=True, kw_only=True)
-class Rank:
-    """This worker among those of the fit, and the device it computes on."""
+class RankContext:
+    """This worker's rank, the number of workers, and the device it computes on."""
 
     rank: int
     world: int
     device: torch.device
 
     @classmethod
-    def here(cls, recipe: Recipe) -> Self:
-        """As Ray Train has placed it."""
+    def current(cls, recipe: Recipe) -> Self:
+        """As Ray Train has placed this worker."""
         context = ray.train.get_context()
         device = select(recipe.parallel.device, local_rank=context.get_local_rank())
         return cls(rank=context.get_world_rank(), world=context.get_world_size(), device=device)
 
 
-def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> None:
-    """From nothing to the result. Every rank runs it in step; each phase is named to the watchdog before it begins."""
-    recipe, identity = stage.recipe, stage.identity()
-    torch.set_num_threads(recipe.parallel.threads)
-    here = Rank.here(recipe)
-    attempt = Attempt(recipe, workers=here.world)
-    with Watchdog(recipe.guard.hang_seconds, lambda hang: end_hung_rank(recipe, hang, rank=here.rank)) as watchdog:
-        module = prepare_module(recipe, stage.inputs.tokenizer)
-        watchdog.begin("comparing the ranks' weights")
-        require_agreement(module, here.device)
-        watchdog.begin("building the engine")
-        start = find_start(recipe, point, fit_name=stage.fit_name)
-        engine = build_engine(recipe.on(here.world), module, universal=start.universal)
-        ema = Ema(engine, trained(module.model), decay=recipe.optim.ema_decay) if recipe.optim.ema_decay else None
-        attempt.mark("built")
-        watchdog.begin("restoring")
-        state = restore(engine, recipe, identity, start, ema)
-        attempt.mark("restored")
-        guard = Guard(recipe.guard, state.get("recent", ()))
-        saver = CheckpointSaver(recipe, engine, identity, fit_name=stage.fit_name, average=ema, guard=guard)
-        averaging = [ema] if ema else []
-        Loop(
-            recipe=recipe.on(here.world),
-            engine=engine,
-            module=module,
-            batches=batches,
-            device=here.device,
-            rank=here.rank,
-            world=here.world,
-            pad_id=stage.inputs.pad_id,
-            callbacks=[watchdog, *averaging, *_metrics(stage, here, attempt), saver, PreemptionNotice(recipe)],
-            first_micro_batch=stage.first_micro_batch,
-            guard=guard,
-        ).run(start.step)
-        watchdog.begin("leaving the result")
-        weights, averaged = whole_result(recipe, module.model, ema, keep=here.rank == 0)
-        if here.rank == 0:
-            write_result(recipe, weights, averaged, identity, workers=here.world)
-        engine.destroy()
+def _build_ema(recipe: Recipe, engine: Any, module: StageModule) -> Ema | None:  # noqa: ANN401 - a DeepSpeedEngine
+    """The moving average of the trained parameters; None if the recipe has none."""
+    if not recipe.optim.ema_decay:
+        return None
+    return Ema(engine, trainable_parameters(module.model), decay=recipe.optim.ema_decay)
 
 
-def _metrics(stage: PlannedStage, here: Rank, attempt: Attempt) -> list[Callback]:
-    """What measures on every rank, and what rank 0 records and reports. Before the saver: a checkpoint has its rows."""
+def _metric_callbacks(stage: PlannedStage, context: RankContext, attempt: Attempt) -> list[Callback]:
+    """The callbacks that count work on every rank, and those that record and report it on rank 0."""
     recipe, inputs = stage.recipe, stage.inputs
-    meter = Measure(FlopsMeter(recipe, image_token_id=inputs.image_token_id, pad_id=inputs.pad_id))
-    if here.rank != 0:
-        return [meter]
-    peak = peak_flops(recipe, here.device, workers=here.world)
+    counter = MicroBatchCounter(FlopsMeter(recipe, image_token_id=inputs.image_token_id, pad_id=inputs.pad_id))
+    if context.rank != 0:
+        return [counter]
+    peak = peak_flops(recipe, context.device, workers=context.world)
     gauges = [GaugeExporter(recipe, peak_flops=peak)] if "ray" in recipe.log.trackers else []
     recorder = MetricsRecorder(recipe, peak_flops=peak)
-    return [meter, AttemptMarker(attempt), recorder, ProgressReporter(recipe), *gauges]
+    return [counter, AttemptRecorder(attempt), recorder, ProgressReporter(recipe), *gauges]

@@ -26,7 +26,7 @@ def test_the_last_line_is_the_result(benchmark, tmp_path, capsys):
     assert kept.read_text() == line + "\n"
 
 
-def test_the_training_step_is_compared_whole_and_in_parts(tmp_path, capsys, monkeypatch):
+def test_the_training_step_is_compared_as_a_whole_and_in_parts(tmp_path, capsys, monkeypatch):
     small = {
         part: sizes | {name: SMALL[name] for name in sizes.keys() & SMALL.keys()}
         for part, sizes in train_step.MODEL.items()
@@ -45,7 +45,7 @@ def test_the_training_step_is_compared_whole_and_in_parts(tmp_path, capsys, monk
     assert counted["ratio"] == pytest.approx(counted["ours"] / counted["other"], rel=1e-3)
     assert counted["ratio"] < 0.25
     # By hand: 28 layers of 233 M weights see the prompt once and 64 queries twice, 1.19 G weights of the DiT (all but
-    # those that see the time alone) see 64 tokens thrice.
+    # those that see only the time) see 64 tokens three times.
     assert counted["ours"] == pytest.approx(2 * (6.53 * (12 + 128) + 1.19 * 192) / 1e3, rel=0.02)
     monkeypatch.setattr(train_step, "TOLERANCE", -1.0)
     with pytest.raises(SystemExit, match="nothing to compare"):

@@ -1,4 +1,4 @@
-"""What the measurements of the data engine share: equal work, and a table that is written anew in its place."""
+"""What the measurements of the data engine share: equal work, and a table that is replaced in its page."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ def test_what_measures_imports_without_the_extra():
     assert callable(importlib.import_module("benchmarks.data._child").measure)
 
 
-def test_a_table_is_written_anew_in_its_place(tmp_path, capsys):
+def test_a_table_is_replaced_in_its_page(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("# Data\n\nbefore\n")
     options = _table.parser("x").parse_args(["--page", str(page), "--results", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""A bundle is read back as it was written, or not at all: whatever is missing, damaged or foreign is named."""
+"""A bundle reads back as written, or not at all: the error names what is missing, damaged or foreign."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def seal(folder, **changes):
     (folder / SEAL).write_text(json.dumps(sums | changes))
 
 
-def test_what_was_written_is_read(files, folder):
+def test_a_bundle_reads_back_as_written(files, folder):
     assert set(files) == {*FILES, SEAL}
     pipeline = blip3o.load(str(folder))
     read = dict(pipeline.model.named_parameters())
@@ -167,8 +167,8 @@ def test_weights_of_another_model_are_refused(folder):
     from safetensors.torch import load, save
 
     tensors = load((folder / "model.safetensors").read_bytes())
-    lacking = {name: tensor for name, tensor in tensors.items() if name != "queries"}
-    for other in (lacking, tensors | {"queries": torch.zeros(2, 2)}):
+    incomplete = {name: tensor for name, tensor in tensors.items() if name != "queries"}
+    for other in (incomplete, tensors | {"queries": torch.zeros(2, 2)}):
         (folder / "model.safetensors").write_bytes(save(other))
         seal(folder)
         with pytest.raises(BundleError, match="queries"):
@@ -191,5 +191,5 @@ def test_an_export_that_reads_back_otherwise_fails(tmp_path, monkeypatch):
             yield entry, tensor + 1 if entry.name == "queries" else tensor
 
     monkeypatch.setattr(reading, "read_in_order", altered)
-    with pytest.raises(BundleError, match="queries reads back other than it was written"):
+    with pytest.raises(BundleError, match="queries reads back differently than it was written"):
         write_bundle(str(tmp_path), config=bundle_config(), tensors=tensors, tokenizer=tokenizer(), provenance={})

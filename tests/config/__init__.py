@@ -1,1 +1,1 @@
-"""Tests of recipes: what is read, what is refused, and in which words."""
+"""Tests of recipes: what is accepted, what is rejected, and with which message."""

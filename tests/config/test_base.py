@@ -1,4 +1,4 @@
-"""Every field of every config: a value of another type is refused by its key, and never turned into one."""
+"""Every field of every config: a value of another type is rejected with its key, and never converted."""
 
 import math
 from typing import Any, get_args
@@ -79,7 +79,7 @@ def test_a_number_without_a_fraction_is_whole(given, steps):
     assert (found, type(found)) == (steps, int)
 
 
-def test_a_whole_number_stands_for_a_fraction():
+def test_a_float_field_accepts_an_integer():
     assert recipe(optim={"lr": 1}).optim.lr == 1.0
     assert type(recipe(optim={"lr": 1}).optim.lr) is float
 

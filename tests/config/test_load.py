@@ -1,4 +1,4 @@
-"""Recipes: what is read is what was written, and a wrong one says what is wrong in one line."""
+"""Recipes: they load as written, and an invalid one is reported in one line."""
 
 import pytest
 import yaml
@@ -93,7 +93,7 @@ def test_extends_merges_below(tmp_path):
         ("model.encoder.patch_size=7", "encoder: image_size 32 is not a multiple of patch_size 7"),
         ("parallel.workers=3", "optim.micro_batches 2 is not a multiple of parallel.workers 3"),
         ("optim.warmup_steps=4", "optim.warmup_steps 4 is not below optim.steps 4"),
-        ("data.max_length=4", "data.max_length 4 leaves no room beside the 4 image tokens"),
+        ("data.max_length=4", "data.max_length 4 leaves no room next to the 4 image tokens"),
         ("data.template.instruction=draw", "instruction 'draw' has no {caption}"),
         ("run.name=a/b", "'run.name' = 'a/b'"),
         (

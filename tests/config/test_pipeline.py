@@ -1,4 +1,4 @@
-"""Pipelines: one numbering over all stages, overrides for all or one, and no stages that one group cannot train."""
+"""Pipelines: numbering through all stages, overrides for all stages or one, and rejection of incompatible stages."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Recipe files: which one a name means, what is merged over what, and that an override is an edit of the file."""
+"""Recipe files: which file a name selects, the order of merging, and overrides equal to edits of the file."""
 
 import pytest
 import yaml
@@ -54,7 +54,7 @@ def test_names_that_are_given_stay(write):
     assert last.stage.start_from == ("mine",)
 
 
-def test_a_grid_may_be_drawn_by_the_decoder_of_the_pipeline(write):
+def test_a_grid_may_use_the_decoder_of_the_pipeline(write):
     stages = {"decoder": {}, "generate": {"evaluate": {"grid_from": ["decoder", "other"]}}}
     generate = load_pipeline(write(pipeline(pipeline={"name": "p", "stages": stages}))).stages[1]
     assert generate.evaluate.grid_from == ("p-decoder", "other")
@@ -69,7 +69,7 @@ def test_a_stage_that_starts_from_one_that_is_not_trained_before_it_is_refused(w
 
 def test_a_key_that_is_no_stage_has_to_name_one(write):
     path = write(pipeline(pipeline={"name": "p", "stages": {"first": {}, "generate": {}}}))
-    with pytest.raises(ConfigError, match=r"stage 'first': recipe: 'stage.name' = 'first': input should be 'encoder'"):
+    with pytest.raises(ConfigError, match=r"stage 'first': recipe: 'stage.name' = 'first': known are encoder"):
         load_pipeline(path)
 
 
@@ -167,7 +167,7 @@ def test_a_shipped_recipe_is_extended_by_name(write, name):
     assert load_pipeline(write({"extends": f"{name}.yaml"}, "other.yaml")) == load_pipeline(name)
 
 
-def test_another_kind_replaces_what_a_stage_stands_above(write):
+def test_another_kind_replaces_the_section_below_it(write):
     shared = {**SHARED["model"], "decoder": {"kind": "pixel", "steps": 7}}
     own = {"model": {"objective": "vae_flow", "decoder": {"kind": "autoencoder", "autoencoder": {"kind": "kl"}}}}
     path = write(pipeline(model=shared, pipeline={"name": "p", "stages": {"encoder": {}, "generate": own}}))
@@ -177,7 +177,7 @@ def test_another_kind_replaces_what_a_stage_stands_above(write):
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_what_is_shown_of_a_recipe_loads_to_an_equal_one(write, name, tmp_path):
+def test_a_dumped_recipe_loads_to_an_equal_one(write, name, tmp_path):
     path = tmp_path / "shown.yaml"
     path.write_text(dump_resolved(name, ["log.every=3"]))
     assert load_pipeline(path) == load_pipeline(name, ["log.every=3"])
@@ -187,7 +187,7 @@ def test_what_is_shown_of_a_recipe_loads_to_an_equal_one(write, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_every_shipped_recipe_says_in_its_first_line_what_it_is(name):
+def test_every_shipped_recipe_starts_with_a_description(name):
     assert SHIPPED.joinpath(f"{name}.yaml").read_text().startswith("# ")
     assert 20 < len(summary(shipped()[name])) < 140
 

@@ -1,4 +1,4 @@
-"""The YAML reader: scalars of YAML 1.2, nothing given twice, and one line with the place for whatever is not read."""
+"""The YAML reader: scalars of YAML 1.2, no duplicate keys, and one line with the position for invalid input."""
 
 import json
 import math
@@ -65,7 +65,7 @@ values = st.recursive(
         ('"\\ud83d\\ude00"', "\U0001f600"),
     ],
 )
-def test_a_plain_value_is_what_yaml_1_2_makes_of_it(text, value):
+def test_plain_values_follow_yaml_1_2(text, value):
     found = load_yaml(f"key: {text}", "file")["key"]
     assert (found, type(found)) == (value, type(value))
 
@@ -91,7 +91,7 @@ def test_a_plain_value_is_what_yaml_1_2_makes_of_it(text, value):
         ("a: [1, 2\nb: 3", "line 2, column 2: .*expected ',' or ']'"),
         ("a: 'x", "line 1, column 6: .*unexpected end"),
         ("a: *b", "line 1, column 4: found undefined alias 'b'"),
-        ("a: &a [*a]", "an alias stands inside its own anchor"),
+        ("a: &a [*a]", "an alias is inside its own anchor"),
         ("a: \0", "line 1: the character U\\+0000 is not allowed"),
         (b"a: 1\nb: \xff", "line 2 holds bytes that are not UTF-8"),
         ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
@@ -103,7 +103,7 @@ def test_a_plain_value_is_what_yaml_1_2_makes_of_it(text, value):
         ("%YAML 2.0\n---\na: 1", "line 1, column 1: found incompatible YAML document"),
     ],
 )
-def test_what_is_not_read_is_named_with_its_place_in_one_line(text, fault):
+def test_invalid_yaml_is_reported_with_its_position_in_one_line(text, fault):
     with pytest.raises(ConfigError, match=fault) as caught:
         load_yaml(text, "recipe r.yaml")
     assert str(caught.value).startswith("recipe r.yaml")
@@ -139,7 +139,7 @@ def test_json_is_yaml(tree):
 
 @UNHURRIED
 @given(values)
-def test_what_is_written_reads_back_equal_here_and_by_yaml_1_1(value):
+def test_written_yaml_reads_back_equal_here_and_in_yaml_1_1(value):
     text = dump_yaml(value)
     assert load_yaml(text, "file") == value
     assert yaml.safe_load(text) == value
@@ -151,7 +151,7 @@ def test_shipped_recipes_read_as_they_did_by_yaml_1_1(path):
 
 
 def test_damaged_yaml_gives_a_value_or_one_line():
-    draw = random.Random(14)
+    rng = random.Random(14)
     sources = [path.read_bytes() for path in RECIPE_FILES[:8]]
     odd = [
         b"\t",
@@ -171,10 +171,10 @@ def test_damaged_yaml_gives_a_value_or_one_line():
         b"|\n",
     ]
     for _ in range(1500):
-        data = bytearray(draw.choice(sources)[: draw.randint(0, 400)])
-        for _ in range(draw.randint(1, 4)):
-            place = draw.randint(0, len(data))
-            data[place : place + draw.randint(0, 3)] = draw.choice([*odd, draw.randbytes(2)])
+        data = bytearray(rng.choice(sources)[: rng.randint(0, 400)])
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randint(0, len(data))
+            data[place : place + rng.randint(0, 3)] = rng.choice([*odd, rng.randbytes(2)])
         try:
             load_yaml(bytes(data), "file")
         except ConfigError as error:

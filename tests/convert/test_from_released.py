@@ -288,9 +288,9 @@ def test_a_pickle_of_anything_but_tensors_is_not_opened(tmp_path):
     (tmp_path / "text.bin").write_text("not a pickle")
     for name, message in {
         "state.bin": "step is no tensor",
-        "module.bin": "is no pickle of tensors",
-        "text.bin": "is no pickle of tensors",
-        "none.bin": "is no pickle of tensors .*No such file",
+        "module.bin": "is not a pickle of tensors",
+        "text.bin": "is not a pickle of tensors",
+        "none.bin": "is not a pickle of tensors .*No such file",
     }.items():
         with pytest.raises(BundleError, match=message) as caught:
             unpickle_tensors(tmp_path / name, out)
@@ -310,9 +310,9 @@ def test_without_tower_and_decoder_it_draws_features_and_says_what_it_cannot(wor
     bare = blip3o.load(str(tmp_path / "bundle"))
     assert bare.model.config.encoder.image_size == 448  # what is known of the tower that is not here
     assert bare.generate_features(["user"], seeds=[1], num_inference_steps=1).shape == (1, 64, toy.TOWER)
-    with pytest.raises(RequestError, match="no decoder and draws features, but no images: convert the checkpoint"):
+    with pytest.raises(RequestError, match="no decoder and generates features, but no images: convert the checkpoint"):
         bare.generate(["user"], seed=[1])
-    with pytest.raises(RequestError, match="no encoder and draws and chats"):
+    with pytest.raises(RequestError, match="no encoder and generates and chats"):
         bare.encode([PICTURE])
 
 

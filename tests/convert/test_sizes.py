@@ -8,7 +8,7 @@ import pytest
 from blip3o.bundle.reading import build_model
 from blip3o.config.load import preset_model
 from blip3o.convert.from_released import plan_import, read_folder
-from blip3o.model.unfilled import unfilled
+from blip3o.model.empty_weights import init_empty_weights
 from tests.convert.released_folder import CONFIG, slow_tokenizer_files
 
 SIZES = {
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_full_size_is_planned_from_its_heads_alone(name, tmp_pat
         3.0,
     )
     assert model == as_released(preset_model(name))
-    with unfilled():
+    with init_empty_weights():
         built = build_model(plan.config, plan.tokenizer)
     count = {part: sum(p.numel() for p in getattr(built, part).parameters()) for part in ("dit", "encoder")}
     assert count["dit"] == pytest.approx(1.37e9, rel=0.01)

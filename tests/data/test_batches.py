@@ -83,8 +83,8 @@ def test_a_micro_batch_is_a_function_of_its_number(root, task):
 COLUMNS = {
     Task.CONTRAST: {"encoder_pixels", "decoder_pixels", "input_ids"},
     Task.CHAT: {"prompt_pixels", "input_ids", "labels"},
-    Task.DRAW: {"encoder_pixels", "input_ids"},
-    Task.DRAW_PIXELS: {"decoder_pixels", "input_ids"},
+    Task.GENERATE: {"encoder_pixels", "input_ids"},
+    Task.GENERATE_PIXELS: {"decoder_pixels", "input_ids"},
     Task.PIXELS: {"encoder_pixels", "decoder_pixels"},
     Task.JOINT: {"prompt_pixels", "encoder_pixels", "input_ids", "labels", "draw_ids", "draws"},
     Task.JOINT_PIXELS: {"prompt_pixels", "decoder_pixels", "input_ids", "labels", "draw_ids", "draws"},
@@ -102,11 +102,11 @@ def test_columns_have_fixed_shapes(root, task):
         assert (array.shape, array.dtype) == (shape, dtype), name
 
 
-@pytest.mark.parametrize(("task", "asked", "drawn"), [("chat", 1, 0), ("draw", 0, 1), ("both", 1, 1)])
+@pytest.mark.parametrize(("task", "asked", "drawn"), [("chat", 1, 0), ("generate", 0, 1), ("both", 1, 1)])
 def test_a_sample_for_two_tasks_is_for_those_of_its_source(root, task, asked, drawn):
     encoder = replace(builder(root, Task.JOINT).encoder, source_tasks={"src": task})
     row = encoder(raw())
-    chat, draw = (replace(encoder, task=alone)(raw()) for alone in (Task.CHAT, Task.DRAW))
+    chat, draw = (replace(encoder, task=alone)(raw()) for alone in (Task.CHAT, Task.GENERATE))
     assert row["draws"] == bool(drawn)
     assert np.array_equal(row["draw_ids"], draw["input_ids"])
     assert np.array_equal(row["input_ids"], chat["input_ids"])
@@ -133,13 +133,13 @@ def test_rows_are_the_samples_of_the_order(root):
 
 
 def test_every_sample_has_other_draws_in_every_pass(root):
-    build = builder(root, Task.DRAW)
+    build = builder(root, Task.GENERATE)
     passes = [np.concatenate([build(p * PASS + n)["draw_key"] for n in range(PASS)]) for p in range(4)]
     assert len(set(np.concatenate(passes).tolist())) == 4 * SAMPLES
 
 
 def test_another_pass_may_choose_another_caption_and_other_questions(root):
-    encoder = builder(root, Task.DRAW).encoder
+    encoder = builder(root, Task.GENERATE).encoder
     captions = [f"caption number {number}" for number in range(6)]
     chosen = {encoder(raw(pass_index=n, captions=captions))["input_ids"].tobytes() for n in range(20)}
     assert 1 < len(chosen) <= len(captions)
@@ -147,7 +147,7 @@ def test_another_pass_may_choose_another_caption_and_other_questions(root):
 
 
 def test_a_request_to_draw_is_the_same_in_training_and_in_use(root):
-    build = builder(root, Task.DRAW)
+    build = builder(root, Task.GENERATE)
     encoder = build.encoder
     pipeline = Blip3oPipeline(
         model=None, tokenizer=encoder.tokenizer, template=encoder.template, max_length=LENGTH, device=None
@@ -276,7 +276,7 @@ def test_questions_that_do_not_fit_are_left_out_whole(root):
 
 
 def test_text_that_does_not_fit_is_refused_and_never_cut(root):
-    build = builder(root, Task.DRAW)
+    build = builder(root, Task.GENERATE)
     length = len(text_of(build, build.encoder(raw("a red circle"))))
     fits = replace(build.encoder, max_length=length)(raw("a red circle"))
     assert fits["input_ids"].shape == (length,)
@@ -296,7 +296,7 @@ def source_with(root, caption):
     write_tokenizer(str(root), captions)
 
 
-@pytest.mark.parametrize("task", [Task.DRAW, Task.CONTRAST, Task.CHAT])
+@pytest.mark.parametrize("task", [Task.GENERATE, Task.CONTRAST, Task.CHAT])
 def test_a_sample_that_does_not_fit_is_replaced_and_named(tmp_path, task):
     source_with(tmp_path, " ".join(f"{n}!?" for n in range(200)))
     build = build_micro_batches(StageInputs(recipe(tmp_path)), task)
@@ -315,7 +315,7 @@ def test_a_sample_that_does_not_fit_is_replaced_and_named(tmp_path, task):
 def test_a_source_in_which_nothing_fits_stops(tmp_path):
     source_with(tmp_path, "a red circle 2")
     with pytest.raises(DataError, match="is damaged, and so is all that could replace it"):
-        build_micro_batches(StageInputs(recipe(tmp_path, max_length=5)), Task.DRAW)(0)
+        build_micro_batches(StageInputs(recipe(tmp_path, max_length=5)), Task.GENERATE)(0)
 
 
 def test_a_conversation_is_told_as_it_went_as_far_as_it_fits(root):
@@ -334,6 +334,6 @@ def test_a_conversation_is_told_as_it_went_as_far_as_it_fits(root):
 
 
 def test_captions_of_the_record_win_over_the_text_file(root):
-    build = builder(root, Task.DRAW)
+    build = builder(root, Task.GENERATE)
     with_record = text_of(build, build.encoder(raw("in the file", captions=["in the record"])))
-    assert with_record == build.encoder.template.draw(build.encoder.tokenizer, "in the record")
+    assert with_record == build.encoder.template.generation_request(build.encoder.tokenizer, "in the record")

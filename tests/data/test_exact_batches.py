@@ -104,7 +104,7 @@ def digest(arrays):
 def expected(recipe, network):
     """Digests of all micro-batches, made here, one by one, without Ray and without faults."""
     with environment(network):
-        build = build_micro_batches(StageInputs(recipe), Task.DRAW)
+        build = build_micro_batches(StageInputs(recipe), Task.GENERATE)
         return [digest(build(number)) for number in range(BATCHES)]
 
 
@@ -118,7 +118,7 @@ def factory(recipe, values):
         from blip3o.data.inputs import StageInputs
 
         settings.override(values)
-        return build_micro_batches(StageInputs(recipe), Task.DRAW)
+        return build_micro_batches(StageInputs(recipe), Task.GENERATE)
 
     return make
 

@@ -68,7 +68,7 @@ def exif(rng: random.Random) -> bytes:
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:
-    """Some bytes flipped, cut off, doubled, zeroed or put in."""
+    """Some bytes flipped, removed at the end, doubled, zeroed or inserted."""
     if not data:
         return data
     mutant = bytearray(data)

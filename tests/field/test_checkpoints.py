@@ -89,7 +89,7 @@ def renamed(head, old, new):
         (b"\x1f\x8b\x08\0\0\0\0\0" + bytes(99), "is compressed by gzip: unpack it"),
         (SCALE_IN_FP8[:-3], "has 238 bytes, its header describes 241: it is truncated"),
         (SCALE_IN_FP8[:100], "its header has 224 bytes, the file 100: it is truncated"),
-        (SCALE_IN_FP8, "lacks 16 of 16 tensors of encoder.*, e.g. encoder.blocks.0.attn.proj.bias, "),
+        (SCALE_IN_FP8, "is missing 16 of 16 tensors of encoder.*, e.g. encoder.blocks.0.attn.proj.bias, "),
     ],
 )
 def test_a_file_that_is_no_such_checkpoint_is_named_with_the_fix(adopt, capsys, monkeypatch, tmp_path, data, fault):
@@ -110,7 +110,7 @@ def test_what_is_no_pickle_is_refused_in_one_line(capsys, monkeypatch, tmp_path,
     _, error = command(
         capsys, "convert", "unpickle", tmp_path / "pytorch_model.bin", "--out", tmp_path / "o.safetensors"
     )
-    assert "pytorch_model.bin is no pickle of tensors" in error
+    assert "pytorch_model.bin is not a pickle of tensors" in error
     assert ("git lfs pull" in error) == (data == POINTER)
 
 
@@ -178,7 +178,7 @@ def test_weights_of_other_precisions_are_read(adopt, tmp_path, weights, dtype):
 @pytest.mark.parametrize(
     "wrapper", ["module.", "_orig_mod.", "base_model.model.", "model.model.", "module.encoder.", "encoder."]
 )
-def test_a_wrapper_around_all_names_is_left_off(adopt, tmp_path, weights, wrapper):
+def test_a_wrapper_around_all_names_is_removed(adopt, tmp_path, weights, wrapper):
     save_file({f"{wrapper}{name}": tensor for name, tensor in weights[1].items()}, tmp_path / "w.safetensors")
     assert adopt(tmp_path / "w.safetensors") is None
     assert adopted(tmp_path).keys() == weights[1].keys()

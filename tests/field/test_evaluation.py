@@ -17,7 +17,7 @@ LINES = "".join(f"{json.dumps({'id': number, **QUESTION})}\n" for number in (0, 
 
 @pytest.fixture(scope="module")
 def server():
-    """A model behind the chat route that answers every question with its reply: red, unless it is asked otherwise."""
+    """A model behind the chat route that answers every question: red, unless the question says otherwise."""
 
     def answer(path, body):
         if path == "/v1/models":
@@ -60,7 +60,7 @@ def score_of(folder, suite="vqa"):
     ],
     ids=["mark", "mark and CRLF", "joined", "empty lines", "no last newline"],
 )
-def test_questions_with_a_byte_order_mark_are_asked_and_scored(data, folder, server):
+def test_questions_with_a_byte_order_mark_are_answered_and_scored(data, folder, server):
     (folder / "bom.jsonl").write_bytes(data)
     assert evaluate(folder, "vqa", folder / "bom.jsonl", server) == 0
     score = score_of(folder)

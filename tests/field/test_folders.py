@@ -15,7 +15,7 @@ from jobs.cli import app
 from tests.data.shard_files import encode
 from tests.data.shards.test_facts import picture
 
-# A HEIC and an AVIF of their heads alone.
+# A HEIC and an AVIF, only their heads.
 HEIC, AVIF = (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(188) for brand in (b"heic", b"avif"))
 
 

@@ -1,6 +1,6 @@
 """No input ends a command in a traceback or makes the server answer 500: seeded mutants through the real doors.
 
-A few rounds each by default. `pytest tests/field/test_fuzz.py --minutes 10 --fuzz-seed 7` goes on for that long;
+A few rounds each by default. `pytest tests/field/test_fuzz.py --minutes 10 --fuzz-seed 7` runs for that long;
 a failure names the round's seed, and `--fuzz-seed` with it repeats the round first.
 """
 

@@ -116,7 +116,7 @@ def answered(case):
 
 
 @pytest.mark.parametrize("case", HTTP, ids=[case["what"] for case in HTTP])
-def test_an_answer_of_the_field_is_asked_again_or_is_a_fault_of_its_item(case, server, tmp_path, waits):
+def test_an_answer_of_a_real_judge_is_retried_or_is_a_fault_of_its_item(case, server, tmp_path, waits):
     first, then = answered(case["first"]), case["then"] and answered(case["then"])
     refused = case["first"]["status"] == 400 and then is None
     asked = {"thing 1": 0, "thing 2": 0}
@@ -134,8 +134,8 @@ def test_an_answer_of_the_field_is_asked_again_or_is_a_fault_of_its_item(case, s
     before = dict(asked)
     assert before == {"thing 1": 1 if then is None else 2, "thing 2": 1}
     assert run.judge() == 0 and asked == before
-    told = case["first"]["headers"].get("Retry-After")
-    assert waits == ([5.0] if told else [1.0] * (then is not None and case["first"]["status"] != 400))
+    requested = case["first"]["headers"].get("Retry-After")
+    assert waits == ([5.0] if requested else [1.0] * (then is not None and case["first"]["status"] != 400))
     if refused:
         [row] = [row for row in run.rows if row["value"] is None]
         assert row["fault"].startswith(REFUSED) and "The response was filtered" in row["fault"]

@@ -98,7 +98,7 @@ PICTURES = {
     "png_text_bad_crc.png": (png_with(PNG, chunk(b"tEXt", b"Comment\0abc", off=1)), UPRIGHT, RED, BLUE),
     "png_gamma_cut.png": (png_with(PNG, chunk(b"gAMA", b"\0"), chunk(b"pHYs", b"", off=3)), UPRIGHT, RED, BLUE),
     "png_text_cut_off.png": (png_with(PNG, after=[chunk(b"tEXt", b"note\0" + bytes(90))])[:-40], UPRIGHT, RED, BLUE),
-    # A colour that stands for transparency.
+    # A colour that means transparency.
     "png_rgb_trns.png": (png_with(PNG, chunk(b"tRNS", bytes([0, 30, 0, 30, 0, 220]))), UPRIGHT, RED, WHITE),
     "png_rgb_trns_turned.png": (
         png_with(PNG, chunk(b"eXIf", turned(8)), chunk(b"tRNS", bytes([0, 30, 0, 30, 0, 220]))),
@@ -153,7 +153,7 @@ def test_a_picture_is_its_pixels(name, folder):
     assert_right(cli.open_image(folder / name), name)
 
 
-def test_a_folder_is_imported_whole(blip3o, tmp_path):
+def test_every_picture_of_a_folder_is_imported(blip3o, tmp_path):
     for number, (name, (data, *_)) in enumerate(PICTURES.items()):
         stem, _, ending = name.rpartition(".")
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -164,7 +164,7 @@ def test_a_folder_is_imported_whole(blip3o, tmp_path):
     assert code == 0 and f"{count} of {count} pictures became samples, 0 are left out" in said, said
 
 
-def test_a_shard_is_indexed_and_inspected_whole(blip3o, tmp_path):
+def test_every_picture_of_a_shard_is_indexed_and_inspected(blip3o, tmp_path):
     files = []
     for number, (name, (data, *_)) in enumerate(PICTURES.items()):
         files += [(f"{number:03d}.{name.rpartition('.')[2]}", data), (f"{number:03d}.txt", name.encode())]

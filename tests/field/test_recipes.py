@@ -78,7 +78,7 @@ LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batc
         (changed("steps: 200", "steps: 1_000"), "'optim.steps' = '1_000': input should be a valid integer"),
         (
             changed("steps: 200", 'steps: "200"'),
-            "'optim.steps' = '200': input should be a valid integer: write a whole number, as 200, without quotes",
+            "'optim.steps' = '200': input should be a valid integer: write a whole number without quotes, e.g. 200",
         ),
         (changed("steps: 200", "steps: true"), "'optim.steps' = True: input should be a valid integer"),
         (changed("steps: 200", "steps: 1.5"), "'optim.steps' = 1.5: input should be a valid integer"),
@@ -94,7 +94,7 @@ LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batc
         ("", "is empty"),
         ("- a\n- b", "holds list, not a mapping"),
         ("extends: [a.yaml]", "extends = ['a.yaml'] is not the name of a file"),
-        ("extends: field.yaml", "extends it in turn: break the circle"),
+        ("extends: field.yaml", "extends it in turn: break the cycle"),
         ("extends: .", "cannot be read"),
         (
             "pipeline: {name: p, stages: [a.yaml]}",

@@ -78,7 +78,7 @@ def test_what_is_wrong_is_refused(server, case):
         assert "image_url must be an object with url" in answer.json["error"]["message"]
 
 
-def test_a_clients_system_message_stands_in_the_place_of_the_default_one(server, pipeline):
+def test_a_clients_system_message_replaces_the_default_one(server, pipeline):
     [case] = [case for case in CASES if case["right"].startswith("one")]
     counts = [raw("POST", server.url + CHAT, body).json["usage"]["prompt_tokens"] for body in (case["body"], PLAIN)]
     theirs, ours = case["body"]["messages"][0]["content"], pipeline.template.system
@@ -87,7 +87,7 @@ def test_a_clients_system_message_stands_in_the_place_of_the_default_one(server,
 
 
 @pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", "text/plain;charset=UTF-8", None])
-def test_a_post_without_jsons_header_is_told_the_header(server, sent):
+def test_a_post_without_the_json_header_is_answered_with_the_header_to_send(server, sent):
     answer = raw("POST", server.url + CHAT, PLAIN, {"content-type": sent} if sent else {})
     assert_refusal(answer, 400, code="unsupported_content_type")
     message = answer.json["error"]["message"]

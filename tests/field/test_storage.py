@@ -137,7 +137,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         ({"AWS_CA_BUNDLE": "/none.pem"}, "AWS_CA_BUNDLE or ca_bundle names /none.pem, which is no file"),
     ],
 )
-def test_an_environment_that_cannot_be_used_is_told_at_once(environment, variables, line):
+def test_an_unusable_environment_is_reported_immediately(environment, variables, line):
     environment(**KEYS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"} | variables)
     for command in (["runs", "--storage", "s3://b/runs"], ["data", "inspect", "s3://b/t-*.tar"]):
         assert refused(*command).startswith(line)
@@ -167,7 +167,7 @@ def test_uris_of_other_kinds_are_named(uri, line):
     assert refused("data", "inspect", uri).startswith(line)
 
 
-def test_a_profile_alone_leads_a_command_to_its_store(s3, environment, tmp_path):
+def test_a_profile_is_enough_to_reach_the_store(s3, environment, tmp_path):
     """The import in a process of its own, which no test can have prepared."""
     store, keys = connection().endpoint, {name: settings.get(name) for name in KEYS}
     for number in range(2):

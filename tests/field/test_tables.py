@@ -120,7 +120,7 @@ def says(*turns: object, keys: tuple[str, str] = ("from", "value")) -> list[dict
 
 
 ASKED = "<image>\nWhat is it?"
-LLAVA = {  # what is said, and the answer that is told or the reason that is listed
+LLAVA = {  # the turns, and the expected answer or the reason that is listed
     "plain": (says("human", ASKED, "gpt", "A cat."), "A cat."),
     "system first": (says("system", "You are a helpful assistant.", "human", ASKED, "gpt", "A cat."), "A cat."),
     "gpt first": (
@@ -163,13 +163,13 @@ LLAVA = {  # what is said, and the answer that is told or the reason that is lis
 
 
 def test_conversations_are_read_or_the_turn_is_named(folder):
-    rows = [{"id": name, "image": "img/000.jpg", "conversations": told} for name, (told, _) in LLAVA.items()]
+    rows = [{"id": name, "image": "img/000.jpg", "conversations": turns} for name, (turns, _) in LLAVA.items()]
     put(folder, {"llava.json": json.dumps(rows, indent=1)})
     said = run(folder / "llava.json", folder / "out")
     listed = json.loads(CliRunner().invoke(app, ["data", "ledger", f"{folder}/out", "--json"]).stdout)["entries"]
     found = {int(entry["uid"].removeprefix("import/")): entry["reason"] for entry in listed}
     captions = iter([caption for _, caption in stored(folder / "out")])
     for number, (name, (_, expected)) in enumerate(LLAVA.items()):
-        told = found.get(number) or next(captions)
-        assert (expected in told) if number in found else (expected == told), name
+        actual = found.get(number) or next(captions)
+        assert (expected in actual) if number in found else (expected == actual), name
     assert "12 of 20 rows became samples, 8 are left out" in said and len(found) == 8

@@ -247,7 +247,7 @@ def test_what_cannot_be_read_is_refused_with_the_reason_and_listed(source, case)
     assert listed == sum(entry.count for entry in entries)
 
 
-def test_a_source_of_a_systems_files_alone_is_refused(source):
+def test_a_source_with_only_system_files_is_refused(source):
     code, _, said = source(Case({"._a.tar": b"\0\5\x16\7"}))
     assert code == 1
     assert "error: only hidden or system files match, as " in said

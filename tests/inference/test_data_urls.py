@@ -1,4 +1,4 @@
-"""Every legal spelling of the same bytes is read as those bytes, and what is no data URL is refused in one line."""
+"""Every valid form of a data URL decodes to the same bytes; anything else is rejected with one line."""
 
 import base64
 from urllib.parse import quote
@@ -72,7 +72,7 @@ def test_any_other_text_is_read_or_refused_in_one_line(text):
         ("data:image/png;base64", "has no comma"),
         ("data:image/png;base64%2Caaaa", "has no comma"),
         ("data:;base64,aaaa====", "more than two '='"),
-        ("data:;base64,a", "1 characters are one too many or some too few"),
+        ("data:;base64,a", "1 characters cannot be complete"),
         ("data:;base64,aa=a", "has '=' at position 2"),
         ("data:;base64,aa@a", "has '@' at position 2"),
         ("data:;base64,aa%ZZ", "has '%' at position 2"),
@@ -81,7 +81,7 @@ def test_any_other_text_is_read_or_refused_in_one_line(text):
         ("data:,\ud800", "a lone surrogate"),
     ],
 )
-def test_what_is_no_data_url_is_told_why(url, said):
+def test_invalid_data_urls_are_rejected_with_the_reason(url, said):
     with pytest.raises(RequestError) as caught:
         read_data_url(url)
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""Messages in OpenAI's form become turns and one image, or an error that names the place."""
+"""Messages in OpenAI's format are converted to turns and one image, or rejected with the path."""
 
 import base64
 import io
@@ -72,7 +72,7 @@ def test_every_form_of_an_image_is_the_same_pixels(file, form):
     assert np.array_equal(np.asarray(image), np.asarray(PICTURE))
 
 
-def test_an_image_may_stand_apart_from_the_question(file):
+def test_an_image_may_be_given_next_to_the_question(file):
     turns, image = parse_messages("what?", file)
     assert turns == (Turn(role="user", text="what?"),)
     assert np.array_equal(np.asarray(image), np.asarray(PICTURE))
@@ -87,15 +87,18 @@ SHOWN = {"type": "image", "image": PICTURE}
         (" ", "the question is empty"),
         (7, "messages is of type int: give a string, or a list of messages"),
         ({"role": "user", "content": "x"}, "messages is of type dict: give"),
-        ([], "messages: there is no message of the user"),
+        ([], "messages: there is no user message"),
         (["hi"], r"messages\[0\] is of type str: give a dict with role and content"),
         ([user("a") | {"image": 1}], r"messages\[0\] has 'image': a message has role and content"),
         ([{"role": "tool", "content": "x"}], r"messages\[0\]\['role'\] is 'tool': give one of system, developer"),
         ([{"content": "x"}], r"messages\[0\]\['role'\] is 'None'"),
         ([{"role": "user"}], r"messages\[0\]\['content'\] is missing: give a string or a list of parts"),
         ([user("a"), {"role": "assistant", "content": "b"}], r"messages\[1\]\['role'\]: the last message must be"),
-        ([user([{"type": "audio"}])], r"messages\[0\]\['content'\]\[0\] is no part: give a dict with type text, image"),
-        ([user(["a"])], r"messages\[0\]\['content'\]\[0\] is no part"),
+        (
+            [user([{"type": "audio"}])],
+            r"messages\[0\]\['content'\]\[0\] is not a part: give a dict with type text",
+        ),
+        ([user(["a"])], r"messages\[0\]\['content'\]\[0\] is not a part"),
         (
             [user([{"type": "text", "text": 3}])],
             r"messages\[0\]\['content'\]\[0\]\['text'\] is of type int: give a string",
@@ -110,13 +113,13 @@ SHOWN = {"type": "image", "image": PICTURE}
         ),
     ],
 )
-def test_what_cannot_be_answered_is_refused_with_its_place(messages, said):
+def test_invalid_messages_are_rejected_with_their_path(messages, said):
     with pytest.raises(RequestError, match=said) as caught:
         parse_messages(messages)
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_beside_messages_with_one_is_refused():
+def test_an_image_in_addition_to_one_in_the_messages_is_rejected():
     with pytest.raises(RequestError, match="image: the messages hold one already"):
         parse_messages([user([SHOWN])], PICTURE)
 
@@ -135,7 +138,7 @@ def test_an_image_beside_messages_with_one_is_refused():
         (3, "image is of type int"),
     ],
 )
-def test_what_is_no_picture_is_refused(source, said, tmp_path, monkeypatch):
+def test_files_that_are_not_images_are_rejected(source, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=said) as caught:
         load_image(source)

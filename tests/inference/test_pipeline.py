@@ -1,4 +1,4 @@
-"""The pipeline: an image depends on its prompt, seed, steps and guidance, and on nothing that stands beside it."""
+"""The pipeline: an image depends only on its prompt, seed, steps and guidance, not on its batch."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def ask(text):
     return [Turn(role="user", text=text)]
 
 
-def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline, images):
+def test_a_prompt_and_seed_give_one_image_in_any_batch(pipeline, images):
     assert {image.shape for image in images} == {(32, 32, 3)}
     alone = [pipeline.generate([prompt], seed=[seed])[0] for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
     backwards = pipeline.generate(PROMPTS[::-1], seed=SEEDS[::-1])[::-1]
@@ -92,7 +92,7 @@ def test_every_batch_of_arithmetic_has_one_shape(pipeline):
     assert shapes == {(BATCH_SIZE, *pipeline.model.latent_shape)}
 
 
-def test_a_reply_is_its_own_alone_and_in_a_batch(pipeline):
+def test_a_reply_is_the_same_on_its_own_and_in_a_batch(pipeline):
     questions = [ask(f"what is in picture {number}?") for number in range(6)]
     pictures = [picture(seed) for seed in range(6)]
     together = pipeline.reply_ids(questions, images=pictures, max_tokens=12)
@@ -125,7 +125,7 @@ def test_a_reply_ends_where_it_must(pipeline):
     assert pipeline.reply_ids([ask("what?")], images=None, max_tokens=3) == [reply[:3]]
 
 
-def test_what_encode_gives_is_what_training_aims_at(pipeline):
+def test_encode_gives_the_training_target(pipeline):
     from blip3o.data.images.decode import to_square
 
     size = pipeline.model.config.encoder.image_size
@@ -139,7 +139,7 @@ def same(images, others):
     return [image.tobytes() for image in images] == [other.tobytes() for other in others]
 
 
-def test_a_list_gives_what_its_prompts_give_one_by_one(pipeline):
+def test_a_list_of_prompts_gives_the_images_of_each_prompt(pipeline):
     one, other = PROMPTS[:2]
     assert same(pipeline.generate(one, seed=3), pipeline.generate([one], seed=[3]))
     assert same(
@@ -213,12 +213,12 @@ def test_messages_are_answered_as_their_question(pipeline):
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt_is_refused(pipeline, prompt):
-    with pytest.raises(RequestError, match="the prompt is empty: say what to draw"):
+    with pytest.raises(RequestError, match="the prompt is empty: say what to generate"):
         pipeline.generate([PROMPTS[0], prompt], seed=[0, 1])
 
 
 def test_a_prompt_is_refused_exactly_where_it_no_longer_fits(pipeline):
-    room = MAX_LENGTH - len(pipeline.template.draw(pipeline.tokenizer, "x")) + 1
+    room = MAX_LENGTH - len(pipeline.template.generation_request(pipeline.tokenizer, "x")) + 1
     fits = "x" * room
     assert len(pipeline.generation_ids(fits)) == MAX_LENGTH
     assert len(pipeline.generate([fits], seed=[0], num_inference_steps=1)) == 1
@@ -251,7 +251,7 @@ def test_a_streamed_reply_of_many_bytes_to_a_character_waits_for_them(pipeline, 
     assert list(pipeline.stream_chat("how much?")) == list(text)
 
 
-def test_a_model_that_reads_text_alone_refuses_an_image(pipeline):
+def test_a_text_only_model_rejects_an_image(pipeline):
     blind = dataclasses.replace(pipeline, template=dataclasses.replace(pipeline.template, image_tokens=0))
-    with pytest.raises(RequestError, match="reads text alone: ask without the image"):
+    with pytest.raises(RequestError, match="reads only text: ask without the image"):
         blind.chat("what is this?", image=picture(3))

@@ -44,7 +44,7 @@ def with_sampler(name):
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, *SAMPLERS])
-def test_one_prompt_and_seed_is_one_image_alone_and_in_any_batch(pipeline_of, name):
+def test_a_prompt_and_seed_give_one_image_in_any_batch(pipeline_of, name):
     pipeline = pipeline_of(name)
     together = [np.asarray(image) for image in pipeline.generate(PROMPTS, seed=SEEDS)]
     backwards = [np.asarray(image) for image in pipeline.generate(PROMPTS[::-1], seed=SEEDS[::-1])][::-1]
@@ -133,7 +133,7 @@ def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipe
 
 
 @pytest.mark.parametrize("name", ["clip_flow normalised", "vae_flow dc"])
-def test_what_encode_gives_is_what_training_aims_at(pipeline_of, name):
+def test_encode_gives_the_training_target(pipeline_of, name):
     pipeline = pipeline_of(name)
     images = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (32, 32, 3), np.uint8)) for n in (0, 1)]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))

@@ -7,11 +7,11 @@ import pytest
 def base(s3, ray_cluster):
     """The URI below which the recipes of `tests.jobs.world` find their data and start weights.
 
-    The last scene is cut short, so whoever trains on them trains beside damage.
+    The last scene is truncated, so every training run here meets damage.
     """
     from blip3o.data.sets.scenes import build_scenes
+    from blip3o.data.text.tokenizer_training import train_tokenizer
     from jobs.index import index
-    from jobs.tokenizer import train_tokenizer
     from tests.jobs import world
 
     uri = f"{s3}/jobs"

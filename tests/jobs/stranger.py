@@ -1,4 +1,4 @@
-"""A small HTTP server of another make than ours: a judge, or a model that does not keep to what is asked of it."""
+"""A small third-party HTTP server: a judge, or a model that does not follow its instructions."""
 
 import json
 import threading
@@ -17,15 +17,15 @@ def stranger(answer):
         def do_POST(self):
             self._reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
 
-        def _reply(self, asked):
-            body = json.dumps(answer(self.path, asked)).encode()
+        def _reply(self, request):
+            body = json.dumps(answer(self.path, request)).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
         def log_message(self, *_):
-            """Says nothing."""
+            """Logs nothing."""
 
     with serving(Handler) as url:
         yield url

@@ -10,7 +10,7 @@ from blip3o.model.decoders.autoencoder import build_autoencoder
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
 from blip3o.train.adopt import adopt
-from blip3o.train.initial_weights import load_into, require_covered
+from blip3o.train.initial_weights import load_into, require_frozen_weights
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from jobs.adopt import main
@@ -39,14 +39,14 @@ def test_an_autoencoder_of_diffusers_becomes_a_run(recipe, folder):
     loaded = load_into(module.model, tensors, source="vae")
     trainable = freeze(module.model, stage_of(recipe))
     missing = [name for name, _ in module.model.encoder.named_parameters(prefix="encoder")]
-    require_covered(module.model, loaded | set(missing), trainable)
+    require_frozen_weights(module.model, loaded | set(missing), trainable)
     torch.manual_seed(0)
     original = build_autoencoder(recipe.model.decoder.autoencoder).state_dict()
     assert all(torch.equal(value, original[name]) for name, value in module.model.decoder.vae.state_dict().items())
     assert description["summary"] == {"decoder.vae.": str(folder)}
 
 
-def test_tensors_beside_the_parts_are_ignored_and_files_are_joined(recipe, folder):
+def test_tensors_of_other_parts_are_ignored_and_files_are_joined(recipe, folder):
     save_file({"unused": torch.zeros(2)}, folder / "more.safetensors")
     tensors = adopt(recipe, {"decoder.vae.": str(folder)}, name="vae")
     assert "decoder.vae.unused" not in tensors
@@ -65,7 +65,7 @@ def test_parts_of_a_bundle_become_a_run(tmp_path):
 def test_what_does_not_fit_is_refused(recipe, folder, tmp_path):
     with pytest.raises(ConfigError, match=r"no parameter 'decoder\.vea\.\*'"):
         adopt(recipe, {"decoder.vea.": str(folder)}, name="vae")
-    with pytest.raises(CheckpointError, match=r"lacks \d+ of \d+ tensors of decoder\.unet\.\*"):
+    with pytest.raises(CheckpointError, match=r"is missing \d+ of \d+ tensors of decoder\.unet\.\*"):
         adopt(recipe, {"decoder.unet.": str(folder)}, name="vae")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no .*safetensors"):

@@ -79,7 +79,7 @@ def test_the_exit_code_of_a_process_is_1_and_there_is_no_traceback():
         ("optim.lr=-1", "'optim.lr' = -1: input should be greater than 0"),
         (
             "data.template.instruction=Draw {caption} {size}",
-            "instruction 'Draw {caption} {size}' has braces beside {caption}: double them",
+            "instruction 'Draw {caption} {size}' has braces other than {caption}: double them",
         ),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_wrong_option_of_the_server(bundle, capsys, options, code, expected):
 
 def test_prompts_that_cannot_be_drawn(refused, bundle):
     line = refused(cli.main, "generate", " ", "--bundle", str(bundle))
-    assert line == "the prompt is empty: say what to draw"
+    assert line == "the prompt is empty: say what to generate"
     line = refused(cli.main, "generate", "?!" * MAX_LENGTH, "--bundle", str(bundle))
     assert line.endswith(f"tokens, this model reads {MAX_LENGTH}: shorten it")
     line = refused(cli.main, "chat", "?!" * MAX_LENGTH, "--bundle", str(bundle))
@@ -207,7 +207,7 @@ def test_prompts_that_cannot_be_drawn(refused, bundle):
     assert refused(cli.main, "chat", "\n", "--bundle", str(bundle)) == "the question is empty: say what to ask"
     for command in ("generate", "chat"):
         line = refused(cli.main, command, "caf\udce9", "--bundle", str(bundle))  # a byte that is not UTF-8
-        assert line == "the prompt has a lone surrogate (U+DCE9 at position 3), which is no text: send UTF-8"
+        assert line == "the prompt has a lone surrogate (U+DCE9 at position 3), which is not valid text: send UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_a_dry_run_prints_the_recipe_and_stops(recipe, capsys):
     assert json.loads(printed.model_dump_json())["run"]["name"] == "cli"
 
 
-def test_a_dry_run_tells_how_well_the_order_shuffles_once_the_data_are_indexed(tmp_path, capsys):
+def test_a_dry_run_reports_how_well_the_order_shuffles_once_the_data_are_indexed(tmp_path, capsys):
     recipe = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path))
     assert train.main([recipe, "--dry-run"]) == 0
     unknown = f"# quiet: order not known yet: {tmp_path}/data/manifests/scenes/manifest.parquet does not exist: "

@@ -1,4 +1,4 @@
-"""How commands end: by Ctrl-C, and with output that nobody takes."""
+"""How commands end: by Ctrl-C, and with output that cannot be written."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def text(request):
 
 @contextmanager
 def stdout(stream):
-    """Stands in for stdout."""
+    """Replaces stdout."""
     with stream, redirect_stdout(stream):
         yield
 

@@ -1,4 +1,4 @@
-"""Damaged shards through the jobs: named in the ledger, left out of training, and beyond the budget the end of it."""
+"""Damaged samples through the jobs: listed in the ledger, excluded from training, and refused beyond the budget."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file, manifest_file, read_manifest
+from blip3o.data.text.tokenizer_training import train_tokenizer
 from blip3o.errors import DataError
 from jobs.index import index
-from jobs.tokenizer import train_tokenizer
 from jobs.training.checks import check_data
 from tests.data.shard_files import header_of, png, put, sample, samples, tar
 from tests.jobs import world
 
-# Shard 0: row 3 has no picture that can be read, row 7 an empty caption. Shard 1 is cut inside the picture of row 9.
+# Shard 0: row 3 has an unreadable picture, row 7 an empty caption. Shard 1 is truncated inside the picture of row 9.
 DAMAGED = {"scenes/0/3": "undecodable image", "scenes/0/7": "empty caption", "scenes/1/9": "truncated"}
 
 
@@ -51,7 +51,7 @@ def manifest_of(made):
     return f"{made.data.root}/manifests/scenes"
 
 
-def test_damage_is_named_and_left_out_of_the_micro_batches(damaged):
+def test_damage_is_listed_and_excluded_from_the_micro_batches(damaged):
     [summary] = index(damaged)
     assert (summary.bad_rows, summary.manifest.rows, summary.manifest.good_rows) == (3, 22, 19)
     entries = {entry.uid: entry for entry in read_ledger(ledger_file(manifest_of(damaged)))}
@@ -61,7 +61,7 @@ def test_damage_is_named_and_left_out_of_the_micro_batches(damaged):
         assert entries[uid].uri.endswith(f"train-0000{uid.split('/')[1]}.tar")
         assert entries[uid].stage == "index"
     train_tokenizer(damaged)
-    build = build_micro_batches(StageInputs(damaged), Task.DRAW)
+    build = build_micro_batches(StageInputs(damaged), Task.GENERATE)
     batches = range(-(-summary.manifest.good_rows // damaged.optim.micro_batch_size))
     assert [len(build(number)["input_ids"]) for number in batches] == [damaged.optim.micro_batch_size] * len(batches)
     drawn = {uid for number in batches for uid in build.uids(number)}

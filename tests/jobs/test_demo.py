@@ -4,7 +4,7 @@ import pytest
 
 from blip3o.errors import ConfigError
 from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, main, run_demo, verdict
-from jobs.index import with_own_sources
+from jobs.index import stages_with_new_sources
 
 
 @pytest.mark.parametrize("scale", [QUICK, USUAL, FULL], ids=["quick", "usual", "full"])
@@ -16,7 +16,7 @@ def test_every_size_reads_only_sets_that_it_makes(tmp_path, scale):
     for stage in stages:
         sources = [*stage.data.sources, *stage.evaluate.sources]
         assert {source.shards.partition("/")[0] for source in sources} <= made
-    indexed = {source.name for recipe in with_own_sources(demo.pipeline()) for source in recipe.data.sources}
+    indexed = {source.name for recipe in stages_with_new_sources(demo.pipeline()) for source in recipe.data.sources}
     assert indexed == {source.name for stage in stages for source in stage.data.sources}
 
 
@@ -24,7 +24,7 @@ def names(sources):
     return [source.name for source in sources]
 
 
-def test_without_emoji_every_other_source_stays(tmp_path):
+def test_without_emoji_all_other_sources_stay(tmp_path):
     with_emoji, without = (Demo(out=tmp_path, scale=USUAL, emoji=emoji).pipeline().stages for emoji in (True, False))
     for one, other in zip(with_emoji, without, strict=True):
         assert names(other.data.sources) == [name for name in names(one.data.sources) if name != "emoji"]
@@ -40,7 +40,7 @@ def test_two_sizes_at_once_are_refused(tmp_path, capsys):
 
 
 def test_a_fresh_demo_deletes_no_folder_that_is_not_a_demos(tmp_path, monkeypatch):
-    monkeypatch.setattr(Demo, "run", lambda _: pytest.fail("it began"))
+    monkeypatch.setattr(Demo, "run", lambda _: pytest.fail("the demo started"))
     (tmp_path / "mine").write_text("of a year")
     with pytest.raises(ConfigError, match="--fresh deletes .*, which holds no demo"):
         run_demo(tmp_path, scale=QUICK, fresh=True)
@@ -53,7 +53,7 @@ CONTROLS = {"shuffled": 0.1, "upper_bound": 0.9}
 @pytest.mark.parametrize(
     "scenes", [{"overall": 0.75, "by_parts": {"all_correct": 0.5}, **CONTROLS}, {"all_correct": 0.75, **CONTROLS}]
 )
-def test_the_verdict_tells_of_scenes_with_the_suite_and_without(scenes):
+def test_the_verdict_has_the_score_of_scenes_with_the_suite_and_without(scenes):
     summary = {
         "understanding": {"accuracy": 0.9, "chance": 0.2, "before_generate": {"accuracy": 0.9}},
         "generation": {"r5": 0.5, "chance_r5": 0.04, "shuffled_r5": 0.05},

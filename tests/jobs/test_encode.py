@@ -21,7 +21,8 @@ from blip3o.errors import ConfigError, DataError
 from blip3o.runs.quarantine import read_quarantine
 from blip3o.runs.rows import reproducible, rows_of
 from blip3o.train.features.encoder import FeatureCache
-from jobs.encode import Pool, encode, main, shown
+from jobs.commands.progress import show_shards
+from jobs.encode import Pool, encode, main
 from jobs.index import index
 from jobs.training.run import train, train_pipeline
 from tests.jobs import world
@@ -103,7 +104,9 @@ def trained(base, many):
     assert (done.source, done.shards, done.encoded, done.absent, done.relative_error) == ("scenes", 3, good, 1, 0)
     assert done.stored_bytes == world.SCENES * RecordFormat(dtype="fp32", tokens=4, channels=16).record_bytes
     last = made(base, "poisoned", sources=[MANY], checkpoint={"every": 2}, guard={"max_rewinds": 1})
-    uids = build_micro_batches(StageInputs(last, features_sha256=FeatureCache.of(last).sha256), Task.DRAW).uids(BLAMED)
+    uids = build_micro_batches(StageInputs(last, features_sha256=FeatureCache.of(last).sha256), Task.GENERATE).uids(
+        BLAMED
+    )
     stages.append(last)
     with poisoned(last, uids[3]):
         results = train_pipeline(TrainingPipeline(name="features", stages=tuple(stages)))
@@ -138,21 +141,21 @@ def test_a_sample_whose_features_are_no_numbers_is_put_in_quarantine_and_the_run
 
 def test_training_on_features_that_are_not_stored_is_refused(base):
     with pytest.raises(DataError, match="source 'scenes' has no features for 3 of 3 shards: .* jobs.encode RECIPE"):
-        train(made(base, "lacking", dtype="int8"))
+        train(made(base, "missing", dtype="int8"))
 
 
-def test_the_job_goes_on_where_it_stopped_also_when_its_actor_is_killed(base, many):
+def test_the_job_resumes_where_it_stopped_also_when_its_actor_is_killed(base, many):
     whole = files(many)
     assert len(whole) == 30
     for uri in sorted(whole)[1:]:
         storage.delete(uri)
-    cut, *rest = sorted(whole)
-    storage.write_bytes(cut, whole[cut][:-1])
+    truncated, *rest = sorted(whole)
+    storage.write_bytes(truncated, whole[truncated][:-1])
     killed = []
 
     def kill():
         """The encoding actor, when it has written two files."""
-        while len(storage.list_files(cut.rpartition("/")[0], suffix=".bin")) < 3:
+        while len(storage.list_files(truncated.rpartition("/")[0], suffix=".bin")) < 3:
             threading.Event().wait(0.01)
         for process in psutil.Process().children(recursive=True):
             if "_Actor" in " ".join(process.cmdline()):
@@ -191,7 +194,7 @@ def test_verifying_passes_whole_files_and_names_damaged_ones(base, many, tmp_pat
     assert f"error: {uri}: the features of row " in capsys.readouterr().err
 
 
-def test_a_new_shard_is_encoded_alone(base, many):
+def test_only_a_new_shard_is_encoded(base, many):
     before = files(many)
     build_scenes(f"{base}/data/more", train=8, heldout=4, samples_per_shard=4, seed=7)
     first, *_ = storage.list_files(f"{base}/data/more", suffix=".tar")
@@ -223,12 +226,12 @@ def test_streamed_features_need_their_encoder_before_the_first_step(base):
         train(made(base, "no-encoder", features="stream", stage=stage))
 
 
-def test_a_log_without_a_terminal_tells_shards_and_images_a_second(caplog):
+def test_a_log_without_a_terminal_reports_shards_and_images_a_second(caplog):
     footers = [(n, FeatureFooter(encoded=3, absent=1, relative_error=0.0, largest_error=0.0)) for n in range(4)]
-    with caplog.at_level("INFO", "jobs.encode"):
-        assert list(shown(footers, "encode many", 4)) == footers
+    with caplog.at_level("INFO", "jobs.commands.progress"):
+        assert list(show_shards(footers, "encode many", 4)) == footers
         assert [line.partition(",")[0] for line in caplog.messages] == ["encode many: 4 of 4 shards"]
-        list(shown(footers, "encode many", 4, every=0))
+        list(show_shards(footers, "encode many", 4, every=0))
     lines = [line.partition(",")[0] for line in caplog.messages[1:]]
     assert lines == [f"encode many: {n} of 4 shards" for n in range(1, 5)]
     assert caplog.messages[-1].endswith(" images/s")

@@ -1,4 +1,4 @@
-"""Indexing a source on Ray: finds its shards, keeps within the budget, goes on where it stopped."""
+"""Indexing a source on Ray: finds its shards, keeps within the budget, resumes where it stopped."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def test_a_source_in_a_store_is_indexed_resumed_and_kept_within_its_budget(ray_c
     refs = [SampleRef(source=0, shard=shard, row=4, pass_index=0) for shard in range(2)]
     assert [item.key for item in ShardReader([done.manifest]).fetch(refs)] == ["s004", "t004"]
 
-    # A shard that was replaced is scanned again, and alone; one without a good sample counts as a whole shard.
+    # Only a shard that was replaced is scanned again; one without a good sample counts as a whole shard.
     put(folder, "train-00001.tar", tar([("README", b"?")]))
     with pytest.raises(DataError, match="0 of 6 samples are damaged, 1 of 2 shards have no good one"):
         index_source(**source, max_bad_share=0.1)
@@ -86,7 +86,7 @@ def test_what_is_not_as_it_was_indexed_is_named(ray_cluster, s3):
         index_source(**source, options=other)
 
 
-def test_columns_of_parquet_are_told_by_name(ray_cluster, s3):
+def test_columns_of_parquet_are_chosen_by_name(ray_cluster, s3):
     named = [{"blob": row["image"], "caption": row["caption"], "n": 7} for row in rows(5)]
     put(f"{s3}/index-columns", "a.parquet", parquet(named))
     source = {"name": "table", "shards_uri": f"{s3}/index-columns/*.parquet", "manifest_uri": f"{s3}/index-columns/m"}
@@ -127,7 +127,7 @@ def test_shards_that_an_older_version_indexed_are_read_again_and_give_the_same(r
     before = index_source(**source)
     assert index_source(**source).scanned == 0
     change_header(f"{tmp_path}/m/index/00000.parquet", lambda header: header.pop("tally") and header.update(layout=3))
-    with caplog.at_level("INFO", "jobs.index"):
+    with caplog.at_level("INFO", "blip3o.data.shards.indexing"):
         again = index_source(**source)
     assert (again.scanned, again.manifest.fingerprint) == (1, before.manifest.fingerprint)
     assert "src: 1 shards were indexed by an older version: read again" in caplog.text

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def submit(s3):
-    """Submits `python -m jobs.<verb> …` and waits; the job reaches the store by its runtime environment alone."""
+    """Submits `python -m jobs.<verb> …` and waits; the job reaches the store only through its runtime environment."""
     from cluster.local_ray import LocalRay
 
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")

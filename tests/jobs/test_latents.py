@@ -10,7 +10,7 @@ from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
-from blip3o.train.features.latents import measure
+from blip3o.train.features.latents import measure_latents
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.stages import stage_of
 from jobs.latents import main
@@ -44,7 +44,7 @@ def test_a_stage_finds_what_was_measured_and_its_latents_are_standard(base):
     tokenizer = ChatTokenizer.from_bytes(storage.read_bytes(f"{base}/data/tokenizer.json"))
     with pytest.raises(CheckpointError, match="latents/final holds no finished run"):
         prepare_module(recipe, tokenizer)
-    mean, std = measure(recipe, name="latents", images=IMAGES)
+    mean, std = measure_latents(recipe, name="latents", images=IMAGES)
     tensors, description = read_final(final_uri(recipe.run.storage, "latents"))
     assert description["summary"] == {"images": 24}  # whole micro-batches of 8
     assert torch.equal(tensors["latent_scale.mean"], mean)
@@ -67,10 +67,10 @@ def test_a_recipe_that_would_not_use_them_is_refused(base, tmp_path, capsys):
     )
     decoder = normalised(base, stage={"name": "decoder"})
     with pytest.raises(ConfigError, match="for a generating stage"):
-        measure(world.recipe(base, **decoder), name="x", images=8)
+        measure_latents(world.recipe(base, **decoder), name="x", images=8)
 
 
 def test_an_encoder_without_weights_is_refused(base):
     recipe = world.recipe(base, **normalised(base, stage={"name": "generate", "start_from": ["world-understand"]}))
     with pytest.raises(CheckpointError, match="frozen parts encoder have no weights"):
-        measure(recipe, name="x", images=8)
+        measure_latents(recipe, name="x", images=8)

@@ -1,4 +1,4 @@
-"""A run that is killed, wherever, is the run that was not: every figure and every weight, to the bit. On real Ray."""
+"""A run killed at any point equals an undisturbed one: every metric and every weight, bit for bit. On real Ray."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file
 from blip3o.errors import ConfigError
 from blip3o.evaluate.reports.run import render_run
-from blip3o.runs.checkpoints import committed_steps, lists_uri, name_of, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, shards_uri
 from blip3o.runs.paths import SNAPSHOT, final_uri, tensorboard_folder
 from blip3o.runs.results import read_description, read_final, write_final
 from blip3o.runs.rows import reproducible, rows_of
@@ -38,18 +38,18 @@ LABEL = "ray-subcluster"
 
 @pytest.fixture(scope="module")
 def quiet(base):
-    """An undisturbed run, with validations beside it, and what it returned; the others have none."""
+    """An undisturbed run with validations, and its return value; the other runs have no validations."""
     made = world.recipe(base, evaluate=world.VALIDATED)
     return made, train(made)
 
 
 def figures(made: Recipe) -> list[dict]:
-    """Every row of a run's metrics, without what the clock decides."""
+    """Every row of a run's metrics, without timing columns."""
     return [reproducible(row) for row in rows_of(made)]
 
 
 def damage_newest(made: Recipe, fit_name: str) -> tuple[int, str]:
-    """Cuts the last byte off a file of the newest checkpoint; its step, and the file."""
+    """Truncates a file of the newest checkpoint by one byte; returns the step and the file."""
     step = committed_step(made, fit_name)
     file = storage.list_files(shards_uri(made, step), suffix="optim_states.pt")[-1].uri
     storage.write_bytes(file, storage.read_bytes(file)[:-1])
@@ -71,7 +71,7 @@ def trainers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
 
 
-def test_figures_are_whole_and_plausible(quiet):
+def test_metrics_are_complete_and_plausible(quiet):
     made, result = quiet
     rows = figures(made)
     assert [row["step"] for row in rows] == list(range(made.optim.steps))
@@ -89,14 +89,14 @@ def test_figures_are_whole_and_plausible(quiet):
     assert {name.split(".")[0] for name in result["tensors"]} == {"queries", "dit"}
 
 
-def test_what_indexing_found_damaged_no_step_met(quiet):
+def test_no_step_reads_a_sample_that_indexing_found_damaged(quiet):
     made, _ = quiet
     [entry] = read_ledger(ledger_file(f"{made.data.root}/manifests/scenes"))
     assert (entry.uid, entry.stage, entry.reason.split()[0]) == ("scenes/2/15", "index", "truncated")
     assert read_ledger(storage.join(made.run.storage, made.run.name, "ledger")) == []
 
 
-def test_checkpoints_are_validated_and_drawn_beside_the_training(quiet):
+def test_checkpoints_are_validated_with_images_during_training(quiet):
     made, _ = quiet
     run = read_run(made.run.storage, made.run.name)
     assert [found["step"] for found in run.validations] == [12, 24]
@@ -113,7 +113,7 @@ def test_checkpoints_are_validated_and_drawn_beside_the_training(quiet):
 
 
 def shown(made):
-    """What TensorBoard shows of a run."""
+    """The events of a run in TensorBoard."""
     return list(read_scalars(tensorboard_folder(made.run.storage, made.run.name)))
 
 
@@ -129,12 +129,12 @@ def adopt(made: Recipe, other: Recipe, *, step: int) -> None:
             storage.write_bytes(target + file.uri.removeprefix(source), storage.read_bytes(file.uri))
     snapshot = json.loads(storage.read_bytes(f"{old}/{SNAPSHOT}"))
     [result] = [it for it in snapshot["checkpoint_results"] if it["metrics"]["step"] == step]
-    result["checkpoint_dir_name"] = name_of(made.run.name, step)
+    result["checkpoint_dir_name"] = checkpoint_name(made.run.name, step)
     snapshot |= {"checkpoint_results": [result], "checkpoint_report_indices": [0], "latest_checkpoint_result": result}
     storage.write_bytes(f"{new}/{SNAPSHOT}", json.dumps(snapshot).encode())
 
 
-def test_one_worker_goes_on_from_two_and_learns_as_they_do(base, quiet):
+def test_one_worker_resumes_from_two_and_trains_alike(base, quiet):
     undisturbed, _ = quiet
     made = world.recipe(base, run={"name": "one-worker"}, parallel={"workers": {"min": 1, "max": 1}})
     assert made.accumulation == 2
@@ -166,7 +166,7 @@ def nodes():
     cluster.shutdown()
 
 
-def test_a_run_spread_over_nodes_by_their_labels_is_the_run_on_one(nodes, base, tmp_path, quiet):
+def test_a_run_on_labelled_nodes_equals_the_run_on_one_node(nodes, base, tmp_path, quiet):
     from ray.util.state import list_actors
 
     undisturbed, expected = quiet
@@ -203,13 +203,11 @@ def write_pipeline(folder, base, name):
     return file
 
 
-def test_a_pipeline_whose_worker_and_driver_are_killed_is_its_stages_one_after_the_other(
-    ray_cluster, tmp_path, base, quiet
-):
+def test_a_pipeline_with_killed_worker_and_driver_equals_its_stages_run_separately(ray_cluster, tmp_path, base, quiet):
     """A worker in its first stage, driver and workers in its second, whose newest checkpoint is damaged then."""
     undisturbed, expected = quiet
-    alone = world.recipe(base, **second("alone-b", after=undisturbed.run.name))
-    apart = [expected, train(alone)]
+    separate = world.recipe(base, **second("alone-b", after=undisturbed.run.name))
+    apart = [expected, train(separate)]
     file = write_pipeline(tmp_path, base, "joined")
     pipeline = load_pipeline(file, [])
     first, last = pipeline.stages
@@ -222,7 +220,7 @@ def test_a_pipeline_whose_worker_and_driver_are_killed_is_its_stages_one_after_t
         assert read_description(final_uri(first.run.storage, first.run.name)) is None, "it had ended before"
         # Two checkpoints are there: the newer one is going to be damaged.
         wait_until(lambda: len(committed_steps(last, "joined")) >= 2 or driver.poll() is not None)
-        # The trainers go with the driver, as on a machine that loses power: left alone, a nano run may end by itself.
+        # The trainers go with the driver, as on a machine that loses power: otherwise a nano run may finish by itself.
         family = trainers()
         for process in (driver, *family):
             process.kill()
@@ -237,9 +235,9 @@ def test_a_pipeline_whose_worker_and_driver_are_killed_is_its_stages_one_after_t
     joined = train_pipeline(pipeline)
     for kind in ("sha256", "average_sha256"):
         assert [result.get(kind) for result in joined] == [result.get(kind) for result in apart]
-    assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(alone)} == {True}
+    assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(separate)} == {True}
     assert len({apart[1]["sha256"], apart[1]["average_sha256"]}) == 2
-    for one, other in zip((undisturbed, alone), pipeline.stages, strict=True):
+    for one, other in zip((undisturbed, separate), pipeline.stages, strict=True):
         assert figures(one) == figures(other)
         losses = [(step, value) for step, tag, value in shown(other) if tag == "loss"]
         assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in figures(other)]

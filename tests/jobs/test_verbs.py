@@ -1,4 +1,4 @@
-"""One door: `blip3o VERB` and `python -m jobs.VERB` are one command, listed once, that fails in one line."""
+"""`blip3o VERB` and `python -m jobs.VERB` are the same command, listed once, whose errors are one line."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from blip3o import settings
 from blip3o.config.recipe_files import shipped
 from jobs import cli, common
 
-# Modules of jobs that are no verb.
+# Modules of jobs that are not verbs.
 OTHERS = {"__init__", "cli", "common"}
 MODULES = sorted({path.stem for path in Path(jobs.__file__).parent.glob("*.py")} - OTHERS)
 PANELS = {panel: list(verbs) for panel, verbs in cli.VERBS.items()}
@@ -64,7 +64,7 @@ def test_a_module_runs_its_verb(verb, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: No such option: --no-such-option")
 
 
-def test_help_groups_the_verbs_in_the_order_in_which_one_needs_them(capsys):
+def test_help_groups_the_verbs_in_the_order_in_which_a_user_needs_them(capsys):
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     headings = [heading for heading in re.findall(r"^╭─ (\w+) ─", shown, re.MULTILINE) if heading != "Options"]
@@ -83,9 +83,9 @@ def test_help_imports_neither_torch_nor_ray():
         "heavy = {'torch', 'ray', 'transformers', 'diffusers', 'deepspeed', 'boto3'} & sys.modules.keys()\n"
         "print(json.dumps([sum(codes), sorted(heavy)]))\n"
     )
-    asked = [[], *([name] for name in VERBS), *(list(path) for path, _ in commands())]
+    requests = [[], *([name] for name in VERBS), *(list(path) for path, _ in commands())]
     done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(asked)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, json.dumps(requests)], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == [0, []]
 
@@ -120,7 +120,7 @@ def test_errors_of_usage_are_one_line_and_exit_code_2(argv, fault, capsys):
 
 
 @pytest.mark.parametrize("argv", [[], ["data"], ["data", "build"], ["convert"], ["model"]])
-def test_a_group_without_a_command_shows_what_there_is(argv, capsys):
+def test_a_group_without_a_command_shows_its_help(argv, capsys):
     assert cli.main(argv) == 2
     said = capsys.readouterr()
     assert f"Usage: {' '.join(['blip3o', *argv])} " in said.out and not said.err
@@ -131,7 +131,7 @@ def test_no_name_means_two_commands():
     assert len(names) == len(set(names))
 
 
-def test_set_is_for_overrides_and_for_nothing_else():
+def test_set_is_only_for_overrides():
     options = [(path, it) for path, command in commands() for it in command.params if "--set" in it.opts]
     assert len(options) > 8
     assert not [path for path, it in options if it.name != "overrides" or it.metavar != "KEY=VALUE"]
@@ -139,7 +139,7 @@ def test_set_is_for_overrides_and_for_nothing_else():
 
 def test_ctrl_c_in_a_verb_is_130(capsys):
     def stopped() -> None:
-        """Is stopped by its user."""
+        """Is interrupted by its user."""
         raise KeyboardInterrupt
 
     assert common.entry_point("stopped", stopped)([]) == common.INTERRUPTED == 130
@@ -148,9 +148,9 @@ def test_ctrl_c_in_a_verb_is_130(capsys):
 
 def test_shells_complete_verbs_and_recipes():
     def completed(words: str) -> list[str]:
-        asked = {"_BLIP3O_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        environment = {"_BLIP3O_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         command = [sys.executable, "-m", "jobs.cli"]
-        done = subprocess.run(command, capture_output=True, text=True, env=settings.child_environment(asked))
+        done = subprocess.run(command, capture_output=True, text=True, env=settings.child_environment(environment))
         return done.stdout.split()
 
     assert completed("blip3o tra") == ["train"]

@@ -52,7 +52,7 @@ def write_recipe(file: Path, base: str, **sections: dict[str, Any]) -> str:
 
 
 def damage_last(folder: str) -> None:
-    """Cuts a folder's last shard of training inside the picture of its last scene."""
+    """Truncates a folder's last training shard inside the picture of its last scene."""
     *_, shard = (file.uri for file in storage.list_files(folder, suffix=".tar") if "/train-" in file.uri)
     whole = storage.read_bytes(shard)
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:

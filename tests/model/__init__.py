@@ -1,1 +1,1 @@
-"""Tests of the architecture, against derivations of its own that share no code with it."""
+"""Tests of the architecture against independent derivations that share no code with it."""

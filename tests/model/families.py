@@ -1,4 +1,4 @@
-"""Backbones of every family at toy size, all parameters randomised, and ragged prompts padded at either side."""
+"""Backbones of every family at toy size with random parameters, and padded prompts of different lengths."""
 
 import torch
 
@@ -36,7 +36,7 @@ def backbone(family: str, **changes) -> Backbone:
 
 
 def prompt(config: BackboneConfig, lengths, *, side="right", width=24, seed=7) -> Prompt:
-    """Rows of these lengths; one image stands after the second token of each, if the backbone sees any."""
+    """Rows of these lengths, each with an image after its second token if the backbone reads images."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((len(lengths), width), PAD)
     mask = torch.zeros(len(lengths), width, dtype=torch.long)
@@ -50,7 +50,7 @@ def prompt(config: BackboneConfig, lengths, *, side="right", width=24, seed=7) -
 
 
 def row_of(batch: Prompt, row: int) -> Prompt:
-    """One row alone, without padding."""
+    """One row on its own, without padding."""
     real = batch.attention_mask[row].bool()
     return Prompt(
         input_ids=batch.input_ids[row : row + 1, real],

@@ -1,4 +1,4 @@
-"""A nano model with every parameter randomised (zero-initialised gates hide errors), shared by the model tests."""
+"""A nano model with all parameters random (zero-initialized gates hide errors), shared by the model tests."""
 
 import torch
 from torch import nn

@@ -93,10 +93,10 @@ def test_frozen_prefix_equals_the_full_pass_in_value_and_gradient(model, images)
 def test_padding_and_neighbours_change_nothing(model):
     together = model.backbone.query_states(ragged([16, 9, 12]), model.queries)
     prompt = ragged([16, 9, 12])
-    alone = Prompt(
+    single = Prompt(
         input_ids=prompt.input_ids[1:2, :9], attention_mask=prompt.attention_mask[1:2, :9], pixels=prompt.pixels[1:2]
     )
-    assert torch.allclose(model.backbone.query_states(alone, model.queries), together[1:2], atol=1e-5)
+    assert torch.allclose(model.backbone.query_states(single, model.queries), together[1:2], atol=1e-5)
 
 
 def test_greedy_continuation_is_that_of_transformers(model):
@@ -111,7 +111,7 @@ def test_greedy_continuation_is_that_of_transformers(model):
 def test_greedy_of_a_short_row_ignores_its_padding_and_stops(model):
     prompt = ragged([16, 9], images=False)
     both = model.backbone.greedy(prompt, max_new_tokens=5, stop_ids=frozenset())
-    alone = Prompt(input_ids=prompt.input_ids[1:, :9], attention_mask=prompt.attention_mask[1:, :9])
-    assert model.backbone.greedy(alone, max_new_tokens=5, stop_ids=frozenset())[0] == both[1]
-    stopped = model.backbone.greedy(alone, max_new_tokens=5, stop_ids=frozenset({both[1][2]}))
+    single = Prompt(input_ids=prompt.input_ids[1:, :9], attention_mask=prompt.attention_mask[1:, :9])
+    assert model.backbone.greedy(single, max_new_tokens=5, stop_ids=frozenset())[0] == both[1]
+    stopped = model.backbone.greedy(single, max_new_tokens=5, stop_ids=frozenset({both[1][2]}))
     assert stopped[0] == both[1][: both[1].index(both[1][2])]

@@ -1,4 +1,4 @@
-"""Sizes of the released presets as golden numbers, costs against arithmetic, and what their geometry gives."""
+"""Parameter counts of the released presets as golden numbers, and FLOPs against arithmetic."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def dit_parameters(width):
 
 def test_parameters_are_the_published_ones(released):
     name, model = released
-    found = {weight.name: weight for weight in describe.weights(model)}
+    found = {weight.name: weight for weight in describe.parameter_counts(model)}
     assert found["backbone"].parameters == QWEN[name]
     assert found["dit"].parameters == dit_parameters(WIDTH[name])
     assert found["dit"].parameters == pytest.approx(1.37e9, rel=0.01)
@@ -52,7 +52,7 @@ def test_parameters_are_the_published_ones(released):
 
 def test_weights_of_parts_are_the_whole_model(released):
     _, model = released
-    rows = list(describe.weights(model))
+    rows = list(describe.parameter_counts(model))
     assert sum(row.parameters for row in rows if row.depth == 0) == describe.count_parameters(model)
     assert all(parameter.is_meta for parameter in model.parameters())
 
@@ -75,7 +75,7 @@ def test_shapes_are_the_published_ones(released):
     assert shapes["backbone.hf.model.language_model.embed_tokens.weight"] == (151668, WIDTH[name])
 
 
-def test_velocity_costs_what_its_matrix_products_do(released):
+def test_velocity_costs_the_sum_of_its_matrix_products(released):
     _, model = released
     condition = model.dit.condition(torch.empty(1, 64, model.config.backbone.hidden_size, device="meta"))
     latents = torch.empty(1, 64, 1792, device="meta")
@@ -109,8 +109,8 @@ def attention_flops(config, queries, keys):
     return 4 * config.hidden_size * config.layers * queries * keys
 
 
-def test_drawing_counts_every_call(small):
-    rows = {row.name: row for row in costs.drawing(small, 100)}
+def test_generation_counts_every_call(small):
+    rows = {row.name: row for row in costs.generation(small, 100)}
     config = small.config.backbone
     assert list(rows) == [
         "prompt of 100 tokens", "64 queries", "condition", "velocity",
@@ -134,7 +134,7 @@ def test_the_frozen_prefix_takes_prompt_once_and_queries_twice(small):
 
 
 def test_the_vision_tower_attends_in_windows(small):
-    tower = next(iter(costs.reading(small)))
+    tower = next(iter(costs.image_prefill(small)))
     vision = small.config.backbone.vision
     patches, w = 32 * 32, vision.width
     attention = 4 * patches * w * (3 * 64 + 1024)  # three blocks see 8 x 8 patches (112 pixels), one sees all

@@ -1,4 +1,4 @@
-"""Every family of backbones against transformers itself, under padding at either side, and token by token."""
+"""Every family of backbones against transformers itself, with padding on either side, and token by token."""
 
 import math
 from dataclasses import replace
@@ -30,14 +30,14 @@ def queries(config: BackboneConfig, count: int = 5) -> torch.Tensor:
 
 
 def renumbered(built: Backbone, numbering: str) -> Backbone:
-    """The same weights under another numbering of what stands before the queries."""
+    """The same weights with another numbering of the tokens before the queries."""
     other = Backbone(built.config.model_copy(update={"positions": numbering}), image_token_id=IMAGE_TOKEN)
     other.load_state_dict(built.state_dict())
     return other.eval().requires_grad_(requires_grad=False)
 
 
 def transformers_states(built: Backbone, one: Prompt, extra=None) -> torch.Tensor:
-    """Hidden states of one unpadded row by the transformers model alone, which numbers embeddings by a plain arange."""
+    """Hidden states of one unpadded row by the transformers model itself, which numbers embeddings by arange."""
     embeddings = built.embed(one)
     if extra is not None:
         embeddings = torch.cat([embeddings, extra[None]], dim=1)
@@ -68,8 +68,8 @@ def test_padding_changes_no_state(built, side):
     batch = prompt(built.config, LENGTHS, side=side)
     together = built.hidden(batch)
     for row in range(len(LENGTHS)):
-        alone = built.hidden(row_of(batch, row))[0]
-        assert torch.allclose(together[row, batch.attention_mask[row].bool()], alone, **EXACT)
+        single = built.hidden(row_of(batch, row))[0]
+        assert torch.allclose(together[row, batch.attention_mask[row].bool()], single, **EXACT)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -111,7 +111,7 @@ def test_siglip_tokens_are_the_projected_last_states_of_the_tower():
     assert torch.allclose(built.embed(batch)[batch.input_ids == IMAGE_TOKEN], expected.flatten(0, 1), **EXACT)
 
 
-def test_branches_are_what_each_would_be_alone(built):
+def test_each_branch_equals_itself_on_its_own(built):
     batch = prompt(built.config, (40, 33), width=40)
     stem, order = 3 + built.config.image_tokens, torch.arange(40)
     second = stem + torch.tensor([[9], [4]])  # where each row's second branch begins
@@ -122,18 +122,18 @@ def test_branches_are_what_each_would_be_alone(built):
             kept = (order < stem) | (branches[row] == number)
             text = batch.input_ids[row : row + 1, kept]
             pixels = None if batch.pixels is None else batch.pixels[row : row + 1]
-            alone = built.hidden(Prompt(input_ids=text, attention_mask=torch.ones_like(text), pixels=pixels))[0]
-            assert torch.allclose(together[row, kept], alone, **EXACT)
+            single = built.hidden(Prompt(input_ids=text, attention_mask=torch.ones_like(text), pixels=pixels))[0]
+            assert torch.allclose(together[row, kept], single, **EXACT)
 
 
-def test_windows_narrow_what_a_patch_sees():
+def test_windows_limit_what_a_patch_attends_to():
     narrow = backbone("qwen2_5_vl")
     wide = backbone("qwen2_5_vl", vision=QWEN_VISION.model_copy(update={"window": None}))
     pixels = torch.randint(0, 256, (1, SIDE, SIDE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert narrow.hf.model.visual.fullatt_block_indexes == [1]
     assert narrow.hf.model.visual.window_size == 16
     assert wide.hf.model.visual.fullatt_block_indexes == [0, 1]
-    seen = [built.see(pixels, dtype=torch.float32) for built in (narrow, wide)]
+    seen = [built.embed_images(pixels, dtype=torch.float32) for built in (narrow, wide)]
     assert not torch.allclose(*seen, atol=1e-3)
 
 
@@ -204,7 +204,7 @@ def test_text_generation_of_transformers_agrees(built):
     assert built.greedy(batch, max_new_tokens=6, stop_ids=())[0] == expected.tolist()
 
 
-def test_a_stream_gives_each_token_when_it_is_asked_for_and_rows_stop_alone(built):
+def test_a_stream_computes_tokens_on_demand_and_rows_stop_independently(built):
     batch = prompt(built.config, LENGTHS, side="left")
     whole = built.greedy(batch, max_new_tokens=6, stop_ids=())
     stop = next(token for token in whole[2] if token != whole[2][0])
@@ -232,7 +232,7 @@ def test_initialisation_reaches_every_parameter_of_every_family(built):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_positions_and_what_follows_them():
+def test_positions_and_the_next_position():
     mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
     expected = torch.tensor([[0, 1, 2, 0, 0], [0, 0, 0, 1, 2]])
     assert torch.equal(sequential_positions(mask), expected)

@@ -1,4 +1,4 @@
-"""The flow's formulas at their ends, against diffusers' scheduler, and on a field whose solution is known."""
+"""The flow's formulas at their limits, against diffusers' scheduler, and on a field with a known solution."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_sampling_sigmas_are_those_of_the_published_scheduler(steps):
 
 @pytest.mark.parametrize("steps", [10, 20, 25, 30, 50, 100])
 def test_truncated_times_are_those_of_numpy_grid(steps):
-    # Upstream passes numpy's linspace, rounded to fp32; a value an ulp below an integer would be cut to the one before.
+    # Upstream passes numpy's linspace in fp32; a value one ulp below an integer would be truncated to the previous one.
     expected = (np.linspace(1, 1 / steps, steps).astype(np.float32) * np.float32(1000)).astype(int)
     assert (1000 * flow.sampling_sigmas(steps)[:-1]).trunc().int().tolist() == expected.tolist()
 

@@ -47,7 +47,7 @@ def test_a_row_of_a_condition_can_be_put_into_another_batch(head):
         ({"num_queries": 64}, "num_queries 64 is not 4"),
     ],
 )
-def test_what_does_not_act_on_a_regression_is_refused(changes, message):
+def test_options_that_a_regression_ignores_are_rejected(changes, message):
     values = model_config("clip_mse").model_dump() | changes
     with pytest.raises(ValueError, match=message):
         ModelConfig.model_validate(values)

@@ -1,4 +1,4 @@
-"""Composition, initialisation, decoder and contrastive loss."""
+"""The unified model: composition, initialization, decoder and contrastive loss."""
 
 import torch
 from torch.nn import functional as F
@@ -27,18 +27,18 @@ def test_initialisation_reaches_every_parameter():
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_a_part_starts_from_the_same_numbers_whatever_stands_beside_it():
-    alone, together = build(("queries", "dit")), build(PARTS)
-    initialize(alone, 3)
+def test_a_part_starts_from_the_same_numbers_whichever_others_are_built():
+    single, together = build(("queries", "dit")), build(PARTS)
+    initialize(single, 3)
     initialize(together, 3)
     everything = dict(together.named_parameters())
-    assert all(torch.equal(parameter, everything[name]) for name, parameter in alone.named_parameters())
+    assert all(torch.equal(parameter, everything[name]) for name, parameter in single.named_parameters())
     other = build(("queries", "dit"))
     initialize(other, 4)
-    assert not torch.equal(alone.queries, other.queries)
+    assert not torch.equal(single.queries, other.queries)
 
 
-def test_a_fresh_dit_predicts_zero_and_a_fresh_decoder_draws_the_coarse_image():
+def test_an_untrained_dit_predicts_zero_and_an_untrained_decoder_the_coarse_image():
     model = build(PARTS)
     initialize(model, 0)
     states, latents = torch.randn(2, 64, 32), torch.randn(2, *model.latent_shape)
@@ -46,8 +46,8 @@ def test_a_fresh_dit_predicts_zero_and_a_fresh_decoder_draws_the_coarse_image():
         model.dit(latents, torch.tensor([10.0, 900.0]), model.dit.condition(states)), torch.zeros_like(latents)
     )
     features = torch.randn(2, *model.latent_shape)
-    drawn = model.draw(features, torch.randn(2, 3, 32, 32))
-    assert torch.allclose(drawn, model.coarse(features), atol=1e-5)
+    decoded = model.decode(features, torch.randn(2, 3, 32, 32))
+    assert torch.allclose(decoded, model.coarse(features), atol=1e-5)
 
 
 def test_pixels_survive_the_round_trip():
@@ -55,7 +55,7 @@ def test_pixels_survive_the_round_trip():
     assert torch.equal(to_pixels(to_unit(pixels)), pixels)
 
 
-def test_sampling_with_guidance_one_runs_the_conditional_branch_alone():
+def test_sampling_with_guidance_one_runs_only_the_conditional_branch():
     model = nano_model()
     states, noise = torch.randn(2, 64, 32), torch.randn(2, *model.latent_shape)
     evaluations = []

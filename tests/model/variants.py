@@ -1,4 +1,4 @@
-"""Nano models of every objective and every kind of decoder, as changes to the nano preset, shared by many tests."""
+"""Nano models for every objective and every kind of decoder, as changes to the nano preset."""
 
 from typing import Any
 

@@ -45,10 +45,10 @@ def test_a_joined_path_is_found(line):
 
 
 @pytest.mark.parametrize("line", ["final_uri(recipe.run.storage, run)", 'f"not below {recipe.run.storage}: train"'])
-def test_what_only_names_the_storage_is_no_path(line):
+def test_mentioning_the_storage_is_not_joining_a_path(line):
     assert not list(joins(ast.parse(line)))
 
 
-def test_nobody_else_joins_a_path_of_a_run():
+def test_no_other_package_joins_a_path_of_a_run():
     others = [path for path in SOURCES if not str(path).startswith(OWNER)]
     assert not [f"{path}:{line}" for path in others for line in joins(ast.parse((ROOT / path).read_text()))]

@@ -1,4 +1,4 @@
-"""Quarantine: from its micro-batch on a sample is replaced by the rule of its uid, and never before."""
+"""Quarantine: from a given micro-batch on, and not before, a sample is replaced by a rule that depends on its uid."""
 
 import numpy as np
 
@@ -15,14 +15,14 @@ BAD = 1  # the micro-batch whose samples are put in quarantine
 def test_a_sample_in_quarantine_is_replaced_from_its_micro_batch_on_and_named(root):  # noqa: F811
     made = recipe(root)
     run = f"{made.run.storage}/{made.run.name}"
-    before = build_micro_batches(StageInputs(made), Task.DRAW)
+    before = build_micro_batches(StageInputs(made), Task.GENERATE)
     uids = before.uids(BAD)
     assert len(set(uids)) == B
     bad, since = uids[3], BAD + 1
     entry = Entry(step=5, reason="quarantined: the loss is nan", since=since, uids=(bad,))
-    write_quarantine(made, read_quarantine(made).plus(entry))
+    write_quarantine(made, read_quarantine(made).with_entry(entry))
     assert read_quarantine(made).entries == (entry,)
-    after = build_micro_batches(StageInputs(made), Task.DRAW)
+    after = build_micro_batches(StageInputs(made), Task.GENERATE)
     for number in range(2 * PASS):
         whole, changed = before(number), after(number)
         if number < since or bad not in before.uids(number):
@@ -32,9 +32,9 @@ def test_a_sample_in_quarantine_is_replaced_from_its_micro_batch_on_and_named(ro
             assert [before.uids(number)[row] for row in rows] == [bad]
             assert bad not in after.uids(number)
             assert np.array_equal(after(number)["draw_key"], changed["draw_key"])
-    [noted] = read_ledger(f"{run}/ledger")
-    assert (noted.uid, noted.reason) == (bad, "quarantined: the loss is nan")
-    assert noted.size > 0
+    [recorded] = read_ledger(f"{run}/ledger")
+    assert (recorded.uid, recorded.reason) == (bad, "quarantined: the loss is nan")
+    assert recorded.size > 0
 
 
 def test_without_entries_nothing_is_left_out():

@@ -1,4 +1,4 @@
-"""What tests of the HTTP face share: a server in a thread, an image as a data URL, a request that no SDK would send."""
+"""Helpers for tests of the HTTP API: a server in a thread, an image as a data URL, requests that no SDK would send."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""A nano model as a bundle and as a pipeline, with every part awake, so that each input shows in the output."""
+"""A nano model as a bundle and as a pipeline, with random parts, so that every input affects the output."""
 
 from copy import deepcopy
 from dataclasses import replace

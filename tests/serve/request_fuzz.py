@@ -83,7 +83,7 @@ def encoded(file_format, *, size=(9, 7), **options):
 
 
 WHOLE = tuple(encoded(name) for name in ("png", "jpeg", "webp"))
-# Whole, cut, of other formats, of none; and one that says that it has 65,535 times as many pixels as it may.
+# Whole, truncated, of other formats, of none; and one whose header claims 65,535 times the allowed pixels.
 PICTURES = (
     *WHOLE,
     *(data[: len(data) // 2] for data in WHOLE),
@@ -243,7 +243,7 @@ def check(sent, status, headers, body):
 
 
 def fuzz(port, *, seed=0, requests=None, seconds=None, pictures=PICTURES):
-    """Sends so many requests, or for so long; returns how many answers there were of each status."""
+    """Sends requests up to a number or a duration; returns the number of answers by status."""
     counts = {}
     end = None if seconds is None else time.monotonic() + seconds
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)

@@ -1,4 +1,4 @@
-"""The real `openai` client against a real local server, an engine behind it; and what that client would never send."""
+"""The real `openai` client against a real local server with an engine; and requests that it would never send."""
 
 import http.client
 import json
@@ -74,7 +74,7 @@ def test_without_a_seed_two_calls_differ_and_name_theirs(client, reference):
 
 
 @pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
-def test_images_come_in_the_format_that_was_asked_for(client, file_format):
+def test_images_have_the_requested_format(client, file_format):
     import base64
     import io
 
@@ -116,7 +116,7 @@ def ask_about(pipeline):
 
 
 @pytest.mark.parametrize("mode", ["crop", "stretch"])
-def test_a_picture_is_cut_or_stretched_as_the_model_wants_it(ask_about, reference, mode):
+def test_an_image_is_cropped_or_stretched_as_the_model_expects(ask_about, reference, mode):
     wide = PICTURE.resize((90, 40))
     vision = reference.model.config.backbone.vision.model_copy(update={"fit": ResizeConfig(mode=mode)})
     answer, [shown] = ask_about(vision, wide)
@@ -213,7 +213,7 @@ IMAGE_FAULTS = [
 
 
 @pytest.mark.parametrize(("body", "code", "param"), IMAGE_FAULTS)
-def test_what_cannot_be_drawn_is_refused_in_openais_form(server, body, code, param):
+def test_invalid_image_requests_get_openais_error_body(server, body, code, param):
     assert_refusal(raw("POST", server.url + IMAGES, body), 400, code=code, param=param)
 
 
@@ -275,7 +275,7 @@ CHAT_FAULTS = [
 
 
 @pytest.mark.parametrize(("body", "code", "param"), CHAT_FAULTS)
-def test_what_cannot_be_answered_is_refused_in_openais_form(server, body, code, param):
+def test_invalid_chat_requests_get_openais_error_body(server, body, code, param):
     assert_refusal(raw("POST", server.url + CHAT, body), 400, code=code, param=param)
 
 
@@ -318,7 +318,7 @@ class Broken:
         (KeyError("/secret/path"), 500, "internal_error"),
     ],
 )
-def test_what_fails_behind_the_face_has_its_status(reference, error, status, code):
+def test_backend_errors_have_their_status(reference, error, status, code):
     with Server(build_api(Broken(error, Engine(reference).describe()), NAME)) as server:
         for path, param, content in ((IMAGES, "prompt", "x"), (CHAT, "messages", question("x"))):
             answer = raw("POST", server.url + path, {param: content})

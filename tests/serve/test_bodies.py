@@ -1,4 +1,4 @@
-"""Bytes and headers of a request: what is no JSON, or not said to be, is refused in OpenAI's form; and the fuzz."""
+"""Bytes and headers of a request: anything but JSON is rejected with OpenAI's error body; and the fuzz test."""
 
 import json
 
@@ -30,8 +30,8 @@ def server(reference):
         (b'{"n": 1} x', "line 1, column 10"),
         (b"{'n': 1}", "line 1, column 2"),
         (b"prompt=x&n=1", "line 1, column 1"),
-        (b'{"n": NaN}', "NaN is no JSON value"),
-        (b'{"n": -Infinity}', "-Infinity is no JSON value"),
+        (b'{"n": NaN}', "NaN is not a JSON value"),
+        (b'{"n": -Infinity}', "-Infinity is not a JSON value"),
         (b'{"a": {"n": 1, "n": 2}}', "the name 'n' twice"),
         (b'{"prompt": "caf\xe9"}', "not UTF-8 (byte 0xe9 at position 15)"),
         (b"[" * 200_000, "nested too deeply"),
@@ -39,7 +39,7 @@ def server(reference):
         (b"\x1f\x8b\x08\x00\x00", "not UTF-8"),
     ],
 )
-def test_what_is_no_json_is_told_where(data, said):
+def test_invalid_json_is_reported_with_its_position(data, said):
     with pytest.raises(ApiError) as caught:
         parse_json(data)
     assert caught.value.status == 400 and said in caught.value.message
@@ -73,7 +73,7 @@ def test_json_may_have_a_byte_order_mark(encoding):
         (ChatBody, TALK | {"x" * 9000: 1}, "unknown", "x" * 9000),
     ],
 )
-def test_a_fault_names_its_place_and_what_was_found(form, value, said, param):
+def test_a_fault_names_its_path_and_value(form, value, said, param):
     with pytest.raises(ApiError) as caught:
         to_form(value, form)
     assert said in caught.value.message and len(caught.value.message) < 400
@@ -129,7 +129,7 @@ def test_heads_slashes_and_routes_that_are_not_there(server):
 
 
 @pytest.mark.parametrize("name", ["tools", "user", "messages", "seed", "response_format", "anything"])
-def test_a_value_nested_at_the_limit_of_what_can_be_read_is_no_defect(server, name):
+def test_nesting_at_the_limit_is_not_a_server_error(server, name):
     for depth in (*range(300, 1000, 40), 5_000):
         nested = b"[" * depth + b"]" * depth
         body = json.dumps(TALK).encode()[:-1] + b', "' + name.encode() + b'": ' + nested + b"}"
@@ -137,7 +137,7 @@ def test_a_value_nested_at_the_limit_of_what_can_be_read_is_no_defect(server, na
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_request_gets_a_500_or_an_answer_that_names_what_it_has_not(server, monkeypatch, seed):
+def test_no_request_gets_a_500_or_an_error_about_a_field_it_does_not_have(server, monkeypatch, seed):
     monkeypatch.setattr("serve.schema.MAX_TOKENS", 4)  # long replies are not the point
     counts = fuzz(server.port, seed=seed, requests=250)
     assert counts[200] > 20 and counts[400] > 100

@@ -1,4 +1,4 @@
-"""Features, before rounding to pixels: bit for bit those of the pipeline, whatever stands in the other slots."""
+"""Features, before rounding to pixels: bit for bit those of the pipeline, whatever is in the other slots."""
 
 import itertools
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def _put(pipeline, batch, slot, row, conditions):
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
 @torch.inference_mode()
-def test_rows_that_step_together_are_each_as_alone(reference, order):
+def test_rows_in_a_batch_equal_rows_on_their_own(reference, order):
     batch, conditions = DenoiseBatch(reference), prepare(reference, PROMPTS)
     rows = [ROWS[i] for i in order]
     for slot, row in enumerate(rows):
@@ -59,7 +59,7 @@ def test_rows_that_step_together_are_each_as_alone(reference, order):
 
 
 @torch.inference_mode()
-def test_a_slot_can_be_used_again_while_the_others_go_on(reference):
+def test_a_slot_can_be_reused_while_the_others_continue(reference):
     batch, conditions = DenoiseBatch(reference), prepare(reference, PROMPTS)
     long, first, second = ROWS[0], ROWS[1], Made(PROMPTS[0], 9, 2, 4.0)
     _put(reference, batch, 2, long, conditions)

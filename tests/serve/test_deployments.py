@@ -1,4 +1,4 @@
-"""The whole on a real Ray Serve: the same routes, images, errors and cancellations as with an engine in the process."""
+"""The application on a real Ray Serve: routes, images, errors and cancellation equal those of an in-process engine."""
 
 import http.client
 import json
@@ -97,12 +97,12 @@ def _poll(ask, is_good, timeout_s=60):
     raise AssertionError(f"nothing good within {timeout_s} s, last: {answer}")
 
 
-def test_what_cannot_be_served_is_said_in_one_line(server, bundle, tmp_path):
+def test_errors_of_serving_are_one_line(server, bundle, tmp_path):
     with pytest.raises(BundleError, match="is not a bundle"):
         start(str(tmp_path), port=free_ports(1)[0])
     with pytest.raises(ConfigError, match="option widht: .*options: bundle, name"):
         start(bundle, port=free_ports(1)[0], options={"widht": 3})
-    with pytest.raises(ServiceError, match="this Ray serves blip3o already: deploy beside it"):
+    with pytest.raises(ServiceError, match="this Ray serves blip3o already: deploy next to it"):
         start(bundle, port=free_ports(1)[0])
     with pytest.raises(ServiceError, match="is taken"):
         start(bundle, port=int(server.url.rpartition(":")[2]))

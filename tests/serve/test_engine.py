@@ -1,4 +1,4 @@
-"""The engine's images are the pipeline's, bit for bit, in any company; however a request ends, it leaves no trace."""
+"""The engine's images are the pipeline's, bit for bit, in any batch; a request leaves nothing behind."""
 
 import pickle
 import threading
@@ -35,14 +35,14 @@ def _picture(seed):
 
 
 def _expected(pipeline, request):
-    """What each seed gives when it is generated alone."""
+    """The image of each seed when it is generated on its own."""
     options = {"num_inference_steps": request.num_inference_steps, "guidance_scale": request.guidance_scale}
     images = [pipeline.generate(request.prompt, seed=seed, **options)[0] for seed in request.seeds]
     return [image.tobytes() for image in images]
 
 
 def _reply(pipeline, request):
-    """What a conversation gives alone."""
+    """The reply to a conversation on its own."""
     images = None if request.image is None else [request.image]
     return pipeline.chat_batch([request.turns], images=images, max_tokens=request.max_tokens)[0]
 
@@ -102,7 +102,7 @@ def test_the_model_is_awake(reference):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 0.0, 2.3])
-def test_alone_it_is_the_pipelines_image(pipeline, reference, guidance):
+def test_on_its_own_it_is_the_pipelines_image(pipeline, reference, guidance):
     request = _generate(guidance=guidance, steps=4)
     [future] = _run(pipeline, [request])
     assert _bytes(future.result()) == _expected(reference, request)
@@ -148,7 +148,7 @@ def test_a_request_may_join_between_any_two_steps(pipeline, reference, engine, m
     engine.start()
     assert _bytes(first.result(TIMEOUT)) == _expected(reference, early)
     assert _bytes(futures[0].result(TIMEOUT)) == _expected(reference, late)
-    assert engine.stats().totals["steps"] == 7  # two steps before it came, two together, three alone
+    assert engine.stats().totals["steps"] == 7  # two steps before the second request, two together, three after it
 
 
 @pytest.mark.parametrize(("steps", "guidance", "evaluations"), [(1, 1.0, 1), (5, 1.0, 5), (1, 3.0, 2), (5, 3.0, 10)])
@@ -166,11 +166,11 @@ def test_the_prompt_is_read_once_for_all_images_of_a_request(pipeline, monkeypat
     assert reply.prompt_tokens == len(pipeline.generation_ids(PROMPTS[0]))
 
 
-def test_conversations_are_answered_between_steps_as_alone(pipeline, reference):
+def test_conversations_answered_between_steps_equal_those_on_their_own(pipeline, reference):
     asked = [_ask("hi"), _ask(image=_picture(0)), _ask(image=_picture(1), max_tokens=6), _ask("a red", max_tokens=1)]
-    drawing = _generate(steps=6)
-    picture, *replies = _run(pipeline, [drawing, *asked])
-    assert _bytes(picture.result()) == _expected(reference, drawing)
+    generation = _generate(steps=6)
+    picture, *replies = _run(pipeline, [generation, *asked])
+    assert _bytes(picture.result()) == _expected(reference, generation)
     for request, future in zip(asked, replies, strict=True):
         reply = future.result()
         assert reply.text == _reply(reference, request)
@@ -178,13 +178,13 @@ def test_conversations_are_answered_between_steps_as_alone(pipeline, reference):
         assert reply.prompt_tokens == len(reference.chat_ids(request.turns, with_image=request.image is not None))
 
 
-def test_a_conversation_does_not_wait_for_a_long_drawing(pipeline, engine, monkeypatch):
+def test_a_conversation_does_not_wait_for_a_long_generation(pipeline, engine, monkeypatch):
     spy = Spy(monkeypatch, pipeline.model.dit, "forward")
-    drawing, chat = engine.generate(_generate(steps=50)), engine.chat(_ask())
+    generation, chat = engine.generate(_generate(steps=50)), engine.chat(_ask())
     seen = []
     chat.add_done_callback(lambda _: seen.append(spy.calls))
     engine.start()
-    drawing.result(TIMEOUT)
+    generation.result(TIMEOUT)
     assert seen == [0]
 
 
@@ -216,7 +216,7 @@ def test_a_cancelled_request_frees_its_rows_and_changes_no_neighbour(pipeline, r
 
 
 @pytest.mark.parametrize("request_", [_generate(" "), _generate("a red circle " * 50), _ask("a red circle " * 50)])
-def test_what_the_model_cannot_read_is_refused_at_once(engine, request_):
+def test_unreadable_requests_are_rejected_at_once(engine, request_):
     with pytest.raises(RequestError, match="prompt"):
         _submit(engine, request_)
     assert engine.stats().rows_waiting == engine.stats().chats_waiting == 0
@@ -233,7 +233,7 @@ def _poisoned(original, texts_of):
     return function
 
 
-def test_a_prompt_that_fails_ends_its_own_request_alone(pipeline, reference, monkeypatch):
+def test_a_prompt_that_fails_ends_only_its_own_request(pipeline, reference, monkeypatch):
     monkeypatch.setattr("serve.engine.prepare", _poisoned(prepare, lambda _, prompts: prompts))
     bad, good = _generate(PROMPTS[2], seeds=[5, 6]), [_generate(seeds=[1]), _generate(PROMPTS[1])]
     first, failed, last = _run(pipeline, [good[0], bad, good[1]])
@@ -242,7 +242,7 @@ def test_a_prompt_that_fails_ends_its_own_request_alone(pipeline, reference, mon
     assert [_bytes(first.result()), _bytes(last.result())] == [_expected(reference, request) for request in good]
 
 
-def test_a_conversation_that_fails_ends_alone(pipeline, reference, monkeypatch):
+def test_a_failed_conversation_ends_only_itself(pipeline, reference, monkeypatch):
     texts = lambda _, conversations: [turn.text for turns in conversations for turn in turns]  # noqa: E731 - one line
     monkeypatch.setattr(Blip3oPipeline, "reply_ids", _poisoned(Blip3oPipeline.reply_ids, texts))
     failed, answered = _run(pipeline, [_ask(PROMPTS[2]), _ask(PROMPTS[0])])
@@ -251,7 +251,7 @@ def test_a_conversation_that_fails_ends_alone(pipeline, reference, monkeypatch):
     assert answered.result().text == _reply(reference, _ask(PROMPTS[0]))
 
 
-def test_an_image_that_is_not_finite_ends_its_own_request_alone(pipeline, reference, monkeypatch):
+def test_an_image_that_is_not_finite_ends_only_its_own_request(pipeline, reference, monkeypatch):
     original = pipeline.model.dit.forward
 
     def forward(*args):
@@ -280,7 +280,7 @@ def test_a_failed_step_ends_those_in_the_batch_and_no_later_request(pipeline, re
     assert _bytes(last.result()) == _expected(reference, later)
 
 
-def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine, monkeypatch):
+def test_closing_fails_pending_requests_and_rejects_new_ones(pipeline, engine, monkeypatch):
     stepping, go_on = threading.Event(), threading.Event()
 
     def pause():
@@ -301,7 +301,7 @@ def test_closing_fails_what_is_in_flight_and_refuses_what_comes(pipeline, engine
     closing.join(TIMEOUT)
     with pytest.raises(UnavailableError, match="has stopped"):
         engine.generate(_generate())
-    with pytest.raises(UnavailableError, match="does not run"):
+    with pytest.raises(UnavailableError, match="is not running"):
         engine.check()
 
 
@@ -313,19 +313,19 @@ def test_a_defect_in_the_loop_fails_everything_and_is_seen_by_the_health_check(p
         future.result()
 
 
-def test_what_is_refused_or_fails_crosses_processes():
+def test_errors_can_be_pickled():
     for error in (BusyError(7), UnavailableError("gone"), EngineError("broken"), RequestError("no")):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))
     assert pickle.loads(pickle.dumps(BusyError(7))).retry_after_s == 7
 
 
-def test_a_model_that_only_chats_answers_and_refuses_to_draw_at_once(pipeline, reference):
+def test_a_model_that_only_chats_answers_and_rejects_image_requests_at_once(pipeline, reference):
     for part in ("queries", "dit", "decoder"):
         delattr(pipeline.model, part)
     expected = _reply(reference, _ask())
     [future] = _run(pipeline, [_ask()])
     assert future.result().text == expected
     engine = Engine(pipeline)
-    with pytest.raises(RequestError, match="this bundle has no queries and chats, but draws nothing"):
+    with pytest.raises(RequestError, match="this bundle has no queries and chats, but generates no images"):
         engine.generate(_generate())

@@ -1,4 +1,4 @@
-"""Fields at values without effect change no answer; at others they are refused; docs and SDK know the same ones."""
+"""Fields at neutral values change no answer; at others they are rejected; docs and SDK list the same fields."""
 
 import re
 from pathlib import Path
@@ -16,9 +16,9 @@ from tests.serve.client import assert_refusal, data_url, question, raw, serving
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 TALK = {"messages": question("What colour?")}
-DRAWING = {"prompt": "a red circle"}
+GENERATION = {"prompt": "a red circle"}
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
-ROUTES = ((ChatBody, TALK, fields.CHAT), (ImagesBody, DRAWING, fields.IMAGES))
+ROUTES = ((ChatBody, TALK, fields.CHAT), (ImagesBody, GENERATION, fields.IMAGES))
 NOT_HONOURED = [
     ("frequency_penalty", 0.5),
     ("frequency_penalty", False),
@@ -67,7 +67,7 @@ def test_another_value_would_change_the_answer_and_is_refused(name, value):
 
 
 def test_blank_strings_and_nulls_inside_are_neutral_too():
-    assert to_form(DRAWING | {"negative_prompt": " \n"}, ImagesBody) == to_form(DRAWING, ImagesBody)
+    assert to_form(GENERATION | {"negative_prompt": " \n"}, ImagesBody) == to_form(GENERATION, ImagesBody)
     written = {"response_format": {"type": "text", "json_schema": None}, "stop": ""}
     assert to_form(TALK | written, ChatBody) == to_form(TALK, ChatBody)
 
@@ -77,9 +77,9 @@ def test_the_answer_is_that_of_the_request_without_them(server):
     plain = raw("POST", server.url + CHAT, TALK | {"max_tokens": 4})
     sent = raw("POST", server.url + CHAT, TALK | {"max_tokens": 4} | neutral)
     assert sent.status == 200 and sent.json["choices"] == plain.json["choices"]
-    drawing = DRAWING | {"seed": 2}
+    generation = GENERATION | {"seed": 2}
     neutral = dict(neutral_values(fields.IMAGES)) | {"moderation": "low", "user": "me", "output_compression": None}
-    plain, sent = (raw("POST", server.url + IMAGES, body) for body in (drawing, drawing | neutral))
+    plain, sent = (raw("POST", server.url + IMAGES, body) for body in (generation, generation | neutral))
     assert sent.status == 200 and sent.json["data"] == plain.json["data"]
 
 
@@ -143,7 +143,7 @@ def test_objects_inside_have_fields_without_effect_too():
         (lambda parts: parts[1].update(text="x"), "messages.0.content.1.text"),
     ],
 )
-def test_what_is_not_known_inside_is_refused_by_its_place(server, change, param):
+def test_unknown_nested_fields_are_rejected_with_their_path(server, change, param):
     parts = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]
     change(parts)
     answer = raw("POST", server.url + CHAT, {"messages": [{"role": "user", "content": parts}]})

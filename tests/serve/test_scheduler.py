@@ -1,4 +1,4 @@
-"""Admission is first come first served, steps are counted exactly, and a row never moves or waits once in a slot."""
+"""Admission is first come, first served, steps are counted exactly, and a row in a slot never moves or waits."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ REQUESTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), max_size=8)
 
 
 def _submit(schedule, number, images, steps):
-    return schedule.submit(number, images=images, steps=steps) if images <= schedule.room else schedule
+    return schedule.submit(number, images=images, steps=steps) if images <= schedule.free_capacity else schedule
 
 
 def _turn(schedule):
@@ -28,16 +28,16 @@ def test_rows_of_different_step_counts_share_the_batch():
     assert list(schedule.finished) == [1]
     schedule = schedule.release().admit()
     assert schedule.slots == (Row(request=7, image=0, steps=3, done=1), Row(request=8, image=1, steps=1))
-    assert list(schedule.fresh) == [1]
+    assert list(schedule.unstarted) == [1]
 
 
 def test_room_counts_free_slots_and_free_places():
     schedule = Schedule.empty(batch_size=2, max_waiting=3)
-    assert schedule.room == 5
+    assert schedule.free_capacity == 5
     schedule = schedule.submit(0, images=4, steps=1)
-    assert schedule.room == schedule.admit().room == 1
-    assert _turn(schedule).room == 3
-    with pytest.raises(AssertionError, match="2 rows for a room of 1"):
+    assert schedule.free_capacity == schedule.admit().free_capacity == 1
+    assert _turn(schedule).free_capacity == 3
+    with pytest.raises(AssertionError, match="2 rows, room for 1"):
         schedule.submit(1, images=2, steps=1)
 
 
@@ -70,7 +70,7 @@ def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, batch_s
         schedule = schedule.admit()
         assert all(old in (None, new) for old, new in zip(before, schedule.slots, strict=True))  # nobody moves
         assert not schedule.waiting or None not in schedule.slots  # no slot stays free while a row waits
-        entered += [(row.request, row.image) for row in schedule.fresh.values()]
+        entered += [(row.request, row.image) for row in schedule.unstarted.values()]
         for row in schedule.running:
             steps_taken[row.request, row.image] = steps_taken.get((row.request, row.image), 0) + 1
         schedule = schedule.advance().release()
@@ -89,7 +89,7 @@ def test_cancelling_leaves_the_others_as_they_were(requests, batch_size, turns, 
         schedule = _turn(schedule)
     left = schedule.without(victim)
     mine = [row for row in (*schedule.running, *schedule.waiting) if row.request == victim]
-    assert left.room == schedule.room + len(mine)
+    assert left.free_capacity == schedule.free_capacity + len(mine)
     assert [row for row in schedule.waiting if row not in mine] == list(left.waiting)
     assert all(new == (None if old in mine else old) for old, new in zip(schedule.slots, left.slots, strict=True))
 

@@ -1,4 +1,4 @@
-"""Conversations as clients write them, as turns for the template; and which of them are refused, by their place."""
+"""Conversations as clients send them, converted to the template's turns; invalid ones are rejected with their path."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_system_messages_at_the_head_are_one_turn():
     ("messages", "param", "said"),
     [
         ([], "messages", "at least 1"),
-        ([{"role": "system", "content": "x"}], "messages", "no message of the user"),
+        ([{"role": "system", "content": "x"}], "messages", "no user message to answer"),
         ([USER, {"role": "assistant", "content": "x"}], "messages.1.role", "the last message must be the user's"),
         ([USER, {"role": "tool", "content": "x"}], "messages.1.role", "this model calls none"),
         ([USER, {"role": "function", "name": "f", "content": "x"}], "messages.1.role", "this model calls none"),
@@ -122,7 +122,7 @@ def test_the_image_is_found_after_a_system_message():
         ({"max_tokens": None}, 64),
     ],
 )
-def test_a_limit_above_what_fits_is_what_fits(options, limit):
+def test_a_token_limit_is_capped_at_what_fits(options, limit):
     assert read(USER, **options).token_limit == limit
 
 

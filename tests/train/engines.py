@@ -12,10 +12,10 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
 from blip3o.model.unified import initialize
-from blip3o.train.callbacks import Callback, Measure, StepRecord
+from blip3o.train.callbacks import Callback, MicroBatchCounter, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
-from blip3o.train.deepspeed.gather import gather_parameters, trained
+from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
 from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, to_batch
 from blip3o.train.lora import add_adapters
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def made(*, world: int, stage: str = "generate", lora: bool = False, **parallel: Any) -> Recipe:
-    """A nano recipe of three steps: two micro-batches each, whatever the world."""
+    """A nano recipe of three steps with two micro-batches each, at any number of ranks."""
     optim = {"steps": STEPS, "lr": 1e-3, "micro_batch_size": ROWS, "micro_batches": MICRO_BATCHES, "weight_decay": 0.1}
     groups = [{"match": "dit.layers.*", "lr": 5e-4, "weight_decay": 0.0}] if stage == "generate" else []
     # A clip that acts: the gradients of a random nano model are larger.
@@ -54,7 +54,7 @@ def module_for(values: Recipe) -> StageModule:
 
 
 def arrays(number: int, stage: str) -> dict[str, np.ndarray]:
-    """Micro-batch `number` as the stream gives it."""
+    """Micro-batch `number` as the stream yields it."""
     whole = batch(stage, rows=ROWS * (number + 1))
     rows = {name: tensor[-ROWS:].numpy() for name, tensor in whole.items()}
     if stage == "joint" and number % 3 == 1:  # nothing to answer in it, and no image
@@ -70,22 +70,22 @@ def stream(stage: str, first: int, world: int) -> Iterator[dict[str, np.ndarray]
 
 
 def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity: str = "x") -> dict[str, Any]:
-    """Trains, and returns rows, whole weights (on the first rank) and how many numbers this rank held.
+    """Trains; returns rows, complete weights (on the first rank) and the number of parameters that this rank held.
 
-    The run goes on from the checkpoint in the folder if there is one, else makes one after the first step.
+    The run resumes from the checkpoint in the folder if there is one; otherwise it saves one after the first step.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(values)
     engine = build_engine(values, module, universal=universal)
-    average = Ema(engine, trained(module.model), decay=DECAY)
+    ema = Ema(engine, trainable_parameters(module.model), decay=DECAY)
     rows: list[dict[str, Any]] = []
     saved: dict[str, Tensor] = {}
     start = 0
     if any(folder.iterdir()):
-        start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, average=average)
+        start, _ = checkpoint.load(engine, str(folder), identity=identity, universal=universal, ema=ema)
 
     class SavesFirst(Callback):
-        """Keeps rows, and saves after the first step."""
+        """Records rows, and saves after the first step."""
 
         def after_step(self, done: int, record: StepRecord) -> None:
             rows.append(record.row())
@@ -94,8 +94,8 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
             return done == 1
 
         def on_checkpoint(self, done: int, record: StepRecord) -> None:
-            checkpoint.save(engine, str(folder), step=done, identity=identity, state={}, average=average)
-            saved.update(average.gather(keep=rank == 0))
+            checkpoint.save(engine, str(folder), step=done, identity=identity, state={}, ema=ema)
+            saved.update(ema.gather(keep=rank == 0))
 
     Loop(
         recipe=values,
@@ -106,19 +106,19 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
         rank=rank,
         world=world,
         pad_id=PAD,
-        callbacks=[average, Measure(FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)), SavesFirst()],
+        callbacks=[ema, MicroBatchCounter(FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)), SavesFirst()],
     ).run(start)
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
-    weights = gather_parameters(trained(module.model), keep=rank == 0)
-    averaged = average.gather(keep=rank == 0)
+    weights = gather_parameters(trainable_parameters(module.model), keep=rank == 0)
+    averaged = ema.gather(keep=rank == 0)
     engine.destroy()
     return {"rows": rows, "weights": weights, "averaged": averaged, "saved": saved, "held": sum(spread)}
 
 
 def by_hand(values: Recipe) -> dict[str, Any]:
-    """The same steps in one process: PyTorch's AdamW, whole batches, nothing spread."""
+    """The same steps in one process: PyTorch's AdamW, complete batches, nothing partitioned."""
     module = module_for(values)
-    names = trained(module.model)
+    names = trainable_parameters(module.model)
     scales = {name: _own(values, name) for name in names}
     groups = [{"params": [p], "weight_decay": scales[name][1], "own": scales[name][0]} for name, p in names.items()]
     optimizer = torch.optim.AdamW(groups, lr=values.optim.lr, betas=values.optim.betas)

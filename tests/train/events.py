@@ -1,4 +1,4 @@
-"""Reads TensorBoard's files of events back, as TensorFlow defines them: for tests of what writes them."""
+"""Reads TensorBoard's event files back, as TensorFlow defines them: for tests of the writer."""
 
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c

@@ -1,4 +1,4 @@
-"""Every family of backbones trains, is exported, draws and chats: the recipe names it, nothing else changes."""
+"""Every backbone family trains, is exported, generates and chats: only its name in the recipe changes."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ FAMILIES = {
     "qwen3": {"family": "qwen3", "head_width": 8, "tied": False, "vision": SIGLIP},
     "llama": {"family": "llama", "rope_scaling": {"factor": 8, "original_max_position_embeddings": 64}, "vision": None},
 }
-# An untied head and a tower of its own have weights beside those of the nano preset's backbone.
+# An untied head and a separate tower add weights to those of the nano preset's backbone.
 OWN = {"qwen3": {"backbone.hf.lm_head.weight", "backbone.vision.mm_projector.0.bias"}, "llama": set()}
 
 
@@ -38,7 +38,7 @@ def recipe_of(family, stage):
 
 
 @pytest.mark.parametrize(("family", "stage"), [("qwen3", "generate"), ("qwen3", "understand"), ("llama", "generate")])
-def test_a_stage_trains_all_that_it_names_and_nothing_else(family, stage):
+def test_a_stage_trains_exactly_the_parts_that_it_names(family, stage):
     module = build_stage_module(recipe_of(family, stage), image_token_id=IMAGE_TOKEN, pad_id=PAD)
     initialize(module.model, 0)
     randomise(module)
@@ -51,13 +51,13 @@ def test_a_stage_trains_all_that_it_names_and_nothing_else(family, stage):
     assert stage != "understand" or trainable > OWN[family]
 
 
-def test_a_backbone_that_sees_nothing_is_not_taught_to_understand_images():
+def test_a_backbone_without_vision_cannot_train_on_images():
     with pytest.raises(ConfigError, match="stage 'understand' shows images, and model.backbone has no vision tower"):
         recipe_of("llama", "understand")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bundle_draws_and_chats(family, tmp_path):
+def test_a_bundle_generates_images_and_chats(family, tmp_path):
     model = recipe_of(family, "generate").model
     write_nano_bundle(str(tmp_path), model=model)
     pipeline = blip3o.load(str(tmp_path))
@@ -70,7 +70,7 @@ def test_a_bundle_draws_and_chats(family, tmp_path):
     question = "What colour is it?"
     assert isinstance(pipeline.chat(question), str)
     if model.backbone.vision is None:
-        with pytest.raises(RequestError, match="reads text alone"):
+        with pytest.raises(RequestError, match="reads only text"):
             pipeline.chat(question, image=picture)
     else:
         assert pipeline.chat(question, image=picture) != pipeline.chat(question)

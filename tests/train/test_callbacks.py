@@ -1,4 +1,4 @@
-"""Callbacks of the loop: their moments in order, and that a new metric or profiler is one class and no edit."""
+"""Callbacks of the loop: hooks are called in order, and a new metric or profiler is one class and no edit."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ STEPS = 4
 
 
 class Diary(Callback):
-    """Writes down every moment, and asks for a checkpoint after the second step."""
+    """Records every hook call, and requests a checkpoint after the second step."""
 
     def __init__(self, name, diary):
         self.name, self.diary = name, diary
@@ -41,7 +41,7 @@ class Diary(Callback):
         self.diary.append((self.name, "end", None))
 
 
-def test_moments_come_in_their_order_and_callbacks_in_that_of_their_list():
+def test_hooks_are_called_in_order_and_callbacks_in_the_order_of_their_list():
     made, _ = loop(map(arrays, itertools.count(2)), steps=3)
     diary = []
     made.callbacks = [Diary("a", diary), Diary("b", diary)]
@@ -53,7 +53,7 @@ def test_moments_come_in_their_order_and_callbacks_in_that_of_their_list():
     assert diary.index(("a", "step", 2)) == 6
 
 
-def test_an_error_in_the_loop_ends_without_the_last_moment():
+def test_an_error_in_the_loop_skips_on_end():
     made, _ = loop(map(arrays, range(3)))
     diary = []
     made.callbacks = [Diary("a", diary)]
@@ -64,24 +64,24 @@ def test_an_error_in_the_loop_ends_without_the_last_moment():
 
 
 class Profiler(Callback):
-    """Counts what the loop turns to."""
+    """Records the phases of the loop."""
 
     def __init__(self):
         self.seen = []
 
-    def on_phase(self, doing):
-        self.seen.append(doing)
+    def on_phase(self, phase):
+        self.seen.append(phase)
 
 
 class Positive(Callback):
-    """A metric of one's own: how many numbers of a micro-batch are positive."""
+    """A custom metric: how many numbers of a micro-batch are positive."""
 
     def measure(self, batch):
         return {"positive": int((batch["x"] > 0).sum())}
 
 
 class Saver(Callback):
-    """Stands for the one that commits: keeps which rows are in the store when it does."""
+    """Takes the place of the checkpoint saver: records which rows are in the store when it saves."""
 
     def __init__(self, made):
         self.made, self.stored = made, []
@@ -94,7 +94,7 @@ class Saver(Callback):
 
 
 def test_a_new_metric_and_a_profiler_are_one_class_each_and_a_checkpoint_has_its_rows(tmp_path):
-    """The metric's column arrives in the store by the recorder that ships, and no other line changes."""
+    """The existing recorder stores the metric's column, and no other line changes."""
     made, _ = loop(map(arrays, itertools.count()), steps=STEPS)
     kept = recipe(run={"storage": str(tmp_path), "name": "toy"}, optim={"steps": STEPS})
     profiler, saver = Profiler(), Saver(kept)
@@ -105,5 +105,5 @@ def test_a_new_metric_and_a_profiler_are_one_class_each_and_a_checkpoint_has_its
     assert [row["positive"] for row in rows_of(kept)] == expected
     assert saver.stored == [[0, 1], [0, 1, 2, 3]]
     assert profiler.seen[0] == "waiting for the data of step 0"
-    assert profiler.seen[-1] == "what follows the last step"
+    assert profiler.seen[-1] == "callbacks after the last step"
     assert json.loads(storage.read_bytes(f"{tmp_path}/toy/recipe.json"))["run"]["name"] == "toy"

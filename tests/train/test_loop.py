@@ -1,4 +1,4 @@
-"""The loop on a small engine: the right micro-batches, one gradient whatever the accumulation, no bad step passes."""
+"""The loop on a small engine: the right micro-batches, the same gradient at any accumulation, no bad step applied."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from blip3o.config.resilience import GuardConfig
 from blip3o.errors import DataError
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.loop import Loop, to_batch
-from blip3o.train.loss_guard import BadStepError, Guard
+from blip3o.train.loss_guard import BadStepError, LossGuard
 from blip3o.train.schedule import learning_rate
 from tests.recipes import recipe
 
@@ -23,7 +23,7 @@ PAD = 0
 
 @pytest.fixture(scope="module", autouse=True)
 def one_process(tmp_path_factory):
-    """A process group of this process alone."""
+    """A process group with this process only."""
     store = tmp_path_factory.mktemp("group") / "store"
     dist.init_process_group("gloo", store=dist.FileStore(str(store), 1), rank=0, world_size=1)
     yield
@@ -31,7 +31,7 @@ def one_process(tmp_path_factory):
 
 
 class Terms(nn.Module):
-    """Two terms over numbers x: (w − x)² and |x|·w, of which the second counts twice as many elements."""
+    """Two terms over numbers x: (w − x)² and |x|·w. The second one counts twice as many elements."""
 
     weights = {"dense": 0.25}
 
@@ -48,7 +48,7 @@ class Terms(nn.Module):
 
 
 class Engine:
-    """What the loop uses of DeepSpeed's engine: gradients are averaged over micro-batches, the last one steps."""
+    """The part of DeepSpeed's engine that the loop uses: gradients are averaged, and the last micro-batch steps."""
 
     def __init__(self, module, accumulation):
         self._module, self._accumulation, self._turn = module, accumulation, 0
@@ -80,7 +80,7 @@ def arrays(number, x=None):
 
 
 class Records(Callback):
-    """Keeps what each step reports, and counts the same work for every micro-batch."""
+    """Records each step's report, and counts the same work for every micro-batch."""
 
     def __init__(self):
         self.found: list[tuple[int, StepRecord]] = []
@@ -177,7 +177,7 @@ def test_a_micro_batch_of_another_size_is_an_error():
     assert not records
 
 
-def test_a_start_that_the_stream_does_not_share_is_an_error():
+def test_a_start_step_other_than_the_streams_is_an_error():
     made, _ = loop(map(arrays, itertools.count()))
     with pytest.raises(DataError, match="gave micro-batch 0 of 3 samples where step 1 of rank 0 needs 2 of 3"):
         made.run(1)
@@ -208,22 +208,22 @@ def test_a_gradient_that_is_not_finite_is_not_recorded():
     made.engine.get_global_grad_norm = lambda: torch.tensor(torch.inf)
     with pytest.raises(BadStepError, match="the gradient's norm is inf at step 0") as caught:
         made.run(0)
-    assert caught.value.micro_batches == (0, 1)  # their losses are fine: none can be told from the others
+    assert caught.value.micro_batches == (0, 1)  # their losses are good: none stands out
     assert not records
 
 
-def test_the_micro_batch_behind_a_spike_is_named():
+def test_the_micro_batch_that_caused_a_spike_is_named():
     batches = [arrays(number) for number in range(6)]
     batches[5]["x"] = batches[5]["x"] + 100
     made, records = loop(batches)
-    made.guard = Guard(GuardConfig(spike=20, window=2))
+    made.guard = LossGuard(GuardConfig(spike=20, window=2))
     with pytest.raises(BadStepError, match="is a spike .* at step 2") as caught:
         made.run(0)
     assert caught.value.micro_batches == (5,)
     assert made.guard.recent == [record.loss for _, record in records]
 
 
-def test_text_is_cut_to_the_longest_row_in_steps_of_eight():
+def test_text_is_truncated_to_the_longest_row_in_multiples_of_eight():
     ids = np.full((2, 40), PAD, np.int32)
     ids[0, :3], ids[1, :9] = 7, 8
     labels = np.where(ids == PAD, -100, ids).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, all that trains, and gone from the result, which computes what they did."""
+"""LoRA adapters: no effect at first, the only trained part, and merged into the result with equal outputs."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from blip3o.config.training import LoraConfig
 from blip3o.errors import ConfigError
 from blip3o.model.unified import initialize
-from blip3o.train.deepspeed.gather import trained
-from blip3o.train.lora import adapted_layers, add_adapters, base_weights, merged
+from blip3o.train.deepspeed.gather import trainable_parameters
+from blip3o.train.lora import adapted_layers, add_adapters, base_weights, merge_adapters
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
@@ -35,21 +35,21 @@ def test_new_adapters_change_nothing():
         assert torch.equal(module(batch("understand"))["text"], stage_module("understand")(batch("understand"))["text"])
 
 
-@pytest.mark.parametrize(("stage", "beside"), [("understand", set()), ("joint", {"queries", "dit"})])
-def test_adapters_train_and_not_the_backbone(stage, beside):
+@pytest.mark.parametrize(("stage", "others"), [("understand", set()), ("joint", {"queries", "dit"})])
+def test_adapters_are_trained_and_the_backbone_is_not(stage, others):
     module, _ = adapted(stage)
     sum(module(batch(stage)).values()).backward()
-    names = set(trained(module.model))
+    names = set(trainable_parameters(module.model))
     assert {name for name, p in module.model.named_parameters() if p.grad is not None} == names
     adapters = {name for name in names if name.startswith("backbone.")}
     assert len(adapters) == 2 * ATTENTION
-    assert {name.split(".")[0] for name in names - adapters} == beside
+    assert {name.split(".")[0] for name in names - adapters} == others
 
 
-def test_a_result_has_the_plain_names_and_computes_what_adapters_did():
+def test_a_result_has_plain_names_and_the_same_outputs_as_the_adapters():
     module, before = adapted("understand")
     randomise(module, seed=1)  # weights and adapters alike
-    result = merged(trained(module.model), base_weights(module.model), LoraConfig(**LORA))
+    result = merge_adapters(trainable_parameters(module.model), base_weights(module.model), LoraConfig(**LORA))
     assert set(result) == {f"{name}.weight" for name in adapted_layers(stage_module("understand").model, LoraConfig())}
     plain = stage_module("understand")
     names = {name.replace(".base_layer.", "."): p for name, p in module.model.state_dict().items()}
@@ -64,9 +64,9 @@ def test_a_result_has_the_plain_names_and_computes_what_adapters_did():
     assert torch.allclose(weight - moved.base_layer.weight, moved.get_delta_weight("default"), atol=1e-6)
 
 
-def test_what_was_trained_without_adapters_is_itself():
+def test_weights_trained_without_adapters_are_unchanged():
     tensors = {"queries": torch.zeros(2)}
-    assert merged(tensors, {}, None) == tensors
+    assert merge_adapters(tensors, {}, None) == tensors
 
 
 def test_a_pattern_that_matches_no_layer_is_an_error():

@@ -1,4 +1,4 @@
-"""A new objective is one class in one file and one row of the table: everything else trains it as it is."""
+"""A new objective is one class in one file and one row of the table: all other code trains it unchanged."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from blip3o.config.objectives import OBJECTIVES, ObjectiveSpec, Task, stage_name
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.checkpoint.state import identity
 from blip3o.train.metrics.meter import FlopsMeter
-from blip3o.train.preflight.memory import count
+from blip3o.train.preflight.memory import count_parameters
 from blip3o.train.stages import freeze, stage_of
 from blip3o.train.validation.loss import held_out, validate
 from tests.distributed import run_ranks
@@ -73,7 +73,7 @@ def test_it_trains_and_resumes_by_the_loop_and_the_engine(tmp_path):
 
 
 @pytest.mark.usefixtures("row")
-def test_its_loss_is_a_mean_over_what_it_counts_and_its_work_what_torch_counts():
+def test_its_loss_is_a_mean_over_its_counts_and_its_flops_equal_torchs_count():
     values = made(world=1, stage=STAGE)
     module, whole = module_for(values), batch(STAGE, rows=ROWS)
     pixels = ROWS * 3 * 32 * 32
@@ -83,7 +83,7 @@ def test_its_loss_is_a_mean_over_what_it_counts_and_its_work_what_torch_counts()
         module(whole)["color"].backward()
     work = FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)(whole)
     assert work["flops/encoder"] + work["flops/coarse"] == counter.get_total_flops()
-    assert count(values).trained == sum(p.numel() for p in module.model.coarse.parameters())
+    assert count_parameters(values).trained == sum(p.numel() for p in module.model.coarse.parameters())
     unseen = held_out(values)
     figures = validate(unseen, module, [arrays(0, STAGE)], pad_id=PAD)
     assert figures.keys() == {"validation/color", "validation/loss"}
@@ -102,7 +102,7 @@ def test_recipes_are_checked_by_its_row():
         recipe(stage={"name": STAGE}, data={"features": "cache"})
 
 
-def test_it_is_nothing_without_its_row(monkeypatch):
+def test_without_its_row_it_is_unknown(monkeypatch):
     with pytest.raises(ConfigError, match=f"'stage.name' = '{STAGE}': known are encoder, understand, generate, "):
         recipe(stage={"name": STAGE})
     monkeypatch.setitem(OBJECTIVES, "masked_color", replace(ROW, trainable=("decoder.*",)))
@@ -112,7 +112,7 @@ def test_it_is_nothing_without_its_row(monkeypatch):
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_rows_name_the_terms_of_their_class(name):
-    """In the order in which reports show them; and freeze what they do not train."""
+    """In the order in which reports show them; other parts are frozen."""
     spec = OBJECTIVES[name]
     selected = {"vae_flow": "vae_flow kl"}.get(spec.selected_by, spec.selected_by)
     model = variant(selected if selected in VARIANTS else "clip_flow")

@@ -1,4 +1,4 @@
-"""Stage losses: draws belong to samples, sums add up over any split of a batch, only the stage's parameters train."""
+"""Stage losses: draws depend on samples, sums add up over any split of a batch, only the stage's parameters train."""
 
 from dataclasses import replace
 
@@ -82,7 +82,7 @@ def test_sums_and_counts_add_up_over_a_split_batch(stage):
 
 
 @pytest.mark.parametrize(("stage", "pixels"), [("encoder", "dense"), ("decoder", "coarse")])
-def test_feature_noise_belongs_to_the_sample_and_reaches_pixels_alone(stage, pixels):
+def test_feature_noise_depends_on_the_sample_and_only_affects_pixels(stage, pixels):
     whole = batch(stage)
     with torch.no_grad():
         plain, noisy = (stage_module(stage, feature_noise=largest)(whole) for largest in (0.0, 0.7))
@@ -95,7 +95,7 @@ def test_feature_noise_belongs_to_the_sample_and_reaches_pixels_alone(stage, pix
         assert not torch.allclose(stage_module(stage, feature_noise=0.7)(other)[pixels], noisy[pixels])
 
 
-def test_text_is_judged_where_it_is_supervised_and_nowhere_else():
+def test_the_text_loss_covers_supervised_tokens_only():
     module = stage_module("understand")
     whole = batch("understand")
     assert module.counts(whole)["text"] == 8 * 3 + 4
@@ -106,7 +106,7 @@ def test_text_is_judged_where_it_is_supervised_and_nowhere_else():
     assert not torch.equal(module(changed)["text"], before)
 
 
-def test_questions_asked_apart_lose_what_each_would_alone():
+def test_separate_questions_in_one_sequence_have_the_loss_of_each_by_itself():
     module, whole = stage_module("understand"), batch("understand", rows=2)
     ids = whole["input_ids"][1:, :]
     branches = (torch.arange(16) >= 6).long() + (torch.arange(16) >= 11)
@@ -120,7 +120,7 @@ def test_questions_asked_apart_lose_what_each_would_alone():
 
 
 @pytest.mark.parametrize("stage", sorted(stage_names()))
-def test_gradients_reach_what_the_stage_trains_and_nothing_else(stage):
+def test_gradients_reach_the_stages_trainable_parameters_only(stage):
     module = stage_module(stage)
     names = set(freeze(module.model, of_stage(stage)))
     sum(module(batch(stage)).values()).backward()
@@ -148,7 +148,7 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 
 
 def alone(whole, name):
-    """The rows of a joint batch that one of the two stages trains on, as that stage is given them."""
+    """The rows of a joint batch for one of the two stages, in that stage's format."""
     if name == "understand":
         return rows_of(whole, (whole["labels"] != IGNORE).any(1))
     return rows_of(whole | {"input_ids": whole["draw_ids"]}, whole["draws"])
@@ -160,7 +160,7 @@ def gradients(module, losses):
     return {name: torch.zeros(()) if value is None else value for name, value in zip(parameters, found, strict=True)}
 
 
-def test_joint_trains_by_the_sum_of_both_stages_gradients():
+def test_the_gradient_of_joint_is_the_sum_of_both_stages():
     joint, whole = stage_module("joint", weights={"text": 0.25}), batch("joint", rows=6)
     freeze(joint.model, of_stage("joint"))
     sums, counts = joint(whole), joint.counts(whole)
@@ -182,7 +182,7 @@ def test_joint_trains_by_the_sum_of_both_stages_gradients():
 
 
 @pytest.mark.parametrize("missing", ["asked", "drawn"])
-def test_joint_runs_every_part_where_a_batch_has_samples_for_one_alone(missing):
+def test_joint_runs_every_part_if_a_batch_has_samples_for_one_task_only(missing):
     module, whole = stage_module("joint"), batch("joint")
     if missing == "asked":
         whole["labels"] = torch.full_like(whole["labels"], IGNORE)
@@ -198,7 +198,7 @@ def test_joint_runs_every_part_where_a_batch_has_samples_for_one_alone(missing):
     assert all(torch.isfinite(p.grad).all() for p in module.model.parameters() if p.grad is not None)
 
 
-def test_a_trained_backbone_gets_the_gradient_of_what_is_drawn():
+def test_a_trained_backbone_gets_the_gradient_of_generation():
     made = recipe(stage={"name": "generate", "trainable": ["queries", "backbone.hf.model.language_model.layers.1.*"]})
     module = build_stage_module(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)
     initialize(module.model, 0)
@@ -210,7 +210,7 @@ def test_a_trained_backbone_gets_the_gradient_of_what_is_drawn():
     assert {name.split(".")[0] for name in names} == {"queries", "backbone"}
 
 
-def test_a_pattern_of_what_the_loss_does_not_reach_is_an_error():
+def test_a_pattern_of_parameters_without_gradient_is_an_error():
     made = recipe(stage={"name": "generate", "trainable": ["queries", "encoder.*"]})
     module = build_stage_module(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)
     with pytest.raises(ConfigError, match=r"'encoder.\*' matches encoder\..*which the stage's loss does not reach"):
@@ -221,8 +221,11 @@ def test_a_pattern_of_what_the_loss_does_not_reach_is_an_error():
     ("sections", "message"),
     [
         ({"stage": {"name": "generate", "weights": {"text": 1.0}}}, "stage.weights names text: .* the terms flow"),
-        ({"stage": {"name": "joint"}, "data": {"task": "chat"}}, "no source in data.sources has task draw or both"),
-        ({"stage": {"name": "generate"}, "data": {"task": "draw"}}, "scenes names a task, which stage 'generate' dec"),
+        ({"stage": {"name": "joint"}, "data": {"task": "chat"}}, "no source in data.sources has task generate or both"),
+        (
+            {"stage": {"name": "generate"}, "data": {"task": "generate"}},
+            "scenes names a task, which stage 'generate' dec",
+        ),
     ],
 )
 def test_terms_and_tasks_that_do_not_fit_the_stage_are_named(sections, message):

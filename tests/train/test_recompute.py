@@ -1,4 +1,4 @@
-"""Recomputed activations: the same loss and gradients to the bit, from less that is kept for the backward pass."""
+"""Activation checkpointing: bit-identical loss and gradients, with fewer activations kept for the backward pass."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.train.test_variants import module_of
 
 
 def step(module, stage):
-    """Terms, gradients of what trains, and the bytes of activations that were kept."""
+    """Terms, gradients of trainable parameters, and the bytes of stored activations."""
     kept = {}
 
     def keep(tensor):
@@ -25,7 +25,7 @@ def step(module, stage):
 
 
 @pytest.mark.parametrize("stage", ["generate", "understand"])
-def test_loss_and_gradients_stay_and_activations_go(stage):
+def test_loss_and_gradients_are_unchanged_and_activations_are_freed(stage):
     module = module_of("clip_flow", stage).train()
     terms, gradients, kept = step(module, stage)
     checkpoint_activations(module.model)

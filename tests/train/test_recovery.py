@@ -1,4 +1,4 @@
-"""What the driver does about an interruption, before it starts the next fit."""
+"""Recovery: what the driver does after an interruption, before it starts the next fit."""
 
 import json
 
@@ -9,7 +9,7 @@ from blip3o.config.objectives import Task
 from blip3o.data.batches import build_micro_batches
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import DataError
-from blip3o.runs.checkpoints import is_rejected, name_of, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, is_rejected, shards_uri
 from blip3o.runs.listing import read_history
 from blip3o.runs.paths import snapshot_uri
 from blip3o.runs.quarantine import read_quarantine
@@ -27,7 +27,7 @@ def made(root, request):  # noqa: F811
     found = recipe(root)
     run = found.run.model_copy(update={"name": request.node.name.replace("test_", "")})
     found = found.model_copy(update={"run": run})
-    results = [{"checkpoint_dir_name": name_of(run.name, step)} for step in (2, 4)]
+    results = [{"checkpoint_dir_name": checkpoint_name(run.name, step)} for step in (2, 4)]
     storage.write_bytes(snapshot_uri(run.storage, FIT), json.dumps({"checkpoint_results": results}).encode())
     for step in (2, 4):
         storage.write_bytes(f"{shards_uri(found, step)}/a.pt", b"weights")
@@ -43,9 +43,9 @@ def events(made):
     return [(it["kind"], it["step"]) for it in read_history(made.run.storage, made.run.name).events]
 
 
-def test_a_bad_step_is_taken_again_without_its_samples_from_the_resume_point(made):
+def test_a_bad_step_is_repeated_without_its_samples_from_the_resume_point(made):
     inputs = StageInputs(made)
-    without = build_micro_batches(inputs, Task.DRAW)
+    without = build_micro_batches(inputs, Task.GENERATE)
     recover([inputs], FIT, of(made, BAD))
     [entry] = read_quarantine(made).entries
     assert entry.uids == tuple(without.uids(7))

@@ -1,4 +1,4 @@
-"""The learning rate at its corners."""
+"""The learning rate at its characteristic points."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every objective and every kind of decoder trains: the loss is its formula, reaches what it should, and falls."""
+"""Every objective and every kind of decoder trains: the loss equals its formula, has the right gradients, and falls."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def module_of(name, stage, *, wake=True, **sections):
 
 
 @pytest.mark.parametrize(("name", "stage"), RUNS)
-def test_gradients_reach_what_trains_and_nothing_else(name, stage):
+def test_gradients_reach_trainable_parameters_only(name, stage):
     module = module_of(name, stage)
     sum(module(batch(stage)).values()).backward()
     names = dict(module.model.named_parameters())
@@ -40,7 +40,7 @@ def test_gradients_reach_what_trains_and_nothing_else(name, stage):
         assert (parameter.grad is not None) == parameter.requires_grad, key
     frozen = {key.split(".")[0] for key, parameter in names.items() if not parameter.requires_grad}
     assert not any(key.startswith("decoder.vae.") and p.requires_grad for key, p in names.items())
-    assert frozen  # each of these stages stands on something that is not trained
+    assert frozen  # each of these stages uses a frozen part
 
 
 @pytest.mark.parametrize(("name", "stage"), RUNS)
@@ -84,7 +84,7 @@ def test_clip_mse_is_the_squared_distance_to_a_linear_map():
 
 
 @torch.no_grad()
-def test_vae_flow_aims_at_the_autoencoders_latents():
+def test_the_target_of_vae_flow_is_the_autoencoders_latents():
     module, whole = module_of("vae_flow kl", "generate", wake=False), batch("generate")
     encoded = module.model.decoder.vae.encode(to_unit(whole["decoder_pixels"])).latent_dist.mean * 0.6
     draws = flow_draws(whole["draw_key"], seed=0, kind="flow-0", shape=(64, 4), dropout=0.1)
@@ -94,7 +94,7 @@ def test_vae_flow_aims_at_the_autoencoders_latents():
 
 
 @torch.no_grad()
-def test_normalised_latents_are_what_the_flow_sees():
+def test_the_flow_trains_on_normalised_latents():
     module, whole = module_of("clip_flow normalised", "generate", wake=False), batch("generate")
     scale = module.model.latent_scale
     scale.mean.copy_(torch.linspace(-1, 1, 16))
@@ -107,7 +107,7 @@ def test_normalised_latents_are_what_the_flow_sees():
 
 
 @torch.no_grad()
-def test_density_shift_and_weight_act_on_the_loss():
+def test_density_shift_and_weight_change_the_loss():
     flow = {"density": "logit_normal", "logit_mean": 0.5, "logit_std": 0.7, "min_snr": 2.0}
     shifted = {**variant("clip_flow"), "sampler": {"shift": 3.0}}
     settings = recipe(model=shifted, stage={"name": "generate", "flow": flow, "noise_draws": 2})
@@ -163,6 +163,6 @@ def test_a_dropped_condition_is_a_black_image(name):
         ("clip_mse", {"name": "generate", "flow": {"min_snr": 5.0}}, "clip_mse draws no noise"),
     ],
 )
-def test_what_does_not_act_is_refused(name, stage, message):
+def test_settings_without_effect_are_refused(name, stage, message):
     with pytest.raises(ConfigError, match=message):
         recipe(model=variant(name), stage=stage)

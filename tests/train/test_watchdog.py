@@ -1,4 +1,4 @@
-"""The watch speaks of a thread that stands still, with the place where it does, and of no other."""
+"""The watchdog reports a thread that hangs, with the line where it hangs, and no other thread."""
 
 import threading
 
@@ -11,27 +11,27 @@ def stand_still(event):
     assert event.wait(PATIENCE_S)
 
 
-def test_a_thread_that_stands_still_is_reported_with_its_place():
-    told, reported = [], threading.Event()
+def test_a_thread_that_hangs_is_reported_with_its_stack():
+    hangs, reported = [], threading.Event()
 
-    def tell(hang):
-        told.append(hang)
+    def on_hang(hang):
+        hangs.append(hang)
         reported.set()
 
-    with Watchdog(0.05, tell) as watch:
-        watch.begin("data of step 6")
-        watch.begin("sums of step 7")
+    with Watchdog(0.05, on_hang) as watchdog:
+        watchdog.on_phase("data of step 6")
+        watchdog.on_phase("sums of step 7")
         stand_still(reported)
-    [hang] = told
-    assert (hang.doing, hang.begun) == ("sums of step 7", 2)
+    [hang] = hangs
+    assert (hang.phase, hang.phases) == ("sums of step 7", 2)
     assert hang.seconds >= 0.05
     assert "stand_still(reported)" in hang.stack
     assert "at 'sums of step 7' for 0 s" in str(hang)
 
 
-def test_a_thread_that_goes_on_is_not_reported():
-    told = []
-    with Watchdog(PATIENCE_S, told.append) as watch:
+def test_a_thread_that_keeps_entering_phases_is_not_reported():
+    hangs = []
+    with Watchdog(PATIENCE_S, hangs.append) as watchdog:
         for step in range(1000):
-            watch.begin(f"step {step}")
-    assert not told
+            watchdog.on_phase(f"step {step}")
+    assert not hangs

@@ -1,4 +1,4 @@
-"""Results of runs: whole or not there, and never silently wrong."""
+"""Results of runs: complete or absent, and never silently wrong."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from blip3o.model.unified import initialize
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import WEIGHTS, read_description, read_final, write_final
 from blip3o.train.export import averaged_runs
-from blip3o.train.initial_weights import load_into, require_covered
+from blip3o.train.initial_weights import load_into, require_frozen_weights
 from tests.model.helpers import nano_model
 
 
@@ -21,7 +21,7 @@ def test_what_was_written_is_read(tmp_path):
     assert description["run"] == "x"
 
 
-def test_a_moving_average_is_beside_the_weights(tmp_path):
+def test_a_moving_average_is_stored_next_to_the_weights(tmp_path):
     last, mean = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
     write_final(str(tmp_path), last, {"run": "x"}, mean)
     assert torch.equal(read_final(str(tmp_path))[0]["a"], last["a"])
@@ -31,7 +31,7 @@ def test_a_moving_average_is_beside_the_weights(tmp_path):
         read_final(str(tmp_path), averaged=True)
 
 
-def test_the_average_of_what_others_were_trained_on_is_not_exported(tmp_path):
+def test_the_average_of_a_run_that_others_start_from_is_not_exported(tmp_path):
     starts = {"encoder": [], "generate": ["encoder"], "decoder": ["encoder"], "plain": []}
     for run, start in starts.items():
         description = {"recipe": {"stage": {"start_from": start}}}
@@ -64,7 +64,7 @@ def test_another_models_weights_are_refused():
         load_into(model, {"queries": torch.zeros(2, 2)}, source="run")
 
 
-def test_loading_says_what_it_loaded_and_a_random_frozen_part_is_refused():
+def test_loading_returns_the_loaded_names_and_a_random_frozen_part_is_refused():
     model = nano_model(("queries", "dit", "encoder"))
     source = nano_model(("encoder",))
     initialize(source, 9)
@@ -72,6 +72,6 @@ def test_loading_says_what_it_loaded_and_a_random_frozen_part_is_refused():
     assert loaded == {name for name, _ in source.named_parameters()}
     assert torch.equal(model.encoder.pos_embed, source.encoder.pos_embed)
     trainable = [name for name, _ in model.named_parameters() if name.startswith(("queries", "dit."))]
-    require_covered(model, loaded, trainable)
+    require_frozen_weights(model, loaded, trainable)
     with pytest.raises(CheckpointError, match="frozen parts encoder have no weights"):
-        require_covered(model, set(), trainable)
+        require_frozen_weights(model, set(), trainable)

@@ -1,4 +1,4 @@
-"""An objective as somebody adds one: this class, and one row of the table (`tests/train/test_new_objective.py`)."""
+"""A new objective as a user would add it: this class and a row of the table (`tests/train/test_new_objective.py`)."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ from blip3o.train.objectives.draws import flow_draws
 
 
 class MaskedColor(Objective):
-    """Trains the coarse head on features of which a share is hidden, by absolute errors of the image: `color`."""
+    """Trains the coarse head on partly masked features, by absolute errors of the image: `color`."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Pixels' values."""
+        """Pixel values."""
         return {"color": batch["draw_key"].shape[0] * 3 * self.recipe.model.decoder.image_size**2}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """What is hidden belongs to the sample."""
+        """The mask depends on the sample only."""
         with torch.no_grad():
             features = model.encoder(batch["encoder_pixels"])
         shape = tuple(features.shape[1:])

@@ -1,4 +1,4 @@
-"""Wrappers around names are left off where all names have them and the model's own come out; else they are named."""
+"""Wrapper prefixes are removed if all names have them and the wanted names remain; otherwise the error names them."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ NAMES = ("a.weight", "a.bias", "b.0.weight", "queries")
         "net.",
     ],
 )
-def test_what_all_names_begin_with_is_left_off(wrapper):
+def test_a_prefix_of_all_names_is_removed(wrapper):
     found = unwrap([f"{wrapper}{name}" for name in (*NAMES, "more")], NAMES)
     assert set(found.names.values()) == {*NAMES, "more"}
     assert all(key == f"{wrapper}{name}" for key, name in found.names.items())
@@ -57,14 +57,14 @@ def test_names_that_would_fall_together_are_left_as_they_are():
     assert unwrap(["a.weight", "_orig_mod.a.weight"], ["a.weight"]).names["_orig_mod.a.weight"] == "_orig_mod.a.weight"
 
 
-def test_missing_names_are_listed_with_what_is_near():
+def test_missing_names_are_listed_with_similar_ones():
     assert explain_missing(["d", "c", "b", "a"], ["x.a"]) == "a, b, c, …; it has x.a"
     assert explain_missing(["dit.layers.0.weight"], ["b", "dit.layer.0.weight"]).endswith("it has dit.layer.0.weight")
     assert "LoRA adapters: merge them" in explain_missing(["a"], ["base_model.model.a.lora_A.weight"])
     assert explain_missing(["a"], []) == "a"
 
 
-def test_a_name_with_a_line_end_is_told_in_one_line():
+def test_a_name_with_a_line_break_is_reported_in_one_line():
     assert explain_missing({"norm.bias"}, {"a\nbias"}) == "norm.bias; it has a bias"
 
 

@@ -96,7 +96,7 @@ class ChatTemplate:
         """How turns are written."""
         return FRAMES[self.style]
 
-    def draw(self, tokenizer: ChatTokenizer, caption: str) -> list[int]:
+    def generation_request(self, tokenizer: ChatTokenizer, caption: str) -> list[int]:
         """Ids of a request to draw `caption`, up to and including `[IMG]`."""
         turns = [Turn(role="user", text=self.instruction.format(caption=caption))]
         return [*self.chat(tokenizer, turns, with_image=False), tokenizer.ids[GENERATE]]
@@ -113,7 +113,7 @@ class ChatTemplate:
         Each question's last token is supervised with the first token of its answer. So just the questions, as queries
         after a request to draw, hold the answers in their hidden states.
         """
-        ids = self.draw(tokenizer, caption)
+        ids = self.generation_request(tokenizer, caption)
         labels = [IGNORE] * len(ids)
         expected = IGNORE
         for question, answer in pairs:

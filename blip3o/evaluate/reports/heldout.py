@@ -45,8 +45,8 @@ def render_report(*, summary: Scores, metrics: Metrics, images: ReportImages) ->
     """The page as HTML.
 
     `summary` is what evaluation.json holds (`understanding`, `generation`, `scenes`, `provenance`); its `scenes` may be
-    a suite's figures (`jobs.evaluation.proof`) that hold those as `by_parts`. It may add `stages`: {name: a stage's
-    summary}. `metrics` are each stage's rows with `step` and `loss`; without rows there are no curves.
+    a suite's figures (`jobs.evaluation.demo_scores`) that hold those as `by_parts`. It may add `stages`: {name: a
+    stage's summary}. `metrics` are each stage's rows with `step` and `loss`; without rows there are no curves.
     """
     stages = summary.get("stages", {})
     sections = [

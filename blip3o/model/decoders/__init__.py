@@ -1,1 +1,1 @@
-"""Features to pixels: the pixel decoder, decoders in the latents of an autoencoder, and the autoencoders."""
+"""Features to pixels: the pixel decoder, the latent decoders, and their autoencoders."""

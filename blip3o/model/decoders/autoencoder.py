@@ -1,6 +1,6 @@
-"""Autoencoders of `diffusers` as the system uses them: images in −1 … 1 to scaled latents, and back. Always frozen.
+"""Autoencoders of `diffusers`: images in −1 … 1 to scaled latents, and back. Always frozen.
 
-The latents of a variational autoencoder are its posterior's mean, not a sample: a target is a function of its image.
+The latents of a variational autoencoder are the posterior's mean, not a sample, so a target is a function of its image.
 Parameters keep the names of diffusers.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blip3o.config.decoder import AutoencoderDecoderConfig, DcConfig, KlConfig
-from blip3o.model.decoders.base import Decoder, Work
+from blip3o.model.decoders.base import Decoder, Operation
 
 
 def build_autoencoder(config: KlConfig | DcConfig) -> Any:  # noqa: ANN401 - a module of diffusers
@@ -67,13 +67,13 @@ def to_latents(autoencoder: Any, images_B3SS: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def to_images(autoencoder: Any, latents_BChw: Tensor) -> Tensor:  # noqa: ANN401 - as above
-    """Scaled latents [B, C, h, w] → images [B, 3, S, S] around −1 … 1."""
+    """Scaled latents [B, C, h, w] → images [B, 3, S, S], about −1 … 1."""
     scaled = latents_BChw / autoencoder.config.scaling_factor
     return autoencoder.decode(scaled.to(autoencoder.dtype)).sample.to(latents_BChw.dtype)
 
 
 class AutoencoderDecoder(Decoder):
-    """The autoencoder as source and decoder of generated latents (objective `vae_flow`), which are tokens here."""
+    """The autoencoder as encoder and decoder of generated latents (objective `vae_flow`), one token each."""
 
     def __init__(self, config: AutoencoderDecoderConfig) -> None:
         super().__init__()
@@ -84,10 +84,10 @@ class AutoencoderDecoder(Decoder):
         """Images [B, 3, S, S] in −1 … 1 → latent tokens [B, h · w, C], row-major."""
         return to_latents(self.vae, images_B3SS).flatten(2).transpose(1, 2)
 
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Latent tokens [B, h · w, C] → images [B, 3, S, S]."""
-        return to_images(self.vae, given.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
+        return to_images(self.vae, inputs.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
 
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The autoencoder's own decoder."""
-        yield Work(name="latents to pixels", run=lambda: self(given, noise))
+        yield Operation(name="latents to pixels", run=lambda: self(inputs, noise))

@@ -1,4 +1,4 @@
-"""What every decoder from features to pixels is to those who use it: one call, and the work of that call in parts."""
+"""The interface of every decoder from features to pixels: one call, and the operations of that call for FLOP counts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A part of a decode: what it runs, and how often for one image."""
+class Operation:
+    """One operation of decoding: what to run, and how many calls one image takes."""
 
     name: str
     run: Callable[[], object]
@@ -17,15 +17,15 @@ class Work:
 
 
 class Decoder(nn.Module, ABC):
-    """Features [B, L, F], or the coarse image [B, 3, S, S] where the config has a coarse head, to images."""
+    """Maps features [B, L, F], or coarse images [B, 3, S, S] if the config has a coarse head, to images."""
 
     @abstractmethod
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
-        """Images [B, 3, S, S] around −1 … 1.
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+        """Decodes `inputs` to images [B, 3, S, S], about −1 … 1.
 
-        `noise` is [B, *config.noise_shape]; `null_LF` are the features of the unconditional branch, if there is one.
+        `noise` is [B, *config.noise_shape]; `null_LF` holds the features of the unconditional branch, if there is one.
         """
 
     @abstractmethod
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
-        """The parts of one decode, without those of the coarse head."""
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
+        """The operations of one decode, without those of the coarse head."""

@@ -1,4 +1,4 @@
-"""The decoder of a config: the one place where a kind of decoder becomes a class."""
+"""Builds the decoder of a config: the only place that maps a kind of decoder to its class."""
 
 from blip3o.config.decoder import AnyDecoderConfig
 from blip3o.model.decoders.autoencoder import AutoencoderDecoder
@@ -8,7 +8,7 @@ from blip3o.model.decoders.pixel import PixelDecoder
 
 
 def build_decoder(config: AnyDecoderConfig, *, feature_dim: int) -> Decoder:
-    """An uninitialised decoder of features with `feature_dim` channels."""
+    """An uninitialized decoder for features with `feature_dim` channels."""
     match config.kind:
         case "pixel":
             return PixelDecoder(config)

@@ -1,11 +1,11 @@
-"""Pixel decoders that draw in the latents of a frozen autoencoder, under the feature tokens.
+"""Diffusion decoders in the latents of a frozen autoencoder, conditioned on feature tokens.
 
-`SdxlDecoder` is BLIP3-o's released decoder (after Emu2-Gen): a U-Net of SDXL's layout that predicts noise under the
-tokens, their mean and the image's size. `SanaDecoder` is BLIP3-o's reconstruction from SigLIP2: a connector and SANA's
-transformer, by flow matching. Both modules are those of `diffusers`; parameters keep their names.
+`SdxlDecoder` is BLIP3-o's released decoder (after Emu2-Gen): a U-Net in SDXL's layout that predicts noise, conditioned
+on the tokens, their mean and the image's size. `SanaDecoder` is BLIP3-o's decoder of SigLIP2 features: a connector and
+SANA's transformer, with flow matching. Both networks are those of `diffusers`; parameters keep their names.
 
-A decode runs what depends on the features alone once, the null branch's part once for the whole batch, and then
-`num_inference_steps` evaluations of conditional and null rows stacked.
+Decoding computes what depends only on the features once, the null condition once for the whole batch, and then runs
+`num_inference_steps` evaluations with conditional and null rows stacked.
 
 Legend: B batch, L feature tokens, F feature channels, C latent channels, h x w latent grid.
 """
@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.model.decoders.autoencoder import build_autoencoder, to_images, to_latents
-from blip3o.model.decoders.base import Decoder, Work
+from blip3o.model.decoders.base import Decoder, Operation
 from blip3o.model.flow import NUM_TRAIN_STEPS, evaluations, guide, integrate, interpolate, noise_level, velocity_target
 
 Tensors = tuple[Tensor, ...]
-BETAS = (0.00085, 0.012)  # first and last of SDXL's schedule, which is linear in the square root
+BETAS = (0.00085, 0.012)  # first and last β of SDXL's schedule, which is linear in √β
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noised:
-    """Latents made noisy for training: what the network sees [B, C, h, w], at which time [B], and its target."""
+    """A training example: noisy latents [B, C, h, w], their time [B], and the target [B, C, h, w]."""
 
     noisy: Tensor
     time: Tensor
@@ -38,7 +38,7 @@ class Noised:
 
 
 class LatentDecoder(Decoder):
-    """What both share. The autoencoder's parameters lie under `vae`, the trained network's beside it."""
+    """Base of both decoders. The autoencoder's parameters have the prefix `vae.`; the trained network has its own."""
 
     config: SdxlDecoderConfig | SanaDecoderConfig
 
@@ -48,12 +48,12 @@ class LatentDecoder(Decoder):
         self.vae = build_autoencoder(config.autoencoder)
 
     def latents(self, images_B3SS: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in −1 … 1 → the latents [B, C, h, w] to be drawn."""
+        """Images [B, 3, S, S] in −1 … 1 → their latents [B, C, h, w], the target."""
         return to_latents(self.vae, images_B3SS)
 
     @abstractmethod
     def condition(self, features_BLF: Tensor) -> Tensors:
-        """Features [B, L, F] → what every step needs of them, each tensor with the batch in front."""
+        """Features [B, L, F] → the condition of every step; each tensor has the batch as first dimension."""
 
     @abstractmethod
     def noised(self, latents_BChw: Tensor, noise_BChw: Tensor, uniform_B: Tensor) -> Noised:
@@ -70,22 +70,24 @@ class LatentDecoder(Decoder):
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """Evaluations of the network in one decode, for each branch."""
+        """Network evaluations per branch in one decode."""
 
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
-        """Features and noise → images [B, 3, S, S]. `null_LF`, features of the null branch, if guidance is not 1."""
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+        """Features and noise → images [B, 3, S, S]. Give `null_LF`, the null branch's features, for guidance."""
         null = None
         if null_LF is not None:
             null = tuple(part.expand(noise.shape[0], *part.shape[1:]) for part in self.condition(null_LF[None]))
-        return to_images(self.vae, self.sample(noise, self.condition(given), null))
+        return to_images(self.vae, self.sample(noise, self.condition(inputs), null))
 
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
-        """What depends on the features alone, the network for each branch and step, and the autoencoder's decoder."""
-        condition, time = self.condition(given), noise.new_empty(noise.shape[0])
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
+        """The condition, the network for each branch and step, and the autoencoder's decoder."""
+        condition, time = self.condition(inputs), noise.new_empty(noise.shape[0])
         branches = 1 if self.config.guidance_scale == 1 else 2
-        yield Work(name="decoder's condition", run=lambda: self.condition(given))
-        yield Work(name="decoder", run=lambda: self.predict(noise, time, condition), calls=branches * self.evaluations)
-        yield Work(name="latents to pixels", run=lambda: to_images(self.vae, noise))
+        yield Operation(name="decoder's condition", run=lambda: self.condition(inputs))
+        yield Operation(
+            name="decoder", run=lambda: self.predict(noise, time, condition), calls=branches * self.evaluations
+        )
+        yield Operation(name="latents to pixels", run=lambda: to_images(self.vae, noise))
 
     def _guided(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
         if null is None:
@@ -96,7 +98,7 @@ class LatentDecoder(Decoder):
 
 
 class SdxlDecoder(LatentDecoder):
-    """Noise prediction by a U-Net: cross-attention to the tokens, their mean and six size numbers with the time."""
+    """Noise prediction by a U-Net: cross-attention to the tokens; their mean and six sizes join the time embedding."""
 
     config: SdxlDecoderConfig
 
@@ -106,7 +108,7 @@ class SdxlDecoder(LatentDecoder):
 
     @property
     def evaluations(self) -> int:
-        """One at each step."""
+        """One per step."""
         return self.config.num_inference_steps
 
     def condition(self, features_BLF: Tensor) -> Tensors:
@@ -142,7 +144,7 @@ class SdxlDecoder(LatentDecoder):
 
 
 class SanaDecoder(LatentDecoder):
-    """Flow matching by SANA's transformer over tokens that a connector maps to its caption width."""
+    """Flow matching by SANA's transformer, on tokens that a connector maps to its caption width."""
 
     config: SanaDecoderConfig
 
@@ -159,7 +161,7 @@ class SanaDecoder(LatentDecoder):
 
     @property
     def evaluations(self) -> int:
-        """As many as the solver asks for."""
+        """As many as the solver takes."""
         return evaluations(self.config.sampler)
 
     def condition(self, features_BLF: Tensor) -> Tensors:
@@ -167,7 +169,7 @@ class SanaDecoder(LatentDecoder):
         return (self.connector(features_BLF.to(self.transformer.dtype)),)
 
     def noised(self, latents_BChw: Tensor, noise_BChw: Tensor, uniform_B: Tensor) -> Noised:
-        """(1 − σ) x + σ ε at time 1000 σ of uniform density; the target is ε − x, as in `model.flow`."""
+        """(1 − σ) x + σ ε at time 1000 σ with uniform σ; the target is ε − x, as in `model.flow`."""
         sigma = noise_level(uniform_B, FlowConfig(), shift=self.config.sampler.shift)
         return Noised(
             noisy=interpolate(latents_BChw, noise_BChw, sigma),

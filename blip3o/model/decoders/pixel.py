@@ -1,9 +1,9 @@
 """The pixel decoder: pooled features to an image, by flow matching in pixel space.
 
-A coarse head draws each feature's own square of the image (it is trained with the encoder, as its dense term, and makes
-the features keep what a picture needs). A U-Net of `diffusers` then refines: it sees the noisy image and the coarse one
-and predicts the clean image as coarse + correction; the velocity of the flow follows from that, v = (z_σ − x̂) / σ. The
-correction starts at zero, so an untrained decoder already draws the coarse image. Pixels run from −1 to 1.
+A coarse head maps each feature to its own square of the image. It is trained with the encoder, as its dense loss term,
+so that the features keep what an image needs. A U-Net of `diffusers` then refines: from the noisy and the coarse image
+it predicts the clean image as coarse + correction, and the flow's velocity follows, v = (z_σ − x̂) / σ. The correction
+starts at zero, so an untrained decoder returns the coarse image. Pixels are in −1 … 1.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.decoder import DecoderConfig
-from blip3o.model.decoders.base import Decoder, Work
+from blip3o.model.decoders.base import Decoder, Operation
 from blip3o.model.flow import integrate
 
 
@@ -28,7 +28,7 @@ def to_pixels(images_B3SS: Tensor) -> Tensor:
 
 
 class CoarseHead(nn.Module):
-    """Each feature token, with its neighbours, to its square of pixels."""
+    """Maps each feature token, with its neighbours, to its square of pixels."""
 
     def __init__(self, config: DecoderConfig, *, feature_dim: int, grid: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class CoarseHead(nn.Module):
 
 
 class PixelDecoder(Decoder):
-    """Coarse images to images."""
+    """Refines coarse images."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -71,15 +71,17 @@ class PixelDecoder(Decoder):
         correction = self.unet(stacked.to(self.unet.dtype), 1000 * sigma_B, return_dict=True).sample
         return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold).to(noisy_B3SS.dtype)
 
-    def forward(self, given: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
         """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by Euler steps."""
 
         def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
-            return (noisy - self.clean(noisy, sigma_B, given)) / sigma_B.view(-1, 1, 1, 1)
+            return (noisy - self.clean(noisy, sigma_B, inputs)) / sigma_B.view(-1, 1, 1, 1)
 
         return integrate(velocity, noise, self.config.num_inference_steps)
 
-    def work(self, given: Tensor, noise: Tensor) -> Iterator[Work]:
+    def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The U-Net at each step."""
         time = noise.new_empty(noise.shape[0])
-        yield Work(name="decoder", run=lambda: self.clean(noise, time, given), calls=self.config.num_inference_steps)
+        yield Operation(
+            name="decoder", run=lambda: self.clean(noise, time, inputs), calls=self.config.num_inference_steps
+        )

@@ -1,1 +1,1 @@
-"""Floating-point operations: exact formulas of a training step, and counts from running modules without data."""
+"""Floating-point operations: exact formulas for a training step, and counts from running modules on the meta device."""

@@ -1,8 +1,8 @@
-"""What an image costs in floating-point operations, counted by running the modules on tensors without data.
+"""The FLOPs of one image, counted by running the modules on the meta device.
 
-torch's counter sees every matrix product, convolution and attention, forward and backward; a multiply-add is two.
-Norms, activations and embeddings count nothing. No formula stands in for a module, so a new kind of part is counted as
-it is. The model must be on the meta device (`describe.build_on_meta`).
+torch's counter counts every matrix product, convolution and attention, forward and backward; a multiply-add is two.
+Norms, activations and embeddings are not counted. No formulas are involved, so new kinds of parts need no change here.
+The model must be on the meta device (`describe.build_on_meta`).
 
 Legend: P prompt tokens, N queries, H the backbone's channels.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.config.backbone import VisionConfig
-from blip3o.model.backbone import keys_and_values_only
+from blip3o.model.backbone import skip_last_mlp
 from blip3o.model.describe import META
 from blip3o.model.flow import evaluations
 from blip3o.model.unified import UnifiedModel
@@ -25,7 +25,7 @@ from blip3o.model.vision import TEMPORAL_PATCH
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One kind of work: floating-point operations of a call, and calls for one image."""
+    """The cost of one operation: FLOPs per call, and calls per image."""
 
     name: str
     flops: int
@@ -33,20 +33,20 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """Floating-point operations for one image."""
+        """FLOPs for one image."""
         return self.flops * self.calls
 
 
 def measure(call: Callable[[], object]) -> int:
-    """Floating-point operations of a call, with those of a backward pass that it makes."""
+    """FLOPs of a call, including those of a backward pass inside it."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
 @torch.no_grad()
-def drawing(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
-    """The work of drawing one image for a prompt of P tokens, template included."""
+def generation(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
+    """The cost of generating one image for a prompt of P tokens, template included."""
     config = model.config
     branches = 1 if config.sampler.guidance_scale == 1 else 2
     states = _empty(1, config.num_queries, config.backbone.hidden_size)
@@ -63,13 +63,13 @@ def drawing(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
 
 
 def training(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
-    """The work of one image in the generate stage: backbone and encoder frozen, the backbone's prompt in a cache."""
+    """The cost of one image in stage generate: backbone and encoder are frozen, the prompt is prefilled."""
     config = model.config
     model.backbone.requires_grad_(requires_grad=False)
     pixels = torch.empty(1, config.target_size, config.target_size, 3, dtype=torch.uint8, device=META)
     with torch.no_grad():
         yield Cost(name="target features", flops=measure(lambda: model.features(pixels)))
-        with keys_and_values_only(model.backbone.text.layers):
+        with skip_last_mlp(model.backbone.text.layers):
             yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
         cache = _prompt(model, prompt_tokens)
     queries = config.num_queries
@@ -86,9 +86,9 @@ def training(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
 
 
 def full_pass(model: UnifiedModel, prompt_tokens: int) -> Cost:
-    """What takes the place of prompt and queries in training without the frozen prefix.
+    """The cost that replaces prompt and queries when training without the frozen prefix.
 
-    Gradients go through P + N tokens, whose activations are computed twice, as keeping them takes too much memory.
+    Gradients flow through P + N tokens, whose activations are recomputed since they would take too much memory.
     """
     tokens = prompt_tokens + model.config.num_queries
     model.backbone.requires_grad_(requires_grad=False)
@@ -99,12 +99,12 @@ def full_pass(model: UnifiedModel, prompt_tokens: int) -> Cost:
 
 
 @torch.no_grad()
-def reading(model: UnifiedModel) -> Iterator[Cost]:
-    """The work of taking one image into a prompt; nothing for a backbone that sees none."""
+def image_prefill(model: UnifiedModel) -> Iterator[Cost]:
+    """The cost of one image in a prompt; nothing for a text-only backbone."""
     vision = model.config.backbone.vision
     if vision is None:
         return
-    yield Cost(name="vision tower", flops=measure(lambda: _see(model, vision)))
+    yield Cost(name="vision tower", flops=measure(lambda: _vision_tokens(model, vision)))
     yield Cost(name=f"its {vision.num_tokens} tokens", flops=measure(lambda: _prompt(model, vision.num_tokens)))
 
 
@@ -120,13 +120,13 @@ def _prompt_and_queries(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cos
 
 
 def _prompt(model: UnifiedModel, tokens: int) -> Any:  # noqa: ANN401 - a transformers cache
-    """The cache of a prompt. Mask and positions cost nothing and, as making them reads values, are left out."""
+    """The cache of a prompt, without mask and positions: they cost nothing, and computing them reads values."""
     embeddings = _empty(1, tokens, model.config.backbone.hidden_size)
     return model.backbone.text(inputs_embeds=embeddings, use_cache=True).past_key_values
 
 
 def _pass(model: UnifiedModel, tokens: int, cache: Any) -> Tensor:  # noqa: ANN401 - as above
-    """Hidden states [1, tokens, H] of embeddings that ask for gradients, behind a cache or alone."""
+    """Hidden states [1, tokens, H] of embeddings that require gradients, with or without a cache."""
     embeddings = _empty(1, tokens, model.config.backbone.hidden_size).requires_grad_()
     output = model.backbone.text(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None)
     return output.last_hidden_state
@@ -136,11 +136,11 @@ def _decoding(model: UnifiedModel) -> Iterator[Cost]:
     features, noise = _empty(1, *model.latent_shape), _empty(1, *model.config.decoder.noise_shape)
     if "coarse" in model.config.parts:
         yield Cost(name="coarse image", flops=measure(lambda: model.coarse(features)))
-    for part in model.decoder.work(model.decoder_input(features), noise):
+    for part in model.decoder.operations(model.decoder_input(features), noise):
         yield Cost(name=part.name, flops=measure(part.run), calls=part.calls)
 
 
-def _see(model: UnifiedModel, vision: VisionConfig) -> Tensor:
+def _vision_tokens(model: UnifiedModel, vision: VisionConfig) -> Tensor:
     if vision.kind == "siglip2":
         pixels = torch.empty(1, vision.image_size, vision.image_size, 3, dtype=torch.uint8, device=META)
         return model.backbone.vision(pixels)
@@ -155,7 +155,7 @@ def _see(model: UnifiedModel, vision: VisionConfig) -> Tensor:
     return tower(
         _empty(side * side, 3 * TEMPORAL_PATCH * vision.patch_size**2),
         grid_thw=grid_thw,
-        # What the tower would work out from the grid's values, given beforehand: it indexes tensors without data.
+        # The tower would compute these from the grid's values, but on the meta device there are none.
         position_ids=vision_utils.get_vision_position_ids(grid_thw, vision.merge).to(META),
         window_index=windows.to(META),
         cu_window_seqlens=lengths,

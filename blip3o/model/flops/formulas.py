@@ -1,10 +1,9 @@
-"""What a training step computes, part by part, in floating-point operations: exact formulas of the sizes.
+"""The FLOPs of a training step, part by part, as exact formulas of the sizes.
 
-A multiply-add is two operations. Norms, activations, softmax and embeddings count nothing, the mask of an attention
-saves nothing, and padding counts, as it is computed. What activation checkpointing computes a second time is not
-counted: these are the operations that a step needs, which is what a share of the peak (MFU) is measured by.
-Equal to what torch's counter sees of the modules (tests/model/test_work.py). Convolutional decoders have no formula
-here: `blip3o.model.flops.counted` counts them on tensors without data.
+A multiply-add is two operations. Norms, activations, softmax and embeddings are not counted. Attention masks save
+nothing, and padding counts, since it is computed. Recomputation by activation checkpointing is not counted, as usual
+for model FLOPs utilization (MFU). The formulas equal the counts of torch's counter on the modules. Convolutional
+decoders have no formula: `blip3o.model.flops.counted` counts them on the meta device.
 """
 
 from enum import Enum
@@ -18,45 +17,45 @@ TIME_FREQUENCIES = 256
 
 
 class Grad(Enum):
-    """How far the backward pass goes: how many products the size of a forward one it takes.
+    """How far the backward pass goes, as multiples of the forward pass for matrix products and for attention.
 
-    The product of a matrix with its input has a gradient for each of the two; an attention's both factors have one.
+    The product of a matrix with its input has a gradient for each of the two; both factors of an attention have one.
     """
 
-    NONE = (1, 1)  # forward alone
+    NONE = (1, 1)  # forward only
     ONE = (2, 3)  # of a matrix and its input, one has a gradient: frozen weights pass it on, or trained ones read data
     BOTH = (3, 3)
 
     def cost(self, linear: int, attention: int = 0) -> int:
-        """Operations of forward and backward, from those of the forward's matrix products and attentions."""
+        """FLOPs of forward and backward, from those of the forward pass's matrix products and attention."""
         return self.value[0] * linear + self.value[1] * attention
 
 
 def _entry(grad: Grad) -> Grad:
-    """Of the first matrix of a tower that reads pixels or noise: nothing asks for the gradient of its input."""
+    """For the first matrix of a tower, whose input (pixels or noise) needs no gradient."""
     return Grad.ONE if grad is Grad.BOTH else Grad.NONE
 
 
 def _blocks(*, rows: int, tokens: int, width: int, mlp_width: int, matrices: int, grad: Grad) -> int:
-    """One transformer block that sees all of its tokens, with an MLP of so many matrices."""
+    """One transformer block with full attention, and an MLP of `matrices` matrices."""
     linear = 2 * rows * tokens * (4 * width * width + matrices * width * mlp_width)
     return grad.cost(linear, 4 * rows * tokens * tokens * width)
 
 
 def language_model(config: BackboneConfig, *, rows: int, tokens: int, context: int, grad: Grad) -> int:
-    """The decoder layers over `tokens` tokens a row that attend to `context` ones (cached ones included)."""
+    """The decoder layers for `tokens` tokens per row, which attend to `context` tokens (cached ones included)."""
     inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     matrices = config.hidden_size * (2 * inner + 2 * kv + 3 * config.mlp_width)
     return grad.cost(2 * rows * tokens * config.layers * matrices, 4 * rows * config.layers * tokens * context * inner)
 
 
 def language_head(config: BackboneConfig, *, tokens: int, grad: Grad) -> int:
-    """Logits at so many positions in all."""
+    """Logits at `tokens` positions in total."""
     return grad.cost(2 * tokens * config.hidden_size * config.vocab_size)
 
 
 def vision_tower(vision: VisionConfig, *, out_width: int, images: int, grad: Grad) -> int:
-    """A backbone's own tower with what maps its tokens to the language model's width."""
+    """The backbone's vision tower, with the projection to the language model's width."""
     side = vision.grid * vision.merge
     patches, w = side * side, vision.width
     frames = TEMPORAL_PATCH if vision.kind == "qwen2_5_vl" else 1
@@ -75,10 +74,10 @@ def vision_tower(vision: VisionConfig, *, out_width: int, images: int, grad: Gra
 
 
 def _windowed_pairs(vision: VisionConfig, side: int) -> int:
-    """Pairs of patches of one image that see each other in windows of so many pixels, smaller at the edge."""
+    """Pairs of patches of one image that attend to each other, in windows of `side` pixels, smaller at the edge."""
     window = side // vision.merge // vision.patch_size
-    cuts = [min(window, vision.grid - start) for start in range(0, vision.grid, window)]
-    return sum(cut * cut for cut in cuts) ** 2 * vision.merge**4
+    sides = [min(window, vision.grid - start) for start in range(0, vision.grid, window)]
+    return sum(each * each for each in sides) ** 2 * vision.merge**4
 
 
 def encoder(config: EncoderConfig, *, images: int, grad: Grad) -> int:
@@ -94,22 +93,22 @@ def encoder(config: EncoderConfig, *, images: int, grad: Grad) -> int:
 
 
 def contrastive(config: TextTowerConfig, *, features: int, rows: int, tokens: int, grad: Grad = Grad.BOTH) -> int:
-    """The text tower, both projections, and every image with every text; `features` are numbers of one image's."""
+    """The text tower, both projections, and all image-text pairs; `features` is the size of one image's features."""
     block = _blocks(rows=rows, tokens=tokens, width=config.width, mlp_width=4 * config.width, matrices=2, grad=grad)
     projections = 2 * rows * config.embed_dim * (config.width + features)
     return config.layers * block + grad.cost(projections + 2 * rows * rows * config.embed_dim)
 
 
 def coarse_head(config: DecoderConfig, *, channels: int, grid: int, images: int, features: Grad) -> int:
-    """Features to the coarse image, trained; `features` is ONE where no gradient reaches them, else BOTH."""
+    """The trained coarse head; `features` is ONE if no gradient reaches the features, else BOTH."""
     side = config.image_size // grid
     places = 2 * images * grid * grid
-    expand, draw = places * 9 * channels * config.coarse_width, places * config.coarse_width * 3 * side * side
-    return features.cost(expand) + Grad.BOTH.cost(draw)
+    expand, render = places * 9 * channels * config.coarse_width, places * config.coarse_width * 3 * side * side
+    return features.cost(expand) + Grad.BOTH.cost(render)
 
 
 def diffusion_transformer(model: ModelConfig, *, rows: int, draws: int) -> int:
-    """Condition of `rows` samples and velocity at `draws` draws of each, trained."""
+    """The trained DiT: the condition of `rows` samples, and the velocity at `draws` noise draws of each."""
     dit, patch = model.dit, model.dit.patch_size
     c, t, n = dit.dim, dit.time_width, model.num_queries
     kv = c // dit.heads * dit.kv_heads
@@ -125,14 +124,14 @@ def diffusion_transformer(model: ModelConfig, *, rows: int, draws: int) -> int:
 
 
 def regression_head(model: ModelConfig, *, rows: int) -> int:
-    """One linear map of each query's state to one feature, trained."""
+    """The trained regression head: one linear map from each query's state to one feature."""
     return Grad.BOTH.cost(2 * rows * model.num_queries * model.backbone.hidden_size * model.latent_channels)
 
 
 def prompt_and_queries(model: ModelConfig, *, rows: int, prompt_tokens: int) -> dict[str, int]:
-    """Prompts through the frozen prefix, and the trained queries behind them."""
+    """Prefill of the frozen prompts, and the trained queries after them."""
     queries, backbone = model.num_queries, model.backbone
-    # Of the prompt, keys and values alone are asked for: nothing comes after the last layer's attention.
+    # Only the prompt's keys and values are needed, so the last layer's MLP is skipped.
     unread = 2 * rows * prompt_tokens * 3 * backbone.hidden_size * backbone.mlp_width
     prompt = language_model(backbone, rows=rows, tokens=prompt_tokens, context=prompt_tokens, grad=Grad.NONE)
     return {

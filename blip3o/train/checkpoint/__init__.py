@@ -1,4 +1,4 @@
-"""Checkpoints: what is in one, its files, and which of a run count.
+"""Checkpoints: their content (`state`), their files (`files`), which ones count (`store`), where to resume (`resume`).
 
-Workers save and restore through it; the driver asks it where a run resumes.
+Workers save and restore through this package; the driver and the data stream ask it where a run resumes.
 """

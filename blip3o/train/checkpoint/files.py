@@ -1,8 +1,7 @@
-"""The files of a checkpoint between a worker's disk and the store: listed with sizes and sha256, checked on their way
-back.
+"""Transfers the files of a checkpoint between a worker's disk and the store, and verifies them on download.
 
-Each rank lists its own files in one JSON object; a checkpoint is whole if every rank's list is there and every file is
-what its list says. What a killed run left half uploaded is told from that by the same check.
+Each rank lists its files with sizes and sha256 in one JSON object. A checkpoint is complete if every rank's list exists
+and every file matches its entry; the same check detects the partial upload of a killed run.
 """
 
 import hashlib
@@ -13,16 +12,16 @@ from pathlib import Path
 from blip3o import storage
 from blip3o.errors import CheckpointError
 
-PIECE_BYTES = 32 * 2**20
+CHUNK_BYTES = 32 * 2**20
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint of which a file is missing, or is not the one that was written."""
+    """A checkpoint with a file that is missing or differs from the one that was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedFile:
-    """A file by its `path` below the checkpoint, with its `size` in bytes."""
+    """A file: its `path` below the checkpoint's folder, and its `size` in bytes."""
 
     path: str
     size: int
@@ -31,26 +30,26 @@ class SavedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RankFiles:
-    """What rank `rank` of `world` ranks saved."""
+    """The files that rank `rank` of `world` ranks saved."""
 
     rank: int
     world: int
     files: tuple[SavedFile, ...]
 
     def to_bytes(self) -> bytes:
-        """As JSON."""
+        """Serializes to JSON."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RankFiles":
-        """Reads what `to_bytes` wrote. Raises `ValueError`, `KeyError` or `TypeError` if it is something else."""
+        """Parses the output of `to_bytes`. Raises `ValueError`, `KeyError` or `TypeError` for other data."""
         tree = json.loads(data)
         files = tuple(SavedFile(**file) for file in tree["files"])
         return cls(rank=tree["rank"], world=tree["world"], files=files)
 
 
-def list_rank(directory: Path, *, rank: int, world: int) -> RankFiles:
-    """Every file below a rank's own directory, with its sha256."""
+def list_rank_files(directory: Path, *, rank: int, world: int) -> RankFiles:
+    """Lists every file below a rank's own directory, with its sha256."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     files = tuple(
         SavedFile(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=_sha256(path))
@@ -59,34 +58,34 @@ def list_rank(directory: Path, *, rank: int, world: int) -> RankFiles:
     return RankFiles(rank=rank, world=world, files=files)
 
 
-def push(directory: Path, files: RankFiles, uri: str) -> None:
-    """Copies a rank's files below the URI. Raises `StorageError` if the store refuses."""
+def upload_files(directory: Path, files: RankFiles, uri: str) -> None:
+    """Uploads a rank's files below the URI. Raises `StorageError` if the store refuses."""
     for file in files.files:
         storage.upload(directory / file.path, storage.join(uri, file.path))
 
 
-def rank_uri(uri: str, rank: int) -> str:
-    """Where the list of a rank is."""
+def rank_list_uri(uri: str, rank: int) -> str:
+    """The URI of a rank's list, below `uri`."""
     return storage.join(uri, f"rank-{rank:05d}.json")
 
 
-def read_lists(uri: str) -> list[RankFiles]:
-    """The lists of all ranks, by rank; rank 0's says how many there are.
+def read_rank_lists(uri: str) -> list[RankFiles]:
+    """The lists of all ranks, in order. Rank 0's list has the number of ranks.
 
-    Raises `DamagedCheckpointError` if one is missing, cannot be read, or is of another number of ranks.
+    Raises `DamagedCheckpointError` if a list is missing, cannot be parsed, or belongs to another number of ranks.
     """
     first = _read_list(uri, 0)
     lists = [first, *[_read_list(uri, rank) for rank in range(1, first.world)]]
     for rank, found in enumerate(lists):
         if (found.rank, found.world) != (rank, first.world):
             raise DamagedCheckpointError(
-                f"{rank_uri(uri, rank)} is of rank {found.rank} of {found.world}, expected {rank} of {first.world}"
+                f"{rank_list_uri(uri, rank)} is of rank {found.rank} of {found.world}, expected {rank} of {first.world}"
             )
     return lists
 
 
 def _read_list(uri: str, rank: int) -> RankFiles:
-    location = rank_uri(uri, rank)
+    location = rank_list_uri(uri, rank)
     if not storage.exists(location):
         raise DamagedCheckpointError(f"{location} is missing")
     try:
@@ -95,11 +94,11 @@ def _read_list(uri: str, rank: int) -> RankFiles:
         raise DamagedCheckpointError(f"{location} is no list of a rank's files: {error}") from error
 
 
-def pull(uri: str, files: RankFiles, directory: Path) -> None:
-    """Copies a rank's files from below the URI into a directory.
+def download_files(uri: str, files: RankFiles, directory: Path) -> None:
+    """Downloads a rank's files from below the URI into a directory, and verifies them.
 
-    Raises `DamagedCheckpointError`, naming the file and what it has instead, if one is not the one that was written;
-    `StorageError` if the store does not answer.
+    Raises `DamagedCheckpointError`, with the file and the mismatch, if a file is not the one that was written, and
+    `StorageError` if the store does not respond.
     """
     for file in files.files:
         location, target = storage.join(uri, file.path), directory / file.path
@@ -109,19 +108,19 @@ def pull(uri: str, files: RankFiles, directory: Path) -> None:
         if size != file.size:
             raise DamagedCheckpointError(f"{location} has {size} bytes, {file.size} were written")
         target.parent.mkdir(parents=True, exist_ok=True)
-        digest = _fetch(location, target)
+        digest = _download(location, target)
         if digest != file.sha256:
             raise DamagedCheckpointError(f"{location} has sha256 {digest[:12]}…, {file.sha256[:12]}… was written")
 
 
-def _fetch(location: str, target: Path) -> str:
-    """Copies a stored file and returns its sha256."""
+def _download(location: str, target: Path) -> str:
+    """Downloads a file and returns its sha256, which is computed on the way."""
     hashed = hashlib.sha256()
     with storage.open_ranges(location) as source, target.open("wb") as sink:
-        for offset in range(0, source.size, PIECE_BYTES):
-            piece = source.read(offset, min(PIECE_BYTES, source.size - offset))
-            hashed.update(piece)
-            sink.write(piece)
+        for offset in range(0, source.size, CHUNK_BYTES):
+            chunk = source.read(offset, min(CHUNK_BYTES, source.size - offset))
+            hashed.update(chunk)
+            sink.write(chunk)
     return hashed.hexdigest()
 
 

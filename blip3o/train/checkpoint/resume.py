@@ -1,4 +1,4 @@
-"""Where a run goes on: the one rule that the driver, the stream and the workers ask."""
+"""Where a run resumes: the single rule that the driver, the data stream and the workers share."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from blip3o.train.checkpoint.store import committed_step
 
 @dataclass(frozen=True, kw_only=True)
 class ResumePoint:
-    """Where a stage goes on: after `step` optimizer steps, from what `source` names.
+    """Where a stage resumes: after `step` optimizer steps, from `source`.
 
     `result` is the description of a finished run, else None.
     """
@@ -28,15 +28,16 @@ class ResumePoint:
 
 
 def resume_point(recipe: Recipe, fit_name: str) -> ResumePoint:
-    """Where a stage goes on. Of these, the first that there is:
+    """Where a stage resumes. The first of these sources that exists:
 
     1. `finished`: the result of the run. Nothing is trained.
-    2. `checkpoint`: the newest checkpoint that Ray Train has committed and that is not rejected.
+    2. `checkpoint`: the newest checkpoint that Ray Train has committed and that has not been rejected.
     3. `start_from`: step 0, with the weights of the runs that the recipe names.
-    4. `seed`: step 0, with weights that are drawn from `run.seed`.
+    4. `seed`: step 0, with random weights from `run.seed`.
 
-    Nothing is remembered between calls: the storage decides. `fit_name` is the name under which Ray Train knows the
-    run (the pipeline's). The loop checks that stream and workers agree: a micro-batch of another step is an error.
+    The answer depends only on the storage: nothing is cached between calls. `fit_name` is Ray Train's name for the run,
+    which is the pipeline's name. The loop verifies that stream and workers agree: a micro-batch of another step is an
+    error.
 
     Raises `CheckpointError` if the result or the snapshot cannot be read, or if every checkpoint is rejected.
     """
@@ -50,7 +51,7 @@ def resume_point(recipe: Recipe, fit_name: str) -> ResumePoint:
 
 
 def next_micro_batch(pipeline: TrainingPipeline) -> int:
-    """The number of the micro-batch with which the stream begins: that of the first stage that has not finished."""
+    """The number of the stream's first micro-batch: where the first stage that has not finished resumes."""
     for number, recipe in enumerate(pipeline.stages):
         point = resume_point(recipe, pipeline.name)
         if not point.finished:

@@ -1,7 +1,7 @@
-"""Checkpoints of a stage in progress: DeepSpeed's shards of what is trained, the step, and the run's identity.
+"""The content of a checkpoint: DeepSpeed's shards of the trained state, the step, and the run's identity.
 
-Each rank writes its own shards into a directory of its own; the caller merges and commits them. The identity (a sha256
-over everything that decides the numbers) keeps a run from going on with other data or another recipe under an old name.
+Each rank writes its shards into a directory of its own; the caller uploads and commits them. The identity, a sha256 of
+everything that determines the numbers, prevents a run from resuming with other data or another recipe under its name.
 """
 
 import argparse
@@ -15,17 +15,18 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
 from blip3o.runs.results import start_sha256
 
-if TYPE_CHECKING:  # whoever only asks for an identity needs no PyTorch
+if TYPE_CHECKING:  # `identity` is used by processes without PyTorch
     from blip3o.train.ema import Ema
 
 TAG, UNIVERSAL = "state", "universal"
 
 
 def identity(recipe: Recipe, *, data_sha256: Sequence[str]) -> str:
-    """sha256 over the parts of a recipe that decide the numbers, its data, and the weights it starts from.
+    """sha256 of the parts of a recipe that determine the numbers, of its data, and of the weights it starts from.
 
-    `data_sha256` are those of `StageInputs`. Raises `ConfigError` if a run that it starts from has not finished.
+    `data_sha256` is `StageInputs.sha256`. Raises `ConfigError` if a run that it starts from has not finished.
     """
+    # Left out on purpose: workers, ZeRO stage, logging and checkpoint rules, which may change between two submissions.
     deciding = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
     deciding |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
     deciding |= {"data_sha256": list(data_sha256), "start": start_sha256(recipe)}
@@ -39,21 +40,22 @@ def save(
     step: int,
     identity: str,
     state: Mapping[str, Any],
-    average: "Ema | None" = None,
+    ema: "Ema | None" = None,
 ) -> None:
-    """Writes this rank's shards, those of the average if there is one, and `state`, plain values that the run goes on
-    from. Every rank must call it.
+    """Writes this rank's shards, those of the moving average if there is one, and `state` (plain values).
+
+    Every rank must call it.
     """
     client_state = {"step": step, "identity": identity, "state": dict(state)}
     engine.save_checkpoint(directory, tag=TAG, client_state=client_state, exclude_frozen_parameters=True)
-    if average is not None:
-        average.save(directory)
+    if ema is not None:
+        ema.save(directory)
 
 
 def make_universal(directory: Path) -> None:
-    """Makes DeepSpeed's universal form of the shards of all ranks in a directory, beside them.
+    """Converts the shards of all ranks in a directory to DeepSpeed's universal format, next to them.
 
-    It holds every parameter and its optimizer's state whole, so that any number of ranks can take its share of it.
+    That format holds each parameter and its optimizer state unpartitioned, so any number of ranks can load its share.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -77,32 +79,15 @@ def load(
     *,
     identity: str,
     universal: bool = False,
-    average: "Ema | None" = None,
+    ema: "Ema | None" = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Restores weights, optimizer and average; returns the step and the state that was saved.
+    """Restores weights, optimizer and moving average; returns the step and the saved state.
 
-    A `universal` checkpoint needs an engine that was built for one. Raises `CheckpointError` if nothing could be
-    loaded, or if the checkpoint belongs to another recipe, other data or another ZeRO stage (1 and 2 are alike).
+    A `universal` checkpoint needs an engine that was built for one. Raises `CheckpointError` if DeepSpeed cannot load
+    it, or if it belongs to another recipe, other data or another ZeRO stage (1 and 2 are interchangeable).
     """
-    stage, saved = engine.zero_optimization_stage(), _saved_stages(Path(directory) / TAG)
-    if stage not in saved:
-        raise CheckpointError(
-            f"the checkpoint under this run.name was saved at ZeRO stage {' or '.join(map(str, saved))}, and "
-            f"parallel.zero_stage is {stage}: set it back, or choose a new run.name"
-        )
-    tag = UNIVERSAL if universal else TAG
-    groups = engine.optimizer.param_groups
-    own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-    path, client = engine.load_checkpoint(directory, tag=tag, load_module_strict=False)
-    # What a group is trained with is the recipe's to say. At stage 3 a universal checkpoint would give all groups the
-    # values of the first, and one tensor for all to count their steps in.
-    for group, values in zip(groups, own, strict=True):
-        for name in group.keys() - values.keys() - {"params"}:
-            del group[name]
-        group.update(values)
-    for moments in engine.basic_optimizer.state.values():
-        if "step" in moments:
-            moments["step"] = moments["step"].clone()
+    _require_zero_stage(engine, Path(directory) / TAG)
+    path, client = _load_engine(engine, directory, tag=UNIVERSAL if universal else TAG)
     if path is None:
         raise CheckpointError(f"{directory} holds no checkpoint that DeepSpeed can read")
     if client["identity"] != identity:
@@ -110,13 +95,39 @@ def load(
             "the checkpoint under this run.name was made with another recipe or other data: "
             "choose a new run.name, or restore the old recipe"
         )
-    if average is not None:
-        average.load(directory)
+    if ema is not None:
+        ema.load(directory)
     return int(client["step"]), client["state"]
 
 
+def _require_zero_stage(engine: Any, folder: Path) -> None:  # noqa: ANN401 - a DeepSpeedEngine
+    stage, saved = engine.zero_optimization_stage(), _saved_stages(folder)
+    if stage not in saved:
+        raise CheckpointError(
+            f"the checkpoint under this run.name was saved at ZeRO stage {' or '.join(map(str, saved))}, and "
+            f"parallel.zero_stage is {stage}: set it back, or choose a new run.name"
+        )
+
+
+def _load_engine(engine: Any, directory: str, *, tag: str) -> tuple[str | None, dict[str, Any]]:  # noqa: ANN401
+    """DeepSpeed's loading, except that hyperparameters stay those of the recipe. Returns path and client state."""
+    groups = engine.optimizer.param_groups
+    own = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    path, client = engine.load_checkpoint(directory, tag=tag, load_module_strict=False)
+    # At stage 3, a universal checkpoint gives all groups the hyperparameters of the first group, and all parameters
+    # one shared tensor as their step counter: AdamW would then advance it once per parameter.
+    for group, values in zip(groups, own, strict=True):
+        for name in group.keys() - values.keys() - {"params"}:
+            del group[name]
+        group.update(values)
+    for moments in engine.basic_optimizer.state.values():
+        if "step" in moments:
+            moments["step"] = moments["step"].clone()
+    return path, client
+
+
 def _saved_stages(folder: Path) -> tuple[int, ...]:
-    """The ZeRO stages whose files these are: 3 has the parameters of each rank, 1 and 2 the optimizer's state alone."""
+    """The ZeRO stages that write such files: stage 3 partitions parameters, 1 and 2 only the optimizer's state."""
     if any(folder.glob("zero_pp_rank_*_model_states.pt")):
         return (3,)
     return (1, 2) if any(folder.glob("*_optim_states.pt")) else (0,)

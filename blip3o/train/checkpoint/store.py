@@ -1,4 +1,4 @@
-"""Which checkpoints of a run count, which are pruned, and what it falls back to if one is damaged."""
+"""The checkpoint store of a run: which checkpoints count, which are pruned, and the fallback if one is damaged."""
 
 import json
 import logging
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def committed_step(recipe: Recipe, fit_name: str | None = None) -> int:
-    """The step of a stage's newest committed checkpoint that is not rejected, 0 where there is none.
+    """The step of a stage's newest committed checkpoint that is not rejected; 0 if there is no checkpoint.
 
-    Raises `CheckpointError` as `committed_steps`, and if every checkpoint is rejected: whether to start again is the
+    Raises `CheckpointError` as `committed_steps`, and if every checkpoint is rejected: restarting from step 0 is the
     user's decision.
     """
     steps = checkpoints.committed_steps(recipe, fit_name)
@@ -33,47 +33,48 @@ def committed_step(recipe: Recipe, fit_name: str | None = None) -> int:
 
 
 def reject(recipe: Recipe, fit_name: str, step: int, reason: str) -> None:
-    """Notes that a checkpoint cannot be loaded, and with it the older ones whose files have been pruned.
+    """Marks a checkpoint as rejected, and also older ones whose files have been pruned.
 
-    No worker may run. Raises `CheckpointError` if no other is left.
+    No worker may be running. Raises `CheckpointError` if no other checkpoint is left.
     """
     checkpoints.write_rejection(recipe, step, reason)
     logger.error("checkpoint after step %d of run '%s' is damaged: %s", step, recipe.run.name, reason)
+    # Ray's snapshot still names pruned checkpoints. The run must not fall back to one of those.
     present = checkpoints.present_steps(recipe)
     while (older := committed_step(recipe, fit_name)) not in present:
         checkpoints.write_rejection(recipe, older, "pruned")
     logger.error("run '%s' falls back to its checkpoint after step %d", recipe.run.name, older)
 
 
-def forgive(recipe: Recipe, step: int) -> None:
-    """Forgets that a checkpoint was rejected: its files have been written again."""
+def clear_rejection(recipe: Recipe, step: int) -> None:
+    """Removes the rejection of a checkpoint whose files have been written again."""
     checkpoints.delete_rejection(recipe, step)
 
 
 def prune(recipe: Recipe, fit_name: str) -> None:
-    """Deletes the files of the checkpoints that the recipe does not keep, and of those that were never committed.
+    """Deletes the files of checkpoints that the recipe does not keep, and of those that were never committed.
 
-    What is newer than the newest committed one is left: it may be on its way.
+    Files newer than the newest committed checkpoint stay: their upload may be in progress.
     """
     steps = checkpoints.committed_steps(recipe, fit_name)
     if not steps:
         return
     rules = recipe.checkpoint
-    keep = kept(steps, last=rules.keep, every=rules.keep_every, best=_best(recipe, steps))
+    keep = steps_to_keep(steps, last=rules.keep, every=rules.keep_every, best=_best(recipe, steps))
     keep |= _awaiting(recipe, steps)
     for step in sorted(checkpoints.present_steps(recipe)):
         if step <= steps[-1] and step not in keep:
             storage.delete(checkpoints.shards_uri(recipe, step))
 
 
-def kept(steps: Sequence[int], *, last: int, every: int | None, best: int | None) -> set[int]:
-    """Of the steps of a run's checkpoints, those to keep: the `last` newest, multiples of `every`, and the `best`."""
+def steps_to_keep(steps: Sequence[int], *, last: int, every: int | None, best: int | None) -> set[int]:
+    """The steps of the checkpoints to keep: the `last` newest ones, multiples of `every`, and the `best`."""
     newest = sorted(steps)[-last:]
     return {step for step in steps if step in newest or step == best or (every is not None and step % every == 0)}
 
 
 def _best(recipe: Recipe, steps: Iterable[int]) -> int | None:
-    """Of some steps, the one with the lowest figure that `checkpoint.best` names; None where none was validated."""
+    """The step with the lowest value of the metric `checkpoint.best`; None if none of the steps was validated."""
     name = recipe.checkpoint.best
     if name is None:
         return None
@@ -83,7 +84,10 @@ def _best(recipe: Recipe, steps: Iterable[int]) -> int | None:
 
 
 def _awaiting(recipe: Recipe, steps: Iterable[int]) -> set[int]:
-    """The newest checkpoints that are still to be validated: no more than a slow validation and the next one."""
+    """The newest checkpoints that await validation.
+
+    At most two: the one that a slow validation reads, and the next one. Otherwise the store could fill up.
+    """
     if recipe.evaluate.every is None:
         return set()
     newest = max(validations(recipe.run.storage, recipe.run.name), default=0)

@@ -1,1 +1,1 @@
-"""The frozen encoder by itself: features for the cache and the stream, and their statistics."""
+"""Runs the frozen encoder without the trainer: features for the cache and the stream, and their statistics."""

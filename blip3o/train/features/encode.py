@@ -1,8 +1,8 @@
-"""One shard → its file of features: read, decode, encode, write. No Ray; `jobs.encode` spreads shards over actors.
+"""Encodes one shard into its file of features: read, decode, encode, write. `jobs.encode` distributes shards with Ray.
 
-Images are read and decoded by a few threads ahead of the encoder, which sees batches of one width only: the last one of
-a shard is filled up. So a record is a function of the shard, the encoder and the width, and the work can be done again
-anywhere.
+A few threads read and decode images ahead of the encoder. The encoder only sees batches of one size: the last batch of
+a shard is padded. A record is therefore a function of the shard, the encoder and the batch size, and any machine can
+compute it again.
 """
 
 from collections import deque
@@ -25,18 +25,21 @@ from blip3o.data.features.files import (
 )
 from blip3o.data.features.records import StoredError
 from blip3o.data.images.decode import decode_image
+from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.fetch import ShardReader
 from blip3o.data.shards.ledger import Ledger
 from blip3o.data.shards.manifest import Manifest
+from blip3o.device import select
 from blip3o.errors import DataError
+from blip3o.train.features.encoder import FeatureCache, FrozenEncoder
 from blip3o.types import RawSample, SampleRef
 
 STAGE = "encode"
-AHEAD = 3  # batches that are read and decoded while the encoder works
-# How far features that are encoded again may be from the stored ones (root mean square, relative), beyond the error of
-# storing them: kernels round by device and shape. In bf16 arithmetic one rounding is 2e-3, and dozens of layers follow.
-AGAIN_FP32, AGAIN_BF16 = 1e-4, 3e-2
+PREFETCH = 3  # batches that are read and decoded while the encoder works
+# The allowed relative RMS difference between stored and re-encoded features, on top of the error of storing them:
+# rounding depends on the device and the shape. In bf16 one rounding is 2e-3, and it passes through dozens of layers.
+TOLERANCE_FP32, TOLERANCE_BF16 = 1e-4, 3e-2
 
 Encode = Callable[[np.ndarray], np.ndarray]
 Item = TypeVar("Item")
@@ -47,49 +50,51 @@ Made = TypeVar("Made")
 class ShardEncoder:
     """Encodes the shards of one source with `encode` (uint8 [B, S, S, 3] → float32 [B, N, F]).
 
-    `threads` read and decode; `width` is the size of every batch.
+    `threads` threads read and decode; `batch_size` is the size of every batch.
     """
 
     recipe: Recipe
     manifest: Manifest
     folder: FeatureFolder
     encode: Encode
-    width: int
+    batch_size: int
     threads: int
 
     def write(self, shard: int) -> FeatureFooter:
         """Encodes a shard's good rows and writes its file.
 
-        Images that turn out to be damaged go to the ledger beside the files. Raises `StorageError` and `DataError` as
-        reading, `FeatureMaker` and `write_features` do.
+        Damaged images are recorded in the ledger next to the files. Raises `StorageError` and `DataError` as reading,
+        `FrozenEncoder` and `write_features` do.
         """
         header = self.folder.header(self.manifest.shards[shard])
         features = self._features(shard, self._good_rows(shard))
         return write_features(self.folder.file(shard), header, self._by_row(header.rows, features))
 
     def verify(self, shard: int) -> FeatureFooter:
-        """Reads a shard's file whole and encodes its first batch again.
+        """Reads a shard's complete file and encodes its first batch again.
 
-        Raises `StorageError` if a header, a record or the footer is not what was written, `DataError` if a good row has
-        no features or features are not those of the images.
+        Raises `StorageError` if the header, a record or the footer is corrupt, and `DataError` if a good row has no
+        features or if features do not match the images.
         """
         uri = self.folder.file(shard)
         header = read_header(uri)
         footer = read_footer(uri, header)
-        first = self._good_rows(shard)[: self.width]
+        first = self._good_rows(shard)[: self.batch_size]
         wanted = dict(self._features(shard, first))
         error, encoded = StoredError(), 0
         for row, record in scan_records(uri, header):
             stored = header.record.unpack(record)
             encoded += stored is not None
-            made = wanted.get(row)
-            if (stored is None) != (made is None) and row in wanted:
+            computed = wanted.get(row)
+            if (stored is None) != (computed is None) and row in wanted:
                 raise DataError(f"{uri}: row {row} has features, or an image, where the other is missing: encode again")
-            if stored is not None and made is not None:
-                error.add(made, stored)
+            if stored is not None and computed is not None:
+                error.add(computed, stored)
         if encoded != footer.encoded:
             raise DataError(f"{uri}: {encoded} rows have features, its footer says {footer.encoded}: encode again")
-        allowed = footer.relative_error + (AGAIN_BF16 if self.recipe.parallel.precision == "bf16" else AGAIN_FP32)
+        allowed = footer.relative_error + (
+            TOLERANCE_BF16 if self.recipe.parallel.precision == "bf16" else TOLERANCE_FP32
+        )
         if error.relative > allowed:
             raise DataError(
                 f"{uri}: features of rows {first[0]} to {first[-1]}, encoded again, differ by {error.relative:.2e}, "
@@ -103,33 +108,34 @@ class ShardEncoder:
         return [number for number in range(row.rows) if number not in bad]
 
     def _by_row(self, rows: int, features: Iterator[tuple[int, np.ndarray | None]]) -> Iterator[np.ndarray | None]:
-        """Features of every row in order, None for those that `features` skips."""
-        coming = next(features, None)
+        """Features of every row in order, None for rows that `features` skips."""
+        upcoming = next(features, None)
         for row in range(rows):
-            if coming is not None and coming[0] == row:
-                yield coming[1]
-                coming = next(features, None)
+            if upcoming is not None and upcoming[0] == row:
+                yield upcoming[1]
+                upcoming = next(features, None)
             else:
                 yield None
 
     def _features(self, shard: int, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray | None]]:
-        """(row, features [N, F]) of some rows in their order, None where the image is damaged."""
+        """(row, features [N, F]) of the given rows in order; None if the image is damaged."""
         reader = ShardReader([self.manifest], threads=self.threads)
-        groups = [rows[start : start + self.width] for start in range(0, len(rows), self.width)]
+        groups = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         with ThreadPoolExecutor(self.threads, thread_name_prefix="decoder") as pool:
             for group, pixels in zip(
-                groups, ahead(pool, lambda group: self._pixels(reader, shard, group), groups), strict=True
+                groups, prefetch(pool, lambda group: self._pixels(reader, shard, group), groups), strict=True
             ):
-                whole = [image for image in pixels if image is not None]
-                if whole:
-                    filled = np.stack(whole + [whole[-1]] * (self.width - len(whole)))
-                    made = iter(self.encode(filled)[: len(whole)])
+                good = [image for image in pixels if image is not None]
+                if good:
+                    # Kernels round by the batch's shape: a smaller batch would give other bits.
+                    padded = np.stack(good + [good[-1]] * (self.batch_size - len(good)))
+                    encoded = iter(self.encode(padded)[: len(good)])
                 yield from (
-                    (row, None if image is None else next(made)) for row, image in zip(group, pixels, strict=True)
+                    (row, None if image is None else next(encoded)) for row, image in zip(group, pixels, strict=True)
                 )
 
     def _pixels(self, reader: ShardReader, shard: int, rows: Sequence[int]) -> list[np.ndarray | None]:
-        """The images of some rows as the encoder sees them, uint8 [S, S, 3]; None for those that are damaged."""
+        """The images of the given rows as the encoder sees them, uint8 [S, S, 3]; None for damaged ones."""
         refs = [SampleRef(source=0, shard=shard, row=row, pass_index=0) for row in rows]
         return [self._image(reader, ref, raw) for ref, raw in zip(refs, reader.fetch_each(refs), strict=True)]
 
@@ -146,12 +152,30 @@ class ShardEncoder:
             return None
 
 
-def ahead(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
-    """`make(item)` of every item in order, the next `AHEAD` of them made in the pool meanwhile."""
+def load_shard_encoder(cache: FeatureCache, source: int, *, threads: int) -> ShardEncoder:
+    """The encoder of source number `source`, with its weights, on the recipe's device.
+
+    Raises `DataError` if the weights are not those of the cache's provenance.
+    """
+    recipe = cache.recipe
+    maker = FrozenEncoder(recipe, select(recipe.parallel.device))
+    expected = cache.provenance["weights_sha256"]
+    if maker.weights_sha256 != expected:
+        raise DataError(
+            f"the encoder has weights_sha256 {maker.weights_sha256}, {expected} when the job began: stop what writes "
+            "to the runs of stage.start_from, and start again"
+        )
+    manifest, folder = cache.sources(StageInputs(recipe).manifests)[source]
+    size = recipe.optim.micro_batch_size
+    return ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, batch_size=size, threads=threads)
+
+
+def prefetch(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
+    """Yields `make(item)` of every item in order, while the pool computes the next `PREFETCH` ones."""
     waiting: deque[Future[Made]] = deque()
     for item in items:
         waiting.append(pool.submit(make, item))
-        if len(waiting) > AHEAD:
+        if len(waiting) > PREFETCH:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -1,7 +1,7 @@
-"""The frozen encoder whose features a stage trains on, by itself: for the feature cache and the stream's encoders.
+"""The frozen encoder of a stage, without the trainer: for the feature cache and the stream's encoding actors.
 
-Its weights are those that the trainer would load, from the runs in `stage.start_from`, in the arithmetic that it would
-use (`parallel.precision`). They are read tensor by tensor: what asks only for their sha256 needs no memory for them.
+It has the weights that the trainer would load from the runs in `stage.start_from`, in the trainer's precision
+(`parallel.precision`). They are read tensor by tensor, so computing only their sha256 needs little memory.
 """
 
 import functools
@@ -20,8 +20,8 @@ from blip3o.data.features.reader import feature_folders, record_format
 from blip3o.data.features.records import to_bf16_bits
 from blip3o.data.shards.manifest import Manifest
 from blip3o.errors import CheckpointError, ConfigError
+from blip3o.model.empty_weights import init_empty_weights
 from blip3o.model.encoder import TargetEncoder, build_encoder, tensors_sha256
-from blip3o.model.unfilled import unfilled
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_description, read_shapes, read_tensors
 
@@ -31,7 +31,7 @@ _TORCH_TYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """The stored features that a recipe trains on: what they are made by, and where they are."""
+    """The stored features that a recipe trains on: their provenance and their folders."""
 
     recipe: Recipe
     provenance: dict[str, Any]
@@ -40,8 +40,8 @@ class FeatureCache:
     def of(cls, recipe: Recipe) -> "FeatureCache":
         """Reads every weight of the encoder once. Raises `ConfigError` as `require_encoder` does."""
         weights = tensors_sha256(_encoder_tensors(recipe))
-        made_by = _unfilled(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
-        return cls(recipe=recipe, provenance={**asdict(made_by), "stored": asdict(record_format(recipe))})
+        encoder = _empty_encoder(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
+        return cls(recipe=recipe, provenance={**asdict(encoder), "stored": asdict(record_format(recipe))})
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -49,7 +49,7 @@ class FeatureCache:
         return provenance_sha256(self.provenance)
 
     def sources(self, manifests: Sequence[Manifest]) -> list[tuple[Manifest, FeatureFolder]]:
-        """Each training source, of these manifests, with the folder of its features."""
+        """Each of these manifests with the folder of its source's features."""
         folders = feature_folders(self.recipe, self.sha256)
         return [(manifest, folders[manifest.name]) for manifest in manifests]
 
@@ -60,71 +60,75 @@ class FeatureCache:
 
 
 def require_encoder(recipe: Recipe) -> None:
-    """Raises `ConfigError` if a run of `stage.start_from` has not finished, or none of them holds the encoder, and
-    `CheckpointError` if it is an encoder of other shapes.
+    """Raises `ConfigError` if a run in `stage.start_from` has not finished or if none of them holds the encoder, and
+    `CheckpointError` if the encoder has other shapes.
     """
-    _holders(recipe)
+    _tensor_sources(recipe)
 
 
-def _unfilled(recipe: Recipe) -> TargetEncoder:
+def _empty_encoder(recipe: Recipe) -> TargetEncoder:
     """The encoder without memory for its weights."""
-    with unfilled():
+    with init_empty_weights():
         return build_encoder(recipe.model.encoder)
 
 
-def _holders(recipe: Recipe) -> dict[str, str]:
-    """For each of the encoder's tensors, sorted by name, the result that holds it. Raises as `require_encoder`."""
-    asked = f"data.features '{recipe.data.features}' needs the encoder's weights before training begins"
+def _tensor_sources(recipe: Recipe) -> dict[str, str]:
+    """For each of the encoder's tensors, sorted by name, the URI of the result that holds it. Raises as
+    `require_encoder`.
+    """
+    needed = f"data.features '{recipe.data.features}' needs the encoder's weights before training begins"
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for run in recipe.stage.start_from:
         uri = final_uri(recipe.run.storage, run)
         if read_description(uri) is None:
             raise ConfigError(
-                f"{asked}, and run '{run}' in stage.start_from has not finished under {recipe.run.storage}: train it "
+                f"{needed}, and run '{run}' in stage.start_from has not finished under {recipe.run.storage}: train it "
                 "first"
             )
-        found |= {
-            name: (uri, shape) for name, shape in read_shapes(uri).items()
-        }  # later runs overrule earlier ones, as in the trainer
-    holders = {}
-    for name, tensor in sorted(_unfilled(recipe).state_dict().items()):
+        # Later runs override earlier ones, as in the trainer.
+        found |= {name: (uri, shape) for name, shape in read_shapes(uri).items()}
+    sources = {}
+    for name, tensor in sorted(_empty_encoder(recipe).state_dict().items()):
         if PREFIX + name not in found:
             runs = ", ".join(recipe.stage.start_from) or "empty"
-            raise ConfigError(f"{asked}, and stage.start_from ({runs}) holds no {PREFIX}{name}: name the run that does")
-        holders[name], shape = found[PREFIX + name]
+            raise ConfigError(
+                f"{needed}, and stage.start_from ({runs}) holds no {PREFIX}{name}: name the run that does"
+            )
+        sources[name], shape = found[PREFIX + name]
         if shape != tuple(tensor.shape):
             raise CheckpointError(
-                f"{holders[name]}: {PREFIX}{name} has shape {shape}, the model needs {tuple(tensor.shape)}: use the "
+                f"{sources[name]}: {PREFIX}{name} has shape {shape}, the model needs {tuple(tensor.shape)}: use the "
                 "same model preset"
             )
-    return holders
+    return sources
 
 
 def _encoder_tensors(recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
-    """Names without prefix, sorted, and weights in the arithmetic of the recipe, one at a time."""
-    for uri, group in itertools.groupby(_holders(recipe).items(), key=lambda item: item[1]):
+    """Names without prefix, sorted, and weights in the recipe's precision, one at a time."""
+    for uri, group in itertools.groupby(_tensor_sources(recipe).items(), key=lambda item: item[1]):
         names = [name for name, _ in group]
         for name, tensor in zip(names, read_tensors(uri, [PREFIX + name for name in names]), strict=True):
             yield name, tensor.to(_TORCH_TYPE[recipe.parallel.precision])
 
 
-class FeatureMaker:
-    """The encoder with its weights: pixels to features, bit for bit as the recipe's trainer makes them online.
+class FrozenEncoder:
+    """The encoder with its weights: pixels to features, bit-identical to those that the recipe's trainer computes.
 
-    That holds for batches of the trainer's size on the trainer's kind of device: matrix kernels round by their shapes.
+    This holds for batches of the trainer's size on the trainer's kind of device: the rounding of matrix kernels depends
+    on shapes.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         """Raises `ConfigError` as `require_encoder` does."""
         torch.set_num_threads(recipe.parallel.threads)
         self._device, self._half = device, recipe.parallel.precision == "bf16"
-        self._encoder = _unfilled(recipe).requires_grad_(requires_grad=False)
+        self._encoder = _empty_encoder(recipe).requires_grad_(requires_grad=False)
         self._encoder.load_state_dict(dict(_encoder_tensors(recipe)), assign=True)
         self._encoder.to(device).eval()
 
     @functools.cached_property
     def weights_sha256(self) -> str:
-        """Of the weights as they are held."""
+        """The sha256 of the loaded weights."""
         return self._encoder.provenance().weights_sha256
 
     @torch.inference_mode()
@@ -133,6 +137,6 @@ class FeatureMaker:
         return self._encoder(torch.tensor(pixels_BSS3, device=self._device)).float().cpu().numpy()
 
     def column(self, pixels_BSS3: np.ndarray) -> np.ndarray:
-        """The same as a column of a micro-batch: what was computed in bfloat16 travels as its bits, uint16."""
+        """Features as a column of a micro-batch: in bf16 precision as the bits of bfloat16, uint16."""
         features = self(pixels_BSS3)
         return to_bf16_bits(features) if self._half else features

@@ -1,7 +1,7 @@
-"""Measures the channel statistics of generation targets: the work of `blip3o latents`.
+"""Measures the channel statistics of generation targets: the implementation of `blip3o latents`.
 
-For recipes with `model.normalize_latents`: the result is a finished run, which the generating stage and the export name
-in `stage.start_from` and `--from`, beside the run that the encoder comes from.
+For recipes with `model.normalize_latents`. The result is a finished run. The generating stage names it in
+`stage.start_from`, and the export in `--from`, together with the encoder's run.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import write_final
 from blip3o.train.features.statistics import channel_statistics
-from blip3o.train.initial_weights import load_starts, require_covered
+from blip3o.train.initial_weights import load_start_weights, require_frozen_weights
 from blip3o.train.stages import stage_of
 
 logger = logging.getLogger(__name__)
 
 
-def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
-    """Measures over the first `images` samples of the recipe's order (whole micro-batches) and writes run `name`.
+def measure_latents(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
+    """Measures over the first `images` samples of the recipe's order, rounded up to micro-batches; writes run `name`.
 
-    Returns mean and deviation, [F]. Raises `ConfigError` if the recipe does not normalise latents or is for another
-    stage, `CheckpointError` if the target's encoder has no weights.
+    Returns mean and standard deviation, [F]. Raises `ConfigError` if the recipe does not normalise latents or is for
+    another stage, and `CheckpointError` if the encoder of the targets has no weights.
     """
     if not recipe.model.normalize_latents or recipe.objective.generation is None:
         raise ConfigError("statistics are for a generating stage that uses them: set model.normalize_latents=true")
-    recipe = recipe.online()
+    recipe = recipe.with_online_features()
     inputs = StageInputs(recipe)
     torch.set_num_threads(recipe.parallel.threads)
     model = _target_model(inputs, name).to(select(recipe.parallel.device))
@@ -59,11 +59,11 @@ def measure(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
 
 
 def _target_model(inputs: StageInputs, name: str) -> UnifiedModel:
-    """What makes the targets, with the weights of the runs that the stage starts from (but this one)."""
+    """The model parts that compute targets, with weights from the runs in `stage.start_from`, except run `name`."""
     recipe, image_token = inputs.recipe, inputs.image_token_id
     parts = {"encoder", "decoder"} & set(stage_of(recipe).parts)
     model = UnifiedModel(recipe.model, image_token_id=image_token, parts=parts, max_length=recipe.data.max_length)
-    require_covered(model, load_starts(model, recipe, without=name), [])
+    require_frozen_weights(model, load_start_weights(model, recipe, without=name), [])
     return model.eval()
 
 

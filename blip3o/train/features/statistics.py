@@ -1,4 +1,4 @@
-"""Mean and deviation of each channel of features, for latents that are normalised (`blip3o.model.latent_scale`)."""
+"""Mean and standard deviation of each channel of features, to normalise latents (`blip3o.model.latent_scale`)."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,11 @@ from blip3o.errors import DataError
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Features [B, L, F] of many images → mean and deviation of each channel over images and tokens, [F] fp32.
+    """Features [B, L, F] of many images → mean and standard deviation of each channel over images and tokens, [F] fp32.
 
-    Sums are fp64; the results are rounded to bf16, so that a model in bf16 and its export in fp32 have equal latents.
-    Raises `DataError` if there are no features, or if a channel is constant: nothing could be divided by its deviation.
+    Sums are fp64. The results are rounded to bf16, so that a model in bf16 and its export in fp32 have equal latents.
+    Raises `DataError` if there are no features, or if a channel is constant, since its deviation would be a zero
+    divisor.
     """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for features in batches:
@@ -22,7 +23,7 @@ def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         raise DataError("there are no features to measure: give at least one image")
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    # Below that, the difference of two fp64 sums is rounding.
+    # A variance this small is the rounding error of the difference of two fp64 sums.
     constant = (variance <= 1e-12 * (squares / count)).nonzero().flatten().tolist()
     if constant:
         raise DataError(f"{len(constant)} of {mean.numel()} channels are constant, e.g. {constant[0]}: use more images")

@@ -1,1 +1,1 @@
-"""What a run reports: work per micro-batch, and the trackers that rows of metrics go to."""
+"""Metrics of a run: the work in each micro-batch, and the trackers to which rows of metrics are written."""

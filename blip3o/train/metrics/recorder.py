@@ -1,7 +1,7 @@
-"""The rows of a run on their way to its trackers.
+"""Records a metrics row for every step and passes the rows to the run's trackers.
 
-Writing is a thread's work, so a slow store delays no step. Only a checkpoint waits for the rows before it: what is
-committed has its metrics.
+A background thread writes them, so a slow store does not delay a step. Only a checkpoint waits for the rows before it:
+a committed checkpoint always has its metrics.
 """
 
 import time
@@ -18,9 +18,9 @@ from blip3o.train.metrics.trackers import open_trackers
 
 
 class MetricsRecorder(Callback):
-    """Keeps the row of each step, on rank 0, and has rows written in groups, one for each interval.
+    """Collects the row of each step, on rank 0, and writes the rows in groups, one for each interval.
 
-    `peak_flops` are operations a second of all workers together, None where they are not known.
+    `peak_flops` is the peak of all workers together in operations per second; None if it is not known.
     """
 
     def __init__(self, recipe: Recipe, *, peak_flops: float | None) -> None:
@@ -33,45 +33,45 @@ class MetricsRecorder(Callback):
         self._writing: list[Future[None]] = []
 
     def after_step(self, done: int, record: StepRecord) -> None:
-        """Keeps the row of the step. Raises what a tracker has raised since."""
+        """Collects the row of the step. Raises the error of a tracker that has failed since."""
         self._rows.append(with_rates({**record.row(), "time": time.time()}, peak_flops=self._peak_flops))
         if self._flush_every is not None and done % self._flush_every == 0:
             self.flush()
 
     def on_checkpoint(self, done: int, record: StepRecord) -> None:
-        """Waits until all rows so far are written. Raises what a tracker has raised."""
+        """Waits until all rows so far are written. Raises the error of a tracker that failed."""
         self.flush()
-        self.settle()
+        self.wait_written()
 
     def on_end(self) -> None:
-        """Writes the rest and closes the trackers."""
+        """Writes the remaining rows and closes the trackers."""
         self.flush()
-        self.settle()
+        self.wait_written()
         for tracker in self._trackers:
             tracker.close()
         self._thread.shutdown()
 
     def flush(self) -> None:
-        """Has what was added so far written."""
+        """Passes the collected rows to the background thread."""
         self._raise_failures(wait=False)
         rows, self._rows = self._rows, []
         if rows:
             self._writing += [self._thread.submit(tracker.write, rows) for tracker in self._trackers]
 
-    def settle(self) -> None:
-        """Waits until all that was flushed is written. Raises what a tracker has raised."""
+    def wait_written(self) -> None:
+        """Waits until all flushed rows are written. Raises the error of a tracker that failed."""
         self._raise_failures(wait=True)
 
     def _raise_failures(self, *, wait: bool) -> None:
-        going = [future for future in self._writing if not (wait or future.done())]
-        ended = [future for future in self._writing if wait or future.done()]
-        self._writing = going
-        for future in ended:
+        running = [future for future in self._writing if not (wait or future.done())]
+        finished = [future for future in self._writing if wait or future.done()]
+        self._writing = running
+        for future in finished:
             future.result()
 
 
 def peak_flops(recipe: Recipe, device: torch.device, *, workers: int) -> float | None:
-    """Operations a second that all workers can do at most: as the recipe says, or by what is known of the device."""
+    """Peak operations per second of all workers: `parallel.peak_tflops`, or the known peak of the device, else None."""
     given = recipe.parallel.peak_tflops
     peak = devices.peak_flops(device, recipe.parallel.precision) if given is None else given * 1e12
     return None if peak is None else workers * peak

@@ -1,8 +1,8 @@
-"""Where rows of metrics go: JSON lines, TensorBoard, Weights & Biases, MLflow.
+"""Trackers, which store rows of metrics: JSON lines, TensorBoard, Weights & Biases, MLflow.
 
-Rows arrive in groups, one for each interval of a run, in the order of steps. A run that is resumed sends the groups
-since its checkpoint again, with the same values. Files are therefore named by the step that a group ends with, and are
-replaced; a tracker keeps values by step.
+Rows arrive in groups, one for each interval of a run, in the order of steps. A resumed run sends the groups since its
+checkpoint again, with the same values. Files are therefore named by the last step of a group and overwritten, and the
+other trackers store values by step.
 """
 
 import importlib.util
@@ -19,17 +19,17 @@ from blip3o.runs.rows import Row, write_rows
 
 
 class Tracker(Protocol):
-    """Takes the rows of one interval after another."""
+    """Receives the rows of one interval after another."""
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Keeps a group of rows, not empty; the same group may come again."""
+        """Stores a non-empty group of rows. The same group may come again."""
 
     def close(self) -> None:
-        """Called once, when the stage is done."""
+        """Called once, when the stage has finished."""
 
 
 class JsonLines:
-    """One file of JSON lines for each interval, below a folder."""
+    """Writes one file of JSON lines for each interval, below a folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -43,17 +43,17 @@ class JsonLines:
 
 
 class TensorBoard:
-    """One file of events for each interval, below a folder of any storage: `tensorboard --logdir FOLDER` joins them.
+    """Writes one event file for each interval, below a folder of any storage. `tensorboard --logdir FOLDER` joins them.
 
-    An object of a store cannot grow, and a file that grew before a crash would hold steps twice.
+    A single growing file would not do: objects in a store cannot grow, and after a crash it would hold steps twice.
     """
 
     def __init__(self, folder: str, *, name: str = "train") -> None:
-        """`name` tells the files of several writers apart."""
+        """`name` distinguishes the files of several writers."""
         self._folder, self._name = folder, name
 
     def write(self, rows: Sequence[Row]) -> None:
-        """A scalar for each number of each row. Raises `StorageError`."""
+        """Writes a scalar for each number of each row. Raises `StorageError`."""
         from tensorboardX import summary
 
         self._put(
@@ -67,7 +67,7 @@ class TensorBoard:
         )
 
     def write_image(self, step: int, tag: str, png: bytes, *, size: tuple[int, int]) -> None:
-        """A picture of width and height `size`, as PNG. Raises `StorageError`."""
+        """Writes a PNG image of width and height `size`. Raises `StorageError`."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
@@ -77,7 +77,7 @@ class TensorBoard:
         """Nothing is open."""
 
     def _put(self, done: int, events: Iterable[tuple[int, Any]], *, kind: str = "scalars") -> None:
-        # TensorBoard reads files of a folder by name, in which it looks for "tfevents".
+        # TensorBoard reads the files of a folder in the order of names, and only those with "tfevents" in the name.
         name = f"events.out.tfevents.{done:010d}.{self._name}.{kind}"
         storage.write_bytes(storage.join(self._folder, name), event_file(events))
 
@@ -93,7 +93,7 @@ def event_file(summaries: Iterable[tuple[int, Any]]) -> bytes:
 
 
 def framed(data: bytes) -> bytes:
-    """A record as TensorFlow's files have it: length, checksum of the length, data, checksum of the data."""
+    """Frames a record as in TensorFlow's record files: length, checksum of the length, data, checksum of the data."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = len(data).to_bytes(8, "little")
@@ -103,7 +103,7 @@ def framed(data: bytes) -> bytes:
 
 
 class WandbTracker:
-    """A run of Weights & Biases, continued under the same id. Where and how it sends is said by `WANDB_…` variables."""
+    """A run of Weights & Biases, resumed under the same id. `WANDB_…` variables configure the connection."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Raises `ConfigError` as `require_trackers`."""
@@ -118,21 +118,21 @@ class WandbTracker:
             config=recipe.model_dump(mode="json"),
             dir=settings.get("WANDB_DIR") or tempfile.mkdtemp(prefix="blip3o-wandb-"),
         )
-        # Its own counter only runs forward; with a step of ours, what is sent again lands where it was.
+        # wandb's own step counter cannot go back. With our step as the axis, rows sent again land at the same place.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Sends in the background, by a process of its own."""
+        """Queues the rows; wandb's own process sends them in the background."""
         for row in rows:
             self._run.log(dict(row))
 
     def close(self) -> None:
-        """Waits until all is sent."""
+        """Waits until all rows are sent."""
         self._run.finish()
 
 
 class MlflowTracker:
-    """A run of MLflow, found again by its name. The server is that of `MLFLOW_TRACKING_URI`."""
+    """A run of MLflow on the server of `MLFLOW_TRACKING_URI`, resumed by its name."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Raises `ConfigError` as `require_trackers`."""
@@ -143,12 +143,12 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(recipe.log.project)
         experiment = found.experiment_id if found else self._client.create_experiment(recipe.log.project)
         runs = self._client.search_runs([experiment], f"attributes.run_name = '{recipe.run.name}'")
-        made = runs[0] if runs else self._client.create_run(experiment, run_name=recipe.run.name)
-        self._id = made.info.run_id
+        run = runs[0] if runs else self._client.create_run(experiment, run_name=recipe.run.name)
+        self._id = run.info.run_id
         self._client.log_dict(self._id, recipe.model_dump(mode="json"), "recipe.json")
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Sends them, one request a row."""
+        """Sends the rows, one request for each."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -170,7 +170,7 @@ _TRACKERS: Mapping[str, Callable[[Recipe], Tracker]] = {
 
 
 def require_trackers(recipe: Recipe) -> None:
-    """Raises `ConfigError` if a tracker's package is missing here, or the address of MLflow's server is not set."""
+    """Raises `ConfigError` if a tracker's package is not installed, or the address of MLflow's server is not set."""
     for package in ("wandb", "mlflow"):
         if package in recipe.log.trackers and importlib.util.find_spec(package) is None:
             raise ConfigError(
@@ -182,9 +182,9 @@ def require_trackers(recipe: Recipe) -> None:
 
 
 def open_trackers(recipe: Recipe) -> Iterator[Tracker]:
-    """The trackers of a recipe: JSON lines always, and those of `log.trackers` that are of this library.
+    """The trackers of a recipe: always JSON lines, and those of `log.trackers` that are implemented here (not `ray`).
 
-    Raises `ConfigError` for one that cannot be used here.
+    Raises `ConfigError` for one that cannot be used on this machine.
     """
     yield JsonLines(metrics_folder(recipe.run.storage, recipe.run.name))
     for name in recipe.log.trackers:

@@ -1,7 +1,7 @@
-"""What a stage can train: one objective a file, each one class. `blip3o.config.objectives` has a row for each of them.
+"""Training objectives: one class in one file each. `blip3o.config.objectives` has a row for each of them.
 
-The loop, the engine and validations call `StageModule`, which finds the class. To add an objective, write a class like
-`blip3o.train.objectives.regression` and a row that names it.
+The loop, the engine and validations call `StageModule`, which finds the class. To add an objective, write a class as in
+`blip3o.train.objectives.regression`, and add a row that names it.
 """
 
 from blip3o.train.objectives.base import Batch, Objective

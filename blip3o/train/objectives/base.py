@@ -1,7 +1,7 @@
-"""What every objective answers: how much it judges, its loss, and what a step of it computes.
+"""The interface of objectives: the counts of their loss terms, the loss, and the floating-point operations.
 
-A term of a loss is a sum over what it judges and, known before any arithmetic, the count of it. The loss of an
-optimizer step is Σ weight · (global sum / global count): so neither accumulation nor the number of workers changes it.
+Each term of a loss is a sum over elements and their count, which is known before any arithmetic. The loss of an
+optimizer step is Σ weight · (global sum / global count): neither accumulation nor the number of workers changes it.
 """
 
 from abc import ABC, abstractmethod
@@ -19,10 +19,10 @@ Batch = dict[str, Tensor]
 
 
 class Objective(ABC):
-    """One objective of a recipe. It holds no weights: the model is an argument.
+    """An objective of a recipe. It holds no weights: the model is an argument.
 
-    Its row in `blip3o.config.objectives.OBJECTIVES` says what it builds and trains, and names its terms; the keys of
-    `counts`, `loss` and `held_out` are those names.
+    Its row in `blip3o.config.objectives.OBJECTIVES` defines the parts that are built, the parameters that are trained,
+    and the names of its terms, which are the keys of `counts`, `loss` and `held_out`.
     """
 
     def __init__(self, recipe: Recipe, *, pad_id: int) -> None:
@@ -30,7 +30,7 @@ class Objective(ABC):
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:
-        """How much each term of this micro-batch will judge: pairs, pixels, tokens or feature elements."""
+        """The number of elements in each term of this micro-batch: pairs, pixels, tokens or feature elements."""
 
     @abstractmethod
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
@@ -40,14 +40,14 @@ class Objective(ABC):
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """Floating-point operations of a micro-batch's step, forward and backward, by part.
 
-        What the stage's row trains needs a gradient: `stage.trainable` and `stage.lora` are not counted. The parts are
-        those of a recipe, whatever a batch holds: ranks sum them in one reduction, by position.
+        All parameters that the objective's row trains count as trained: `stage.trainable` and `stage.lora` are ignored.
+        The parts depend on the recipe only, not on the batch, because ranks sum them in one reduction, by position.
         """
 
     def held_out(self, model: UnifiedModel, batch: Batch) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Sums and counts of each term on held-out samples: the loss, if an objective has no better figure.
+        """Sums and counts of each term on held-out samples: those of the loss, unless an objective overrides this.
 
-        A sum may be a vector, of bins of the noise level from low to high; its count is then of each bin.
+        A sum may be a vector with one element per bin of the noise level, low to high; the count is then that of a bin.
         """
         return self.loss(model, batch), self.counts(batch)
 
@@ -56,7 +56,7 @@ class Objective(ABC):
         return (batch["input_ids"] != self.pad_id).long()
 
     def frozen_encoder(self, batch: Batch) -> dict[str, int]:
-        """Operations of the frozen encoder on a micro-batch, as part `encoder`; no part where features came with it."""
+        """Operations of the frozen encoder on a micro-batch, as part `encoder`; empty if the batch has features."""
         if "features" in batch:
             return {}
         rows = batch["draw_key"].shape[0]
@@ -64,6 +64,6 @@ class Objective(ABC):
 
 
 def build_objective(spec: ObjectiveSpec, recipe: Recipe, *, pad_id: int) -> Objective:
-    """The objective of a row of the table, for a recipe whose stage trains it, alone or with others."""
+    """Builds the objective of a row of the table for a recipe that trains it, by itself or as part of another one."""
     module, _, name = spec.implementation.partition(":")
     return getattr(import_module(module), name)(recipe, pad_id=pad_id)

@@ -1,4 +1,4 @@
-"""What the two objectives that train the coarse head share: noise on its features, and its operations."""
+"""Shared by the two objectives that train the coarse head: noise on its features, and its operations."""
 
 from torch import Tensor
 
@@ -9,8 +9,8 @@ from blip3o.model.flops.formulas import Grad
 from blip3o.train.objectives.draws import flow_draws
 
 
-def augmented(recipe: Recipe, features_BLF: Tensor, keys_B: Tensor) -> Tensor:
-    """Features [B, L, F] with noise of a deviation uniform in 0 … `stage.feature_noise`, one for each sample."""
+def add_feature_noise(recipe: Recipe, features_BLF: Tensor, keys_B: Tensor) -> Tensor:
+    """Adds noise to features [B, L, F], with a standard deviation uniform in 0 … `stage.feature_noise` per sample."""
     largest = recipe.stage.feature_noise
     if not largest:
         return features_BLF
@@ -20,7 +20,7 @@ def augmented(recipe: Recipe, features_BLF: Tensor, keys_B: Tensor) -> Tensor:
 
 
 def coarse_flops(recipe: Recipe, *, rows: int, features: Grad) -> int:
-    """Operations of the trained head; `features` is ONE where no gradient reaches its features, else BOTH."""
+    """Operations of the trained head. `features` is ONE if no gradient reaches its features, else BOTH."""
     model = recipe.model
     assert isinstance(model.decoder, DecoderConfig)  # the recipe's validator requires it where the head trains
     return formulas.coarse_head(

@@ -1,4 +1,4 @@
-"""Random draws of a loss. They belong to the sample: functions of (seed, kind, draw key), not of rank or batch."""
+"""Random draws of a loss. They are functions of (seed, kind, draw key of the sample), not of the rank or the batch."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from blip3o.rng import torch_generator
 
 @dataclass(frozen=True, kw_only=True)
 class FlowDraws:
-    """Random draws of one micro-batch: noise [B, …], uniform times [B], and whether the condition is kept [B]."""
+    """Random draws for one micro-batch: noise [B, …], uniform times [B], and whether to keep the condition [B]."""
 
     noise: Tensor
     uniform: Tensor
@@ -18,7 +18,7 @@ class FlowDraws:
 
 
 def flow_draws(keys_B: Tensor, *, seed: int, kind: str, shape: tuple[int, ...], dropout: float) -> FlowDraws:
-    """Draws for each sample from its own generator, keyed by (seed, kind, draw key); made on the CPU."""
+    """Draws for each sample from its own generator, keyed by (seed, kind, draw key); always on the CPU."""
     noise, uniform = [], []
     for key in keys_B.tolist():
         generator = torch_generator(seed, kind, key)

@@ -1,4 +1,4 @@
-"""Flow matching: the DiT predicts the velocity from noise to features (`clip_flow`) or to latents (`vae_flow`)."""
+"""Flow matching: the DiT predicts the velocity between noise and features (`clip_flow`) or latents (`vae_flow`)."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ from blip3o.train.objectives.generating import Generating
 
 
 class FlowMatching(Generating):
-    """Trains queries and DiT on `flow`: squared errors of the velocity, at `stage.noise_draws` noises a sample."""
+    """Trains queries and DiT on `flow`: squared errors of the velocity, with `stage.noise_draws` noises per sample."""
 
-    def counts_of(self, rows: int) -> dict[str, int]:
-        """Elements of the latents, at every draw."""
-        return {"flow": self.elements(rows) * self.recipe.stage.noise_draws}
+    def counts_for(self, rows: int) -> dict[str, int]:
+        """Elements of the latents, times the number of draws."""
+        return {"flow": self.num_elements(rows) * self.recipe.stage.noise_draws}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """Noise, time and whether the condition is kept are drawn for each sample."""
+        """Draws noise, time and whether to keep the condition for each sample."""
         stage, sampler = self.recipe.stage, self.recipe.model.sampler
         data, states = self.target_and_states(model, batch)
         draws = [
@@ -32,8 +32,8 @@ class FlowMatching(Generating):
             )
             for draw in range(stage.noise_draws)
         ]
-        # The first draw decides whether the condition is dropped in all draws of a sample: so its projection, keys and
-        # values are computed once, and the draws are one wide pass of the DiT.
+        # The first draw decides for all draws of a sample whether its condition is dropped. So the condition's
+        # projection, keys and values are computed once, and all draws go through the DiT in one batch.
         condition = model.dit.condition(states * draws[0].keep[:, None, None]).repeated(len(draws))
         noise = torch.cat([draw.noise for draw in draws])
         sigma = noise_level(torch.cat([draw.uniform for draw in draws]), stage.flow, shift=sampler.shift)
@@ -47,7 +47,7 @@ class FlowMatching(Generating):
     def held_out(self, model: UnifiedModel, batch: Batch) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Squared errors in each of `evaluate.sigma_bins` bins of the noise level σ, from low to high, [bins].
 
-        Each sample has one noise, and one place within the bins, by its draw key and `evaluate.seed`.
+        Each sample has one noise and one relative position within the bins, by its draw key and `evaluate.seed`.
         """
         bins, seed = self.recipe.evaluate.sigma_bins, self.recipe.evaluate.seed
         data, states = self.target_and_states(model, batch)
@@ -60,9 +60,9 @@ class FlowMatching(Generating):
             sigma = training_sigma((bins - 1 - number + draws.uniform) / bins)
             velocity = model.dit(interpolate(data, draws.noise, sigma), 1000 * sigma, condition)
             errors.append((velocity - target).float().square().sum())
-        return {"flow": torch.stack(errors)}, {"flow": self.elements(len(keys))}
+        return {"flow": torch.stack(errors)}, {"flow": self.num_elements(len(keys))}
 
     def predictor_flops(self, rows: int) -> dict[str, int]:
-        """The DiT, at every draw."""
+        """The DiT, for every draw."""
         draws = self.recipe.stage.noise_draws
         return {"dit": formulas.diffusion_transformer(self.recipe.model, rows=rows, draws=draws)}

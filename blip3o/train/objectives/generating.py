@@ -1,4 +1,4 @@
-"""What objectives that generate share: targets, query states behind a frozen prefix, and what these compute."""
+"""Shared by the generating objectives: targets, query states after a frozen prefix, and their operations."""
 
 import functools
 import math
@@ -16,39 +16,39 @@ from blip3o.train.objectives.base import Batch, Objective
 
 
 class Generating(Objective):
-    """A prediction of an image's latents from the states at the queries of a backbone that it does not train itself."""
+    """Predicts an image's latents from the query states of a backbone that the objective itself does not train."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Elements of the predicted latents."""
-        return self.counts_of(batch["draw_key"].shape[0])
+        return self.counts_for(batch["draw_key"].shape[0])
 
     @abstractmethod
-    def counts_of(self, rows: int) -> dict[str, int]:
-        """The same for so many samples."""
+    def counts_for(self, rows: int) -> dict[str, int]:
+        """The same for a number of samples."""
 
     @abstractmethod
     def predictor_flops(self, rows: int) -> dict[str, int]:
-        """Operations of the part that predicts, trained, by its name."""
+        """Operations of the trained predictor, by the name of its part."""
 
-    def elements(self, rows: int) -> int:
-        """Numbers in the latents of so many samples."""
+    def num_elements(self, rows: int) -> int:
+        """The number of elements in the latents of `rows` samples."""
         return rows * math.prod(self.recipe.model.latent_shape)
 
     def target_and_states(self, model: UnifiedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is to be generated, [B, L, F], and the query states [B, N, H]."""
+        """The latents to generate, [B, L, F], and the query states [B, N, H]."""
         with torch.no_grad():
             data = model.to_latents(self._features(model, batch))
         states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self.mask(batch)))
         return data, states
 
     def _features(self, model: UnifiedModel, batch: Batch) -> Tensor:
-        """The features to be generated, [B, L, F], fp32: out of the batch if they came with it, else computed."""
+        """The features to generate, [B, L, F]: from the batch (as fp32) if it has them, else computed."""
         if "features" in batch:
             return batch["features"].float()
         return model.features(batch[self.recipe.model.generation.pixels])
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
-        """Targets, prompt, queries and the predictor."""
+        """Operations of targets, prompt, queries and predictor."""
         rows, tokens = batch["input_ids"].shape
         prefix = formulas.prompt_and_queries(self.recipe.model, rows=rows, prompt_tokens=tokens)
         targets = self.frozen_encoder(batch) if self._autoencoder is None else {"encoder": rows * self._autoencoder}
@@ -56,9 +56,9 @@ class Generating(Objective):
 
     @functools.cached_property
     def _autoencoder(self) -> int | None:
-        """Operations for one image, counted, since convolutions have no formula here; None if an encoder has its place.
+        """Operations of the autoencoder for one image; None if targets come from an encoder instead.
 
-        Its latents never come with the batch.
+        They are counted, since there are no formulas for convolutions here. The autoencoder's latents are never cached.
         """
         config = self.recipe.model
         if config.decoder.generated is None:

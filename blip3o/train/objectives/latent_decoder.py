@@ -1,4 +1,4 @@
-"""Decoders that draw in the latents of a frozen autoencoder (SDXL's, SANA's), under a frozen encoder's features."""
+"""Decoders that generate latents of a frozen autoencoder (SDXL, SANA), conditioned on a frozen encoder's features."""
 
 import functools
 import math
@@ -18,14 +18,14 @@ from blip3o.train.stages import freeze, stage_of
 
 
 class LatentDecoding(Objective):
-    """Trains the decoder's network on `latents`: squared errors of what it predicts, noise or velocity."""
+    """Trains the decoder's network on `latents`: squared errors of its prediction, noise or velocity."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Elements of the latents."""
         return {"latents": batch["draw_key"].shape[0] * math.prod(self.recipe.model.decoder.noise_shape)}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """Noise, time and whether the condition is kept are drawn for each sample."""
+        """Draws noise, time and whether to keep the condition for each sample."""
         decoder = cast("LatentDecoder", model.decoder)
         draws = flow_draws(
             batch["draw_key"],
@@ -35,7 +35,7 @@ class LatentDecoding(Objective):
             dropout=decoder.config.condition_dropout,
         )
         with torch.no_grad():
-            # A dropped condition is a black image's features, which sampling's null branch takes too.
+            # A dropped condition is the features of a black image, as in the null branch of guidance.
             features = model.encoder(batch["encoder_pixels"] * draws.keep[:, None, None, None])
         noised = decoder.noised(decoder.latents(to_unit(batch["decoder_pixels"])), draws.noise, draws.uniform)
         predicted = decoder.predict(noised.noisy, noised.time, decoder.condition(features))
@@ -48,7 +48,7 @@ class LatentDecoding(Objective):
 
     @functools.cached_property
     def _counted(self) -> dict[str, int]:
-        """Operations for one image, counted, since convolutions have no formula here."""
+        """Operations for one image. They are counted, since there are no formulas for convolutions here."""
         config = self.recipe.model
         with META:
             model = UnifiedModel(config, image_token_id=0, parts=("decoder",), max_length=1)

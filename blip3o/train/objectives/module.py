@@ -1,4 +1,4 @@
-"""The module that DeepSpeed's engine wraps: the model of a stage, and its objective's loss as the forward."""
+"""The module that the DeepSpeed engine wraps: a stage's model, with the objective's loss as its forward."""
 
 from torch import Tensor, nn
 
@@ -18,12 +18,12 @@ class StageModule(nn.Module):
         self._objective = build_objective(recipe.objective, recipe, pad_id=pad_id)
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """How much each term of this micro-batch will judge: pairs, pixels, tokens or feature elements."""
+        """The number of elements in each term of this micro-batch, as `Objective.counts`."""
         return self._objective.counts(batch)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each term in the loss; 1 where none is named."""
+        """The weights of terms in the loss. A term without an entry has weight 1."""
         return self._recipe.stage.weights
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ class StageModule(nn.Module):
 
 
 def build_stage_module(recipe: Recipe, *, image_token_id: int, pad_id: int) -> StageModule:
-    """The parts that the recipe's stage uses, uninitialised, with its loss."""
+    """Builds the parts that the recipe's stage uses, uninitialised, with its loss."""
     model = UnifiedModel(
         recipe.model,
         image_token_id=image_token_id,

@@ -1,4 +1,4 @@
-"""The pixel decoder and its coarse head: clean images from noisy ones, under a frozen encoder's features."""
+"""The pixel decoder and its coarse head: clean images from noisy ones, conditioned on a frozen encoder's features."""
 
 import functools
 from typing import cast
@@ -13,31 +13,31 @@ from blip3o.model.flops.formulas import Grad
 from blip3o.model.flow import interpolate, training_sigma
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.objectives.base import Batch, Objective
-from blip3o.train.objectives.coarse import augmented, coarse_flops
+from blip3o.train.objectives.coarse import add_feature_noise, coarse_flops
 from blip3o.train.objectives.draws import flow_draws
 from blip3o.train.stages import freeze, stage_of
 
 
 class PixelDecoding(Objective):
-    """Trains coarse head and decoder: squared errors of the coarse image, `coarse`, and of the clean one, `clean`."""
+    """Trains coarse head and decoder: squared errors of the coarse image (`coarse`) and the clean image (`clean`)."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """Pixels' values."""
+        """Pixel values."""
         pixels = batch["draw_key"].shape[0] * 3 * self.recipe.model.decoder.image_size**2
         return {"coarse": pixels, "clean": pixels}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """Noise and time are drawn for each sample."""
+        """Draws noise and time for each sample."""
         image, keys = to_unit(batch["decoder_pixels"]), batch["draw_key"]
         draws = flow_draws(keys, seed=self.recipe.run.seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
         sigma = training_sigma(draws.uniform)
-        coarse = model.coarse(augmented(self.recipe, _features(model, batch), keys))
+        coarse = model.coarse(add_feature_noise(self.recipe, _features(model, batch), keys))
         decoder = cast("PixelDecoder", model.decoder)
         clean = decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
         return {"coarse": (coarse - image).square().sum(), "clean": (clean - image).square().sum()}
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
-        """The frozen encoder, the U-Net and the coarse head, to which gradients of both terms come."""
+        """The frozen encoder, the U-Net and the coarse head, which gets gradients of both terms."""
         rows = batch["draw_key"].shape[0]
         return {
             **self.frozen_encoder(batch),
@@ -47,7 +47,7 @@ class PixelDecoding(Objective):
 
     @functools.cached_property
     def _unet(self) -> int:
-        """Operations for one image, counted, since convolutions have no formula here."""
+        """Operations for one image. They are counted, since there are no formulas for convolutions here."""
         with META:
             model = UnifiedModel(self.recipe.model, image_token_id=0, parts=("coarse", "decoder"), max_length=1)
             image, time = torch.empty(1, *self.recipe.model.decoder.noise_shape), torch.empty(1)
@@ -57,7 +57,7 @@ class PixelDecoding(Objective):
 
 
 def _features(model: UnifiedModel, batch: Batch) -> Tensor:
-    """The frozen encoder's features [B, L, F], as the coarse head takes them."""
+    """The frozen encoder's features [B, L, F], in the coarse head's dtype."""
     if "features" in batch:
         return batch["features"].to(next(model.coarse.parameters()).dtype)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Regression: a linear map of the query states to features (`clip_mse`, the paper's CLIP + MSE). It draws no noise."""
+"""Regression: a linear map from query states to features (`clip_mse`, the paper's CLIP + MSE). It uses no noise."""
 
 from torch import Tensor
 
@@ -11,12 +11,12 @@ from blip3o.train.objectives.generating import Generating
 class Regression(Generating):
     """Trains queries and head on `mse`: squared errors of the features."""
 
-    def counts_of(self, rows: int) -> dict[str, int]:
+    def counts_for(self, rows: int) -> dict[str, int]:
         """Elements of the features."""
-        return {"mse": self.elements(rows)}
+        return {"mse": self.num_elements(rows)}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """One prediction for each sample."""
+        """Squared errors of one prediction per sample."""
         data, states = self.target_and_states(model, batch)
         return {"mse": (model.head.condition(states).prediction - data).float().square().sum()}
 

@@ -1,4 +1,4 @@
-"""Image to text: the next token, where a conversation is supervised."""
+"""Image to text: next-token prediction on the supervised tokens of a conversation."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,14 +11,14 @@ from blip3o.train.objectives.base import Batch, Objective
 
 
 class TextPrediction(Objective):
-    """Trains the whole backbone on `text`: the cross-entropy of supervised tokens."""
+    """Trains the complete backbone on `text`: the cross-entropy of supervised tokens."""
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Supervised tokens."""
         return {"text": int((batch["labels"][:, 1:] != IGNORE).sum())}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """Logits are computed where there is something to judge, and nowhere else."""
+        """Computes logits for supervised tokens only."""
         prompt = Prompt(
             input_ids=batch["input_ids"],
             attention_mask=self.mask(batch),
@@ -32,9 +32,9 @@ class TextPrediction(Objective):
         return {"text": F.cross_entropy(logits, labels[supervised], reduction="sum")}
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
-        """Backbone, logits where they are judged, and the vision tower on the images that are shown."""
+        """The backbone, logits of supervised tokens, and the vision tower on the images of the prompts."""
         rows, tokens = batch["input_ids"].shape
-        # Where no sample shows its image, the tower runs on one all the same (`Backbone.embed`).
+        # If no prompt has an image, the tower still runs on one (`Backbone.embed`).
         shown = max(int((batch["input_ids"] == image_token_id).any(dim=1).sum()), 1)
         judged = self.counts(batch)["text"]
         return formulas.understanding(self.recipe.model.backbone, rows=rows, tokens=tokens, images=shown, judged=judged)

@@ -1,1 +1,1 @@
-"""What can be known of a run before its first step: checks and the memory estimate. Needs no cluster."""
+"""Preflight checks of a recipe, and the memory estimate. They need no cluster and no data."""

@@ -1,8 +1,7 @@
-"""What can be known of a run before its first step, without a cluster: each check is a line that names its numbers.
+"""Preflight checks that need no cluster. Each check is one line of output with its numbers.
 
-A check is right, wrong, or not known (how much memory a cluster has that nobody named). What is wrong stops
-`python -m jobs.train` before workers start, and `blip3o preflight RECIPE` prints all of it. What needs Ray is in
-`jobs.preflight`.
+A check is ok, wrong, or not known (such as memory, if no cluster is named). A wrong check stops `blip3o train` before
+workers start; `blip3o preflight RECIPE` prints all checks. Checks that need Ray are in `jobs.training.preflight`.
 """
 
 import time
@@ -18,51 +17,51 @@ from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, ConfigError, StorageError
 from blip3o.train.deepspeed.engine import deepspeed_config
 from blip3o.train.features.encoder import FeatureCache, require_encoder
-from blip3o.train.preflight.memory import GIB, SHARE, Parameters, count, footprint
+from blip3o.train.preflight.memory import GIB, SHARE, Parameters, count_parameters, estimate_memory
 from blip3o.train.schedule import learning_rate
 
-SKEW_SECONDS = 60.0  # a store tells whole seconds, and refuses requests that are a quarter of an hour off
+SKEW_SECONDS = 60.0  # stores report whole seconds, and S3 refuses requests with a clock 15 minutes off
 
 State = Literal["ok", "wrong", "not known"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at: what it is, how it is, and the numbers, with the fix where it is wrong."""
+    """One check: its name, its state, and a detail with the numbers, and with the fix if it is wrong."""
 
     name: str
     state: State
     detail: str
 
     def __str__(self) -> str:
-        """One line."""
+        """One line of output."""
         return f"{self.state:9} {self.name}: {self.detail}"
 
 
 def require(checks: list[Check]) -> None:
-    """Raises `ConfigError` that names every check that is wrong."""
+    """Raises `ConfigError` if a check is wrong; the message names all of them."""
     wrong = [f"{check.name}: {check.detail}" for check in checks if check.state == "wrong"]
     if wrong:
         raise ConfigError("preflight: " + "; ".join(wrong))
 
 
-def judged(name: str, *, good: bool, detail: str, fix: str) -> Check:
-    """A check with its numbers, and with the fix if it is not good."""
+def verdict(name: str, *, good: bool, detail: str, fix: str) -> Check:
+    """A check with its numbers; the fix is added if it is not good."""
     return Check(name=name, state="ok" if good else "wrong", detail=detail if good else f"{detail}: {fix}")
 
 
-def of_recipe(recipe: Recipe) -> Iterator[Check]:
-    """What the recipe alone decides: clipping, dropped conditions, division into micro-batches, end of the schedule."""
+def recipe_checks(recipe: Recipe) -> Iterator[Check]:
+    """Checks of the recipe only: clipping, condition dropout, division into micro-batches, end of the schedule."""
     optim, sampler = recipe.optim, recipe.model.sampler
     clip = deepspeed_config(recipe)["gradient_clipping"]
-    yield judged(
+    yield verdict(
         "clipping",
         good=clip > 0,
         detail=f"gradients above norm {clip:g} are scaled down",
         fix="set optim.max_grad_norm=1",
     )
     if recipe.objective.generation is not None and recipe.objective.generation.draws_noise:
-        yield judged(
+        yield verdict(
             "condition dropout",
             good=sampler.condition_dropout > 0 or sampler.guidance_scale == 1,
             detail=f"{sampler.condition_dropout:g} of the conditions are dropped, sampling has guidance "
@@ -70,14 +69,14 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
             fix="guidance needs an untaught null branch: set model.sampler.condition_dropout=0.1, or guidance_scale=1",
         )
     fewest, most = recipe.parallel.min_workers, recipe.parallel.max_workers
-    yield judged(
+    yield verdict(
         "micro-batches",
         good=not optim.micro_batches % fewest and not optim.micro_batches % most,
         detail=f"{optim.micro_batches} of {optim.micro_batch_size} samples a step over {fewest} to {most} workers",
         fix="set optim.micro_batches to a multiple of parallel.workers",
     )
     last = learning_rate(optim, optim.steps - 1)
-    yield judged(
+    yield verdict(
         "schedule",
         good=abs(last - optim.min_lr) <= 1e-6 * optim.lr,
         detail=f"{optim.lr:g} at its peak, {last:g} at step {optim.steps}, the last",
@@ -85,45 +84,47 @@ def of_recipe(recipe: Recipe) -> Iterator[Check]:
     )
 
 
-def of_memory(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig | None) -> Iterator[Check]:
+def memory_checks(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig | None) -> Iterator[Check]:
     """Whether weights, gradients and optimizer fit a worker's device, and checkpoints the disk of a node."""
-    need = footprint(recipe, parameters, workers=recipe.parallel.min_workers)  # where a worker's share is largest
-    asked = (
+    need = estimate_memory(recipe, parameters, workers=recipe.parallel.min_workers)  # where a worker's share is largest
+    needed = (
         f"{need.device / GIB:.1f} GiB a worker ({parameters.trained / 1e9:.3f} G parameters trained, "
         f"{parameters.frozen / 1e9:.3f} G frozen, {recipe.parallel.precision}, ZeRO {recipe.parallel.zero_stage})"
     )
-    offered = None if cluster is None else _memory_of_a_worker(recipe, cluster)
+    offered = None if cluster is None else _device_memory(recipe, cluster)
     if offered is None:
-        yield Check(name="memory", state="not known", detail=f"{asked}; name the cluster to judge it (--cluster)")
+        yield Check(name="memory", state="not known", detail=f"{needed}; name the cluster to judge it (--cluster)")
     else:
-        yield judged(
+        yield verdict(
             "memory",
             good=need.device <= SHARE * offered * GIB,
-            detail=f"{asked} of {offered:.1f} GiB, of which {SHARE:.0%} may be taken beside activations",
+            detail=f"{needed} of {offered:.1f} GiB; {SHARE:.0%} may be used, the rest is for activations",
             fix="raise parallel.zero_stage or parallel.workers, or take a larger device",
         )
     if cluster is not None and cluster.disk_gib is not None:
-        # A node holds its workers' shares of the newest checkpoint, and of the one before while that is uploaded.
+        # A node holds its workers' shares of two checkpoints: the newest, and the previous one during its upload.
         held = 2 * need.checkpoint / cluster.nodes / GIB
-        yield judged(
+        yield verdict(
             "disk",
             good=held <= cluster.disk_gib,
             detail=f"{held:.1f} GiB of checkpoints in flight on a node of {cluster.disk_gib:g} GiB free",
             fix="give nodes more disk",
         )
-    kept = recipe.checkpoint.keep * need.checkpoint / GIB
-    yield Check(name="store", state="ok", detail=f"{kept:.1f} GiB for the newest {recipe.checkpoint.keep} checkpoints")
+    stored = recipe.checkpoint.keep * need.checkpoint / GIB
+    yield Check(
+        name="store", state="ok", detail=f"{stored:.1f} GiB for the newest {recipe.checkpoint.keep} checkpoints"
+    )
 
 
-def _memory_of_a_worker(recipe: Recipe, cluster: ClusterConfig) -> float | None:
-    """GiB of the device that a worker computes on."""
+def _device_memory(recipe: Recipe, cluster: ClusterConfig) -> float | None:
+    """GiB of memory of the device that a worker computes on; None if not known."""
     if recipe.parallel.device == "gpu":
-        return cluster.gib_of_a_gpu
-    on_a_node = max(1, -(-recipe.parallel.max_workers // cluster.nodes))
-    return cluster.memory_gib / on_a_node
+        return cluster.gpu_memory_gib
+    workers_per_node = max(1, -(-recipe.parallel.max_workers // cluster.nodes))
+    return cluster.memory_gib / workers_per_node
 
 
-def of_store(uri: str) -> Iterator[Check]:
+def store_checks(uri: str) -> Iterator[Check]:
     """Writes a small object below `uri`, reads it back, compares its time with this machine's clock, and removes it."""
     location = storage.join(uri, f".preflight-{uuid.uuid4().hex}")
     data = uuid.uuid4().bytes
@@ -136,11 +137,11 @@ def of_store(uri: str) -> Iterator[Check]:
     except StorageError as error:
         yield Check(name="storage", state="wrong", detail=str(error))
         return
-    yield judged(
+    yield verdict(
         "storage", good=back == data, detail=f"{uri} is written and read", fix="what was read is not what was written"
     )
     skew = abs(now - written)
-    yield judged(
+    yield verdict(
         "clock",
         good=skew <= SKEW_SECONDS,
         detail=f"{skew:.0f} s between this machine and the store",
@@ -148,8 +149,8 @@ def of_store(uri: str) -> Iterator[Check]:
     )
 
 
-def of_features(inputs: StageInputs) -> Iterator[Check]:
-    """Whether stored features are those of the encoder that the recipe names."""
+def feature_checks(inputs: StageInputs) -> Iterator[Check]:
+    """Whether features can be streamed, or stored features match the encoder that the recipe names."""
     recipe = inputs.recipe
     if recipe.data.features == "online":
         return
@@ -165,8 +166,8 @@ def of_features(inputs: StageInputs) -> Iterator[Check]:
         yield Check(name="features", state="wrong", detail=str(error))
 
 
-def attempted(name: str, call: Callable[[], Any]) -> Check:
-    """A check that is right where a call succeeds, and wrong where it raises a user's error."""
+def check_call(name: str, call: Callable[[], Any]) -> Check:
+    """A check that is ok if a call succeeds, and wrong if it raises a `Blip3oError`."""
     try:
         call()
     except Blip3oError as error:
@@ -174,7 +175,7 @@ def attempted(name: str, call: Callable[[], Any]) -> Check:
     return Check(name=name, state="ok", detail="complete")
 
 
-def counted(recipe: Recipe, cluster: ClusterConfig | None) -> Iterator[Check]:
-    """All checks that need neither store nor Ray."""
-    yield from of_recipe(recipe)
-    yield from of_memory(recipe, count(recipe), cluster)
+def static_checks(recipe: Recipe, cluster: ClusterConfig | None) -> Iterator[Check]:
+    """All checks of a recipe that need neither storage nor Ray."""
+    yield from recipe_checks(recipe)
+    yield from memory_checks(recipe, count_parameters(recipe), cluster)

@@ -1,1 +1,1 @@
-"""The loss of a checkpoint on held-out data, outside of any engine."""
+"""Validation: the loss of a checkpoint on held-out data, computed without a DeepSpeed engine."""

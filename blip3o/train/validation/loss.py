@@ -1,8 +1,8 @@
-"""A checkpoint's loss on held-out data, always with the same samples, noise and times: points of one curve.
+"""A checkpoint's loss on held-out data, always with the same samples, noise and times, so that values are comparable.
 
-A flow is judged in bins of the noise level σ, since one figure hides what it learns: at low σ details, at high σ what
-the prompt asks for. `validation/flow` is the mean over all bins, which is the loss at uniform σ without weights, and
-so comparable between runs that train with other densities.
+The flow loss is reported in bins of the noise level σ, since a single value hides what the model learns: details at low
+σ, the content of the prompt at high σ. `validation/flow` is the mean over all bins: the unweighted loss at uniform σ,
+which is comparable between runs that train with different densities.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ PREFIX = "validation/"
 
 
 def held_out(recipe: Recipe) -> Recipe:
-    """The recipe of the held-out samples: no stored features, the evaluation's seed, and a ledger of their own."""
+    """The recipe for held-out samples: online features, the evaluation's seed, and a separate ledger."""
     data = recipe.data.model_copy(
         update={
             "sources": recipe.evaluate.sources,
@@ -34,7 +34,7 @@ def held_out(recipe: Recipe) -> Recipe:
 
 
 def num_micro_batches(recipe: Recipe) -> int:
-    """Micro-batches of a validation: as many as hold `evaluate.samples`, at least one."""
+    """The number of micro-batches in a validation: those that fit into `evaluate.samples`, at least one."""
     return max(recipe.evaluate.samples // recipe.optim.micro_batch_size, 1)
 
 
@@ -42,10 +42,10 @@ def num_micro_batches(recipe: Recipe) -> int:
 def validate(
     recipe: Recipe, module: StageModule, batches: Iterable[dict[str, np.ndarray]], *, pad_id: int
 ) -> dict[str, float]:
-    """The figures of a stage's module over micro-batches as the stream gives them; `recipe` is that of `held_out`.
+    """The validation metrics of a stage's module over micro-batches of the stream; `recipe` comes from `held_out`.
 
-    `validation/TERM` is the mean of each term of the stage's loss; where a flow is trained, its bins are
-    `validation/flow/LOW-HIGH`, of σ. `validation/loss` is the terms' weighted sum.
+    `validation/TERM` is the mean of each term of the stage's loss, `validation/loss` their weighted sum. For a flow,
+    `validation/flow/LOW-HIGH` are its bins of σ.
     """
     device = next(module.parameters()).device
     sums: dict[str, Tensor] = {}
@@ -56,11 +56,11 @@ def validate(
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.double().cpu()
             counts[name] = counts.get(name, 0) + found[name]
-    return _figures(module, {name: value / counts[name] for name, value in sums.items() if counts[name]})
+    return _metrics(module, {name: value / counts[name] for name, value in sums.items() if counts[name]})
 
 
-def _figures(module: StageModule, means: dict[str, Tensor]) -> dict[str, float]:
-    figures = {PREFIX + name: float(value.mean()) for name, value in means.items()}
+def _metrics(module: StageModule, means: dict[str, Tensor]) -> dict[str, float]:
+    metrics = {PREFIX + name: float(value.mean()) for name, value in means.items()}
     total = sum(module.weights.get(name, 1.0) * float(value.mean()) for name, value in means.items())
     binned = {name: value.tolist() for name, value in means.items() if value.dim()}
     edges = {name: [f"{it / len(bins):g}" for it in range(len(bins) + 1)] for name, bins in binned.items()}
@@ -69,4 +69,4 @@ def _figures(module: StageModule, means: dict[str, Tensor]) -> dict[str, float]:
         for name, bins in binned.items()
         for low, high, value in zip(edges[name], edges[name][1:], bins, strict=False)
     }
-    return {**figures, f"{PREFIX}loss": total, **named}
+    return {**metrics, f"{PREFIX}loss": total, **named}

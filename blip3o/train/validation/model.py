@@ -1,4 +1,4 @@
-"""The model of a checkpoint, outside of any engine: for validations, which run beside the training."""
+"""Loads the model of a checkpoint without a DeepSpeed engine, for validations that run in parallel with training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,31 +8,31 @@ from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
 from blip3o.errors import CheckpointError
-from blip3o.model.unfilled import place, shared_names, unfilled
+from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
 from blip3o.train.checkpoint.state import TAG
 from blip3o.train.ema import read_ema
-from blip3o.train.lora import adapted_layers, merged
+from blip3o.train.lora import adapted_layers, merge_adapters
 from blip3o.train.stages import stage_of
 
-DRAWING = ("coarse", "decoder")  # parts that turn features into pixels, which no stage of drawing trains
-MODEL_FILE = f"{TAG}/mp_rank_00_model_states.pt"  # rank 0's; under ZeRO-3 there is none
-_PREFIX = "model."  # of the parameters' names in a stage's module
+PIXEL_PARTS = ("coarse", "decoder")  # parts that turn features into pixels; generating stages do not train them
+MODEL_FILE = f"{TAG}/mp_rank_00_model_states.pt"  # written by rank 0; not under ZeRO-3
+_PREFIX = "model."  # of parameter names in a `StageModule`
 _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def trained_weights(directory: Path) -> dict[str, Tensor]:
-    """The trained parameters, by name, in what a run saved below a directory; of a run that keeps it, their average.
+    """The trained parameters of a checkpoint in a directory, by name; their moving average if the run keeps one.
 
-    There must be `MODEL_FILE` and the files of the average, or, under ZeRO-3, all files.
+    The directory must hold `MODEL_FILE` and the files of the average, or, under ZeRO-3, all files.
     """
     states = directory / MODEL_FILE
     if states.exists():
-        # Our own file: of all that is in it, only tensors are taken.
+        # DeepSpeed saves more than tensors, hence no weights_only. The file was written by this run.
         found = torch.load(states, map_location="cpu", weights_only=False)["module"]
-    else:  # ZeRO-3: the parameters are in pieces, as the optimizer's state is
+    else:  # ZeRO-3 partitions parameters like the optimizer's state
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         found = get_fp32_state_dict_from_zero_checkpoint(str(directory), TAG, exclude_frozen_parameters=True)
@@ -43,14 +43,14 @@ def trained_weights(directory: Path) -> dict[str, Tensor]:
 def validation_model(
     recipe: Recipe, trained: Mapping[str, Tensor], *, image_token_id: int, device: torch.device
 ) -> UnifiedModel:
-    """The parts of a recipe's stage with these trained weights, frozen ones from the runs that it starts from.
+    """The model of a recipe's stage with these trained weights, and frozen ones from the runs that it starts from.
 
-    Where the evaluation draws, also the decoder and the coarse head, if those runs or `evaluate.grid_from` trained
-    them; the model lacks the one that has no weights. Raises `CheckpointError` if weights are missing or do not fit.
+    If the evaluation generates images, the model also has the decoder and the coarse head, as far as those runs or
+    `evaluate.grid_from` trained them. Raises `CheckpointError` if weights are missing or have another shape.
     """
-    drawing = DRAWING if recipe.evaluate.grid else ()
-    parts = (*stage_of(recipe.online()).parts, *drawing)
-    with unfilled():
+    pixel_parts = PIXEL_PARTS if recipe.evaluate.grid else ()
+    parts = (*stage_of(recipe.with_online_features()).parts, *pixel_parts)
+    with init_empty_weights():
         model = UnifiedModel(
             recipe.model, image_token_id=image_token_id, parts=parts, max_length=recipe.data.max_length
         )
@@ -60,24 +60,24 @@ def validation_model(
     if recipe.stage.lora is not None:
         weights = dict(model.named_parameters())
         base = {f"{layer}.weight": weights[f"{layer}.weight"] for layer in adapted_layers(model, recipe.stage.lora)}
-        trained = merged(trained, base, recipe.stage.lora)
-    # What is saved beside the trained parameters, a tied head's second name or a buffer, the model has already.
-    left = trained.keys() - _fill(model, trained, dtype, source=recipe.run.name) - model.state_dict().keys()
-    if left:
-        raise CheckpointError(f"the checkpoint of '{recipe.run.name}' has {min(left)}, which the model has not")
-    for part in drawing:
-        if part not in stage_of(recipe).parts and _has_gaps(getattr(model, part, None)):
+        trained = merge_adapters(trained, base, recipe.stage.lora)
+    # A checkpoint also holds buffers and the second name of a tied head, which the model has already.
+    unused = trained.keys() - _fill(model, trained, dtype, source=recipe.run.name) - model.state_dict().keys()
+    if unused:
+        raise CheckpointError(f"the checkpoint of '{recipe.run.name}' has {min(unused)}, which the model has not")
+    for part in pixel_parts:
+        if part not in stage_of(recipe).parts and _is_incomplete(getattr(model, part, None)):
             delattr(model, part)
-    gaps = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if gaps:
-        raise CheckpointError(f"{gaps[0]} has no weights: name the run that trained it in stage.start_from")
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise CheckpointError(f"{missing[0]} has no weights: name the run that trained it in stage.start_from")
     return model.eval().requires_grad_(requires_grad=False).to(device)
 
 
 def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, source: str) -> set[str]:
-    """Gives the model those tensors that it has a place for, and returns their names."""
+    """Loads the tensors that the model has too, and returns their names."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    names = shared_names(model)
+    names = tied_names(model)
     taken = tensors.keys() & names.keys()
     for name in taken:
         if tensors[name].shape != shapes[name]:
@@ -85,10 +85,10 @@ def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype
                 f"{source}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(shapes[name])}: use "
                 "the same model preset"
             )
-        place(model, names[name], tensors[name].to(dtype))
+        set_parameter(model, names[name], tensors[name].to(dtype))
     return taken
 
 
-def _has_gaps(part: nn.Module | None) -> bool:
-    """Whether a part, None where the config has none, lacks weights."""
+def _is_incomplete(part: nn.Module | None) -> bool:
+    """Whether a part has parameters without weights. None is a part that the config does not have."""
     return part is not None and any(parameter.is_meta for parameter in part.parameters())

@@ -61,7 +61,7 @@ def roots(tmp_path_factory):
     return tars, mixed
 
 
-@pytest.mark.parametrize("task", [Task.CHAT, Task.DRAW])
+@pytest.mark.parametrize("task", [Task.CHAT, Task.GENERATE])
 def test_micro_batches_over_parquet_are_those_over_tars(roots, task):
     made = []
     for root in roots:

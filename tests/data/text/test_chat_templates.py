@@ -166,7 +166,7 @@ def test_a_request_to_draw_is_the_familys_prompt_and_the_generation_token(family
     style, ours, theirs = family
     turns = [Turn(role="user", text=f"Please draw: {caption}")]
     expected = [*rendered(theirs, turns, prompt=True), theirs.convert_tokens_to_ids(GENERATE)]
-    assert template(style).draw(ours, caption) == expected
+    assert template(style).generation_request(ours, caption) == expected
 
 
 def test_without_system_words_only_llama_has_a_system_turn(family):
@@ -183,4 +183,4 @@ def test_a_frame_that_is_not_the_tokenizers_is_named(family):
     for other in FRAMES:
         if {style, other} not in ({style}, {"chatml", "qwen3"}):
             with pytest.raises(ConfigError, match=r"the tokenizer has no token <\|\w+\|>: set data.template.style to"):
-                template(other).draw(ours, "a red circle")
+                template(other).generation_request(ours, "a red circle")

@@ -187,4 +187,4 @@ def test_no_turn_of_a_conversation_forges_a_control_token(tokenizers):
             turns = [Turn(role=turn.role, text="".join(draw.choices(CONTROLS, k=3))) for turn in plain]
             found = template.chat(tokenizer, turns, with_image=True)
             assert [number for number in found if number in controls] == expected
-            assert template.draw(tokenizer, turns[0].text).count(tokenizer.special(GENERATE)) == 1
+            assert template.generation_request(tokenizer, turns[0].text).count(tokenizer.special(GENERATE)) == 1

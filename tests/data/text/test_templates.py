@@ -47,7 +47,7 @@ def test_a_conversation_is_chatml_with_the_image_in_the_first_user_turn():
 
 
 def test_a_request_to_draw_ends_with_an_open_assistant_turn_and_the_generation_token():
-    ids = template().draw(TOKENIZER, "a {red} circle")
+    ids = template().generation_request(TOKENIZER, "a {red} circle")
     assert spelled(ids) == "<|im_start|>user\nPlease draw: a {red} circle<|im_end|>\n<|im_start|>assistant\n[IMG]"
     assert ids[-1] == SPECIAL[GENERATE]
 
@@ -91,7 +91,7 @@ def test_training_continues_exactly_what_inference_shows(with_image):
 def test_a_form_asks_without_answers_and_supervises_each_answer_at_its_question():
     pairs = [("color?", "red"), ("how many?", "one"), ("?", "a circle")]
     form = template().form(TOKENIZER, "a red circle", pairs)
-    drawn = template().draw(TOKENIZER, "a red circle")
+    drawn = template().generation_request(TOKENIZER, "a red circle")
     asked = [TOKENIZER.encode(question) for question, _ in pairs]
     assert list(form.ids) == [*drawn, *chain(*asked), SPECIAL[TURN_END]]
     # A causal model's state at a position is judged by the label of the next one.

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from blip3o.config.load import preset_model
 from blip3o.model import describe
 from jobs.cli import app
-from jobs.commands.model import picture
+from jobs.commands.model import svg
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,7 +22,7 @@ def test_describe_prints_parameters_and_costs():
     assert lines[0] == f"nano: {whole:,} parameters"
     assert any(line.startswith("  dit.layers") and " 2 x " in line for line in lines)
     assert not any("dit.layers.0" in line for line in lines)
-    assert any(line.startswith("drawing one image: ") and line.endswith("FLOP") for line in lines)
+    assert any(line.startswith("generating one image: ") and line.endswith("FLOP") for line in lines)
     assert any(line.split()[:4] == ["prompt", "of", "20", "tokens"] for line in lines)
 
 
@@ -36,7 +36,7 @@ def test_the_picture_in_the_docs_is_the_one_that_is_drawn(tmp_path):
 
 @pytest.mark.parametrize("preset", ["nano", "4b-sana"])
 def test_every_kind_of_model_can_be_drawn(preset):
-    assert "DiT" in picture(preset)
+    assert "DiT" in svg(preset)
 
 
 def test_an_unknown_preset_names_the_nearest():

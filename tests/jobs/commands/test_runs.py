@@ -13,7 +13,7 @@ from blip3o import storage
 from blip3o.errors import StorageError
 from blip3o.runs.listing import list_runs
 from blip3o.runs.paths import ATTEMPTS, EVENTS, final_uri, recipe_uri, validation_uri
-from blip3o.runs.recipes import compare
+from blip3o.runs.recipes import diff_recipes
 from blip3o.runs.results import write_final
 from blip3o.runs.rows import read_rows, with_rates
 from blip3o.train.metrics.trackers import open_trackers
@@ -85,10 +85,10 @@ def test_runs_are_listed_with_how_far_they_are(base):
 
 
 def test_two_runs_are_compared_by_their_recipes(base):
-    differing = compare(base, "whole", "going")
+    differing = diff_recipes(base, "whole", "going")
     assert differing == {"run.name": ("whole", "going"), "parallel.threads": (1, 3)}
     assert "parallel.threads: 1 → 3" in run_cli("runs", "--storage", base, "--diff", "whole", "going")
-    assert compare(base, "whole", "whole") == {}
+    assert diff_recipes(base, "whole", "whole") == {}
 
 
 def test_rows_that_were_written_in_two_cuts_count_once_the_newest_first(base):

@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_and_draws_nothing_twice(server, offline, tmp_path)
 
 
 def wait_for_images(out, process, timeout_s=300):
-    """Until the first image is there; the run must still be running then."""
+    """Until the first image is there; the run must still continue then."""
     deadline = time.monotonic() + timeout_s
     while not images(out):
         assert process.poll() is None and time.monotonic() < deadline, "no image was drawn"

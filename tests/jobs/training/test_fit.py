@@ -1,4 +1,4 @@
-"""What a fit asks of Ray, and what it says of itself afterwards, as plain values."""
+"""The resources and labels that a fit requests from Ray, and its summary, as plain values."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
 from blip3o.train.result import summarize
 from jobs.training.plan import FitPlan
-from jobs.training.resources import scaling, sharing
+from jobs.training.resources import scaling_config, usable_workers
 from jobs.training.stream import stream_encoders
 from tests import recipes
 from tests.jobs import world
@@ -21,19 +21,19 @@ from tests.jobs import world
 def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
     labels = {"ray-subcluster": "training"}
     asked = {"workers": 2, "cpus_per_worker": 3.0}
-    placed = scaling(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel, most=2)
+    placed = scaling_config(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel, max_workers=2)
     assert (placed.num_workers, placed.use_gpu, placed.label_selector) == (2, False, labels)
     assert placed.resources_per_worker == {"CPU": 3.0, "GPU": 0}
-    assert scaling(recipes.recipe(parallel=asked).parallel, most=2).label_selector is None
+    assert scaling_config(recipes.recipe(parallel=asked).parallel, max_workers=2).label_selector is None
 
 
-def test_workers_may_be_a_range_that_ends_where_they_can_share_a_step():
+def test_a_range_of_workers_uses_numbers_that_divide_a_step():
     asked = {"workers": {"min": 2, "max": 12}}
     stages = [recipes.recipe(run={"name": f"m{m}"}, optim={"micro_batches": m}, parallel=asked) for m in (12, 24)]
     pipeline = TrainingPipeline(name="p", stages=tuple(stages))
-    assert scaling(stages[0].parallel, most=12).num_workers == (2, 12)
-    assert [sharing(pipeline, count) for count in (12, 11, 6, 5, 3, 2)] == [12, 6, 6, 4, 3, 2]
-    assert scaling(stages[0].parallel, most=2).num_workers == 2
+    assert scaling_config(stages[0].parallel, max_workers=12).num_workers == (2, 12)
+    assert [usable_workers(pipeline, count) for count in (12, 11, 6, 5, 3, 2)] == [12, 6, 6, 4, 3, 2]
+    assert scaling_config(stages[0].parallel, max_workers=2).num_workers == 2
     with pytest.raises(ConfigError, match="micro_batches 12 is not a multiple of parallel.workers 5"):
         recipes.recipe(optim={"micro_batches": 12}, parallel={"workers": {"min": 5, "max": 12}})
     with pytest.raises(ConfigError, match="min 3 is above max 2: swap them"):
@@ -66,12 +66,12 @@ print(len(made["input_ids"]), "torch" in sys.modules)
 """
 
 
-def test_who_makes_micro_batches_does_not_load_pytorch(base):
-    """Which would be a second of each start, and memory in every process that decodes."""
+def test_actors_that_build_micro_batches_do_not_load_pytorch(base):
+    """PyTorch would cost a second at each start, and memory in every process that decodes."""
     made = world.recipe(base)
-    told = FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
+    plan = FitPlan(name="p", recipes=(made.model_dump(mode="json"),), data_sha256=([],), features=(None,))
     command = [sys.executable, "-c", MAKES_A_MICRO_BATCH]
-    done = subprocess.run(command, input=json.dumps(asdict(told)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input=json.dumps(asdict(plan)), capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == [str(made.optim.micro_batch_size), "False"], done.stderr
 
 
@@ -81,7 +81,7 @@ def test_without_encoders_the_whole_stream_has_the_labels_of_decoding():
 
 
 def test_a_stream_over_two_subclusters_is_refused():
-    """Ray Data would count no node of the second one, and its actors would wait for ever."""
+    """Ray Data would count no node of the second one, and its actors would wait forever."""
     labels = {"ray-subcluster": "preprocess"}
     with pytest.raises(ConfigError, match="data_labels has preprocess, parallel.encoder_labels None: give both"):
         plan(data_labels=labels)
@@ -89,13 +89,13 @@ def test_a_stream_over_two_subclusters_is_refused():
     assert plan("online", data_labels=labels)
 
 
-def test_stages_whose_labels_differ_are_no_pipeline():
+def test_stages_with_different_labels_are_refused_as_a_pipeline():
     stages = [recipes.recipe(run={"name": kind}, parallel={"data_labels": {"kind": kind}}) for kind in ("a", "b")]
     with pytest.raises(ConfigError, match="the stages differ in parallel.data_labels"):
         TrainingPipeline(name="p", stages=tuple(stages))
 
 
-def test_a_summary_tells_how_long_steps_wait_for_data():
+def test_a_summary_reports_how_long_steps_wait_for_data():
     made = recipes.recipe(optim={"steps": 100})
     rows = [
         {"step": n, "loss": 1.0 - n / 100, "seconds": 0.5, "data_wait": 0.001 * n, "checkpoint_stall": 0.25}

@@ -1,4 +1,4 @@
-"""What rank 0 says of each step: rows in the store before a checkpoint counts, and no failure of a sink unheard."""
+"""What rank 0 reports of each step: rows are stored before a checkpoint counts, and a tracker's failure is raised."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from blip3o.runs.rows import read_rows
 from blip3o.train.callbacks import StepRecord
 from blip3o.train.metrics.recorder import MetricsRecorder, peak_flops
 from jobs.training.callbacks import GaugeExporter
-from jobs.training.progress import ProgressReporter, board
+from jobs.training.progress import ProgressReporter, progress_board
 from tests.jobs.test_train import wait_until
 from tests.recipes import recipe
 
@@ -43,25 +43,25 @@ def steps_stored(tmp_path):
 
 
 @pytest.mark.parametrize(("flush", "before"), [(None, []), (2, [0, 1])])
-def test_rows_are_there_when_they_are_settled(ray_cluster, tmp_path, flush, before):
+def test_rows_are_stored_after_the_wait(ray_cluster, tmp_path, flush, before):
     settings = made(str(tmp_path), flush=flush)
-    handle = board()
+    handle = progress_board()
     recorder, progress = MetricsRecorder(settings, peak_flops=16e9), ProgressReporter(settings)
     for step in range(3):
         recorder.after_step(step + 1, record(step))
         progress.after_step(step + 1, record(step))
-    recorder.settle()
+    recorder.wait_written()
     assert steps_stored(tmp_path) == before
     recorder.on_checkpoint(3, record(2))
     assert steps_stored(tmp_path) == [0, 1, 2]
     recorder.on_end()
     assert json.loads(storage.read_bytes(recipe_uri(str(tmp_path), "recorded"))) == settings.model_dump(mode="json")
-    assert ray_cluster.get(handle.ask.remote(["recorded"])) == {"recorded": {"step": 2, "loss": 0.5}}
+    assert ray_cluster.get(handle.latest.remote(["recorded"])) == {"recorded": {"step": 2, "loss": 0.5}}
     [row, *_] = read_rows(str(tmp_path), "recorded")
     assert (row["mfu"], row["samples_per_second"]) == (0.5, 16)
 
 
-def test_prometheus_finds_the_newest_values_at_rays_door(ray_cluster, tmp_path):
+def test_prometheus_gets_the_newest_values_from_rays_endpoint(ray_cluster, tmp_path):
     GaugeExporter(made(str(tmp_path)), peak_flops=None).after_step(2, record(1))
     [node] = [node for node in ray_cluster.nodes() if node["Alive"]]
     door = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -76,17 +76,17 @@ def page(address):
         return answer.read().decode()
 
 
-def test_a_sink_that_fails_ends_the_run(ray_cluster, tmp_path):
+def test_a_failing_tracker_ends_the_run(ray_cluster, tmp_path):
     recorder = MetricsRecorder(made(str(tmp_path)), peak_flops=None)
     (tmp_path / "recorded" / "metrics").write_text("a file where the folder of rows should be")
     assert metrics_folder(str(tmp_path), "recorded") == str(tmp_path / "recorded" / "metrics")
     recorder.after_step(1, record(0))
     recorder.flush()
     with pytest.raises(StorageError, match="metrics"):
-        recorder.settle()
+        recorder.wait_written()
 
 
-def test_the_recipes_word_on_the_peak_counts_for_every_worker():
+def test_the_recipes_peak_applies_to_every_worker():
     cpu = torch.device("cpu")
     assert peak_flops(recipe(parallel={"peak_tflops": 0.5}), cpu, workers=4) == 2e12
     assert peak_flops(recipe(), cpu, workers=4) is None

@@ -1,4 +1,4 @@
-"""Autoencoders: latents of both kinds as diffusers makes them, scaled; sizes of the published ones."""
+"""Autoencoders: scaled latents of both kinds equal those of diffusers; sizes of the published ones."""
 
 import pytest
 import torch

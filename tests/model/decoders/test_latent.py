@@ -149,7 +149,7 @@ def test_the_connector_runs_once_for_a_decode_and_once_for_its_null_branch(sana)
     assert sorted(shapes) == [1, 3]
 
 
-def test_without_a_null_branch_the_condition_alone_counts(decoder):
+def test_without_a_null_branch_only_the_condition_counts(decoder):
     features, noise, null = inputs(decoder)
     unguided = build({"sdxl": SDXL, "sana": SANA}[decoder.config.kind], **_guidance(decoder, 1.0))
     unguided.load_state_dict(decoder.state_dict())

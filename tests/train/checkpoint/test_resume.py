@@ -1,4 +1,4 @@
-"""Where a run goes on: each rule overrules those below it."""
+"""Where a run resumes: each rule takes precedence over those below it."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from blip3o import storage
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.errors import CheckpointError
-from blip3o.runs.checkpoints import name_of, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, shards_uri
 from blip3o.runs.paths import final_uri, snapshot_uri
 from blip3o.runs.results import write_final
 from blip3o.train.checkpoint.resume import next_micro_batch, resume_point
@@ -27,7 +27,7 @@ def made(tmp_path, name="one", **stage):
 
 
 def commit(recipe, *steps):
-    results = [{"checkpoint_dir_name": name_of(recipe.run.name, step)} for step in steps]
+    results = [{"checkpoint_dir_name": checkpoint_name(recipe.run.name, step)} for step in steps]
     snapshot = json.dumps({"checkpoint_results": results}).encode()
     storage.write_bytes(snapshot_uri(recipe.run.storage, FIT), snapshot)
     for step in steps:
@@ -52,8 +52,8 @@ def test_finished_comes_before_checkpoint_before_start_from_before_seed(tmp_path
     assert point.result["run"] == "one"
 
 
-def test_a_run_all_of_whose_checkpoints_are_rejected_starts_from_nothing_less(tmp_path):
-    """Weights to start from would silently throw its steps away."""
+def test_a_run_with_only_rejected_checkpoints_does_not_start_again(tmp_path):
+    """Starting from initial weights would silently discard its steps."""
     recipe = made(tmp_path, start_from=["world-encoder"])
     commit(recipe, 3)
     with pytest.raises(CheckpointError, match="no checkpoint left that is whole"):

@@ -1,4 +1,4 @@
-"""Which checkpoints count, are kept, and are fallen back to, without Ray: its snapshot is written by hand."""
+"""Which checkpoints count, are kept, and serve as fallback. Without Ray: its snapshot is written by hand."""
 
 import json
 
@@ -6,9 +6,9 @@ import pytest
 
 from blip3o import storage
 from blip3o.errors import CheckpointError
-from blip3o.runs.checkpoints import committed_steps, name_of, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, committed_steps, shards_uri
 from blip3o.runs.paths import SNAPSHOT, validation_uri
-from blip3o.train.checkpoint.store import committed_step, forgive, kept, prune, reject
+from blip3o.train.checkpoint.store import clear_rejection, committed_step, prune, reject, steps_to_keep
 from tests import recipes
 
 FIT = "joined"
@@ -24,14 +24,14 @@ FIT = "joined"
     ],
 )
 def test_the_newest_the_multiples_and_the_best_are_kept(rules, expected):
-    assert kept([3, 6, 9, 12], **rules) == expected
+    assert steps_to_keep([3, 6, 9, 12], **rules) == expected
 
 
 @pytest.fixture
 def made(tmp_path):
     """A run with checkpoints after 3, 6, 9 and 12 steps, and files of one that was never committed after 7 and 15."""
     recipe = recipes.recipe(run={"storage": str(tmp_path)}, checkpoint={"keep": 1, "best": "validation/flow"})
-    names = [name_of(recipe.run.name, step) for step in (3, 6, 9, 12)] + [name_of("another", 99)]
+    names = [checkpoint_name(recipe.run.name, step) for step in (3, 6, 9, 12)] + [checkpoint_name("another", 99)]
     results = [{"checkpoint_dir_name": name} for name in names]
     snapshot = json.dumps({"checkpoint_results": results})
     storage.write_bytes(f"{tmp_path}/{FIT}/{SNAPSHOT}", snapshot.encode())
@@ -57,7 +57,7 @@ def validated(made, figures):
         storage.write_bytes(place, json.dumps({"validation/flow": figure}).encode())
 
 
-def test_pruning_leaves_what_the_rules_keep_and_what_is_on_its_way(made):
+def test_pruning_keeps_the_checkpoints_of_the_rules_and_uploads_in_progress(made):
     validated(made, {3: 0.5, 6: 0.2, 9: 0.3})
     prune(made, FIT)
     assert steps_with_files(made) == [6, 12, 15]
@@ -65,7 +65,7 @@ def test_pruning_leaves_what_the_rules_keep_and_what_is_on_its_way(made):
 
 @pytest.mark.parametrize(("figures", "left"), [({}, [9, 12, 15]), ({3: 0.5, 6: 0.6}, [3, 9, 12, 15])])
 def test_a_checkpoint_that_waits_for_its_validation_is_not_pruned(made, figures, left):
-    """But two at the most: validations that are slower than the training do not fill the store."""
+    """At most two: validations that are slower than training do not fill the store."""
     evaluate = {"every": 3, "sources": [{"name": "held", "shards": "held/*.tar"}]}
     checkpoint = made.checkpoint.model_dump() | {"every": 3}
     waiting = recipes.recipe(run=made.run.model_dump(), checkpoint=checkpoint, evaluate=evaluate)
@@ -82,7 +82,7 @@ def test_a_run_falls_back_past_damaged_and_pruned_checkpoints_until_none_is_left
     assert committed_step(made, FIT) == 6
     assert "checkpoint after step 12 of run 'test' is damaged: a.pt is missing" in caplog.text
     assert "run 'test' falls back to its checkpoint after step 6" in caplog.text
-    forgive(made, 12)
+    clear_rejection(made, 12)
     assert committed_step(made, FIT) == 12
     reject(made, FIT, 12, "again")
     reject(made, FIT, 6, "too")
@@ -90,7 +90,7 @@ def test_a_run_falls_back_past_damaged_and_pruned_checkpoints_until_none_is_left
         reject(made, FIT, 3, "as well")
 
 
-def test_a_snapshot_of_another_form_is_an_error(made):
+def test_a_snapshot_in_another_format_is_an_error(made):
     storage.write_bytes(f"{made.run.storage}/{FIT}/{SNAPSHOT}", b'{"results": []}')
     with pytest.raises(CheckpointError, match="is not a snapshot as Ray 2.60 writes it"):
         committed_step(made, FIT)

@@ -1,4 +1,4 @@
-"""Ranks that begin with other weights are stopped, and the parameter is named: two processes of one gloo group."""
+"""Ranks that start with different weights are stopped, and the parameter is named: two processes of one gloo group."""
 
 import json
 
@@ -13,8 +13,8 @@ from blip3o.train.initial_weights import require_agreement
 SHIFTS = (0.0, 2.0, float("nan"))  # of the second rank's bias
 
 
-def told(rank, folder):
-    """Leaves what a rank is told about each shift, None where all is well."""
+def check_shifts(rank, folder):
+    """Writes the error that a rank gets for each shift; None without an error."""
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/group", 2), rank=rank, world_size=2)
     found = []
     for shift in SHIFTS:
@@ -31,8 +31,8 @@ def told(rank, folder):
     dist.destroy_process_group()
 
 
-def test_every_rank_is_told_which_parameter_differs(tmp_path):
-    mp.spawn(told, (tmp_path,), nprocs=2)
+def test_every_rank_reports_which_parameter_differs(tmp_path):
+    mp.spawn(check_shifts, (tmp_path,), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     equal, other, undefined = first
     assert equal is None

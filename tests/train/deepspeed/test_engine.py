@@ -1,4 +1,4 @@
-"""Every way to spread a stage over ranks trains what plain PyTorch trains, and resumes to the bit."""
+"""Every way to partition a stage over ranks trains like plain PyTorch, and resumes bit-identically."""
 
 import functools
 
@@ -8,7 +8,7 @@ import torch
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.checkpoint.state import load, make_universal
 from blip3o.train.deepspeed.engine import build_engine
-from blip3o.train.schedule import learning_rate, parameter_groups, set_rates
+from blip3o.train.schedule import learning_rate, parameter_groups, set_learning_rates
 from blip3o.train.validation.model import trained_weights
 from tests.distributed import run_ranks
 from tests.recipes import recipe
@@ -35,7 +35,7 @@ TOLERANCE = 5e-6
 
 
 def train_all(folder, ways):
-    """On each rank: for each way a run, and whether the same run from its checkpoint is the same."""
+    """On each rank and for each configuration: a run, and whether resuming from its checkpoint gives the same run."""
     found = {}
     for name, parallel in ways.items():
         place = folder / name
@@ -57,13 +57,13 @@ HALF = {"half, nothing spread": {"zero_stage": 0}, "half, parameters": SPREAD}
 
 @pytest.fixture(scope="module")
 def folder_of_two(tmp_path_factory):
-    """Where two ranks leave their checkpoints."""
+    """The folder of two ranks' checkpoints."""
     return tmp_path_factory.mktemp("two")
 
 
 @pytest.fixture(scope="module")
 def by_two(folder_of_two):
-    """What two ranks made of it, each way."""
+    """The results of two ranks, for each configuration."""
     half = {name: {**way, "precision": "bf16"} for name, way in HALF.items()}
     return run_ranks(train_all, folder_of_two, folder_of_two, WAYS | half)
 
@@ -90,12 +90,12 @@ def agree(run, way):
 def test_two_ranks_train_what_plain_pytorch_trains(by_two, way):
     first, second = (rank[way] for rank in by_two)
     agree(first, WAYS[way])
-    assert not second["weights"] and not second["averaged"]  # the first rank alone keeps what was gathered
+    assert not second["weights"] and not second["averaged"]  # only the first rank keeps gathered tensors
     assert first["resumed"] and second["resumed"]
 
 
 @pytest.mark.parametrize("way", HALF)
-def test_in_bf16_the_same_is_learned_from_weights_and_averages_in_fp32(by_two, way):
+def test_bf16_trains_alike_with_weights_and_averages_in_fp32(by_two, way):
     run = by_two[0][way]
     for one, other in zip(run["rows"], plain("generate", lora=False)["rows"], strict=True):
         # Measured: 7e-4. A first step that counts as the second is shorter by a quarter, which is off by 5e-3.
@@ -105,19 +105,19 @@ def test_in_bf16_the_same_is_learned_from_weights_and_averages_in_fp32(by_two, w
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_validations_read_of_a_checkpoint_is_the_average_that_was_saved(by_two, folder_of_two, way):
+def test_validations_read_the_average_that_was_saved(by_two, folder_of_two, way):
     expected, found = by_two[0][way]["saved"], trained_weights(folder_of_two / way)
     assert expected
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_stage_three_halves_what_a_rank_holds_frozen_parameters_too(by_two):
+def test_stage_three_halves_the_parameters_of_a_rank_including_frozen_ones(by_two):
     whole, half = (by_two[0][way]["held"] for way in ("optimizer", "parameters"))
     assert half == pytest.approx(whole / 2, rel=0.01)
 
 
 def train_and_go_on(folder, of_two):
-    """On one rank: a run, two ranks' runs from where they saved them, and what a wrong stage says."""
+    """On one rank: a run, runs resumed from two ranks' checkpoints, and the error for a wrong stage."""
     found = {"gradients": by_engine(made(world=1, **WAYS["gradients"]), folder)}
     for way in ("optimizer", "parameters"):
         make_universal(of_two / way)
@@ -126,7 +126,7 @@ def train_and_go_on(folder, of_two):
 
 
 def refusal(folder, values):
-    """What loading a checkpoint of another stage says."""
+    """The error of loading a checkpoint of another stage."""
     engine = build_engine(values, module_for(values))
     with pytest.raises(CheckpointError) as caught:
         load(engine, str(folder), identity="x", universal=True)
@@ -134,7 +134,7 @@ def refusal(folder, values):
     return str(caught.value)
 
 
-def test_one_rank_with_accumulation_trains_the_same_and_goes_on_where_two_were(tmp_path, by_two, folder_of_two):
+def test_one_rank_with_accumulation_trains_the_same_and_resumes_from_two(tmp_path, by_two, folder_of_two):
     place = tmp_path / "alone"
     place.mkdir()
     [(found, refused)] = run_ranks(train_and_go_on, tmp_path, place, folder_of_two, world=1)
@@ -149,7 +149,7 @@ def named(*names):
     return {name: torch.nn.Parameter(torch.zeros(1)) for name in names}
 
 
-def test_groups_take_what_they_match_first_and_scale_the_schedule():
+def test_parameters_belong_to_the_first_matching_group_and_groups_scale_the_schedule():
     groups = [{"match": "dit.layers.*", "lr": 5e-4}, {"match": "dit.*", "weight_decay": 0.5}]
     optim = recipe(optim={"lr": 1e-3, "warmup_steps": 2, "groups": groups}).optim
     parameters = named("queries", "dit.layers.0.gate", "dit.norm", "dit.layers.1.gate")
@@ -158,7 +158,7 @@ def test_groups_take_what_they_match_first_and_scale_the_schedule():
     assert made[0]["params"][1] is parameters["dit.layers.1.gate"]
     assert (made[0]["weight_decay"], made[1]["weight_decay"]) == (optim.weight_decay, 0.5)
     for step in (0, 3):
-        set_rates(made, optim, step)
+        set_learning_rates(made, optim, step)
         rate = learning_rate(optim, step)
         assert [group["lr"] for group in made] == [rate / 2, rate, rate]
 
@@ -177,6 +177,6 @@ def test_a_group_that_matches_nothing_is_an_error():
         ({"zero_stage": 4}, "'parallel.zero_stage' = 4"),
     ],
 )
-def test_what_cannot_be_spread_is_named(parallel, message):
+def test_unsupported_partitioning_is_named(parallel, message):
     with pytest.raises(ConfigError, match=message):
         recipe(parallel=parallel)

@@ -1,4 +1,4 @@
-"""bf16, as DeepSpeed makes it: every part holds bf16, and the loss stays near that of fp32."""
+"""bf16 in DeepSpeed: every part holds bf16, and the loss stays close to that in fp32."""
 
 import pytest
 import torch

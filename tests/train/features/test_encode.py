@@ -1,4 +1,4 @@
-"""Stored features are those that the trainer would compute, from the weights it would load: equal loss, to the bit."""
+"""Stored features equal those that the trainer would compute with the weights it would load: bit-identical loss."""
 
 import json
 from dataclasses import replace
@@ -20,8 +20,8 @@ from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final, write_final
-from blip3o.train.features.encode import AGAIN_FP32, STAGE, ShardEncoder, ahead
-from blip3o.train.features.encoder import FeatureCache, FeatureMaker, require_encoder
+from blip3o.train.features.encode import STAGE, TOLERANCE_FP32, ShardEncoder, prefetch
+from blip3o.train.features.encoder import FeatureCache, FrozenEncoder, require_encoder
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
@@ -60,9 +60,11 @@ def base(tmp_path_factory):
 def encoder_of(recipe):
     cache = FeatureCache.of(recipe)
     ((manifest, folder),) = cache.sources(StageInputs(recipe).manifests)
-    maker = FeatureMaker(recipe, CPU)
+    maker = FrozenEncoder(recipe, CPU)
     width = recipe.optim.micro_batch_size
-    return cache, ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, width=width, threads=2)
+    return cache, ShardEncoder(
+        recipe=recipe, manifest=manifest, folder=folder, encode=maker, batch_size=width, threads=2
+    )
 
 
 def store(recipe):
@@ -114,7 +116,7 @@ TOLERANCE = {"bf16": 1e-3, "fp16": 1e-4, "int8": 1e-3}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_smaller_records_cost_a_loss_and_an_error_that_are_stated(base, dtype):
+def test_smaller_records_change_the_loss_and_report_their_error(base, dtype):
     recipe = made(base, dtype=dtype)
     cache, work, footers = store(recipe)
     online = losses(made(base, features="online"))
@@ -126,9 +128,9 @@ def test_smaller_records_cost_a_loss_and_an_error_that_are_stated(base, dtype):
     assert work.verify(0) == footers[0]
 
 
-def test_an_encoder_beside_the_trainers_gives_the_same_column(base):
+def test_an_encoder_outside_the_trainer_computes_the_same_column(base):
     recipe = made(base, features="stream")
-    maker = FeatureMaker(recipe, CPU)
+    maker = FrozenEncoder(recipe, CPU)
     sha256 = FeatureCache.of(made(base)).sha256
     for streamed, cached in zip(batches(recipe), batches(made(base), sha256), strict=True):
         assert set(cached) == {"features", *streamed} - {"encoder_pixels"}
@@ -136,7 +138,7 @@ def test_an_encoder_beside_the_trainers_gives_the_same_column(base):
         assert np.array_equal(streamed["draw_key"], cached["draw_key"])
 
 
-def test_what_bf16_arithmetic_makes_is_kept_whole_and_travels_as_its_bits(base):
+def test_features_in_bf16_are_stored_exactly_and_sent_as_bits(base):
     recipe = made(base, parallel={"precision": "bf16"})
     cache, work, footers = store(recipe)
     assert (cache.provenance["dtype"], cache.provenance["stored"]["dtype"]) == ("bfloat16", "bf16")
@@ -148,7 +150,7 @@ def test_what_bf16_arithmetic_makes_is_kept_whole_and_travels_as_its_bits(base):
     with torch.no_grad():
         online = encoder(torch.tensor(pixels["encoder_pixels"]))
     assert torch.equal(to_batch({"features": cached["features"]}, pad_id=0, device=CPU)["features"], online)
-    assert np.array_equal(FeatureMaker(recipe, CPU).column(pixels["encoder_pixels"]), cached["features"])
+    assert np.array_equal(FrozenEncoder(recipe, CPU).column(pixels["encoder_pixels"]), cached["features"])
 
 
 def test_provenance_is_that_of_the_encoder_itself(base):
@@ -157,7 +159,7 @@ def test_provenance_is_that_of_the_encoder_itself(base):
     stored = cache.provenance.pop("stored")
     assert cache.provenance == json.loads(json.dumps(online.__dict__))
     assert stored == {"dtype": "fp32", "tokens": 4, "channels": 16}
-    assert FeatureMaker(made(base), CPU).weights_sha256 == online.weights_sha256
+    assert FrozenEncoder(made(base), CPU).weights_sha256 == online.weights_sha256
 
 
 def test_another_encoder_is_refused_by_its_weights(base):
@@ -173,7 +175,7 @@ def test_another_encoder_is_refused_by_its_weights(base):
     FeatureCache.of(made(base)).require(StageInputs(made(base)).manifests)
 
 
-def test_an_encoder_that_is_not_there_yet_is_named(base):
+def test_a_missing_encoder_is_named(base):
     missing = made(base, stage={"name": "generate", "start_from": ["world-understand"]})
     with pytest.raises(ConfigError, match=r"stage.start_from \(world-understand\) holds no encoder\.\w"):
         require_encoder(missing)
@@ -224,7 +226,7 @@ def test_a_damaged_image_has_no_features_and_is_replaced_as_online(base, tmp_pat
     assert [one["draw_key"].tolist() for one in online] == [one["draw_key"].tolist() for one in cached]
 
 
-def test_verifying_finds_what_is_damaged_and_what_is_of_other_images(base, tmp_path):
+def test_verifying_finds_damaged_features_and_features_of_other_images(base, tmp_path):
     recipe = made(base, dtype="fp16")
     cache, work, footers = store(recipe)
     uri = work.folder.file(1)
@@ -243,12 +245,12 @@ def test_verifying_finds_what_is_damaged_and_what_is_of_other_images(base, tmp_p
         work.verify(1)
     storage.write_bytes(uri, whole)
     assert work.verify(1) == footers[1]
-    assert footers[1].relative_error + AGAIN_FP32 < 1e-3
+    assert footers[1].relative_error + TOLERANCE_FP32 < 1e-3
     assert read_header(uri) == work.folder.header(work.manifest.shards[1])
 
 
 def test_a_record_does_not_depend_on_the_rows_around_it(base):
-    """A shard of ten in batches of eight: the last two are encoded as in a batch of eight of their own."""
+    """A shard of ten rows in batches of eight: the last two are encoded in a padded batch of eight."""
     recipe = made(base)
     _, work = encoder_of(recipe)
     alone = replace(work, encode=lambda pixels: np.stack([work.encode(pixels[[i] * 8])[0] for i in range(8)]))
@@ -256,13 +258,15 @@ def test_a_record_does_not_depend_on_the_rows_around_it(base):
     assert all(np.array_equal(rows[0][row], rows[1][row]) for row in range(10))
 
 
-def test_work_ahead_keeps_its_order_and_passes_errors_on():
+def test_prefetching_keeps_the_order_and_raises_errors():
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as pool:
-        assert list(ahead(pool, lambda number: number * number, range(20))) == [number * number for number in range(20)]
+        assert list(prefetch(pool, lambda number: number * number, range(20))) == [
+            number * number for number in range(20)
+        ]
         with pytest.raises(ZeroDivisionError):
-            list(ahead(pool, lambda number: 1 // (5 - number), range(20)))
+            list(prefetch(pool, lambda number: 1 // (5 - number), range(20)))
 
 
 def test_cached_rows_of_the_decoder_stage_keep_their_pixels(base):

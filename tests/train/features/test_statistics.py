@@ -1,4 +1,4 @@
-"""Channel statistics: those of all tokens at once, however they are batched."""
+"""Channel statistics: those of all tokens at once, for any batching."""
 
 import pytest
 import torch

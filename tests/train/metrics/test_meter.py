@@ -23,7 +23,7 @@ STEPS += [(name, "decoder") for name in LATENT_DECODERS]
 
 
 def counted(made, whole):
-    """What torch's counter sees of a micro-batch's step; attention as its matrix products, which it counts exactly."""
+    """Torch's count for a micro-batch's step, with attention as matrix products, which it counts exactly."""
     module = build_stage_module(made, image_token_id=IMAGE_TOKEN, pad_id=PAD)
     freeze(module.model, stage_of(made))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -40,7 +40,7 @@ def total(work):
 
 
 @pytest.mark.parametrize(("name", "stage"), STEPS)
-def test_the_parts_of_a_step_are_what_torch_counts(name, stage):
+def test_the_parts_of_a_step_equal_torchs_count(name, stage):
     draws = 3 if stage == "generate" and name != "clip_mse" else 1
     made = recipe(model=variant(name), stage={"name": stage, "noise_draws": draws})
     whole = batch(stage)
@@ -74,7 +74,7 @@ def test_windows_that_do_not_fill_the_image_are_smaller_at_its_edge():
     assert total(metered(made, whole)) == counted(made, whole)
 
 
-def test_features_that_come_with_the_batch_cost_no_encoder():
+def test_features_in_the_batch_need_no_encoder():
     made = recipe(stage={"name": "generate"})
     whole = batch("generate")
     online, cached = metered(made, whole), metered(made, whole | {"features": whole["draw_key"]})
@@ -82,7 +82,7 @@ def test_features_that_come_with_the_batch_cost_no_encoder():
     assert cached == {name: value for name, value in online.items() if name != "flops/encoder"}
 
 
-def test_tokens_are_real_ones_and_logits_those_that_are_judged():
+def test_tokens_exclude_padding_and_logits_are_those_of_supervised_tokens():
     made = recipe(stage={"name": "understand"})
     whole = batch("understand")
     work = metered(made, whole)
@@ -94,8 +94,8 @@ def test_tokens_are_real_ones_and_logits_those_that_are_judged():
     assert "tokens" not in metered(recipe(stage={"name": "decoder"}), {"draw_key": whole["draw_key"]})
 
 
-def test_ranks_count_the_same_parts_whatever_their_batches_hold():
-    """They sum them by position: a part that one rank leaves out would end the run, or add unlike numbers."""
+def test_all_ranks_count_the_same_parts_for_any_batch():
+    """Ranks sum parts by position: if one rank left a part out, the run would fail or add unrelated numbers."""
     made, whole = recipe(stage={"name": "joint"}), batch("joint")
     nothing_asked = whole | {"labels": torch.full_like(whole["labels"], IGNORE)}
     nothing_drawn = whole | {"draws": torch.zeros_like(whole["draws"])}

@@ -1,4 +1,4 @@
-"""Rows and where they go: files that are replaced by the same ones, trackers that keep values by step."""
+"""Trackers: files that are replaced by equal ones, and services that store values by step."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def test_rates_are_per_second_and_shares_of_the_peak():
     assert "tokens_per_second" not in with_rates(row(), peak_flops=1.0)
 
 
-def test_what_the_clock_decides_is_left_out_of_a_comparison():
+def test_timing_columns_are_not_reproducible():
     made = with_rates(row(**{"loss/flow": 1.0, "tokens": 600, "flops/dit": 5}), peak_flops=1.0)
     kept = {"step": 0, "loss": 1.0, "samples": 8, "loss/flow": 1.0, "tokens": 600, "flops/dit": 5}
     assert reproducible(made | {"checkpoint_stall": 3.0}) == kept
@@ -54,7 +54,7 @@ def test_json_lines_of_an_interval_are_replaced_by_the_same(tmp_path):
     assert [json.loads(line) for file in files for line in file.read_text().splitlines()] == ROWS
 
 
-def test_tensorboard_has_each_step_once_though_groups_come_again(tmp_path):
+def test_tensorboard_has_each_step_once_if_groups_are_sent_again(tmp_path):
     sink = TensorBoard(str(tmp_path))
     for group in (ROWS[:2], ROWS[2:], ROWS[2:]):
         sink.write(group)
@@ -64,7 +64,7 @@ def test_tensorboard_has_each_step_once_though_groups_come_again(tmp_path):
     assert losses == pytest.approx([it["loss"] for it in ROWS], rel=1e-6)  # TensorBoard keeps fp32
 
 
-def test_tensorboard_shows_a_picture(tmp_path):
+def test_tensorboard_shows_an_image(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (6, 4), "red").save(buffer, "PNG")
     TensorBoard(str(tmp_path), name="validation").write_image(7, "grid", buffer.getvalue(), size=(6, 4))
@@ -75,7 +75,7 @@ def test_tensorboard_shows_a_picture(tmp_path):
     assert shown.size == (value.image.width, value.image.height) == (6, 4)
 
 
-def test_a_recipe_has_json_lines_and_the_sinks_that_it_names(tmp_path):
+def test_a_recipe_has_json_lines_and_the_trackers_that_it_names(tmp_path):
     made = recipe(run={"storage": str(tmp_path)})
     for sink in open_trackers(made):
         sink.write(ROWS)
@@ -94,7 +94,7 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
         require_trackers(recipe(log={"trackers": ["wandb"]}))
 
 
-def test_mlflow_keeps_the_values_of_a_run_by_step(tmp_path, monkeypatch):
+def test_mlflow_stores_the_values_of_a_run_by_step(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tmp_path.as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder is enough for a test

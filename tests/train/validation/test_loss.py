@@ -1,4 +1,4 @@
-"""Validation: the same samples, noise and times whatever the batches; and a checkpoint's model without an engine."""
+"""Validation: the same samples, noise and times for any batching; and a checkpoint's model without an engine."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def module_of(settings, *, wake=True):
 
 
 def arrays(whole):
-    """As the stream gives them."""
+    """As the stream yields them."""
     rows = len(whole["draw_key"])
     return {name: tensor.numpy() for name, tensor in whole.items()} | {"micro_batch": torch.zeros(rows).numpy()}
 
@@ -46,7 +46,7 @@ def figures(settings, module, batches):
     return validate(unseen, judge, map(arrays, batches), pad_id=PAD)
 
 
-def test_figures_depend_neither_on_batches_nor_on_the_runs_seed():
+def test_metrics_depend_neither_on_batches_nor_on_the_runs_seed():
     whole = batch("generate")
     module = module_of(made())
     together = figures(made(), module, [whole])
@@ -57,7 +57,7 @@ def test_figures_depend_neither_on_batches_nor_on_the_runs_seed():
     assert figures(made(), module_of(made(), wake=False), [whole]) != together
 
 
-def test_bins_cover_all_noise_levels_and_their_mean_is_the_figure():
+def test_bins_cover_all_noise_levels_and_their_mean_is_the_metric():
     found = figures(made(), module_of(made()), [batch("generate")])
     bins = [name for name in found if name.startswith("validation/flow/")]
     assert bins == [f"validation/flow/{low}" for low in ("0-0.2", "0.2-0.4", "0.4-0.6", "0.6-0.8", "0.8-1")]
@@ -72,7 +72,7 @@ def test_bins_cover_all_noise_levels_and_their_mean_is_the_figure():
 
 
 @pytest.mark.parametrize(("stage", "terms"), [("understand", {"text"}), ("decoder", {"coarse", "clean"})])
-def test_other_stages_tell_the_terms_of_their_loss(stage, terms):
+def test_other_stages_report_the_terms_of_their_loss(stage, terms):
     settings = made(stage)
     module, whole = module_of(settings), batch(stage)
     found = figures(settings, module, [whole])
@@ -83,7 +83,7 @@ def test_other_stages_tell_the_terms_of_their_loss(stage, terms):
         assert found[f"validation/{name}"] == pytest.approx(float(expected[name]) / module.counts(whole)[name])
 
 
-def test_of_two_tasks_the_text_is_told_and_the_flow_in_bins():
+def test_with_two_tasks_the_text_loss_and_the_binned_flow_are_reported():
     settings = made("joint")
     module, whole = module_of(settings), batch("joint")
     whole["draws"] = torch.tensor([True, False, True, False])
@@ -109,7 +109,7 @@ def test_adapters_are_in_the_weights_that_are_validated(tmp_path):
     assert torch.allclose(dict(loaded.named_parameters())[f"{layer}.weight"], weight + 4)  # 4 / 2 · (1 + 1)
 
 
-def test_held_out_samples_are_made_from_pixels_and_keep_a_ledger_of_their_own():
+def test_held_out_samples_use_pixels_and_have_a_separate_ledger():
     settings = recipe(
         data={"features": "cache", "feature_dtype": "int8"}, stage={"name": "generate"}, evaluate={"sources": HELD}
     )

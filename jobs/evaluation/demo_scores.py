@@ -1,7 +1,7 @@
-"""Two proofs of the demo: scenes by GenEval's rules with every control, and understanding that later stages preserve.
+"""Two scores of the demo: scenes by GenEval's rules with every control, and understanding before the later stages.
 
-Both are measured: the first by the benchmark job, the second by asking the weights of the understand stage, from before
-any later stage, the same questions as the final bundle.
+The first is measured by the benchmark job; the second by giving the weights of the understand stage, from before any
+later stage, the same questions as the final bundle.
 """
 
 import json
@@ -18,16 +18,16 @@ from blip3o.evaluate.metrics import understanding
 from blip3o.evaluate.suites.registry import find_suite
 from blip3o.train.export import export
 
-WIDTH = 30  # images of one batch
+BATCH_SIZE = 30  # images
 
 
-def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
+def score_scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
     """The `scenes` suite on the first `items` held-out scenes, in a folder below `out` that is named after the bundle.
 
     Returns `overall` and its `families`; the controls `shuffled` (exchanged captions), `untrained` (fresh weights) and
     `upper_bound` (true features through the decoder); and `n`. Resumes from existing files. Raises `BundleError`.
     """
-    target = BundleTarget(bundle=bundle, batch_size=WIDTH)
+    target = BundleTarget(bundle=bundle, batch_size=BATCH_SIZE)
     folder = storage.normalize(storage.join(out, bundle_digest(bundle)[:12]))
     suite = find_suite("scenes")
     untrained = replace(target, untrained=True)
@@ -43,7 +43,7 @@ def scenes(bundle: str, out: str, *, items: int) -> dict[str, Any]:
     }
 
 
-def understanding_before(recipe: Recipe, runs: list[str], out: str, after: Evaluation) -> dict[str, Any]:
+def score_understanding_before(recipe: Recipe, runs: list[str], out: str, after: Evaluation) -> dict[str, Any]:
     """How the weights of the understand stage (from `runs`, as a bundle at `out`) answer the evaluation's questions.
 
     Returns `accuracy` and `n` as in the evaluation's scores, and how many of all `replies` are identical to those of
