@@ -121,11 +121,7 @@ def test_text_by_a_reader_and_distances_by_a_network_of_ones_own(bundle, tmp_pat
     distance = score_of(tmp_path / "out", "mjhq")
     assert distance["overall"] > 0 and distance["details"]["n"] == 12 and not distance["comparable"]
     assert "MetaQuery-XL" in (tmp_path / "out/report.html").read_text(), (
-<<<<<<< HEAD
         "what others published for mjhq is listed with it"
-=======
-        "what others published of mjhq stands next to it"
->>>>>>> w-words-docs
     )
 
 
