@@ -87,6 +87,6 @@ def test_the_command_line(tmp_path, folder, capsys):
     file = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path), **sections)
     assert main([file, "--name", "vae", "--part", f"decoder.vae.={folder}"]) == 0
     assert main([file, "--name", "vae", "--part", f"decoder.unet.={folder}"]) == 1
-    assert "lacks" in capsys.readouterr().err
+    assert "is missing" in capsys.readouterr().err
     assert main([file, "--name", "vae", "--part", "decoder.vae."]) == 2
     assert "'decoder.vae.' is not PREFIX=URI" in capsys.readouterr().err
