@@ -59,14 +59,19 @@ def _length(function: Function) -> int:
     return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
-def _text_files() -> list[Path]:
+def _listed() -> list[Path]:
     """Every file that belongs to the project: tracked, or new and not ignored."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run([*command, "-z"], cwd=ROOT, capture_output=True, encoding="utf-8")
     if listed.returncode:
         pytest.skip("not a git checkout: the project's files cannot be told from others")
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
+    return paths
+
+
+def _text_files() -> list[Path]:
+    """The files of the project that hold text."""
+    return [path for path in _listed() if path.is_file() and b"\0" not in path.read_bytes()]
 
 
 def test_files_are_short():
@@ -163,6 +168,11 @@ def test_tests_do_not_depend_on_the_user_or_on_the_name_of_the_temporary_folder(
     assert not [f"{path}:{call.lineno} escape {names}" for path, call in calls if (names := _unescaped(call))]
     asked = ("Path.home", "getpass.getuser", "os.getlogin", "socket.gethostname")
     assert not [f"{path}:{call.lineno}" for path, call in calls if ast.unparse(call.func).endswith(asked)]
+
+
+def test_no_link_is_among_the_files():
+    """A link to another folder means nothing on another machine, and `ray job submit` uploads what it leads to."""
+    assert not [str(path) for path in _listed() if path.is_symlink()]
 
 
 def test_no_file_names_this_machine():
