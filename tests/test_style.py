@@ -65,8 +65,7 @@ def _listed() -> list[Path]:
     listed = subprocess.run([*command, "-z"], cwd=ROOT, capture_output=True, encoding="utf-8")
     if listed.returncode:
         pytest.skip("not a git checkout: the project's files cannot be told from others")
-    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    return paths
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
 
 
 def _text_files() -> list[Path]:
