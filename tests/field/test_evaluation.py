@@ -98,7 +98,7 @@ def test_a_folder_of_prompts_with_marks_is_drawn_without_them(folder, server):
     [
         (LINES.encode("utf-16"), "is not UTF-8 text"),
         (LINES.replace('"red"', "NaN", 1).encode(), "line 1 cannot be read: NaN is no JSON"),
-        (LINES.replace('"id": 1', '"id": 1, "id": 2').encode(), 'line 2 cannot be read: the key "id" stands twice'),
+        (LINES.replace('"id": 1', '"id": 1, "id": 2').encode(), 'line 2 cannot be read: the key "id" appears twice'),
         (LINES.replace('"red"', "[" * 900 + "]" * 900, 1).encode(), "line 1 has values more than 32 levels deep"),
         (LINES.replace('"red"', "[" * 90_000, 1).encode(), "line 1 has values more than 32 levels deep"),
         (LINES.replace('"id": 1', '"id": 0').encode(), "has two questions of one id"),
