@@ -312,7 +312,7 @@ class Recipe(Frozen):
             self.data.features == "online" or self.objective.stored_features,
             f"data.features '{self.data.features}' stores or streams a frozen encoder's features, and stage "
             f"'{self.stage.name}' (objective {self.model.objective}, decoder {self.model.decoder.kind}) does not train "
-            "on them only: leave data.features at online",
+            "only on them: leave data.features at online",
         )
         require(
             self.data.feature_dtype is None or self.data.features == "cache",

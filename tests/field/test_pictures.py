@@ -23,6 +23,7 @@ from blip3o.evaluate.benchmark.rows import read_rows
 from blip3o.evaluate.benchmark.score import score
 from blip3o.evaluate.suites.registry import find_suite as entry_of
 from jobs import cli
+from jobs.commands import inference
 from jobs.evaluate import main
 from serve.api import build_api
 from serve.engine import Engine, LocalBackend
@@ -150,7 +151,7 @@ def assert_right(image: Image.Image, name: str) -> None:
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_is_its_pixels(name, folder):
     assert_right(open_image(PICTURES[name][0]), name)
-    assert_right(cli.open_image(folder / name), name)
+    assert_right(inference.open_image(folder / name), name)
 
 
 def test_every_picture_of_a_folder_is_imported(blip3o, tmp_path):

@@ -98,7 +98,7 @@ def test_recipes_are_checked_by_its_row():
         recipe(stage={"name": STAGE, "weights": {"flow": 1.0}})
     with pytest.raises(ConfigError, match=f"stage.lora adapts the backbone, which stage '{STAGE}' does not have"):
         recipe(stage={"name": STAGE, "lora": {"rank": 2}})
-    with pytest.raises(ConfigError, match="does not train on them alone"):
+    with pytest.raises(ConfigError, match="does not train only on them"):
         recipe(stage={"name": STAGE}, data={"features": "cache"})
 
 

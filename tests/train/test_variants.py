@@ -158,7 +158,7 @@ def test_a_dropped_condition_is_a_black_image(name):
     ("name", "stage", "message"),
     [
         ("vae_flow kl", {"name": "decoder"}, "stage 'decoder' has nothing to train"),
-        ("sdxl", {"name": "encoder"}, "decoder.kind sdxl lacks"),
+        ("sdxl", {"name": "encoder"}, "decoder.kind sdxl does not have"),
         ("clip_mse", {"name": "generate", "noise_draws": 2}, "clip_mse draws no noise"),
         ("clip_mse", {"name": "generate", "flow": {"min_snr": 5.0}}, "clip_mse draws no noise"),
     ],

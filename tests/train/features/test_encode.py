@@ -201,7 +201,9 @@ def test_a_missing_encoder_is_named(base):
 def test_stages_without_a_frozen_encoder_take_no_features(base, sections, features, message):
     with pytest.raises(ConfigError, match=message):
         made(base, features=features, **sections)
-    with pytest.raises(ConfigError, match="feature_dtype int8 is of stored features, and data.features is 'online'"):
+    with pytest.raises(
+        ConfigError, match="feature_dtype int8 applies to stored features, and data.features is 'online'"
+    ):
         made(base, features="online", dtype="int8")
 
 
