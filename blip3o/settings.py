@@ -4,10 +4,15 @@ Nothing else in the project touches `os.environ` (a test enforces it), so this p
 that a run depends on. Child processes get their environment from `child_environment`.
 """
 
+import hashlib
 import math
 import os
 import re
+import shlex
+import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from blip3o.errors import ConfigError
@@ -91,3 +96,22 @@ def configure_ray() -> None:
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         }
     )
+    sys.executable = plain_interpreter(sys.executable, sys.prefix)
+
+
+def plain_interpreter(executable: str, prefix: str) -> str:
+    """A path to the interpreter that a shell takes as one word: its own, or one through a link to its environment.
+
+    Ray 2.60 starts a worker that has a runtime environment (Serve's are such) with `bash -c "exec PYTHON …"` and does
+    not quote PYTHON, so in a folder with a space the worker never comes up, without a word. The link stays in the
+    system's temporary folder. Raises `ConfigError` if something else has its name.
+    """
+    inside = Path(executable).is_relative_to(prefix)
+    link = Path(tempfile.gettempdir(), f"blip3o-python-{hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]}")
+    if shlex.quote(executable) == executable or not inside or shlex.quote(str(link)) != str(link):
+        return executable
+    with suppress(FileExistsError):
+        link.symlink_to(prefix, target_is_directory=True)
+    if not link.is_symlink() or os.readlink(link) != prefix or link.lstat().st_uid != os.getuid():
+        raise ConfigError(f"{link} is not this user's link to {prefix}: remove it")
+    return str(link / Path(executable).relative_to(prefix))

@@ -107,3 +107,20 @@ def test_a_cache_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("BLIP3O_CACHE", "~/kept")
     assert settings.cache_dir() == tmp_path / "kept"
+
+
+def test_ray_gets_an_interpreter_whose_path_a_shell_takes_as_one_word(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spaced = tmp_path / "mit leer ü" / ".venv"
+    (spaced / "bin").mkdir(parents=True)
+    (spaced / "bin" / "python").write_text("", encoding="utf-8")
+    executable = str(spaced / "bin" / "python")
+    plain = settings.plain_interpreter(executable, str(spaced))
+    assert " " not in plain and plain.isascii() and Path(plain).samefile(executable)
+    assert settings.plain_interpreter(executable, str(spaced)) == plain  # again
+    assert settings.plain_interpreter("/usr/bin/python3", "/usr") == "/usr/bin/python3"
+    link = Path(plain).parents[1]
+    link.unlink()
+    link.symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="is not this user's link"):
+        settings.plain_interpreter(executable, str(spaced))
