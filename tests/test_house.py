@@ -18,6 +18,10 @@ def test_folders_hold_few_files():
     assert not crowded, f"give these a room within the room: {crowded}"
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert not house.circles(house.edges(ROOT))
+
+
 def test_every_package_says_what_it_owns():
     packages = [path for path in house.modules(ROOT).values() if path.name == "__init__.py"]
     short = [str(path) for path in packages if len(path.read_text(encoding="utf-8")) < 60]
