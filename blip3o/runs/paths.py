@@ -18,11 +18,6 @@ EVENTS, ATTEMPTS, SHARDS, REJECTED = "events", "attempts", "shards", "rejected"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for it
 
 
-def run_uri(storage_uri: str, run: str) -> str:
-    """The folder of a run."""
-    return storage.join(storage_uri, run)
-
-
 def recipe_uri(storage_uri: str, run: str) -> str:
     """The resolved recipe of the latest submission."""
     return storage.join(storage_uri, run, "recipe.json")
