@@ -30,6 +30,8 @@ def _forget_the_users_environment() -> None:
         for name, _ in settings.starting_with(prefix):
             patch.delenv(name)
     settings.override({"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull})
+    if crds := settings.get("KUBERAY_CRDS"):
+        settings.override({"KUBERAY_CRDS": os.path.abspath(crds)})  # some tests run the validator from another folder
 
 
 _forget_the_users_environment()
