@@ -3,12 +3,11 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from blip3o.config.backbone import VisionConfig
 from blip3o.model.encoder import normalize_pixels
 from blip3o.model.vision import QwenVision, patchify, window_layout
+from tests.model.families import transformers_tower
 from tests.model.helpers import randomise
 
 OUT = 24
@@ -23,27 +22,11 @@ TOWERS = {
 EXACT, GRADIENTS = 1e-5, 1e-5
 
 
-def transformers_tower(vision):
-    full = range(vision.layers) if vision.window is None else vision.full_layers
-    config = Qwen2_5_VLVisionConfig(
-        depth=vision.layers,
-        hidden_size=vision.width,
-        intermediate_size=vision.mlp_width,
-        num_heads=vision.heads,
-        out_hidden_size=OUT,
-        patch_size=vision.patch_size,
-        spatial_merge_size=vision.merge,
-        fullatt_block_indexes=list(full),
-        window_size=vision.window or 16,
-    )
-    return Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation="sdpa")
-
-
 @pytest.fixture(params=TOWERS)
 def towers(request):
     """Config, our tower, and that of `transformers` with the same weights."""
     vision = TOWERS[request.param]
-    ours, theirs = QwenVision(vision, out_width=OUT), transformers_tower(vision)
+    ours, theirs = QwenVision(vision, out_width=OUT), transformers_tower(vision, OUT)
     randomise(ours)
     theirs.load_state_dict(ours.state_dict())  # strict: every name and shape is the other's
     return vision, ours, theirs

@@ -285,7 +285,7 @@ def test_cached_rows_of_the_decoder_stage_keep_their_pixels(base):
 
 
 def wait_for_another_batch(work):
-    """An encoder that goes on only when the next batch has arrived too: one batch at a time would wait for ever."""
+    """An encoder that continues when the next batch has arrived too: with one at a time it would wait in vain."""
     arrived = threading.Barrier(2, timeout=60)
 
     def encode(pixels):
