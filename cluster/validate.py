@@ -113,8 +113,8 @@ def _check_image(where: str, node_type: Mapping[str, Any]) -> None:
     has_gpu = node_type["resources"].get("GPU", 0) or _GPU_INSTANCE.match(str(node_config.get("InstanceType", "")))
     if has_gpu and str(node_config.get("ImageId", "")).lower() in ("", "latest_dlami"):
         raise ConfigError(
-            f"{where}.ImageId is missing: Ray would take its image of 2022, whose driver is too old for torch and for the "
-            "node's GPUs: name one with an NVIDIA driver of version 580 or later, as cluster/aws.yaml does"
+            f"{where}.ImageId is missing: Ray would take its image of 2022, whose driver is too old for torch and for "
+            "the node's GPUs: name one with an NVIDIA driver of version 580 or later, as cluster/aws.yaml does"
         )
 
 
