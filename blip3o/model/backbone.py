@@ -26,7 +26,7 @@ from blip3o.model.positions import (
     next_position,
     sequential_positions,
 )
-from blip3o.model.vision import SiglipVision, patchify
+from blip3o.model.vision import QwenVision, SiglipVision
 
 Numbering = Literal["native", "upstream"]
 
@@ -73,6 +73,8 @@ class Backbone(nn.Module):
         self.hf = build_language_model(config, image_token_id=image_token_id)
         if config.vision is not None and config.vision.kind == "siglip2":
             self.vision = SiglipVision(config.vision, out_width=config.hidden_size)
+        elif config.vision is not None:
+            self.hf.model.visual = QwenVision(config.vision, out_width=config.hidden_size)
 
     @property
     def text(self) -> Any:  # noqa: ANN401 - the transformers module
@@ -100,10 +102,7 @@ class Backbone(nn.Module):
         assert vision is not None  # the template of a text-only backbone makes no image tokens
         if vision.kind == "siglip2":
             return self.vision(pixels_BSS3).flatten(0, 1).to(dtype)
-        patches = patchify(normalize_pixels(pixels_BSS3), vision.patch_size, vision.merge)
-        side = vision.grid * vision.merge
-        grid_thw = torch.tensor([[1, side, side]]).expand(pixels_BSS3.shape[0], 3).to(patches.device)
-        return self.hf.model.visual(patches.to(dtype), grid_thw=grid_thw).pooler_output.to(dtype)
+        return self.hf.model.visual(normalize_pixels(pixels_BSS3)).flatten(0, 1).to(dtype)
 
     def positions(self, images_BL: Tensor, attention_mask_BL: Tensor, numbering: Numbering) -> Tensor:
         """Position ids, [3, B, L] or, if all axes are equal, [B, L]; `images_BL` marks image tokens."""

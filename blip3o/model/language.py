@@ -6,11 +6,10 @@
 from typing import Any
 
 from blip3o.config.backbone import BackboneConfig
-from blip3o.model.vision import qwen_vision_options
 
 
 def build_language_model(config: BackboneConfig, *, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers model
-    """The family's model with its language-model head; for Qwen2.5-VL also with its vision tower."""
+    """The family's model with its language-model head, without a vision tower."""
     if config.family == "qwen2_5_vl":
         return _qwen2_5_vl(config, image_token_id)
     return _qwen3(config) if config.family == "qwen3" else _llama(config)
@@ -46,12 +45,11 @@ def _rope(config: BackboneConfig) -> dict[str, Any]:
 def _qwen2_5_vl(config: BackboneConfig, image_token_id: int) -> Any:  # noqa: ANN401
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    assert config.vision is not None  # the config's validator requires it of this family
     rope = {**_rope(config), "mrope_section": list(config.mrope_section)}
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={**_sizes(config), "rope_parameters": rope},
-            vision_config=qwen_vision_options(config.vision, out_width=config.hidden_size),
+            vision_config={"depth": 0, "hidden_size": 4, "num_heads": 1},  # `Backbone` puts its own tower there
             image_token_id=image_token_id,
             tie_word_embeddings=config.tied,
         )

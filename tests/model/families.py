@@ -1,6 +1,7 @@
 """Backbones of every family at toy size with random parameters, and padded prompts of different lengths."""
 
 import torch
+from torch import nn
 
 from blip3o.config.backbone import BackboneConfig, Llama3Rope, VisionConfig
 from blip3o.model.backbone import Backbone, Prompt
@@ -57,3 +58,22 @@ def row_of(batch: Prompt, row: int) -> Prompt:
         attention_mask=batch.attention_mask[row : row + 1, real],
         pixels=None if batch.pixels is None else batch.pixels[row : row + 1],
     )
+
+
+def transformers_tower(vision: VisionConfig, out_width: int) -> nn.Module:
+    """Qwen2.5-VL's tower as `transformers` has it, with random weights."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    config = Qwen2_5_VLVisionConfig(
+        depth=vision.layers,
+        hidden_size=vision.width,
+        intermediate_size=vision.mlp_width,
+        num_heads=vision.heads,
+        out_hidden_size=out_width,
+        patch_size=vision.patch_size,
+        spatial_merge_size=vision.merge,
+        fullatt_block_indexes=list(range(vision.layers) if vision.window is None else vision.full_layers),
+        window_size=vision.window or vision.image_size,
+    )
+    return Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation="sdpa")

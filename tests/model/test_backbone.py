@@ -1,10 +1,13 @@
 """The backbone adaptor against transformers itself, and the frozen prefix against the full pass."""
 
+import copy
+
 import pytest
 import torch
 
 from blip3o.model.backbone import Prompt
 from blip3o.model.positions import multimodal_positions
+from tests.model.families import transformers_tower
 from tests.model.helpers import IMAGE_TOKEN, PAD, nano_model
 
 GRID = 2  # the nano preset shows 32-pixel images as 2 x 2 language tokens
@@ -44,10 +47,14 @@ def test_positions_are_those_of_transformers(model):
 
 def test_logits_are_those_of_transformers(model):
     prompt = ragged([16, 11])
-    from blip3o.model.backbone import patchify
     from blip3o.model.encoder import normalize_pixels
+    from blip3o.model.vision import patchify
 
-    expected = model.backbone.hf(
+    config = model.backbone.config
+    whole = copy.deepcopy(model.backbone.hf)
+    whole.model.visual = transformers_tower(config.vision, config.hidden_size)
+    whole.model.visual.load_state_dict(model.backbone.hf.model.visual.state_dict())
+    expected = whole(
         input_ids=prompt.input_ids,
         attention_mask=prompt.attention_mask,
         pixel_values=patchify(normalize_pixels(prompt.pixels), 8, 2),
@@ -63,8 +70,8 @@ def test_patches_are_those_of_the_published_image_processor():
     import numpy as np
     from transformers import Qwen2VLImageProcessor
 
-    from blip3o.model.backbone import patchify
     from blip3o.model.encoder import normalize_pixels
+    from blip3o.model.vision import patchify
 
     image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
     expected = Qwen2VLImageProcessor(min_pixels=1, max_pixels=10**6)(images=[image], return_tensors="pt")
