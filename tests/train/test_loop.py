@@ -39,6 +39,9 @@ class Terms(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
+    def prepare(self, batch):
+        return batch
+
     def counts(self, batch):
         rows = len(batch["x"])
         return {"fit": rows, "dense": 2 * rows}

@@ -97,9 +97,7 @@ def encoder(config: EncoderConfig, *, images: int, grad: Grad) -> int:
     patches = config.patches**2
     tokens = patches + (1 if config.kind == "eva_clip" else 0)  # EVA has a class token
     total = _entry(grad).cost(2 * images * patches * 3 * config.patch_size**2 * config.width)
-    block = _block(
-        lengths=[tokens] * images, width=config.width, mlp_width=config.mlp_width, matrices=2, grad=grad
-    )
+    block = _block(lengths=[tokens] * images, width=config.width, mlp_width=config.mlp_width, matrices=2, grad=grad)
     total += config.layers * block
     if config.feature_dim:
         total += grad.cost(2 * images * config.num_tokens * config.width * config.feature_dim)

@@ -108,7 +108,8 @@ class Objective(ABC):
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with all columns on the device, except `HOST_COLUMNS`. From pinned memory, nothing waits for a copy."""
     return {
-        name: tensor.cpu() if name in HOST_COLUMNS else tensor.to(device, non_blocking=True)
+        # To a GPU only: a copy from it that nobody waits for would be read too early.
+        name: tensor.cpu() if name in HOST_COLUMNS else tensor.to(device, non_blocking=device.type != "cpu")
         for name, tensor in batch.items()
     }
 

@@ -14,7 +14,6 @@ from blip3o.train.objectives.base import Batch, Objective, build_objective, padd
 from blip3o.train.objectives.draws import Draw
 from blip3o.train.objectives.generating import Generating
 
-
 _UNDERSTANDING = ("labels", "branches", "prompt_pixels", "lengths")
 
 

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.model.decoders.latent import LatentDecoder
 from blip3o.model.decoders.pixel import to_unit
 from blip3o.model.describe import META
@@ -23,15 +24,9 @@ class LatentDecoding(Objective):
     @property
     def draws(self) -> tuple[Draw, ...]:
         """Noise, time and whether to keep the condition."""
-        decoder = self.recipe.model.decoder
-        return (
-            Draw(
-                kind="pixels",
-                seed=self.recipe.run.seed,
-                shape=decoder.noise_shape,
-                dropout=decoder.condition_dropout,
-            ),
-        )
+        decoder, seed = self.recipe.model.decoder, self.recipe.run.seed
+        assert isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig)  # the objective's rows are selected by them
+        return (Draw(kind="pixels", seed=seed, shape=decoder.noise_shape, dropout=decoder.condition_dropout),)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Elements of the latents."""
