@@ -47,11 +47,16 @@ def with_rates(row: Mapping[str, Any], *, peak_flops: float | None) -> Row:
     flops = {name.removeprefix(FLOPS): value for name, value in row.items() if name.startswith(FLOPS)}
     useful = {name: row.get(USEFUL_FLOPS + name, value) for name, value in flops.items()}
     if any(name.startswith(USEFUL_FLOPS) for name in row):
-        rates[PADDING] = 1 - sum(useful.values()) / sum(flops.values())
+        rates[PADDING] = 1 - sum(useful.values()) / operations(row)
     if peak_flops is not None and flops:
         shares = {f"{MFU}/{name}": value / seconds / peak_flops for name, value in useful.items()}
         rates |= {MFU: sum(shares.values()), **shares}
     return {**row, **rates}
+
+
+def operations(row: Mapping[str, Any]) -> int:
+    """The floating-point operations that a step computed, those on padding included."""
+    return sum(value for name, value in row.items() if name.startswith(FLOPS))
 
 
 def reproducible(row: Mapping[str, Any]) -> Row:
