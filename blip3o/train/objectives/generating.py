@@ -12,7 +12,7 @@ from blip3o.model.describe import META
 from blip3o.model.flops import formulas
 from blip3o.model.flops.counted import measure
 from blip3o.model.unified import UnifiedModel
-from blip3o.train.objectives.base import Batch, Objective
+from blip3o.train.objectives.base import Batch, Objective, padded_lengths
 
 
 class Generating(Objective):
@@ -49,10 +49,14 @@ class Generating(Objective):
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """Operations of targets, prompt, queries and predictor."""
-        rows, tokens = batch["input_ids"].shape
-        prefix = formulas.prompt_and_queries(self.recipe.model, rows=rows, prompt_tokens=tokens)
+        rows = len(batch["input_ids"])
+        prefix = formulas.prompt_and_queries(self.recipe.model, lengths=padded_lengths(batch))
         targets = self.frozen_encoder(batch) if self._autoencoder is None else {"encoder": rows * self._autoencoder}
         return {**targets, **prefix, **self.predictor_flops(rows)}
+
+    def useful_flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """Prompts are padded, and queries attend to the padding."""
+        return formulas.prompt_and_queries(self.recipe.model, lengths=self.lengths(batch))
 
     @functools.cached_property
     def _autoencoder(self) -> int | None:
