@@ -193,6 +193,12 @@ class EvaluateConfig(Frozen):
         default=1, gt=0, description="GPUs that a validation reserves if device is gpu; may be a fraction"
     )
 
+    autoscaled: bool = Field(
+        default=False,
+        description="the cluster adds a node for a validation that fits on none of its nodes; otherwise a run whose "
+        "workers leave no room for validations is refused, since it would wait for them for ever",
+    )
+
     def due(self, done: int) -> bool:
         """Whether the checkpoint after `done` steps is validated."""
         return self.every is not None and done % self.every == 0

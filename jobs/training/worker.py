@@ -113,7 +113,7 @@ def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> N
             guard=guard,
         ).run(start.step)
         watchdog.on_phase("writing the result")
-        weights, averaged = gather_result(recipe, module.model, ema, keep=context.rank == 0)
+        weights, averaged = gather_result(recipe, engine, module.model, ema, keep=context.rank == 0)
         if context.rank == 0:
             write_result(recipe, weights, averaged, identity, workers=context.world)
         engine.destroy()

@@ -8,6 +8,7 @@ import torch
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.checkpoint.state import load, make_universal
 from blip3o.train.deepspeed.engine import build_engine
+from blip3o.train.deepspeed.gather import trainable_parameters
 from blip3o.train.schedule import learning_rate, parameter_groups, set_learning_rates
 from blip3o.train.validation.model import trained_weights
 from tests.distributed import run_ranks
@@ -52,7 +53,19 @@ def train_all(folder, ways):
     return found
 
 
-HALF = {"half, nothing spread": {"zero_stage": 0}, "half, parameters": SPREAD}
+SUM = {"gradient_accumulation_dtype": "fp32", "communication_dtype": "fp32"}
+HALF = {
+    "half, nothing spread": {"zero_stage": 0},
+    "half, optimizer": {"zero_stage": 1},
+    "half, gradients": {"zero_stage": 2},
+    "half, parameters": SPREAD,
+    "half, optimizer, summed in fp32": {"zero_stage": 1, **SUM},
+    "half, gradients, summed in fp32": {"zero_stage": 2, **SUM},
+    "half, parameters, summed in fp32": {**SPREAD, **SUM},
+    "half, gradients, overlapped": {"zero_stage": 2, "overlap_comm": True, "reduce_bucket_size": 10_000},
+    "half, gradients, deterministic": {"zero_stage": 2, "deterministic": True},
+    "half, parameters, deterministic": {**SPREAD, "deterministic": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +114,19 @@ def test_bf16_trains_alike_with_weights_and_averages_in_fp32(by_two, way):
         # Measured: 7e-4. A first step that counts as the second is shorter by a quarter, which is off by 5e-3.
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
     assert run["resumed"]
-    assert {tensor.dtype for tensor in run["averaged"].values()} == {torch.float32}
+    for kind in ("averaged", "masters"):
+        assert {tensor.dtype for tensor in run[kind].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("way", HALF)
+def test_a_bf16_stage_starts_from_exact_weights_and_its_result_has_those_of_the_optimizer(by_two, way):
+    run = by_two[0][way]
+    start = {name: p.detach() for name, p in trainable_parameters(module_for(made(world=1)).model).items()}
+    assert run["first"].keys() == run["masters"].keys() == start.keys()
+    for name, value in start.items():
+        assert torch.equal(run["first"][name], value), name
+        assert torch.equal(run["masters"][name].bfloat16(), run["weights"][name]), name
+    assert any(not torch.equal(value.bfloat16().float(), value) for value in start.values())
 
 
 @pytest.mark.parametrize("way", WAYS)
