@@ -215,4 +215,3 @@ def leave_ray() -> None:
     import ray
 
     ray.shutdown()
-

@@ -145,7 +145,8 @@ class ParallelConfig(Frozen):
     )
     communication_dtype: Literal["fp32", "bf16"] | None = Field(
         default=None,
-        description="dtype in which gradients are summed over workers (ZeRO 1 to 3); if omitted, that of precision",
+        description="dtype in which gradients are summed over workers (ZeRO 1 to 3); if omitted, that of precision, "
+        "and at ZeRO 1, which sends only the sum over micro-batches, that of gradient_accumulation_dtype",
     )
     param_persistence_threshold: int = Field(
         default=100_000,
@@ -256,6 +257,11 @@ class ParallelConfig(Frozen):
     def accumulation_dtype(self) -> Literal["fp32", "bf16"]:
         """Dtype of the sum of gradients over micro-batches: `gradient_accumulation_dtype`, or its default."""
         return self.gradient_accumulation_dtype or self.precision
+
+    @property
+    def reduction_dtype(self) -> Literal["fp32", "bf16"]:
+        """Dtype of the sum of gradients over workers: `communication_dtype`, or its default."""
+        return self.communication_dtype or (self.accumulation_dtype if self.zero_stage == 1 else self.precision)
 
     @property
     def min_workers(self) -> int:

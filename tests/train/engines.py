@@ -16,6 +16,7 @@ from blip3o.train.callbacks import Callback, MicroBatchCounter, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
+from blip3o.train.deepspeed.release import release_engine
 from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, to_batch
 from blip3o.train.lora import add_adapters
@@ -114,9 +115,9 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
     weights = gather_parameters(trainable_parameters(module.model), keep=rank == 0)
     averaged = ema.gather(keep=rank == 0)
-    engine.destroy()
+    release_engine(engine)
     found = {"rows": rows, "weights": weights, "averaged": averaged, "saved": saved, "masters": masters}
-    return {**found, "first": first, "held": sum(spread)}
+    return {**found, "first": first, "deterministic": torch.are_deterministic_algorithms_enabled(), "held": sum(spread)}
 
 
 def by_hand(values: Recipe) -> dict[str, Any]:

@@ -17,7 +17,8 @@ def deepspeed_config(recipe: Recipe, *, universal: bool = False) -> dict[str, An
         "train_micro_batch_size_per_gpu": recipe.optim.micro_batch_size,
         "gradient_accumulation_steps": recipe.accumulation,
         "gradient_clipping": recipe.optim.max_grad_norm,
-        "bf16": {"enabled": parallel.precision == "bf16"},
+        # DeepSpeed has another optimizer for ZeRO 1 with sums in fp32. This makes it free each gradient once summed.
+        "bf16": {"enabled": parallel.precision == "bf16", "immediate_grad_update": parallel.zero_stage == 1},
         "zero_optimization": _zero_config(parallel),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's CPU Adam must be compiled; torch's works on the CPU too
@@ -26,10 +27,9 @@ def deepspeed_config(recipe: Recipe, *, universal: bool = False) -> dict[str, An
         "timers": {"throughput": {"enabled": False}},
         "checkpoint": {"load_universal": universal},
     }
-    if parallel.gradient_accumulation_dtype:
-        config["data_types"] = {"grad_accum_dtype": parallel.gradient_accumulation_dtype}
-    if parallel.communication_dtype:
-        config["communication_data_type"] = parallel.communication_dtype
+    if parallel.zero_stage > 0:
+        config["data_types"] = {"grad_accum_dtype": parallel.accumulation_dtype}
+        config["communication_data_type"] = parallel.reduction_dtype
     return config
 
 
@@ -55,10 +55,10 @@ def adamw_options(parallel: ParallelConfig) -> dict[str, Any]:
 
 def describe_engine(parallel: ParallelConfig) -> str:
     """How a stage is trained, with every default filled in, on one line."""
-    communication = parallel.communication_dtype or parallel.precision
     parts = [
         f"ZeRO {parallel.zero_stage} on {parallel.device} in {parallel.precision}",
-        f"gradients summed in {parallel.accumulation_dtype} over micro-batches and in {communication} over workers",
+        f"gradients summed in {parallel.accumulation_dtype} over micro-batches and in {parallel.reduction_dtype} over "
+        "workers",
         "reduced during the backward pass" if parallel.overlaps else "reduced after it",
         "DiT compiled" if parallel.compiles else "nothing compiled",
     ]

@@ -9,6 +9,7 @@ import logging
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
@@ -59,7 +60,8 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
     if recipe.parallel.device == "cpu":
         _leave_out_extension()
     deepspeed.init_distributed(dist_backend=collective_backend(recipe.parallel.device))
-    logger.info("%s: %s", recipe.run.name, describe_engine(recipe.parallel))
+    if dist.get_rank() == 0:
+        logger.info("%s: %s", recipe.run.name, describe_engine(recipe.parallel))
     freeze(module.model, stage_of(recipe))
     if recipe.parallel.activation_checkpointing:
         checkpoint_activations(module.model)
@@ -153,7 +155,7 @@ def _require_applied(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as 
         "parameters on the CPU": parallel.offload == "parameters",
         "parameters partitioned": parallel.zero_stage == 3,
         "gradients accumulated in": parallel.accumulation_dtype,
-        "gradients reduced in": parallel.communication_dtype or parallel.precision,
+        "gradients reduced in": parallel.reduction_dtype,
         "reduction overlapped": parallel.overlaps,
         "buffers below fp32": [],
     }

@@ -10,8 +10,8 @@ parameters, b bytes per element, W workers and Adam's 12 bytes (fp32 copy, two m
 | 2 | b (T + F) | b T / W | 12 T / W |
 | 3 | b (T + F) / W | b T / W | 12 T / W |
 
-Gradients in another dtype than the weights (`parallel.gradient_accumulation_dtype`) have its size g instead of b. ZeRO 1
-then keeps both: those of one micro-batch, and their sum, b T + g T.
+Gradients that are summed in another dtype than that of the weights (`parallel.gradient_accumulation_dtype`) have the
+size of that dtype instead of b.
 
 Activations, input batches and the libraries' own memory come on top: only `SHARE` of the memory is for the table's
 items.
@@ -69,9 +69,7 @@ def estimate_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> 
     trained, everything = parameters.trained, parameters.trained + parameters.frozen
     state = ADAM + (EMA if recipe.optim.ema_decay else 0)
     weights = element * everything / (workers if stage == 3 else 1)
-    summed = ELEMENT[parallel.accumulation_dtype]
-    both = element if stage == 1 and summed != element else 0  # of one micro-batch, next to their sum
-    gradients = (summed + both) * trained / (workers if stage >= 2 else 1)
+    gradients = ELEMENT[parallel.accumulation_dtype] * trained / (workers if stage >= 2 else 1)
     optimizer = state * trained / (workers if stage >= 1 else 1)
     held = {"none": weights + optimizer, "optimizer": weights, "parameters": 0.0}[parallel.offload]
     return MemoryEstimate(device=held + gradients, gradients=gradients, checkpoint=(element + state) * trained)
