@@ -146,7 +146,7 @@ def _record_grad_norm(engine: Any) -> None:  # noqa: ANN401 - as above
 def _require_applied(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as above
     """Raises `ConfigError` if the engine runs with other options than the recipe's."""
     parallel = recipe.parallel
-    expected = {
+    expected: dict[str, Any] = {
         "clipping": recipe.optim.max_grad_norm,
         "bf16": parallel.precision == "bf16",
         "ZeRO stage": parallel.zero_stage,
