@@ -195,8 +195,7 @@ class EvaluateConfig(Frozen):
 
     autoscaled: bool = Field(
         default=False,
-        description="the cluster adds a node for a validation that fits on none of its nodes; otherwise a run whose "
-        "workers leave no room for validations is refused, since it would wait for them for ever",
+        description="the cluster adds nodes for validations; if not, a run whose workers leave them no room is refused",
     )
 
     def due(self, done: int) -> bool:

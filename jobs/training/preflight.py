@@ -57,13 +57,13 @@ def resource_check(pipeline: TrainingPipeline, cpus: float, gpus: float) -> Chec
 
 
 def _validation_checks(pipeline: TrainingPipeline, cluster: ClusterConfig) -> Iterator[tuple[str, Check]]:
-    """Whether validations fit beside the workers that a cluster starts; nothing without validations."""
+    """Whether validations fit next to the workers that a cluster starts; nothing without validations."""
     validated = [recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None]
     if not validated:
         return
     problem = validation_problem(pipeline, cluster.total_cpus, cluster.total_gpus)
     if problem is None or any(evaluate.autoscaled for evaluate in validated):
-        detail = "fits beside the workers" if problem is None else "on a node that the cluster adds"
+        detail = "fits next to the workers" if problem is None else "on a node that the cluster adds"
         yield pipeline.name, Check(name="validation", state="ok", detail=detail)
     else:
         yield pipeline.name, Check(name="validation", state="wrong", detail=problem)

@@ -43,7 +43,7 @@ def _for_validation(pipeline: TrainingPipeline) -> tuple[float, float]:
 
 
 def validation_problem(pipeline: TrainingPipeline, cpus: float, gpus: float) -> str | None:
-    """Why no validation would ever start on a cluster of this size, with the fix; None if one fits beside training.
+    """Why no validation would ever start on a cluster of this size, with the fix; None if one fits next to training.
 
     Ray Train waits for pending validations after the last step: one that never fits would keep a finished run waiting
     for ever. A cluster on which not even the minimum of workers fits must grow anyway, so that nothing is known of it.

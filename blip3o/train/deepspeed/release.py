@@ -31,5 +31,6 @@ def _clear_method_caches(owner: type) -> None:
     for method in vars(owner).values():
         cells = getattr(method, "__closure__", None) or ()
         for function in (method, *(cell.cell_contents for cell in cells)):
-            if hasattr(function, "cache_clear"):
-                function.cache_clear()
+            clear = getattr(function, "cache_clear", None)
+            if clear is not None:
+                clear()
