@@ -46,7 +46,7 @@ def validation_problem(pipeline: TrainingPipeline, cpus: float, gpus: float) -> 
     """Why no validation would ever start on a cluster of this size, with the fix; None if one fits next to training.
 
     Ray Train waits for pending validations after the last step: one that never fits would keep a finished run waiting
-    for ever. A cluster on which not even the minimum of workers fits must grow anyway, so that nothing is known of it.
+    forever. A cluster on which not even the minimum of workers fits must grow anyway, so that nothing is known of it.
     """
     own_cpus, own_gpus = _for_validation(pipeline)
     parallel = pipeline.stages[0].parallel
@@ -64,7 +64,7 @@ def validation_problem(pipeline: TrainingPipeline, cpus: float, gpus: float) -> 
         return None
     return (
         f"a validation (evaluate.every) needs {own_cpus:g} CPUs and {own_gpus:g} GPUs, and {workers} workers leave "
-        f"{cpus - used_cpus:g} and {gpus - used_gpus:g}: it would never start, and the run would wait for it for ever. "
+        f"{cpus - used_cpus:g} and {gpus - used_gpus:g}: it would never start, and the run would wait for it forever. "
         "Lower parallel.workers, leave out evaluate.every, or set evaluate.autoscaled=true if the cluster adds nodes"
     )
 

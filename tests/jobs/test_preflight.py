@@ -88,7 +88,7 @@ def validated(**parallel):
     ],
 )
 def test_a_run_whose_validations_would_never_start_is_refused(workers, gpus, left, monkeypatch):
-    """Ray Train would wait for them after the last step, for ever."""
+    """Ray Train would wait for them after the last step, forever."""
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     pipeline = validated(workers=workers)
     if left is None:
