@@ -129,7 +129,7 @@ class ParallelConfig(Frozen):
     )
     overlap_comm: bool | None = Field(
         default=None,
-        description="reduce gradients over the workers while the backward pass goes on (ZeRO 2 and 3); if omitted, on "
+        description="reduce gradients over the workers during the backward pass (ZeRO 2 and 3); if omitted, on "
         "for gpu at ZeRO 2, off otherwise",
     )
     reduce_bucket_size: int | None = Field(

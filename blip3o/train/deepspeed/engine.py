@@ -100,7 +100,7 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
 
 
 def _leave_out_extension() -> None:
-    """Tells DeepSpeed not to compile a C++ extension, which only inference uses, on every CPU machine.
+    """Keeps DeepSpeed from compiling a C++ extension, which only inference uses, on every CPU machine.
 
     On a GPU machine DeepSpeed does not want it, and reading this table would probe its GPU extensions with compilers.
     """
