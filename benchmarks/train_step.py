@@ -30,7 +30,7 @@ from blip3o.model.describe import META
 from blip3o.model.flops.counted import full_pass, measure, training
 from blip3o.model.flow import interpolate, noise_level, velocity_target
 from blip3o.model.unified import UnifiedModel, initialize
-from blip3o.train.deepspeed.engine import deepspeed_config
+from blip3o.train.deepspeed.config import deepspeed_config
 from blip3o.train.objectives import Batch, StageModule, build_stage_module, flow_draws
 from blip3o.train.stages import freeze, stage_of
 

@@ -3,9 +3,11 @@
 All other code gets a `torch.device` and the name of a backend from here.
 """
 
+import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from blip3o import settings
 from blip3o.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +47,41 @@ def select(kind: DeviceKind, *, local_rank: int = 0) -> "torch.device":
 def collective_backend(kind: DeviceKind) -> str:
     """The torch.distributed backend for this kind of device."""
     return "nccl" if kind == "gpu" else "gloo"
+
+
+def choose_accelerator(kind: DeviceKind) -> None:
+    """Makes DeepSpeed compute on this kind of device; call it before DeepSpeed is imported.
+
+    By itself DeepSpeed takes a GPU wherever torch sees one, also in a worker whose recipe is for the CPU.
+    """
+    settings.override({"DS_ACCELERATOR": accelerator_name(kind)})
+
+
+def accelerator_name(kind: DeviceKind) -> str:
+    """DeepSpeed's and torch's name for this kind of device."""
+    return "cuda" if kind == "gpu" else "cpu"
+
+
+def allow_determinism() -> None:
+    """Gives matrix products on a GPU workspaces of a fixed size, without which they may differ from call to call.
+
+    Call it before the first product on a GPU: the setting is read once.
+    """
+    settings.override({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+
+
+def release_memory(device: "torch.device") -> int:
+    """Collects what is no longer referenced and returns the GPU's cached memory to the driver.
+
+    Returns the bytes of tensors that are still allocated on the device; 0 for the CPU, where nothing counts them.
+    """
+    import torch
+
+    gc.collect()  # engines, modules and their hooks refer to each other
+    if device.type == "cpu":
+        return 0
+    torch.cuda.empty_cache()
+    return int(torch.cuda.memory_allocated(device))
 
 
 def gpus_per_worker(kind: DeviceKind) -> int:

@@ -21,6 +21,7 @@ from blip3o.config.recipe_files import shipped
 from blip3o.errors import Blip3oError
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
+LAPTOP_CPUS = 6  # what a private Ray offers at least
 
 RECIPE = typer.Argument(
     metavar="RECIPE",
@@ -198,7 +199,15 @@ def join_ray() -> None:
         ray.init(log_to_driver=False)
     else:
         # Ray Train queries the dashboard's state API at the end of a run; without one, it waits 12 s in vain.
-        ray.init("local", num_cpus=LOGICAL_CPUS, include_dashboard=True, log_to_driver=False)
+        ray.init("local", num_cpus=logical_cpus(), include_dashboard=True, log_to_driver=False)
+
+
+def logical_cpus() -> int:
+    """CPUs that a private Ray offers: those of this machine, and `LAPTOP_CPUS` at least.
+
+    On a laptop trainers and decoders share two cores, so more are offered than exist. GPUs are those that Ray finds.
+    """
+    return max(LAPTOP_CPUS, os.cpu_count() or 1)
 
 
 def leave_ray() -> None:
@@ -206,7 +215,3 @@ def leave_ray() -> None:
     import ray
 
     ray.shutdown()
-
-
-# A private cluster on a laptop: trainers and decoders share two cores, so more logical CPUs are offered than exist.
-LOGICAL_CPUS = 6

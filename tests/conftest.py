@@ -36,7 +36,7 @@ def _forget_the_users_environment() -> None:
 
 _forget_the_users_environment()
 settings.override({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-settings.override({"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+settings.override({"OMP_NUM_THREADS": "1"})
 settings.configure_ray()
 
 BUCKET = "blip3o-test"

@@ -193,6 +193,11 @@ class EvaluateConfig(Frozen):
         default=1, gt=0, description="GPUs that a validation reserves if device is gpu; may be a fraction"
     )
 
+    autoscaled: bool = Field(
+        default=False,
+        description="the cluster adds nodes for validations; if not, a run whose workers leave them no room is refused",
+    )
+
     def due(self, done: int) -> bool:
         """Whether the checkpoint after `done` steps is validated."""
         return self.every is not None and done % self.every == 0

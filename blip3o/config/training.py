@@ -127,6 +127,27 @@ class ParallelConfig(Frozen):
         description="what is offloaded to CPU memory. optimizer: the optimizer state, which is then updated on the CPU "
         "(ZeRO 1 to 3); parameters: the parameters too (ZeRO 3)",
     )
+    overlap_comm: bool | None = Field(
+        default=None,
+        description="reduce gradients over the workers during the backward pass (ZeRO 2 and 3); if omitted, on "
+        "for gpu at ZeRO 2, off otherwise",
+    )
+    reduce_bucket_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="gradient elements that are reduced at once (ZeRO 1 to 3); if omitted, 100 M where reduction "
+        "overlaps with the backward pass, otherwise DeepSpeed's default",
+    )
+    gradient_accumulation_dtype: Literal["fp32", "bf16"] | None = Field(
+        default=None,
+        description="dtype in which gradients are summed over micro-batches (fp32: precision bf16, ZeRO 1 to 3); if "
+        "omitted, that of precision",
+    )
+    communication_dtype: Literal["fp32", "bf16"] | None = Field(
+        default=None,
+        description="dtype in which gradients are summed over workers (ZeRO 1 to 3); if omitted, that of precision, "
+        "and at ZeRO 1, which sends only the sum over micro-batches, that of gradient_accumulation_dtype",
+    )
     param_persistence_threshold: int = Field(
         default=100_000,
         ge=0,
@@ -139,10 +160,15 @@ class ParallelConfig(Frozen):
         description="recompute the activations of backbone and DiT in the backward pass instead of storing them: less "
         "memory, more time, the same values and gradients",
     )
-    compile: bool = Field(
-        default=False,
+    compile: bool | None = Field(
+        default=None,
         description="compile the DiT's layers with torch.compile (ZeRO 0 to 2), and the encoder's where features are "
-        "cached or streamed; results differ by rounding",
+        "cached or streamed; results differ by rounding. If omitted, on for gpu at ZeRO 0 to 2, off otherwise",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="use only deterministic algorithms, so that the same step gives the same bits on the same device; "
+        "an operation that has none is an error. Costs time on a gpu",
     )
     threads: int = Field(default=1, gt=0, description="torch's CPU threads per worker")
     peak_tflops: float | None = Field(
@@ -193,6 +219,27 @@ class ParallelConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _reduction_fits(self) -> Self:
+        stage = self.zero_stage
+        require(
+            not self.overlap_comm or stage >= 2,
+            f"parallel.overlap_comm needs parallel.zero_stage 2 or 3, it is {stage}: at a lower stage DeepSpeed "
+            "reduces gradients after the last micro-batch",
+        )
+        for key in ("reduce_bucket_size", "gradient_accumulation_dtype", "communication_dtype"):
+            require(
+                getattr(self, key) is None or stage >= 1,
+                f"parallel.{key} applies to ZeRO 1 to 3, and parallel.zero_stage is 0: leave it out, or raise the "
+                "stage",
+            )
+        for key in ("gradient_accumulation_dtype", "communication_dtype"):
+            require(
+                getattr(self, key) != "bf16" or self.precision == "bf16",
+                f"parallel.{key} bf16 rounds what parallel.precision {self.precision} computes: leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _offload_fits(self) -> Self:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         require(
@@ -200,6 +247,28 @@ class ParallelConfig(Frozen):
             f"parallel.offload '{self.offload}' needs parallel.zero_stage {least} or more, it is {self.zero_stage}",
         )
         return self
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether gradients are reduced during the backward pass: `overlap_comm`, or its default."""
+        default = self.device == "gpu" and self.zero_stage == 2
+        return default if self.overlap_comm is None else self.overlap_comm
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the DiT's layers are compiled: `compile`, or its default."""
+        default = self.device == "gpu" and self.zero_stage < 3
+        return default if self.compile is None else self.compile
+
+    @property
+    def accumulation_dtype(self) -> Literal["fp32", "bf16"]:
+        """Dtype of the sum of gradients over micro-batches: `gradient_accumulation_dtype`, or its default."""
+        return self.gradient_accumulation_dtype or self.precision
+
+    @property
+    def reduction_dtype(self) -> Literal["fp32", "bf16"]:
+        """Dtype of the sum of gradients over workers: `communication_dtype`, or its default."""
+        return self.communication_dtype or (self.accumulation_dtype if self.zero_stage == 1 else self.precision)
 
     @property
     def min_workers(self) -> int:

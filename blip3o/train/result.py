@@ -13,6 +13,7 @@ from blip3o.runs.paths import final_uri
 from blip3o.runs.results import write_final
 from blip3o.runs.rows import MFU, PADDING, operations, rows_of
 from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
+from blip3o.train.deepspeed.masters import fp32_fragments, gather_fragments
 from blip3o.train.ema import Ema
 from blip3o.train.lora import base_weights, merge_adapters
 
@@ -75,12 +76,24 @@ def _mean(rows: list[dict[str, Any]], column: str, *, weights: Sequence[float]) 
 
 
 def gather_result(
-    recipe: Recipe, model: UnifiedModel, ema: Ema | None, *, keep: bool
+    recipe: Recipe,
+    engine: Any,  # noqa: ANN401 - a DeepSpeedEngine
+    model: UnifiedModel,
+    ema: Ema | None,
+    *,
+    keep: bool,
 ) -> tuple[Tensors, Tensors | None]:
-    """The trained weights and their average, with adapters merged; empty if not `keep`. Every rank must call it."""
+    """The trained weights and their average, both fp32, with adapters merged; empty if not `keep`.
+
+    In bf16 the weights are the optimizer's, not the model's rounded ones. Every rank must call it.
+    """
     lora, base = recipe.stage.lora, gather_parameters(base_weights(model), keep=keep)
-    weights = merge_adapters(gather_parameters(trainable_parameters(model), keep=keep), base, lora)
-    return weights, merge_adapters(ema.gather(keep=keep), base, lora) if ema else None
+    trained = trainable_parameters(model)
+    if recipe.parallel.precision == "fp32":
+        whole = gather_parameters(trained, keep=keep)
+    else:
+        whole = gather_fragments(fp32_fragments(engine, trained), trained, device=engine.device, keep=keep)
+    return merge_adapters(whole, base, lora), merge_adapters(ema.gather(keep=keep), base, lora) if ema else None
 
 
 def write_result(recipe: Recipe, weights: Tensors, averaged: Tensors | None, identity: str, *, workers: int) -> None:

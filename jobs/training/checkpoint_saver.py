@@ -45,13 +45,9 @@ class CheckpointSaver(Callback):
         ema: Ema | None,
         guard: LossGuard,
     ) -> None:
-        context = ray.train.get_context()
-        self._recipe, self._engine, self._identity, self._fit_name = recipe, engine, identity, fit_name
+        self._recipe, self._engine, self._identity = recipe, engine, identity
         self._ema, self._guard = ema, guard
-        self._rank, self._world = context.get_world_rank(), context.get_world_size()
-        self._storage = context.get_storage()
-        self._idle = threading.Event()
-        self._idle.set()
+        self._uploader = _Uploader(recipe, fit_name)
 
     def wants_checkpoint(self, done: int) -> bool:
         """At multiples of `checkpoint.every`, and after the last step."""
@@ -67,21 +63,36 @@ class CheckpointSaver(Callback):
         A failed upload ends the worker.
         """
         # At most one checkpoint is in flight: with a slow store, more of them would fill the local disk.
-        self._idle.wait()
+        self._uploader.idle.wait()
         directory = tempfile.mkdtemp(prefix="blip3o-checkpoint-")
         checkpoint.save(self._engine, directory, step=step, identity=self._identity, state=state, ema=self._ema)
-        self._idle.clear()
+        # The upload may outlive the stage, so it must not refer to this saver and its engine.
+        uploader = self._uploader
+        uploader.idle.clear()
         ray.train.report(
             dict(metrics),
             checkpoint=Checkpoint.from_directory(directory),
             checkpoint_dir_name=checkpoint_name(self._recipe.run.name, step),
             checkpoint_upload_mode=Mode.ASYNC,
-            checkpoint_upload_fn=lambda local, name: self._upload(Path(local.path), name, step),
+            checkpoint_upload_fn=lambda local, name: uploader.upload(Path(local.path), name, step),
             delete_local_checkpoint_after_upload=True,
             validation=self._recipe.evaluate.due(step),
         )
 
-    def _upload(self, local: Path, name: str, step: int) -> Checkpoint:
+
+class _Uploader:
+    """Uploads this rank's part of a checkpoint. `idle` is set while no upload is in flight."""
+
+    def __init__(self, recipe: Recipe, fit_name: str) -> None:
+        context = ray.train.get_context()
+        self._recipe, self._fit_name = recipe, fit_name
+        self._rank, self._world = context.get_world_rank(), context.get_world_size()
+        self._storage = context.get_storage()
+        self.idle = threading.Event()
+        self.idle.set()
+
+    def upload(self, local: Path, name: str, step: int) -> Checkpoint:
+        """Uploads the files of a local directory, then the rank's list of them; rank 0 also prunes old checkpoints."""
         try:
             files = list_rank_files(local, rank=self._rank, world=self._world)
             upload_files(local, files, shards_uri(self._recipe, step))
@@ -91,6 +102,6 @@ class CheckpointSaver(Callback):
                 clear_rejection(self._recipe, step)
                 prune(self._recipe, self._fit_name)
         finally:
-            self._idle.set()  # also after an error: the next save must not wait forever
+            self.idle.set()  # also after an error: the next save must not wait forever
         path = self._storage.build_checkpoint_path_from_name(name)
         return Checkpoint(path=path, filesystem=self._storage.storage_filesystem)

@@ -24,7 +24,7 @@ from blip3o.train.preflight.checks import (
 from blip3o.train.preflight.memory import GIB
 from jobs.common import join_ray
 from jobs.training.checks import check_data, check_weights
-from jobs.training.resources import requested_resources
+from jobs.training.resources import requested_resources, validation_problem
 
 ACCELERATOR_PREFIX = "accelerator_type:"  # of Ray's node resource that names the GPU model
 
@@ -36,6 +36,7 @@ def dry_run_checks(pipeline: TrainingPipeline, cluster: ClusterConfig | None) ->
             yield recipe.run.name, check
     if cluster is not None:
         yield pipeline.name, resource_check(pipeline, cluster.total_cpus, cluster.total_gpus)
+        yield from _validation_checks(pipeline, cluster)
 
 
 def require_static_checks(pipeline: TrainingPipeline) -> None:
@@ -53,6 +54,19 @@ def resource_check(pipeline: TrainingPipeline, cpus: float, gpus: float) -> Chec
         detail=f"{needed_cpus:g} CPUs and {needed_gpus:g} GPUs of {cpus:g} and {gpus:g}",
         fix="lower parallel.workers, set parallel.device=cpu, or take a larger cluster",
     )
+
+
+def _validation_checks(pipeline: TrainingPipeline, cluster: ClusterConfig) -> Iterator[tuple[str, Check]]:
+    """Whether validations fit next to the workers that a cluster starts; nothing without validations."""
+    validated = [recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None]
+    if not validated:
+        return
+    problem = validation_problem(pipeline, cluster.total_cpus, cluster.total_gpus)
+    if problem is None or any(evaluate.autoscaled for evaluate in validated):
+        detail = "fits next to the workers" if problem is None else "on a node that the cluster adds"
+        yield pipeline.name, Check(name="validation", state="ok", detail=detail)
+    else:
+        yield pipeline.name, Check(name="validation", state="wrong", detail=problem)
 
 
 def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, ranks: bool) -> Iterator[tuple[str, Check]]:

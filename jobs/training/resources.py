@@ -21,37 +21,82 @@ RESIZE_SECONDS = 30.0
 
 def requested_resources(pipeline: TrainingPipeline) -> tuple[float, float]:
     """Logical CPUs and GPUs that a pipeline's fit reserves at its minimum number of workers."""
+    cpus, gpus = _reserved(pipeline, pipeline.stages[0].parallel.min_workers)
+    more_cpus, more_gpus = _for_validation(pipeline)
+    return cpus + more_cpus, gpus + more_gpus
+
+
+def _reserved(pipeline: TrainingPipeline, workers: int) -> tuple[float, float]:
+    """CPUs and GPUs that training alone reserves with this many workers: theirs, and those of the stream's actors."""
     parallel = pipeline.stages[0].parallel
     encoders = parallel.encoder_actors if streams_features(pipeline) else 0
-    cpus = parallel.min_workers * parallel.cpus_per_worker + parallel.data_actors * parallel.cpus_per_data_actor
+    cpus = workers * parallel.cpus_per_worker + parallel.data_actors * parallel.cpus_per_data_actor
+    devices = workers + encoders * parallel.gpus_per_encoder_actor
+    return cpus + encoders * parallel.cpus_per_encoder_actor, devices * gpus_per_worker(parallel.device)
+
+
+def _for_validation(pipeline: TrainingPipeline) -> tuple[float, float]:
+    """CPUs and GPUs of the largest validation; 0 without validations."""
     validated = [recipe.evaluate for recipe in pipeline.stages if recipe.evaluate.every is not None]
-    cpus += encoders * parallel.cpus_per_encoder_actor + max((it.cpus for it in validated), default=0)
-    devices = (
-        parallel.min_workers
-        + encoders * parallel.gpus_per_encoder_actor
-        + max((it.gpus for it in validated), default=0)
+    devices = max((it.gpus for it in validated), default=0)
+    return max((it.cpus for it in validated), default=0), devices * gpus_per_worker(pipeline.stages[0].parallel.device)
+
+
+def validation_problem(pipeline: TrainingPipeline, cpus: float, gpus: float) -> str | None:
+    """Why no validation would ever start on a cluster of this size, with the fix; None if one fits next to training.
+
+    Ray Train waits for pending validations after the last step: one that never fits would keep a finished run waiting
+    forever. A cluster on which not even the minimum of workers fits must grow anyway, so that nothing is known of it.
+    """
+    own_cpus, own_gpus = _for_validation(pipeline)
+    parallel = pipeline.stages[0].parallel
+    # Ray Train starts as many workers as fit, and a number that does not divide a step is lowered.
+    fitting = [
+        count
+        for count in range(parallel.min_workers, parallel.max_workers + 1)
+        if _fits(_reserved(pipeline, count), cpus, gpus)
+    ]
+    if not own_cpus or not fitting:
+        return None
+    workers = max(usable_workers(pipeline, fitting[-1]), parallel.min_workers)
+    used_cpus, used_gpus = _reserved(pipeline, workers)
+    if _fits((used_cpus + own_cpus, used_gpus + own_gpus), cpus, gpus):
+        return None
+    return (
+        f"a validation (evaluate.every) needs {own_cpus:g} CPUs and {own_gpus:g} GPUs, and {workers} workers leave "
+        f"{cpus - used_cpus:g} and {gpus - used_gpus:g}: it would never start, and the run would wait for it forever. "
+        "Lower parallel.workers, leave out evaluate.every, or set evaluate.autoscaled=true if the cluster adds nodes"
     )
-    return cpus, devices * gpus_per_worker(parallel.device)
+
+
+def _fits(needed: tuple[float, float], cpus: float, gpus: float) -> bool:
+    return needed[0] <= cpus and needed[1] <= gpus
 
 
 def require_resources(pipeline: TrainingPipeline) -> None:
-    """Raises `ConfigError` if a private Ray on this machine can never start the run. On a cluster, which may grow, the
-    run waits.
+    """Raises `ConfigError` if a private Ray on this machine can never start the run, or if no validation would ever
+    start. On a cluster, which may grow, the run waits for its workers.
     """
     import ray
 
     cpus, gpus = requested_resources(pipeline)
-    offered = ray.cluster_resources()
-    if cpus <= offered.get("CPU", 0) and gpus <= offered.get("GPU", 0):
+    total = ray.cluster_resources()
+    offered = total.get("CPU", 0), total.get("GPU", 0)
+    require_validation(pipeline, *offered)
+    if _fits((cpus, gpus), *offered):
         return
-    message = (
-        f"parallel asks for {cpus:g} CPUs and {gpus:g} GPUs, Ray offers {offered.get('CPU', 0):g} and "
-        f"{offered.get('GPU', 0):g}"
-    )
+    message = f"parallel asks for {cpus:g} CPUs and {gpus:g} GPUs, Ray offers {offered[0]:g} and {offered[1]:g}"
     if on_a_cluster():
         logger.warning("%s: waiting for the cluster to grow", message)
     else:
         raise ConfigError(f"{message}: lower parallel.workers, set parallel.device=cpu, or submit to a cluster")
+
+
+def require_validation(pipeline: TrainingPipeline, cpus: float, gpus: float) -> None:
+    """Raises `ConfigError` with `validation_problem`, unless the cluster is said to add nodes."""
+    problem = validation_problem(pipeline, cpus, gpus)
+    if problem and not (on_a_cluster() and any(recipe.evaluate.autoscaled for recipe in pipeline.stages)):
+        raise ConfigError(problem)
 
 
 def scaling_config(parallel: ParallelConfig, *, max_workers: int) -> "ScalingConfig":

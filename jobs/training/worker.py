@@ -1,5 +1,7 @@
 """The code of each Ray Train worker: for every stage, build the model, restore, train, and write the result."""
 
+import logging
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -12,13 +14,15 @@ import torch.distributed as dist
 from blip3o import log
 from blip3o.config.recipe import Recipe
 from blip3o.data.stream import iterate_micro_batches
-from blip3o.device import select
+from blip3o.device import allow_determinism, release_memory, select
 from blip3o.runs.attempts import Attempt
+from blip3o.runs.events import write_event
 from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import trainable_parameters
+from blip3o.train.deepspeed.release import release_engine
 from blip3o.train.ema import Ema
 from blip3o.train.initial_weights import prepare_module, require_agreement
 from blip3o.train.loop import Loop
@@ -35,6 +39,10 @@ from jobs.training.plan import FitPlan, PlannedStage
 from jobs.training.progress import ProgressReporter
 from jobs.training.restore import locate_start, restore
 
+logger = logging.getLogger(__name__)
+
+HELD_BYTES = 2**30  # allocated on a device between stages, beyond which something of the ended stage is still held
+
 Batches = Iterator[dict[str, np.ndarray]]
 
 
@@ -45,7 +53,10 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
     """
     log.configure()
     batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
-    for stage in FitPlan(**task).stages():
+    stages = FitPlan(**task).stages()
+    if any(stage.recipe.parallel.deterministic for stage in stages):
+        allow_determinism()
+    for stage in stages:
         point = stage.resume_point()
         if not point.finished:
             interruption = _attempt(stage, point, batches)
@@ -73,13 +84,31 @@ def _attempt(stage: PlannedStage, point: ResumePoint, batches: Batches) -> Inter
 
 
 def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> None:
-    """Trains one stage from its resume point and writes its result.
+    """Trains one stage from its resume point, writes its result, and frees what it used.
 
-    Every rank runs this in lockstep. Each phase that may hang is reported to the watchdog before it starts.
+    Every rank runs this in lockstep.
+    """
+    context = RankContext.current(stage.recipe)
+    module = _run_stage(stage, point, batches, context)
+    allocated = release_memory(context.device)
+    if module() is not None or allocated > HELD_BYTES:
+        message = (
+            f"the stage has ended, and {allocated / 2**30:.1f} GiB are still allocated on {context.device} (its model "
+            f"is {'gone' if module() is None else 'alive'}): the next stage may run out of memory"
+        )
+        logger.error("%s: %s", stage.recipe.run.name, message)
+        write_event(stage.recipe, f"memory-rank-{context.rank}", stage.recipe.optim.steps, message)
+
+
+def _run_stage(
+    stage: PlannedStage, point: ResumePoint, batches: Batches, context: "RankContext"
+) -> "weakref.ref[StageModule]":
+    """Trains one stage and writes its result; returns a weak reference to the module that it has trained.
+
+    Each phase that may hang is reported to the watchdog before it starts.
     """
     recipe, identity = stage.recipe, stage.identity()
     torch.set_num_threads(recipe.parallel.threads)
-    context = RankContext.current(recipe)
     attempt = Attempt(recipe, workers=context.world)
     with Watchdog(recipe.guard.hang_seconds, lambda hang: end_hung_rank(recipe, hang, rank=context.rank)) as watchdog:
         module = prepare_module(recipe, stage.inputs.tokenizer)
@@ -113,10 +142,11 @@ def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> N
             guard=guard,
         ).run(start.step)
         watchdog.on_phase("writing the result")
-        weights, averaged = gather_result(recipe, module.model, ema, keep=context.rank == 0)
+        weights, averaged = gather_result(recipe, engine, module.model, ema, keep=context.rank == 0)
         if context.rank == 0:
             write_result(recipe, weights, averaged, identity, workers=context.world)
-        engine.destroy()
+        release_engine(engine)
+    return weakref.ref(module)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 import pytest
 
 from jobs import cli, evaluate, train
-from jobs.common import guarded
+from jobs.common import guarded, logical_cpus
 
 
 @pytest.fixture(params=[1, 100_000], ids=["in a buffer", "beyond it"])
@@ -86,3 +86,9 @@ def test_what_is_not_of_the_output_stays_an_error(error):
     reader, writer = os.pipe()
     with open(reader), stdout(open(writer, "w")), pytest.raises(OSError):
         guarded(fails)
+
+
+@pytest.mark.parametrize(("cores", "offered"), [(2, 6), (16, 16), (None, 6)])
+def test_a_private_ray_offers_the_cores_of_the_machine_and_more_on_a_laptop(cores, offered, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert logical_cpus() == offered

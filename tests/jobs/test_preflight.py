@@ -13,7 +13,8 @@ from blip3o.errors import ConfigError
 from blip3o.train.preflight.checks import memory_checks, recipe_checks, require, store_checks
 from blip3o.train.preflight.memory import GIB, Parameters, count_parameters, estimate_memory
 from jobs import preflight, train
-from jobs.training.preflight import require_static_checks
+from jobs.training.preflight import dry_run_checks, require_static_checks
+from jobs.training.resources import require_validation
 from tests import recipes
 from tests.jobs import world
 
@@ -54,6 +55,57 @@ def test_the_released_recipes_are_the_papers():
     assert counted.frozen == pytest.approx(8.29e9, rel=0.02)
 
 
+@pytest.mark.parametrize("size", ["4b", "8b"])
+def test_one_gpu_trains_the_batches_of_the_released_recipes(size, capsys, tmp_path):
+    name, below = f"blip3o-{size}-one-gpu", ["--set", f"run.storage={tmp_path}/runs"]
+    assert train.main([name, "--dry-run", "--cluster", "1x1xH200", *below]) == 0
+    out = capsys.readouterr().out
+    assert f"# {name}: ok        resources: 8 CPUs and 1 GPUs of 12 and 1" in out
+    assert "5.1 GiB of it gradients in fp32" in out
+    for alone, many in zip(load_pipeline(name).stages, load_pipeline(f"blip3o-{size}").stages, strict=True):
+        assert alone.optim.global_batch_size == many.optim.global_batch_size
+        same = {"micro_batch_size", "micro_batches"}
+        assert alone.optim.model_dump(exclude=same) == many.optim.model_dump(exclude=same)
+
+
+def validated(**parallel):
+    """A run on GPUs with validations, of 8 micro-batches a step."""
+    heldout = [{"name": "heldout", "shards": "heldout/*.tar"}]
+    evaluate = {"every": 2, "sources": heldout, "autoscaled": parallel.pop("autoscaled", False)}
+    optim = {"micro_batches": 8}
+    return TrainingPipeline.of(recipes.recipe(optim=optim, evaluate=evaluate, parallel={"device": "gpu", **parallel}))
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "left"),
+    [
+        (8, 8, 0),
+        (8, 9, None),
+        ({"min": 2, "max": 8}, 8, 0),
+        ({"min": 2, "max": 8}, 5, None),  # of 5 workers 4 divide a step, and the fifth GPU validates
+        ({"min": 4, "max": 8}, 4, 0),
+        (8, 4, None),  # not even the workers fit: the cluster must grow
+    ],
+)
+def test_a_run_whose_validations_would_never_start_is_refused(workers, gpus, left, monkeypatch):
+    """Ray Train would wait for them after the last step, forever."""
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    pipeline = validated(workers=workers)
+    if left is None:
+        require_validation(pipeline, 96, gpus)
+        return
+    with pytest.raises(
+        ConfigError, match=rf"workers leave \d+ and {left}: it would never start.*Lower parallel.worker"
+    ):
+        require_validation(pipeline, 96, gpus)
+    require_validation(validated(workers=workers, autoscaled=True), 96, gpus)
+    cluster = ClusterConfig(nodes=1, gpus=gpus, gpu="H100", cpus=96, memory_gib=512)
+    assert states(check for _, check in dry_run_checks(pipeline, cluster))["validation"] == "wrong"
+    monkeypatch.delenv("RAY_ADDRESS")  # a private Ray has the GPUs of this machine and no others
+    with pytest.raises(ConfigError, match="it would never start"):
+        require_validation(validated(workers=workers, autoscaled=True), 96, gpus)
+
+
 def test_a_cluster_too_small_is_reported_with_the_numbers(capsys):
     assert train.main(["blip3o-8b", "--dry-run", "--cluster", "1x8xL4"]) == 1
     error = capsys.readouterr().err
@@ -90,6 +142,8 @@ def test_guidance_without_dropped_conditions_is_wrong():
         ({"zero_stage": 1}, {}, 10 + 2 + 1.5),
         ({"zero_stage": 2}, {}, 10 + 0.25 + 1.5),
         ({"zero_stage": 3}, {}, 1.25 + 0.25 + 1.5),
+        ({"zero_stage": 1, "gradient_accumulation_dtype": "fp32"}, {}, 10 + 4 + 1.5),
+        ({"zero_stage": 2, "gradient_accumulation_dtype": "fp32"}, {}, 10 + 0.5 + 1.5),
         ({"zero_stage": 1}, {"ema_decay": 0.999}, 10 + 2 + 2),
         ({"zero_stage": 2, "offload": "optimizer"}, {}, 10 + 0.25),
         ({"zero_stage": 3, "offload": "parameters"}, {}, 0.25),
@@ -131,7 +185,7 @@ def test_a_run_that_is_ready_passes_every_check_and_its_ranks_agree(base, tmp_pa
     file = world.write_recipe(tmp_path / "recipe.yaml", base, run={"name": "ready"})
     assert preflight.main([file, "--ranks"]) == 0
     found = re.findall(r"^ready: (ok|wrong|not known) +(.+?): ", capsys.readouterr().out, re.MULTILINE)
-    of_the_recipe = ["clipping", "condition dropout", "micro-batches", "schedule", "memory", "disk", "store"]
+    of_the_recipe = ["engine", "clipping", "condition dropout", "micro-batches", "schedule", "memory", "disk", "store"]
     with_storage = ["resources", "storage", "clock", "data", "weights", "ranks", "all-reduce"]
     assert found == [("ok", name) for name in [*of_the_recipe, *with_storage]]
 

@@ -19,7 +19,7 @@ from blip3o.data.shards.manifest import ledger_file
 from blip3o.errors import ConfigError
 from blip3o.evaluate.reports.run import render_run
 from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, shards_uri
-from blip3o.runs.paths import SNAPSHOT, final_uri, tensorboard_folder
+from blip3o.runs.paths import SNAPSHOT, events_folder, final_uri, tensorboard_folder
 from blip3o.runs.results import read_description, read_final, write_final
 from blip3o.runs.rows import reproducible, rows_of
 from blip3o.train.checkpoint.store import committed_step
@@ -238,6 +238,8 @@ def test_a_pipeline_with_killed_worker_and_driver_equals_its_stages_run_separate
     assert {row["loss/text"] > 0 < row["loss/flow"] for row in figures(separate)} == {True}
     assert len({apart[1]["sha256"], apart[1]["average_sha256"]}) == 2
     for one, other in zip((undisturbed, separate), pipeline.stages, strict=True):
+        events = storage.list_files(events_folder(other.run.storage, other.run.name))
+        assert not [file.uri for file in events if "-memory-" in file.uri]  # the workers had freed the first stage
         assert figures(one) == figures(other)
         losses = [(step, value) for step, tag, value in shown(other) if tag == "loss"]
         assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in figures(other)]

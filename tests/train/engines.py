@@ -16,11 +16,13 @@ from blip3o.train.callbacks import Callback, MicroBatchCounter, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
+from blip3o.train.deepspeed.release import release_engine
 from blip3o.train.ema import Ema
 from blip3o.train.loop import Loop, to_batch
 from blip3o.train.lora import add_adapters
 from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.objectives import StageModule, build_stage_module
+from blip3o.train.result import gather_result
 from blip3o.train.schedule import learning_rate
 from blip3o.train.stages import freeze, stage_of
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
@@ -78,6 +80,7 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
     module = module_for(values)
     engine = build_engine(values, module, universal=universal)
     ema = Ema(engine, trainable_parameters(module.model), decay=DECAY)
+    first = gather_result(values, engine, module.model, None, keep=rank == 0)[0]
     rows: list[dict[str, Any]] = []
     saved: dict[str, Tensor] = {}
     start = 0
@@ -108,11 +111,13 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
         pad_id=PAD,
         callbacks=[ema, MicroBatchCounter(FlopsMeter(values, image_token_id=IMAGE_TOKEN, pad_id=PAD)), SavesFirst()],
     ).run(start)
+    masters = gather_result(values, engine, module.model, None, keep=rank == 0)[0]
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
     weights = gather_parameters(trainable_parameters(module.model), keep=rank == 0)
     averaged = ema.gather(keep=rank == 0)
-    engine.destroy()
-    return {"rows": rows, "weights": weights, "averaged": averaged, "saved": saved, "held": sum(spread)}
+    release_engine(engine)
+    found = {"rows": rows, "weights": weights, "averaged": averaged, "saved": saved, "masters": masters}
+    return {**found, "first": first, "deterministic": torch.are_deterministic_algorithms_enabled(), "held": sum(spread)}
 
 
 def by_hand(values: Recipe) -> dict[str, Any]:

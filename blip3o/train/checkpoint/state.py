@@ -122,9 +122,11 @@ def _load_engine(engine: Any, directory: str, *, tag: str) -> tuple[str | None, 
         for name in group.keys() - values.keys() - {"params"}:
             del group[name]
         group.update(values)
-    for moments in engine.basic_optimizer.state.values():
+    fused = any(group.get("fused") for group in groups)
+    for parameter, moments in engine.basic_optimizer.state.items():
         if "step" in moments:
-            moments["step"] = moments["step"].clone()
+            # A fused optimizer counts steps on the device, any other on the CPU.
+            moments["step"] = moments["step"].clone().to(parameter.device if fused else "cpu")
     return path, client
 
 

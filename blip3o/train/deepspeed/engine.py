@@ -5,44 +5,45 @@ silently ignored made runs of the upstream code diverge. No DeepSpeed extension 
 torch's AdamW.
 """
 
+import logging
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
-from blip3o.device import collective_backend
+from blip3o.config.training import ParallelConfig
+from blip3o.device import accelerator_name, choose_accelerator, collective_backend
 from blip3o.errors import ConfigError
 from blip3o.model.activation_checkpointing import checkpoint_activations
 from blip3o.model.unified import UnifiedModel
-from blip3o.train.deepspeed.gather import is_partitioned
+from blip3o.train.deepspeed.config import adamw_options, deepspeed_config, describe_engine
+from blip3o.train.deepspeed.gather import is_partitioned, trainable_parameters
+from blip3o.train.deepspeed.masters import set_masters
 from blip3o.train.objectives import StageModule
 from blip3o.train.schedule import parameter_groups
 from blip3o.train.stages import freeze, stage_of
 
+logger = logging.getLogger(__name__)
 
-def deepspeed_config(recipe: Recipe, *, universal: bool = False) -> dict[str, Any]:
-    """DeepSpeed's configuration for this recipe; `universal` to load a checkpoint of another number of ranks."""
-    parallel = recipe.parallel
-    zero: dict[str, Any] = {"stage": parallel.zero_stage, "overlap_comm": False}
-    cpu_memory = {"device": "cpu", "pin_memory": parallel.device == "gpu"}
-    if parallel.offload != "none":
-        zero["offload_optimizer"] = cpu_memory
-    if parallel.offload == "parameters":
-        zero["offload_param"] = cpu_memory
-    if parallel.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = parallel.param_persistence_threshold
-    return {
-        "train_micro_batch_size_per_gpu": recipe.optim.micro_batch_size,
-        "gradient_accumulation_steps": recipe.accumulation,
-        "gradient_clipping": recipe.optim.max_grad_norm,
-        "bf16": {"enabled": parallel.precision == "bf16"},
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's CPU Adam must be compiled; torch's works on the CPU too
-        "steps_per_print": 10**9,
-        "checkpoint": {"load_universal": universal},
-    }
+
+def prepare_process(parallel: ParallelConfig) -> None:
+    """Sets what holds for the whole process: DeepSpeed's accelerator, and whether algorithms must be deterministic.
+
+    Each stage sets all of it, so nothing of an earlier stage remains. Raises `ConfigError` if this process has already
+    imported DeepSpeed for another kind of device: it would compute there.
+    """
+    torch.use_deterministic_algorithms(parallel.deterministic)
+    choose_accelerator(parallel.device)
+    import deepspeed
+
+    wanted, chosen = accelerator_name(parallel.device), deepspeed.get_accelerator().device_name()
+    if chosen != wanted:
+        raise ConfigError(
+            f"parallel.device is '{parallel.device}' ({wanted}), and DeepSpeed was imported in this process for "
+            f"'{chosen}': start another process, or import DeepSpeed with DS_ACCELERATOR={wanted}"
+        )
 
 
 def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False) -> Any:  # noqa: ANN401 - a deepspeed.DeepSpeedEngine
@@ -53,23 +54,31 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
 
     Raises `ConfigError` if the engine does not apply the recipe's clipping, precision, ZeRO stage or offload.
     """
+    prepare_process(recipe.parallel)
     import deepspeed
-    import deepspeed.ops
 
-    # Only inference uses this C++ extension, and DeepSpeed would compile it on every CPU machine.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if recipe.parallel.device == "cpu":
+        _leave_out_extension()
     deepspeed.init_distributed(dist_backend=collective_backend(recipe.parallel.device))
+    if dist.get_rank() == 0:
+        logger.info("%s: %s", recipe.run.name, describe_engine(recipe.parallel))
     freeze(module.model, stage_of(recipe))
     if recipe.parallel.activation_checkpointing:
         checkpoint_activations(module.model)
-    if recipe.parallel.compile:
+    if recipe.parallel.compiles:
         _compile_layers(module.model)
-    trainable = {name: p for name, p in module.model.named_parameters() if p.requires_grad}
+    trainable = trainable_parameters(module.model)
+    # DeepSpeed gives its parameters new, rounded storage. These views keep the storage that they have now.
+    exact = {name: p.detach() for name, p in trainable.items() if recipe.parallel.precision == "bf16"}
     optim = recipe.optim
     # The loop sets the learning rate at each step. It starts at 0 because `deepspeed.initialize` may take a step with
     # zero gradients to create the optimizer's state, and with a learning rate that step would decay the weights.
     optimizer = torch.optim.AdamW(
-        parameter_groups(optim, trainable), lr=0.0, betas=optim.betas, weight_decay=optim.weight_decay
+        parameter_groups(optim, trainable),
+        lr=0.0,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+        **adamw_options(recipe.parallel),
     )
     if recipe.parallel.zero_stage == 3:
         _register_external_parameters(module)
@@ -86,7 +95,18 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
         # step in its bias correction.
         engine.optimizer.optimizer.state.clear()
     _require_applied(engine, recipe)
+    set_masters(engine, trainable, exact)
     return engine
+
+
+def _leave_out_extension() -> None:
+    """Keeps DeepSpeed from compiling a C++ extension, which only inference uses, on every CPU machine.
+
+    On a GPU machine DeepSpeed does not want it, and reading this table would probe its GPU extensions with compilers.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _compile_layers(model: UnifiedModel) -> None:
@@ -126,7 +146,7 @@ def _record_grad_norm(engine: Any) -> None:  # noqa: ANN401 - as above
 def _require_applied(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as above
     """Raises `ConfigError` if the engine runs with other options than the recipe's."""
     parallel = recipe.parallel
-    expected = {
+    expected: dict[str, Any] = {
         "clipping": recipe.optim.max_grad_norm,
         "bf16": parallel.precision == "bf16",
         "ZeRO stage": parallel.zero_stage,
@@ -134,6 +154,10 @@ def _require_applied(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as 
         "optimizer on the CPU": parallel.offload != "none",
         "parameters on the CPU": parallel.offload == "parameters",
         "parameters partitioned": parallel.zero_stage == 3,
+        "gradients accumulated in": parallel.accumulation_dtype,
+        "gradients reduced in": parallel.reduction_dtype,
+        "reduction overlapped": parallel.overlaps,
+        "buffers below fp32": [],
     }
     actual = {
         "clipping": engine.gradient_clipping(),
@@ -143,10 +167,22 @@ def _require_applied(engine: Any, recipe: Recipe) -> None:  # noqa: ANN401 - as 
         "optimizer on the CPU": _on_cpu(engine.zero_offload_optimizer()),
         "parameters on the CPU": _on_cpu(engine.zero_offload_param()),
         "parameters partitioned": all(is_partitioned(parameter) for parameter in engine.module.parameters()),
+        "gradients accumulated in": _SHORT[engine.get_data_types()[1]],
+        "gradients reduced in": _SHORT[engine.communication_data_type],
+        "reduction overlapped": bool(engine.zero_overlap_comm()),
+        # Rotary frequencies, for one: rounded, they are other angles than those that serving computes with.
+        "buffers below fp32": [name for name, buffer in engine.module.named_buffers() if _is_rounded(buffer)],
     }
     wrong = [f"{name} = {actual[name]} (recipe: {value})" for name, value in expected.items() if actual[name] != value]
     if wrong:
         raise ConfigError(f"DeepSpeed does not apply the recipe: it runs with {', '.join(wrong)}")
+
+
+_SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+def _is_rounded(buffer: Tensor) -> bool:
+    return buffer.is_floating_point() and buffer.dtype.itemsize < torch.float32.itemsize
 
 
 def _on_cpu(section: Any) -> bool:  # noqa: ANN401 - a section of DeepSpeed's configuration, or None

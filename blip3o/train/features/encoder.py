@@ -138,7 +138,7 @@ class FrozenEncoder:
         self._encoder.load_state_dict(dict(_encoder_tensors(recipe)), assign=True)
         self._encoder.to(device).eval()
         self._launching = threading.Lock()
-        if recipe.parallel.compile:
+        if recipe.parallel.compiles:
             self._encoder.compile_layers()
 
     @functools.cached_property

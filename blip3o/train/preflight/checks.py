@@ -15,7 +15,7 @@ from blip3o.config.cluster import ClusterConfig
 from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, ConfigError, StorageError
-from blip3o.train.deepspeed.engine import deepspeed_config
+from blip3o.train.deepspeed.config import deepspeed_config, describe_engine
 from blip3o.train.features.encoder import FeatureCache, require_encoder
 from blip3o.train.preflight.memory import GIB, SHARE, Parameters, count_parameters, estimate_memory
 from blip3o.train.schedule import learning_rate
@@ -51,8 +51,11 @@ def verdict(name: str, *, good: bool, detail: str, fix: str) -> Check:
 
 
 def recipe_checks(recipe: Recipe) -> Iterator[Check]:
-    """Checks of the recipe only: clipping, condition dropout, division into micro-batches, end of the schedule."""
+    """Checks of the recipe only: what the engine is, clipping, condition dropout, division into micro-batches, end of
+    the schedule.
+    """
     optim, sampler = recipe.optim, recipe.model.sampler
+    yield Check(name="engine", state="ok", detail=describe_engine(recipe.parallel))
     clip = deepspeed_config(recipe)["gradient_clipping"]
     yield verdict(
         "clipping",
@@ -89,7 +92,8 @@ def memory_checks(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig
     need = estimate_memory(recipe, parameters, workers=recipe.parallel.min_workers)  # where a worker's share is largest
     needed = (
         f"{need.device / GIB:.1f} GiB a worker ({parameters.trained / 1e9:.3f} G parameters trained, "
-        f"{parameters.frozen / 1e9:.3f} G frozen, {recipe.parallel.precision}, ZeRO {recipe.parallel.zero_stage})"
+        f"{parameters.frozen / 1e9:.3f} G frozen, {recipe.parallel.precision}, ZeRO {recipe.parallel.zero_stage}; "
+        f"{need.gradients / GIB:.1f} GiB of it gradients in {recipe.parallel.accumulation_dtype})"
     )
     offered = None if cluster is None else _device_memory(recipe, cluster)
     if offered is None:

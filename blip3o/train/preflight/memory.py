@@ -10,6 +10,9 @@ parameters, b bytes per element, W workers and Adam's 12 bytes (fp32 copy, two m
 | 2 | b (T + F) | b T / W | 12 T / W |
 | 3 | b (T + F) / W | b T / W | 12 T / W |
 
+Gradients that are summed in another dtype than that of the weights (`parallel.gradient_accumulation_dtype`) have the
+size of that dtype instead of b.
+
 Activations, input batches and the libraries' own memory come on top: only `SHARE` of the memory is for the table's
 items.
 """
@@ -38,9 +41,10 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on the device of one worker, and in one checkpoint of all workers."""
+    """Bytes on the device of one worker, those of its gradients among them, and in one checkpoint of all workers."""
 
     device: float
+    gradients: float
     checkpoint: float
 
 
@@ -65,7 +69,7 @@ def estimate_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> 
     trained, everything = parameters.trained, parameters.trained + parameters.frozen
     state = ADAM + (EMA if recipe.optim.ema_decay else 0)
     weights = element * everything / (workers if stage == 3 else 1)
-    gradients = element * trained / (workers if stage >= 2 else 1)
+    gradients = ELEMENT[parallel.accumulation_dtype] * trained / (workers if stage >= 2 else 1)
     optimizer = state * trained / (workers if stage >= 1 else 1)
     held = {"none": weights + optimizer, "optimizer": weights, "parameters": 0.0}[parallel.offload]
-    return MemoryEstimate(device=held + gradients, checkpoint=(element + state) * trained)
+    return MemoryEstimate(device=held + gradients, gradients=gradients, checkpoint=(element + state) * trained)

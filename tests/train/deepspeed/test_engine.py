@@ -1,18 +1,25 @@
 """Every way to partition a stage over ranks trains like plain PyTorch, and resumes bit-identically."""
 
 import functools
+import weakref
 
 import pytest
 import torch
 
+from blip3o.device import release_memory
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.train.checkpoint.state import load, make_universal
-from blip3o.train.deepspeed.engine import build_engine
+from blip3o.train.deepspeed.engine import _require_applied, build_engine
+from blip3o.train.deepspeed.gather import trainable_parameters
+from blip3o.train.deepspeed.release import release_engine
+from blip3o.train.ema import Ema
+from blip3o.train.loop import Loop, to_batch
 from blip3o.train.schedule import learning_rate, parameter_groups, set_learning_rates
 from blip3o.train.validation.model import trained_weights
 from tests.distributed import run_ranks
+from tests.model.helpers import PAD
 from tests.recipes import recipe
-from tests.train.engines import by_engine, by_hand, made, module_for
+from tests.train.engines import CPU, ROWS, arrays, by_engine, by_hand, made, module_for, stream
 
 SPREAD = {"zero_stage": 3, "param_persistence_threshold": 0}
 WAYS = {
@@ -52,7 +59,22 @@ def train_all(folder, ways):
     return found
 
 
-HALF = {"half, nothing spread": {"zero_stage": 0}, "half, parameters": SPREAD}
+SUM = {"gradient_accumulation_dtype": "fp32", "communication_dtype": "fp32"}
+HALF = {
+    "half, nothing spread": {"zero_stage": 0},
+    "half, optimizer": {"zero_stage": 1},
+    "half, gradients": {"zero_stage": 2},
+    "half, parameters": SPREAD,
+    "half, optimizer, summed in fp32": {"zero_stage": 1, **SUM},
+    "half, gradients, summed in fp32, overlapped, deterministic": {
+        **SUM,
+        "zero_stage": 2,
+        "overlap_comm": True,
+        "reduce_bucket_size": 10_000,
+        "deterministic": True,
+    },
+    "half, parameters, summed in fp32, deterministic": {**SPREAD, **SUM, "deterministic": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +85,9 @@ def folder_of_two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_two(folder_of_two):
-    """The results of two ranks, for each configuration."""
+    """The results of two ranks, for each configuration; others follow those that are deterministic."""
     half = {name: {**way, "precision": "bf16"} for name, way in HALF.items()}
-    return run_ranks(train_all, folder_of_two, folder_of_two, WAYS | half)
+    return run_ranks(train_all, folder_of_two, folder_of_two, half | WAYS)
 
 
 @functools.cache
@@ -92,6 +114,7 @@ def test_two_ranks_train_what_plain_pytorch_trains(by_two, way):
     agree(first, WAYS[way])
     assert not second["weights"] and not second["averaged"]  # only the first rank keeps gathered tensors
     assert first["resumed"] and second["resumed"]
+    assert not first["deterministic"]  # although stages before it in the same process were
 
 
 @pytest.mark.parametrize("way", HALF)
@@ -101,7 +124,20 @@ def test_bf16_trains_alike_with_weights_and_averages_in_fp32(by_two, way):
         # Measured: 7e-4. A first step that counts as the second is shorter by a quarter, which is off by 5e-3.
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
     assert run["resumed"]
-    assert {tensor.dtype for tensor in run["averaged"].values()} == {torch.float32}
+    assert run["deterministic"] == HALF[way].get("deterministic", False)
+    for kind in ("averaged", "masters"):
+        assert {tensor.dtype for tensor in run[kind].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("way", HALF)
+def test_a_bf16_stage_starts_from_exact_weights_and_its_result_has_those_of_the_optimizer(by_two, way):
+    run = by_two[0][way]
+    start = {name: p.detach() for name, p in trainable_parameters(module_for(made(world=1)).model).items()}
+    assert run["first"].keys() == run["masters"].keys() == start.keys()
+    for name, value in start.items():
+        assert torch.equal(run["first"][name], value), name
+        assert torch.equal(run["masters"][name].bfloat16(), run["weights"][name]), name
+    assert any(not torch.equal(value.bfloat16().float(), value) for value in start.values())
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -116,8 +152,57 @@ def test_stage_three_halves_the_parameters_of_a_rank_including_frozen_ones(by_tw
     assert half == pytest.approx(whole / 2, rel=0.01)
 
 
+PARTS = 8
+
+
+def summed_gradients(ways):
+    """For each way the gradients of one step of 8 micro-batches, and their sum by hand, each [elements], fp64."""
+    from deepspeed.utils import safe_get_full_grad
+
+    found = {}
+    for name, parallel in {**ways, "by hand": {"zero_stage": 2}}.items():
+        optim = {"steps": 1, "lr": 1e-3, "micro_batch_size": ROWS, "micro_batches": PARTS, "max_grad_norm": 1e9}
+        values = recipe(optim=optim, parallel={"precision": "bf16", **parallel})
+        module = module_for(values)
+        batches = [to_batch(arrays(part, "generate"), pad_id=PAD, device=CPU) for part in range(PARTS)]
+        trained = trainable_parameters(module.model)
+        if name == "by hand":
+            for parameter in module.parameters():  # buffers stay fp32
+                parameter.data = parameter.data.bfloat16()
+            for parameter in trained.values():
+                parameter.register_hook(lambda gradient, it=parameter: _add_exactly(it, gradient))
+            for batch in batches:
+                (module(batch)["flow"] / PARTS).backward()
+            parts = [parameter.exact for parameter in trained.values()]
+        else:
+            engine = build_engine(values, module)
+            for batch in batches:
+                engine.backward(engine(batch)["flow"])
+                if batch is not batches[-1]:
+                    engine.step()
+            parts = [safe_get_full_grad(parameter).double() for parameter in trained.values()]
+            release_engine(engine)
+        found[name] = torch.cat([part.flatten() for part in parts])
+    return found
+
+
+def _add_exactly(parameter, gradient):
+    parameter.exact = getattr(parameter, "exact", 0) + gradient.double()
+
+
+def test_gradients_that_are_summed_in_fp32_are_those_of_one_large_micro_batch(tmp_path):
+    # Not ZeRO 3: it has a linear layer of its own, which rounds in another way.
+    exact = {str(stage): {"zero_stage": stage, "gradient_accumulation_dtype": "fp32"} for stage in (1, 2)}
+    ways = {**exact, "rounded": {"zero_stage": 2}}
+    [found] = run_ranks(summed_gradients, tmp_path, ways, world=1)
+    expected = found.pop("by hand")
+    errors = {name: ((it - expected).norm() / expected.norm()).item() for name, it in found.items()}
+    assert errors.pop("rounded") > 1e-3  # measured: 8 bits of mantissa at each of 8 sums
+    assert max(errors.values()) < 1e-6, errors  # measured: 24 bits
+
+
 def train_and_go_on(folder, of_two):
-    """On one rank: a run, runs resumed from two ranks' checkpoints, and the error for a wrong stage."""
+    """On one rank: a run, runs resumed from two ranks' checkpoints, and the errors of wrong ones."""
     found = {"gradients": by_engine(made(world=1, **WAYS["gradients"]), folder)}
     for way in ("optimizer", "parameters"):
         make_universal(of_two / way)
@@ -126,12 +211,15 @@ def train_and_go_on(folder, of_two):
 
 
 def refusal(folder, values):
-    """The error of loading a checkpoint of another stage."""
+    """The errors of loading a checkpoint of another stage, and of a buffer in less than fp32."""
     engine = build_engine(values, module_for(values))
     with pytest.raises(CheckpointError) as caught:
         load(engine, str(folder), identity="x", universal=True)
-    engine.destroy()
-    return str(caught.value)
+    engine.module.register_buffer("angles", torch.zeros(1, dtype=torch.bfloat16))
+    with pytest.raises(ConfigError) as rounded:
+        _require_applied(engine, values)
+    release_engine(engine)
+    return str(caught.value), str(rounded.value)
 
 
 def test_one_rank_with_accumulation_trains_the_same_and_resumes_from_two(tmp_path, by_two, folder_of_two):
@@ -142,7 +230,53 @@ def test_one_rank_with_accumulation_trains_the_same_and_resumes_from_two(tmp_pat
         if way != "gradients":
             run["rows"] = [*by_two[0][way]["rows"][:1], *run["rows"]]
         agree(run, WAYS[way])
-    assert "was saved at ZeRO stage 1 or 2, and parallel.zero_stage is 3: set it back" in refused
+    assert "was saved at ZeRO stage 1 or 2, and parallel.zero_stage is 3: set it back" in refused[0]
+    assert refused[1].endswith("it runs with buffers below fp32 = ['angles'] (recipe: [])")
+
+
+def left_over(ways):
+    """For each way, what is still alive of a stage after its engine is released, and torch's linear layer."""
+    found = {}
+    for name, parallel in ways.items():
+        references = ended_stage(made(world=1, **parallel))
+        release_memory(CPU)
+        found[name] = [part for part, reference in references.items() if reference() is not None]
+    return found, torch.nn.functional.linear is torch._C._nn.linear
+
+
+def ended_stage(values):
+    """Trains a stage and releases its engine; returns weak references to its parts."""
+    module = module_for(values)
+    engine = build_engine(values, module)
+    trained = trainable_parameters(module.model)
+    ema = Ema(engine, trained, decay=0.5)
+    Loop(
+        recipe=values,
+        engine=engine,
+        module=module,
+        batches=stream("generate", 0, 1),
+        device=CPU,
+        rank=0,
+        world=1,
+        pad_id=PAD,
+        callbacks=[ema],
+    ).run(0)
+    parts = {"module": module, "engine": engine, "optimizer": engine.basic_optimizer, "ema": ema}
+    release_engine(engine)
+    return {name: weakref.ref(part) for name, part in (parts | trained).items()}
+
+
+def test_nothing_of_a_stage_is_alive_after_it(tmp_path):
+    """A next stage in the same worker has the device to itself, and computes as it would in a new process."""
+    ways = {
+        "plain": {"zero_stage": 0},
+        "gradients": {"zero_stage": 2, "precision": "bf16"},
+        "parameters": SPREAD,
+        "summed in fp32": {"zero_stage": 1, "precision": "bf16", **SUM},
+    }
+    [(found, plain)] = run_ranks(left_over, tmp_path, ways, world=1)
+    assert found == dict.fromkeys(ways, [])
+    assert plain
 
 
 def named(*names):
