@@ -10,7 +10,7 @@ computed once by `DiT.condition` and reused by every denoising step.
 Legend: B batch, L latent tokens, N condition tokens, C model channels, T time embedding channels, H heads, D = C / H.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -38,15 +38,18 @@ class DiTCondition(Condition):
         """All of its tensors, each with the batch as first dimension."""
         return self.pooled, *self.keys, *self.values
 
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "DiTCondition":
+        """A condition of these tensors."""
+        pooled, *pairs = tensors
+        return DiTCondition(pooled=pooled, keys=tuple(pairs[: len(self.keys)]), values=tuple(pairs[len(self.keys) :]))
+
     def repeated(self, count: int) -> "DiTCondition":
         """The same condition for `count` batches, concatenated: [count · B, …]."""
 
         def repeat(tensor: Tensor) -> Tensor:
             return tensor.repeat(count, *[1] * (tensor.dim() - 1))
 
-        return DiTCondition(
-            pooled=repeat(self.pooled), keys=tuple(map(repeat, self.keys)), values=tuple(map(repeat, self.values))
-        )
+        return self.with_tensors([repeat(tensor) for tensor in self.tensors])
 
 
 class CaptionProjection(nn.Module):
