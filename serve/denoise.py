@@ -2,7 +2,7 @@
 
 A step is one evaluation of the denoiser on the conditional and null rows of all W slots, if any row uses guidance, and
 one on the conditional rows, if any row uses none. So its arithmetic always has the shapes that
-`Blip3oPipeline.generate` uses, 2 W rows with guidance and W without, and a row's values do not depend on the other rows.
+`Blip3oPipeline.generate` uses, 2 W rows with guidance and W without, and a row's values do not depend on the others.
 The caller assigns slots.
 
 Legend: W slots, L latent tokens, F channels.

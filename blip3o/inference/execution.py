@@ -1,4 +1,4 @@
-"""How the denoiser runs: eagerly, compiled by torch.compile, or as device graphs that are recorded once and replayed.
+"""How the denoiser runs: eagerly, its blocks compiled by torch.compile, or as graphs that are recorded and replayed.
 
 Inference calls it with two shapes only: rows with guidance and rows without. So each is compiled or recorded once.
 Replaying runs the kernels of eager execution, and so gives its values; a compiled denoiser differs from it by rounding.
@@ -18,8 +18,12 @@ from blip3o.model.unified import UnifiedModel
 Recorder = Callable[[Callable[[], Tensor]], Recorded]
 
 
-def set_execution(model: UnifiedModel, execution: Execution, *, batch_size: int, device: torch.device) -> None:
+def set_execution(
+    model: UnifiedModel, execution: Execution, *, batch_size: int, device: torch.device, backend: str = "inductor"
+) -> None:
     """Makes the denoiser run in this way, in place, and compiles or records both shapes. `eager` changes nothing.
+
+    `backend` is torch.compile's.
 
     Raises `ConfigError` where the device or the machine cannot: graphs without a GPU, or compiling for the CPU without
     a C++ compiler.
@@ -31,7 +35,9 @@ def set_execution(model: UnifiedModel, execution: Execution, *, batch_size: int,
             raise ConfigError("execution 'graph' needs a GPU: use eager or compile")
         replay_graphs(model.denoiser, lambda function: record_graph(function, device))
     else:
-        model.denoiser.compile(fullgraph=True, dynamic=False)
+        # Blocks are of one class, so each shape is compiled once for all of them.
+        for block in model.denoiser.blocks:
+            block.compile(fullgraph=True, dynamic=False, backend=backend)
     try:
         _warm_up(model, batch_size, device)
     except RuntimeError as error:  # dynamo's and inductor's errors, and those of the device
@@ -45,12 +51,12 @@ def replay_graphs(denoiser: Denoiser[Any], record: Recorder) -> None:
 
 @torch.inference_mode()
 def _warm_up(model: UnifiedModel, batch_size: int, device: torch.device) -> None:
-    config, denoiser = model.config, model.denoiser
-    dtype = next(denoiser.parameters()).dtype
-    for rows in (batch_size, 2 * batch_size):
-        states = torch.zeros(rows, config.num_queries, config.backbone.hidden_size, device=device, dtype=dtype)
-        latents = torch.zeros(rows, *model.latent_shape, device=device)
-        model.velocity(denoiser.condition(states), latents, torch.ones(rows, device=device))
+    dtype = next(model.denoiser.parameters()).dtype
+    shape = (batch_size, model.config.num_queries, model.config.backbone.hidden_size)
+    noise = torch.zeros(batch_size, *model.latent_shape, device=device)
+    for guidance in (1.0, 2.0):
+        states = torch.zeros(shape, device=device, dtype=dtype)
+        model.sample_features(states, noise, num_inference_steps=1, guidance_scale=guidance)
 
 
 class _Replayed:

@@ -208,8 +208,9 @@ class DiT(Denoiser[DiTCondition]):
         pairs = [block.attn2.key_value(block.norm1_context(projected)) for block in blocks]
         return DiTCondition(
             pooled=self.time_caption_embed.caption_embedder(projected.mean(dim=1)),
-            keys=tuple(key for key, _ in pairs),
-            values=tuple(value for _, value in pairs),
+            # Contiguous as after joining two: a compiled block is compiled again for another layout.
+            keys=tuple(key.contiguous() for key, _ in pairs),
+            values=tuple(value.contiguous() for _, value in pairs),
         )
 
     def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: DiTCondition) -> Tensor:

@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from blip3o.device import DeviceKind
 from blip3o.errors import DataError, RequestError
+from blip3o.inference.precision import DESCRIPTION, Precision
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from blip3o.inference.pipeline import Blip3oPipeline
+
+Device = Annotated[DeviceKind, typer.Option(help="What computes.")]
+Dtype = Annotated[Precision, typer.Option(help=f"{DESCRIPTION[0].upper()}{DESCRIPTION[1:]}.")]
 Bundle = Annotated[str, typer.Option(metavar="URI", help="The bundle to use, as `blip3o export` wrote it.")]
 
 
@@ -27,11 +33,11 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; the bundle's default if omitted.")
     ] = None,
+    device: Device = "cpu",
+    precision: Dtype = "auto",
 ) -> None:
     """Generate images from a prompt."""
-    import blip3o
-
-    images = blip3o.load(bundle).generate(
+    images = _load(bundle, device, precision).generate(
         prompt, seed=seed, n=n, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
     )
     save_image(side_by_side(images), out)
@@ -44,14 +50,21 @@ def chat(
     bundle: Bundle,
     image: Annotated[Path | None, typer.Option(help="Image file to ask about.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of the reply, in tokens.")] = 32,
+    device: Device = "cpu",
+    precision: Dtype = "auto",
 ) -> None:
     """Ask a question, about an image or without one."""
-    import blip3o
-
     if not question.strip():
         raise RequestError("the question is empty: say what to ask")
     picture = open_image(image) if image else None
-    print(blip3o.load(bundle).chat(question, image=picture, max_tokens=max_tokens))
+    print(_load(bundle, device, precision).chat(question, image=picture, max_tokens=max_tokens))
+
+
+def _load(bundle: str, device: DeviceKind, precision: Precision) -> "Blip3oPipeline":
+    import blip3o
+    from blip3o.device import select
+
+    return blip3o.load(bundle, device=select(device), precision=precision)
 
 
 def open_image(path: Path) -> "Image.Image":
