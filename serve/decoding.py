@@ -1,4 +1,4 @@
-"""Decoding to pixels, in a thread of its own: finished rows leave their slots, and others go on meanwhile.
+"""Decoding to pixels, in a thread of its own: finished rows leave their slots, and others take their place.
 
 The queue in front of the decoder is bounded. While it is full, finished rows stay in their slots, new rows wait, and
 the server's own queue fills up: a decoder that is slower than denoising ends in refused requests, not in memory.

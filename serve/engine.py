@@ -156,7 +156,7 @@ class Engine:
             raise BusyError(min(max(math.ceil(self._seconds_ahead()), least), most))
 
     def _seconds_ahead(self) -> float:
-        """Until all rows are done: denoising and decoding go on at the same time, so the slower one counts."""
+        """Until all rows are done: denoising and decoding overlap, so the slower one counts."""
         rows = len(self._schedule.running) + len(self._schedule.waiting)
         return max(self._schedule.steps_ahead * self._step_seconds, self._decoder.seconds_ahead(rows))
 

@@ -1,4 +1,4 @@
-"""Serving in fp32 and bf16: every kind of bundle runs, and a row's bytes depend on nothing but the row and the sizes."""
+"""fp32 and bf16: every kind of bundle runs, and a row's bytes depend only on the row and the batch sizes."""
 
 from dataclasses import replace
 
