@@ -23,6 +23,7 @@ from blip3o.model.condition import Condition, Denoiser
 from blip3o.model.layers import SwiGLU, attend, rotary_grid, rotate, sinusoidal, split_heads
 
 TIME_FREQUENCIES = 256
+CPU_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +66,28 @@ class CaptionProjection(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(states_BNH), approximate="tanh"))
 
 
+class RowLinear(nn.Linear):
+    """A linear layer for one vector per sample, [B, in] → [B, out], whose rows do not depend on B in inference.
+
+    On a CPU, products of fewer than `CPU_ROWS` fp32 rows run other kernels, which round otherwise, so a row would
+    differ between batch sizes. Such batches are padded. The DiT's other products have a row for each token.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, in] → [B, out]."""
+        rows = input.shape[0]
+        if rows >= CPU_ROWS or input.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(input)
+        return super().forward(torch.cat([input, input[-1:].expand(CPU_ROWS - rows, -1)]))[:rows]
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoid of 256, linear, SiLU, linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(TIME_FREQUENCIES, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = RowLinear(TIME_FREQUENCIES, width)
+        self.linear_2 = RowLinear(width, width)
 
     def forward(self, time_B: Tensor) -> Tensor:
         """Times in 0 … 1000, [B] → [B, T]."""
@@ -84,7 +100,7 @@ class TimeCaptionEmbed(nn.Module):
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         self.timestep_embedder = TimestepEmbedder(width)
-        self.caption_embedder = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.caption_embedder = nn.Sequential(nn.LayerNorm(dim), RowLinear(dim, width))
 
 
 class PatchEmbedder(nn.Module):
@@ -130,7 +146,7 @@ class AdaNorm(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.time_width, 4 * config.dim)
+        self.linear = RowLinear(config.time_width, 4 * config.dim)
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(self, x_BLC: Tensor, embedding_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -173,7 +189,7 @@ class OutputNorm(nn.Module):
 
     def __init__(self, config: DiTConfig, out_channels: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(config.time_width, config.dim)
+        self.linear_1 = RowLinear(config.time_width, config.dim)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
         self.linear_2 = nn.Linear(config.dim, out_channels)
 

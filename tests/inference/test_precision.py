@@ -66,6 +66,15 @@ def test_at_every_batch_size_an_image_is_the_same_alone_in_company_and_served(pi
     assert _served(pipeline, REQUESTS[::-1]) == alone[::-1]
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_at_this_size_features_are_the_same_across_batch_sizes_too(pipeline_of, precision, guidance):
+    options = {"num_inference_steps": 3, "guidance_scale": guidance}
+    pipelines = [replace(pipeline_of("clip_flow", precision), batch_size=size) for size in (1, 2, 3, 4, 8, 16)]
+    first, *others = [pipeline.generate_features(PROMPTS, seeds=SEEDS, **options) for pipeline in pipelines]
+    assert all(torch.equal(features, first) for features in others)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_kind_of_bundle_is_served_as_it_generates(pipeline_of, name, precision):
