@@ -345,13 +345,8 @@ class Blip3oPipeline:
 
 
 def default_decode_batch_size(decoder: AnyDecoderConfig, batch_size: int) -> int:
-    """Images decoded together, by the kind of decoder.
-
-    One where a decode fills a device: the decoders in an autoencoder's latents and the autoencoder itself. The small
-    U-Net of the pixel decoder takes as many as are denoised together: 16 images of the `tiny` preset take half the time
-    in batches of 4 that they take one by one.
-    """
-    return batch_size if decoder.kind == "pixel" else 1
+    """Images decoded together, unless configured: `batch_size` or 1, as suits the decoder."""
+    return batch_size if decoder.decodes_batches else 1
 
 
 def _pad_rows(rows: Tensor, size: int) -> Tensor:
