@@ -5,6 +5,8 @@ All other code gets a `torch.device` and the name of a backend from here.
 
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from blip3o import settings
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 DeviceKind = Literal["cpu", "gpu"]
+Execution = Literal["eager", "compile", "graph"]
 
 # Peak dense bf16 FLOP/s from the vendors' data sheets (without sparsity), by a part of the device's name; the first
 # match counts. For other dtypes and devices, set `parallel.peak_tflops`.
@@ -143,3 +146,37 @@ def download(tensor: "torch.Tensor") -> "Callable[[], torch.Tensor]":
         return host
 
     return wait
+
+
+def own_stream(device: "torch.device") -> AbstractContextManager[object]:
+    """Work that is queued in this context does not wait for that of other threads. Nothing to do on the CPU.
+
+    Tensors of another stream must be complete before they are used here.
+    """
+    import torch
+
+    return nullcontext() if device.type == "cpu" else torch.cuda.stream(torch.cuda.Stream(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A recorded function of fixed tensors: `replay` computes `output` again, from what the tensors then hold."""
+
+    replay: Callable[[], None]
+    output: "torch.Tensor"
+
+
+def record_graph(function: "Callable[[], torch.Tensor]", device: "torch.device") -> Recorded:
+    """Runs a function of fixed tensors, and records its kernels as a CUDA graph. It must not wait for the device."""
+    import torch
+
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # libraries choose kernels and allocate workspaces in the first calls
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+        output = function()
+    return Recorded(replay=graph.replay, output=output)

@@ -83,6 +83,7 @@ class _Routes:
             "size": _size(info),
             "num_inference_steps": info.num_inference_steps,
             "guidance_scale": info.guidance_scale,
+            "precision": info.precision,
         }
 
     async def generate_images(self, request: Request) -> dict[str, Any]:

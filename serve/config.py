@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from blip3o.config.base import Frozen
 from blip3o.config.yaml_reader import load_yaml
+from blip3o.device import Execution
+from blip3o.inference.precision import DESCRIPTION, Precision
 from serve.protocol import MAX_IMAGES
 
 
@@ -17,6 +19,17 @@ class ServeConfig(Frozen):
     min_replicas: int = Field(default=1, ge=1, description="smallest number of replicas")
     max_replicas: int = Field(default=1, ge=1, description="largest number of replicas, under load")
     batch_size: int = Field(default=4, ge=1, description="images that one replica denoises together")
+    decode_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="images that are decoded to pixels together; if omitted, 1, or batch_size for the pixel decoder",
+    )
+    precision: Precision = Field(default="auto", description=DESCRIPTION)
+    execution: Execution = Field(
+        default="eager",
+        description="how the denoiser runs. compile: by torch.compile, when the replica starts; graph: recorded once "
+        "and replayed, on a GPU",
+    )
     max_waiting: int = Field(
         default=64, ge=MAX_IMAGES, description="images that may wait in one replica; beyond that, requests get 429"
     )

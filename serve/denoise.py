@@ -1,7 +1,9 @@
 """The batch of rows that are being denoised, each with its own latents, noise schedule, guidance and condition.
 
-Every step is one DiT evaluation per guidance branch over all slots, free or occupied. So its arithmetic always has the
-shape that `Blip3oPipeline.generate` uses, and a row's values do not depend on the other rows. The caller assigns slots.
+A step is one evaluation of the denoiser on the conditional and null rows of all W slots, if any row uses guidance, and
+one on the conditional rows, if any row uses none. So its arithmetic always has the shapes that
+`Blip3oPipeline.generate` uses, 2 W rows with guidance and W without, and a row's values do not depend on the others.
+The caller assigns slots.
 
 Legend: W slots, L latent tokens, F channels.
 """
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.condition import Condition as ModelCondition
-from blip3o.model.flow import euler_step, guide, sampling_sigmas
+from blip3o.model.flow import euler_step, sampling_sigmas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +39,13 @@ class DenoiseBatch:
     def __init__(self, pipeline: Blip3oPipeline) -> None:
         """All slots hold zeros under the null condition."""
         config, size = pipeline.model.config, pipeline.batch_size
-        zeros = torch.zeros(size, config.num_queries, config.backbone.hidden_size, device=pipeline.device)
         self._model = pipeline.model
         self._shift = config.sampler.shift
-        self._null = self._model.denoiser.condition(zeros)
-        self._condition = self._model.denoiser.condition(zeros)
+        shape = (size, config.num_queries, config.backbone.hidden_size)
+        zeros = torch.zeros(shape, device=pipeline.device, dtype=pipeline.dtype)
+        null = self._model.denoiser.condition(zeros)
+        self._both = null.joined(null)  # W conditional rows, which `put` overwrites, then W null rows
+        self._conditional = self._both.first(size)
         self._latents = torch.zeros(size, *pipeline.model.latent_shape, device=pipeline.device)
         self._guidance = [1.0] * size
         self._sigmas = [sampling_sigmas(1)] * size
@@ -50,7 +54,7 @@ class DenoiseBatch:
         self, slot: int, noise_LF: Tensor, *, condition: Condition, num_inference_steps: int, guidance_scale: float
     ) -> None:
         """Starts a row from noise under a condition; a `guidance_scale` of 1 means no guidance."""
-        self._condition.put(slot, condition.batch, condition.row)
+        self._both.put(slot, condition.batch, condition.row)
         self._latents[slot] = noise_LF
         self._guidance[slot] = guidance_scale
         self._sigmas[slot] = sampling_sigmas(num_inference_steps, self._shift)
@@ -58,22 +62,20 @@ class DenoiseBatch:
     def step(self, done_W: Sequence[int | None]) -> None:
         """Advances rows by one step. `done_W` gives the steps that each row has taken; None leaves a slot unchanged."""
         sigma, following = self._noise_levels(done_W)
-        velocity = self._model.velocity_under(self._condition, self._latents, sigma)
-        guided = [done is not None and g != 1 for done, g in zip(done_W, self._guidance, strict=True)]
-        if any(guided):
-            null = self._model.velocity_under(self._null, self._latents, sigma)
-            velocity = self._guide(velocity, null, guided)
+        stepping = [slot for slot, done in enumerate(done_W) if done is not None]
+        guided = [slot for slot in stepping if self._guidance[slot] != 1]
+        plain = [slot for slot in stepping if self._guidance[slot] == 1]
+        velocity = torch.zeros_like(self._latents)
+        if guided:
+            guidance = torch.tensor(self._guidance, device=self._latents.device)
+            velocity[guided] = self._model.guided_velocity(self._both, self._latents, sigma, guidance)[guided]
+        if plain:
+            velocity[plain] = self._model.velocity(self._conditional, self._latents, sigma)[plain]
         self._latents = euler_step(self._latents, velocity, sigma, following)
 
     def features(self, slot: int) -> Tensor:
         """The features [L, F] of the latents in a slot, as a copy."""
         return self._model.to_features(self._latents[slot].clone())
-
-    def _guide(self, conditional: Tensor, null: Tensor, guided_W: Sequence[bool]) -> Tensor:
-        """Guides only the rows of `guided_W`: for the others, guidance of 1 would round differently from none."""
-        device = conditional.device
-        both = guide(conditional, null, torch.tensor(self._guidance, device=device))
-        return torch.where(torch.tensor(guided_W, device=device).view(-1, 1, 1), both, conditional)
 
     def _noise_levels(self, done_W: Sequence[int | None]) -> tuple[Tensor, Tensor]:
         """σ before and after the step, each [W]; both are equal in slots that do not advance."""

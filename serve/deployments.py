@@ -45,7 +45,11 @@ class Generator:
     """One replica of the model."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Loads the bundle. Raises `BundleError` if it is invalid, `ConfigError` if a reserved GPU is not visible."""
+        """Loads the bundle.
+
+        Raises `BundleError` if it is invalid, `ConfigError` if a reserved GPU is not visible or cannot run it as
+        configured.
+        """
         import torch
 
         from blip3o.bundle.reading import load_bundle
@@ -54,7 +58,14 @@ class Generator:
 
         torch.set_num_threads(config.threads)
         device = select("gpu" if config.num_gpus else "cpu")
-        pipeline = load_bundle(config.bundle, device=device, batch_size=config.batch_size)
+        pipeline = load_bundle(
+            config.bundle,
+            device=device,
+            batch_size=config.batch_size,
+            decode_batch_size=config.decode_batch_size,
+            precision=config.precision,
+            execution=config.execution,
+        )
         self._engine = Engine(pipeline, max_waiting=config.max_waiting)
         self._engine.start()
         self._backend = LocalBackend(self._engine)

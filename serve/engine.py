@@ -1,9 +1,10 @@
-"""The engine: one thread that owns the model and advances all requests together, one denoising step at a time.
+"""The engine: the model, and two threads that advance all requests together.
 
-Between two steps it drops cancelled requests, answers one batch of conversations, and admits waiting rows to free
-slots. It decodes finished rows to pixels and resolves their requests. `serve.scheduler` assigns slots, `serve.denoise`
-does the arithmetic. The same prompt and seed give the image of `Blip3oPipeline.generate`, bit for bit on CPU, whatever
-else is in the batch.
+The first advances all rows by one denoising step at a time. Between two steps it drops the rows of requests that have
+ended, answers one batch of conversations, and admits waiting rows to free slots. The second decodes finished rows to
+pixels and resolves their requests (`serve.decoding`), so that neither steps nor conversations wait for a decoder.
+`serve.scheduler` assigns slots, `serve.denoise` does the arithmetic. The same prompt and seed give the image of
+`Blip3oPipeline.generate`, bit for bit on CPU, whatever else is in the batch.
 
 A failure ends the request that caused it. A failure in a denoising step has no single cause and ends all requests in
 the batch.
@@ -12,36 +13,30 @@ the batch.
 import asyncio
 import functools
 import itertools
-import logging
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from blip3o.errors import Blip3oError, BundleError
+from blip3o.errors import BundleError
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.denoise import Condition, DenoiseBatch, prepare
+from serve.decoding import DecodeStage, FinishedRow
+from serve.denoise import DenoiseBatch, prepare
 from serve.protocol import (
     BusyError,
     ChatReply,
     ChatRequest,
-    EngineError,
     GenerateReply,
     GenerateRequest,
     ModelInfo,
     UnavailableError,
 )
-from serve.scheduler import ChatTicket, Row, Schedule, next_chats
-
-logger = logging.getLogger(__name__)
+from serve.requests import Chat, Generation, Requests, attempt
+from serve.scheduler import ChatTicket, Schedule, next_chats
 
 DEFAULT_MAX_WAITING = 64
 _RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
@@ -49,45 +44,13 @@ _RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Rows in slots and in the queue, conversations in the queue, and totals since the start."""
+    """Rows in slots, in the queue and at the decoder, conversations in the queue, and totals since the start."""
 
     rows_running: int
     rows_waiting: int
+    rows_decoding: int
     chats_waiting: int
     totals: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chat:
-    number: int
-    request: ChatRequest
-    prompt_tokens: int
-    future: "Future[ChatReply]" = field(default_factory=Future)
-
-
-@dataclass(kw_only=True)
-class _Generation:
-    number: int
-    request: GenerateRequest
-    prompt_tokens: int
-    future: "Future[GenerateReply]" = field(default_factory=Future)
-    condition: Condition | None = None
-    images: list[Image.Image] = field(default_factory=list)  # in seed order, in which rows finish
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FinishedRow:
-    number: int
-    seed: int
-    features: Tensor
-
-
-class _HasNumber(Protocol):
-    @property
-    def number(self) -> int: ...
-
-
-N = TypeVar("N", bound=_HasNumber)
 
 
 class Engine:
@@ -110,31 +73,28 @@ class Engine:
         self._pipeline = pipeline
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # Guards everything below; the arithmetic runs without it. Only the engine's thread changes the slots.
-        self._changed = threading.Condition()
-        self._open = True
+        self._requests = Requests()
+        self._decoder = DecodeStage(pipeline, self._requests)
+        # Guarded by `_requests.changed`; the arithmetic runs without it. Only the engine's thread changes the slots.
         self._schedule = Schedule.empty(batch_size=pipeline.batch_size, max_waiting=max_waiting)
-        self._generations: dict[int, _Generation] = {}
-        self._chats: dict[int, _Chat] = {}
-        self._totals: Counter[str] = Counter()
         self._step_seconds = 0.0
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the threads."""
+        self._decoder.start()
         self._thread.start()
 
     def close(self) -> None:
-        """Stops the thread after its current step; pending requests fail with `UnavailableError`."""
-        with self._changed:
-            self._open = False
-            self._changed.notify()
+        """Stops the threads after their current step and decode; pending requests fail with `UnavailableError`."""
+        self._requests.close()
         if self._thread.is_alive():
             self._thread.join()
-        self._fail_all()
+        self._decoder.join()
+        self._requests.fail_all()
 
     def check(self) -> None:
-        """Raises `UnavailableError` if the thread is not running."""
-        if not self._thread.is_alive():
+        """Raises `UnavailableError` if a thread is not running."""
+        if not (self._thread.is_alive() and self._decoder.alive):
             raise UnavailableError("the engine is not running: restart the server")
 
     def describe(self) -> ModelInfo:
@@ -147,16 +107,19 @@ class Engine:
             image_tokens=self._pipeline.model.latent_shape[0],
             num_inference_steps=config.sampler.num_inference_steps,
             guidance_scale=config.sampler.guidance_scale,
+            precision=self._pipeline.precision,
         )
 
     def stats(self) -> EngineStats:
         """The current load; `totals` counts images, chats, steps, and cancelled, rejected and failed requests."""
-        with self._changed:
+        with self._requests.changed:
+            self._drop_ended()
             return EngineStats(
                 rows_running=len(self._schedule.running),
                 rows_waiting=len(self._schedule.waiting),
-                chats_waiting=len(self._chats),
-                totals=dict(self._totals),
+                rows_decoding=self._decoder.rows,
+                chats_waiting=len(self._requests.chats),
+                totals=dict(self._requests.totals),
             )
 
     def generate(self, request: GenerateRequest) -> "Future[GenerateReply]":
@@ -168,31 +131,34 @@ class Engine:
         self._pipeline.require_generation()
         prompt_tokens = len(self._pipeline.generation_ids(request.prompt))
         images = len(request.seeds)
-        with self._changed:
+        with self._requests.changed:
             self._accept(fits=images <= self._schedule.free_capacity)
-            generation = _Generation(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
-            self._generations[generation.number] = generation
+            generation = Generation(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
             self._schedule = self._schedule.submit(generation.number, images=images, steps=request.num_inference_steps)
-            self._changed.notify()
+            self._requests.add(generation)
         return generation.future
 
     def chat(self, request: ChatRequest) -> "Future[ChatReply]":
         """Queues a conversation. Raises as `generate` does."""
         prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=request.image is not None))
-        with self._changed:
-            self._accept(fits=len(self._chats) < self._schedule.max_waiting)
-            chat = _Chat(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
-            self._chats[chat.number] = chat
-            self._changed.notify()
+        with self._requests.changed:
+            self._accept(fits=len(self._requests.chats) < self._schedule.max_waiting)
+            chat = Chat(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
+            self._requests.add(chat)
         return chat.future
 
     def _accept(self, *, fits: bool) -> None:
-        if not self._open:
+        if not self._requests.is_open:
             raise UnavailableError("the engine has stopped: try again")
         if not fits:
-            self._totals["rejected"] += 1
+            self._requests.count("rejected")
             least, most = _RETRY_AFTER_S
-            raise BusyError(min(max(math.ceil(self._schedule.steps_ahead * self._step_seconds), least), most))
+            raise BusyError(min(max(math.ceil(self._seconds_ahead()), least), most))
+
+    def _seconds_ahead(self) -> float:
+        """Until all rows are done: denoising and decoding overlap, so the slower one counts."""
+        rows = len(self._schedule.running) + len(self._schedule.waiting)
+        return max(self._schedule.steps_ahead * self._step_seconds, self._decoder.seconds_ahead(rows))
 
     # The engine's thread runs everything below.
 
@@ -202,14 +168,19 @@ class Engine:
                 while self._wait_for_work():
                     self._run_once()
         finally:
-            with self._changed:
-                self._open = False
-            self._fail_all()
+            self._requests.close()
+            self._decoder.join()
+            self._requests.fail_all()
 
     def _wait_for_work(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open or self._chats or not self._schedule.idle)
-            return self._open
+        with self._requests.changed:
+            self._requests.changed.wait_for(self._has_work)
+            return self._requests.is_open
+
+    def _has_work(self) -> bool:
+        self._drop_ended()
+        can_hand_over = bool(self._schedule.finished) and self._decoder.room > 0
+        return not self._requests.is_open or bool(self._requests.chats) or self._schedule.has_steps or can_hand_over
 
     @functools.cached_property
     def _batch(self) -> DenoiseBatch:
@@ -217,31 +188,27 @@ class Engine:
         return DenoiseBatch(self._pipeline)
 
     def _run_once(self) -> None:
-        self._drop_cancelled()
         self._answer_chats()
         self._admit()
         self._step()
-        self._decode_finished()
+        self._hand_over()
 
-    def _drop_cancelled(self) -> None:
-        with self._changed:
-            pending: dict[int, _Generation | _Chat] = {**self._generations, **self._chats}
-        for number, request in pending.items():
-            if request.future.cancelled():
-                self._remove(number)
-                self._count("cancelled")
+    def _drop_ended(self) -> None:
+        with self._requests.changed:
+            for number in self._schedule.requests - self._requests.generations.keys():
+                self._schedule = self._schedule.without(number)
 
     def _answer_chats(self) -> None:
-        with self._changed:
-            chats = dict(self._chats)
+        with self._requests.changed:
+            chats = dict(self._requests.chats)
         tickets = [
             ChatTicket(request=number, with_image=chat.request.image is not None, max_tokens=chat.request.max_tokens)
             for number, chat in chats.items()
         ]
         chosen = next_chats(tickets, batch_size=self._pipeline.batch_size)
-        self._batch_then_single([chats[number] for number in chosen], self._reply)
+        self._requests.batch_then_single([chats[number] for number in chosen], self._reply)
 
-    def _reply(self, chats: Sequence[_Chat]) -> None:
+    def _reply(self, chats: Sequence[Chat]) -> None:
         conversations = [list(chat.request.turns) for chat in chats]
         images = [chat.request.image for chat in chats if chat.request.image is not None]
         limit = chats[0].request.max_tokens
@@ -253,126 +220,66 @@ class Engine:
                 reply_tokens=len(ids),
                 complete=len(ids) < limit,
             )
-            self._count("chats")
-            self._resolve(chat.number, reply)
+            self._requests.count("chats")
+            self._requests.resolve(chat.number, reply)
 
     def _admit(self) -> None:
-        with self._changed:
+        with self._requests.changed:
+            self._drop_ended()
             self._schedule = self._schedule.admit()
-        requests = dict.fromkeys(row.request for row in self._schedule.unstarted.values())
-        generations = [self._generations[number] for number in requests]
-        self._batch_then_single(
-            [generation for generation in generations if generation.condition is None], self._prepare
-        )
-        for slot, row in self._schedule.unstarted.items():
-            generation = self._generations[row.request]
-            assert generation.condition is not None  # else its request has failed, and holds no slot
-            noise = self._pipeline.feature_noise(self._seed(row))
+            starting = dict(self._schedule.unstarted)
+            generations = {row.request: self._requests.generations[row.request] for row in starting.values()}
+        new = [generation for generation in generations.values() if generation.condition is None]
+        self._requests.batch_then_single(new, self._prepare)
+        for slot, row in starting.items():
+            generation = generations[row.request]
+            if generation.condition is None:  # it has failed
+                continue
             self._batch.put(
                 slot,
-                noise,
+                self._pipeline.feature_noise(generation.request.seeds[row.image]),
                 condition=generation.condition,
                 num_inference_steps=row.steps,
                 guidance_scale=generation.request.guidance_scale,
             )
+        self._drop_ended()
 
-    def _seed(self, row: Row) -> int:
-        return self._generations[row.request].request.seeds[row.image]
-
-    def _prepare(self, generations: Sequence[_Generation]) -> None:
+    def _prepare(self, generations: Sequence[Generation]) -> None:
+        # The decoder's thread must not run the parts that make them: this thread does.
+        _ = self._pipeline.null_features
         conditions = prepare(self._pipeline, [generation.request.prompt for generation in generations])
         for generation, condition in zip(generations, conditions, strict=True):
             generation.condition = condition
 
     def _step(self) -> None:
-        running = self._schedule.running
-        if not running:
+        schedule = self._schedule
+        if all(done is None for done in schedule.done):
             return
         began = time.perf_counter()
-        error = _attempt(lambda: self._batch.step([None if row is None else row.done for row in self._schedule.slots]))
+        error = attempt(lambda: self._batch.step(schedule.done))
         if error is not None:
-            for number in {row.request for row in running}:
-                self._fail(number, error)
+            for number in {row.request for row in schedule.running}:
+                self._requests.fail(number, error)
             return
-        with self._changed:
+        with self._requests.changed:
             self._schedule = self._schedule.advance()
             self._step_seconds = time.perf_counter() - began
-            self._totals["steps"] += 1
+            self._requests.totals["steps"] += 1
 
-    def _decode_finished(self) -> None:
-        finished = [
-            _FinishedRow(number=row.request, seed=self._seed(row), features=self._batch.features(slot))
-            for slot, row in self._schedule.finished.items()
+    def _hand_over(self) -> None:
+        """Gives finished rows to the decoder, as many as it has room for, and frees their slots."""
+        with self._requests.changed:
+            self._drop_ended()
+            finished = list(self._schedule.finished.items())[: self._decoder.room]
+            generations = self._requests.generations
+            seeds = [generations[row.request].request.seeds[row.image] for _, row in finished]
+        rows = [
+            FinishedRow(number=row.request, seed=seed, features=self._batch.features(slot).cpu())
+            for (slot, row), seed in zip(finished, seeds, strict=True)
         ]
-        with self._changed:
-            self._schedule = self._schedule.release()
-        self._batch_then_single(finished, self._decode)
-
-    def _decode(self, rows: Sequence[_FinishedRow]) -> None:
-        # A failed image ends its whole request.
-        rows = [row for row in rows if row.number in self._generations]
-        if not rows:
-            return
-        features = torch.stack([row.features for row in rows])
-        if not features.isfinite().all():
-            raise EngineError("the features are not finite")
-        for row, image in zip(rows, self._pipeline.decode(features, seeds=[row.seed for row in rows]), strict=True):
-            self._count("images")
-            generation = self._generations[row.number]
-            generation.images.append(image)
-            if len(generation.images) == len(generation.request.seeds):
-                reply = GenerateReply(images=tuple(generation.images), prompt_tokens=generation.prompt_tokens)
-                self._resolve(row.number, reply)
-
-    def _batch_then_single(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
-        """Runs `action` on all items; if it raises, on each one by itself, so that only the request at fault fails."""
-        error = _attempt(lambda: action(items)) if items else None
-        if error is None:
-            return
-        if len(items) == 1:
-            self._fail(items[0].number, error)
-            return
-        for item in items:
-            self._batch_then_single([item], action)
-
-    def _remove(self, number: int) -> "Future[Any] | None":
-        """Removes a request from schedule and queues; returns its future, or None if it was removed before."""
-        with self._changed:
-            self._schedule = self._schedule.without(number)
-            request = self._generations.pop(number, None) or self._chats.pop(number, None)
-        return request.future if request else None
-
-    def _resolve(self, number: int, reply: GenerateReply | ChatReply) -> None:
-        future = self._remove(number)
-        if future and future.set_running_or_notify_cancel():
-            future.set_result(reply)
-
-    def _fail(self, number: int, error: Exception) -> None:
-        future = self._remove(number)
-        if not future:
-            return
-        if not isinstance(error, Blip3oError):
-            logger.error("request %d failed", number, exc_info=error)
-            error = EngineError("the model failed on this request")
-        self._count("failed")
-        if future.set_running_or_notify_cancel():
-            future.set_exception(error)
-
-    def _fail_all(self) -> None:
-        for number in [*self._generations, *self._chats]:
-            self._fail(number, UnavailableError("the engine has stopped: try again"))
-
-    def _count(self, what: str) -> None:
-        with self._changed:
-            self._totals[what] += 1
-
-
-def _attempt(action: Callable[[], None]) -> Exception | None:
-    try:
-        action()
-    except Exception as error:  # noqa: BLE001 - the loop's boundary: a failed request must not end the others
-        return error
-    return None
+        with self._requests.changed:
+            self._decoder.put(rows)
+            self._schedule = self._schedule.release([slot for slot, _ in finished])
 
 
 class LocalBackend:

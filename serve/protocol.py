@@ -11,6 +11,7 @@ from PIL import Image
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.text.templates import Turn
 from blip3o.errors import Blip3oError
+from blip3o.inference.precision import ResolvedPrecision
 
 MAX_IMAGES = 10  # of one request, as in OpenAI's API
 
@@ -62,8 +63,8 @@ class ModelInfo:
     """The model's properties that the HTTP API needs.
 
     `image_size`: side of generated images, pixels. `vision_size`: side of images in conversations, pixels (0 for a
-    text-only model), to which `vision_resize` brings them. `image_tokens`: feature tokens of a generated image. The
-    others are the sampler's defaults.
+    text-only model), to which `vision_resize` brings them. `image_tokens`: feature tokens of a generated image.
+    `precision`: that of weights and arithmetic. The others are the sampler's defaults.
     """
 
     image_size: int
@@ -72,6 +73,7 @@ class ModelInfo:
     image_tokens: int
     num_inference_steps: int
     guidance_scale: float
+    precision: ResolvedPrecision
 
 
 class Backend(Protocol):

@@ -1,10 +1,11 @@
 """Decides which row occupies which slot of the batch. Pure: no torch, no threads, no clock.
 
 One image is one row. Rows enter free slots in order of arrival, whatever their number of steps, and leave after their
-last step; rows in slots never wait for each other. A `Schedule` is a value: every decision returns a new one.
+last step, as soon as the decoder has room; rows in slots never wait for each other. A `Schedule` is a value: every
+decision returns a new one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -38,9 +39,14 @@ class Schedule:
         return tuple(row for row in self.slots if row is not None)
 
     @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self.waiting and not self.running
+    def has_steps(self) -> bool:
+        """Whether a step would advance a row, one in a slot or one that can enter a free slot."""
+        return any(row.done < row.steps for row in self.running) or (None in self.slots and bool(self.waiting))
+
+    @property
+    def requests(self) -> frozenset[int]:
+        """The requests that have rows here."""
+        return frozenset(row.request for row in (*self.running, *self.waiting))
 
     @property
     def free_capacity(self) -> int:
@@ -74,14 +80,19 @@ class Schedule:
         slots = tuple(next(queue, None) if row is None else row for row in self.slots)
         return replace(self, slots=slots, waiting=tuple(queue))
 
-    def advance(self) -> Self:
-        """Counts one step for every row in a slot."""
-        return replace(self, slots=tuple(row and replace(row, done=row.done + 1) for row in self.slots))
+    @property
+    def done(self) -> tuple[int | None, ...]:
+        """The steps that the row in each slot has taken; None where no row takes another one."""
+        return tuple(None if row is None or row.done == row.steps else row.done for row in self.slots)
 
-    def release(self) -> Self:
-        """Frees the slots of finished rows."""
-        finished = self.finished
-        return replace(self, slots=tuple(None if slot in finished else row for slot, row in enumerate(self.slots)))
+    def advance(self) -> Self:
+        """Counts one step for every row in a slot that is not finished."""
+        slots = (row and replace(row, done=min(row.done + 1, row.steps)) for row in self.slots)
+        return replace(self, slots=tuple(slots))
+
+    def release(self, slots: Collection[int]) -> Self:
+        """Frees these slots."""
+        return replace(self, slots=tuple(None if slot in slots else row for slot, row in enumerate(self.slots)))
 
     def without(self, request: int) -> Self:
         """Removes all rows of a request; the others stay where they are."""

@@ -16,13 +16,19 @@ from blip3o import storage
 from blip3o.bundle.layout import FILES, FORMAT, SEAL, TEXTS, WEIGHTS, BundleConfig
 from blip3o.data.text.templates import ChatTemplate
 from blip3o.data.text.tokenizer import IMAGE_PAD, ChatTokenizer
+from blip3o.device import Execution
 from blip3o.errors import BundleError, ConfigError, StorageError, one_line
+from blip3o.inference.execution import set_execution
 from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE, Blip3oPipeline
+from blip3o.inference.precision import Precision, dtype_of, resolve_precision
 from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
 from blip3o.weights.safetensors_header import ForeignFileError, require_readable
 from blip3o.weights.safetensors_stream import read_in_order
+
+# The scale of the latents, by name: rounded to bf16 it would move every channel of the features.
+KEPT_IN_FP32 = ("latent_scale.",)
 
 
 def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
@@ -103,7 +109,7 @@ def _config(uri: str, text: bytes) -> BundleConfig:
 
 
 def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None:
-    """Sets every parameter of the model, converted to `dtype`.
+    """Sets every parameter of the model, converted to `dtype`; those of `KEPT_IN_FP32` to fp32.
 
     Raises `BundleError` if the file was changed, or if a tensor is missing, has another shape, or has an unsupported
     type.
@@ -116,7 +122,8 @@ def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype)
         for entry, tensor in read_in_order(location, digest):
             if shapes.get(entry.name) == entry.shape:
                 require_readable(entry)
-                set_parameter(model, names[entry.name], tensor.to(dtype))
+                kept = entry.name.startswith(KEPT_IN_FP32)
+                set_parameter(model, names[entry.name], tensor.to(torch.float32 if kept else dtype))
                 left.remove(entry.name)
     except ForeignFileError:
         raise
@@ -135,7 +142,9 @@ def load_bundle(
     *,
     device: torch.device | str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    dtype: torch.dtype = torch.float32,
+    decode_batch_size: int | None = None,
+    precision: Precision = "auto",
+    execution: Execution = "eager",
 ) -> Blip3oPipeline:
     """Loads a bundle from a folder or an object store, and verifies every byte.
 
@@ -143,21 +152,28 @@ def load_bundle(
     >>> image = pipeline.generate("a red circle", seed=1)[0]
     >>> pipeline.chat("What color is the circle?", image=image)
 
-    The model computes in `dtype` on `device` (by default the CPU). The model always runs batches of `batch_size` rows,
-    so images equal those of a server with the same batch size.
+    The model computes on `device` (by default the CPU) in `precision`: `fp32`, `bf16`, or by default `auto`, which is
+    bf16 on a GPU and fp32 on the CPU. It always runs batches of `batch_size` rows, and decodes `decode_batch_size`
+    images at a time (by default 1; `batch_size` for the pixel decoder), so images equal those of a server with the same
+    sizes. `execution` says how the denoiser runs: `eager`, `compile` (torch.compile) or `graph` (recorded once and
+    replayed, on a GPU).
 
     Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format, `ConfigError` if
-    the device does not exist.
+    the device does not exist, or cannot run in this precision or execution.
     """
     where = _device(device)
+    dtype = dtype_of(resolve_precision(precision, gpu=where.type != "cpu"))
     bundle = open_bundle(uri)
     config = bundle.config
     with init_empty_weights():
         model = build_model(config, bundle.tokenizer)
     _load_weights(model, bundle, dtype)
+    model = model.eval().requires_grad_(requires_grad=False).to(where)
+    if model.generates:
+        set_execution(model, execution, batch_size=batch_size, device=where)
     template = config.template
     return Blip3oPipeline(
-        model=model.eval().requires_grad_(requires_grad=False).to(where),
+        model=model,
         tokenizer=bundle.tokenizer,
         template=ChatTemplate(
             system=template.system,
@@ -168,6 +184,7 @@ def load_bundle(
         max_length=config.max_length,
         device=where,
         batch_size=batch_size,
+        decode_batch_size=decode_batch_size,
     )
 
 

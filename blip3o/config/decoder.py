@@ -80,6 +80,12 @@ class _Decoder(Frozen):
 
     refines_coarse: ClassVar[bool] = False
     """Whether it takes the coarse head's image as input instead of features."""
+    decodes_batches: ClassVar[bool] = False
+    """Whether inference decodes as many images together as it denoises, else one by one.
+
+    False where one image fills a device. The small U-Net of the pixel decoder takes half the time for 16 images of the
+    `tiny` preset in batches of 4.
+    """
 
     @property
     def generated(self) -> "KlConfig | DcConfig | None":
@@ -96,6 +102,7 @@ class DecoderConfig(_Decoder):
     """The diffusion decoder from features to pixels: a coarse linear image, refined by a flow U-Net."""
 
     refines_coarse: ClassVar[bool] = True
+    decodes_batches: ClassVar[bool] = True
 
     kind: Literal["pixel"] = "pixel"
     image_size: int = Field(gt=0, description="side of the output image, pixels")

@@ -2,7 +2,8 @@
 
 The command line, evaluation and the server all use it. Every batch is padded to one fixed size and every prompt to one
 fixed length, so a request's arithmetic has the same shape whatever else is in its batch. The same prompt and seed give
-the same image on their own, in any batch, and at any position in it.
+the same image on their own, in any batch, and at any position in it. Decoding to pixels has a batch size of its own:
+the finished images of a server come one by one, and padding them to the denoiser's would cost that many decodes.
 """
 
 import functools
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip3o.config.decoder import AnyDecoderConfig
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import CROP, to_square
 from blip3o.data.text.templates import ChatTemplate, Turn
@@ -21,6 +23,7 @@ from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.inference import arguments
 from blip3o.inference.messages import ImageSource, Message, parse_messages
+from blip3o.inference.precision import ResolvedPrecision
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
@@ -33,7 +36,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while s
 
 @dataclass(frozen=True, kw_only=True)
 class Blip3oPipeline:
-    """A model ready to use. It always runs batches of `batch_size` rows.
+    """A model ready to use. It always runs batches of `batch_size` rows, and decodes `decode_batch_size` at a time.
 
     >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
     >>> pipeline.generate("a red circle", seed=1)[0].save("out.png")
@@ -46,6 +49,22 @@ class Blip3oPipeline:
     max_length: int
     device: torch.device
     batch_size: int = DEFAULT_BATCH_SIZE
+    decode_batch_size: int | None = None  # None: `default_decode_batch_size`
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and arithmetic. Noise, the flow's steps and features are fp32 in any case."""
+        return next(self.model.backbone.parameters()).dtype
+
+    @property
+    def precision(self) -> ResolvedPrecision:
+        """The name of the dtype."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @property
+    def decode_rows(self) -> int:
+        """The number of rows in every batch of the decoder."""
+        return self.decode_batch_size or default_decode_batch_size(self.model.config.decoder, self.batch_size)
 
     def generate(
         self,
@@ -135,11 +154,12 @@ class Blip3oPipeline:
 
     @torch.inference_mode()
     def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
-        """Features [n, L, F] → RGB images; each seed gives the decoder's noise."""
+        """Features [n, L, F] → RGB images, `decode_rows` at a time; each seed gives the decoder's noise."""
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
         null = self.null_features
         chunks = [
-            self.model.decode(rows, start, null)[:count] for count, (rows, start) in self._chunks(features, noise)
+            self.model.decode(rows, start, null)[:count]
+            for count, (rows, start) in _chunks(features.to(self.device), noise, size=self.decode_rows)
         ]
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
@@ -284,7 +304,7 @@ class Blip3oPipeline:
 
     def pad_batch(self, rows: Tensor) -> Tensor:
         """Pads up to `batch_size` rows to `batch_size` by repeating the last one, [n, …] → [batch_size, …]."""
-        return torch.cat([rows, rows[-1:].expand(self.batch_size - rows.shape[0], *rows.shape[1:])])
+        return _pad_rows(rows, self.batch_size)
 
     def _checked_length(self, ids: list[int]) -> list[int]:
         if len(ids) > self.max_length:
@@ -321,10 +341,23 @@ class Blip3oPipeline:
             yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 
     def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        """Batches of `batch_size` rows: the number of real rows, and each tensor's rows, padded."""
-        for start in range(0, tensors[0].shape[0], self.batch_size):
-            parts = [tensor[start : start + self.batch_size] for tensor in tensors]
-            yield parts[0].shape[0], [self.pad_batch(part) for part in parts]
+        return _chunks(*tensors, size=self.batch_size)
+
+
+def default_decode_batch_size(decoder: AnyDecoderConfig, batch_size: int) -> int:
+    """Images decoded together, unless configured: `batch_size` or 1, as suits the decoder."""
+    return batch_size if decoder.decodes_batches else 1
+
+
+def _pad_rows(rows: Tensor, size: int) -> Tensor:
+    return torch.cat([rows, rows[-1:].expand(size - rows.shape[0], *rows.shape[1:])])
+
+
+def _chunks(*tensors: Tensor, size: int) -> Iterator[tuple[int, list[Tensor]]]:
+    """Batches of `size` rows: the number of real rows, and each tensor's rows, padded."""
+    for start in range(0, tensors[0].shape[0], size):
+        parts = [tensor[start : start + size] for tensor in tensors]
+        yield parts[0].shape[0], [_pad_rows(part, size) for part in parts]
 
 
 def _check_text(text: str) -> None:

@@ -1,9 +1,10 @@
 """The interface of the parts that predict a velocity: the prepared condition, and the denoiser."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Generic, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,6 +18,18 @@ class Condition(ABC):
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
         """All of its tensors, each with the batch as first dimension."""
+
+    @abstractmethod
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """A condition of the same kind that holds these tensors, in the order of `tensors`."""
+
+    def joined(self, other: Self) -> Self:
+        """The rows of both, these first: conditional and null rows for one pass of the denoiser."""
+        return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
+
+    def first(self, rows: int) -> Self:
+        """Its first rows, as views."""
+        return self.with_tensors([tensor[:rows] for tensor in self.tensors])
 
     def put(self, row: int, source: "Condition", source_row: int) -> None:
         """Overwrites one row, in place, with a row of another batch of the same kind."""

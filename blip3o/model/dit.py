@@ -10,7 +10,7 @@ computed once by `DiT.condition` and reused by every denoising step.
 Legend: B batch, L latent tokens, N condition tokens, C model channels, T time embedding channels, H heads, D = C / H.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,6 +23,7 @@ from blip3o.model.condition import Condition, Denoiser
 from blip3o.model.layers import SwiGLU, attend, rotary_grid, rotate, sinusoidal, split_heads
 
 TIME_FREQUENCIES = 256
+CPU_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +39,18 @@ class DiTCondition(Condition):
         """All of its tensors, each with the batch as first dimension."""
         return self.pooled, *self.keys, *self.values
 
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "DiTCondition":
+        """A condition of these tensors."""
+        pooled, *pairs = tensors
+        return DiTCondition(pooled=pooled, keys=tuple(pairs[: len(self.keys)]), values=tuple(pairs[len(self.keys) :]))
+
     def repeated(self, count: int) -> "DiTCondition":
         """The same condition for `count` batches, concatenated: [count · B, …]."""
 
         def repeat(tensor: Tensor) -> Tensor:
             return tensor.repeat(count, *[1] * (tensor.dim() - 1))
 
-        return DiTCondition(
-            pooled=repeat(self.pooled), keys=tuple(map(repeat, self.keys)), values=tuple(map(repeat, self.values))
-        )
+        return self.with_tensors([repeat(tensor) for tensor in self.tensors])
 
 
 class CaptionProjection(nn.Module):
@@ -62,13 +66,28 @@ class CaptionProjection(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(states_BNH), approximate="tanh"))
 
 
+class RowLinear(nn.Linear):
+    """A linear layer for one vector per sample, [B, in] → [B, out], whose rows do not depend on B in inference.
+
+    On a CPU, products of fewer than `CPU_ROWS` fp32 rows run other kernels, which round otherwise, so a row would
+    differ between batch sizes. Such batches are padded. The DiT's other products have a row for each token.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, in] → [B, out]."""
+        rows = input.shape[0]
+        if rows >= CPU_ROWS or input.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(input)
+        return super().forward(torch.cat([input, input[-1:].expand(CPU_ROWS - rows, -1)]))[:rows]
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoid of 256, linear, SiLU, linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(TIME_FREQUENCIES, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = RowLinear(TIME_FREQUENCIES, width)
+        self.linear_2 = RowLinear(width, width)
 
     def forward(self, time_B: Tensor) -> Tensor:
         """Times in 0 … 1000, [B] → [B, T]."""
@@ -81,7 +100,7 @@ class TimeCaptionEmbed(nn.Module):
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         self.timestep_embedder = TimestepEmbedder(width)
-        self.caption_embedder = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.caption_embedder = nn.Sequential(nn.LayerNorm(dim), RowLinear(dim, width))
 
 
 class PatchEmbedder(nn.Module):
@@ -127,7 +146,7 @@ class AdaNorm(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.time_width, 4 * config.dim)
+        self.linear = RowLinear(config.time_width, 4 * config.dim)
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(self, x_BLC: Tensor, embedding_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -170,7 +189,7 @@ class OutputNorm(nn.Module):
 
     def __init__(self, config: DiTConfig, out_channels: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(config.time_width, config.dim)
+        self.linear_1 = RowLinear(config.time_width, config.dim)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
         self.linear_2 = nn.Linear(config.dim, out_channels)
 
@@ -205,8 +224,9 @@ class DiT(Denoiser[DiTCondition]):
         pairs = [block.attn2.key_value(block.norm1_context(projected)) for block in blocks]
         return DiTCondition(
             pooled=self.time_caption_embed.caption_embedder(projected.mean(dim=1)),
-            keys=tuple(key for key, _ in pairs),
-            values=tuple(value for _, value in pairs),
+            # Contiguous as after joining two: a compiled block is compiled again for another layout.
+            keys=tuple(key.contiguous() for key, _ in pairs),
+            values=tuple(value.contiguous() for _, value in pairs),
         )
 
     def forward(self, latents_BLF: Tensor, time_B: Tensor, condition: DiTCondition) -> Tensor:

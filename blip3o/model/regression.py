@@ -6,6 +6,7 @@ Sampling, serving and guidance therefore treat both alike, and any number of Eul
 Legend: B batch, N queries, L latent tokens (L = N), F channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -24,6 +25,11 @@ class RegressionCondition(Condition):
     def tensors(self) -> tuple[Tensor, ...]:
         """The prediction."""
         return (self.prediction,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "RegressionCondition":
+        """A condition of this one tensor."""
+        (prediction,) = tensors
+        return RegressionCondition(prediction=prediction)
 
 
 class RegressionHead(Denoiser[RegressionCondition]):

@@ -105,35 +105,34 @@ class UnifiedModel(nn.Module):
     ) -> Tensor:
         """Samples features [B, L, F] from noise, given query states; a `guidance_scale` of 1 skips the null branch.
 
-        What depends only on the condition is computed once, not at each step.
+        What depends only on the condition is computed once, not at each step. A guided step is one evaluation of the
+        denoiser on 2 B rows, a step without guidance one on B rows.
         """
         sampler = self.config.sampler
         condition = self.denoiser.condition(states_BNH)
-        null = self.denoiser.condition(torch.zeros_like(states_BNH)) if guidance_scale != 1 else None
+        both = condition.joined(self.denoiser.condition(torch.zeros_like(states_BNH))) if guidance_scale != 1 else None
 
         def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
-            return self.velocity(latents, sigma_B, condition, null, guidance_scale)
+            if both is None:
+                return self.velocity(condition, latents, sigma_B)
+            return self.guided_velocity(both, latents, sigma_B, guidance_scale)
 
         return self.to_features(
             integrate(velocity, noise_BLF, num_inference_steps, solver=sampler.solver, shift=sampler.shift)
         )
 
-    def velocity(
-        self,
-        latents: Tensor,
-        sigma_B: Tensor,
-        condition: Condition,
-        null: Condition | None,
-        guidance_scale: Tensor | float,
+    def guided_velocity(
+        self, both: Condition, latents: Tensor, sigma_B: Tensor, guidance_scale: Tensor | float
     ) -> Tensor:
-        """The guided velocity [B, L, F] at σ [B]; without a null condition, the conditional velocity."""
-        conditional = self.velocity_under(condition, latents, sigma_B)
-        if null is None:
-            return conditional
-        return guide(conditional, self.velocity_under(null, latents, sigma_B), guidance_scale)
+        """The guided velocity [B, L, F] at σ [B]: one evaluation on the conditional and the null rows together.
 
-    def velocity_under(self, condition: Condition, latents: Tensor, sigma_B: Tensor) -> Tensor:
-        """The velocity [B, L, F] of one branch at σ [B]: one evaluation of the denoiser."""
+        `both` is the condition of 2 B rows, the conditional ones first. A tensor of guidance scales is per row, [B].
+        """
+        conditional, null = self.velocity(both, latents.repeat(2, 1, 1), sigma_B.repeat(2)).chunk(2)
+        return guide(conditional, null, guidance_scale)
+
+    def velocity(self, condition: Condition, latents: Tensor, sigma_B: Tensor) -> Tensor:
+        """The velocity [B, L, F] under a condition at σ [B]: one evaluation of the denoiser."""
         time = NUM_TRAIN_STEPS * sigma_B
         return self.denoiser(latents, time.trunc() if self.config.sampler.truncate_time else time, condition)
 

@@ -1,21 +1,44 @@
 """`blip3o generate` and `blip3o chat`: a trained model on the command line, with local image files in and out."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blip3o.device import DeviceKind
 from blip3o.errors import DataError, RequestError
+from blip3o.inference.precision import Precision
+from jobs.common import parameters_of, with_parameters
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Bundle = Annotated[str, typer.Option(metavar="URI", help="The bundle to use, as `blip3o export` wrote it.")]
+    from blip3o.inference.pipeline import Blip3oPipeline
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """The options of both commands: which bundle, and how it computes."""
+
+    bundle: Annotated[str, typer.Option(metavar="URI", help="The bundle to use, as `blip3o export` wrote it.")]
+    device: Annotated[DeviceKind, typer.Option(help="What computes.")] = "cpu"
+    precision: Annotated[
+        Precision, typer.Option(help="Of weights and arithmetic; auto is bf16 on a GPU and fp32 on the CPU.")
+    ] = "auto"
+
+    def load(self) -> "Blip3oPipeline":
+        """The bundle's pipeline. Raises as `load_bundle` does, and `ConfigError` without the GPU asked for."""
+        import blip3o
+        from blip3o.device import select
+
+        return blip3o.load(self.bundle, device=select(self.device), precision=self.precision)
+
+
+@with_parameters(parameters_of(Loading))
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the image shows.")],
-    bundle: Bundle,
+    *,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write; several images become one row.")] = Path(
         "out.png"
     ),
@@ -27,31 +50,32 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; the bundle's default if omitted.")
     ] = None,
+    **loading: Any,  # noqa: ANN401 - the fields of `Loading`
 ) -> None:
     """Generate images from a prompt."""
-    import blip3o
-
-    images = blip3o.load(bundle).generate(
-        prompt, seed=seed, n=n, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+    images = (
+        Loading(**loading)
+        .load()
+        .generate(prompt, seed=seed, n=n, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     )
     save_image(side_by_side(images), out)
     drawn = f"1 image, seed {seed}" if n == 1 else f"{n} images, seed {seed} to {seed + n - 1}"
     print(f"wrote {out} ({drawn})")
 
 
+@with_parameters(parameters_of(Loading))
 def chat(
     question: Annotated[str, typer.Argument(help="What to ask.")],
-    bundle: Bundle,
+    *,
     image: Annotated[Path | None, typer.Option(help="Image file to ask about.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of the reply, in tokens.")] = 32,
+    **loading: Any,  # noqa: ANN401 - the fields of `Loading`
 ) -> None:
     """Ask a question, about an image or without one."""
-    import blip3o
-
     if not question.strip():
         raise RequestError("the question is empty: say what to ask")
     picture = open_image(image) if image else None
-    print(blip3o.load(bundle).chat(question, image=picture, max_tokens=max_tokens))
+    print(Loading(**loading).load().chat(question, image=picture, max_tokens=max_tokens))
 
 
 def open_image(path: Path) -> "Image.Image":

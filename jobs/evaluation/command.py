@@ -18,7 +18,7 @@ FOLDER = "runs/evaluation"  # of results, where --out is left out
 def plan_of(options: BenchmarkOptions, out: str | None) -> Plan:
     """What the options ask for. Raises `ConfigError` for options that do not fit together."""
     suites = find_suites(options.suite or "")
-    for name in ("limit", "samples", "batch_size", "num_inference_steps", "max_tokens"):
+    for name in ("limit", "samples", "batch_size", "decode_batch_size", "num_inference_steps", "max_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1")
@@ -53,10 +53,14 @@ def _target(options: BenchmarkOptions, target: str) -> BundleTarget | HttpTarget
     sampler = SamplerOverrides(num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale)
     limit = options.max_tokens
     if urlsplit(target).scheme in ("http", "https"):
+        _refuse_for_server(options)
         return HttpTarget(url=target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
     bundle = BundleTarget(
         bundle=target,
         batch_size=options.batch_size or DEFAULT_BATCH_SIZE,
+        decode_batch_size=options.decode_batch_size,
+        precision=options.precision,
+        execution=options.execution,
         gpus=options.gpus_per_actor,
         sampler=sampler,
         max_new_tokens=limit,
@@ -66,6 +70,13 @@ def _target(options: BenchmarkOptions, target: str) -> BundleTarget | HttpTarget
     from jobs.evaluation.actors import on_actors  # 5 s: Ray Data, which servers and `--actors 0` do without
 
     return on_actors(bundle, actors=options.actors, cpus=options.cpus_per_actor)
+
+
+def _refuse_for_server(options: BenchmarkOptions) -> None:
+    """Raises `ConfigError` for options that only a bundle's pipeline in our own process has."""
+    for name in ("decode_batch_size", "precision", "execution"):
+        if getattr(options, name) != getattr(BenchmarkOptions(), name):
+            raise ConfigError(f"--{name.replace('_', '-')} is the server's own: start the server with it")
 
 
 def _default_out(target: str) -> str:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from blip3o.device import Execution
 from blip3o.evaluate.benchmark.plan import STAGES
 from blip3o.evaluate.benchmark.work import MAX_NEW_TOKENS
+from blip3o.inference.precision import Precision
 
 PANEL = "Benchmarks"
 
@@ -41,6 +43,14 @@ class BenchmarkOptions:
         int | None,
         _option("Images generated together; as the server's, for equal images. The pipeline's default.", metavar="N"),
     ] = None
+    decode_batch_size: Annotated[
+        int | None,
+        _option("Images decoded together; as the server's. 1, or the batch size for the pixel decoder.", metavar="N"),
+    ] = None
+    precision: Annotated[Precision, _option("Precision of a bundle; auto is bf16 on a GPU and fp32 on the CPU.")] = (
+        "auto"
+    )
+    execution: Annotated[Execution, _option("How a bundle's denoiser runs: graph needs a GPU.")] = "eager"
     num_inference_steps: Annotated[int | None, _option("Sampling steps; the target's default.", metavar="N")] = None
     guidance_scale: Annotated[float | None, _option("Classifier-free guidance; the target's default.", metavar="G")] = (
         None

@@ -11,7 +11,7 @@ TINY = {
     encode: ["--scenes", "16", "--batch", "4", "--milliseconds", "1"],
     frozen_prefix: ["--prompt", "12", "--queries", "4", "--layers", "1", "--width", "64", "--batch", "2"],
     step_input: ["--prompt", "12", "--batch", "2", "--busy", "1"],
-    sampler: ["--steps", "2", "--layers", "1", "--width", "448", "--batch", "1"],
+    sampler: ["--steps", "2", "--layers", "1", "--width", "448", "--batch", "1", "--together", "2"],
 }
 SMALL = {"width": 32, "hidden_size": 32, "dim": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 32}
 

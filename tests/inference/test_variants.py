@@ -113,8 +113,8 @@ def test_the_null_branch_is_made_once(pipeline_of, name):
     made = len(passes)
     pipeline.decode(features, seeds=SEEDS)
     hook.remove()
-    # For an empty prompt: one sampling of both branches. For a black image: one encoding.
-    assert made == len(passes) == (2 * pipeline.model.config.sampler.num_inference_steps if name == "sdxl" else 1)
+    # For an empty prompt: one sampling. For a black image: one encoding.
+    assert made == len(passes) == (pipeline.model.config.sampler.num_inference_steps if name == "sdxl" else 1)
 
 
 def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipeline_of):

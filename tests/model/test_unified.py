@@ -59,12 +59,12 @@ def test_sampling_with_guidance_one_runs_only_the_conditional_branch():
     model = nano_model()
     states, noise = torch.randn(2, 64, 32), torch.randn(2, *model.latent_shape)
     evaluations = []
-    handle = model.dit.register_forward_hook(lambda *_: evaluations.append(1))
+    handle = model.dit.register_forward_hook(lambda _, args, __: evaluations.append(len(args[0])))
     plain = model.sample_features(states, noise, num_inference_steps=4, guidance_scale=1.0)
-    assert len(evaluations) == 4
+    assert evaluations == [2] * 4
     guided = model.sample_features(states, noise, num_inference_steps=4, guidance_scale=3.0)
     handle.remove()
-    assert len(evaluations) == 4 + 8
+    assert evaluations == [2] * 4 + [4] * 4  # rows: conditional and null ones in one pass
     assert not torch.allclose(plain, guided)
 
 

@@ -16,7 +16,8 @@ def _submit(schedule, number, images, steps):
 
 
 def _turn(schedule):
-    return schedule.admit().advance().release()
+    advanced = schedule.admit().advance()
+    return advanced.release(advanced.finished)
 
 
 def test_rows_of_different_step_counts_share_the_batch():
@@ -26,7 +27,7 @@ def test_rows_of_different_step_counts_share_the_batch():
     assert schedule.waiting == (Row(request=8, image=1, steps=1),)
     schedule = schedule.advance()
     assert list(schedule.finished) == [1]
-    schedule = schedule.release().admit()
+    schedule = schedule.release([1]).admit()
     assert schedule.slots == (Row(request=7, image=0, steps=3, done=1), Row(request=8, image=1, steps=1))
     assert list(schedule.unstarted) == [1]
 
@@ -39,6 +40,19 @@ def test_room_counts_free_slots_and_free_places():
     assert _turn(schedule).free_capacity == 3
     with pytest.raises(AssertionError, match="2 rows, room for 1"):
         schedule.submit(1, images=2, steps=1)
+
+
+def test_a_finished_row_keeps_its_slot_until_it_is_released_and_takes_no_further_step():
+    schedule = Schedule.empty(batch_size=2, max_waiting=9).submit(0, images=1, steps=1).submit(1, images=2, steps=3)
+    schedule = schedule.admit().advance().advance()
+    assert list(schedule.finished) == [0]
+    assert schedule.done == (None, 2)
+    assert schedule.has_steps
+    schedule = schedule.advance()
+    assert list(schedule.finished) == [0, 1]
+    assert not schedule.has_steps  # a row waits, and no slot is free
+    assert schedule.release([1]).has_steps
+    assert schedule.release([1]).admit().done == (None, 0)
 
 
 def test_steps_ahead_is_the_work_over_the_batch_size():
@@ -61,7 +75,7 @@ def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, batch_s
     schedule = Schedule.empty(batch_size=batch_size, max_waiting=99)
     entered, steps_taken, turns = [], {}, 0
     coming = list(enumerate(requests))
-    while coming or not schedule.idle:
+    while coming or schedule.requests:
         count = arrivals[turns] if turns < len(arrivals) else len(coming)
         for number, (images, steps) in coming[:count]:
             schedule = _submit(schedule, number, images, steps)
@@ -73,7 +87,9 @@ def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, batch_s
         entered += [(row.request, row.image) for row in schedule.unstarted.values()]
         for row in schedule.running:
             steps_taken[row.request, row.image] = steps_taken.get((row.request, row.image), 0) + 1
-        schedule = schedule.advance().release()
+        assert schedule.has_steps == bool(schedule.running)
+        schedule = schedule.advance()
+        schedule = schedule.release(schedule.finished)
         turns += 1
     expected = {(number, image): steps for number, (images, steps) in enumerate(requests) for image in range(images)}
     assert steps_taken == expected

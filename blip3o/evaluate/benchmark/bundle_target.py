@@ -19,7 +19,7 @@ from blip3o.bundle.reading import load_bundle, open_bundle
 from blip3o.data.images.decode import open_image
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.text.templates import Turn
-from blip3o.device import select
+from blip3o.device import Execution, select
 from blip3o.errors import ConfigError, RequestError
 from blip3o.evaluate.benchmark.work import (
     MAX_NEW_TOKENS,
@@ -32,7 +32,8 @@ from blip3o.evaluate.benchmark.work import (
     share_seconds,
     token_limit_identity,
 )
-from blip3o.inference.pipeline import Blip3oPipeline
+from blip3o.inference.pipeline import Blip3oPipeline, default_decode_batch_size
+from blip3o.inference.precision import Precision, resolve_precision
 from blip3o.model.unified import initialize
 
 UNTRAINED_SEED = 0  # of the fresh weights
@@ -47,11 +48,15 @@ def bundle_digest(bundle: str) -> str:
 class BundleTarget:
     """A bundle on a CPU, or on a GPU if `gpus` is above 0. `untrained` gives it fresh weights.
 
-    A reply to a question has at most `max_new_tokens`.
+    A reply to a question has at most `max_new_tokens`. `decode_batch_size`, `precision` and `execution` are those of
+    `load_bundle`.
     """
 
     bundle: str
     batch_size: int
+    decode_batch_size: int | None = None
+    precision: Precision = "auto"
+    execution: Execution = "eager"
     gpus: float = 0
     untrained: bool = False
     sampler: SamplerOverrides = SamplerOverrides()
@@ -65,13 +70,17 @@ class BundleTarget:
         return f"{storage.normalize(self.bundle)}{' with fresh weights' if self.untrained else ''}"
 
     def identity(self) -> dict[str, Any]:
-        """The bundle by its seal, the sampler, and the batch size, which affects rounding. Raises `BundleError`."""
-        config = open_bundle(self.bundle).config.model.sampler
+        """The bundle by its seal, the sampler, and what affects rounding. Raises `BundleError`."""
+        model = open_bundle(self.bundle).config.model
+        config = model.sampler
         return {
             "target": "bundle",
             "sha256": bundle_digest(self.bundle),
             **{name: getattr(config, name) if value is None else value for name, value in asdict(self.sampler).items()},
             "batch_size": self.batch_size,
+            "decode_batch_size": self.decode_batch_size or default_decode_batch_size(model.decoder, self.batch_size),
+            "precision": resolve_precision(self.precision, gpu=self.gpus > 0),
+            "execution": self.execution,
             "untrained": self.untrained,
             **token_limit_identity(self.max_new_tokens),
         }
@@ -148,9 +157,16 @@ class BundleWorker:
 
     def _loaded(self) -> Blip3oPipeline:
         if self._pipeline is None:
-            device = select("gpu" if self._target.gpus else "cpu")
-            self._pipeline = load_bundle(self._target.bundle, device=device, batch_size=self._target.batch_size)
-            if self._target.untrained:
+            target = self._target
+            self._pipeline = load_bundle(
+                target.bundle,
+                device=select("gpu" if target.gpus else "cpu"),
+                batch_size=target.batch_size,
+                decode_batch_size=target.decode_batch_size,
+                precision=target.precision,
+                execution=target.execution,
+            )
+            if target.untrained:
                 initialize(self._pipeline.model, UNTRAINED_SEED)
         return self._pipeline
 

@@ -68,6 +68,8 @@ class HttpTarget:
         sampler = asdict(self.sampler)
         used = {name: model.get(name) if value is None else value for name, value in sampler.items()}
         named = {"target": "http", "url": self._base, "model": model["id"], "size": model.get("size")}
+        if "precision" in model:  # of our servers
+            named["precision"] = model["precision"]
         return {**named, **used, **token_limit_identity(self.max_new_tokens)}
 
     def run(self, work: Sequence[Work]) -> Iterator[Done]:

@@ -80,7 +80,8 @@ def answers(recipe: Recipe, bundle_uri: str) -> list[AnswerRecord]:
 def _pipeline(recipe: Recipe, bundle_uri: str) -> Blip3oPipeline:
     # Training has ended, so the cores of its workers are free.
     torch.set_num_threads(recipe.parallel.max_workers * recipe.parallel.threads)
-    return load_bundle(bundle_uri, device=select(recipe.parallel.device), batch_size=WIDTH)
+    parallel = recipe.parallel
+    return load_bundle(bundle_uri, device=select(parallel.device), batch_size=WIDTH, precision=parallel.precision)
 
 
 def _score(
@@ -166,6 +167,7 @@ def _provenance(recipe: Recipe, pipeline: Blip3oPipeline, samples: EvaluationSam
     return {
         **{f"manifest of {name}": fingerprint for name, fingerprint in samples.fingerprints.items()},
         "evaluation's seed": recipe.evaluate.seed,
+        "precision": pipeline.precision,
         "sampler": f"{sampler.num_inference_steps} steps, guidance {sampler.guidance_scale:g}",
         "comparable with published benchmarks": f"no ({NOT_COMPARABLE})",
     }

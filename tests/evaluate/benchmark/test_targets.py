@@ -6,11 +6,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from blip3o.errors import ConfigError
 from blip3o.evaluate.benchmark.bundle_target import BundleTarget, BundleWorker
 from blip3o.evaluate.benchmark.http_target import HttpTarget
 from blip3o.evaluate.benchmark.work import Work
 from blip3o.storage import retry
 from jobs.evaluate import main
+from jobs.evaluation.command import plan_of
+from jobs.evaluation.options import BenchmarkOptions
+from tests.bundles import write_nano_bundle
 from tests.evaluate.endpoint import Answer, completion, error, serving
 
 QUESTION = {"id": "q", "image": "a.png", "question": "What colour?", "answers": ["red"] * 10}
@@ -177,3 +181,28 @@ def test_a_bundle_that_is_cut_before_it_answers_has_not_answered_either(tmp_path
         assert "ends within its reasoning" in unanswered.fault and not (tmp_path / f"{name}.json").exists()
     assert whole.fault == "" and json.loads((tmp_path / "short.json").read_text())["reply"].endswith("red")
     assert blank.fault == "", "a model that ends without a word has answered, if wrongly"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    uri = str(tmp_path_factory.mktemp("bundle"))
+    write_nano_bundle(uri)
+    return uri
+
+
+def test_what_a_bundle_is_includes_its_resolved_precision_and_how_it_computes(bundle):
+    identity = BundleTarget(bundle=bundle, batch_size=3).identity()
+    assert (identity["precision"], identity["decode_batch_size"], identity["execution"]) == ("fp32", 3, "eager")
+    assert BundleTarget(bundle=bundle, batch_size=3, gpus=0.5).identity()["precision"] == "bf16"
+    other = BundleTarget(bundle=bundle, batch_size=3, precision="bf16", decode_batch_size=1)
+    assert (other.identity()["precision"], other.identity()["decode_batch_size"]) == ("bf16", 1)
+    pipeline = BundleWorker(other, [])._loaded()
+    assert (pipeline.precision, pipeline.decode_rows) == ("bf16", 1)
+
+
+@pytest.mark.parametrize("option", [{"precision": "bf16"}, {"decode_batch_size": 2}, {"execution": "compile"}])
+def test_a_server_computes_as_it_was_started(option):
+    [name] = option
+    options = BenchmarkOptions(suite="scenes", target="http://127.0.0.1:1", **option)
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} is the server's own"):
+        plan_of(options, None)

@@ -1,0 +1,159 @@
+"""Images are decoded in a thread of their own: steps and conversations do not wait, and no request is left behind."""
+
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from blip3o.data.text.templates import Turn
+from blip3o.inference.pipeline import Blip3oPipeline
+from serve.decoding import DecodeStage
+from serve.engine import Engine
+from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
+
+TIMEOUT = 60
+
+
+def _generate(*, seeds=(1,), steps=1):
+    return GenerateRequest(prompt="a red circle", seeds=tuple(seeds), num_inference_steps=steps, guidance_scale=1.0)
+
+
+def _ask():
+    return ChatRequest(turns=(Turn(role="user", text="What colour is it?"),), image=None, max_tokens=2)
+
+
+def _bytes(pipeline, seeds, *, steps=1):
+    images = pipeline.generate("a red circle", seed=seeds, n=len(seeds), num_inference_steps=steps, guidance_scale=1.0)
+    return [image.tobytes() for image in images]
+
+
+class Gate:
+    """Stands before `Blip3oPipeline.decode`: every call waits until the gate is open."""
+
+    def __init__(self, monkeypatch):
+        self.entered, self.open = threading.Semaphore(0), threading.Event()
+        self.seeds = []
+        original = Blip3oPipeline.decode
+
+        def decode(pipeline, features, *, seeds):
+            self.seeds.append(list(seeds))
+            self.entered.release()
+            assert self.open.wait(TIMEOUT)
+            return original(pipeline, features, seeds=seeds)
+
+        monkeypatch.setattr(Blip3oPipeline, "decode", decode)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.open.set()
+
+
+@contextmanager
+def _running(pipeline, **options):
+    engine = Engine(replace(pipeline, decode_batch_size=1), **options)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def test_steps_and_conversations_do_not_wait_for_the_decoder(pipeline, reference, gate):
+    with _running(pipeline) as engine:
+        first = engine.generate(_generate())
+        assert gate.entered.acquire(timeout=TIMEOUT)
+        assert engine.chat(_ask()).result(TIMEOUT).reply_tokens <= 2
+        steps = engine.stats().totals["steps"]
+        second = engine.generate(_generate(seeds=[2], steps=3))
+        engine.chat(_ask()).result(TIMEOUT)  # answered after the next step at the latest
+        while engine.stats().totals["steps"] < steps + 3:
+            engine.chat(_ask()).result(TIMEOUT)
+        assert not first.done()
+        assert engine.stats().rows_decoding >= 1
+        gate.open.set()
+        single = replace(reference, decode_batch_size=1)
+        assert [image.tobytes() for image in first.result(TIMEOUT).images] == _bytes(single, [1])
+        assert [image.tobytes() for image in second.result(TIMEOUT).images] == _bytes(single, [2], steps=3)
+
+
+def test_a_slow_decoder_fills_its_queue_then_the_slots_then_refuses(pipeline, gate):
+    with _running(pipeline, max_waiting=10) as engine:
+        # 1 in the decoder, 4 in its queue, 4 in slots, 10 waiting
+        futures = [engine.generate(_generate())]
+        assert gate.entered.acquire(timeout=TIMEOUT)
+        futures += [engine.generate(_generate(seeds=range(4))) for _ in range(3)]
+        while engine.stats().rows_decoding < 5:
+            engine.chat(_ask()).result(TIMEOUT)
+        futures += [engine.generate(_generate(seeds=range(3))) for _ in range(2)]
+        with pytest.raises(BusyError):
+            engine.generate(_generate())
+        assert engine.stats().rows_decoding == 5
+        gate.open.set()
+        assert [len(future.result(TIMEOUT).images) for future in futures] == [1, 4, 4, 4, 3, 3]
+
+
+def test_a_request_that_is_cancelled_while_it_is_decoded_frees_its_rows(pipeline, reference, gate):
+    with _running(pipeline) as engine:
+        victim = engine.generate(_generate(seeds=[7, 8, 9]))
+        assert gate.entered.acquire(timeout=TIMEOUT)
+        while engine.stats().rows_decoding < 3:
+            engine.chat(_ask()).result(TIMEOUT)
+        assert victim.cancel()
+        assert engine.stats().totals["cancelled"] == 1
+        neighbour = engine.generate(_generate(seeds=[1]))
+        gate.open.set()
+        assert [image.tobytes() for image in neighbour.result(TIMEOUT).images] == _bytes(
+            replace(reference, decode_batch_size=1), [1]
+        )
+        assert gate.seeds == [[7], [1], [1]]  # neither 8 nor 9; the last is the comparison's
+        assert engine.stats().totals["images"] == 1
+
+
+def test_an_image_that_cannot_be_decoded_ends_only_its_own_request(pipeline, monkeypatch):
+    original = Blip3oPipeline.decode
+
+    def decode(pipeline, features, *, seeds):
+        if 2 in seeds:
+            raise ValueError("poison")
+        return original(pipeline, features, seeds=seeds)
+
+    monkeypatch.setattr(Blip3oPipeline, "decode", decode)
+    engine = Engine(pipeline)  # four images at a time
+    good, bad, other = (engine.generate(_generate(seeds=seeds)) for seeds in ([1], [2, 3], [4]))
+    engine.start()
+    assert len(good.result(TIMEOUT).images) == len(other.result(TIMEOUT).images) == 1
+    with pytest.raises(EngineError, match="the model failed on this request"):
+        bad.result(TIMEOUT)
+    engine.close()
+
+
+def test_closing_waits_for_the_decoder_and_fails_what_is_left(pipeline, gate):
+    with _running(pipeline) as engine:
+        futures = [engine.generate(_generate(seeds=[seed])) for seed in (1, 2)]
+        assert gate.entered.acquire(timeout=TIMEOUT)
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        gate.open.set()
+        closing.join(TIMEOUT)
+        assert not closing.is_alive()
+        with pytest.raises(UnavailableError, match="has stopped"):
+            futures[1].result(TIMEOUT)
+        with pytest.raises(UnavailableError, match="is not running"):
+            engine.check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_the_decoders_loop_fails_everything_and_is_seen_by_the_health_check(pipeline, monkeypatch):
+    monkeypatch.setattr(DecodeStage, "_take", lambda _: 1 / 0)
+    engine = Engine(pipeline)
+    future = engine.generate(_generate())
+    engine.start()
+    with pytest.raises(UnavailableError):
+        future.result(TIMEOUT)
+    with pytest.raises(UnavailableError, match="is not running"):
+        engine.check()
+    engine.close()
