@@ -118,7 +118,8 @@ class RangeReader:
         """
         if self._file is None:
             path, _ = _locate(self._uri)
-            return _with_retries(self._uri, lambda: s3.read(path, (offset, size)))
+            with explained(self._uri):
+                return parallel.read_range(path, offset, size)
         parts: list[bytes] = []
         left = size
         with explained(self._uri):

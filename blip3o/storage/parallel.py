@@ -15,7 +15,7 @@ from blip3o.storage.retry import with_retries
 
 T = TypeVar("T")
 
-PART_BYTES = 32 * 2**20  # of one range; objects and ranges of up to twice as much are one request
+PART_BYTES = 32 * 2**20  # of one range; up to twice as much is one request
 THREADS = 8  # of one read
 
 
@@ -25,14 +25,24 @@ def read_object(path: str, *, part_bytes: int = PART_BYTES) -> bytes:
     first, total = with_retries(f"s3://{path}", lambda: s3.read_start(path, 2 * part_bytes, version))
     if total == len(first):
         return first
+    return _gathered(path, first, total, version, part_bytes)
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes of the object from `offset` on, in parallel if they are many. Raises as above."""
+    if size <= 2 * PART_BYTES:
+        return with_retries(f"s3://{path}", lambda: s3.read(path, (offset, size)))
+    return _gathered(path, b"", size, s3.Version(), PART_BYTES, offset=offset)
+
+
+def _gathered(path: str, first: bytes, size: int, version: s3.Version, part_bytes: int, *, offset: int = 0) -> bytes:
+    """`size` bytes from `offset` on, of which the first ones are there already."""
     out = io.BytesIO()  # it gives its bytes away without a copy
-    out.seek(total - 1)
+    out.seek(size - 1)
     out.write(b"\0")
     with out.getbuffer() as view:
         view[: len(first)] = first
-        done = len(first)
-        del first
-        fill(path, done, view[done:], version, part_bytes=part_bytes)
+        fill(path, offset + len(first), view[len(first) :], version, part_bytes=part_bytes)
     return out.getvalue()
 
 
