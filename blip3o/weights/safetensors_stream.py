@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK_BYTES = 16 * 2**20
-RANGE_BYTES = 32 * 2**20  # of one read; a multiple of every type's size
+RANGE_BYTES = 16 * 2**20  # of one read; a multiple of every type's size
+AHEAD = 16  # ranges on their way from a store
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -155,7 +156,7 @@ def _parts(
     """(tensor, offset in it, bytes there) of these tensors in order, read ahead as ranges of about `RANGE_BYTES`."""
     groups = list(_ranges(entries))
     extents = [(group[0][0].offset + group[0][1], sum(size for _, _, size in group)) for group in groups]
-    for group, data in zip(groups, file.read_ahead(extents), strict=True):
+    for group, data in zip(groups, file.read_ahead(extents, ahead=AHEAD), strict=True):
         if digest is not None:
             digest.update(data)
         view, done = memoryview(data), 0
