@@ -10,6 +10,7 @@ The ranks compare their weights before anything costly is built on them.
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,8 @@ from blip3o.train.lora import add_adapters
 from blip3o.train.objectives import StageModule, build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from blip3o.weights.safetensors_header import StoredTensor
+
+T = TypeVar("T")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU = torch.device("cpu")
@@ -56,9 +59,12 @@ def prepare_module(
         _draw_missing(model, recipe, to)
         return loaded
 
-    loaded = _on_first_rank(fill)
+    loaded = call_on_first_rank(fill)
+    for name, names in tied_names(model).items():
+        if model.get_parameter(name).is_meta:  # on the other ranks
+            to.empty(model, names)
     module.to(device)  # buffers
-    _share(model, to, loaded, left_out)
+    _share(model, loaded, left_out)
     if recipe.stage.query_questions and "queries" not in loaded | left_out:
         _queries_from_questions(recipe, model, tokenizer)
     if recipe.stage.lora is not None:
@@ -117,7 +123,7 @@ def load_run(
         names = groups.get(entry.name, [entry.name])
         if entry.name not in own or not loaded.union(left_out).isdisjoint(names):
             return None
-        matching_names(model, {entry.name: entry.shape}, source=source or uri)
+        _require_shape(source or uri, entry.name, entry.shape, own[entry.name])
         loaded.update(names)
         return to.empty(model, names) if own[entry.name].is_meta else own[entry.name]
 
@@ -135,31 +141,27 @@ def _draw_missing(model: UnifiedModel, recipe: Recipe, to: Placement) -> None:
             set_parameter(model, names, value.to(to.device, to.dtype))
 
 
-def _on_first_rank(fill: Callable[[], set[str]]) -> set[str]:
-    """What `fill()` returns on rank 0, on every rank. Its error is raised on every rank: others would wait forever."""
+def call_on_first_rank(call: Callable[[], T]) -> T:
+    """What `call()` returns on rank 0, on every rank. Its error is raised on every rank: others would wait forever."""
     if not dist.is_initialized():
-        return fill()
-    outcome: list[set[str] | Blip3oError | None] = [None]
+        return call()
+    outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            outcome[0] = fill()
+            outcome[0] = call()
         except Blip3oError as error:
-            outcome[0] = error
+            outcome[1] = error
     dist.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], Blip3oError):
-        raise outcome[0]
-    return outcome[0] or set()
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast("T", outcome[0])
 
 
 @torch.no_grad()
-def _share(model: nn.Module, to: Placement, loaded: set[str], left_out: set[str]) -> None:
+def _share(model: nn.Module, loaded: set[str], left_out: set[str]) -> None:
     """Sends rank 0's parameters except `left_out`, and the buffers that were loaded, to the other ranks, one by one."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    parameters = dict(model.named_parameters())
-    for name, names in tied_names(model).items():
-        if parameters[name].is_meta:  # on the other ranks
-            to.empty(model, names)
     sent: list[Tensor] = [parameter for name, parameter in model.named_parameters() if name not in left_out]
     sent += [buffer for name, buffer in model.named_buffers() if name in loaded]
     for tensor in sent:
@@ -185,12 +187,15 @@ def matching_names(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, s
     own = model.state_dict()
     names = shapes.keys() & own.keys()
     for name in sorted(names):
-        if shapes[name] != tuple(own[name].shape):
-            raise CheckpointError(
-                f"{source}: {name} has shape {shapes[name]}, the model needs {tuple(own[name].shape)}: use the same "
-                "model preset"
-            )
+        _require_shape(source, name, shapes[name], own[name])
     return set(names)
+
+
+def _require_shape(source: str, name: str, shape: tuple[int, ...], own: Tensor) -> None:
+    if shape != tuple(own.shape):
+        raise CheckpointError(
+            f"{source}: {name} has shape {shape}, the model needs {tuple(own.shape)}: use the same model preset"
+        )
 
 
 def require_frozen_weights(model: UnifiedModel, loaded: set[str], trainable: list[str]) -> None:
