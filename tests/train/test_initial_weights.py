@@ -97,13 +97,14 @@ def test_two_ranks_read_every_byte_once_and_what_is_not_needed_never(s3, tmp_pat
     folder = f"{s3}/initial-weights"
     write_runs(folder)
     values = started(folder, features="cache")
-    alone, error = prepared(values, started(folder, start_from=["encoder"]))
+    missing = started(folder, features="cache", start_from=["encoder"])
+    alone, error = prepared(values, missing)
     asked = []
     with FaultProxy(s3_connection.connection().endpoint) as proxy, monkeypatch.context() as patch:
         for name, value in proxy.environment.items():
             patch.setenv(name, value)
         proxy.follow(lambda request: asked.append(request))
-        assert run_ranks(prepared, tmp_path, values, started(folder, start_from=["encoder"])) == [(alone, error)] * 2
+        assert run_ranks(prepared, tmp_path, values, missing) == [(alone, error)] * 2
     assert "frozen parts backbone have no weights" in error
     ranges = {run: [] for run in RUNS}
     for request in asked:
