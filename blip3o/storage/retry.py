@@ -43,7 +43,7 @@ def is_transient(error: BaseException) -> bool:
 def with_retries(what: str, attempt: Callable[[], T]) -> T:
     """`attempt()`, retried with growing pauses while it fails transiently.
 
-    Patience counts from the first failure, so a long transfer that is cut is tried again as a short one is. A pause is
+    Patience counts from the first failure, so a long transfer that breaks off is retried as a short one is. A pause is
     at least as long as the error asks for. Raises the last error when `patience()` runs out, and any other error at
     once. `what` names the request in the log.
     """

@@ -107,7 +107,7 @@ def read_tensors(entries: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor
 def load_file(uri: str, place: Callable[[StoredTensor], Tensor | None], digest: "_Hash") -> bool:
     """Reads a file into the tensors that `place` returns, converted to their dtype on their device; None: left out.
 
-    Beside these tensors, only the ranges that are on their way are in memory. `digest` is updated with every byte of
+    Only these tensors and the ranges that are on their way are in memory. `digest` is updated with every byte of
     the file. If no tensor is wanted, nothing but the header is read: returns whether the file was.
 
     Raises `StorageError` if it is missing, `BundleError` if it is not a safetensors file or for an unsupported type.

