@@ -1,6 +1,6 @@
 """Reading a bundle, with every byte checked against the seal.
 
-Weights are read into the model one tensor at a time, so there is never a second copy of them in memory.
+Weights are read straight to their dtype and device, so there is never a second copy of them in memory.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from blip3o.inference.precision import Precision, dtype_of, resolve_precision
 from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
-from blip3o.weights.safetensors_header import ForeignFileError, require_readable
-from blip3o.weights.safetensors_stream import read_in_order
+from blip3o.weights.safetensors_header import ForeignFileError, StoredTensor
+from blip3o.weights.safetensors_stream import load_file
 
 # The scale of the latents, by name: rounded to bf16 it would move every channel of the features.
 KEPT_IN_FP32 = ("latent_scale.",)
@@ -108,8 +108,8 @@ def _config(uri: str, text: bytes) -> BundleConfig:
         raise BundleError(f"{uri}: config.json is not that of a {FORMAT}: {one_line(error)}") from error
 
 
-def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype) -> None:
-    """Sets every parameter of the model, converted to `dtype`; those of `KEPT_IN_FP32` to fp32.
+def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype, device: torch.device) -> None:
+    """Sets every parameter of the model, converted to `dtype` on `device`; those of `KEPT_IN_FP32` to fp32.
 
     Raises `BundleError` if the file was changed, or if a tensor is missing, has another shape, or has an unsupported
     type.
@@ -118,20 +118,25 @@ def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype)
     names = tied_names(model)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     left = set(names)
+
+    def place(entry: StoredTensor) -> torch.Tensor | None:
+        if shapes.get(entry.name) != entry.shape:
+            return None
+        kept = entry.name.startswith(KEPT_IN_FP32)
+        tensor = torch.empty(entry.shape, dtype=torch.float32 if kept else dtype, device=device)
+        set_parameter(model, names[entry.name], tensor)
+        left.remove(entry.name)
+        return tensor
+
     try:
-        for entry, tensor in read_in_order(location, digest):
-            if shapes.get(entry.name) == entry.shape:
-                require_readable(entry)
-                kept = entry.name.startswith(KEPT_IN_FP32)
-                set_parameter(model, names[entry.name], tensor.to(torch.float32 if kept else dtype))
-                left.remove(entry.name)
+        read = load_file(location, place, digest)
     except ForeignFileError:
         raise
     except BundleError as error:  # not even a file of tensors
         raise _altered(bundle.uri, WEIGHTS) from error
     except StorageError as error:
         raise _incomplete(bundle.uri, error) from error
-    if digest.hexdigest() != bundle.checksums[WEIGHTS]:
+    if read and digest.hexdigest() != bundle.checksums[WEIGHTS]:
         raise _altered(bundle.uri, WEIGHTS)
     if left:
         raise BundleError(f"{bundle.uri}: {WEIGHTS} does not fit config.json at {min(left)}: export it again")
@@ -167,7 +172,7 @@ def load_bundle(
     config = bundle.config
     with init_empty_weights():
         model = build_model(config, bundle.tokenizer)
-    _load_weights(model, bundle, dtype)
+    _load_weights(model, bundle, dtype, where)
     model = model.eval().requires_grad_(requires_grad=False).to(where)
     if model.generates:
         set_execution(model, execution, batch_size=batch_size, device=where)

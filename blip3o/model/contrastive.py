@@ -4,8 +4,6 @@ The loss is SigLIP's (arXiv 2303.15343): a binary classification of every image-
 depend on how micro-batches are spread over workers.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,8 +48,8 @@ class ContrastiveHead(nn.Module):
         self.text = TextTower(config, vocab_size=vocab_size, max_length=max_length)
         self.image_project = nn.Linear(features, config.embed_dim, bias=False)
         # One element, not zero-dimensional: DeepSpeed flattens parameters byte by byte.
-        self.log_scale = nn.Parameter(torch.tensor([math.log(10.0)]))
-        self.bias = nn.Parameter(torch.tensor([-5.0]))
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.bias = nn.Parameter(torch.empty(1))
 
     def image_vectors(self, features_BLF: Tensor) -> Tensor:
         """Pooled features [B, L, F] → unit vectors [B, embed_dim]."""

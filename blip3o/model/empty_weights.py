@@ -38,8 +38,8 @@ def tied_names(module: nn.Module) -> dict[str, list[str]]:
 
 
 def set_parameter(module: nn.Module, names: list[str], tensor: Tensor) -> None:
-    """Makes a tensor the parameter under these names, without copying it."""
-    parameter = nn.Parameter(tensor)
+    """Makes a tensor the parameter under these names, without copying it. It is trainable if the one before was."""
+    parameter = nn.Parameter(tensor, requires_grad=module.get_parameter(names[0]).requires_grad)
     for name in names:
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, parameter)

@@ -8,7 +8,7 @@ Features are what an image is encoded to; latents are what the flow works on: th
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -168,7 +168,14 @@ def initialize(model: UnifiedModel, seed: int) -> None:
     """
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            _initialize_one(name, parameter, seed, model.config)
+            parameter.copy_(initial_value(name, parameter.shape, seed, model.config))
+
+
+def initial_value(name: str, shape: Sequence[int], seed: int, config: ModelConfig) -> Tensor:
+    """What `initialize` gives the parameter `name` of this shape: fp32, on the CPU."""
+    value = torch.empty(tuple(shape), dtype=torch.float32, device="cpu")
+    _initialize_one(name, value, seed, config)
+    return value
 
 
 _ZERO = (
@@ -180,14 +187,15 @@ _ZERO = (
     "latent_scale.mean",
     "cls_token",
 )
-_KEEP = ("log_scale", "contrastive.bias")
 _EMBEDDING = ("position_embedding.weight", "text.tokens.weight", "pos_embed", "text.positions")
 
 
 def _initialize_one(name: str, parameter: Tensor, seed: int, config: ModelConfig) -> None:
-    if name.endswith(_KEEP):
-        return
-    if name.endswith("gate"):
+    if name.endswith("log_scale"):  # of SigLIP's loss, as in the paper
+        parameter.fill_(math.log(10))
+    elif name == "contrastive.bias":
+        parameter.fill_(-5)
+    elif name.endswith("gate"):
         parameter.fill_(config.dit.gate_init)
     elif name.endswith(_ZERO) or (name.endswith("bias") and parameter.dim() == 1):
         parameter.zero_()

@@ -9,6 +9,7 @@ Ray Train's folder has the name of the fit, which is the pipeline's name, or the
                     ledger/  quarantine.json   samples that are left out
                     shards/  rejected/         files of checkpoints, and notes on those that could not be loaded
                     final/                     the result
+                    hashes/                    hashes of its weights that take long to compute
                     evaluation/                scores
 """
 
@@ -76,6 +77,11 @@ def rejected_folder(storage_uri: str, run: str) -> str:
 def final_uri(storage_uri: str, run: str) -> str:
     """The folder of the run's result."""
     return storage.join(storage_uri, run, "final")
+
+
+def hash_uri(storage_uri: str, run: str, key: str) -> str:
+    """A hash of the result's weights, by what it was computed from."""
+    return storage.join(storage_uri, run, "hashes", f"{key}.json")
 
 
 def evaluation_uri(storage_uri: str, run: str) -> str:

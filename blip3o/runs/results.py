@@ -6,15 +6,16 @@ the run kept one, and `final.json` the recipe, the sha256 of both files, and a s
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blip3o import storage
 from blip3o.config.recipe import Recipe
-from blip3o.errors import CheckpointError, ConfigError, StorageError
+from blip3o.errors import BundleError, CheckpointError, ConfigError
 from blip3o.runs.paths import final_uri
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
 from blip3o.weights import tensor_file
+from blip3o.weights.safetensors_header import StoredTensor, require_readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,29 @@ def read_final(uri: str, *, averaged: bool = False) -> "tuple[dict[str, Tensor],
 
     Raises `CheckpointError` if the run has not finished, or if the weights do not match their sha256.
     """
+    import torch
+
+    from blip3o.weights.safetensors_stream import DTYPES
+
+    tensors: dict[str, torch.Tensor] = {}
+
+    def place(entry: StoredTensor) -> torch.Tensor:
+        require_readable(entry)
+        tensors[entry.name] = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        return tensors[entry.name]
+
+    return tensors, load_final(uri, place, averaged=averaged)
+
+
+def load_final(uri: str, place: "Callable[[StoredTensor], Tensor | None]", *, averaged: bool = False) -> dict[str, Any]:
+    """Reads the weights of a finished run, or their moving average, into the tensors that `place` returns, as
+    `blip3o.weights.safetensors_stream.load_file`; returns the description.
+
+    If no tensor is wanted, nothing but names and shapes is read. Otherwise every byte is, and verified. Raises as
+    `read_final`.
+    """
+    from blip3o.weights.safetensors_stream import load_file
+
     description = read_description(uri)
     if description is None:
         raise CheckpointError(f"{uri} holds no finished run: train it first, or correct stage.start_from")
@@ -85,23 +109,19 @@ def read_final(uri: str, *, averaged: bool = False) -> "tuple[dict[str, Tensor],
         raise CheckpointError(
             f"{uri} holds no moving average: train the run with optim.ema_decay, or take its last weights"
         )
+    location, digest = storage.join(uri, file), hashlib.sha256()
     try:
-        data = storage.read_bytes(storage.join(uri, file))
-    except StorageError as error:
+        read = load_file(location, place, digest)
+    except storage.MissingFileError as error:
         raise CheckpointError(f"{uri}: {file} is missing next to {DESCRIPTION}: train the run again") from error
-    _require_written(uri, file, data, sha256=description[key])
-    return tensor_file.parse_tensors(data), description
-
-
-def _require_written(uri: str, file: str, data: bytes, *, sha256: str) -> None:
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != sha256:
-        found = recognise(data[:SNIFFED_BYTES], size=len(data))
+    except BundleError as error:  # no file of tensors, or one of another format
+        raise CheckpointError(f"{error}; it is not what the run wrote: train the run again") from error
+    if read and digest.hexdigest() != description[key]:
+        found, written = digest.hexdigest(), description[key]
         raise CheckpointError(
-            f"{uri}: {file} {found}"
-            if found
-            else f"{uri}: weights have sha256 {digest[:12]}…, {sha256[:12]}… was written: train again"
+            f"{location}: weights have sha256 {found[:12]}…, {written[:12]}… was written: train the run again"
         )
+    return description
 
 
 def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:

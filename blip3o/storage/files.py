@@ -9,10 +9,10 @@ because they are renamed into place. Errors name the URI and what to do about it
 
 import errno
 import functools
+import io
 import logging
 import os
 import posixpath
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -23,10 +23,10 @@ from typing import TypeVar
 
 from pyarrow import NativeFile, fs
 
-from blip3o.errors import StorageError
-from blip3o.storage import s3, s3_connection
+from blip3o.storage import parallel, s3, s3_connection
 from blip3o.storage.retry import with_retries
 from blip3o.storage.s3_filesystem import s3_filesystem
+from blip3o.storage.store_errors import MissingFileError, explained, missing
 from blip3o.storage.uris import BadUriError, is_canonical, join, normalize, shown
 from blip3o.storage.uris import within as within
 
@@ -45,13 +45,6 @@ class FileInfo:
     uri: str
     size: int
     version: str
-
-
-class MissingFileError(StorageError):
-    """The store answers, but the file does not exist."""
-
-
-_FAULTS_OF_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 
 _LOCAL = fs.LocalFileSystem()
@@ -77,74 +70,23 @@ def forget_clients() -> None:
     s3_connection.forget()
 
 
-@contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turns the errors of pyarrow and of our reader into one line with the URI, the cause and the fix."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise _missing(uri) from error
-    except UnicodeDecodeError as error:  # pyarrow decodes the name of a local file when it is asked for it
-        raise StorageError(f"{shown(uri)}: a name in it is not UTF-8: rename {error.object!r}") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in _FAULTS_OF_PATHS:
-            raise BadUriError(f"{shown(uri)[:300]}: {os.strerror(error.errno)}: correct the path") from error
-        raise StorageError(f"{shown(uri)}: {_cause(str(error))}") from error
-
-
-def _missing(uri: str) -> MissingFileError:
-    return MissingFileError(f"{shown(uri)} does not exist: check the spelling, or create it first")
-
-
 def _with_retries(uri: str, attempt: Callable[[], T]) -> T:
     """`attempt()`, retried after transient failures of the store, with its errors explained."""
-    with _explained(uri):
+    with explained(uri):
         return with_retries(uri, attempt)
 
 
-_SILENCE = "the store does not answer: check AWS_ENDPOINT_URL and that the store is up"
-_NO_BUCKET = "the bucket does not exist: create it, or correct its name"
-_ACCESS_KEY = "the store does not know this access key: check AWS_ACCESS_KEY_ID"
-_SECRET_KEY = "the store rejects the signature: check AWS_SECRET_ACCESS_KEY"
-_DENIED = "access denied: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
-_EXPIRED = "the credentials have expired: renew them, in AWS_SESSION_TOKEN or by logging in again"
-_CLOCK = "the clock of this machine differs from the store's: set it"
-_CAUSES = {
-    "NO_SUCH_BUCKET": _NO_BUCKET,
-    "NoSuchBucket": _NO_BUCKET,
-    "INVALID_ACCESS_KEY_ID": _ACCESS_KEY,
-    "InvalidAccessKeyId": _ACCESS_KEY,
-    "SIGNATURE_DOES_NOT_MATCH": _SECRET_KEY,
-    "SignatureDoesNotMatch": _SECRET_KEY,
-    "ExpiredToken": _EXPIRED,
-    "EXPIRED_TOKEN": _EXPIRED,
-    "RequestTimeTooSkewed": _CLOCK,
-    "REQUEST_TIME_TOO_SKEWED": _CLOCK,
-    "ACCESS_DENIED": _DENIED,
-    "AccessDenied": _DENIED,
-    "(403)": f"{_DENIED}; a missing file is answered so too where the bucket may not be listed",  # of a HEAD
-    "NETWORK_CONNECTION": _SILENCE,
-    "curlCode: 7": _SILENCE,
-    "Could not connect": _SILENCE,
-    "timeout on endpoint": _SILENCE,
-}
-_TRIES = re.compile(r" \(tried \d+ times in \d+ s\)$")
+def read_bytes(uri: str, *, part_bytes: int = parallel.PART_BYTES) -> bytes:
+    """The whole content of a file; an object of more than two parts is read as parallel ranges of `part_bytes`.
 
-
-def _cause(message: str) -> str:
-    tries = _TRIES.search(message)
-    for mark, explanation in _CAUSES.items():
-        if mark in message:
-            return explanation + (tries.group() if tries else "")
-    return " ".join(message.split())[:300]
-
-
-def read_bytes(uri: str) -> bytes:
-    """The whole content of a file. Raises `MissingFileError`, `BadUriError`, or `StorageError` if it cannot be read."""
+    Raises `MissingFileError`, `BadUriError`, `ReplacedFileError` if the object is replaced meanwhile, or `StorageError`
+    if it cannot be read.
+    """
     path, on_s3 = _locate(uri)
     if on_s3:
-        return _with_retries(uri, lambda: s3.read(_object(uri, path)))
-    with _explained(uri):
+        with explained(uri):
+            return parallel.read_object(_object(uri, path), part_bytes=part_bytes)
+    with explained(uri):
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, path)
         with _LOCAL.open_input_file(path) as file:
@@ -160,14 +102,14 @@ def _object(uri: str, path: str) -> str:
 class RangeReader:
     """One file, for many reads of parts of it. Threads may share it."""
 
-    def __init__(self, uri: str, file: NativeFile | None) -> None:
+    def __init__(self, uri: str, file: io.FileIO | None) -> None:
         """`file` is held open; it is None for an S3 object."""
         self._uri, self._file = uri, file
 
     @functools.cached_property
     def size(self) -> int:
         """Bytes of the file. Raises `StorageError` if it is missing."""
-        return stat(self._uri).size if self._file is None else int(self._file.size())
+        return stat(self._uri).size if self._file is None else os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on.
@@ -176,12 +118,46 @@ class RangeReader:
         """
         if self._file is None:
             path, _ = _locate(self._uri)
-            return _with_retries(self._uri, lambda: s3.read(path, (offset, size)))
-        with _explained(self._uri):
-            part = self._file.read_at(size, min(offset, self.size))
-        if len(part) != size:
+            with explained(self._uri):
+                return parallel.read_range(path, offset, size)
+        parts: list[bytes] = []
+        left = size
+        with explained(self._uri):
+            while left and (part := os.pread(self._file.fileno(), left, offset + size - left)):
+                parts.append(part)
+                left -= len(part)
+        if left:
             raise s3.truncated(self._uri, offset, size, self.size)
-        return part
+        return b"".join(parts)
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]], *, ahead: int = parallel.THREADS) -> Iterator[bytearray]:
+        """The bytes of each `(offset, size)`, in order; threads read the next ones, so at most `ahead` are held.
+
+        All are of one version of an object. Raises as `read`, and `ReplacedFileError` if it is replaced meanwhile.
+        """
+        version, (path, _) = s3.Version(), _locate(self._uri)
+
+        def part(offset: int, size: int) -> bytearray:
+            out = bytearray(size)
+            if self._file is not None:
+                self._fill(offset, memoryview(out))
+            elif size:
+                parallel.fill_part(path, offset, memoryview(out), version)
+            return out
+
+        # A disk needs no more than the next part.
+        depth = ahead if self._file is None else min(ahead, 2)
+        with explained(self._uri):
+            yield from parallel.read_ahead(part, ranges, ahead=depth)
+
+    def _fill(self, offset: int, out: memoryview) -> None:
+        assert self._file is not None
+        done = 0
+        with explained(self._uri):
+            while done < len(out) and (count := os.preadv(self._file.fileno(), [out[done:]], offset + done)):
+                done += count
+        if done != len(out):
+            raise s3.truncated(self._uri, offset, len(out), self.size)
 
 
 @contextmanager
@@ -191,8 +167,8 @@ def open_ranges(uri: str) -> Iterator[RangeReader]:
     if on_s3:
         yield RangeReader(uri, None)
         return
-    with _explained(uri):
-        file = _LOCAL.open_input_file(path)
+    with explained(uri):
+        file = io.FileIO(path)
     with file:
         yield RangeReader(uri, file)
 
@@ -213,7 +189,7 @@ def open_write(uri: str) -> AbstractContextManager[NativeFile]:
     If the block fails, a local file is left as it was; an object store may be left with a truncated object, so
     write whatever vouches for the file after it. Raises `StorageError` if the store refuses.
     """
-    return _stream(uri, _explained)
+    return _stream(uri, explained)
 
 
 @contextmanager
@@ -308,13 +284,13 @@ def _stat(uri: str) -> tuple[FileInfo, float]:
     path, on_s3 = _locate(uri)
     if on_s3:
         if "/" not in path:
-            raise _missing(uri)
+            raise missing(uri)
         found = _with_retries(uri, lambda: s3.head(path))
         return _file_info(found), found.modified.timestamp()
-    with _explained(uri):
+    with explained(uri):
         info = _LOCAL.get_file_info(path)
     if info.type != fs.FileType.File:
-        raise _missing(uri)
+        raise missing(uri)
     return FileInfo(uri=path, size=info.size, version=str(info.mtime_ns)), info.mtime_ns / 1e9
 
 
@@ -335,7 +311,7 @@ def list_files(uri: str, *, suffix: str = "", recursive: bool = True) -> list[Fi
             _file_info(item) for item in _with_retries(uri, lambda: s3.objects_below(path, recursive=recursive))
         )
     else:
-        with _explained(uri):
+        with explained(uri):
             infos = _LOCAL.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
             files = [it for it in infos if it.type == fs.FileType.File]
             found = [FileInfo(uri=it.path, size=it.size, version=str(it.mtime_ns)) for it in files]
@@ -358,7 +334,7 @@ def list_folders(uri: str) -> list[str]:
     path, on_s3 = _locate(uri)
     if on_s3:
         return _with_retries(uri, lambda: s3.folders_below(path))
-    with _explained(uri):
+    with explained(uri):
         found = _LOCAL.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
@@ -368,7 +344,7 @@ def delete(uri: str) -> None:
     path, on_s3 = _locate(uri)
     if on_s3:
         return _with_retries(uri, lambda: s3.delete(_object(uri, path)))
-    with _explained(uri):
+    with explained(uri):
         kind = _LOCAL.get_file_info(path).type
         if kind == fs.FileType.File:
             _LOCAL.delete_file(path)

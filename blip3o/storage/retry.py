@@ -43,17 +43,19 @@ def is_transient(error: BaseException) -> bool:
 def with_retries(what: str, attempt: Callable[[], T]) -> T:
     """`attempt()`, retried with growing pauses while it fails transiently.
 
-    A pause is at least as long as the error asks for. Raises the last error when `patience()` runs out, and any other
-    error at once. `what` names the request in the log.
+    Patience counts from the first failure, so a long transfer that breaks off is retried as a short one is. A pause is
+    at least as long as the error asks for. Raises the last error when `patience()` runs out, and any other error at
+    once. `what` names the request in the log.
     """
     limit = patience()
-    started, pause, tries = time.monotonic(), FIRST_PAUSE_S, 0
+    failing_since, pause, tries = 0.0, FIRST_PAUSE_S, 0
     while True:
         try:
             return attempt()
         except OSError as error:
             tries += 1
-            waited = time.monotonic() - started
+            failing_since = failing_since or time.monotonic()
+            waited = time.monotonic() - failing_since
             if not is_transient(error):
                 raise
             requested_s = error.wait_s if isinstance(error, TransientError) else 0.0

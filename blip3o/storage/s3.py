@@ -8,8 +8,9 @@ Each call makes one attempt; `blip3o.storage.retry` retries it. `blip3o.storage.
 
 import re
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,6 +21,7 @@ from blip3o.storage.s3_connection import Connection, connection
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 _GONE_CODES = {"NoSuchKey", "404"}
 _REGION_CODES = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "302", "307"}
+READ_BYTES = 2**20  # of a body, at once
 DELETED_AT_ONCE = 1000  # the most that S3 takes in a request
 
 
@@ -42,27 +44,76 @@ class TruncatedFileError(StorageError):
     """A file is too short for the requested range: it was truncated or replaced."""
 
 
-def read(path: str, extent: tuple[int, int] | None = None) -> bytes:
-    """The object `bucket/key`, or `extent` (offset, size) of it.
+class ReplacedFileError(StorageError):
+    """A file that was replaced by another one while it was read in parts."""
+
+
+class Version:
+    """The version of an object that all reads of it must have: the one that the first answer names, by its ETag.
+
+    Threads may share it. A store without ETags cannot tell versions apart.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._etag: str | None = None
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """The parameter of a request that makes the store refuse another version."""
+        return {"IfMatch": self._etag} if self._etag else {}
+
+    def require(self, answer: dict[str, Any], path: str) -> None:
+        """Raises `ReplacedFileError` if an answer comes from another version than the first one."""
+        with self._lock:
+            self._etag = self._etag or answer.get("ETag")
+            if answer.get("ETag") != self._etag:
+                raise _replaced(path)
+
+
+def read(path: str, extent: tuple[int, int]) -> bytes:
+    """The bytes of `extent` (offset, size) of the object `bucket/key`.
 
     Raises `TransientError`, `TruncatedFileError` if the object ends before the extent does, `FileNotFoundError`, and
     `OSError` where the store refuses.
     """
-    if extent is not None and extent[1] == 0:
+    if extent[1] == 0:
         return b""
-    answer, data = _get(path, extent)
-    # `bytes 0-99/1234`; a store that ignores ranges sends the whole object, without this line.
-    total = int(answer.get("ContentRange", "/-1").rpartition("/")[2])
-    if extent is None:
-        if len(data) != (total if total >= 0 else len(data)):
-            raise TransientError(f"asked {total} bytes, got {len(data)}")
-        return data
-    offset, size = extent
-    if 0 <= total < offset + size:
-        raise truncated(f"s3://{path}", offset, size, total)
-    if len(data) != size or total < 0:
-        raise TransientError(f"asked {size} bytes at {offset}, got {len(data)}")
-    return data
+    with _requested(path, extent) as answer:
+        return bytes(answer["Body"].read())
+
+
+def read_into(path: str, offset: int, out: memoryview, version: Version) -> None:
+    """Reads the bytes of the object from `offset` on into all of `out`.
+
+    Raises as `read`, and `ReplacedFileError` if the object has another version.
+    """
+    with _requested(path, (offset, len(out)), version) as answer, closing(answer["Body"]) as body:
+        done = 0
+        while done < len(out):
+            piece = body.read(min(READ_BYTES, len(out) - done))
+            if not piece:
+                raise TransientError(f"asked {len(out)} bytes at {offset}, got {done}")
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+
+
+def read_start(path: str, size: int, version: Version) -> tuple[bytes, int]:
+    """The first `size` bytes of the object, or all where it has fewer, and its size. Raises as `read`."""
+    bucket, _, key = path.partition("/")
+    try:
+        with _refusals(path) as store:
+            answer = store.client.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{size - 1}")
+            data = answer["Body"].read()
+    except _NoRangeError:
+        return b"", 0  # an empty object has no range
+    version.require(answer, path)
+    total = _total(answer)
+    if total < 0:  # a store that ignores ranges sends the whole object
+        return data, len(data)
+    if len(data) != min(size, total):
+        raise TransientError(f"asked {min(size, total)} bytes, got {len(data)}")
+    return data, total
 
 
 def truncated(uri: str, offset: int, size: int, total: int | None) -> TruncatedFileError:
@@ -73,16 +124,30 @@ def truncated(uri: str, offset: int, size: int, total: int | None) -> TruncatedF
     )
 
 
-def _get(path: str, extent: tuple[int, int] | None) -> tuple[dict[str, Any], bytes]:
-    bucket, _, key = path.partition("/")
-    # A whole object is requested as a range too: only then does the response give its full size.
-    wanted = "bytes=0-" if extent is None else f"bytes={extent[0]}-{sum(extent) - 1}"
-    try:
-        with _refusals(path, extent) as store:
-            answer = store.client.get_object(Bucket=bucket, Key=key, Range=wanted)
-            return answer, answer["Body"].read()
-    except _NoRangeError:
-        return {}, b""  # an empty object has no range
+def _replaced(path: str) -> ReplacedFileError:
+    return ReplacedFileError(f"s3://{path} was replaced while it was read: read it again")
+
+
+def _total(answer: dict[str, Any]) -> int:
+    """The object's size by an answer to a range, `bytes 0-99/1234`; -1 where the store does not say."""
+    return int(answer.get("ContentRange", "/-1").rpartition("/")[2])
+
+
+@contextmanager
+def _requested(path: str, extent: tuple[int, int], version: Version | None = None) -> Iterator[dict[str, Any]]:
+    """The answer to a request for a range, of the right length by its headers; errors become what `read` raises."""
+    (bucket, _, key), (offset, size) = path.partition("/"), extent
+    wanted: dict[str, str] = {"Range": f"bytes={offset}-{offset + size - 1}"} | (version.condition if version else {})
+    with _refusals(path, extent) as store:
+        answer = store.client.get_object(Bucket=bucket, Key=key, **wanted)
+        total = _total(answer)
+        if 0 <= total < offset + size:
+            raise truncated(f"s3://{path}", offset, size, total)
+        if total < 0 or answer["ContentLength"] != size:
+            raise TransientError(f"asked {size} bytes at {offset}, got {answer['ContentLength']}")
+        if version:
+            version.require(answer, path)
+        yield answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +274,8 @@ def _refusal(error: Any, path: str, extent: tuple[int, int] | None) -> Exception
         return truncated(f"s3://{path}", *extent, error.response["Error"].get("ActualObjectSize"))
     if code == "InvalidRange":
         return _NoRangeError(str(error))
+    if code == "PreconditionFailed":
+        return _replaced(path)
     if code in _GONE_CODES:
         return FileNotFoundError(path)
     if code in _REGION_CODES:

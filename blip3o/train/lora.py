@@ -53,7 +53,9 @@ def add_adapters(model: UnifiedModel, config: LoraConfig, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(_A):
-                parameter.normal_(0, 1 / math.sqrt(parameter.shape[1]), generator=torch_generator(seed, "init", name))
+                value = torch.empty(parameter.shape)
+                value.normal_(0, 1 / math.sqrt(parameter.shape[1]), generator=torch_generator(seed, "init", name))
+                parameter.copy_(value)
             elif name.endswith(_B):
                 parameter.zero_()
 

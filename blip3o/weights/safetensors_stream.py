@@ -5,7 +5,7 @@ unchanged. (The format: a length, a JSON header with each tensor's type, shape a
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK_BYTES = 16 * 2**20
+RANGE_BYTES = 16 * 2**20  # of one read; a multiple of every type's size
+AHEAD = 16  # ranges on their way from a store
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -89,19 +91,96 @@ def read_in_order(uri: str, digest: "_Hash") -> Iterator[tuple[StoredTensor, Ten
     with storage.open_ranges(uri) as file:
         head, entries = read_header(uri, file)
         digest.update(head)
-        for entry in entries:
-            data = file.read(entry.offset, entry.size)
-            digest.update(data)
-            yield entry, _to_tensor(entry, data)
+        yield from _whole_tensors(file, entries, digest)
 
 
 def read_tensors(entries: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, Tensor]]:
     """The given tensors, opening a file once for consecutive ones. Raises `BundleError` for an unsupported type."""
     for uri, group in groupby(entries, key=lambda entry: entry.uri):
+        wanted = list(group)
+        for entry in wanted:
+            require_readable(entry)
         with storage.open_ranges(uri) as file:
-            for entry in group:
+            yield from _whole_tensors(file, wanted)
+
+
+def load_file(uri: str, place: Callable[[StoredTensor], Tensor | None], digest: "_Hash") -> bool:
+    """Reads a file into the tensors that `place` returns, converted to their dtype on their device; None: left out.
+
+    Only these tensors and the ranges that are on their way are in memory. `digest` is updated with every byte of
+    the file. If no tensor is wanted, nothing but the header is read: returns whether the file was.
+
+    Raises `StorageError` if it is missing, `BundleError` if it is not a safetensors file or for an unsupported type.
+    """
+    with storage.open_ranges(uri) as file:
+        head, entries = read_header(uri, file)
+        placed = {entry.name: tensor for entry in entries if (tensor := place(entry)) is not None}
+        for entry in entries:
+            if entry.name in placed:
                 require_readable(entry)
-                yield entry, _to_tensor(entry, file.read(entry.offset, entry.size))
+        if not placed:
+            return False
+        digest.update(head)
+        for entry, start, data in _parts(file, entries, digest):
+            if entry.name in placed:
+                _copy(entry, start, data, placed[entry.name])
+    return True
+
+
+def _whole_tensors(
+    file: storage.RangeReader, entries: Sequence[StoredTensor], digest: "_Hash | None" = None
+) -> Iterator[tuple[StoredTensor, Tensor]]:
+    tensor = torch.empty(0)
+    for entry, start, data in _parts(file, entries, digest):
+        known = DTYPES.get(entry.dtype)
+        if start == 0:
+            tensor = torch.empty(entry.shape if known else entry.size, dtype=known or torch.uint8)
+        _copy(entry, start, data, tensor)
+        if start + len(data) == entry.size:
+            yield entry, tensor
+
+
+def _copy(entry: StoredTensor, start: int, data: memoryview, out: Tensor) -> None:
+    """Copies bytes of a stored tensor, from byte `start` on, to their place in `out`."""
+    if not data:
+        return
+    values = torch.frombuffer(data, dtype=DTYPES.get(entry.dtype, torch.uint8))
+    first = start // values.element_size()
+    with torch.no_grad():
+        out.view(-1)[first : first + len(values)].copy_(values)
+
+
+def _parts(
+    file: storage.RangeReader, entries: Sequence[StoredTensor], digest: "_Hash | None" = None
+) -> Iterator[tuple[StoredTensor, int, memoryview]]:
+    """(tensor, offset in it, bytes there) of these tensors in order, read ahead as ranges of about `RANGE_BYTES`."""
+    groups = list(_ranges(entries))
+    extents = [(group[0][0].offset + group[0][1], sum(size for _, _, size in group)) for group in groups]
+    for group, data in zip(groups, file.read_ahead(extents, ahead=AHEAD), strict=True):
+        if digest is not None:
+            digest.update(data)
+        view, done = memoryview(data), 0
+        for entry, start, size in group:
+            yield entry, start, view[done : done + size]
+            done += size
+
+
+def _ranges(entries: Iterable[StoredTensor]) -> Iterator[list[tuple[StoredTensor, int, int]]]:
+    """(tensor, offset in it, size) in groups that are neighbours in the file: small tensors share a range, a large one
+    has several.
+    """
+    group: list[tuple[StoredTensor, int, int]] = []
+    held = end = 0
+    for entry in entries:
+        for start in range(0, max(entry.size, 1), RANGE_BYTES):
+            size = min(RANGE_BYTES, entry.size - start)
+            if group and (held + size > RANGE_BYTES or entry.offset + start != end):
+                yield group
+                group, held = [], 0
+            group.append((entry, start, size))
+            held, end = held + size, entry.offset + start + size
+    if group:
+        yield group
 
 
 def write_tensors(uri: str, slots: Sequence[Slot], *, metadata: dict[str, str] | None = None) -> str:
@@ -154,12 +233,3 @@ def _head(slots: Sequence[Slot], metadata: dict[str, str]) -> bytes:
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _to_tensor(entry: StoredTensor, data: bytes) -> Tensor:
-    dtype = DTYPES.get(entry.dtype)
-    if dtype is None:
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    if not entry.size:
-        return torch.empty(entry.shape, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=dtype).view(entry.shape)

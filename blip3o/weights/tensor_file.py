@@ -5,7 +5,6 @@ actors) starts one second faster.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,33 +25,24 @@ def write_tensor_file(uri: str, tensors: "Mapping[str, Tensor]") -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def parse_tensors(data: bytes) -> "dict[str, Tensor]":
-    """The tensors in the bytes of a file."""
-    from safetensors.torch import load
-
-    return load(data)
-
-
 def read_shapes(uri: str) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in a file. Reads only the header."""
     return {name: entry.shape for name, entry in _entries(uri).items()}
 
 
 def read_selected(uri: str, names: Sequence[str]) -> "Iterator[Tensor]":
-    """The named tensors of a file in order, one by one with ranged reads.
+    """The named tensors of a file in order, one by one by ranged reads.
 
     Raises `CheckpointError` if one of them is missing.
     """
+    from blip3o.weights.safetensors_stream import read_tensors
+
     entries = _entries(uri)
-    with storage.open_ranges(uri) as file:
-        for name in names:
-            if name not in entries:
-                raise CheckpointError(f"{uri} holds no tensor {name}: use the same model preset")
-            entry = entries[name]
-            about = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [0, entry.size]}
-            head = json.dumps({name: about}).encode()
-            whole = len(head).to_bytes(8, "little") + head + file.read(entry.offset, entry.size)
-            yield parse_tensors(whole)[name]
+    for name in names:
+        if name not in entries:
+            raise CheckpointError(f"{uri} holds no tensor {name}: use the same model preset")
+    for _, tensor in read_tensors(entries[name] for name in names):
+        yield tensor
 
 
 def _entries(uri: str) -> dict[str, StoredTensor]:

@@ -22,6 +22,7 @@ from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.files import DamagedCheckpointError, RankFiles, download_files, read_rank_lists
 from blip3o.train.checkpoint.resume import ResumePoint
 from blip3o.train.ema import Ema
+from blip3o.train.initial_weights import call_on_first_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +40,11 @@ class Start:
 def locate_start(recipe: Recipe, point: ResumePoint, *, fit_name: str) -> Start:
     """The checkpoint at a stage's resume point. `fit_name` is Ray Train's name for the run.
 
-    Raises `DamagedCheckpointError`, on every rank, if a rank's list of files is missing.
+    Rank 0 reads the ranks' lists of files for all. Raises `DamagedCheckpointError`, on every rank, if one is missing.
     """
     if point.source != "checkpoint":
         return Start(step=0)
-    damage, lists = None, []
-    try:
-        lists = read_rank_lists(lists_uri(recipe, fit_name, point.step))
-    except DamagedCheckpointError as error:
-        damage = str(error)
-    _raise_on_every_rank(damage)
+    lists = call_on_first_rank(lambda: read_rank_lists(lists_uri(recipe, fit_name, point.step)))
     # At ZeRO stage 0 every rank holds the whole state, so any number of ranks can load it as it is.
     resharded = len(lists) != dist.get_world_size() and recipe.parallel.zero_stage > 0
     return Start(step=point.step, lists=tuple(lists), universal=resharded)

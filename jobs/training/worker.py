@@ -111,9 +111,10 @@ def _run_stage(
     torch.set_num_threads(recipe.parallel.threads)
     attempt = Attempt(recipe, workers=context.world)
     with Watchdog(recipe.guard.hang_seconds, lambda hang: end_hung_rank(recipe, hang, rank=context.rank)) as watchdog:
-        module = prepare_module(recipe, stage.inputs.tokenizer)
+        resuming = point.source == "checkpoint"
+        module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
         watchdog.on_phase("comparing the ranks' weights")
-        require_agreement(module, context.device)
+        require_agreement(module, context.device, resuming=resuming)
         watchdog.on_phase("building the engine")
         start = locate_start(recipe, point, fit_name=stage.fit_name)
         engine = build_engine(recipe.with_workers(context.world), module, universal=start.universal)

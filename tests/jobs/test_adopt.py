@@ -10,7 +10,7 @@ from blip3o.model.decoders.autoencoder import build_autoencoder
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
 from blip3o.train.adopt import adopt
-from blip3o.train.initial_weights import load_into, require_frozen_weights
+from blip3o.train.initial_weights import Placement, load_run, require_frozen_weights
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from jobs.adopt import main
@@ -36,7 +36,7 @@ def test_an_autoencoder_of_diffusers_becomes_a_run(recipe, folder):
     adopt(recipe, {"decoder.vae.": str(folder)}, name="vae")
     tensors, description = read_final(final_uri(recipe.run.storage, "vae"))
     module = build_stage_module(recipe, image_token_id=5, pad_id=0)
-    loaded = load_into(module.model, tensors, source="vae")
+    loaded = load_run(module.model, final_uri(recipe.run.storage, "vae"), to=Placement())
     trainable = freeze(module.model, stage_of(recipe))
     missing = [name for name, _ in module.model.encoder.named_parameters(prefix="encoder")]
     require_frozen_weights(module.model, loaded | set(missing), trainable)

@@ -12,6 +12,8 @@ from blip3o.config.recipe_files import shipped
 from blip3o.errors import ConfigError
 from blip3o.train.preflight.checks import memory_checks, recipe_checks, require, store_checks
 from blip3o.train.preflight.memory import GIB, Parameters, count_parameters, estimate_memory
+from blip3o.train.preflight.start import start_memory
+from blip3o.weights.safetensors_stream import AHEAD, RANGE_BYTES
 from jobs import preflight, train
 from jobs.training.preflight import dry_run_checks, require_static_checks
 from jobs.training.resources import require_validation
@@ -154,6 +156,16 @@ def test_memory_by_zero_stage(parallel, optim, expected):
     assert estimate_memory(made, Parameters(trained=GIB, frozen=4 * GIB), workers=8).device == expected * GIB
 
 
+@pytest.mark.parametrize(("device", "weights"), [("gpu", 0), ("cpu", 2 * 5 * GIB)])
+def test_a_start_needs_host_memory_for_ranges_and_one_drawn_tensor(device, weights):
+    made = recipes.recipe(parallel={"device": device, "precision": "bf16"})
+    need = start_memory(made, Parameters(trained=GIB, frozen=4 * GIB, largest=GIB // 2))
+    assert need.others == weights
+    assert need.first == weights + (AHEAD + 1) * RANGE_BYTES + (4 + 2) * GIB // 2
+    counted = count_parameters(recipes.recipe())
+    assert 0 < counted.largest < counted.trained
+
+
 def test_memory_and_disk_are_judged_against_the_cluster():
     made = recipes.recipe(parallel={"device": "gpu", "precision": "bf16"})
     parameters = Parameters(trained=4 * GIB, frozen=0)  # 64 GiB on one worker, checkpoints of 56 GiB
@@ -186,7 +198,7 @@ def test_a_run_that_is_ready_passes_every_check_and_its_ranks_agree(base, tmp_pa
     assert preflight.main([file, "--ranks"]) == 0
     found = re.findall(r"^ready: (ok|wrong|not known) +(.+?): ", capsys.readouterr().out, re.MULTILINE)
     of_the_recipe = ["engine", "clipping", "condition dropout", "micro-batches", "schedule", "memory", "disk", "store"]
-    with_storage = ["resources", "storage", "clock", "data", "weights", "ranks", "all-reduce"]
+    with_storage = ["start", "resources", "storage", "clock", "data", "weights", "ranks", "all-reduce"]
     assert found == [("ok", name) for name in [*of_the_recipe, *with_storage]]
 
 

@@ -1,5 +1,6 @@
 """A few steps of a nano stage by DeepSpeed at any setting, and by plain PyTorch, on the same micro-batches."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     module = module_for(values)
+    if any(folder.iterdir()):  # as `prepare_module` leaves what a checkpoint must hold
+        for parameter in trainable_parameters(module.model).values():
+            parameter.data.fill_(math.nan)
     engine = build_engine(values, module, universal=universal)
     ema = Ema(engine, trainable_parameters(module.model), decay=DECAY)
     first = gather_result(values, engine, module.model, None, keep=rank == 0)[0]

@@ -9,7 +9,7 @@ from blip3o.model.unified import initialize
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import WEIGHTS, read_description, read_final, write_final
 from blip3o.train.export import averaged_runs
-from blip3o.train.initial_weights import load_into, require_frozen_weights
+from blip3o.train.initial_weights import Placement, load_run, require_frozen_weights
 from tests.model.helpers import nano_model
 
 
@@ -58,17 +58,19 @@ def test_a_flipped_byte_is_found(tmp_path):
         read_final(str(tmp_path))
 
 
-def test_another_models_weights_are_refused():
+def test_another_models_weights_are_refused(tmp_path):
     model = nano_model(("queries",))
+    write_final(str(tmp_path), {"queries": torch.zeros(2, 2)}, {})
     with pytest.raises(CheckpointError, match=r"queries has shape \(2, 2\)"):
-        load_into(model, {"queries": torch.zeros(2, 2)}, source="run")
+        load_run(model, str(tmp_path), to=Placement())
 
 
-def test_loading_returns_the_loaded_names_and_a_random_frozen_part_is_refused():
+def test_loading_returns_the_loaded_names_and_a_random_frozen_part_is_refused(tmp_path):
     model = nano_model(("queries", "dit", "encoder"))
     source = nano_model(("encoder",))
     initialize(source, 9)
-    loaded = load_into(model, {**dict(source.named_parameters()), "unknown": torch.zeros(1)}, source="run")
+    write_final(str(tmp_path), {**dict(source.named_parameters()), "unknown": torch.zeros(1)}, {})
+    loaded = load_run(model, str(tmp_path), to=Placement())
     assert loaded == {name for name, _ in source.named_parameters()}
     assert torch.equal(model.encoder.pos_embed, source.encoder.pos_embed)
     trainable = [name for name, _ in model.named_parameters() if name.startswith(("queries", "dit."))]

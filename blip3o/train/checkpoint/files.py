@@ -114,11 +114,12 @@ def download_files(uri: str, files: RankFiles, directory: Path) -> None:
 
 
 def _download(location: str, target: Path) -> str:
-    """Downloads a file and returns its sha256, which is computed on the way."""
+    """Downloads a file by parallel ranges and returns its sha256, which is computed on the way."""
     hashed = hashlib.sha256()
     with storage.open_ranges(location) as source, target.open("wb") as sink:
-        for offset in range(0, source.size, CHUNK_BYTES):
-            chunk = source.read(offset, min(CHUNK_BYTES, source.size - offset))
+        size = source.size
+        extents = ((offset, min(CHUNK_BYTES, size - offset)) for offset in range(0, size, CHUNK_BYTES))
+        for chunk in source.read_ahead(extents):
             hashed.update(chunk)
             sink.write(chunk)
     return hashed.hexdigest()

@@ -21,7 +21,7 @@ from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import write_final
 from blip3o.train.features.statistics import channel_statistics
-from blip3o.train.initial_weights import load_start_weights, require_frozen_weights
+from blip3o.train.initial_weights import Placement, load_start_weights, require_frozen_weights
 from blip3o.train.stages import stage_of
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _target_model(inputs: StageInputs, name: str) -> UnifiedModel:
     recipe, image_token = inputs.recipe, inputs.image_token_id
     parts = {"encoder", "decoder"} & set(stage_of(recipe).parts)
     model = UnifiedModel(recipe.model, image_token_id=image_token, parts=parts, max_length=recipe.data.max_length)
-    require_frozen_weights(model, load_start_weights(model, recipe, without=name), [])
+    require_frozen_weights(model, load_start_weights(model, recipe, to=Placement(), without=name), [])
     return model.eval()
 
 

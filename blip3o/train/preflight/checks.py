@@ -18,6 +18,7 @@ from blip3o.errors import Blip3oError, ConfigError, StorageError
 from blip3o.train.deepspeed.config import deepspeed_config, describe_engine
 from blip3o.train.features.encoder import FeatureCache, require_encoder
 from blip3o.train.preflight.memory import GIB, SHARE, Parameters, count_parameters, estimate_memory
+from blip3o.train.preflight.start import start_memory
 from blip3o.train.schedule import learning_rate
 
 SKEW_SECONDS = 60.0  # stores report whole seconds, and S3 refuses requests with a clock 15 minutes off
@@ -181,5 +182,9 @@ def check_call(name: str, call: Callable[[], Any]) -> Check:
 
 def static_checks(recipe: Recipe, cluster: ClusterConfig | None) -> Iterator[Check]:
     """All checks of a recipe that need neither storage nor Ray."""
+    parameters = count_parameters(recipe)
     yield from recipe_checks(recipe)
-    yield from memory_checks(recipe, count_parameters(recipe), cluster)
+    yield from memory_checks(recipe, parameters, cluster)
+    start = start_memory(recipe, parameters)
+    detail = f"{start.first / GIB:.1f} GiB of host memory for weights on rank 0, {start.others / GIB:.1f} on others"
+    yield Check(name="start", state="ok", detail=detail)

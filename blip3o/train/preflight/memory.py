@@ -33,10 +33,11 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """A stage's numbers of trained and of frozen parameters."""
+    """A stage's numbers of trained and of frozen parameters, and that of the largest trained tensor."""
 
     trained: int
     frozen: int
+    largest: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,10 @@ def count_parameters(recipe: Recipe) -> Parameters:
     with META:
         module = build_stage_module(recipe, image_token_id=0, pad_id=0)
     freeze(module.model, stage_of(recipe))
-    sizes: dict[bool, int] = {True: 0, False: 0}
+    sizes: dict[bool, list[int]] = {True: [], False: []}
     for parameter in module.parameters():
-        sizes[parameter.requires_grad] += parameter.numel()
-    return Parameters(trained=sizes[True], frozen=sizes[False])
+        sizes[parameter.requires_grad].append(parameter.numel())
+    return Parameters(trained=sum(sizes[True]), frozen=sum(sizes[False]), largest=max(sizes[True], default=0))
 
 
 def estimate_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> MemoryEstimate:

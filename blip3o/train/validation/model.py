@@ -11,16 +11,15 @@ from blip3o.errors import CheckpointError
 from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
-from blip3o.runs.results import read_final
 from blip3o.train.checkpoint.state import TAG
 from blip3o.train.ema import read_ema
+from blip3o.train.initial_weights import DTYPES, Placement, load_run
 from blip3o.train.lora import adapted_layers, merge_adapters
 from blip3o.train.stages import stage_of
 
 PIXEL_PARTS = ("coarse", "decoder")  # parts that turn features into pixels; generating stages do not train them
 MODEL_FILE = f"{TAG}/mp_rank_00_model_states.pt"  # written by rank 0; not under ZeRO-3
 _PREFIX = "model."  # of parameter names in a `StageModule`
-_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def trained_weights(directory: Path) -> dict[str, Tensor]:
@@ -54,15 +53,15 @@ def validation_model(
         model = UnifiedModel(
             recipe.model, image_token_id=image_token_id, parts=parts, max_length=recipe.data.max_length
         )
-    dtype = _DTYPE[recipe.parallel.precision]
-    for run in dict.fromkeys((*recipe.stage.start_from, *recipe.evaluate.grid_from)):
-        _fill(model, read_final(final_uri(recipe.run.storage, run))[0], dtype, source=run)
+    to, loaded = Placement(dtype=DTYPES[recipe.parallel.precision], device=device), set[str]()
+    for run in reversed(dict.fromkeys((*recipe.stage.start_from, *recipe.evaluate.grid_from))):  # later ones override
+        loaded |= load_run(model, final_uri(recipe.run.storage, run), to=to, left_out=loaded, source=run)
     if recipe.stage.lora is not None:
         weights = dict(model.named_parameters())
         base = {f"{layer}.weight": weights[f"{layer}.weight"] for layer in adapted_layers(model, recipe.stage.lora)}
         trained = merge_adapters(trained, base, recipe.stage.lora)
     # A checkpoint also holds buffers and the second name of a tied head, which the model has already.
-    unused = trained.keys() - _fill(model, trained, dtype, source=recipe.run.name) - model.state_dict().keys()
+    unused = trained.keys() - _fill(model, trained, to, source=recipe.run.name) - model.state_dict().keys()
     if unused:
         raise CheckpointError(f"the checkpoint of '{recipe.run.name}' has {min(unused)}, which the model has not")
     for part in pixel_parts:
@@ -74,7 +73,7 @@ def validation_model(
     return model.eval().requires_grad_(requires_grad=False).to(device)
 
 
-def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, source: str) -> set[str]:
+def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], to: Placement, *, source: str) -> set[str]:
     """Loads the tensors that the model has too, and returns their names."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     names = tied_names(model)
@@ -85,7 +84,7 @@ def _fill(model: UnifiedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype
                 f"{source}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(shapes[name])}: use "
                 "the same model preset"
             )
-        set_parameter(model, names[name], tensors[name].to(dtype))
+        set_parameter(model, names[name], tensors[name].to(to.device, to.dtype))
     return taken
 
 

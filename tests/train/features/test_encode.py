@@ -19,15 +19,18 @@ from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import read_manifest
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import CheckpointError, ConfigError, DataError, StorageError
+from blip3o.model.encoder import tensors_sha256
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.runs.paths import final_uri
-from blip3o.runs.results import read_final, write_final
+from blip3o.runs.results import WEIGHTS, read_final, write_final
 from blip3o.train.checkpoint.state import identity
+from blip3o.train.features import encoder
 from blip3o.train.features.encode import ENCODING, STAGE, TOLERANCE_FP32, ShardEncoder, load_shard_encoder, prefetch
 from blip3o.train.features.encoder import FeatureCache, FrozenEncoder, require_encoder
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.loop import to_batch
 from blip3o.train.stages import stage_of
+from blip3o.weights.tensor_file import write_tensor_file
 from tests.evaluate.world import add_source, scenes
 from tests.jobs import world
 
@@ -176,6 +179,29 @@ def test_another_encoder_is_refused_by_its_weights(base):
     with pytest.raises(DataError, match=f"weights_sha256 {held} where the recipe has {wanted}: run `python -m jobs.e"):
         asked.require(StageInputs(asked.recipe).manifests)
     FeatureCache.of(made(base)).require(StageInputs(made(base)).manifests)
+
+
+def test_the_encoder_is_hashed_once_until_its_file_changes(base, monkeypatch):
+    hashed = []
+
+    def counted(tensors):
+        hashed.append(tensors_sha256(tensors))
+        return hashed[-1]
+
+    monkeypatch.setattr(encoder, "tensors_sha256", counted)
+    stage = {"name": "generate", "start_from": ["world-encoder", "world-understand", "replaced"]}
+    recipe = made(base, stage=stage)
+    uri = final_uri(recipe.run.storage, "replaced")
+    tensors, _ = read_final(final_uri(recipe.run.storage, "world-encoder"))
+    write_final(uri, tensors, {"run": "replaced", "identity": "x"})
+    found = [FeatureCache.of(recipe).provenance["weights_sha256"] for _ in range(2)]
+    assert found == hashed * 2
+    half = FeatureCache.of(made(base, stage=stage, parallel={"precision": "bf16"})).provenance["weights_sha256"]
+    assert hashed == [found[0], half] != [half, found[0]]
+    # Also where the description does not tell.
+    write_tensor_file(f"{uri}/{WEIGHTS}", {name: tensor + 1 for name, tensor in tensors.items()})
+    assert FeatureCache.of(recipe).provenance["weights_sha256"] == hashed[2] not in hashed[:2]
+    assert len(hashed) == 3
 
 
 def test_a_missing_encoder_is_named(base):
