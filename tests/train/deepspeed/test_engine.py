@@ -269,7 +269,6 @@ def ended_stage(values):
 def test_nothing_of_a_stage_is_alive_after_it(tmp_path):
     """A next stage in the same worker has the device to itself, and computes as it would in a new process."""
     ways = {
-        "plain": {"zero_stage": 0},
         "gradients": {"zero_stage": 2, "precision": "bf16"},
         "parameters": SPREAD,
         "summed in fp32": {"zero_stage": 1, "precision": "bf16", **SUM},
