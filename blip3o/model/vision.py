@@ -26,6 +26,16 @@ def patchify(images_B3SS: Tensor, patch: int, merge: int) -> Tensor:
     return x.expand(-1, -1, -1, -1, -1, -1, TEMPORAL_PATCH, -1, -1).reshape(batch * (side * merge) ** 2, -1)
 
 
+def build_qwen_tower(vision: VisionConfig, *, out_width: int) -> nn.Module:
+    """Qwen2.5-VL's vision tower with its merger, uninitialised: patches → the language model's `out_width` channels."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    return Qwen2_5_VisionTransformerPretrainedModel(
+        Qwen2_5_VLVisionConfig(**qwen_vision_options(vision, out_width=out_width))
+    )
+
+
 def qwen_vision_options(vision: VisionConfig, *, out_width: int) -> dict[str, Any]:
     """The `vision_config` of a transformers Qwen2.5-VL. Blocks outside `full_layers` attend within windows."""
     every = tuple(range(vision.layers))

@@ -1,7 +1,9 @@
 """Backbones of every family at toy size with random parameters, and padded prompts of different lengths."""
 
 import torch
+from torch import nn
 
+from benchmarks._transformers import transformers_model
 from blip3o.config.backbone import BackboneConfig, Llama3Rope, VisionConfig
 from blip3o.model.backbone import Backbone, Prompt
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
@@ -27,12 +29,21 @@ FAMILIES = {
 
 
 def backbone(family: str, **changes) -> Backbone:
-    torch.manual_seed(0)  # transformers fills its modules from the global stream
+    torch.manual_seed(0)  # modules are filled from the global stream
     built = Backbone(FAMILIES[family].model_copy(update=changes), image_token_id=IMAGE_TOKEN)
+    nn.init.normal_(built.text.embed_tokens.weight, std=0.02)
     randomise(built, scale=0.8)
     with torch.no_grad():  # else a tied head would only repeat the last token
         built.text.embed_tokens.weight.mul_(0.3)
     return built.eval().requires_grad_(requires_grad=False)
+
+
+def transformers_twin(built: Backbone):
+    """The `transformers` model of the same family, sizes and weights; every name must be the same."""
+    twin = transformers_model(built.config, image_token_id=built.image_token_id)
+    assert list(twin.state_dict()) == list(built.hf.state_dict())
+    twin.load_state_dict(built.hf.state_dict())
+    return twin.eval().requires_grad_(requires_grad=False)
 
 
 def prompt(config: BackboneConfig, lengths, *, side="right", width=24, seed=7) -> Prompt:

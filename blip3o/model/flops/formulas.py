@@ -131,8 +131,10 @@ def regression_head(model: ModelConfig, *, rows: int) -> int:
 def prompt_and_queries(model: ModelConfig, *, rows: int, prompt_tokens: int) -> dict[str, int]:
     """Prefill of the frozen prompts, and the trained queries after them."""
     queries, backbone = model.num_queries, model.backbone
-    # Only the prompt's keys and values are needed, so the last layer's MLP is skipped.
-    unread = 2 * rows * prompt_tokens * 3 * backbone.hidden_size * backbone.mlp_width
+    # Only the prompt's keys and values are needed: the last layer computes no queries, attention, output and MLP.
+    inner = backbone.heads * backbone.head_dim
+    unread = 2 * rows * prompt_tokens * backbone.hidden_size * (2 * inner + 3 * backbone.mlp_width)
+    unread += 4 * rows * prompt_tokens * prompt_tokens * inner
     prompt = language_model(backbone, rows=rows, tokens=prompt_tokens, context=prompt_tokens, grad=Grad.NONE)
     return {
         "prompt": prompt - unread,

@@ -1,6 +1,6 @@
-"""Builds the `transformers` language model of a backbone from its config, without reading weights.
+"""The `transformers` language model of a backbone's config: the other side of comparisons, here and in the tests.
 
-`inner` hides where the families differ: it returns the module that turns embeddings into hidden states.
+It takes the state dict of `Backbone.hf`. `inner` returns the module that turns embeddings into hidden states.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from blip3o.config.backbone import BackboneConfig
 from blip3o.model.vision import qwen_vision_options
 
 
-def build_language_model(config: BackboneConfig, *, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers model
-    """The family's model with its language-model head; for Qwen2.5-VL also with its vision tower."""
+def transformers_model(config: BackboneConfig, *, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers model
+    """The family's model, uninitialised, with its language-model head; for Qwen2.5-VL also with its vision tower."""
     if config.family == "qwen2_5_vl":
         return _qwen2_5_vl(config, image_token_id)
     return _qwen3(config) if config.family == "qwen3" else _llama(config)
