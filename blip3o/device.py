@@ -60,6 +60,11 @@ def peak_flops(device: "torch.device", precision: str) -> float | None:
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
 
 
+def pinned(tensors: "dict[str, torch.Tensor]", device: "torch.device") -> "dict[str, torch.Tensor]":
+    """Tensors on the CPU, in page-locked memory if the device is a GPU, so that no copy to it blocks the CPU."""
+    return tensors if device.type == "cpu" else {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+
 def peak_memory(device: "torch.device") -> int:
     """Peak memory so far, bytes: that of tensors on a GPU, or the resident memory of this process for the CPU."""
     import resource

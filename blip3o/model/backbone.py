@@ -19,6 +19,7 @@ from blip3o.model.encoder import normalize_pixels
 from blip3o.model.language.attention import causal_mask
 from blip3o.model.language.build import LanguageModel
 from blip3o.model.language.decoder import Cache, Decoder
+from blip3o.model.language.packing import groups_of_rows, packed_index, padded_cache
 from blip3o.model.layers import rows_at_once
 from blip3o.model.positions import (
     branched_mask,
@@ -39,15 +40,20 @@ class Prompt:
     `pixels` holds one uint8 image [B, S, S, 3] per row; it is ignored in a row without image tokens. With `branches`
     [B, L], a row holds several texts with a common prefix: tokens of branch 0, then of 1, 2, …. Branches do not attend
     to each other, and each has the positions that it would have on its own. Only `Backbone.hidden` supports them.
+
+    `lengths` are the real tokens of each row, int64 [B] on the CPU. With them, `Backbone.query_states` packs the prompts
+    and computes nothing for padding. The last bits of a row then depend on the row's company: training may have that,
+    sampling may not.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     pixels: Tensor | None = None
     branches: Tensor | None = None
+    lengths: Tensor | None = None
 
     def split(self, rows: int) -> "Iterator[Prompt]":
-        """The same prompts in chunks of `rows` rows; the last chunk may be smaller. Drops `branches`."""
+        """The same prompts in chunks of `rows` rows; the last chunk may be smaller. Drops `branches` and `lengths`."""
         for start in range(0, self.input_ids.shape[0], rows):
             part = slice(start, start + rows)
             pixels = None if self.pixels is None else self.pixels[part]
@@ -172,18 +178,44 @@ class Backbone(nn.Module):
         The values and the queries' gradient equal those of `query_states_full`, as nothing before the queries trains.
         """
         with torch.no_grad():
-            widest = self.config.mlp_width * prompt.input_ids.shape[1] * self.text.embed_tokens.weight.element_size()
-            rows = rows_at_once(prompt.input_ids, widest)
-            cached = concat_caches([self._fill(part) for part in prompt.split(rows)])
+            if prompt.lengths is not None and prompt.lengths.any():
+                cached = self._fill_packed(prompt, prompt.lengths)
+            else:
+                cached = self._fill_padded(prompt)
         queries = queries_NH.expand(prompt.input_ids.shape[0], -1, -1)
         return self.extend(cached, queries, keep=False).states
 
+    def _fill_padded(self, prompt: Prompt) -> PromptCache:
+        """As `prefill`, but without states, which saves most of the last layer."""
+        rows = max(self._tokens_at_once(prompt.input_ids.flatten()) // prompt.input_ids.shape[1], 1)
+        return concat_caches([self._fill(part) for part in prompt.split(rows)])
+
     def _fill(self, prompt: Prompt) -> PromptCache:
-        """As `prefill` with the numbering of the config, but without states, which saves most of the last layer."""
         embeddings, mask = self.embed(prompt), prompt.attention_mask
         positions = self.positions(prompt.input_ids == self.image_token_id, mask, self.config.positions)
         cache = self.text.fill(embeddings, positions, causal_mask(mask, mask.shape[1], embeddings.dtype))
         return PromptCache(cache=cache, attention_mask=mask, position=next_position(positions))
+
+    def _fill_packed(self, prompt: Prompt, lengths: Tensor) -> PromptCache:
+        """The cache of `_fill_padded`, computed for the real tokens only."""
+        mask, counts = prompt.attention_mask, lengths.tolist()
+        positions = self.positions(prompt.input_ids == self.image_token_id, mask, self.config.positions)
+        index = packed_index(mask, sum(counts))
+        embeddings, numbers = self.embed(prompt).flatten(0, 1)[index], positions.flatten(-2)[..., index]
+        most = self._tokens_at_once(index)
+        parts = [
+            self.text.fill(embeddings[None, tokens], numbers[..., None, tokens], lengths=lengths[rows])
+            for rows, tokens in groups_of_rows(counts, most)
+        ]
+        return PromptCache(cache=padded_cache(parts, mask), attention_mask=mask, position=next_position(positions))
+
+    def _tokens_at_once(self, tokens: Tensor) -> int:
+        """How many of the tokens a frozen pass should take at once, by its widest activation; see `rows_at_once`."""
+        weight = self.text.embed_tokens.weight
+        # Under ZeRO-3 (`ds_id`), a pass gathers weights from all ranks, which must make equally many passes.
+        if hasattr(weight, "ds_id"):
+            return len(tokens)
+        return rows_at_once(tokens, self.config.mlp_width * weight.element_size())
 
     @torch.no_grad()
     def stream(

@@ -1,8 +1,8 @@
 """The metrics of a run as rows, one per step: how they are stored, derived rates, and which columns are reproducible.
 
-The columns step, loss, loss/TERM, grad_norm, lr, samples, tokens and flops/PART are the same whenever the run is
-repeated or resumed. The others depend on the machine and its load: time (of the row, in seconds since 1970), seconds,
-data_wait and checkpoint_stall (seconds), memory_bytes, and the rates.
+The columns step, loss, loss/TERM, grad_norm, lr, samples, tokens, flops/PART, useful_flops/PART and padding are the
+same whenever the run is repeated or resumed. The others depend on the machine and its load: time (of the row, in
+seconds since 1970), seconds, data_wait and checkpoint_stall (seconds), memory_bytes, and the rates.
 """
 
 import json
@@ -14,6 +14,8 @@ from blip3o.config.recipe import Recipe
 from blip3o.runs.paths import metrics_folder
 
 FLOPS = "flops/"  # prefix of the columns that count operations
+USEFUL_FLOPS = "useful_flops/"  # the same without those on padding; a part without such a column has no padding
+PADDING = "padding"
 TOKENS = "tokens"
 MFU = "mfu"
 _TIMING_COLUMNS = (
@@ -30,7 +32,10 @@ Row = dict[str, Any]
 
 
 def with_rates(row: Mapping[str, Any], *, peak_flops: float | None) -> Row:
-    """Adds samples and tokens per second to a step's row, and MFU: the achieved share of the peak of all workers.
+    """Adds samples and tokens per second to a step's row, and two shares: padding and MFU.
+
+    `padding` is the share of the computed operations that were spent on padding. MFU is the rate of the useful
+    operations, as a share of the peak of all workers: padding does not raise it.
 
     `peak_flops` is the peak of all workers together in operations per second; with None there is no MFU. The columns
     `mfu/PART` add up to `mfu`. They divide by the time of the complete step, since parts are not timed separately.
@@ -40,10 +45,18 @@ def with_rates(row: Mapping[str, Any], *, peak_flops: float | None) -> Row:
     if TOKENS in row:
         rates["tokens_per_second"] = row[TOKENS] / seconds
     flops = {name.removeprefix(FLOPS): value for name, value in row.items() if name.startswith(FLOPS)}
+    useful = {name: row.get(USEFUL_FLOPS + name, value) for name, value in flops.items()}
+    if any(name.startswith(USEFUL_FLOPS) for name in row):
+        rates[PADDING] = 1 - sum(useful.values()) / operations(row)
     if peak_flops is not None and flops:
-        shares = {f"{MFU}/{name}": value / seconds / peak_flops for name, value in flops.items()}
+        shares = {f"{MFU}/{name}": value / seconds / peak_flops for name, value in useful.items()}
         rates |= {MFU: sum(shares.values()), **shares}
     return {**row, **rates}
+
+
+def operations(row: Mapping[str, Any]) -> int:
+    """The floating-point operations that a step computed, those on padding included."""
+    return sum(value for name, value in row.items() if name.startswith(FLOPS))
 
 
 def reproducible(row: Mapping[str, Any]) -> Row:

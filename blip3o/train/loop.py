@@ -3,11 +3,15 @@
 The loss of a step is Σ weight · (global sum / global count). The counts are known before any arithmetic, so every
 micro-batch is scaled by the global count of its optimizer step, and gradients depend neither on the number of workers
 nor on accumulation.
+
+A thread prepares the micro-batches of the next step while this one runs: it waits for the stream, makes tensors and
+random draws, and counts. So a GPU gets its work at once when a step starts. Everything that involves other ranks or the
+GPU is on the loop's own thread. Within a step, the loop reads nothing back from the GPU until all work is launched.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,16 +22,29 @@ from torch import Tensor
 
 from blip3o.config.recipe import Recipe
 from blip3o.config.resilience import GuardConfig
-from blip3o.device import peak_memory
+from blip3o.device import peak_memory, pinned
 from blip3o.errors import DataError
+from blip3o.train.ahead import OneAhead
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.loss_guard import BadStepError, LossGuard
-from blip3o.train.objectives import Batch, StageModule
+from blip3o.train.objectives import Batch, StageModule, to_device
 from blip3o.train.schedule import learning_rate, set_learning_rates
 
 # Columns of token ids, and the columns that are truncated together with them.
 TEXT_COLUMNS = {"input_ids": ("input_ids", "labels", "branches"), "draw_ids": ("draw_ids",)}
 LENGTH_MULTIPLE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInput:
+    """This rank's prepared micro-batches of a step, in the CPU's memory.
+
+    `counts` are the counts of the terms in each, `totals` their sums, fp64 scalars.
+    """
+
+    micro_batches: Sequence[Batch]
+    counts: Sequence[dict[str, int]]
+    totals: dict[str, Tensor]
 
 
 @dataclass
@@ -49,8 +66,6 @@ class Loop:
     callbacks: Sequence[Callback] = ()
     first_micro_batch: int = 0
     guard: LossGuard = field(default_factory=lambda: LossGuard(GuardConfig()))
-    _data_wait: float = field(default=0.0, init=False)
-    _counts: list[dict[str, int]] = field(default_factory=list, init=False)
     _losses: list[Tensor] = field(default_factory=list, init=False)
     _work: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -63,23 +78,26 @@ class Loop:
         stall = 0.0
         for callback in self.callbacks:
             callback.on_start(start)
-        for step in range(start, self.recipe.optim.steps):
-            record = self._run_step(step, stall=stall)
-            ended = time.perf_counter()
-            self._enter_phase(f"callbacks after step {step}")
-            self._after_step(step + 1, record)
-            stall = time.perf_counter() - ended
+        steps = range(start, self.recipe.optim.steps)
+        # The thread never reads beyond the last step: those micro-batches are the next stage's.
+        with OneAhead(self._prepare_step, steps) as prepared:
+            for step in steps:
+                record = self._run_step(step, prepared, stall=stall)
+                ended = time.perf_counter()
+                self._enter_phase(f"callbacks after step {step}")
+                self._after_step(step + 1, record)
+                stall = time.perf_counter() - ended
         self._enter_phase("callbacks after the last step")
         for callback in self.callbacks:
             callback.on_end()
 
-    def _run_step(self, step: int, *, stall: float) -> StepRecord:
-        """Reads the data of one optimizer step and trains on it. `stall`: seconds since the previous step."""
+    def _run_step(self, step: int, prepared: OneAhead[StepInput], *, stall: float) -> StepRecord:
+        """Waits for the data of one optimizer step and trains on it. `stall`: seconds since the previous step."""
         began = time.perf_counter()
-        self._data_wait = 0.0
         self._enter_phase(f"waiting for the data of step {step}")
-        micro_batches = [self._next_batch(step, turn) for turn in range(self.recipe.accumulation)]
-        loss, terms = self._train_step(step, micro_batches)
+        data = prepared.take(step)
+        data_wait = time.perf_counter() - began
+        loss, terms = self._train_step(step, data)
         return StepRecord(
             step=step,
             loss=loss,
@@ -88,17 +106,28 @@ class Loop:
             lr=learning_rate(self.recipe.optim, step),
             samples=self.recipe.optim.global_batch_size,
             seconds=time.perf_counter() - began,
-            data_wait=self._data_wait,
+            data_wait=data_wait,
             checkpoint_stall=stall,
             work=self._work,
             memory=peak_memory(self.device),
         )
 
+    def _prepare_step(self, step: int) -> StepInput:
+        """Reads this rank's micro-batches of a step, makes their draws, and counts. Runs in the thread, on the CPU."""
+        turns = range(self.recipe.accumulation)
+        micro_batches = [self.module.prepare(self._next_batch(step, turn)) for turn in turns]
+        counts = [self.module.counts(batch) for batch in micro_batches]
+        # fp64 holds integers up to 2^53 exactly; fp32 would round the number of elements.
+        totals = {name: torch.tensor(count, dtype=torch.float64) for name, count in _added(counts).items()}
+        return StepInput(
+            micro_batches=[pinned(batch, self.device) for batch in micro_batches],
+            counts=counts,
+            totals=pinned(totals, self.device),
+        )
+
     def _next_batch(self, step: int, turn: int) -> Batch:
         """This rank's micro-batch number `turn` of a step. Raises `DataError` if the stream yields another one."""
-        began = time.perf_counter()
         arrays = next(self.batches, None)
-        self._data_wait += time.perf_counter() - began
         optim = self.recipe.optim
         # Ranks take turns: consecutive micro-batches go to consecutive ranks, so a step reads the same ones at any
         # number of workers. The check costs nothing and turns a stream at the wrong step into an error.
@@ -111,16 +140,17 @@ class Loop:
                 f"the stream gave micro-batch {number} of {rows} samples where step {step} of rank {self.rank} needs "
                 f"{expected} of {optim.micro_batch_size}"
             )
-        return to_batch(arrays, pad_id=self.pad_id, device=self.device)
+        return to_batch(arrays, pad_id=self.pad_id, device=torch.device("cpu"))
 
-    def _train_step(self, step: int, micro_batches: list[Batch]) -> tuple[float, dict[str, float]]:
+    def _train_step(self, step: int, data: StepInput) -> tuple[float, dict[str, float]]:
         """Forward, backward and optimizer step. Returns the global loss and the global mean of each term."""
         self._enter_phase(f"the workers' counts of step {step}")
-        totals = self._global_counts(micro_batches)
+        totals = self._global_counts(data)
         set_learning_rates(self.engine.optimizer.param_groups, self.recipe.optim, step)
-        sums = self._accumulate(step, micro_batches, totals)
+        sums = self._accumulate(step, data, totals)
+        work = _added([callback.measure(batch) for callback in self.callbacks for batch in data.micro_batches])
         self._enter_phase(f"the workers' losses of step {step}")
-        means = {name: value / totals[name] for name, value in self._reduce(sums).items()}
+        means, self._work = self._reduce(sums, totals, work)
         total = math.fsum(self._weight(name) * value for name, value in means.items())
         # Every rank has the same reduced loss here, so all ranks reject the step together and none waits for another.
         problem = self.guard.check(total)
@@ -130,40 +160,36 @@ class Loop:
         self.engine.step()
         return total, means
 
-    def _accumulate(self, step: int, micro_batches: list[Batch], totals: dict[str, int]) -> dict[str, Tensor]:
+    def _accumulate(self, step: int, data: StepInput, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward of every micro-batch. Returns this rank's sum of each term."""
         sums: dict[str, Tensor] = {}
         self._losses = []
-        for turn, batch in enumerate(micro_batches):
+        for turn, (batch, own) in enumerate(zip(data.micro_batches, data.counts, strict=True)):
             if turn > 0:
                 self.engine.step()  # counts the previous micro-batch; weights only change after the last one
             self._enter_phase(f"arithmetic of step {step}, turn {turn}")
-            terms = self.engine(batch)
-            loss = sum(self._weight(name) * value / totals[name] for name, value in terms.items())
+            terms = self.engine(to_device(batch, self.device))
+            loss = sum(self._weight(name) * value / totals[name].to(value.dtype) for name, value in terms.items())
             # DeepSpeed averages over ranks and accumulation. We need the sum, so both divisors are multiplied back.
             self.engine.backward(loss * (self.world * self.recipe.accumulation))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach()
             # The micro-batch's own mean loss: if the step turns out to be bad, it identifies the culprit.
-            own = self._counts[turn]
             means = [self._weight(name) * value.detach() / max(own[name], 1) for name, value in terms.items()]
             self._losses.append(torch.stack(means).sum())
         return sums
 
-    def _global_counts(self, micro_batches: list[Batch]) -> dict[str, int]:
-        """The count of each loss term in this step over all ranks, and, in the same reduction, the step's work."""
-        self._counts = [self.module.counts(batch) for batch in micro_batches]
-        measured = [callback.measure(batch) for callback in self.callbacks for batch in micro_batches]
-        counts: dict[str, int] = {}
-        for own in (*self._counts, *measured):
-            for name, count in own.items():
-                counts[name] = counts.get(name, 0) + count
-        # fp64 holds integers up to 2^53 exactly; fp32 would round counts of FLOPs.
-        tensors = {name: torch.tensor(count, dtype=torch.float64) for name, count in counts.items()}
-        totals = {name: int(value) for name, value in self._reduce(tensors).items()}
-        self._work = {name: totals[name] for name in sorted({name for own in measured for name in own})}
-        # At least 1: a term with nothing to judge in this step has sum 0, and 0 / 1 is its mean.
-        return {name: max(total, 1) for name, total in totals.items()}
+    def _global_counts(self, data: StepInput) -> dict[str, Tensor]:
+        """The count of each loss term in this step over all ranks, fp64 scalars on the device, at least 1.
+
+        On a GPU, the sum over ranks is only launched here: the loop does not wait for it.
+        """
+        counts = to_device(data.totals, self.device)
+        names = sorted(counts)  # the same order of elements on every rank
+        stacked = torch.stack([counts[name] for name in names])
+        dist.all_reduce(stacked)
+        # A term with nothing to judge in this step has sum 0, and 0 / 1 is its mean.
+        return dict(zip(names, stacked.clamp(min=1), strict=True))
 
     def _grad_norm(self, step: int) -> float:
         # DeepSpeed does not report a non-finite norm: it skips the step in fp32 and applies it in bf16.
@@ -196,16 +222,34 @@ class Loop:
     def _weight(self, name: str) -> float:
         return self.module.weights.get(name, 1.0)
 
-    def _reduce(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Sums over ranks, in fp64. Sorted names give every rank the same order of elements."""
-        names = sorted(values)
-        stacked = torch.stack([values[name].double() for name in names]).to(self.device)
+    def _reduce(
+        self, sums: dict[str, Tensor], totals: dict[str, Tensor], work: dict[str, int]
+    ) -> tuple[dict[str, float], dict[str, int]]:
+        """The mean of each term over all ranks, and the sum over ranks of each count of work.
+
+        Waits for the GPU, once. Sorted names give every rank the same order of elements.
+        """
+        terms, measured = sorted(sums), sorted(work)
+        counted = torch.tensor([work[name] for name in measured], dtype=torch.float64, device=self.device)
+        stacked = torch.cat([torch.stack([sums[name].double() for name in terms]).to(self.device), counted])
         dist.all_reduce(stacked)
-        return dict(zip(names, stacked.tolist(), strict=True))
+        values = torch.cat([stacked, torch.stack([totals[name] for name in terms])]).tolist()
+        summed, counts, judged = values[: len(terms)], values[len(terms) : -len(terms)], values[-len(terms) :]
+        means = {name: value / count for name, value, count in zip(terms, summed, judged, strict=True)}
+        return means, {name: int(count) for name, count in zip(measured, counts, strict=True)}
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The sum of each count."""
+    total: dict[str, int] = {}
+    for own in counts:
+        for name, count in own.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def to_batch(arrays: dict[str, np.ndarray], *, pad_id: int, device: torch.device) -> Batch:
-    """Arrays of the stream → tensors. Texts are truncated to the longest row, rounded up to a multiple of 8."""
+    """Arrays of the stream → tensors, as `to_device`. Texts are truncated to the longest row, in multiples of 8."""
     batch = {name: _tensor(array) for name, array in arrays.items() if name != "micro_batch"}
     for ids in TEXT_COLUMNS.keys() & batch.keys():
         longest = int((batch[ids] != pad_id).sum(1).max())
@@ -213,7 +257,7 @@ def to_batch(arrays: dict[str, np.ndarray], *, pad_id: int, device: torch.device
         for name in TEXT_COLUMNS[ids]:
             if name in batch:
                 batch[name] = batch[name][:, :length].long()
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return to_device(batch, device)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -1,5 +1,6 @@
 """The result of a stage: the trained weights, their moving average, and a summary of its metrics."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import write_final
-from blip3o.runs.rows import rows_of
+from blip3o.runs.rows import MFU, PADDING, operations, rows_of
 from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
 from blip3o.train.ema import Ema
 from blip3o.train.lora import base_weights, merge_adapters
@@ -24,7 +25,8 @@ class StageSummary:
 
     `data_wait_p50` and `data_wait_p95` are the median and the 95th percentile of the seconds that rank 0 waited for
     data in a step; `data_wait_fraction` is the share of all seconds. `checkpoint_stall` is the time that saving took,
-    which is not part of `seconds`.
+    which is not part of `seconds`. `mfu` is the mean over that time, `padding` the share of all operations that was
+    spent on padding; None if rows do not have them.
     """
 
     steps: int
@@ -36,6 +38,8 @@ class StageSummary:
     data_wait_p50: float
     data_wait_p95: float
     checkpoint_stall: float
+    mfu: float | None
+    padding: float | None
     workers: int
     zero_stage: int
 
@@ -44,7 +48,8 @@ def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> St
     """A run's rows as a summary. First and last loss are means over a tenth of the steps each (at least one step)."""
     losses = [row["loss"] for row in rows]
     tenth = max(len(losses) // 10, 1)
-    seconds = sum(row["seconds"] for row in rows)
+    seconds_of = [row["seconds"] for row in rows]
+    seconds = sum(seconds_of)
     waits = [row["data_wait"] for row in rows]
     return StageSummary(
         steps=len(rows),
@@ -56,9 +61,17 @@ def summarize(recipe: Recipe, rows: list[dict[str, Any]], *, workers: int) -> St
         data_wait_p50=float(np.percentile(waits, 50)),
         data_wait_p95=float(np.percentile(waits, 95)),
         checkpoint_stall=sum(row["checkpoint_stall"] for row in rows),
+        mfu=_mean(rows, MFU, weights=seconds_of),
+        padding=_mean(rows, PADDING, weights=[operations(row) for row in rows]),
         workers=workers,
         zero_stage=recipe.parallel.zero_stage,
     )
+
+
+def _mean(rows: list[dict[str, Any]], column: str, *, weights: Sequence[float]) -> float | None:
+    if not all(column in row for row in rows):
+        return None
+    return float(np.average([row[column] for row in rows], weights=weights))
 
 
 def gather_result(

@@ -1,8 +1,9 @@
 """A watchdog for a rank that hangs: in which phase, for how long, and at which line of code.
 
 A collective that one rank never enters blocks all others forever, without a message. Every rank reports each phase that
-it enters to its watchdog. If no report comes for too long, the watchdog reports a hang, with the stack of the watched
-thread. Of the ranks that hang, the one that has entered the fewest phases is the one that the others wait for.
+it enters to its watchdog. If no report comes for too long, the watchdog reports a hang, with the stacks of the watched
+thread and of the one that reads ahead. Of the ranks that hang, the one that has entered the fewest phases is the one
+that the others wait for.
 """
 
 import logging
@@ -18,6 +19,7 @@ from typing import Self
 
 from blip3o.config.recipe import Recipe
 from blip3o.runs.events import write_event
+from blip3o.train.ahead import THREAD_NAME
 from blip3o.train.callbacks import Callback
 
 logger = logging.getLogger(__name__)
@@ -76,9 +78,15 @@ class Watchdog(Callback):
                 return
 
     def _hang(self, elapsed: float) -> Hang:
-        frame = sys._current_frames().get(self._thread)
-        stack = "".join(traceback.format_stack(frame)) if frame else "the thread has ended"
-        return Hang(phase=self._phase, phases=self._phases, seconds=elapsed, stack=stack)
+        # If the loop waits for data, the thread that reads it shows where it hangs.
+        readers = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+        stacks = [_stack(self._thread), *[f"{thread.name}:\n{_stack(thread.ident)}" for thread in readers]]
+        return Hang(phase=self._phase, phases=self._phases, seconds=elapsed, stack="".join(stacks))
+
+
+def _stack(thread: int | None) -> str:
+    frame = sys._current_frames().get(thread or 0)
+    return "".join(traceback.format_stack(frame)) if frame else "the thread has ended\n"
 
 
 def end_hung_rank(recipe: Recipe, hang: Hang, *, rank: int) -> None:

@@ -1,7 +1,7 @@
 """Live progress across processes: rank 0 reports to a small actor, and the driver shows it as a progress bar."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from blip3o.config.recipe import Recipe
+from blip3o.runs.rows import MFU, PADDING, with_rates
 from blip3o.train.callbacks import Callback, StepRecord
 
 BOARD = "blip3o-progress"
@@ -48,11 +49,11 @@ def show_progress(runs: Sequence[TrackedRun]) -> Iterator[None]:
             if row is None:
                 continue
             progress.start_task(tasks[it.run])
-            progress.update(tasks[it.run], completed=row["step"], loss=f"loss {row['loss']:.4f}")
+            progress.update(tasks[it.run], completed=row["step"], loss=figures(row))
             quarter = 4 * row["step"] // it.steps
             if quarter > printed[it.run] and not progress.console.is_terminal:  # a log file cannot show bars
                 printed[it.run] = quarter
-                progress.console.print(f"   {it.run}: {row['step']}/{it.steps} steps, loss {row['loss']:.4f}")
+                progress.console.print(f"   {it.run}: {row['step']}/{it.steps} steps, {figures(row)}")
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
@@ -69,16 +70,28 @@ def show_progress(runs: Sequence[TrackedRun]) -> Iterator[None]:
         poll()
 
 
-class ProgressReporter(Callback):
-    """Reports step and loss of rank 0 to the board every `log.every` steps."""
+def figures(row: Mapping[str, Any]) -> str:
+    """The loss of a report, and MFU and padding if it has them, as text."""
+    shares = {"MFU": MFU, "padding": PADDING}
+    known = [f"{title} {row[name]:.1%}" for title, name in shares.items() if name in row]
+    return ", ".join([f"loss {row['loss']:.4f}", *known])
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._board = recipe, progress_board()
+
+class ProgressReporter(Callback):
+    """Reports step and loss of rank 0 to the board every `log.every` steps, with MFU and padding if they are known.
+
+    `peak_flops` as for `MetricsRecorder`.
+    """
+
+    def __init__(self, recipe: Recipe, *, peak_flops: float | None = None) -> None:
+        self._recipe, self._peak_flops, self._board = recipe, peak_flops, progress_board()
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """Does not wait for the actor."""
         if done == self._recipe.optim.steps or done % self._recipe.log.every == 0:
-            self._board.update.remote(self._recipe.run.name, {"step": done, "loss": record.loss})
+            row = with_rates(record.row(), peak_flops=self._peak_flops)
+            shares = {name: row[name] for name in (MFU, PADDING) if name in row}
+            self._board.update.remote(self._recipe.run.name, {"step": done, "loss": record.loss, **shares})
 
 
 def progress_board() -> Any:  # noqa: ANN401 - an actor handle
@@ -87,7 +100,7 @@ def progress_board() -> Any:  # noqa: ANN401 - an actor handle
 
 
 class ProgressBoard:
-    """The latest report of each run: steps done and loss."""
+    """The latest report of each run: steps done, loss, and shares."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Any]] = {}

@@ -151,4 +151,5 @@ def _metric_callbacks(stage: PlannedStage, context: RankContext, attempt: Attemp
     peak = peak_flops(recipe, context.device, workers=context.world)
     gauges = [GaugeExporter(recipe, peak_flops=peak)] if "ray" in recipe.log.trackers else []
     recorder = MetricsRecorder(recipe, peak_flops=peak)
-    return [counter, AttemptRecorder(attempt), recorder, ProgressReporter(recipe), *gauges]
+    progress = ProgressReporter(recipe, peak_flops=peak)
+    return [counter, AttemptRecorder(attempt), recorder, progress, *gauges]

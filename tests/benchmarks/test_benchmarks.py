@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from benchmarks import data_cache, frozen_prefix, sampler, train_step
+from benchmarks import data_cache, frozen_prefix, sampler, step_input, train_step
 
 TINY = {
     data_cache: ["--scenes", "16", "--batch", "4", "--steps", "1"],
     frozen_prefix: ["--prompt", "12", "--queries", "4", "--layers", "1", "--width", "64", "--batch", "2"],
+    step_input: ["--prompt", "12", "--batch", "2", "--busy", "1"],
     sampler: ["--steps", "2", "--layers", "1", "--width", "448", "--batch", "1"],
 }
 SMALL = {"width": 32, "hidden_size": 32, "dim": 32, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 32}
@@ -50,6 +51,12 @@ def test_the_training_step_is_compared_as_a_whole_and_in_parts(tmp_path, capsys,
     monkeypatch.setattr(train_step, "TOLERANCE", -1.0)
     with pytest.raises(SystemExit, match="nothing to compare"):
         train_step.main(arguments)
+
+
+def test_another_input_than_the_next_steps_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_input.OneAhead, "take", lambda self, step: self._make(step + 1))
+    with pytest.raises(SystemExit, match="nothing to compare"):
+        step_input.main([*TINY[step_input], "--rounds", "1", "--results", str(tmp_path)])
 
 
 def test_two_ways_that_differ_are_not_compared(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """The loop on a small engine: the right micro-batches, the same gradient at any accumulation, no bad step applied."""
 
 import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from torch import nn
 
 from blip3o.config.resilience import GuardConfig
 from blip3o.errors import DataError
+from blip3o.train.ahead import THREAD_NAME
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.loop import Loop, to_batch
 from blip3o.train.loss_guard import BadStepError, LossGuard
 from blip3o.train.schedule import learning_rate
 from tests.recipes import recipe
+from tests.train.test_ahead import PATIENCE_S, all_end
 
 CPU = torch.device("cpu")
 ROWS = 3
@@ -38,6 +42,9 @@ class Terms(nn.Module):
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def prepare(self, batch):
+        return batch
 
     def counts(self, batch):
         rows = len(batch["x"])
@@ -249,3 +256,117 @@ def test_arrays_of_the_stream_are_copied():
     batch["encoder_pixels"][0] = 1
     assert not pixels.any()
     assert batch["encoder_pixels"].dtype == torch.uint8
+
+
+class Stream:
+    """The micro-batches of a rank; records the thread that reads, and when each step's first one is delivered."""
+
+    def __init__(self, numbers=None):
+        self.numbers, self.read, self.threads = numbers or itertools.count(), [], set()
+        self.at = [threading.Event() for _ in range(64)]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        number = next(self.numbers)
+        self.threads.add(threading.current_thread().name.split("_")[0])
+        self.read.append(number)
+        self.at[number].set()
+        return arrays(number)
+
+
+def test_the_next_step_is_read_and_prepared_while_this_one_runs():
+    stream = Stream()
+    made, records = loop(stream, steps=3)
+    forward, prepare = made.module.forward, made.module.prepare
+    prepared, trained = [], []
+
+    def recorded(batch):
+        prepared.append((batch["x"][0].item(), threading.current_thread() is threading.main_thread()))
+        return prepare(batch)
+
+    def during(batch):
+        trained.append(batch["x"][0].item())
+        following = 2 * (len(trained) // 2) + 2 if len(trained) % 2 else 0
+        assert following > 4 or stream.at[following + 1].wait(PATIENCE_S)  # both of the next step's, during this one
+        return forward(batch)
+
+    made.module.prepare, made.module.forward = recorded, during
+    made.run(0)
+    assert len(records) == 3
+    assert prepared == [(x, False) for x in trained]
+    assert stream.threads == {THREAD_NAME}
+    assert stream.read == list(range(6))  # what follows is the next stage's
+    assert next(stream)["micro_batch"][0] == 6
+
+
+class StreamBrokeError(Exception):
+    """Ends a stream."""
+
+
+def test_an_error_of_the_stream_is_raised_at_its_step_by_its_own_type():
+    def broken():
+        yield from map(arrays, range(3))
+        raise StreamBrokeError("at micro-batch 3")
+
+    made, records = loop(broken(), steps=3)
+    with pytest.raises(StreamBrokeError, match="at micro-batch 3"):
+        made.run(0)
+    assert [done for done, _ in records] == [1]  # the step before it is complete
+    assert made.engine.rates
+    assert all_end()
+
+
+class Killed(Callback):
+    """Ends a run after a step, once the micro-batches of the next step have been read."""
+
+    def __init__(self, done, stream):
+        self.done, self.stream = done, stream
+
+    def after_step(self, done, record):
+        if done == self.done:
+            assert self.stream.at[2 * done + 1].wait(PATIENCE_S)
+            raise SystemExit("killed")
+
+
+def test_what_was_read_ahead_of_a_killed_run_is_trained_after_its_resume():
+    whole, records = loop(map(arrays, itertools.count()), steps=5)
+    whole.run(0)
+    stream = Stream()
+    killed, first = loop(stream, steps=5)
+    killed.callbacks = [*killed.callbacks, Killed(2, stream)]
+    with pytest.raises(SystemExit, match="killed"):
+        killed.run(0)
+    assert stream.read == list(range(6))  # two steps were trained, and three read
+    resumed, rest = loop(map(arrays, itertools.count(2 * 2)), steps=5)
+    resumed.module.load_state_dict(killed.module.state_dict())
+    resumed.run(2)
+    assert [record.loss for _, record in first + rest] == [record.loss for _, record in records]
+    assert resumed.module.w.item() == whole.module.w.item()
+
+
+def test_data_wait_is_the_time_for_which_a_step_waits_for_its_data():
+    """The stream delivers a step's data after the loop has begun to wait for it, and measures how much later."""
+    waiting = threading.Event()
+    late = []
+
+    class Waits(Callback):
+        def on_phase(self, phase):
+            if phase == "waiting for the data of step 1":
+                late.append(time.perf_counter())
+                waiting.set()
+
+    def slow():
+        for number in range(4):
+            if number == 2:
+                assert waiting.wait(PATIENCE_S)
+                sum(range(10**6))  # some milliseconds
+                late.append(time.perf_counter())
+            yield arrays(number)
+
+    made, records = loop(slow(), steps=2)
+    made.callbacks = [*made.callbacks, Waits()]
+    made.run(0)
+    began, delivered = late
+    assert records[1][1].data_wait >= delivered - began

@@ -8,11 +8,16 @@ from blip3o.model.flops.formulas import Grad
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.objectives.base import Batch, Objective
 from blip3o.train.objectives.coarse import coarse_flops
-from blip3o.train.objectives.draws import flow_draws
+from blip3o.train.objectives.draws import Draw, drawn
 
 
 class MaskedColor(Objective):
     """Trains the coarse head on partly masked features, by absolute errors of the image: `color`."""
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """A mask on the features."""
+        return (Draw(kind="masks", seed=self.recipe.run.seed, shape=self.recipe.model.latent_shape),)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Pixel values."""
@@ -22,10 +27,8 @@ class MaskedColor(Objective):
         """The mask depends on the sample only."""
         with torch.no_grad():
             features = model.encoder(batch["encoder_pixels"])
-        shape = tuple(features.shape[1:])
-        draws = flow_draws(batch["draw_key"], seed=self.recipe.run.seed, kind="masks", shape=shape, dropout=0.0)
-        image = to_unit(batch["decoder_pixels"])
-        return {"color": (model.coarse(features * (draws.noise > 0)) - image).abs().sum()}
+        image, mask = to_unit(batch["decoder_pixels"]), drawn(batch, "masks").noise > 0
+        return {"color": (model.coarse(features * mask) - image).abs().sum()}
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """The frozen encoder and the head."""

@@ -59,7 +59,7 @@ def render_run(run: RunRecord) -> str:
 
 _TRAINING_NOTE = "Every step, and the running mean. Losses are means over the global batch."
 _SPEED_NOTE = "Of rank 0; the first step, which compiles and warms up, is left out of the medians."
-_PARTS_NOTE = "Floating-point operations of a step's parts, forward and backward, as the sizes demand; medians."
+_PARTS_NOTE = "Floating-point operations of a step's parts, forward and backward, with those on padding; medians."
 _VALIDATION_NOTE = (
     "Held-out samples, always with the same noise and times. A flow's loss by bins of the noise level: from light "
     "(little noise) to dark (pure noise)."
@@ -90,6 +90,7 @@ def _speed_panels(rows: Sequence[Row]) -> list[Panel]:
         _single("samples a second", "1/s", _line(rows, "samples_per_second")),
         _single("data wait", "s", _line(rows, "data_wait")),
         _single("MFU", "share of peak", _line(rows, "mfu")),
+        _single("padding", "share of operations", _line(rows, "padding")),
         _single("memory", "GB", _line(rows, "memory_bytes", 1e-9)),
     ]
 
@@ -118,6 +119,7 @@ def _speed(rows: Sequence[Row]) -> str:
         "samples a second": f"{statistics.median(row['samples_per_second'] for row in rows):.1f}",
         "tokens a second": _median(rows, "tokens_per_second", "{:.0f}"),
         "MFU": _median(rows, "mfu", "{:.1%}"),
+        "padding": _median(rows, "padding", "{:.1%}"),
         "data wait": percent(sum(row["data_wait"] for row in rows) / seconds),
         "checkpoint stall": percent(stall / (seconds + stall)),
         "peak memory": f"{max(row['memory_bytes'] for row in rows) / 1e9:.2f} GB",

@@ -1,11 +1,15 @@
 """The FLOPs of a training step, part by part, as exact formulas of the sizes.
 
 A multiply-add is two operations. Norms, activations, softmax and embeddings are not counted. Attention masks save
-nothing, and padding counts, since it is computed. Recomputation by activation checkpointing is not counted, as usual
-for model FLOPs utilization (MFU). The formulas equal the counts of torch's counter on the modules. Convolutional
-decoders have no formula: `blip3o.model.flops.counted` counts them on the meta device.
+nothing. Recomputation by activation checkpointing is not counted, as usual for model FLOPs utilization (MFU). The
+formulas equal the counts of torch's counter on the modules. Convolutional decoders have no formula:
+`blip3o.model.flops.counted` counts them on the meta device.
+
+`lengths` are the tokens of each row of a batch, which attend to their own row: with the padded width for every row, a
+formula gives what is computed; with the number of real tokens, what would be computed without padding.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 
 from blip3o.config.backbone import BackboneConfig, VisionConfig
@@ -36,17 +40,25 @@ def _entry(grad: Grad) -> Grad:
     return Grad.ONE if grad is Grad.BOTH else Grad.NONE
 
 
-def _blocks(*, rows: int, tokens: int, width: int, mlp_width: int, matrices: int, grad: Grad) -> int:
-    """One transformer block with full attention, and an MLP of `matrices` matrices."""
-    linear = 2 * rows * tokens * (4 * width * width + matrices * width * mlp_width)
-    return grad.cost(linear, 4 * rows * tokens * tokens * width)
+def _block(*, lengths: Sequence[int], width: int, mlp_width: int, matrices: int, grad: Grad) -> int:
+    """One transformer block with full attention within each row, and an MLP of `matrices` matrices."""
+    linear = 2 * sum(lengths) * (4 * width * width + matrices * width * mlp_width)
+    return grad.cost(linear, 4 * _pairs(lengths) * width)
 
 
-def language_model(config: BackboneConfig, *, rows: int, tokens: int, context: int, grad: Grad) -> int:
-    """The decoder layers for `tokens` tokens per row, which attend to `context` tokens (cached ones included)."""
+def _pairs(lengths: Sequence[int]) -> int:
+    """Pairs of tokens of the same row."""
+    return sum(length * length for length in lengths)
+
+
+def language_model(config: BackboneConfig, *, tokens: int, pairs: int, grad: Grad) -> int:
+    """The decoder layers for `tokens` tokens in total.
+
+    `pairs` is the total number of pairs of a token and a token that it attends to, cached ones included.
+    """
     inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     matrices = config.hidden_size * (2 * inner + 2 * kv + 3 * config.mlp_width)
-    return grad.cost(2 * rows * tokens * config.layers * matrices, 4 * rows * config.layers * tokens * context * inner)
+    return grad.cost(2 * tokens * config.layers * matrices, 4 * config.layers * pairs * inner)
 
 
 def language_head(config: BackboneConfig, *, tokens: int, grad: Grad) -> int:
@@ -61,7 +73,7 @@ def vision_tower(vision: VisionConfig, *, out_width: int, images: int, grad: Gra
     frames = TEMPORAL_PATCH if vision.kind == "qwen2_5_vl" else 1
     total = _entry(grad).cost(2 * images * patches * 3 * frames * vision.patch_size**2 * w)
     if vision.kind == "siglip2":
-        block = _blocks(rows=images, tokens=patches, width=w, mlp_width=vision.mlp_width, matrices=2, grad=grad)
+        block = _block(lengths=[patches] * images, width=w, mlp_width=vision.mlp_width, matrices=2, grad=grad)
         return total + vision.layers * block + grad.cost(2 * images * patches * (w + out_width) * out_width)
     pairs = vision.layers * patches**2
     if vision.window is not None:
@@ -85,16 +97,17 @@ def encoder(config: EncoderConfig, *, images: int, grad: Grad) -> int:
     patches = config.patches**2
     tokens = patches + (1 if config.kind == "eva_clip" else 0)  # EVA has a class token
     total = _entry(grad).cost(2 * images * patches * 3 * config.patch_size**2 * config.width)
-    block = _blocks(rows=images, tokens=tokens, width=config.width, mlp_width=config.mlp_width, matrices=2, grad=grad)
+    block = _block(lengths=[tokens] * images, width=config.width, mlp_width=config.mlp_width, matrices=2, grad=grad)
     total += config.layers * block
     if config.feature_dim:
         total += grad.cost(2 * images * config.num_tokens * config.width * config.feature_dim)
     return total
 
 
-def contrastive(config: TextTowerConfig, *, features: int, rows: int, tokens: int, grad: Grad = Grad.BOTH) -> int:
+def contrastive(config: TextTowerConfig, *, features: int, lengths: Sequence[int], grad: Grad = Grad.BOTH) -> int:
     """The text tower, both projections, and all image-text pairs; `features` is the size of one image's features."""
-    block = _blocks(rows=rows, tokens=tokens, width=config.width, mlp_width=4 * config.width, matrices=2, grad=grad)
+    rows = len(lengths)
+    block = _block(lengths=lengths, width=config.width, mlp_width=4 * config.width, matrices=2, grad=grad)
     projections = 2 * rows * config.embed_dim * (config.width + features)
     return config.layers * block + grad.cost(projections + 2 * rows * rows * config.embed_dim)
 
@@ -128,24 +141,36 @@ def regression_head(model: ModelConfig, *, rows: int) -> int:
     return Grad.BOTH.cost(2 * rows * model.num_queries * model.backbone.hidden_size * model.latent_channels)
 
 
-def prompt_and_queries(model: ModelConfig, *, rows: int, prompt_tokens: int) -> dict[str, int]:
-    """Prefill of the frozen prompts, and the trained queries after them."""
-    queries, backbone = model.num_queries, model.backbone
+def prompt_and_queries(
+    model: ModelConfig, *, lengths: Sequence[int], context: Sequence[int] | None = None
+) -> dict[str, int]:
+    """Prefill of the frozen prompts, and the trained queries after them.
+
+    The queries of a row attend to as many prompt tokens as `context` says, by default its own: prompts that are packed
+    for their prefill are padded for the queries.
+    """
+    queries, backbone, tokens = model.num_queries, model.backbone, sum(lengths)
     # Only the prompt's keys and values are needed: the last layer computes no queries, attention, output and MLP.
     inner = backbone.heads * backbone.head_dim
-    unread = 2 * rows * prompt_tokens * backbone.hidden_size * (2 * inner + 3 * backbone.mlp_width)
-    unread += 4 * rows * prompt_tokens * prompt_tokens * inner
-    prompt = language_model(backbone, rows=rows, tokens=prompt_tokens, context=prompt_tokens, grad=Grad.NONE)
+    unread = 2 * tokens * backbone.hidden_size * (2 * inner + 3 * backbone.mlp_width) + 4 * _pairs(lengths) * inner
+    asked = len(lengths) * queries
+    read = queries * (sum(lengths if context is None else context) + asked)
     return {
-        "prompt": prompt - unread,
-        "queries": language_model(backbone, rows=rows, tokens=queries, context=prompt_tokens + queries, grad=Grad.ONE),
+        "prompt": language_model(backbone, tokens=tokens, pairs=_pairs(lengths), grad=Grad.NONE) - unread,
+        "queries": language_model(backbone, tokens=asked, pairs=read, grad=Grad.ONE),
     }
 
 
-def understanding(backbone: BackboneConfig, *, rows: int, tokens: int, images: int, judged: int) -> dict[str, int]:
+def joint_pass(model: ModelConfig, *, lengths: Sequence[int]) -> int:
+    """Prompts and queries in one pass, with gradients through both."""
+    whole = [length + model.num_queries for length in lengths]
+    return language_model(model.backbone, tokens=sum(whole), pairs=_pairs(whole), grad=Grad.BOTH)
+
+
+def understanding(backbone: BackboneConfig, *, lengths: Sequence[int], images: int, judged: int) -> dict[str, int]:
     """A micro-batch that trains the whole backbone on text: `judged` positions have logits."""
-    parts = {"backbone": language_model(backbone, rows=rows, tokens=tokens, context=tokens, grad=Grad.BOTH)}
-    parts["logits"] = language_head(backbone, tokens=judged, grad=Grad.BOTH)
+    whole = language_model(backbone, tokens=sum(lengths), pairs=_pairs(lengths), grad=Grad.BOTH)
+    parts = {"backbone": whole, "logits": language_head(backbone, tokens=judged, grad=Grad.BOTH)}
     if backbone.vision is not None:
         parts["vision"] = vision_tower(backbone.vision, out_width=backbone.hidden_size, images=images, grad=Grad.BOTH)
     return parts

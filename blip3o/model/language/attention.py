@@ -64,7 +64,9 @@ def attend_packed(q_1HTD: Tensor, k_1KTD: Tensor, v_1KTD: Tensor, lengths: Tenso
     """
     texts = [length for length in lengths.tolist() if length]
     each = zip(*(tensor.split(texts, dim=2) for tensor in (q_1HTD, k_1KTD, v_1KTD)), strict=True)
-    mixed = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2) for q, k, v in each]
+    mixed = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2) for q, k, v in each
+    ]
     return torch.cat(mixed, dim=1)
 
 
@@ -73,5 +75,5 @@ _operator = torch.library.custom_op("blip3o::attend_packed", attend_packed, muta
 
 
 @_operator.register_fake
-def _shape(q_1HTD: Tensor, k_1KTD: Tensor, v_1KTD: Tensor, lengths: Tensor) -> Tensor:  # noqa: ARG001 - as the operator
+def _shape(q_1HTD: Tensor, k_1KTD: Tensor, v_1KTD: Tensor, lengths: Tensor) -> Tensor:
     return q_1HTD.new_empty(q_1HTD.transpose(1, 2).shape)

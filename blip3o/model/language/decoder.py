@@ -124,7 +124,8 @@ class Decoder(nn.Module):
         `positions` are [B, L] or [3, B, L]; `mask` is additive, [B, 1, L, S]; without it, all tokens are real. The new
         cache holds the tokens of `past`, then the new ones.
         """
-        rotary, x = rotary_tables(self.config, positions), embeddings_BLC
+        # Contiguous as the layers' outputs are, or compiled layers would need a graph of their own for the first.
+        rotary, x = rotary_tables(self.config, positions), embeddings_BLC.contiguous()
         if mask is None and past is not None:
             real = positions.new_ones(x.shape[0], past[0][0].shape[2] + x.shape[1])
             mask = causal_mask(real, x.shape[1], x.dtype)

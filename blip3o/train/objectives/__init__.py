@@ -4,9 +4,20 @@ The loop, the engine and validations call `StageModule`, which finds the class. 
 `blip3o.train.objectives.regression`, and add a row that names it.
 """
 
-from blip3o.train.objectives.base import Batch, Objective
-from blip3o.train.objectives.draws import FlowDraws, flow_draws
+from blip3o.train.objectives.base import Batch, Objective, to_device
+from blip3o.train.objectives.draws import Draw, FlowDraws, drawn, flow_draws
 from blip3o.train.objectives.joint import split_tasks
 from blip3o.train.objectives.module import StageModule, build_stage_module
 
-__all__ = ["Batch", "FlowDraws", "Objective", "StageModule", "build_stage_module", "flow_draws", "split_tasks"]
+__all__ = [
+    "Batch",
+    "Draw",
+    "FlowDraws",
+    "Objective",
+    "StageModule",
+    "build_stage_module",
+    "drawn",
+    "flow_draws",
+    "split_tasks",
+    "to_device",
+]

@@ -6,16 +6,25 @@ from blip3o.config.decoder import DecoderConfig
 from blip3o.config.recipe import Recipe
 from blip3o.model.flops import formulas
 from blip3o.model.flops.formulas import Grad
-from blip3o.train.objectives.draws import flow_draws
+from blip3o.train.objectives.base import Batch
+from blip3o.train.objectives.draws import Draw, drawn
+
+_KIND = "features"
 
 
-def add_feature_noise(recipe: Recipe, features_BLF: Tensor, keys_B: Tensor) -> Tensor:
+def feature_noise(recipe: Recipe) -> tuple[Draw, ...]:
+    """The draws of `add_feature_noise`."""
+    if not recipe.stage.feature_noise:
+        return ()
+    return (Draw(kind=_KIND, seed=recipe.run.seed, shape=recipe.model.latent_shape),)
+
+
+def add_feature_noise(recipe: Recipe, features_BLF: Tensor, batch: Batch) -> Tensor:
     """Adds noise to features [B, L, F], with a standard deviation uniform in 0 … `stage.feature_noise` per sample."""
     largest = recipe.stage.feature_noise
     if not largest:
         return features_BLF
-    shape = tuple(features_BLF.shape[1:])
-    draws = flow_draws(keys_B, seed=recipe.run.seed, kind="features", shape=shape, dropout=0.0)
+    draws = drawn(batch, _KIND)
     return features_BLF + largest * draws.uniform[:, None, None] * draws.noise
 
 

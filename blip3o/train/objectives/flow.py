@@ -7,31 +7,42 @@ from blip3o.model.flops import formulas
 from blip3o.model.flow import interpolate, min_snr_weight, noise_level, training_sigma, velocity_target
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.objectives.base import Batch
-from blip3o.train.objectives.draws import flow_draws
+from blip3o.train.objectives.draws import Draw, drawn
 from blip3o.train.objectives.generating import Generating
+
+_VALIDATION = "validation"
 
 
 class FlowMatching(Generating):
     """Trains queries and DiT on `flow`: squared errors of the velocity, with `stage.noise_draws` noises per sample."""
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Noise, time and whether to keep the condition, `stage.noise_draws` times."""
+        return tuple(
+            Draw(
+                kind=f"flow-{number}",
+                seed=self.recipe.run.seed,
+                shape=self.recipe.model.latent_shape,
+                dropout=self.recipe.model.sampler.condition_dropout,
+            )
+            for number in range(self.recipe.stage.noise_draws)
+        )
+
+    @property
+    def held_out_draws(self) -> tuple[Draw, ...]:
+        """One noise, and one relative position within the bins of σ, by `evaluate.seed`."""
+        return (Draw(kind=_VALIDATION, seed=self.recipe.evaluate.seed, shape=self.recipe.model.latent_shape),)
 
     def counts_for(self, rows: int) -> dict[str, int]:
         """Elements of the latents, times the number of draws."""
         return {"flow": self.num_elements(rows) * self.recipe.stage.noise_draws}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """Draws noise, time and whether to keep the condition for each sample."""
+        """Squared errors of the velocity, for each of the draws."""
         stage, sampler = self.recipe.stage, self.recipe.model.sampler
         data, states = self.target_and_states(model, batch)
-        draws = [
-            flow_draws(
-                batch["draw_key"],
-                seed=self.recipe.run.seed,
-                kind=f"flow-{draw}",
-                shape=model.latent_shape,
-                dropout=sampler.condition_dropout,
-            )
-            for draw in range(stage.noise_draws)
-        ]
+        draws = [drawn(batch, draw.kind) for draw in self.draws]
         # The first draw decides for all draws of a sample whether its condition is dropped. So the condition's
         # projection, keys and values are computed once, and all draws go through the DiT in one batch.
         condition = model.dit.condition(states * draws[0].keep[:, None, None]).repeated(len(draws))
@@ -49,18 +60,17 @@ class FlowMatching(Generating):
 
         Each sample has one noise and one relative position within the bins, by its draw key and `evaluate.seed`.
         """
-        bins, seed = self.recipe.evaluate.sigma_bins, self.recipe.evaluate.seed
+        bins = self.recipe.evaluate.sigma_bins
         data, states = self.target_and_states(model, batch)
         condition = model.dit.condition(states)
-        keys = batch["draw_key"]
-        draws = flow_draws(keys, seed=seed, kind="validation", shape=model.latent_shape, dropout=0.0)
+        draws = drawn(batch, _VALIDATION)
         target = velocity_target(data, draws.noise)
         errors = []
         for number in range(bins):
             sigma = training_sigma((bins - 1 - number + draws.uniform) / bins)
             velocity = model.dit(interpolate(data, draws.noise, sigma), 1000 * sigma, condition)
             errors.append((velocity - target).float().square().sum())
-        return {"flow": torch.stack(errors)}, {"flow": self.num_elements(len(keys))}
+        return {"flow": torch.stack(errors)}, {"flow": self.num_elements(len(batch["draw_key"]))}
 
     def predictor_flops(self, rows: int) -> dict[str, int]:
         """The DiT, for every draw."""

@@ -12,7 +12,7 @@ from blip3o.model.describe import META
 from blip3o.model.flops import formulas
 from blip3o.model.flops.counted import measure
 from blip3o.model.unified import UnifiedModel
-from blip3o.train.objectives.base import Batch, Objective
+from blip3o.train.objectives.base import Batch, Objective, padded_lengths
 
 
 class Generating(Objective):
@@ -38,7 +38,11 @@ class Generating(Objective):
         """The latents to generate, [B, L, F], and the query states [B, N, H]."""
         with torch.no_grad():
             data = model.to_latents(self._features(model, batch))
-        states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self.mask(batch)))
+        # Held-out samples run padded, in a fixed shape, as in sampling; packed sums differ in their last bits.
+        lengths = batch.get("lengths") if torch.is_grad_enabled() else None
+        states = model.query_states(
+            Prompt(input_ids=batch["input_ids"], attention_mask=self.mask(batch), lengths=lengths)
+        )
         return data, states
 
     def _features(self, model: UnifiedModel, batch: Batch) -> Tensor:
@@ -49,10 +53,17 @@ class Generating(Objective):
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """Operations of targets, prompt, queries and predictor."""
-        rows, tokens = batch["input_ids"].shape
-        prefix = formulas.prompt_and_queries(self.recipe.model, rows=rows, prompt_tokens=tokens)
+        rows = len(batch["input_ids"])
+        # Prompts are packed; for the queries, their keys and values are padded again.
+        prefix = formulas.prompt_and_queries(
+            self.recipe.model, lengths=self.lengths(batch), context=padded_lengths(batch)
+        )
         targets = self.frozen_encoder(batch) if self._autoencoder is None else {"encoder": rows * self._autoencoder}
         return {**targets, **prefix, **self.predictor_flops(rows)}
+
+    def useful_flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """Queries attend to the padding of their prompts."""
+        return formulas.prompt_and_queries(self.recipe.model, lengths=self.lengths(batch))
 
     @functools.cached_property
     def _autoencoder(self) -> int | None:

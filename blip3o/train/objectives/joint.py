@@ -9,10 +9,12 @@ from blip3o.config.objectives import OBJECTIVES
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
 from blip3o.model.flops import formulas
-from blip3o.model.flops.formulas import Grad
 from blip3o.model.unified import UnifiedModel
-from blip3o.train.objectives.base import Batch, Objective, build_objective
+from blip3o.train.objectives.base import Batch, Objective, build_objective, padded_lengths
+from blip3o.train.objectives.draws import Draw
 from blip3o.train.objectives.generating import Generating
+
+_UNDERSTANDING = ("labels", "branches", "prompt_pixels", "lengths")
 
 
 class Joint(Objective):
@@ -24,6 +26,21 @@ class Joint(Objective):
             build_objective(OBJECTIVES[name], recipe, pad_id=pad_id) for name in recipe.objective.combines
         )
         self._text, self._generating = text, cast("Generating", generating)
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Those of generation."""
+        return self._generating.draws
+
+    @property
+    def held_out_draws(self) -> tuple[Draw, ...]:
+        """Those of generation."""
+        return self._generating.held_out_draws
+
+    def prepare(self, batch: Batch, *, held_out: bool = False) -> Batch:
+        """Also marks the rows for understanding: `asked`, bool [B]."""
+        made = super().prepare(batch, held_out=held_out)
+        return {**made, "asked": _asked(batch).cpu()}
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """The counts of each term, over the samples of its task."""
@@ -48,11 +65,19 @@ class Joint(Objective):
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """Operations of both tasks. Prompt and queries share one pass, with gradients through both."""
         understood, generated = split_tasks(batch)
-        model, (rows, tokens) = self.recipe.model, generated["input_ids"].shape
-        length = tokens + model.num_queries
         parts = self._text.flops(understood, image_token_id=image_token_id)
         parts |= self._generating.flops(generated, image_token_id=image_token_id)
-        queries = formulas.language_model(model.backbone, rows=rows, tokens=length, context=length, grad=Grad.BOTH)
+        return self._in_one_pass(parts, padded_lengths(generated))
+
+    def useful_flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """All parts: texts are padded, and a task without samples runs one for nothing."""
+        understood, generated = _select_rows(batch, _asked(batch)), _select_rows(_requests(batch), batch["draws"])
+        parts = self._text.useful_flops(understood, image_token_id=image_token_id)
+        parts |= self._generating.flops(generated, image_token_id=image_token_id)
+        return self._in_one_pass(parts, self._generating.lengths(generated))
+
+    def _in_one_pass(self, parts: dict[str, int], lengths: list[int]) -> dict[str, int]:
+        queries = formulas.joint_pass(self.recipe.model, lengths=lengths)
         return {name: flops for name, flops in parts.items() if name != "prompt"} | {"queries": queries}
 
 
@@ -63,12 +88,30 @@ def split_tasks(batch: Batch) -> tuple[Batch, Batch]:
     every rank, because other ranks wait in collectives for its gradients, and under ZeRO-3 for its share of the
     weights.
     """
-    requests = {name: rows for name, rows in batch.items() if name not in ("labels", "branches", "prompt_pixels")}
+    understood, generated = _any_row(_asked(batch)), _any_row(batch["draws"])
+    return _select_rows(batch, understood), _select_rows(_requests(batch), generated)
+
+
+def _asked(batch: Batch) -> Tensor:
+    """Which rows are for understanding, bool [B]."""
+    return batch["asked"] if "asked" in batch else (batch["labels"] != IGNORE).any(1)
+
+
+def _requests(batch: Batch) -> Batch:
+    """The columns of generation, by the names that they have in a batch for generation alone."""
+    requests = {name: rows for name, rows in batch.items() if name not in _UNDERSTANDING}
     requests["input_ids"] = requests.pop("draw_ids")
-    return _select_rows(batch, (batch["labels"] != IGNORE).any(1)), _select_rows(requests, batch["draws"])
+    if "draw_lengths" in requests:
+        requests["lengths"] = requests.pop("draw_lengths")
+    return requests
+
+
+def _any_row(mask_B: Tensor) -> Tensor:
+    """The mask, or one that selects the first row if it selects none."""
+    return mask_B if mask_B.any() else torch.arange(len(mask_B), device=mask_B.device) == 0
 
 
 def _select_rows(batch: Batch, mask_B: Tensor) -> Batch:
-    """The rows selected by the mask; the first row if it selects none."""
-    rows = mask_B.nonzero().flatten() if mask_B.any() else torch.zeros(1, dtype=torch.long, device=mask_B.device)
-    return {name: tensor[rows] for name, tensor in batch.items()}
+    """The rows selected by the mask, of columns on any device."""
+    rows = mask_B.nonzero().flatten()
+    return {name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()}

@@ -7,33 +7,34 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.model.decoders.latent import LatentDecoder
 from blip3o.model.decoders.pixel import to_unit
 from blip3o.model.describe import META
 from blip3o.model.flops.counted import measure
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.objectives.base import Batch, Objective
-from blip3o.train.objectives.draws import flow_draws
+from blip3o.train.objectives.draws import Draw, drawn
 from blip3o.train.stages import freeze, stage_of
 
 
 class LatentDecoding(Objective):
     """Trains the decoder's network on `latents`: squared errors of its prediction, noise or velocity."""
 
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Noise, time and whether to keep the condition."""
+        decoder, seed = self.recipe.model.decoder, self.recipe.run.seed
+        assert isinstance(decoder, SdxlDecoderConfig | SanaDecoderConfig)  # the objective's rows are selected by them
+        return (Draw(kind="pixels", seed=seed, shape=decoder.noise_shape, dropout=decoder.condition_dropout),)
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """Elements of the latents."""
         return {"latents": batch["draw_key"].shape[0] * math.prod(self.recipe.model.decoder.noise_shape)}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """Draws noise, time and whether to keep the condition for each sample."""
-        decoder = cast("LatentDecoder", model.decoder)
-        draws = flow_draws(
-            batch["draw_key"],
-            seed=self.recipe.run.seed,
-            kind="pixels",
-            shape=decoder.config.noise_shape,
-            dropout=decoder.config.condition_dropout,
-        )
+        """Squared errors of one prediction per sample."""
+        decoder, draws = cast("LatentDecoder", model.decoder), drawn(batch, "pixels")
         with torch.no_grad():
             # A dropped condition is the features of a black image, as in the null branch of guidance.
             features = model.encoder(batch["encoder_pixels"] * draws.keep[:, None, None, None])

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
 from blip3o.model.unified import UnifiedModel
-from blip3o.train.objectives.base import Batch, build_objective
+from blip3o.train.objectives.base import Batch, build_objective, to_device
 from blip3o.train.stages import stage_of
 
 
@@ -17,6 +17,10 @@ class StageModule(nn.Module):
         self._recipe = recipe
         self._objective = build_objective(recipe.objective, recipe, pad_id=pad_id)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """A micro-batch on the CPU, with the draws of its loss and the lengths of its texts, as `Objective.prepare`."""
+        return self._objective.prepare(batch)
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """The number of elements in each term of this micro-batch, as `Objective.counts`."""
         return self._objective.counts(batch)
@@ -27,12 +31,17 @@ class StageModule(nn.Module):
         return self._recipe.stage.weights
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """One micro-batch → the sum of each term, scalars, fp32."""
-        return self._objective.loss(self.model, batch)
+        """One micro-batch → the sum of each term, scalars, fp32. If it is not prepared, that is done here."""
+        return self._objective.loss(self.model, self._ready(batch, held_out=False))
 
     def held_out(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Sums and counts of the terms on held-out samples, as `Objective.held_out`."""
-        return self._objective.held_out(self.model, batch)
+        return self._objective.held_out(self.model, self._ready(batch, held_out=True))
+
+    def _ready(self, batch: Batch, *, held_out: bool) -> Batch:
+        """The batch, prepared, on the device of the model."""
+        prepared = self._objective.prepare(batch, held_out=held_out)
+        return to_device(prepared, next(self.model.parameters()).device)
 
 
 def build_stage_module(recipe: Recipe, *, image_token_id: int, pad_id: int) -> StageModule:

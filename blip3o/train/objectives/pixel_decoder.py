@@ -13,13 +13,19 @@ from blip3o.model.flops.formulas import Grad
 from blip3o.model.flow import interpolate, training_sigma
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.objectives.base import Batch, Objective
-from blip3o.train.objectives.coarse import add_feature_noise, coarse_flops
-from blip3o.train.objectives.draws import flow_draws
+from blip3o.train.objectives.coarse import add_feature_noise, coarse_flops, feature_noise
+from blip3o.train.objectives.draws import Draw, drawn
 from blip3o.train.stages import freeze, stage_of
 
 
 class PixelDecoding(Objective):
     """Trains coarse head and decoder: squared errors of the coarse image (`coarse`) and the clean image (`clean`)."""
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """Noise and time of the image, and noise on the features that the coarse head reads."""
+        pixels = Draw(kind="pixels", seed=self.recipe.run.seed, shape=self.recipe.model.decoder.noise_shape)
+        return (pixels, *feature_noise(self.recipe))
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Pixel values."""
@@ -27,11 +33,10 @@ class PixelDecoding(Objective):
         return {"coarse": pixels, "clean": pixels}
 
     def loss(self, model: UnifiedModel, batch: Batch) -> dict[str, Tensor]:
-        """Draws noise and time for each sample."""
-        image, keys = to_unit(batch["decoder_pixels"]), batch["draw_key"]
-        draws = flow_draws(keys, seed=self.recipe.run.seed, kind="pixels", shape=tuple(image.shape[1:]), dropout=0.0)
+        """Squared errors of both images, from one noise and time per sample."""
+        image, draws = to_unit(batch["decoder_pixels"]), drawn(batch, "pixels")
         sigma = training_sigma(draws.uniform)
-        coarse = model.coarse(add_feature_noise(self.recipe, _features(model, batch), keys))
+        coarse = model.coarse(add_feature_noise(self.recipe, _features(model, batch), batch))
         decoder = cast("PixelDecoder", model.decoder)
         clean = decoder.clean(interpolate(image, draws.noise, sigma), sigma, coarse)
         return {"coarse": (coarse - image).square().sum(), "clean": (clean - image).square().sum()}

@@ -7,7 +7,7 @@ from blip3o.data.text.templates import IGNORE
 from blip3o.model.backbone import Prompt
 from blip3o.model.flops import formulas
 from blip3o.model.unified import UnifiedModel
-from blip3o.train.objectives.base import Batch, Objective
+from blip3o.train.objectives.base import Batch, Objective, padded_lengths
 
 
 class TextPrediction(Objective):
@@ -33,8 +33,18 @@ class TextPrediction(Objective):
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """The backbone, logits of supervised tokens, and the vision tower on the images of the prompts."""
-        rows, tokens = batch["input_ids"].shape
         # If no prompt has an image, the tower still runs on one (`Backbone.embed`).
-        shown = max(int((batch["input_ids"] == image_token_id).any(dim=1).sum()), 1)
+        return self._flops(batch, padded_lengths(batch), images=max(_shown(batch, image_token_id), 1))
+
+    def useful_flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
+        """Conversations are padded, and the tower may run on an image that nobody asked for."""
+        return self._flops(batch, self.lengths(batch), images=_shown(batch, image_token_id))
+
+    def _flops(self, batch: Batch, lengths: list[int], *, images: int) -> dict[str, int]:
         judged = self.counts(batch)["text"]
-        return formulas.understanding(self.recipe.model.backbone, rows=rows, tokens=tokens, images=shown, judged=judged)
+        return formulas.understanding(self.recipe.model.backbone, lengths=lengths, images=images, judged=judged)
+
+
+def _shown(batch: Batch, image_token_id: int) -> int:
+    """The number of rows that show an image."""
+    return int((batch["input_ids"] == image_token_id).any(dim=1).sum())

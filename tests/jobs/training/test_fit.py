@@ -12,6 +12,7 @@ from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
 from blip3o.train.result import summarize
 from jobs.training.plan import FitPlan
+from jobs.training.progress import figures
 from jobs.training.resources import scaling_config, usable_workers
 from jobs.training.stream import stream_encoders
 from tests import recipes
@@ -59,6 +60,7 @@ def test_encoders_of_the_stream_have_labels_of_their_own(encoding, both):
 MAKES_A_MICRO_BATCH = """
 import json, sys
 from jobs.training.plan import FitPlan
+from jobs.training.progress import figures
 from jobs.training.stream import staged_micro_batches
 plan = FitPlan(**json.load(sys.stdin))
 made = staged_micro_batches(plan)(0)
@@ -106,3 +108,20 @@ def test_a_summary_reports_how_long_steps_wait_for_data():
     assert (summary.data_wait_p50, summary.data_wait_p95) == pytest.approx((0.0495, 0.09405))
     assert summary.checkpoint_stall == 25
     assert (summary.first_loss, summary.last_loss) == pytest.approx((0.955, 0.055))
+    assert (summary.mfu, summary.padding) == (None, None)
+
+
+def test_a_summary_weighs_mfu_by_time_and_padding_by_operations():
+    steps = [(1.0, 0.4, 0.1, 100), (3.0, 0.2, 0.3, 300)]
+    times = {"loss": 1.0, "data_wait": 0.0, "checkpoint_stall": 0.0}
+    rows = [
+        {**times, "seconds": seconds, "mfu": mfu, "padding": padding, "flops/dit": flops}
+        for seconds, mfu, padding, flops in steps
+    ]
+    summary = summarize(recipes.recipe(), rows, workers=1)
+    assert (summary.mfu, summary.padding) == pytest.approx((1.0 / 4, 100 / 400))
+
+
+def test_progress_shows_the_shares_that_are_known():
+    assert figures({"step": 3, "loss": 0.5}) == "loss 0.5000"
+    assert figures({"step": 3, "loss": 0.5, "mfu": 0.4567, "padding": 0.01}) == "loss 0.5000, MFU 45.7%, padding 1.0%"

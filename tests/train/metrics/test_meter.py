@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.data.text.templates import IGNORE
-from blip3o.runs.rows import FLOPS
+from blip3o.runs.rows import FLOPS, USEFUL_FLOPS, with_rates
 from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
@@ -14,7 +14,7 @@ from tests.model.families import FAMILIES, QWEN_VISION
 from tests.model.helpers import IMAGE_TOKEN, PAD
 from tests.model.variants import VARIANTS, variant
 from tests.recipes import recipe
-from tests.train.test_objectives import ROWS, batch
+from tests.train.test_objectives import ROWS, batch, rows_of
 
 LATENT_DECODERS = ("sdxl", "sana")
 STEPS = [(name, "generate") for name in VARIANTS if name not in LATENT_DECODERS]
@@ -92,6 +92,44 @@ def test_tokens_exclude_padding_and_logits_are_those_of_supervised_tokens():
     logits = {name: metered(made, it)["flops/logits"] for name, it in (("all", whole), ("one", fewer))}
     assert logits["all"] == 7 * logits["one"]  # 3 x 8 + 4 positions, and 4
     assert "tokens" not in metered(recipe(stage={"name": "decoder"}), {"draw_key": whole["draw_key"]})
+
+
+def useful(work):
+    """The useful operations of each part: all of them, where a part has no padding."""
+    names = [name.removeprefix(FLOPS) for name in work if name.startswith(FLOPS)]
+    return {name: work.get(USEFUL_FLOPS + name, work[FLOPS + name]) for name in names}
+
+
+def unpadded(whole):
+    """One row without its padding."""
+    texts = {"input_ids": ("input_ids", "labels"), "draw_ids": ("draw_ids",)}
+    columns = {name: whole[ids][0] != PAD for ids, names in texts.items() if ids in whole for name in names}
+    return {name: value[:, columns[name]] if name in columns else value for name, value in whole.items()}
+
+
+@pytest.mark.parametrize("stage", ["encoder", "understand", "generate", "instruct", "joint"])
+def test_useful_operations_are_those_that_torch_counts_without_padding(stage):
+    made, row = recipe(stage={"name": stage}), rows_of(batch(stage), slice(0, 1))
+    if stage == "joint":
+        row["draw_ids"][:, 7:] = PAD
+    needed, work = counted(made, unpadded(row)), metered(made, row)
+    assert sum(useful(work).values()) == needed < total(work)
+    rates = with_rates({**work, "samples": 1, "seconds": 2.0}, peak_flops=needed)
+    assert rates["mfu"] == pytest.approx(0.5)
+    assert rates["padding"] == pytest.approx(1 - needed / total(work))
+    wider = row | {name: torch.nn.functional.pad(row[name], (0, 8), value=PAD) for name in ("input_ids",)}
+    if stage in ("encoder", "generate", "instruct"):  # more padding makes no step more useful
+        assert useful(metered(made, wider)) == useful(work)
+
+
+@pytest.mark.parametrize("stage", ["understand", "generate", "joint"])
+def test_useful_operations_add_up_over_the_rows_of_a_batch(stage):
+    made, whole = recipe(stage={"name": stage}), batch(stage, rows=6)
+    rows = [useful(metered(made, rows_of(whole, slice(row, row + 1)))) for row in range(6)]
+    together = useful(metered(made, whole))
+    assert together == {name: sum(row[name] for row in rows) for name in together}
+    prepared = build_stage_module(made, image_token_id=IMAGE_TOKEN, pad_id=PAD).prepare(whole)
+    assert metered(made, prepared) == metered(made, whole)
 
 
 def test_all_ranks_count_the_same_parts_for_any_batch():

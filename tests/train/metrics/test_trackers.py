@@ -39,6 +39,15 @@ def test_rates_are_per_second_and_shares_of_the_peak():
     assert "tokens_per_second" not in with_rates(row(), peak_flops=1.0)
 
 
+def test_padding_is_a_share_of_the_operations_and_is_not_part_of_mfu():
+    work = {"flops/dit": 30_000, "flops/prompt": 10_000, "useful_flops/prompt": 6_000}
+    made = with_rates(row(**work), peak_flops=100_000.0)
+    assert made["padding"] == pytest.approx(4_000 / 40_000)
+    assert (made["mfu/dit"], made["mfu/prompt"], made["mfu"]) == pytest.approx((0.15, 0.03, 0.18))
+    assert with_rates(row(**work), peak_flops=None)["padding"] == made["padding"] == reproducible(made)["padding"]
+    assert "padding" not in with_rates(row(**{"flops/dit": 1}), peak_flops=1.0)  # a stage that reads no text
+
+
 def test_timing_columns_are_not_reproducible():
     made = with_rates(row(**{"loss/flow": 1.0, "tokens": 600, "flops/dit": 5}), peak_flops=1.0)
     kept = {"step": 0, "loss": 1.0, "samples": 8, "loss/flow": 1.0, "tokens": 600, "flops/dit": 5}
