@@ -5,8 +5,7 @@ It takes the state dict of `Backbone.hf`. `inner` returns the module that turns 
 
 from typing import Any
 
-from blip3o.config.backbone import BackboneConfig
-from blip3o.model.vision import qwen_vision_options
+from blip3o.config.backbone import BackboneConfig, VisionConfig
 
 
 def transformers_model(config: BackboneConfig, *, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers model
@@ -19,6 +18,22 @@ def transformers_model(config: BackboneConfig, *, image_token_id: int) -> Any:  
 def inner(config: BackboneConfig, model: Any) -> Any:  # noqa: ANN401 - transformers modules
     """The language model without its head: embeddings [B, L, H] → `last_hidden_state` [B, L, H], after its norm."""
     return model.model.language_model if config.family == "qwen2_5_vl" else model.model
+
+
+def qwen_vision_options(vision: VisionConfig, *, out_width: int) -> dict[str, Any]:
+    """The `vision_config` of a Qwen2.5-VL. Blocks outside `full_layers` attend within windows."""
+    every = tuple(range(vision.layers))
+    options: dict[str, Any] = {
+        "depth": vision.layers,
+        "hidden_size": vision.width,
+        "intermediate_size": vision.mlp_width,
+        "num_heads": vision.heads,
+        "out_hidden_size": out_width,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.merge,
+        "fullatt_block_indexes": list(every if vision.window is None else vision.full_layers),
+    }
+    return options if vision.window is None else options | {"window_size": vision.window}
 
 
 def _sizes(config: BackboneConfig) -> dict[str, Any]:

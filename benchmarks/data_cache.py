@@ -40,7 +40,8 @@ DTYPES = ("bf16", "fp16", "int8")
 ENCODER = "bench-encoder"
 
 
-def _recipe(root: str, arguments: argparse.Namespace, *, features: str, dtype: str | None = None) -> Recipe:
+def source_recipe(root: str, arguments: argparse.Namespace, *, features: str, dtype: str | None = None) -> Recipe:
+    """The generate stage at the tiny preset, over generated scenes, starting from an untrained encoder."""
     return build_recipe(
         recipe_tree(
             root,
@@ -52,7 +53,7 @@ def _recipe(root: str, arguments: argparse.Namespace, *, features: str, dtype: s
     )
 
 
-def _prepare(root: str, arguments: argparse.Namespace) -> None:
+def prepare(root: str, arguments: argparse.Namespace) -> None:
     """Indexed scenes, a tokenizer, and an untrained encoder."""
     shards = build_scenes(f"{root}/scenes", train=arguments.scenes, heldout=1, samples_per_shard=64).shards["train"]
     manifest, rows = f"{root}/manifests/scenes", []
@@ -60,7 +61,7 @@ def _prepare(root: str, arguments: argparse.Namespace) -> None:
         file = storage.stat(uri)
         rows.append(write_shard_index(manifest, file, scan_shard(file, source="scenes", shard=number)).row)
     write_manifest(manifest, "scenes", rows)
-    recipe = _recipe(root, arguments, features="online")
+    recipe = source_recipe(root, arguments, features="online")
     words = [caption for scene in samples(train=64, heldout=1) for caption in scene.record["captions"]]
     tokenizer = ChatTokenizer.train([*words, recipe.data.template.instruction, recipe.data.template.system], 1024)
     storage.write_bytes(f"{root}/tokenizer.json", tokenizer.to_bytes())
@@ -121,10 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments, results = options(__doc__.splitlines()[0], sizes, argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
-        _prepare(root, arguments)
-        online, cached = (_recipe(root, arguments, features=kind) for kind in ("online", "cache"))
+        prepare(root, arguments)
+        online, cached = (source_recipe(root, arguments, features=kind) for kind in ("online", "cache"))
         cache, exact = _encode(cached)
-        records = {dtype: _encode(_recipe(root, arguments, features="cache", dtype=dtype))[1] for dtype in DTYPES}
+        records = {dtype: _encode(source_recipe(root, arguments, features="cache", dtype=dtype))[1] for dtype in DTYPES}
         builds = [build_micro_batches(StageInputs(online), stage_of(online).task)]
         builds += [build_micro_batches(StageInputs(cached, features_sha256=cache.sha256), stage_of(cached).task)]
         slow, fast = (

@@ -3,11 +3,13 @@
 All other code gets a `torch.device` and the name of a backend from here.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from blip3o.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 DeviceKind = Literal["cpu", "gpu"]
@@ -74,3 +76,33 @@ def peak_memory(device: "torch.device") -> int:
     if device.type == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return int(torch.cuda.max_memory_allocated(device))
+
+
+def upload(array: "np.ndarray", device: "torch.device") -> "torch.Tensor":
+    """A copy of an array on a device. The copy to a GPU goes through pinned memory, and nothing waits for its end."""
+    import torch
+
+    host = torch.tensor(array)
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
+def download(tensor: "torch.Tensor") -> "Callable[[], torch.Tensor]":
+    """Starts to copy a tensor to the host; the function returned waits for the copy and gives it.
+
+    The caller of that function waits without the GIL, so that other threads may launch more work meanwhile. A tensor of
+    the CPU is returned as it is.
+    """
+    import torch
+
+    if tensor.device.type == "cpu":
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> "torch.Tensor":
+        copied.synchronize()
+        return host
+
+    return wait

@@ -10,6 +10,7 @@ import copy
 import functools
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cluster.validate")  # also when run as __main__
 
 KUBERNETES_VERSION = "1.33"
+_GPU_INSTANCE = re.compile(r"(p|g)\d")  # EC2's families with NVIDIA GPUs
 # Where each kind of manifest describes its cluster, below `spec`.
 _CLUSTER_SPECS: dict[str, tuple[str, ...]] = {
     "RayCluster": (),
@@ -70,6 +72,7 @@ def validate_launcher(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{where}.min_workers {least} exceeds its max_workers {most}")
         if prepared["provider"]["type"] == "aws":
             _check_ec2(f"{where}.node_config", node_type["node_config"])
+            _check_image(f"{where}.node_config", node_type)
     _check_auth(prepared)
 
 
@@ -96,10 +99,23 @@ def _check_ec2(where: str, node_config: Mapping[str, Any]) -> None:
     from botocore.validate import ParamValidator
 
     ec2 = botocore.session.get_session().get_service_model("ec2")
-    request = {"MinCount": 1, "MaxCount": 1, **node_config}
+    # Ray takes a list of subnets, and puts one of them in the request.
+    given = {name: value for name, value in node_config.items() if name != "SubnetIds"}
+    request = {"MinCount": 1, "MaxCount": 1, **given}
     faults = ParamValidator().validate(request, ec2.operation_model("RunInstances").input_shape)
     if faults.has_errors():
         raise ConfigError(f"{where}: {_one_line(faults.generate_report())}")
+
+
+def _check_image(where: str, node_type: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for a GPU node whose image Ray would choose."""
+    node_config = node_type["node_config"]
+    has_gpu = node_type["resources"].get("GPU", 0) or _GPU_INSTANCE.match(str(node_config.get("InstanceType", "")))
+    if has_gpu and str(node_config.get("ImageId", "")).lower() in ("", "latest_dlami"):
+        raise ConfigError(
+            f"{where}.ImageId is missing: Ray would take its image of 2022, whose driver is too old for torch and for "
+            "the node's GPUs: name one with an NVIDIA driver of version 580 or later, as cluster/aws.yaml does"
+        )
 
 
 def _check_auth(config: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ every record and encodes a batch of each shard again.
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.features.files import FeatureFolder, missing_features, write_provenance
 from blip3o.data.inputs import StageInputs
 from blip3o.data.shards.manifest import Manifest
-from blip3o.device import gpus_per_worker
+from blip3o.device import DeviceKind, gpus_per_worker
 from blip3o.errors import Blip3oError, ConfigError
 from jobs.commands.progress import EncodedShard, show_shards
 from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
@@ -32,14 +33,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# CPUs, and so decoding threads, of an actor: a GPU of the H100's kind takes more images than one core decodes.
+ACTOR_CPUS: dict[DeviceKind, float] = {"cpu": 1, "gpu": 4}
+# Shards that an actor works on: one is encoded while the first images of the next are decoded.
+SHARDS_AT_ONCE = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Between `smallest` and `largest` actors, with `cpus` (and decoding threads) and `gpus` each."""
+    """Between `smallest` and `largest` actors, with `cpus` (and decoding threads) and `gpus` each.
+
+    Without `cpus`, an actor has those of `ACTOR_CPUS`.
+    """
 
     smallest: int = 1
     largest: int = 1
-    cpus: float = 1
+    cpus: float | None = None
     gpus: float = 1
 
 
@@ -93,12 +102,20 @@ def _on_actors(
     tasks.context.print_on_execution_start = False
     tasks.context.execution_no_progress_timeout_s = -1  # a shard may take longer than Ray's default allows
     recipe = cache.recipe
+    cpus = ACTOR_CPUS[recipe.parallel.device] if pool.cpus is None else pool.cpus
     done = tasks.map(
         _Actor,
-        fn_constructor_args=(recipe.model_dump(mode="json"), cache.provenance, number, max(int(pool.cpus), 1)),
+        fn_constructor_args=(recipe.model_dump(mode="json"), cache.provenance, number, max(int(cpus), 1)),
         fn_constructor_kwargs={"verify": verify},
-        compute=ActorPoolStrategy(min_size=pool.smallest, max_size=pool.largest, max_tasks_in_flight_per_actor=2),
-        num_cpus=pool.cpus,
+        compute=ActorPoolStrategy(
+            min_size=pool.smallest,
+            max_size=pool.largest,
+            # Ray Data adds actors while those it has are given nearly twice the shards that they work on.
+            max_tasks_in_flight_per_actor=2 * SHARDS_AT_ONCE,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=cpus,
         num_gpus=pool.gpus * gpus_per_worker(recipe.parallel.device),
     )
     for row in done.iter_rows():
@@ -108,7 +125,7 @@ def _on_actors(
 
 
 class _Actor:
-    """Holds the encoder, loaded when the first shard arrives, and works on one shard at a time."""
+    """Holds the encoder, loaded when the first shard arrives. Called by `SHARDS_AT_ONCE` threads."""
 
     def __init__(
         self, tree: dict[str, Any], provenance: dict[str, Any], number: int, threads: int, *, verify: bool
@@ -118,21 +135,27 @@ class _Actor:
         self._cache = FeatureCache(recipe=build_recipe(tree), provenance=provenance)
         self._number, self._threads, self._verify = number, threads, verify
         self._encoder: ShardEncoder | None = None
+        self._loading = threading.Lock()
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """The footer of a shard, or the user's error, which Ray would wrap in its own."""
-        from blip3o.train.features.encode import load_shard_encoder
-
         try:
-            if self._encoder is None:
-                self._encoder = load_shard_encoder(self._cache, self._number, threads=self._threads)
-            work = self._encoder.verify if self._verify else self._encoder.write
+            encoder = self._loaded()
+            work = encoder.verify if self._verify else encoder.write
             return {"shard": task["shard"], "footer": work(task["shard"]), "error": None}
         except Blip3oError as error:
             return {"shard": task["shard"], "footer": None, "error": error}
 
+    def _loaded(self) -> "ShardEncoder":
+        from blip3o.train.features.encode import load_shard_encoder
 
-def _pool(actors: str, cpus: float, gpus: float) -> Pool:
+        with self._loading:
+            if self._encoder is None:
+                self._encoder = load_shard_encoder(self._cache, self._number, threads=self._threads)
+            return self._encoder
+
+
+def _pool(actors: str, cpus: float | None, gpus: float) -> Pool:
     """Raises `ConfigError` unless `actors` is a pair of whole numbers in order."""
     first, _, last = actors.partition(",")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
@@ -156,7 +179,9 @@ def command(
     overrides: StageOverrides,
     dry_run: DryRun = False,
     actors: Annotated[str, typer.Option(metavar="MIN,MAX", help="Encoding actors, e.g. 1,8.")] = "1,1",
-    num_cpus_per_actor: Annotated[float, typer.Option(metavar="N", help="CPUs and decoding threads.")] = 1,
+    num_cpus_per_actor: Annotated[
+        float | None, typer.Option(metavar="N", help="CPUs and decoding threads: 1, or 4 where parallel.device is gpu.")
+    ] = None,
     num_gpus_per_actor: Annotated[float, typer.Option(metavar="N", help="GPUs, where parallel.device is gpu.")] = 1,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every record, and encode a batch of each shard again.")

@@ -1,7 +1,8 @@
 """`blip3o preflight RECIPE [--cluster 4x8xH100] [--ranks]`: everything that can be checked before the first step.
 
 The recipe, memory and disk, storage and clocks, data, weights and features, and what the cluster offers. `--ranks`
-starts the recipe's workers, adds a number over all of them, and compares what each reads of the weights to start from.
+starts the recipe's workers, adds a number over all of them, compares what each reads of the weights to start from, and
+measures an all-reduce; `--all-reduce N` only measures that, over N workers, and needs neither data nor weights.
 `blip3o train` runs the cheap ones of these checks by itself. The work is `jobs.training.preflight`.
 """
 
@@ -35,17 +36,28 @@ def command(
     overrides: StageOverrides,
     cluster: Cluster = None,
     ranks: Annotated[bool, typer.Option("--ranks", help="Start the workers, and check that they agree.")] = False,
+    all_reduce: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Only measure the bandwidth of an all-reduce over N workers."),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Check everything that can be checked before a run's first step, and report what is wrong."""
     assumed = parse_cluster(cluster) if cluster else None
-    if ranks and assumed:
-        raise ConfigError(f"--ranks starts workers, and --cluster {cluster} need not exist: give only one of them")
+    if assumed and (ranks or all_reduce):
+        option = "--ranks" if ranks else "--all-reduce"
+        raise ConfigError(f"{option} starts workers, and --cluster {cluster} need not exist: give only one of them")
     pipeline = load_pipeline(recipe, overrides)
     if dry_run:
         print(dump_pipeline(pipeline))
         return
     from blip3o.train.preflight.checks import require  # 2 s: torch
+
+    if all_reduce:
+        from jobs.training.bandwidth import all_reduce_check
+
+        require(print_checks(iter([(pipeline.name, all_reduce_check(pipeline, all_reduce))])))
+        return
     from jobs.training.preflight import preflight
 
     require(print_checks(preflight(pipeline, assumed, ranks=ranks)))

@@ -141,7 +141,8 @@ class ParallelConfig(Frozen):
     )
     compile: bool = Field(
         default=False,
-        description="compile the DiT's layers with torch.compile (ZeRO 0 to 2); results differ by rounding",
+        description="compile the DiT's layers with torch.compile (ZeRO 0 to 2), and the encoder's where features are "
+        "cached or streamed; results differ by rounding",
     )
     threads: int = Field(default=1, gt=0, description="torch's CPU threads per worker")
     peak_tflops: float | None = Field(
@@ -171,6 +172,13 @@ class ParallelConfig(Frozen):
         description="node labels for encoding actors (`blip3o encode`, data.features: stream); if omitted, any node",
     )
     encoder_actors: int = Field(default=1, gt=0, description="encoding actors of the stream (data.features: stream)")
+    encoder_batch_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="images in a batch of `blip3o encode`; if omitted, optim.micro_batch_size: stored features are "
+        "then those computed online, to the bit on a CPU. With a size of their own they differ by rounding, and are a "
+        "cache of their own",
+    )
     cpus_per_encoder_actor: float = Field(default=1, gt=0, description="logical CPUs that an encoding actor reserves")
     gpus_per_encoder_actor: float = Field(
         default=1, gt=0, description="GPUs that an encoding actor reserves if device is gpu; may be a fraction"

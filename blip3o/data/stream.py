@@ -49,14 +49,16 @@ NUMBER = "micro_batch"
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
     """Actors that finish micro-batches with a model: `make` is called once in each of `count`, what it returns maps the
-    arrays of a micro-batch to those that the trainers get. Each reserves `num_cpus` and `num_gpus` on a node that has
-    the `labels`, if there are any; those of the actors that decode are not asked of it.
+    arrays of a micro-batch to those that the trainers get, and is called by `threads` threads at once. Each reserves
+    `num_cpus` and `num_gpus` on a node that has the `labels`, if there are any; those of the actors that decode are not
+    asked of it.
     """
 
     make: Callable[[], EncodeFn]
     count: int
     num_cpus: float
     num_gpus: float
+    threads: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -98,12 +100,7 @@ def build_stream(
         _Maker,
         batch_size=1,
         fn_constructor_args=(make_micro_batch_fn,),
-        compute=ActorPoolStrategy(
-            size=concurrency,
-            max_tasks_in_flight_per_actor=threads + CALLS_WAITING,
-            max_concurrent_calls_per_actor=threads,
-            enable_true_multi_threading=threads > 1,
-        ),
+        compute=_actors(concurrency, threads),
         num_cpus=num_cpus,
         label_selector=dict(labels) if labels else None,
     )
@@ -113,10 +110,19 @@ def build_stream(
         _Encoder,
         batch_size=1,
         fn_constructor_args=(encoders.make,),
-        compute=ActorPoolStrategy(size=encoders.count, max_tasks_in_flight_per_actor=1 + CALLS_WAITING),
+        compute=_actors(encoders.count, encoders.threads),
         num_cpus=encoders.num_cpus,
         num_gpus=encoders.num_gpus,
         label_selector=dict(encoders.labels) or None,
+    )
+
+
+def _actors(count: int, threads: int) -> ActorPoolStrategy:
+    return ActorPoolStrategy(
+        size=count,
+        max_tasks_in_flight_per_actor=threads + CALLS_WAITING,
+        max_concurrent_calls_per_actor=threads,
+        enable_true_multi_threading=threads > 1,
     )
 
 

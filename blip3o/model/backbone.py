@@ -28,7 +28,7 @@ from blip3o.model.positions import (
     next_position,
     sequential_positions,
 )
-from blip3o.model.vision import SiglipVision, patchify
+from blip3o.model.vision import SiglipVision
 
 Numbering = Literal["native", "upstream"]
 
@@ -41,8 +41,8 @@ class Prompt:
     [B, L], a row holds several texts with a common prefix: tokens of branch 0, then of 1, 2, …. Branches do not attend
     to each other, and each has the positions that it would have on its own. Only `Backbone.hidden` supports them.
 
-    `lengths` are the real tokens of each row, int64 [B] on the CPU. With them, `Backbone.query_states` packs the prompts
-    and computes nothing for padding. The last bits of a row then depend on the row's company: training may have that,
+    `lengths` are the real tokens of each row, int64 [B] on the CPU. With them, `Backbone.query_states` packs prompts,
+    and computes nothing for padding. The last bits of a row then depend on its company: training may have that,
     sampling may not.
     """
 
@@ -113,10 +113,7 @@ class Backbone(nn.Module):
         assert vision is not None  # the template of a text-only backbone makes no image tokens
         if vision.kind == "siglip2":
             return self.vision(pixels_BSS3).flatten(0, 1).to(dtype)
-        patches = patchify(normalize_pixels(pixels_BSS3), vision.patch_size, vision.merge)
-        side = vision.grid * vision.merge
-        grid_thw = torch.tensor([[1, side, side]]).expand(pixels_BSS3.shape[0], 3).to(patches.device)
-        return self.hf.model.visual(patches.to(dtype), grid_thw=grid_thw).pooler_output.to(dtype)
+        return self.hf.tower(normalize_pixels(pixels_BSS3)).flatten(0, 1).to(dtype)
 
     def positions(self, images_BL: Tensor, attention_mask_BL: Tensor, numbering: Numbering) -> Tensor:
         """Position ids, [3, B, L] or, if all axes are equal, [B, L]; `images_BL` marks image tokens."""

@@ -82,6 +82,16 @@ class TargetEncoder(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    @property
+    @abstractmethod
+    def layers(self) -> nn.ModuleList:
+        """The tower's transformer blocks, all of one kind and size."""
+
+    def compile_layers(self) -> None:
+        """Compiles the blocks with torch.compile: one graph, which all of them share. Results differ by rounding."""
+        for layer in self.layers:
+            layer.compile()
+
     @abstractmethod
     def tokens(self, images_B3SS: Tensor) -> Tensor:
         """Standardised images [B, 3, S, S], in the weights' dtype → patch tokens [B, P², width], row-major."""
@@ -200,6 +210,11 @@ class EvaEncoder(TargetEncoder):
         self.blocks = nn.ModuleList(EvaBlock(config) for _ in range(config.layers))
         self.project = _projection(config)
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """EVA's blocks."""
+        return self.blocks
+
     def tokens(self, images_B3SS: Tensor) -> Tensor:
         """[B, 3, S, S] → [B, P², width], the CLS token dropped."""
         x = self.patch_embed(images_B3SS)
@@ -235,6 +250,11 @@ class SiglipEncoder(TargetEncoder):
         )
         self.hf.post_layernorm = nn.Identity()
         self.project = _projection(config)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers of the `transformers` module."""
+        return self.hf.encoder.layers
 
     def tokens(self, images_B3SS: Tensor) -> Tensor:
         """[B, 3, S, S] → [B, P², width]."""

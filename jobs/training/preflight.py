@@ -68,9 +68,13 @@ def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, rank
             yield inputs.recipe.run.name, check
     yield pipeline.name, check_call("weights", partial(check_weights, stages))
     if ranks:  # imports Ray Train, which the other checks do not need
+        from jobs.training.bandwidth import all_reduce_check
         from jobs.training.ranks import rank_check
 
         yield pipeline.name, rank_check(pipeline)
+        workers = pipeline.stages[0].parallel.max_workers
+        if workers > 1:
+            yield pipeline.name, all_reduce_check(pipeline, workers)
 
 
 def ray_cluster() -> ClusterConfig:

@@ -5,6 +5,7 @@ start and memory in every process. Ray Data is imported when the stream is built
 for the stream's resources.
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from blip3o.train.features.encoder import FrozenEncoder
 
 Arrays = dict[str, Any]
+
+# Threads of an encoding actor: one gives the encoder a micro-batch while the other waits for features of the last one.
+ENCODER_THREADS = 2
 
 
 def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
@@ -63,6 +67,7 @@ def stream_encoders(plan: FitPlan) -> "Encoders | None":
         count=parallel.encoder_actors,
         num_cpus=parallel.cpus_per_encoder_actor,
         num_gpus=parallel.gpus_per_encoder_actor * gpus_per_worker(parallel.device),
+        threads=ENCODER_THREADS,
         labels=parallel.encoder_labels,
     )
 
@@ -88,16 +93,22 @@ def _open(recipe: Recipe, features_sha256: str | None) -> MicroBatchBuilder:
 def staged_encoders(pipeline: TrainingPipeline) -> Callable[[Arrays], Arrays]:
     """Replaces the encoder's pixels in the arrays of a micro-batch by features, if its stage streams them.
 
-    The encoder of a stage is built when the stream reaches the stage; only the newest is kept.
+    The encoder of a stage is built when the stream reaches the stage; only the newest is kept. Threads may call it at
+    the same time.
     """
+    building = threading.Lock()
 
     @lru_cache(maxsize=1)
-    def encoder(stage: int) -> "FrozenEncoder":
+    def built(stage: int) -> "FrozenEncoder":
         from blip3o.device import select
         from blip3o.train.features.encoder import FrozenEncoder
 
         recipe = pipeline.stages[stage]
         return FrozenEncoder(recipe, select(recipe.parallel.device))
+
+    def encoder(stage: int) -> "FrozenEncoder":
+        with building:
+            return built(stage)
 
     def encode(arrays: Arrays) -> Arrays:
         stage = bisect_right(pipeline.ends, int(arrays["micro_batch"][0]))

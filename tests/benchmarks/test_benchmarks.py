@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from benchmarks import data_cache, frozen_prefix, sampler, step_input, train_step
+from benchmarks import data_cache, encode, frozen_prefix, sampler, step_input, train_step
 
 TINY = {
     data_cache: ["--scenes", "16", "--batch", "4", "--steps", "1"],
+    encode: ["--scenes", "16", "--batch", "4", "--milliseconds", "1"],
     frozen_prefix: ["--prompt", "12", "--queries", "4", "--layers", "1", "--width", "64", "--batch", "2"],
     step_input: ["--prompt", "12", "--batch", "2", "--busy", "1"],
     sampler: ["--steps", "2", "--layers", "1", "--width", "448", "--batch", "1"],

@@ -24,6 +24,12 @@ def crds():
     return Path(folder)
 
 
+@pytest.fixture
+def crds_if_any():
+    folder = settings.get("KUBERAY_CRDS")
+    return Path(folder) if folder else None
+
+
 def _changed(document, path, value):
     """A copy with one entry, named by a dotted path, set; `None` removes it."""
     changed = copy.deepcopy(document)
@@ -58,12 +64,37 @@ def test_every_shipped_file_is_valid(path):
         ("available_node_types.trainer.max_workers", 25, "max_workers 25 exceeds max_workers 24"),
         ("available_node_types.trainer.node_config.InstanceTyp", "x", 'node_config: Unknown .* "InstanceTyp"'),
         ("available_node_types.trainer.node_config.InstanceMarketOptions.MarketType", 1, "MarketType"),
+        ("available_node_types.trainer.node_config.ImageId", None, "trainer.node_config.ImageId is missing: .* 580"),
+        ("available_node_types.trainer.node_config.ImageId", "latest_dlami", "trainer.node_config.ImageId is missing"),
         ("worker_start_ray_commands.1", "ray start --address=$RAY_HEAD_IP:6379", "without RAY_AUTH_MODE"),
     ],
 )
 def test_a_slip_in_the_launcher_config_is_named(path, value, message):
     with pytest.raises(ConfigError, match=message):
         validate.validate_launcher(_changed(AWS, path, value))
+
+
+def test_a_gpu_node_is_known_by_its_resources_or_its_instance_and_others_need_no_image():
+    trainer = "available_node_types.trainer"
+    imageless = _changed(AWS, f"{trainer}.node_config.ImageId", None)
+    hidden = _changed(imageless, f"{trainer}.resources", {"CPU": 192})
+    with pytest.raises(ConfigError, match="trainer.node_config.ImageId is missing"):
+        validate.validate_launcher(hidden)
+    validate.validate_launcher(_changed(hidden, f"{trainer}.node_config.InstanceType", "m6i.4xlarge"))
+
+
+def test_every_network_card_of_a_p5_has_one_efa_interface_in_the_group_and_subnet_of_all_nodes():
+    types = yaml.safe_load((CLUSTER / "aws-p5.yaml").read_text())["available_node_types"]
+    found = types["trainer"]["node_config"]["NetworkInterfaces"]
+    assert [card["NetworkCardIndex"] for card in found] == list(range(32))
+    assert [card["DeviceIndex"] for card in found] == [0] + [1] * 31
+    assert [card["InterfaceType"] for card in found] == ["efa"] + ["efa-only"] * 31
+    for name in ("head", "preprocess"):
+        config = types[name]["node_config"]
+        assert all([card["SubnetId"]] == config["SubnetIds"] for card in found)
+        assert all(card["Groups"] == config["SecurityGroupIds"] for card in found)
+    # Ray refuses a node with interfaces that has them elsewhere too.
+    assert not {"SubnetIds", "SecurityGroupIds"} & types["trainer"]["node_config"].keys()
 
 
 HEAD = "spec.rayClusterSpec.headGroupSpec.template.spec"
@@ -116,6 +147,19 @@ def test_the_service_manifest_keeps_to_its_crd(crds):
 def test_a_folder_without_the_crd_is_named(tmp_path):
     with pytest.raises(ConfigError, match="has no ray.io_rayjobs.yaml"):
         validate.validate_kuberay(RAYJOB, crds=tmp_path)
+
+
+def test_the_variant_with_efa_is_valid_too(crds_if_any):
+    lines = (CLUSTER / "kuberay" / "rayjob.yaml").read_text().splitlines()
+    added = yaml.safe_load("\n".join(line.partition("#efa ")[2] for line in lines if "#efa " in line))
+    changed = copy.deepcopy(RAYJOB)
+    [container] = changed["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]["template"]["spec"]["containers"]
+    for kind, amounts in added.pop("resources").items():
+        container["resources"][kind].update(amounts)
+    assert not container.keys() & added.keys()
+    container.update(added)
+    assert container["resources"]["limits"]["vpc.amazonaws.com/efa"] == "32"
+    validate.validate_kuberay(changed, crds=crds_if_any)
 
 
 SERVE = {

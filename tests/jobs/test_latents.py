@@ -10,7 +10,9 @@ from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
+from blip3o.train.features.encoder import FrozenEncoder
 from blip3o.train.features.latents import measure_latents
+from blip3o.train.features.statistics import channel_statistics
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.stages import stage_of
 from jobs.latents import main
@@ -57,6 +59,18 @@ def test_a_stage_finds_what_was_measured_and_its_latents_are_standard(base):
     # Statistics are rounded to the 8 bits of bf16; nano's means are not far above its deviations.
     assert torch.allclose(latents.mean(0), torch.zeros(16), atol=0.02)
     assert torch.allclose(latents.std(0, correction=0), torch.ones(16), rtol=2**-8)
+
+
+def test_features_are_measured_in_the_recipes_precision(base):
+    """Those of an encoder in bf16, to the bit: what a trainer in bf16 is to normalise."""
+    recipe = world.recipe(base, **normalised(base, parallel={"precision": "bf16"}))
+    measured = measure_latents(recipe, name="latents-bf16", images=IMAGES)
+    encode = FrozenEncoder(recipe, torch.device("cpu"))
+    builder = build_micro_batches(StageInputs(recipe), stage_of(recipe).task)
+    halves = [torch.from_numpy(encode(builder(number)["encoder_pixels"])) for number in range(3)]
+    assert all(torch.equal(one, other) for one, other in zip(measured, channel_statistics(halves), strict=True))
+    exact = measure_latents(world.recipe(base, **normalised(base)), name="latents-fp32", images=IMAGES)
+    assert not torch.equal(measured[0], exact[0])
 
 
 def test_a_recipe_that_would_not_use_them_is_refused(base, tmp_path, capsys):

@@ -132,7 +132,7 @@ def test_a_run_that_is_ready_passes_every_check_and_its_ranks_agree(base, tmp_pa
     assert preflight.main([file, "--ranks"]) == 0
     found = re.findall(r"^ready: (ok|wrong|not known) +(.+?): ", capsys.readouterr().out, re.MULTILINE)
     of_the_recipe = ["clipping", "condition dropout", "micro-batches", "schedule", "memory", "disk", "store"]
-    with_storage = ["resources", "storage", "clock", "data", "weights", "ranks"]
+    with_storage = ["resources", "storage", "clock", "data", "weights", "ranks", "all-reduce"]
     assert found == [("ok", name) for name in [*of_the_recipe, *with_storage]]
 
 
@@ -144,3 +144,20 @@ def test_a_run_that_is_not_ready_reports_what_is_missing(tmp_path, capsys):
     assert "quiet: wrong     weights: " in out.out
     assert preflight.main([file, "--cluster", "1x1xH100", "--ranks"]) == 1
     assert "--ranks starts workers, and --cluster 1x1xH100 need not exist" in capsys.readouterr().err
+
+
+def test_the_bandwidth_of_an_all_reduce_is_measured_over_real_workers(ray_cluster, tmp_path, capsys):
+    file = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path))  # which has no data
+    assert preflight.main([file, "--all-reduce", "2"]) == 0
+    line = capsys.readouterr().out.strip()
+    said = (
+        r"quiet: ok +all-reduce: 16777216 bytes over 2 workers by gloo in (\S+) ms: (\S+) GB/s, (\S+) GB/s on each link"
+    )
+    found = re.fullmatch(said, line)
+    milliseconds, speed, link = map(float, found.groups())
+    assert speed == pytest.approx(16777216 / milliseconds / 1e6, rel=0.01, abs=0.01)
+    assert link == speed  # 2 (n - 1) / n of two workers is one
+    assert preflight.main([file, "--all-reduce", "2", "--set", "parallel.device=gpu"]) == 1
+    assert "2 workers need 2 CPUs, Ray has 6 and 2 GPUs, Ray has 0: ask for fewer" in capsys.readouterr().err
+    assert preflight.main([file, "--all-reduce", "2", "--cluster", "1x1xH100"]) == 1
+    assert "--all-reduce starts workers" in capsys.readouterr().err

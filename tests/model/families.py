@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from benchmarks._transformers import transformers_model
+from benchmarks._transformers import qwen_vision_options, transformers_model
 from blip3o.config.backbone import BackboneConfig, Llama3Rope, VisionConfig
 from blip3o.model.backbone import Backbone, Prompt
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
@@ -68,3 +68,12 @@ def row_of(batch: Prompt, row: int) -> Prompt:
         attention_mask=batch.attention_mask[row : row + 1, real],
         pixels=None if batch.pixels is None else batch.pixels[row : row + 1],
     )
+
+
+def transformers_tower(vision: VisionConfig, out_width: int) -> nn.Module:
+    """Qwen2.5-VL's tower as `transformers` has it, with random weights."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    config = Qwen2_5_VLVisionConfig(**qwen_vision_options(vision, out_width=out_width))
+    return Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation="sdpa")

@@ -45,8 +45,8 @@ def test_positions_are_those_of_transformers(model):
 
 def test_logits_are_those_of_transformers(model):
     prompt = ragged([16, 11])
-    from blip3o.model.backbone import patchify
     from blip3o.model.encoder import normalize_pixels
+    from blip3o.model.vision import patchify
 
     expected = transformers_twin(model.backbone)(
         input_ids=prompt.input_ids,
@@ -64,8 +64,8 @@ def test_patches_are_those_of_the_published_image_processor():
     import numpy as np
     from transformers import Qwen2VLImageProcessor
 
-    from blip3o.model.backbone import patchify
     from blip3o.model.encoder import normalize_pixels
+    from blip3o.model.vision import patchify
 
     image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
     expected = Qwen2VLImageProcessor(min_pixels=1, max_pixels=10**6)(images=[image], return_tensors="pt")

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from blip3o.config.model import EncoderConfig
@@ -184,3 +185,13 @@ def test_a_frozen_tower_takes_as_many_images_at_once_as_a_cpus_cache_holds(confi
     assert trained.requires_grad
     assert torch.allclose(parts, whole, rtol=0, atol=1e-6)  # kernels sum in an order that depends on the batch
     assert torch.equal(trained, whole)
+
+
+@pytest.mark.parametrize("config", [SMALL, SIGLIP], ids=["eva_clip", "siglip2"])
+def test_compiled_layers_share_one_graph_and_give_the_same_features(config):
+    encoder, pixels = build(config), pixels_for(config)
+    with torch.no_grad(), torch.compiler.set_stance(force_backend="eager"):
+        expected, before = encoder.encode_batch(pixels), counters["stats"]["unique_graphs"]
+        encoder.compile_layers()
+        assert torch.equal(encoder.encode_batch(pixels), expected)
+    assert counters["stats"]["unique_graphs"] - before == 1

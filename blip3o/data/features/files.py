@@ -234,8 +234,10 @@ def _other_provenances(folder: FeatureFolder, manifest: Manifest) -> Iterator[tu
 
 
 def _differing(uri: str, held: Provenance, asked: Provenance) -> str:
-    fields = [name for name in asked if held.get(name) != asked[name]]
-    return f"{uri} has " + ", ".join(f"{name} {held.get(name)} where the recipe has {asked[name]}" for name in fields)
+    fields = [name for name in {**asked, **held} if held.get(name) != asked.get(name)]
+    return f"{uri} has " + ", ".join(
+        f"{name} {held.get(name)} where the recipe has {asked.get(name)}" for name in fields
+    )
 
 
 def scan_records(uri: str, header: FeatureHeader) -> Iterator[tuple[int, bytes]]:

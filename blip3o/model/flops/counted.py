@@ -19,7 +19,6 @@ from blip3o.model.describe import META
 from blip3o.model.flow import evaluations
 from blip3o.model.language.decoder import Cache
 from blip3o.model.unified import UnifiedModel
-from blip3o.model.vision import TEMPORAL_PATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,22 +142,5 @@ def _decoding(model: UnifiedModel) -> Iterator[Cost]:
 
 
 def _vision_tokens(model: UnifiedModel, vision: VisionConfig) -> Tensor:
-    if vision.kind == "siglip2":
-        pixels = torch.empty(1, vision.image_size, vision.image_size, 3, dtype=torch.uint8, device=META)
-        return model.backbone.vision(pixels)
-    from transformers import vision_utils
-
-    side = vision.grid * vision.merge
-    tower = model.backbone.hf.model.visual
-    grid_thw = torch.tensor([[1, side, side]])
-    windows, lengths = vision_utils.get_vision_window_index(
-        grid_thw, spatial_merge_size=vision.merge, window_size=tower.window_size, patch_size=vision.patch_size
-    )
-    return tower(
-        _empty(side * side, 3 * TEMPORAL_PATCH * vision.patch_size**2),
-        grid_thw=grid_thw,
-        # The tower would compute these from the grid's values, but on the meta device there are none.
-        position_ids=vision_utils.get_vision_position_ids(grid_thw, vision.merge).to(META),
-        window_index=windows.to(META),
-        cu_window_seqlens=lengths,
-    ).pooler_output
+    pixels = torch.empty(1, vision.image_size, vision.image_size, 3, dtype=torch.uint8, device=META)
+    return model.backbone.embed_images(pixels, dtype=torch.float32)

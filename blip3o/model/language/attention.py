@@ -3,7 +3,7 @@
 Keys and values are never repeated: query heads outnumber key/value heads by G = H / K, and each key/value head serves
 its group of G.
 
-Legend: B batch, L query tokens, S key tokens, H query heads, K key/value heads, D channels of one head, T packed tokens.
+Legend: B batch, L query tokens, S key tokens, T packed tokens, H query heads, K key/value heads, D channels of a head.
 """
 
 import torch

@@ -1,10 +1,12 @@
 """The language model with its head and, for Qwen2.5-VL, its vision tower, under the names of published weights."""
 
+from typing import cast
+
 from torch import nn
 
 from blip3o.config.backbone import BackboneConfig
 from blip3o.model.language.decoder import Decoder
-from blip3o.model.vision import build_qwen_tower
+from blip3o.model.vision import QwenVision
 
 
 class _WithTower(nn.Module):
@@ -13,7 +15,7 @@ class _WithTower(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         assert config.vision is not None  # the config's validator requires it of this family
-        self.visual = build_qwen_tower(config.vision, out_width=config.hidden_size)
+        self.visual = QwenVision(config.vision, out_width=config.hidden_size)
         self.language_model = Decoder(config)
 
 
@@ -31,3 +33,8 @@ class LanguageModel(nn.Module):
     def decoder(self) -> Decoder:
         """The language model without its head."""
         return self.model if isinstance(self.model, Decoder) else self.model.language_model
+
+    @property
+    def tower(self) -> QwenVision:
+        """Qwen2.5-VL's vision tower. Raises `AttributeError` for other families."""
+        return cast("_WithTower", self.model).visual

@@ -29,6 +29,8 @@ def identity(recipe: Recipe, *, data_sha256: Sequence[str]) -> str:
     # Left out on purpose: workers, ZeRO stage, logging and checkpoint rules, which may change between two submissions.
     deciding = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
     deciding |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
+    if recipe.data.features == "cache" and recipe.parallel.encoder_batch_size is not None:
+        deciding["encoder_batch_size"] = recipe.parallel.encoder_batch_size  # stored features are rounded by it
     deciding |= {"data_sha256": list(data_sha256), "start": start_sha256(recipe)}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -14,7 +14,6 @@ from blip3o.config.recipe import Recipe
 from blip3o.device import collective_backend
 from blip3o.errors import ConfigError
 from blip3o.model.activation_checkpointing import checkpoint_activations
-from blip3o.model.unified import UnifiedModel
 from blip3o.train.deepspeed.gather import is_partitioned
 from blip3o.train.objectives import StageModule
 from blip3o.train.schedule import parameter_groups
@@ -63,7 +62,7 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
     if recipe.parallel.activation_checkpointing:
         checkpoint_activations(module.model)
     if recipe.parallel.compile:
-        _compile_layers(module.model)
+        module.model.compile_layers()
     trainable = {name: p for name, p in module.model.named_parameters() if p.requires_grad}
     optim = recipe.optim
     # The loop sets the learning rate at each step. It starts at 0 because `deepspeed.initialize` may take a step with
@@ -87,15 +86,6 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
         engine.optimizer.optimizer.state.clear()
     _require_applied(engine, recipe)
     return engine
-
-
-def _compile_layers(model: UnifiedModel) -> None:
-    """Compiles the layers of the DiT only: a decoder layer of `transformers` holds its index, so every layer would be
-    compiled separately.
-    """
-    if model.generates:
-        for layer in model.denoiser.blocks:
-            layer.compile()
 
 
 def _register_external_parameters(module: nn.Module) -> None:

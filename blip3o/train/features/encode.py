@@ -1,14 +1,21 @@
 """Encodes one shard into its file of features: read, decode, encode, write. `jobs.encode` distributes shards with Ray.
 
-A few threads read and decode images ahead of the encoder. The encoder only sees batches of one size: the last batch of
-a shard is padded. A record is therefore a function of the shard, the encoder and the batch size, and any machine can
-compute it again.
+Three kinds of threads work on a shard at once: some read and decode images ahead of the encoder, two give batches to
+the encoder, and the caller's packs features and writes the file. While a batch is packed, the next two are already with
+the encoder. A second shard may be written at the same time, by another caller: its first images are decoded while the
+first shard's last ones are encoded, so that the encoder does not wait between shards either.
+
+The encoder only sees batches of one size: the last batch of a shard is padded. A record is therefore a function of the
+shard, the encoder and the batch size, and any machine can compute it again.
 """
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -36,12 +43,15 @@ from blip3o.train.features.encoder import FeatureCache, FrozenEncoder
 from blip3o.types import RawSample, SampleRef
 
 STAGE = "encode"
-PREFETCH = 3  # batches that are read and decoded while the encoder works
+PREFETCH = 3  # batches that are read and decoded while the encoder works; with more threads, one for each
+ENCODING = 2  # batches with the encoder: one whose features are on their way back, one that is computed
 # The allowed relative RMS difference between stored and re-encoded features, on top of the error of storing them:
 # rounding depends on the device and the shape. In bf16 one rounding is 2e-3, and it passes through dozens of layers.
 TOLERANCE_FP32, TOLERANCE_BF16 = 1e-4, 3e-2
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Pixels = list[np.ndarray | None]  # of a batch; None for damaged images
+Features = list[np.ndarray | None]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -50,7 +60,8 @@ Made = TypeVar("Made")
 class ShardEncoder:
     """Encodes the shards of one source with `encode` (uint8 [B, S, S, 3] → float32 [B, N, F]).
 
-    `threads` threads read and decode; `batch_size` is the size of every batch.
+    `threads` threads read and decode; `batch_size` is the size of every batch. `encode` is called by two threads at a
+    time. Two threads may write shards; the second one's images go to the encoder after all of the first one's.
     """
 
     recipe: Recipe
@@ -59,6 +70,7 @@ class ShardEncoder:
     encode: Encode
     batch_size: int
     threads: int
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def write(self, shard: int) -> FeatureFooter:
         """Encodes a shard's good rows and writes its file.
@@ -67,8 +79,9 @@ class ShardEncoder:
         `FrozenEncoder` and `write_features` do.
         """
         header = self.folder.header(self.manifest.shards[shard])
-        features = self._features(shard, self._good_rows(shard))
-        return write_features(self.folder.file(shard), header, self._by_row(header.rows, features))
+        # Closed at once, also after an error, whose traceback would keep the next shard from its turn.
+        with closing(self._features(shard, self._good_rows(shard))) as features:
+            return write_features(self.folder.file(shard), header, self._by_row(header.rows, features))
 
     def verify(self, shard: int) -> FeatureFooter:
         """Reads a shard's complete file and encodes its first batch again.
@@ -117,24 +130,36 @@ class ShardEncoder:
             else:
                 yield None
 
-    def _features(self, shard: int, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray | None]]:
+    def _features(self, shard: int, rows: Sequence[int]) -> Generator[tuple[int, np.ndarray | None]]:
         """(row, features [N, F]) of the given rows in order; None if the image is damaged."""
         reader = ShardReader([self.manifest], threads=self.threads)
         groups = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="decoder") as pool:
-            for group, pixels in zip(
-                groups, prefetch(pool, lambda group: self._pixels(reader, shard, group), groups), strict=True
-            ):
-                good = [image for image in pixels if image is not None]
-                if good:
-                    # Kernels round by the batch's shape: a smaller batch would give other bits.
-                    padded = np.stack(good + [good[-1]] * (self.batch_size - len(good)))
-                    encoded = iter(self.encode(padded)[: len(good)])
-                yield from (
-                    (row, None if image is None else next(encoded)) for row, image in zip(group, pixels, strict=True)
-                )
+        with (
+            ThreadPoolExecutor(self.threads, thread_name_prefix="decoder") as decoders,
+            ThreadPoolExecutor(ENCODING, thread_name_prefix="encoder") as encoders,
+        ):
+            ahead = max(PREFETCH, self.threads)
+            decoded = prefetch(decoders, lambda group: self._pixels(reader, shard, group), groups, ahead=ahead)
+            with closing(self._in_turn(decoded)) as batches:
+                encoded = prefetch(encoders, self._encoded, batches, ahead=ENCODING)
+                for group, features in zip(groups, encoded, strict=True):
+                    yield from zip(group, features, strict=True)
 
-    def _pixels(self, reader: ShardReader, shard: int, rows: Sequence[int]) -> list[np.ndarray | None]:
+    def _in_turn(self, batches: Iterator[Pixels]) -> Generator[Pixels]:
+        """The batches, once no other shard has any left to encode."""
+        with self._turn:
+            yield from batches
+
+    def _encoded(self, pixels: Pixels) -> Features:
+        """The features of a batch, None for damaged images."""
+        good = [image for image in pixels if image is not None]
+        if not good:
+            return [None] * len(pixels)
+        # Kernels round by the batch's shape: a smaller batch would give other bits.
+        encoded = iter(self.encode(np.stack(good + [good[-1]] * (self.batch_size - len(good)))))
+        return [None if image is None else next(encoded) for image in pixels]
+
+    def _pixels(self, reader: ShardReader, shard: int, rows: Sequence[int]) -> Pixels:
         """The images of the given rows as the encoder sees them, uint8 [S, S, 3]; None for damaged ones."""
         refs = [SampleRef(source=0, shard=shard, row=row, pass_index=0) for row in rows]
         return [self._image(reader, ref, raw) for ref, raw in zip(refs, reader.fetch_each(refs), strict=True)]
@@ -166,16 +191,24 @@ def load_shard_encoder(cache: FeatureCache, source: int, *, threads: int) -> Sha
             "to the runs of stage.start_from, and start again"
         )
     manifest, folder = cache.sources(StageInputs(recipe).manifests)[source]
-    size = recipe.optim.micro_batch_size
+    size = recipe.parallel.encoder_batch_size or recipe.optim.micro_batch_size
     return ShardEncoder(recipe=recipe, manifest=manifest, folder=folder, encode=maker, batch_size=size, threads=threads)
 
 
-def prefetch(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
-    """Yields `make(item)` of every item in order, while the pool computes the next `PREFETCH` ones."""
-    waiting: deque[Future[Made]] = deque()
-    for item in items:
-        waiting.append(pool.submit(make, item))
-        if len(waiting) > PREFETCH:
+def prefetch(
+    pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterable[Item], *, ahead: int
+) -> Iterator[Made]:
+    """`make(item)` of every item in order. The pool begins with the first `ahead` items at once, and then with one more
+    before each result is waited for.
+    """
+    rest = iter(items)
+    waiting: deque[Future[Made]] = deque(pool.submit(make, item) for item in islice(rest, ahead))
+
+    def results() -> Iterator[Made]:
+        for item in rest:
+            waiting.append(pool.submit(make, item))
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    return results()

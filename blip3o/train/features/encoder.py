@@ -6,6 +6,7 @@ It has the weights that the trainer would load from the runs in `stage.start_fro
 
 import functools
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from blip3o.data.features.files import FeatureFolder, provenance_sha256, require
 from blip3o.data.features.reader import feature_folders, record_format
 from blip3o.data.features.records import to_bf16_bits
 from blip3o.data.shards.manifest import Manifest
+from blip3o.device import download, upload
 from blip3o.errors import CheckpointError, ConfigError
 from blip3o.model.empty_weights import init_empty_weights
 from blip3o.model.encoder import TargetEncoder, build_encoder, tensors_sha256
@@ -41,7 +43,8 @@ class FeatureCache:
         """Reads every weight of the encoder once. Raises `ConfigError` as `require_encoder` does."""
         weights = tensors_sha256(_encoder_tensors(recipe))
         encoder = _empty_encoder(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
-        return cls(recipe=recipe, provenance={**asdict(encoder), "stored": asdict(record_format(recipe))})
+        stored = {"stored": asdict(record_format(recipe))} | _own_batches(recipe)
+        return cls(recipe=recipe, provenance={**asdict(encoder), **stored})
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -57,6 +60,12 @@ class FeatureCache:
         """Raises `DataError`, naming file and values, unless every shard has features of exactly this provenance."""
         for manifest, folder in self.sources(manifests):
             require_features(folder, manifest, self.provenance)
+
+
+def _own_batches(recipe: Recipe) -> dict[str, int]:
+    """The size of the encoder's batches, if it need not be the trainer's: kernels round by it."""
+    size = recipe.parallel.encoder_batch_size
+    return {} if size is None else {"batch_size": size}
 
 
 def require_encoder(recipe: Recipe) -> None:
@@ -114,8 +123,11 @@ def _encoder_tensors(recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
 class FrozenEncoder:
     """The encoder with its weights: pixels to features, bit-identical to those that the recipe's trainer computes.
 
-    This holds for batches of the trainer's size on the trainer's kind of device: the rounding of matrix kernels depends
-    on shapes.
+    This holds for batches of the trainer's size on the trainer's kind of device, unless `parallel.compile` is set: the
+    rounding of matrix kernels depends on shapes.
+
+    Threads may call it at the same time. They launch one after the other, and while one waits for its features, the GPU
+    works on the next one's: two threads keep it busy.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
@@ -125,6 +137,9 @@ class FrozenEncoder:
         self._encoder = _empty_encoder(recipe).requires_grad_(requires_grad=False)
         self._encoder.load_state_dict(dict(_encoder_tensors(recipe)), assign=True)
         self._encoder.to(device).eval()
+        self._launching = threading.Lock()
+        if recipe.parallel.compile:
+            self._encoder.compile_layers()
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -134,7 +149,9 @@ class FrozenEncoder:
     @torch.inference_mode()
     def __call__(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] → features float32 [B, N, F]."""
-        return self._encoder(torch.tensor(pixels_BSS3, device=self._device)).float().cpu().numpy()
+        with self._launching:
+            features = download(self._encoder(upload(pixels_BSS3, self._device)).float())
+        return features().numpy()
 
     def column(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         """Features as a column of a micro-batch: in bf16 precision as the bits of bfloat16, uint16."""

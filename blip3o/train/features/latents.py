@@ -30,15 +30,17 @@ logger = logging.getLogger(__name__)
 def measure_latents(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
     """Measures over the first `images` samples of the recipe's order, rounded up to micro-batches; writes run `name`.
 
-    Returns mean and standard deviation, [F]. Raises `ConfigError` if the recipe does not normalise latents or is for
-    another stage, and `CheckpointError` if the encoder of the targets has no weights.
+    Features are computed in the recipe's precision, as the trainer computes them; their sums are fp64. Returns mean and
+    standard deviation, [F]. Raises `ConfigError` if the recipe does not normalise latents or is for another stage, and
+    `CheckpointError` if the encoder of the targets has no weights.
     """
     if not recipe.model.normalize_latents or recipe.objective.generation is None:
         raise ConfigError("statistics are for a generating stage that uses them: set model.normalize_latents=true")
     recipe = recipe.with_online_features()
     inputs = StageInputs(recipe)
     torch.set_num_threads(recipe.parallel.threads)
-    model = _target_model(inputs, name).to(select(recipe.parallel.device))
+    dtype = torch.bfloat16 if recipe.parallel.precision == "bf16" else torch.float32
+    model = _target_model(inputs, name).to(select(recipe.parallel.device), dtype)
     count = -(-images // recipe.optim.micro_batch_size)
     mean, std = channel_statistics(_features(inputs, model, count))
     tensors = {"latent_scale.mean": mean, "latent_scale.std": std}
