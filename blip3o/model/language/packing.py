@@ -37,7 +37,7 @@ def groups_of_rows(lengths: Sequence[int], most: int) -> Iterator[tuple[slice, s
     """Slices of consecutive rows, and of their packed tokens: at most `most` tokens, but at least one row with any."""
     first = begin = end = 0
     for row, length in enumerate(lengths):
-        if end > begin and end + length - begin > most:
+        if length and end > begin and end + length - begin > most:
             yield slice(first, row), slice(begin, end)
             first, begin = row, end
         end += length
