@@ -175,15 +175,20 @@ class Backbone(nn.Module):
         The values and the queries' gradient equal those of `query_states_full`, as nothing before the queries trains.
         """
         with torch.no_grad():
-            if prompt.lengths is not None and prompt.lengths.any():
-                cached = self._fill_packed(prompt, prompt.lengths)
-            else:
-                cached = self._fill_padded(prompt)
+            cached = self.fill(prompt)
         queries = queries_NH.expand(prompt.input_ids.shape[0], -1, -1)
         return self.extend(cached, queries, keep=False).states
 
+    def fill(self, prompt: Prompt) -> PromptCache:
+        """As `prefill`, but without states, which saves most of the last layer, and with the config's numbering.
+
+        Prompts with `lengths` are packed, unless all of them are empty.
+        """
+        if prompt.lengths is not None and prompt.lengths.any():
+            return self._fill_packed(prompt, prompt.lengths)
+        return self._fill_padded(prompt)
+
     def _fill_padded(self, prompt: Prompt) -> PromptCache:
-        """As `prefill`, but without states, which saves most of the last layer."""
         rows = max(self._tokens_at_once(prompt.input_ids.flatten()) // prompt.input_ids.shape[1], 1)
         return concat_caches([self._fill(part) for part in prompt.split(rows)])
 
