@@ -213,11 +213,11 @@ class Backbone(nn.Module):
 
     def _tokens_at_once(self, tokens: Tensor) -> int:
         """How many of the tokens a frozen pass should take at once, by its widest activation; see `rows_at_once`."""
-        weight = self.text.embed_tokens.weight
-        # Under ZeRO-3 (`ds_id`), a pass gathers weights from all ranks, which must make equally many passes.
-        if hasattr(weight, "ds_id"):
+        # Under ZeRO-3 (a partitioned weight is empty), each pass gathers the weights from all ranks, so they must make
+        # equally many passes.
+        if any(weight.numel() == 0 for weight in self.text.parameters()):
             return len(tokens)
-        return rows_at_once(tokens, self.config.mlp_width * weight.element_size())
+        return rows_at_once(tokens, self.config.mlp_width * self.text.norm.weight.element_size())
 
     @torch.no_grad()
     def stream(
