@@ -51,6 +51,10 @@ class Pool:
     cpus: float | None = None
     gpus: float = 1
 
+    def cpus_for(self, device: DeviceKind) -> float:
+        """CPUs of an actor that encodes on this kind of device."""
+        return ACTOR_CPUS[device] if self.cpus is None else self.cpus
+
 
 def encode(recipe: Recipe, pool: Pool | None = None, *, verify: bool = False) -> "list[EncodeSummary]":
     """Encodes what is missing of the recipe's training sources, or verifies what is stored; returns their summaries.
@@ -102,7 +106,7 @@ def _on_actors(
     tasks.context.print_on_execution_start = False
     tasks.context.execution_no_progress_timeout_s = -1  # a shard may take longer than Ray's default allows
     recipe = cache.recipe
-    cpus = ACTOR_CPUS[recipe.parallel.device] if pool.cpus is None else pool.cpus
+    cpus = pool.cpus_for(recipe.parallel.device)
     done = tasks.map(
         _Actor,
         fn_constructor_args=(recipe.model_dump(mode="json"), cache.provenance, number, max(int(cpus), 1)),

@@ -220,6 +220,11 @@ def test_what_cannot_be_done_is_refused_in_a_line(base, tmp_path, capsys):
         assert f"error: --actors {actors} is no pair MIN,MAX" in capsys.readouterr().err
 
 
+def test_an_actor_on_a_gpu_has_four_decoding_threads_unless_told_otherwise():
+    assert [Pool().cpus_for(device) for device in ("cpu", "gpu")] == [1, 4]
+    assert SMALL.cpus_for("gpu") == 0.5
+
+
 def test_streamed_features_need_their_encoder_before_the_first_step(base):
     stage = {"name": "generate", "start_from": ["world-understand"]}
     with pytest.raises(ConfigError, match="'stream' needs the encoder's weights before training begins"):

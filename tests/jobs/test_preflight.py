@@ -158,6 +158,6 @@ def test_the_bandwidth_of_an_all_reduce_is_measured_over_real_workers(ray_cluste
     assert speed == pytest.approx(16777216 / milliseconds / 1e6, rel=0.01, abs=0.01)
     assert link == speed  # 2 (n - 1) / n of two workers is one
     assert preflight.main([file, "--all-reduce", "2", "--set", "parallel.device=gpu"]) == 1
-    assert "2 workers need 2 CPUs, Ray has 6 and 2 GPUs, Ray has 0: ask for fewer" in capsys.readouterr().err
+    assert re.search(r"2 workers need 2 CPUs, Ray has \d and 2 GPUs, Ray has 0: ask for fewer", capsys.readouterr().err)
     assert preflight.main([file, "--all-reduce", "2", "--cluster", "1x1xH100"]) == 1
     assert "--all-reduce starts workers" in capsys.readouterr().err
