@@ -1,6 +1,6 @@
 """How long a training step waits for its micro-batch: prepared a step ahead in a thread, against made when it starts.
 
-    python -m benchmarks.step_input [--batch 16] [--prompt 224] [--draws 1] [--busy 50] [--rounds 20]
+    python -m benchmarks.step_input [--batch 16] [--prompt 224] [--draws 1] [--busy 150] [--rounds 20]
 
 Both make the same input of the 8b preset's generate stage, with cached features: tensors of the stream's arrays, the
 draws of the loss, and its counts. Before each, the caller sleeps for `busy` milliseconds: it stands for the time that a
@@ -67,7 +67,7 @@ def _prepare(objective: Objective, arrays: dict[str, np.ndarray], step: int) -> 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the benchmark; the last line is its result. `ratio` is other / ours, in seconds that a step waits."""
-    sizes = {"batch": 16, "prompt": 224, "draws": 1, "busy": 50, "rounds": 20}
+    sizes = {"batch": 16, "prompt": 224, "draws": 1, "busy": 150, "rounds": 20}
     arguments, folder = options(__doc__ or "", sizes, argv)
     recipe = _recipe(arguments)
     prepare = partial(_prepare, build_objective(recipe.objective, recipe, pad_id=0), _arrays(arguments, recipe))

@@ -50,9 +50,10 @@ class Callback:
     """The hooks of the loop, in the order of their calls. Each hook is called on all callbacks in the list's order.
 
     1. `on_start`, once.
-    2. In every step: `measure` for each micro-batch, before any arithmetic; `after_step` after the optimizer step; then
-       `wants_checkpoint`, until one callback returns True. In that case, `on_checkpoint` of all callbacks: whatever
-       must be stored before a checkpoint counts comes before the callback that saves it.
+    2. In every step: `measure` for each micro-batch, after the work of all of them is launched and before the optimizer
+       step; `after_step` after it; then `wants_checkpoint`, until one callback returns True. In that case,
+       `on_checkpoint` of all callbacks: whatever must be stored before a checkpoint counts comes before the callback
+       that saves it.
     3. `on_end`, once, after the last step. An error in the loop skips it.
 
     `on_phase` is called in between, whenever the loop starts something that may hang.
@@ -68,7 +69,10 @@ class Callback:
         """This rank enters a phase, described in a few words."""
 
     def measure(self, batch: Mapping[str, Tensor]) -> dict[str, int]:
-        """Counts for one micro-batch. The loop sums them over micro-batches and ranks into `StepRecord.work`."""
+        """Counts for one micro-batch, whose tensors are on the CPU.
+
+        The loop sums them over micro-batches and ranks into `StepRecord.work`.
+        """
         return {}
 
     def after_step(self, done: int, record: StepRecord) -> None:

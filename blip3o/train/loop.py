@@ -6,7 +6,9 @@ nor on accumulation.
 
 A thread prepares the micro-batches of the next step while this one runs: it waits for the stream, makes tensors and
 random draws, and counts. So a GPU gets its work at once when a step starts. Everything that involves other ranks or the
-GPU is on the loop's own thread. Within a step, the loop reads nothing back from the GPU until all work is launched.
+GPU is on the loop's own thread. Within a step, the loop reads nothing back from the GPU until all work is launched. The
+micro-batches of both steps are in the CPU's memory, page-locked for a GPU, and a GPU gets each of them just before its
+forward pass: it holds one at a time.
 """
 
 import math

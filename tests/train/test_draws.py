@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip3o.config.objectives import OBJECTIVES
 from blip3o.model.unified import initialize
@@ -121,3 +122,43 @@ def test_what_the_cpu_must_know_stays_there():
     assert understood["lengths"].tolist() == [12, 16, 16]
     assert generated["lengths"].tolist() == [16, 9, 16]
     assert generated["flow-1/noise"].shape == (3, 4, 16)
+
+
+class Reads(TorchDispatchMode):
+    """Records the operations whose result depends on values in a way that makes the CPU wait for a GPU."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.off = [], False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if not self.off and (name in self.WAIT or masks):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if "text" not in (name, *OBJECTIVES[name].combines)])
+def test_nothing_is_read_back_between_the_backbone_and_the_end_of_the_backward_pass(name, monkeypatch):
+    """A GPU would have to finish all that was launched before, and then stand idle until the next launch."""
+    _, module, whole = stage_for(name)
+    initialize(module.model, 0)
+    prepared, states = module.prepare(whole), module.model.query_states
+
+    def unwatched(prompt):
+        reads.off = True
+        made = states(prompt)
+        reads.off = False
+        return made
+
+    monkeypatch.setattr(module.model, "query_states", unwatched)
+    with Reads() as reads:
+        sum(module(prepared).values()).backward()
+        assert not reads.found
+        whole["draw_key"][whole["draw_key"] > 0].sum().item()
+    assert reads.found == ["index", "_local_scalar_dense"]  # and it would have been noticed

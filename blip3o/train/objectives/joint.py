@@ -64,13 +64,14 @@ class Joint(Objective):
 
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """Operations of both tasks. Prompt and queries share one pass, with gradients through both."""
-        understood, generated = split_tasks(batch)
+        understood, generated = split_tasks(_without_pixels(batch))
         parts = self._text.flops(understood, image_token_id=image_token_id)
         parts |= self._generating.flops(generated, image_token_id=image_token_id)
         return self._in_one_pass(parts, padded_lengths(generated))
 
     def useful_flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """All parts: texts are padded, and a task without samples runs one for nothing."""
+        batch = _without_pixels(batch)
         understood, generated = _select_rows(batch, _asked(batch)), _select_rows(_requests(batch), batch["draws"])
         parts = self._text.useful_flops(understood, image_token_id=image_token_id)
         parts |= self._generating.flops(generated, image_token_id=image_token_id)
@@ -104,6 +105,11 @@ def _requests(batch: Batch) -> Batch:
     if "draw_lengths" in requests:
         requests["lengths"] = requests.pop("draw_lengths")
     return requests
+
+
+def _without_pixels(batch: Batch) -> Batch:
+    """The same columns, but nothing in those of images, features and noise: their values decide no count."""
+    return {name: tensor if tensor.dim() <= 2 else tensor[:, :0] for name, tensor in batch.items()}
 
 
 def _any_row(mask_B: Tensor) -> Tensor:

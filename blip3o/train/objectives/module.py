@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
 from blip3o.model.unified import UnifiedModel
-from blip3o.train.objectives.base import Batch, build_objective, to_device
+from blip3o.train.objectives.base import HOST_COLUMNS, Batch, build_objective, to_device
 from blip3o.train.stages import stage_of
 
 
@@ -39,9 +39,9 @@ class StageModule(nn.Module):
         return self._objective.held_out(self.model, self._ready(batch, held_out=True))
 
     def _ready(self, batch: Batch, *, held_out: bool) -> Batch:
-        """The batch, prepared, on the device of the model."""
-        prepared = self._objective.prepare(batch, held_out=held_out)
-        return to_device(prepared, next(self.model.parameters()).device)
+        """The batch, prepared, on its own device: the model's parameters may be offloaded to another one."""
+        device = next(tensor.device for name, tensor in batch.items() if name not in HOST_COLUMNS)
+        return to_device(self._objective.prepare(batch, held_out=held_out), device)
 
 
 def build_stage_module(recipe: Recipe, *, image_token_id: int, pad_id: int) -> StageModule:
