@@ -4,9 +4,13 @@
 
 The other way is the plain one: the encoder runs in the step, prompt and queries pass through the frozen backbone
 together with gradient and activations recomputed, the language-model head and its cross-entropy are computed over all
-positions and discarded, nothing is cached. Ours trains on stored features (`ratio`), or with the encoder online
-(`ratio_online`). Losses and gradients of all three must agree. Also reported: the seconds of each part, and for the 8b
-preset the counted floating-point operations of ours over the other's (`flops_8b`).
+positions and discarded, nothing is cached, and the language model is that of `transformers`. Ours trains on stored
+features (`ratio`), or with the encoder online (`ratio_online`). Losses and gradients of all three must agree. Also
+reported: the seconds of each part, and for the 8b preset the counted floating-point operations of ours over the other's
+(`flops_8b`).
+
+`ratio_packed` compares our step on stored features with itself: prompts of different lengths, the longest 224 / 136 of
+their mean `--prompt`, padded over packed. Losses and gradients must agree too.
 """
 
 import argparse
@@ -20,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks._measure import all_in_turns, keep, options
+from benchmarks._measure import all_in_turns, in_turns, keep, options
+from benchmarks._transformers import inner, transformers_model
 from blip3o.config.load import build_recipe, preset_model
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
@@ -32,6 +37,7 @@ from blip3o.model.flow import interpolate, noise_level, velocity_target
 from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.train.deepspeed.config import deepspeed_config
 from blip3o.train.objectives import Batch, StageModule, build_stage_module, flow_draws
+from blip3o.train.objectives.base import build_objective
 from blip3o.train.stages import freeze, stage_of
 
 TOLERANCE = 1e-5  # of loss and gradients, relative, in fp32
@@ -84,11 +90,16 @@ class Clock:
 
 
 class PlainStep:
-    """Upstream's step: the same loss as `StageModule`'s on the same batch, without its shortcuts."""
+    """Upstream's step: the same loss as `StageModule`'s on the same batch, by `transformers` and without shortcuts."""
 
     def __init__(self, module: StageModule, recipe: Recipe) -> None:
         self.module, self.recipe = module, recipe
-        checkpoint_layers(module.model.backbone.text.layers)
+        backbone = recipe.model.backbone
+        plain = transformers_model(backbone, image_token_id=0)
+        plain.load_state_dict(module.model.backbone.hf.state_dict())
+        plain.requires_grad_(requires_grad=False)
+        self.text, self.head = inner(backbone, plain), plain.lm_head
+        checkpoint_layers(self.text.layers)
 
     def loss(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and the query states [B, N, H] twice: as they came from the backbone, and as the DiT took them.
@@ -102,7 +113,7 @@ class PlainStep:
         with clock.part("backbone forward"):
             hidden = self._hidden(prompt)
         with clock.part("head and cross-entropy"):
-            logits = model.backbone.logits(hidden).float()
+            logits = self.head(hidden).float()
             F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE)
             del logits
         states = hidden[:, -QUERIES:]
@@ -113,11 +124,10 @@ class PlainStep:
 
     def _hidden(self, prompt: Prompt) -> Tensor:
         """Last hidden states of prompt and queries, [B, L + N, H], gradients through all of them."""
-        model = self.module.model
-        batch = prompt.input_ids.shape[0]
-        embeddings = torch.cat([model.backbone.embed(prompt), model.queries.expand(batch, -1, -1)], dim=1)
+        queries = self.module.model.queries.expand(prompt.input_ids.shape[0], -1, -1)
+        embeddings = torch.cat([self.text.embed_tokens(prompt.input_ids), queries], dim=1)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
-        return model.backbone.text(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+        return self.text(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 class OurStep:
@@ -131,11 +141,14 @@ class OurStep:
         model = self.module.model
         with clock.part("encoder"), torch.no_grad():
             data = batch["features"] if "features" in batch else model.features(batch["encoder_pixels"])
-        prompt = Prompt(input_ids=batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"]))
+        ids = batch["input_ids"]
+        lengths = torch.full((len(ids),), ids.shape[1])
+        prompt = Prompt(input_ids=ids, attention_mask=torch.ones_like(ids), lengths=lengths)
         with clock.part("prompt"), torch.no_grad():
-            cached = model.backbone.prefill(prompt, numbering=model.config.backbone.positions)
+            cached = model.backbone.fill(prompt)
         with clock.part("queries forward"):
-            states = model.backbone.extend(cached, model.queries.expand(data.shape[0], -1, -1)).states
+            queries = model.queries.expand(data.shape[0], -1, -1)
+            states = model.backbone.extend(cached, queries, keep=False).states
         leaf = states.detach().requires_grad_()
         with clock.part("DiT forward"):
             loss = flow_loss(self.module, self.recipe, batch, data, leaf)
@@ -235,6 +248,44 @@ def _ours(recipe: Recipe, batch: Batch) -> tuple[StageModule, Way]:
     return module, _way(module, recipe, batch, gradients)
 
 
+def _padded(module: StageModule, recipe: Recipe, batch: Batch) -> Way:
+    """Our step, but with prompts padded to the longest: the loss of a batch that does not say how long they are."""
+    objective = build_objective(recipe.objective, recipe, pad_id=0)
+
+    def gradients(batch: Batch) -> Tensor:
+        prepared = objective.prepare(batch)
+        del prepared["lengths"]
+        loss = objective.loss(module.model, prepared)["flow"] / module.counts(batch)["flow"]
+        loss.backward()
+        return loss.detach()
+
+    return _way(module, recipe, batch, gradients)
+
+
+def ragged_lengths(rows: int, mean: int) -> list[int]:
+    """Lengths of that mean: the longest is 224 / 136 of it, the others are spread evenly around what is left."""
+    longest = mean * 224 // 136 if rows > 1 else mean
+    others = max(rows - 1, 1)
+    middle = (rows * mean - longest) / others
+    rest = [round(middle * (0.5 + (place + 0.5) / others)) for place in range(rows - 2)]
+    return [longest, *rest, rows * mean - longest - sum(rest)][:rows]
+
+
+def _packing(recipe: Recipe, batch: Batch, *, rounds: int) -> tuple[dict[str, object], dict[str, float]]:
+    """Seconds of our step with packed and with padded prompts; and by how much their losses and gradients differ."""
+    lengths = ragged_lengths(*batch["input_ids"].shape)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, VOCABULARY, (len(lengths), max(lengths)), generator=generator)
+    real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+    ragged = {name: tensor for name, tensor in batch.items() if name != "labels"} | {"input_ids": ids * real}
+    _, packed = _ours(recipe, ragged)
+    padded = _padded(_module(recipe), recipe, ragged)
+    errors = _differences(packed, padded)
+    ours, other = (statistics.median(values) for values in in_turns(packed.step, padded.step, rounds=rounds))
+    found = {"ours_packed": round(ours, 4), "other_padded": round(other, 4), "lengths": lengths}
+    return {"ratio_packed": round(other / ours, 3), "packing": found}, errors
+
+
 def _plain(recipe: Recipe, batch: Batch) -> tuple[PlainStep, Way]:
     module = _module(recipe)
     plain = PlainStep(module, recipe)
@@ -322,11 +373,13 @@ def main(argv: list[str] | None = None) -> None:
         "ours_online": _breakdown(OurStep(encoding, online), ours_online, arguments.parts),
         "other": _breakdown(plain, other, arguments.parts),
     }
+    packing, errors["packed"] = _packing(cached, stored, rounds=arguments.rounds)
     cached_s, online_s, plain_s = (statistics.median(values) for values in seconds)
     quartiles = [[round(value, 4) for value in statistics.quantiles(values, n=4)[::2]] for values in seconds]
     result = {
         "ratio": round(plain_s / cached_s, 3),
         "ratio_online": round(plain_s / online_s, 3),
+        **packing,
         "ours": round(cached_s, 4),
         "ours_online": round(online_s, 4),
         "other": round(plain_s, 4),

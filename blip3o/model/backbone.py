@@ -1,4 +1,4 @@
-"""The vision-language backbone behind one adaptor: Qwen2.5-VL, Qwen3 or Llama of `transformers`, of any size.
+"""The vision-language backbone behind one adaptor: Qwen2.5-VL, Qwen3 or Llama, of any size.
 
 It embeds prompts with images, computes query states against a cached prompt (the frozen prefix) or in one full pass,
 gives logits for the text loss, and generates text greedily with a KV cache, token by token. Prompts may be padded on
@@ -8,16 +8,18 @@ Legend: B batch, L prompt tokens, N queries, H hidden channels, S image side, V 
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.config.backbone import BackboneConfig
 from blip3o.model.encoder import normalize_pixels
-from blip3o.model.language import build_language_model, inner
+from blip3o.model.language.attention import causal_mask
+from blip3o.model.language.build import LanguageModel
+from blip3o.model.language.decoder import Cache, Decoder
+from blip3o.model.language.packing import groups_of_rows, packed_index, padded_cache
 from blip3o.model.layers import rows_at_once
 from blip3o.model.positions import (
     branched_mask,
@@ -26,7 +28,7 @@ from blip3o.model.positions import (
     next_position,
     sequential_positions,
 )
-from blip3o.model.vision import QwenVision, SiglipVision
+from blip3o.model.vision import SiglipVision
 
 Numbering = Literal["native", "upstream"]
 
@@ -38,15 +40,20 @@ class Prompt:
     `pixels` holds one uint8 image [B, S, S, 3] per row; it is ignored in a row without image tokens. With `branches`
     [B, L], a row holds several texts with a common prefix: tokens of branch 0, then of 1, 2, …. Branches do not attend
     to each other, and each has the positions that it would have on its own. Only `Backbone.hidden` supports them.
+
+    `lengths` are the real tokens of each row, int64 [B] on the CPU. With them, `Backbone.query_states` packs prompts,
+    and computes nothing for padding. The last bits of a row then depend on its company: training may have that,
+    sampling may not.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     pixels: Tensor | None = None
     branches: Tensor | None = None
+    lengths: Tensor | None = None
 
     def split(self, rows: int) -> "Iterator[Prompt]":
-        """The same prompts in chunks of `rows` rows; the last chunk may be smaller. Drops `branches`."""
+        """The same prompts in chunks of `rows` rows; the last chunk may be smaller. Drops `branches` and `lengths`."""
         for start in range(0, self.input_ids.shape[0], rows):
             part = slice(start, start + rows)
             pixels = None if self.pixels is None else self.pixels[part]
@@ -55,11 +62,17 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCache:
-    """A prompt after prefill: key/value cache, its mask [B, L], next position [B], last hidden states [B, L, H]."""
+    """Keys and values of prompts: the cache [B, L] of each layer, its attention mask [B, L], the next position [B]."""
 
-    cache: Any
+    cache: Cache
     attention_mask: Tensor
     position: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefilled(PromptCache):
+    """A cache and the hidden states [B, L, H] of the tokens that were last added to it."""
+
     states: Tensor
 
 
@@ -70,16 +83,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.image_token_id = image_token_id
-        self.hf = build_language_model(config, image_token_id=image_token_id)
+        self.hf = LanguageModel(config)
         if config.vision is not None and config.vision.kind == "siglip2":
             self.vision = SiglipVision(config.vision, out_width=config.hidden_size)
-        elif config.vision is not None:
-            self.hf.model.visual = QwenVision(config.vision, out_width=config.hidden_size)
 
     @property
-    def text(self) -> Any:  # noqa: ANN401 - the transformers module
+    def text(self) -> Decoder:
         """The language model without its head."""
-        return inner(self.config, self.hf)
+        return self.hf.decoder
 
     def embed(self, prompt: Prompt) -> Tensor:
         """Token embeddings [B, L, H], where the vision tower's embeddings replace those of image tokens."""
@@ -102,7 +113,7 @@ class Backbone(nn.Module):
         assert vision is not None  # the template of a text-only backbone makes no image tokens
         if vision.kind == "siglip2":
             return self.vision(pixels_BSS3).flatten(0, 1).to(dtype)
-        return self.hf.model.visual(normalize_pixels(pixels_BSS3)).flatten(0, 1).to(dtype)
+        return self.hf.tower(normalize_pixels(pixels_BSS3)).flatten(0, 1).to(dtype)
 
     def positions(self, images_BL: Tensor, attention_mask_BL: Tensor, numbering: Numbering) -> Tensor:
         """Position ids, [3, B, L] or, if all axes are equal, [B, L]; `images_BL` marks image tokens."""
@@ -118,49 +129,34 @@ class Backbone(nn.Module):
         positions = self.positions(prompt.input_ids == self.image_token_id, mask, "native")
         if prompt.branches is not None:
             positions = branched_positions(positions, prompt.branches)
-            mask = branched_mask(mask, prompt.branches, embeddings.dtype)
-        output = self.text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
-        return output.last_hidden_state
+            scores = branched_mask(mask, prompt.branches, embeddings.dtype)
+        else:
+            scores = causal_mask(mask, mask.shape[1], embeddings.dtype)
+        return self.text(embeddings, positions, scores)[0]
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states [..., H] → next-token logits [..., V]."""
         return self.hf.lm_head(states)
 
-    def prefill(self, prompt: Prompt, *, numbering: Numbering = "native") -> PromptCache:
+    def prefill(self, prompt: Prompt, *, numbering: Numbering = "native") -> Prefilled:
         """Runs a prompt once into a key/value cache."""
-        images = prompt.input_ids == self.image_token_id
-        positions = self.positions(images, prompt.attention_mask, numbering)
-        output = self.text(
-            inputs_embeds=self.embed(prompt),
-            attention_mask=prompt.attention_mask,
-            position_ids=positions,
-            use_cache=True,
-        )
-        return PromptCache(
-            cache=output.past_key_values,
-            attention_mask=prompt.attention_mask,
-            position=next_position(positions),
-            states=output.last_hidden_state,
-        )
+        embeddings, mask = self.embed(prompt), prompt.attention_mask
+        positions = self.positions(prompt.input_ids == self.image_token_id, mask, numbering)
+        scores = causal_mask(mask, mask.shape[1], embeddings.dtype)
+        states, cache = self.text(embeddings, positions, scores, keep=True)
+        return Prefilled(cache=cache, attention_mask=mask, position=next_position(positions), states=states)
 
-    def extend(self, cached: PromptCache, embeddings_BNH: Tensor) -> PromptCache:
-        """Runs N more token embeddings [B, N, H] against a cache, in place; the new `states` are theirs, [B, N, H]."""
+    def extend(self, cached: PromptCache, embeddings_BNH: Tensor, *, keep: bool = True) -> Prefilled:
+        """Runs N more token embeddings [B, N, H] against a cache; the new `states` are theirs, [B, N, H].
+
+        The given cache does not change. Without `keep`, the new one holds no keys and values.
+        """
         batch, count = embeddings_BNH.shape[:2]
         mask = torch.cat([cached.attention_mask, cached.attention_mask.new_ones(batch, count)], dim=1)
-        steps = torch.arange(count, device=mask.device)
-        output = self.text(
-            inputs_embeds=embeddings_BNH,
-            attention_mask=mask,
-            position_ids=cached.position[:, None] + steps,
-            past_key_values=cached.cache,
-            use_cache=True,
-        )
-        return PromptCache(
-            cache=output.past_key_values,
-            attention_mask=mask,
-            position=cached.position + count,
-            states=output.last_hidden_state,
-        )
+        positions = cached.position[:, None] + torch.arange(count, device=mask.device)
+        scores = causal_mask(mask, count, embeddings_BNH.dtype)
+        states, cache = self.text(embeddings_BNH, positions, scores, cached.cache, keep=keep)
+        return Prefilled(cache=cache, attention_mask=mask, position=cached.position + count, states=states)
 
     def query_states_full(self, prompt: Prompt, queries_NH: Tensor) -> Tensor:
         """Query states [B, N, H] by one pass over prompt and queries, with gradients in both: the slow reference."""
@@ -171,19 +167,57 @@ class Backbone(nn.Module):
             [prompt.input_ids == self.image_token_id, mask.new_zeros(batch, count, dtype=torch.bool)], dim=1
         )
         positions = self.positions(images, mask, self.config.positions)
-        output = self.text(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
-        return output.last_hidden_state[:, -count:]
+        return self.text(embeddings, positions, causal_mask(mask, mask.shape[1], embeddings.dtype))[0][:, -count:]
 
     def query_states(self, prompt: Prompt, queries_NH: Tensor) -> Tensor:
         """Query states [B, N, H] with a frozen prefix: prefills the prompt without gradient, then runs the queries.
 
         The values and the queries' gradient equal those of `query_states_full`, as nothing before the queries trains.
         """
-        with torch.no_grad(), skip_last_mlp(self.text.layers):
-            widest = self.config.mlp_width * prompt.input_ids.shape[1] * self.text.embed_tokens.weight.element_size()
-            rows = rows_at_once(prompt.input_ids, widest)
-            cached = concat_caches([self.prefill(part, numbering=self.config.positions) for part in prompt.split(rows)])
-        return self.extend(cached, queries_NH.expand(prompt.input_ids.shape[0], -1, -1)).states
+        with torch.no_grad():
+            cached = self.fill(prompt)
+        queries = queries_NH.expand(prompt.input_ids.shape[0], -1, -1)
+        return self.extend(cached, queries, keep=False).states
+
+    def fill(self, prompt: Prompt) -> PromptCache:
+        """As `prefill`, but without states, which saves most of the last layer, and with the config's numbering.
+
+        Prompts with `lengths` are packed, unless all of them are empty.
+        """
+        if prompt.lengths is not None and prompt.lengths.any():
+            return self._fill_packed(prompt, prompt.lengths)
+        return self._fill_padded(prompt)
+
+    def _fill_padded(self, prompt: Prompt) -> PromptCache:
+        rows = max(self._tokens_at_once(prompt.input_ids.flatten()) // prompt.input_ids.shape[1], 1)
+        return concat_caches([self._fill(part) for part in prompt.split(rows)])
+
+    def _fill(self, prompt: Prompt) -> PromptCache:
+        embeddings, mask = self.embed(prompt), prompt.attention_mask
+        positions = self.positions(prompt.input_ids == self.image_token_id, mask, self.config.positions)
+        cache = self.text.fill(embeddings, positions, causal_mask(mask, mask.shape[1], embeddings.dtype))
+        return PromptCache(cache=cache, attention_mask=mask, position=next_position(positions))
+
+    def _fill_packed(self, prompt: Prompt, lengths: Tensor) -> PromptCache:
+        """The cache of `_fill_padded`, computed for the real tokens only."""
+        mask, counts = prompt.attention_mask, lengths.tolist()
+        positions = self.positions(prompt.input_ids == self.image_token_id, mask, self.config.positions)
+        index = packed_index(mask, sum(counts))
+        embeddings, numbers = self.embed(prompt).flatten(0, 1)[index], positions.flatten(-2)[..., index]
+        most = self._tokens_at_once(index)
+        parts = [
+            self.text.fill(embeddings[None, tokens], numbers[..., None, tokens], lengths=lengths[rows])
+            for rows, tokens in groups_of_rows(counts, most)
+        ]
+        return PromptCache(cache=padded_cache(parts, mask), attention_mask=mask, position=next_position(positions))
+
+    def _tokens_at_once(self, tokens: Tensor) -> int:
+        """How many of the tokens a frozen pass should take at once, by its widest activation; see `rows_at_once`."""
+        # Under ZeRO-3 (a partitioned weight is empty), each pass gathers the weights from all ranks, so they must make
+        # equally many passes.
+        if any(weight.numel() == 0 for weight in self.text.parameters()):
+            return len(tokens)
+        return rows_at_once(tokens, self.config.mlp_width * self.text.norm.weight.element_size())
 
     @torch.no_grad()
     def stream(
@@ -217,29 +251,15 @@ class Backbone(nn.Module):
         return replies
 
 
-@contextmanager
-def skip_last_mlp(layers: nn.ModuleList) -> Iterator[None]:
-    """Skips the last layer's MLP: a pass that only fills the key/value cache does not need its output."""
-    last = layers[-1]
-    mlp, last.mlp = last.mlp, nn.Identity()
-    try:
-        yield
-    finally:
-        last.mlp = mlp
-
-
 def concat_caches(parts: Sequence[PromptCache]) -> PromptCache:
-    """Joins prompts that were prefilled in chunks to one batch, in the first chunk's cache object."""
+    """Joins prompts that were prefilled in chunks to one batch."""
     if len(parts) == 1:
         return parts[0]
-    for layers in zip(*(part.cache.layers for part in parts), strict=True):
-        layers[0].keys = torch.cat([layer.keys for layer in layers])
-        layers[0].values = torch.cat([layer.values for layer in layers])
+    layers = zip(*(part.cache for part in parts), strict=True)
     return PromptCache(
-        cache=parts[0].cache,
+        cache=tuple((torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers),
         attention_mask=torch.cat([part.attention_mask for part in parts]),
         position=torch.cat([part.position for part in parts]),
-        states=torch.cat([part.states for part in parts]),
     )
 
 

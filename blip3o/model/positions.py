@@ -9,6 +9,8 @@ does BLIP3-o's own code for Qwen2.5-VL, on all three axes, when it generates ima
 import torch
 from torch import Tensor
 
+from blip3o.model.language.attention import additive_mask
+
 
 def multimodal_positions(image_mask_BL: Tensor, attention_mask_BL: Tensor, grid: int) -> Tensor:
     """Multimodal position ids [3, B, L] (int64); each run of grid² image tokens is one image.
@@ -57,5 +59,4 @@ def branched_mask(attention_mask_BL: Tensor, branches_BL: Tensor, dtype: torch.d
     order = torch.arange(branches_BL.shape[1], device=branches_BL.device)
     asking, seen = branches_BL[:, :, None], branches_BL[:, None, :]
     visible = (order[:, None] >= order) & ((seen == 0) | (seen == asking)) & attention_mask_BL[:, None, :].bool()
-    scores = torch.zeros(visible.shape, dtype=dtype, device=order.device)
-    return scores.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+    return additive_mask(visible, dtype)

@@ -157,6 +157,18 @@ class UnifiedModel(nn.Module):
             return self.backbone.query_states_full(prompt, self.queries)
         return self.backbone.query_states(prompt, self.queries)
 
+    def compile_layers(self) -> None:
+        """Compiles the layers of backbone and denoiser in place, each kind once: all layers of a kind share their code.
+
+        A first pass with each kind of input compiles: prompts, queries, and one more graph once a length has changed.
+        """
+        if self.has("backbone"):
+            for layer in self.backbone.text.layers:
+                layer.compile()
+        if self.generates:
+            for block in self.denoiser.blocks:
+                block.compile()
+
 
 def initialize(model: UnifiedModel, seed: int) -> None:
     """Initializes EVERY parameter of the parts that were built, each from a random stream keyed by its name.

@@ -42,7 +42,11 @@ def test_the_training_step_is_compared_as_a_whole_and_in_parts(tmp_path, capsys,
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["ratio"] == pytest.approx(result["other"] / result["ours"], rel=0.2)
     assert result["ratio_online"] == pytest.approx(result["other"] / result["ours_online"], rel=0.2)
-    assert all(0 < error["gradient"] < 1e-5 for error in result["errors"].values())  # by other ways, so not the same
+    assert all(error["gradient"] < 1e-5 for error in result["errors"].values())
+    assert result["errors"]["cached"]["gradient"] > 0  # by another way, so not the same
+    packing = result["packing"]
+    assert result["ratio_packed"] == pytest.approx(packing["other_padded"] / packing["ours_packed"], rel=0.2)
+    assert packing["lengths"] == [19, 5]
     assert {"prompt", "queries forward"} <= set(result["parts"]["ours"])
     assert {"backbone forward", "head and cross-entropy"} <= set(result["parts"]["other"])
     counted = result["flops_8b"]
@@ -54,6 +58,13 @@ def test_the_training_step_is_compared_as_a_whole_and_in_parts(tmp_path, capsys,
     monkeypatch.setattr(train_step, "TOLERANCE", -1.0)
     with pytest.raises(SystemExit, match="nothing to compare"):
         train_step.main(arguments)
+
+
+def test_ragged_prompts_have_the_mean_that_was_asked_for():
+    assert train_step.ragged_lengths(8, 136) == [224, 71, 88, 106, 123, 141, 159, 176]
+    for rows, mean in ((1, 12), (2, 12), (3, 50), (8, 136)):
+        lengths = train_step.ragged_lengths(rows, mean)
+        assert sum(lengths) == rows * mean and min(lengths) > 0
 
 
 def test_another_input_than_the_next_steps_is_not_compared(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from benchmarks._transformers import qwen_vision_options, transformers_model
 from blip3o.config.backbone import BackboneConfig, Llama3Rope, VisionConfig
 from blip3o.model.backbone import Backbone, Prompt
 from tests.model.helpers import IMAGE_TOKEN, PAD, randomise
@@ -28,12 +29,21 @@ FAMILIES = {
 
 
 def backbone(family: str, **changes) -> Backbone:
-    torch.manual_seed(0)  # transformers fills its modules from the global stream
+    torch.manual_seed(0)  # modules are filled from the global stream
     built = Backbone(FAMILIES[family].model_copy(update=changes), image_token_id=IMAGE_TOKEN)
+    nn.init.normal_(built.text.embed_tokens.weight, std=0.02)
     randomise(built, scale=0.8)
     with torch.no_grad():  # else a tied head would only repeat the last token
         built.text.embed_tokens.weight.mul_(0.3)
     return built.eval().requires_grad_(requires_grad=False)
+
+
+def transformers_twin(built: Backbone):
+    """The `transformers` model of the same family, sizes and weights; every name must be the same."""
+    twin = transformers_model(built.config, image_token_id=built.image_token_id)
+    assert list(twin.state_dict()) == list(built.hf.state_dict())
+    twin.load_state_dict(built.hf.state_dict())
+    return twin.eval().requires_grad_(requires_grad=False)
 
 
 def prompt(config: BackboneConfig, lengths, *, side="right", width=24, seed=7) -> Prompt:
@@ -65,15 +75,5 @@ def transformers_tower(vision: VisionConfig, out_width: int) -> nn.Module:
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-    config = Qwen2_5_VLVisionConfig(
-        depth=vision.layers,
-        hidden_size=vision.width,
-        intermediate_size=vision.mlp_width,
-        num_heads=vision.heads,
-        out_hidden_size=out_width,
-        patch_size=vision.patch_size,
-        spatial_merge_size=vision.merge,
-        fullatt_block_indexes=list(range(vision.layers) if vision.window is None else vision.full_layers),
-        window_size=vision.window or vision.image_size,
-    )
+    config = Qwen2_5_VLVisionConfig(**qwen_vision_options(vision, out_width=out_width))
     return Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation="sdpa")

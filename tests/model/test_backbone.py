@@ -1,13 +1,11 @@
 """The backbone adaptor against transformers itself, and the frozen prefix against the full pass."""
 
-import copy
-
 import pytest
 import torch
 
 from blip3o.model.backbone import Prompt
 from blip3o.model.positions import multimodal_positions
-from tests.model.families import transformers_tower
+from tests.model.families import transformers_twin
 from tests.model.helpers import IMAGE_TOKEN, PAD, nano_model
 
 GRID = 2  # the nano preset shows 32-pixel images as 2 x 2 language tokens
@@ -34,7 +32,7 @@ def ragged(lengths, *, images=True, width=16):
 def test_positions_are_those_of_transformers(model):
     prompt = ragged([16, 9, 7])
     image = prompt.input_ids == IMAGE_TOKEN
-    expected, _ = model.backbone.hf.model.get_rope_index(
+    expected, _ = transformers_twin(model.backbone).model.get_rope_index(
         input_ids=prompt.input_ids,
         mm_token_type_ids=image.int(),
         image_grid_thw=torch.tensor([[1, 4, 4]] * 3),
@@ -50,11 +48,7 @@ def test_logits_are_those_of_transformers(model):
     from blip3o.model.encoder import normalize_pixels
     from blip3o.model.vision import patchify
 
-    config = model.backbone.config
-    whole = copy.deepcopy(model.backbone.hf)
-    whole.model.visual = transformers_tower(config.vision, config.hidden_size)
-    whole.model.visual.load_state_dict(model.backbone.hf.model.visual.state_dict())
-    expected = whole(
+    expected = transformers_twin(model.backbone)(
         input_ids=prompt.input_ids,
         attention_mask=prompt.attention_mask,
         pixel_values=patchify(normalize_pixels(prompt.pixels), 8, 2),
@@ -108,7 +102,7 @@ def test_padding_and_neighbours_change_nothing(model):
 
 def test_greedy_continuation_is_that_of_transformers(model):
     prompt = ragged([9, 9], images=False, width=9)
-    expected = model.backbone.hf.generate(
+    expected = transformers_twin(model.backbone).generate(
         input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, max_new_tokens=6, do_sample=False
     )[:, 9:]
     got = model.backbone.greedy(prompt, max_new_tokens=6, stop_ids=frozenset())

@@ -8,11 +8,23 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from benchmarks._transformers import inner
 from blip3o.config.backbone import BackboneConfig
 from blip3o.model.backbone import Backbone, Prompt
+from blip3o.model.language.rotary import inverse_frequencies
 from blip3o.model.positions import multimodal_positions, next_position, sequential_positions
 from blip3o.model.unified import UnifiedModel, initialize
-from tests.model.families import FAMILIES, QWEN_VISION, SIDE, SIGLIP_VISION, TEXT, backbone, prompt, row_of
+from tests.model.families import (
+    FAMILIES,
+    QWEN_VISION,
+    SIDE,
+    SIGLIP_VISION,
+    TEXT,
+    backbone,
+    prompt,
+    row_of,
+    transformers_twin,
+)
 from tests.model.helpers import IMAGE_TOKEN, nano_config
 
 LENGTHS = (24, 19, 21)
@@ -41,12 +53,16 @@ def transformers_states(built: Backbone, one: Prompt, extra=None) -> torch.Tenso
     embeddings = built.embed(one)
     if extra is not None:
         embeddings = torch.cat([embeddings, extra[None]], dim=1)
-    return built.text(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0]
+    text = inner(built.config, transformers_twin(built))
+    return text(inputs_embeds=embeddings, use_cache=False).last_hidden_state[0]
 
 
-def test_each_family_is_the_model_it_is_named_after(built):
-    assert built.hf.config.model_type == built.config.family
-    assert built.text.config.rms_norm_eps == built.config.norm_eps
+def test_each_family_has_the_parameters_of_the_model_it_is_named_after(built):
+    twin = transformers_twin(built)
+    assert twin.config.model_type == built.config.family
+    # In the same order: optimizers number parameters by it.
+    ours, theirs = ([(name, p.shape) for name, p in it.named_parameters()] for it in (built.hf, twin))
+    assert ours == theirs
     tied = built.hf.lm_head.weight is built.text.embed_tokens.weight
     assert tied is built.config.tied
 
@@ -60,7 +76,8 @@ def test_rotary_frequencies_are_those_of_the_family(built):
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         frequencies = kept * frequencies + (1 - kept) * frequencies / scaling.factor
-    assert torch.allclose(built.text.rotary_emb.inv_freq.double(), frequencies, rtol=1e-6)
+    found = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling, torch.device("cpu"))
+    assert torch.allclose(found.double(), frequencies, rtol=1e-6)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -87,13 +104,14 @@ def test_states_of_qwen2_5_vl_are_those_of_transformers(side):
     built = backbone("qwen2_5_vl")
     batch = prompt(built.config, LENGTHS, side=side)
     grid = QWEN_VISION.grid * QWEN_VISION.merge
-    positions, _ = built.hf.model.get_rope_index(
+    twin = transformers_twin(built)
+    positions, _ = twin.model.get_rope_index(
         input_ids=batch.input_ids,
         mm_token_type_ids=(batch.input_ids == IMAGE_TOKEN).int(),
         image_grid_thw=torch.tensor([[1, grid, grid]] * len(LENGTHS)),
         attention_mask=batch.attention_mask,
     )
-    expected = built.text(
+    expected = inner(built.config, twin)(
         inputs_embeds=built.embed(batch), attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
     ).last_hidden_state
     real = batch.attention_mask.bool()
@@ -194,7 +212,7 @@ def generate(built: Backbone, one: Prompt, *, count: int) -> list[int]:
 
 def test_text_generation_of_transformers_agrees(built):
     ids = torch.randint(10, 500, (1, 9), generator=torch.Generator().manual_seed(5))
-    expected = built.hf.generate(
+    expected = transformers_twin(built).generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, use_cache=True
     )[0, 9:]
     batch = Prompt(input_ids=ids, attention_mask=torch.ones_like(ids))

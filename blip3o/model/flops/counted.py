@@ -9,16 +9,15 @@ Legend: P prompt tokens, N queries, H the backbone's channels.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.config.backbone import VisionConfig
-from blip3o.model.backbone import skip_last_mlp
 from blip3o.model.describe import META
 from blip3o.model.flow import evaluations
+from blip3o.model.language.decoder import Cache
 from blip3o.model.unified import UnifiedModel
 
 
@@ -68,8 +67,7 @@ def training(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
     pixels = torch.empty(1, config.target_size, config.target_size, 3, dtype=torch.uint8, device=META)
     with torch.no_grad():
         yield Cost(name="target features", flops=measure(lambda: model.features(pixels)))
-        with skip_last_mlp(model.backbone.text.layers):
-            yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
+        yield Cost(name=f"prompt of {prompt_tokens} tokens", flops=measure(lambda: _prompt(model, prompt_tokens)))
         cache = _prompt(model, prompt_tokens)
     queries = config.num_queries
     yield Cost(
@@ -104,7 +102,7 @@ def image_prefill(model: UnifiedModel) -> Iterator[Cost]:
     if vision is None:
         return
     yield Cost(name="vision tower", flops=measure(lambda: _vision_tokens(model, vision)))
-    yield Cost(name=f"its {vision.num_tokens} tokens", flops=measure(lambda: _prompt(model, vision.num_tokens)))
+    yield Cost(name=f"its {vision.num_tokens} tokens", flops=measure(lambda: _pass(model, vision.num_tokens, None)))
 
 
 def _empty(*shape: int) -> Tensor:
@@ -118,17 +116,21 @@ def _prompt_and_queries(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cos
     yield Cost(name=f"{queries} queries", flops=measure(lambda: _pass(model, queries, cache)))
 
 
-def _prompt(model: UnifiedModel, tokens: int) -> Any:  # noqa: ANN401 - a transformers cache
-    """The cache of a prompt, without mask and positions: they cost nothing, and computing them reads values."""
+def _prompt(model: UnifiedModel, tokens: int) -> Cache:
+    """The cache of a prompt without padding; its states are not needed."""
     embeddings = _empty(1, tokens, model.config.backbone.hidden_size)
-    return model.backbone.text(inputs_embeds=embeddings, use_cache=True).past_key_values
+    return model.backbone.text.fill(embeddings, _positions(tokens))
 
 
-def _pass(model: UnifiedModel, tokens: int, cache: Any) -> Tensor:  # noqa: ANN401 - as above
+def _pass(model: UnifiedModel, tokens: int, cache: Cache | None) -> Tensor:
     """Hidden states [1, tokens, H] of embeddings that require gradients, with or without a cache."""
     embeddings = _empty(1, tokens, model.config.backbone.hidden_size).requires_grad_()
-    output = model.backbone.text(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None)
-    return output.last_hidden_state
+    return model.backbone.text(embeddings, _positions(tokens), past=cache)[0]
+
+
+def _positions(tokens: int) -> Tensor:
+    """Position ids [1, tokens]: no value of theirs is read on the meta device."""
+    return torch.empty(1, tokens, dtype=torch.long, device=META)
 
 
 def _decoding(model: UnifiedModel) -> Iterator[Cost]:

@@ -141,13 +141,20 @@ def regression_head(model: ModelConfig, *, rows: int) -> int:
     return Grad.BOTH.cost(2 * rows * model.num_queries * model.backbone.hidden_size * model.latent_channels)
 
 
-def prompt_and_queries(model: ModelConfig, *, lengths: Sequence[int]) -> dict[str, int]:
-    """Prefill of the frozen prompts, and the trained queries after them."""
+def prompt_and_queries(
+    model: ModelConfig, *, lengths: Sequence[int], context: Sequence[int] | None = None
+) -> dict[str, int]:
+    """Prefill of the frozen prompts, and the trained queries after them.
+
+    The queries of a row attend to as many prompt tokens as `context` says, by default its own: prompts that are packed
+    for their prefill are padded for the queries.
+    """
     queries, backbone, tokens = model.num_queries, model.backbone, sum(lengths)
-    # Only the prompt's keys and values are needed, so the last layer's MLP is skipped.
-    unread = 2 * tokens * 3 * backbone.hidden_size * backbone.mlp_width
+    # Only the prompt's keys and values are needed: the last layer computes no queries, attention, output and MLP.
+    inner = backbone.heads * backbone.head_dim
+    unread = 2 * tokens * backbone.hidden_size * (2 * inner + 3 * backbone.mlp_width) + 4 * _pairs(lengths) * inner
     asked = len(lengths) * queries
-    read = queries * (tokens + asked)
+    read = queries * (sum(lengths if context is None else context) + asked)
     return {
         "prompt": language_model(backbone, tokens=tokens, pairs=_pairs(lengths), grad=Grad.NONE) - unread,
         "queries": language_model(backbone, tokens=asked, pairs=read, grad=Grad.ONE),

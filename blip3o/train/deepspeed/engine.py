@@ -17,7 +17,6 @@ from blip3o.config.training import ParallelConfig
 from blip3o.device import accelerator_name, choose_accelerator, collective_backend
 from blip3o.errors import ConfigError
 from blip3o.model.activation_checkpointing import checkpoint_activations
-from blip3o.model.unified import UnifiedModel
 from blip3o.train.deepspeed.config import adamw_options, deepspeed_config, describe_engine
 from blip3o.train.deepspeed.gather import is_partitioned, trainable_parameters
 from blip3o.train.deepspeed.masters import set_masters
@@ -66,7 +65,7 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
     if recipe.parallel.activation_checkpointing:
         checkpoint_activations(module.model)
     if recipe.parallel.compiles:
-        _compile_layers(module.model)
+        module.model.compile_layers()
     trainable = trainable_parameters(module.model)
     # DeepSpeed gives its parameters new, rounded storage. These views keep the storage that they have now.
     exact = {name: p.detach() for name, p in trainable.items() if recipe.parallel.precision == "bf16"}
@@ -107,15 +106,6 @@ def _leave_out_extension() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _compile_layers(model: UnifiedModel) -> None:
-    """Compiles the layers of the DiT only: a decoder layer of `transformers` holds its index, so every layer would be
-    compiled separately.
-    """
-    if model.generates:
-        for layer in model.denoiser.blocks:
-            layer.compile()
 
 
 def _register_external_parameters(module: nn.Module) -> None:

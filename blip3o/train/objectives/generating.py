@@ -38,7 +38,11 @@ class Generating(Objective):
         """The latents to generate, [B, L, F], and the query states [B, N, H]."""
         with torch.no_grad():
             data = model.to_latents(self._features(model, batch))
-        states = model.query_states(Prompt(input_ids=batch["input_ids"], attention_mask=self.mask(batch)))
+        # Held-out samples run padded, in a fixed shape, as in sampling; packed sums differ in their last bits.
+        lengths = batch.get("lengths") if torch.is_grad_enabled() else None
+        states = model.query_states(
+            Prompt(input_ids=batch["input_ids"], attention_mask=self.mask(batch), lengths=lengths)
+        )
         return data, states
 
     def _features(self, model: UnifiedModel, batch: Batch) -> Tensor:
@@ -50,12 +54,15 @@ class Generating(Objective):
     def flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
         """Operations of targets, prompt, queries and predictor."""
         rows = len(batch["input_ids"])
-        prefix = formulas.prompt_and_queries(self.recipe.model, lengths=padded_lengths(batch))
+        # Prompts are packed; for the queries, their keys and values are padded again.
+        prefix = formulas.prompt_and_queries(
+            self.recipe.model, lengths=self.lengths(batch), context=padded_lengths(batch)
+        )
         targets = self.frozen_encoder(batch) if self._autoencoder is None else {"encoder": rows * self._autoencoder}
         return {**targets, **prefix, **self.predictor_flops(rows)}
 
     def useful_flops(self, batch: Batch, *, image_token_id: int) -> dict[str, int]:
-        """Prompts are padded, and queries attend to the padding."""
+        """Queries attend to the padding of their prompts."""
         return formulas.prompt_and_queries(self.recipe.model, lengths=self.lengths(batch))
 
     @functools.cached_property

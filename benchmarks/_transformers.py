@@ -1,15 +1,15 @@
-"""Builds the `transformers` language model of a backbone from its config, without reading weights.
+"""The `transformers` language model of a backbone's config: the other side of comparisons, here and in the tests.
 
-`inner` hides where the families differ: it returns the module that turns embeddings into hidden states.
+It takes the state dict of `Backbone.hf`. `inner` returns the module that turns embeddings into hidden states.
 """
 
 from typing import Any
 
-from blip3o.config.backbone import BackboneConfig
+from blip3o.config.backbone import BackboneConfig, VisionConfig
 
 
-def build_language_model(config: BackboneConfig, *, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers model
-    """The family's model with its language-model head, without a vision tower."""
+def transformers_model(config: BackboneConfig, *, image_token_id: int) -> Any:  # noqa: ANN401 - a transformers model
+    """The family's model, uninitialised, with its language-model head; for Qwen2.5-VL also with its vision tower."""
     if config.family == "qwen2_5_vl":
         return _qwen2_5_vl(config, image_token_id)
     return _qwen3(config) if config.family == "qwen3" else _llama(config)
@@ -18,6 +18,22 @@ def build_language_model(config: BackboneConfig, *, image_token_id: int) -> Any:
 def inner(config: BackboneConfig, model: Any) -> Any:  # noqa: ANN401 - transformers modules
     """The language model without its head: embeddings [B, L, H] → `last_hidden_state` [B, L, H], after its norm."""
     return model.model.language_model if config.family == "qwen2_5_vl" else model.model
+
+
+def qwen_vision_options(vision: VisionConfig, *, out_width: int) -> dict[str, Any]:
+    """The `vision_config` of a Qwen2.5-VL. Blocks outside `full_layers` attend within windows."""
+    every = tuple(range(vision.layers))
+    options: dict[str, Any] = {
+        "depth": vision.layers,
+        "hidden_size": vision.width,
+        "intermediate_size": vision.mlp_width,
+        "num_heads": vision.heads,
+        "out_hidden_size": out_width,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.merge,
+        "fullatt_block_indexes": list(every if vision.window is None else vision.full_layers),
+    }
+    return options if vision.window is None else options | {"window_size": vision.window}
 
 
 def _sizes(config: BackboneConfig) -> dict[str, Any]:
@@ -45,11 +61,12 @@ def _rope(config: BackboneConfig) -> dict[str, Any]:
 def _qwen2_5_vl(config: BackboneConfig, image_token_id: int) -> Any:  # noqa: ANN401
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+    assert config.vision is not None  # the config's validator requires it of this family
     rope = {**_rope(config), "mrope_section": list(config.mrope_section)}
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={**_sizes(config), "rope_parameters": rope},
-            vision_config={"depth": 0, "hidden_size": 4, "num_heads": 1},  # `Backbone` puts its own tower there
+            vision_config=qwen_vision_options(config.vision, out_width=config.hidden_size),
             image_token_id=image_token_id,
             tie_word_embeddings=config.tied,
         )
