@@ -162,8 +162,9 @@ class ParallelConfig(Frozen):
     )
     compile: bool | None = Field(
         default=None,
-        description="compile the DiT's layers with torch.compile (ZeRO 0 to 2), and the encoder's where features are "
-        "cached or streamed; results differ by rounding. If omitted, on for gpu at ZeRO 0 to 2, off otherwise",
+        description="compile the layers of language model and DiT with torch.compile (ZeRO 0 to 2), and the encoder's "
+        "where features are cached or streamed; results differ by rounding. If omitted, on for gpu at ZeRO 0 to 2, off "
+        "otherwise",
     )
     deterministic: bool = Field(
         default=False,
@@ -256,7 +257,7 @@ class ParallelConfig(Frozen):
 
     @property
     def compiles(self) -> bool:
-        """Whether the DiT's layers are compiled: `compile`, or its default."""
+        """Whether layers are compiled: `compile`, or its default."""
         default = self.device == "gpu" and self.zero_stage < 3
         return default if self.compile is None else self.compile
 

@@ -60,7 +60,7 @@ def describe_engine(parallel: ParallelConfig) -> str:
         f"gradients summed in {parallel.accumulation_dtype} over micro-batches and in {parallel.reduction_dtype} over "
         "workers",
         "reduced during the backward pass" if parallel.overlaps else "reduced after it",
-        "DiT compiled" if parallel.compiles else "nothing compiled",
+        "layers compiled" if parallel.compiles else "nothing compiled",
     ]
     if adamw_options(parallel):
         parts.append("AdamW fused")

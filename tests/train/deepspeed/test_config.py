@@ -53,7 +53,7 @@ def test_adamw_is_one_kernel_where_its_state_is_on_a_gpu():
 def test_defaults_are_said():
     assert describe_engine(recipe(parallel={**GPU, "zero_stage": 2, "deterministic": True}).parallel) == (
         "ZeRO 2 on gpu in bf16, gradients summed in bf16 over micro-batches and in bf16 over workers, reduced during "
-        "the backward pass, DiT compiled, AdamW fused, deterministic algorithms only"
+        "the backward pass, layers compiled, AdamW fused, deterministic algorithms only"
     )
     assert describe_engine(recipe().parallel) == (
         "ZeRO 1 on cpu in fp32, gradients summed in fp32 over micro-batches and in fp32 over workers, reduced after "
