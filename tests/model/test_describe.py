@@ -109,6 +109,13 @@ def attention_flops(config, queries, keys):
     return 4 * config.hidden_size * config.layers * queries * keys
 
 
+def prompt_flops(config, tokens):
+    """Of a prompt up to the last layer's keys and values: its queries, attention, output and MLP are left out."""
+    h = config.hidden_size
+    unread = 2 * tokens * h * (2 * h + 3 * config.mlp_width) + attention_flops(config, tokens, tokens) // config.layers
+    return linear_flops(config, tokens) + attention_flops(config, tokens, tokens) - unread
+
+
 def test_generation_counts_every_call(small):
     rows = {row.name: row for row in costs.generation(small, 100)}
     config = small.config.backbone
@@ -116,7 +123,7 @@ def test_generation_counts_every_call(small):
         "prompt of 100 tokens", "64 queries", "condition", "velocity",
         "decoder's condition", "decoder", "latents to pixels",
     ]  # fmt: skip
-    assert rows["prompt of 100 tokens"].flops == linear_flops(config, 100) + attention_flops(config, 100, 100)
+    assert rows["prompt of 100 tokens"].flops == prompt_flops(config, 100)
     assert rows["64 queries"].flops == linear_flops(config, 64) + attention_flops(config, 64, 164)
     assert rows["velocity"].calls == 2 * 4
     assert rows["decoder"].calls == 2 * 4
@@ -127,19 +134,19 @@ def test_the_frozen_prefix_takes_prompt_once_and_queries_twice(small):
     config = small.config.backbone
     rows = {row.name: row.total for row in costs.training(small, 136)}
     # Backward costs a frozen matrix one product, and attention, whose both factors have gradients, two of its forward.
-    last_mlp = 2 * 136 * 3 * config.hidden_size * config.mlp_width  # what comes after the last keys is left out
-    assert rows["prompt of 136 tokens"] == linear_flops(config, 136) + attention_flops(config, 136, 136) - last_mlp
+    assert rows["prompt of 136 tokens"] == prompt_flops(config, 136)
     assert rows["64 queries, with gradient"] == 2 * linear_flops(config, 64) + 3 * attention_flops(config, 64, 200)
     assert costs.full_pass(small, 136).total == 3 * linear_flops(config, 200) + 4 * attention_flops(config, 200, 200)
 
 
 def test_the_vision_tower_attends_in_windows(small):
-    tower = next(iter(costs.image_prefill(small)))
-    vision = small.config.backbone.vision
+    tower, tokens = costs.image_prefill(small)
+    config, vision = small.config.backbone, small.config.backbone.vision
+    assert tokens.flops == linear_flops(config, 256) + attention_flops(config, 256, 256)
     patches, w = 32 * 32, vision.width
     attention = 4 * patches * w * (3 * 64 + 1024)  # three blocks see 8 x 8 patches (112 pixels), one sees all
     linear = 2 * patches * (vision.layers * (4 * w * w + 3 * w * vision.mlp_width) + 3 * 2 * 14 * 14 * w)
-    merger = 2 * 256 * (4 * w * 4 * w + 4 * w * small.config.backbone.hidden_size)
+    merger = 2 * 256 * (4 * w * 4 * w + 4 * w * config.hidden_size)
     assert tower.flops == attention + linear + merger
 
 

@@ -105,7 +105,7 @@ def image_prefill(model: UnifiedModel) -> Iterator[Cost]:
     if vision is None:
         return
     yield Cost(name="vision tower", flops=measure(lambda: _vision_tokens(model, vision)))
-    yield Cost(name=f"its {vision.num_tokens} tokens", flops=measure(lambda: _prompt(model, vision.num_tokens)))
+    yield Cost(name=f"its {vision.num_tokens} tokens", flops=measure(lambda: _pass(model, vision.num_tokens, None)))
 
 
 def _empty(*shape: int) -> Tensor:
