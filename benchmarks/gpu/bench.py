@@ -171,6 +171,7 @@ class _Attempt(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         self._bench.part = self._name
+        print(f"-- {self._name}", flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None

@@ -114,16 +114,16 @@ def building(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def randomize(module: nn.Module, *, seed: int = 0) -> None:
     """Draws every parameter where it lies, so that none is zero and activations keep their size through the layers.
 
-    Matrices are normal with standard deviation fan_in^(-1/2); vectors vary around what their module set.
+    Matrices are normal with standard deviation fan_in^(-1/2). Weights of norms vary around 1, other vectors around 0.
     """
     generators: dict[torch.device, torch.Generator] = {}
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         device = parameter.device
         generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
         if parameter.dim() > 1:
             parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
         else:
-            parameter.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
+            parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.1, generator=generator)
 
 
 def build(config: ModelConfig, parts: Collection[str], device: torch.device, dtype: torch.dtype) -> UnifiedModel:
