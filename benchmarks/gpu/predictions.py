@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from blip3o.config.load import preset_model
 from blip3o.config.model import ModelConfig
 from blip3o.device import PEAK_BF16
 from blip3o.model.decoders.build import build_decoder
@@ -98,3 +99,8 @@ def _dit(model: ModelConfig) -> torch.nn.Module:
             grid=model.latent_grid,
             condition_dim=model.backbone.hidden_size,
         )
+
+
+def encoding_rate() -> float:
+    """Images per second of the EVA tower alone."""
+    return ENCODING / formulas.encoder(preset_model("8b").encoder, images=1, grad=Grad.NONE)
