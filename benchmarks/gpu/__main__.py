@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.gpu VERB [--device cpu|gpu] [--size nano|full] [--only PART …] [--out FOLDER]`.
+"""`python -m benchmarks.gpu VERB [--device cpu|gpu] [--size nano|full] [--only PART …] [--out FOLDER]`.
 
 Exit code 0 if every part ran and everything that must be equal is; a missed goal of speed is printed, and no failure.
 """

@@ -1,4 +1,4 @@
-"""Verb `encode`: features of images. The EVA tower, decoding on threads, whole shards, and cached against online loss."""
+"""Verb `encode`: the EVA tower, decoding on threads, whole shards, and the loss of cached against online features."""
 
 import io
 import tempfile
@@ -24,7 +24,6 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.features.files import write_provenance
 from blip3o.data.features.records import to_bf16_bits
 from blip3o.data.images.decode import decode_image
-from blip3o.data.inputs import StageInputs
 from blip3o.data.sets.writer import Sample, shard_bytes
 from blip3o.data.shards.locations import source_locations, tokenizer_uri
 from blip3o.data.shards.manifest import write_manifest, write_shard_index
@@ -159,7 +158,8 @@ def _world(bench: Bench, recipe: Recipe) -> None:
     for shard in range(bench.pick(8, 5)):
         numbers = range(shard * per_shard, (shard + 1) * per_shard)
         samples = [
-            Sample(key=f"{n:06d}", image=made[n % 16], ext="jpg", record={"captions": [f"picture {n}"]}) for n in numbers
+            Sample(key=f"{n:06d}", image=made[n % 16], ext="jpg", record={"captions": [f"picture {n}"]})
+            for n in numbers
         ]
         uri = storage.join(recipe.data.root, "pictures", f"part-{shard:05d}.tar")
         storage.write_bytes(uri, shard_bytes(samples))

@@ -23,7 +23,7 @@ MEAN_TOKENS, MAX_TOKENS = 136, 224
 NANO_MAX_TOKENS = 56
 TEXTS = [TemplateConfig().instruction, "a red circle above a blue square", "What colour is it? It is green."]
 
-# The released layout (448 pixels pooled to 8 x 8, four levels of latents, three of the U-Net), narrow, shallow, and small.
+# The released layout (features of 8 x 8, four levels of latents, three of the U-Net), narrow, shallow and small.
 _NANO: Tree = merge(
     PRESETS["debug"],
     {

@@ -96,7 +96,9 @@ def backbone(bench: Bench) -> None:
             compare(bench, f"{way}, {side} padding", model, _states(prompt, way))
     with torch.no_grad(), exact_fp32():
         on_device = model.to(bench.device)
-        states = [_states(ragged(bench, side), "query_states")(on_device, bench.device, torch.float32) for side in SIDES]
+        states = [
+            _states(ragged(bench, side), "query_states")(on_device, bench.device, torch.float32) for side in SIDES
+        ]
     bench.check("left against right padding, fp32", difference(*states), at_most=FP32)
 
 

@@ -21,8 +21,8 @@ import psutil
 
 from benchmarks._runs import recipe_tree, write_initialised
 from benchmarks.gpu.bench import Bench, Options
-from benchmarks.gpu.parity import SHALLOW
 from benchmarks.gpu.models import stage_recipe
+from benchmarks.gpu.parity import SHALLOW
 from benchmarks.gpu.ray_session import joined
 from benchmarks.gpu.step import process_group, run_loop, stage_module
 from blip3o import log

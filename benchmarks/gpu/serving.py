@@ -131,12 +131,8 @@ def serve(bench: Bench) -> None:
 def _write_bundle(bench: Bench, uri: str) -> None:
     config = model_config(bench, "8b", {"decoder": CHEAP_DECODER} | bench.pick(SMALL_BACKBONE, {}))
     model = build(config, SERVED, torch.device("cpu"), torch.bfloat16)
-    described = BundleConfig(
-        model=config, template=TemplateConfig(), max_length=bench.pick(224, 96), parts=SERVED
-    )
-    write_bundle(
-        uri, config=described, tensors=dict(model.named_parameters()), tokenizer=tokenizer(), provenance={}
-    )
+    described = BundleConfig(model=config, template=TemplateConfig(), max_length=bench.pick(224, 96), parts=SERVED)
+    write_bundle(uri, config=described, tensors=dict(model.named_parameters()), tokenizer=tokenizer(), provenance={})
 
 
 def _load(bench: Bench, url: str, clients: int) -> None:

@@ -1,4 +1,4 @@
-"""The cases of verb `step`, as data: a preset, a micro-batch size, and overrides of the recipe. Add a row for a new one.
+"""The cases of verb `step` as data: a preset, a micro-batch size, overrides of the recipe. A new case is a new row.
 
 The recipe is that of `benchmarks.gpu.models.stage_recipe`: stage generate, one worker, bf16, ZeRO 1, stored features.
 """
@@ -30,9 +30,7 @@ COMPILED = {"parallel.compile": True}
 # In the order in which they run: a call whose time is up has the important ones.
 VARIANTS: dict[str, Variant] = {
     "8b-16": Variant(preset="8b", micro_batch=16, profile=True),
-    "8b-16-compile": Variant(
-        preset="8b", micro_batch=16, overrides=COMPILED, goal=predictions.GOAL_8B, profile=True
-    ),
+    "8b-16-compile": Variant(preset="8b", micro_batch=16, overrides=COMPILED, goal=predictions.GOAL_8B, profile=True),
     "4b-16": Variant(preset="4b", micro_batch=16, profile=True),
     "4b-16-compile": Variant(preset="4b", micro_batch=16, overrides=COMPILED, goal=predictions.GOAL_4B),
     "8b-64-compile": Variant(preset="8b", micro_batch=64, overrides=COMPILED, goal=predictions.GOAL_8B),
