@@ -6,7 +6,7 @@ of diffusers has over the same modules. Then come the decoders, the engine witho
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def condition(bench: Bench) -> None:
     for size in SIZES:
         pipe = pipeline(model, bench.device, batch_size=size, max_length=bench.pick(224, 96))
         prompts = [f"{number} red circles" for number in range(size)]
-        seconds = bench.seconds(lambda pipe=pipe, prompts=prompts: pipe.condition(prompts))
+        seconds = bench.seconds(partial(pipe.condition, prompts))
         bench.row(f"condition of {size}", 1000 * seconds, "ms")
 
 
@@ -72,7 +72,7 @@ def features(bench: Bench) -> None:
         prepare(model)
         for size in SIZES:
             given = inputs(bench, model, size)
-            seconds = bench.seconds(lambda given=given: _ours(model, given, steps), rounds=3, warm=2)
+            seconds = bench.seconds(partial(_ours, model, given, steps), rounds=3, warm=2)
             rates[way, size] = size / seconds
             expected = predictions.features_seconds(model.config, size, eager=way == "eager") if bench.judged else None
             bench.row(f"{way}: features of {size}, {steps} steps", 1000 * seconds, "ms", predicted=_ms(expected))
@@ -104,9 +104,7 @@ def diffusers(bench: Bench) -> None:
         given = inputs(bench, model, size)
         error = difference(_ours(model, given, steps), _by_diffusers(model, given, steps))
         bench.check(f"features of {size}: ours against diffusers'", error, at_most=TOLERANCE)
-        ours, other = (
-            bench.seconds(lambda way=way, given=given: way(model, given, steps)) for way in (_ours, _by_diffusers)
-        )
+        ours, other = (bench.seconds(partial(way, model, given, steps)) for way in (_ours, _by_diffusers))
         bench.row(f"diffusers' loop, batch of {size}", 1000 * other, "ms")
         bench.row(f"diffusers' seconds over ours, batch of {size}", other / ours, "x")
 
@@ -148,19 +146,15 @@ def _decoder(bench: Bench, preset: str, sizes: tuple[int, ...]) -> None:
     for size in sizes:
         noise = torch.randn(size, *model.config.decoder.noise_shape, device=bench.device)
         given = _features(bench, model, size)
-        seconds = bench.seconds(lambda given=given, noise=noise: model.decode(given, noise, null), rounds=2)
+        seconds = bench.seconds(partial(model.decode, given, noise, null), rounds=2)
         expected = predictions.decode_seconds(model.config, size) / size if bench.judged else None
         bench.row(f"seconds an image, batch of {size}", seconds / size, "s", predicted=expected)
-        vae = bench.seconds(lambda noise=noise: to_images(_vae(model), noise), rounds=2)
+        vae = bench.seconds(partial(to_images, model.decoder.vae, noise), rounds=2)
         bench.row(f"of them in the autoencoder, batch of {size}", vae / size, "s")
 
 
 def _features(bench: Bench, model: UnifiedModel, rows: int) -> Tensor:
     return torch.randn(rows, *model.latent_shape, generator=torch_generator(0, "decoded")).to(bench.device)
-
-
-def _vae(model: UnifiedModel) -> Any:  # noqa: ANN401 - a module of diffusers
-    return model.decoder.vae
 
 
 PARTS: Mapping[str, Callable[[Bench], None]] = {

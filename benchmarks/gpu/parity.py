@@ -6,6 +6,8 @@ reference takes seconds. Errors are relative: the root of the mean square of the
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ SHALLOW: Tree = {
 SMALL_UNET: Tree = {"decoder": {"autoencoder": {"image_size": 512}, "attention_layers": [0, 1, 2]}}
 SMALL_SANA: Tree = {"decoder": {"layers": 4}}
 
-Call = Callable[[nn.Module, torch.device, torch.dtype], Tensor]
+Call = Callable[[Any, torch.device, torch.dtype], Tensor]  # a module, where it is, and its dtype
 
 
 def shallow(bench: Bench, preset: str = "8b", changes: Tree | None = None) -> ModelConfig:
@@ -69,7 +71,7 @@ def device_facts(bench: Bench) -> None:
     for name, dtype, predicted in (("bf16", torch.bfloat16, predictions.MATMUL / 1e12), ("fp32", torch.float32, None)):
         a, b = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
         with exact_fp32():
-            seconds = bench.seconds(lambda a=a, b=b: a @ b, rounds=10, warm=3)
+            seconds = bench.seconds(partial(torch.matmul, a, b), rounds=10, warm=3)
         bench.row(f"product {side} x {side}, {name}", 2 * side**3 / seconds / 1e12, "TFLOP/s", predicted=predicted)
     source = torch.zeros(copied, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
@@ -119,7 +121,7 @@ def ragged(bench: Bench, side: str) -> Prompt:
 
 
 def _states(prompt: Prompt, way: str) -> Call:
-    def call(module: nn.Module, device: torch.device, _: torch.dtype) -> Tensor:
+    def call(module: Any, device: torch.device, _: torch.dtype) -> Tensor:  # noqa: ANN401 - a part of a model
         there = Prompt(input_ids=prompt.input_ids.to(device), attention_mask=prompt.attention_mask.to(device))
         return getattr(module.backbone, way)(there, module.queries)
 
@@ -135,7 +137,7 @@ def dit(bench: Bench) -> None:
     latents = torch.randn(2, *config.latent_shape, generator=generator)
     time = torch.tensor([990.0, 10.0])
 
-    def call(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def call(module: Any, device: torch.device, dtype: torch.dtype) -> Tensor:  # noqa: ANN401 - a DiT
         condition = module.condition(states.to(device, dtype))
         return module(latents.to(device), time.to(device), condition)
 
@@ -196,7 +198,7 @@ def _prediction(config: ModelConfig) -> Call:
     features = torch.randn(1, *config.latent_shape, generator=generator)
     noisy = torch.randn(1, *config.decoder.noise_shape, generator=generator)
 
-    def call(module: nn.Module, device: torch.device, _: torch.dtype) -> Tensor:
+    def call(module: Any, device: torch.device, _: torch.dtype) -> Tensor:  # noqa: ANN401 - a part of a model
         time = torch.tensor([500.0], device=device)
         return module.predict(noisy.to(device), time, module.condition(features.to(device)))
 
@@ -211,8 +213,10 @@ def _pixels(config: ModelConfig) -> Call:
 def noise(bench: Bench) -> None:
     """Random draws are made on the CPU, so a seed gives the same numbers on every device."""
     keys = torch.arange(4) * 7
-    options = {"seed": 1, "kind": "flow-0", "shape": (64, 1792), "dropout": 0.1}
-    here, there = (flow_draws(keys.to(device), **options) for device in (CPU, bench.device))
+    here, there = (
+        flow_draws(keys.to(device), seed=1, kind="flow-0", shape=(64, 1792), dropout=0.1)
+        for device in (CPU, bench.device)
+    )
     for name in ("noise", "uniform", "keep"):
         bench.equal(f"draws of a loss: {name}", torch.equal(getattr(here, name), getattr(there, name).to(CPU)))
 

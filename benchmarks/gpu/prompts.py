@@ -41,7 +41,7 @@ def _arrays(recipe: Recipe, number: int, equal: int | None) -> dict[str, np.ndar
     tokens = lengths(recipe, number) if equal is None else np.full(rows, equal)
     ids = generator.integers(1, min(model.backbone.vocab_size, 50_000), (rows, longest), dtype=np.int32)
     ids[np.arange(longest) >= tokens[:, None]] = 0
-    arrays = {"input_ids": ids, "draw_key": generator.integers(0, 2**62, rows)}
+    arrays: dict[str, np.ndarray] = {"input_ids": ids, "draw_key": generator.integers(0, 2**62, rows)}
     if recipe.data.features == "online":
         side = model.encoder.image_size
         return arrays | {"encoder_pixels": generator.integers(0, 256, (rows, side, side, 3), dtype=np.uint8)}

@@ -69,9 +69,9 @@ def _compare(bench: Bench, what: str, one: dict[str, Any], other: dict[str, Any]
 
 def _train(bench: Bench, folder: str, start: int, stop: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """Trains from step `start` to `stop`, in a process of its own unless the options say otherwise."""
-    task = {"folder": folder, "start": start, "stop": stop, "overrides": overrides}
     if bench.options.same_process:
-        return train_engine(bench, **task)
+        return train_engine(bench, folder, start, stop, overrides)
+    task = {"folder": folder, "start": start, "stop": stop, "overrides": overrides}
     options = ["--device", bench.options.device, "--size", bench.options.size]
     command = [sys.executable, "-m", "benchmarks.gpu.resume", *options, json.dumps(task)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)

@@ -117,8 +117,8 @@ def measure(bench: Bench, variant: Variant) -> None:
 def _report(bench: Bench, variant: Variant, recipe: Recipe, seconds: float, steps: range) -> None:
     count, online = recipe.optim.micro_batches, recipe.data.features == "online"
     prompts = [lengths(recipe, number).tolist() for number in range(steps.start * count, steps.stop * count)]
-    useful = sum(predictions.generate_flops(recipe.model, each, padded=False, online=online) for each in prompts)
-    useful /= len(steps)
+    every = [predictions.generate_flops(recipe.model, each, padded=False, online=online) for each in prompts]
+    useful = sum(every) / len(steps)
     expected = predictions.OPTIMIZER_S + count * statistics.mean(
         predictions.step_seconds(
             recipe.model,
