@@ -125,7 +125,7 @@ def _report(bench: Bench, variant: Variant, recipe: Recipe, seconds: float, step
             each,
             padded=variant.padded,
             online=online,
-            compiled=recipe.parallel.compile,
+            compiled=bool(recipe.parallel.compile),
             recomputed=recipe.parallel.activation_checkpointing,
         )
         for each in prompts

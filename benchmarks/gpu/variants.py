@@ -25,19 +25,22 @@ class Variant:
     padded: bool = True
 
 
-COMPILED = {"parallel.compile": True}
+EAGER: dict[str, Any] = {"parallel.compile": False}
+COMPILED: dict[str, Any] = {"parallel.compile": True}
 
 # In the order in which they run: a call whose time is up has the important ones.
 VARIANTS: dict[str, Variant] = {
-    "8b-16": Variant(preset="8b", micro_batch=16, profile=True),
+    "8b-16": Variant(preset="8b", micro_batch=16, overrides=EAGER, profile=True),
     "8b-16-compile": Variant(preset="8b", micro_batch=16, overrides=COMPILED, goal=predictions.GOAL_8B, profile=True),
-    "4b-16": Variant(preset="4b", micro_batch=16, profile=True),
+    "4b-16": Variant(preset="4b", micro_batch=16, overrides=EAGER, profile=True),
     "4b-16-compile": Variant(preset="4b", micro_batch=16, overrides=COMPILED, goal=predictions.GOAL_4B),
     "8b-64-compile": Variant(preset="8b", micro_batch=64, overrides=COMPILED, goal=predictions.GOAL_8B),
-    "8b-16-online": Variant(preset="8b", micro_batch=16, overrides={"data.features": "online"}),
-    "8b-16-recompute": Variant(preset="8b", micro_batch=16, overrides={"parallel.activation_checkpointing": True}),
-    "8b-16-zero2": Variant(preset="8b", micro_batch=16, overrides={"parallel.zero_stage": 2}),
-    "8b-64": Variant(preset="8b", micro_batch=64),
+    "8b-16-online": Variant(preset="8b", micro_batch=16, overrides=EAGER | {"data.features": "online"}),
+    "8b-16-recompute": Variant(
+        preset="8b", micro_batch=16, overrides=EAGER | {"parallel.activation_checkpointing": True}
+    ),
+    "8b-16-zero2": Variant(preset="8b", micro_batch=16, overrides=EAGER | {"parallel.zero_stage": 2}),
+    "8b-64": Variant(preset="8b", micro_batch=64, overrides=EAGER),
     "4b-64-compile": Variant(preset="4b", micro_batch=64, overrides=COMPILED, goal=predictions.GOAL_4B),
-    "4b-64": Variant(preset="4b", micro_batch=64),
+    "4b-64": Variant(preset="4b", micro_batch=64, overrides=EAGER),
 }

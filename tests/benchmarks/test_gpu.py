@@ -35,7 +35,7 @@ def values(report):
 
 
 def test_parity_holds_between_the_cpu_and_itself(tmp_path, capsys):
-    report = result(tmp_path, "parity", "noise", "backbone", "dit", "loss", "slots")
+    report = result(tmp_path, "parity", "noise", "backbone", "dit", "loss", "slots", "sana")
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
     assert report["complete"] and not report["errors"]
     judged = [row for row in report["rows"] if "holds" in row]
@@ -66,15 +66,11 @@ def test_a_step_reports_its_speed_and_its_kernels(tmp_path):
     assert not [row for row in report["rows"] if "predicted" in row]  # those are for released sizes on a GPU
 
 
-def test_a_resumed_engine_has_the_bits_of_one_that_was_not(tmp_path, monkeypatch):
+def test_a_resumed_engine_has_the_bits_of_one_that_was_not(tmp_path):
     report = result(tmp_path, "resume", "engine")
     assert {row["holds"] for row in report["rows"] if "holds" in row} == {True}
     losses = report["details"]["engine/default: losses"]
     assert losses["whole"][resume.SAVED :] == losses["resumed"]
-    monkeypatch.setattr(resume.checkpoint, "load", lambda *_, **__: (resume.SAVED, {}))
-    (tmp_path / "again").mkdir()
-    broken = result(tmp_path / "again", "resume", "engine", code=1)
-    assert [row["holds"] for row in broken["rows"] if "holds" in row] == [True, False]
 
 
 def test_sampling_equals_diffusers_loop_and_features_their_stored_form(tmp_path):
@@ -171,7 +167,6 @@ def test_predictions_follow_from_the_formulas(full):
     )
     online = predictions.generate_flops(model, [136], padded=False, online=True)
     assert online - flops == pytest.approx(9.39e12, rel=0.01)
-    assert predictions.decode_flops(model) == pytest.approx(674e12 + 10e12, rel=0.02)  # U-Net and autoencoder
     assert predictions.encoding_rate() == pytest.approx(53, abs=1)
 
 
