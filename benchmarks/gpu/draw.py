@@ -31,7 +31,7 @@ def _compile(model: UnifiedModel) -> None:
         block.compile()
 
 
-# Ways to sample, in order: what is done to the model before. Compiling stays, so the eager way comes first.
+# Ways to sample: what is done to a model before. The eager way comes first, since others are compared with it.
 WAYS: dict[str, Callable[[UnifiedModel], None]] = {"eager": lambda model: None, "compile": _compile}
 
 
@@ -65,16 +65,19 @@ def condition(bench: Bench) -> None:
 @torch.inference_mode()
 def features(bench: Bench) -> None:
     """30 steps under two branches, by every way at every batch size, against diffusers' loop."""
-    model = build(model_config(bench, "8b"), GENERATING, bench.device, torch.bfloat16)
-    steps = model.config.sampler.num_inference_steps
+    config = model_config(bench, "8b")
+    steps = config.sampler.num_inference_steps
     rates: dict[tuple[str, int], float] = {}
     for way, prepare in WAYS.items():
+        if bench.late(f"features: {way}"):
+            return
+        model = build(config, ("dit",), bench.device, torch.bfloat16)
         prepare(model)
-        for size in SIZES:
+        for size in bench.pick(SIZES, (SIZES[0], SIZES[-1])):
             given = inputs(bench, model, size)
             seconds = bench.seconds(partial(_ours, model, given, steps), rounds=3, warm=2)
             rates[way, size] = size / seconds
-            expected = predictions.features_seconds(model.config, size, eager=way == "eager") if bench.judged else None
+            expected = predictions.features_seconds(config, size, eager=way == "eager") if bench.judged else None
             bench.row(f"{way}: features of {size}, {steps} steps", 1000 * seconds, "ms", predicted=_ms(expected))
         _throughput(bench, way, rates)
 
