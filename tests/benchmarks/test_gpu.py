@@ -1,6 +1,7 @@
 """The proof on one GPU, at nano size on the CPU: its verbs run, what must be equal is, and a failure stays alone."""
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from benchmarks.gpu.bench import Bench, Options
 from benchmarks.gpu.models import MAX_TOKENS, MEAN_TOKENS, stage_recipe
 from benchmarks.gpu.variants import VARIANTS
 from blip3o import device as devices
+from tests.test_style import ROOT
 
 CPU = ["--device", "cpu", "--size", "nano"]
 
@@ -185,3 +187,23 @@ def test_what_a_device_is_asked_for_is_nothing_on_a_cpu():
 
 def test_a_value_that_is_no_number_meets_no_bound():
     assert benches._bound(float("nan"), None, 1.0) == ("<= 1", False)
+
+
+def test_make_runs_every_verb_and_fails_if_one_did(tmp_path):
+    """With an interpreter that only writes down what it is asked, and fails at one verb."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n[ "$3" != resume ]\n')
+    python.chmod(0o755)
+    command = [
+        "make",
+        "--no-print-directory",
+        "-o",
+        ".venv/.installed",
+        "gpu",
+        f"BIN={tmp_path}",
+        "GPU_ARGS=--size nano",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"-m benchmarks.gpu {verb} --size nano" for verb in gpu.VERBS]
+    assert done.returncode != 0 and "failed: resume" in done.stderr
