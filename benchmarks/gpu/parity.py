@@ -232,7 +232,7 @@ def slots(bench: Bench) -> None:
             pipe = pipeline(model, bench.device, batch_size=size, max_length=bench.pick(224, 96))
             alone = found[size] = pipe.generate_features([PROMPTS[0]], seeds=[5], num_inference_steps=steps)[0]
             same = True
-            for slot in range(size) if bench.full else (1, size - 1):
+            for slot in range(size) if bench.full else (size - 1,):
                 prompts = [PROMPTS[1 + n % 3] for n in range(size)]
                 prompts[slot] = PROMPTS[0]
                 seeds = [5 if n == slot else 100 + n for n in range(size)]

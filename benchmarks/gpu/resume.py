@@ -86,7 +86,7 @@ def train_engine(bench: Bench, folder: str, start: int, stop: int, overrides: di
     Returns the sha256 of the trained weights, the losses, and the median seconds of a step.
     """
     changes = bench.pick(SHALLOW, {})
-    size = {"optim.micro_batch_size": bench.pick(16, 2), "optim.micro_batches": 2, "optim.steps": STEPS}
+    size = {"optim.micro_batch_size": bench.pick(16, 2), "optim.micro_batches": bench.pick(2, 1), "optim.steps": STEPS}
     recipe = stage_recipe(bench, "8b", changes=changes, overrides=size | {"optim.lr": 1e-3} | overrides)
     with process_group(bench):
         module = stage_module(bench, recipe)

@@ -103,7 +103,7 @@ def measure(bench: Bench, variant: Variant) -> None:
         engine = build_engine(recipe, module)
         run_loop(bench, recipe, engine, module, range(WARM_UP))
         reset_peak_memory(bench.device)
-        timed = range(WARM_UP, WARM_UP + bench.pick(4, 2))
+        timed = range(WARM_UP, WARM_UP + bench.pick(4, 1))
         records = run_loop(bench, recipe, engine, module, timed)
         seconds = statistics.median(record.seconds for record in records)
         _report(bench, variant, recipe, seconds, timed)
@@ -203,7 +203,7 @@ def _plain_rate(bench: Bench, recipe: Recipe, tokens: int, name: str) -> float:
         optimizer.step()
 
     reset_peak_memory(bench.device)
-    seconds = bench.seconds(step)
+    seconds = bench.seconds(step, rounds=bench.pick(3, 1))
     bench.row(f"{name}, peak memory", peak_memory(bench.device) / BYTES, "GiB")
     return recipe.optim.micro_batch_size / seconds
 
