@@ -23,9 +23,11 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.models import CHEAP_DECODER, build, model_config, pipeline, tokenizer
 from benchmarks.gpu.ray_session import joined
 from blip3o.bundle.layout import BundleConfig
+from blip3o.bundle.reading import load_bundle
 from blip3o.bundle.writing import write_bundle
 from blip3o.config.recipe import TemplateConfig
 from blip3o.config.recipe_files import Tree
+from blip3o.device import release_memory
 from blip3o.rng import numpy_generator
 from cluster.ports import free_ports
 from serve.engine import Engine
@@ -114,6 +116,8 @@ def serve(bench: Bench) -> None:
     gpu = bench.options.device == "gpu"
     with tempfile.TemporaryDirectory() as folder, joined(bench):
         _write_bundle(bench, f"{folder}/bundle")
+        local = _alone(bench, f"{folder}/bundle")
+        release_memory(bench.device)
         options = {"batch_size": BATCH, "num_gpus": 1 if gpu else 0, "num_cpus": 2 if gpu else 0.2, "max_waiting": 16}
         began = time.monotonic()
         handle = start(f"{folder}/bundle", port=free_ports(1)[0], options=options)
@@ -122,6 +126,8 @@ def serve(bench: Bench) -> None:
             _ask(bench, handle.url, 0)
             alone = statistics.median(_timed(bench, handle.url, number) for number in range(bench.pick(5, 2)))
             bench.row("one request alone", 1000 * alone, "ms")
+            added = 1000 * (alone - local)
+            bench.row("of which HTTP and Serve", added, "ms", at_most=1000 * predictions.GOAL_HTTP_S)
             for clients in CLIENTS:
                 _load(bench, handle.url, clients)
         finally:
@@ -133,6 +139,17 @@ def _write_bundle(bench: Bench, uri: str) -> None:
     model = build(config, SERVED, torch.device("cpu"), torch.bfloat16)
     described = BundleConfig(model=config, template=TemplateConfig(), max_length=bench.pick(224, 96), parts=SERVED)
     write_bundle(uri, config=described, tensors=dict(model.named_parameters()), tokenizer=tokenizer(), provenance={})
+
+
+def _alone(bench: Bench, bundle: str) -> float:
+    """Median seconds of one request to an engine of this bundle in this process."""
+    served = Engine(load_bundle(bundle, device=bench.device, batch_size=BATCH))
+    served.start()
+    try:
+        _offer(bench, served, [0.0])
+        return statistics.median(_offer(bench, served, [0.0]).seconds for _ in range(bench.pick(5, 2)))
+    finally:
+        served.close()
 
 
 def _load(bench: Bench, url: str, clients: int) -> None:
