@@ -5,10 +5,11 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 # recovery and elastic kill runs for a quarter of an hour and more, and compare weights, not speed.
 BENCHMARKS := $(filter-out __init__ recovery elastic,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+GPU_VERBS := parity step resume draw encode
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full test test-fast lint docs package bench bench-data lmms clean
+.PHONY: help demo demo-full test test-fast lint docs package bench bench-data gpu lmms clean
 .DELETE_ON_ERROR:
 
 help:  ## what can be made
@@ -45,6 +46,12 @@ bench: $(STAMP)  ## every benchmark; results in benchmarks/results
 
 bench-data: $(BENCH_STAMP)  ## the data engine against other loaders; tables in docs/data.md
 	@for name in $(DATA_BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+# Every verb runs, whatever becomes of those before it. On a machine without network: docs/gpu.md.
+gpu: $(STAMP)  ## the proof on one GPU; GPU_ARGS="--device cpu --size nano" for a dry run on the CPU
+	@failed=; for verb in $(GPU_VERBS); do echo "== $$verb"; \
+	  $(BIN)/python -m benchmarks.gpu $$verb $(GPU_ARGS) || failed="$$failed $$verb"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 lmms: .venv-lmms/.installed  ## an environment of lmms-eval, for `.venv-lmms/bin/python -m jobs.lmms`
 

@@ -75,8 +75,11 @@ def report(
     keep(name, result, folder)
 
 
-def keep(name: str, result: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Prints a result, with date, commit and machine, as one line of JSON and keeps it in a dated file; returns it."""
+def keep(name: str, result: dict[str, Any], folder: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Prints a result, with date, commit and machine, as one line of JSON and keeps it in a dated file; returns it.
+
+    If `quiet`, it is only written: a result that is not complete yet.
+    """
     record = {
         "name": name,
         **result,
@@ -87,7 +90,8 @@ def keep(name: str, result: dict[str, Any], folder: Path) -> dict[str, Any]:
     line = json.dumps(record)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}-{record['date'][:10]}.json").write_text(line + "\n", encoding="utf-8")
-    print(line)
+    if not quiet:
+        print(line)
     return record
 
 

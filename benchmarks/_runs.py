@@ -34,4 +34,5 @@ def write_initialised(recipe: Recipe, parts: Mapping[str, str], *, seed: int = 0
     initialize(model, seed)
     for run, part in parts.items():
         tensors = {name: value for name, value in model.named_parameters() if name.startswith(f"{part}.")}
-        write_final(final_uri(recipe.run.storage, run), tensors, {"run": run, "identity": run})
+        described = {"run": run, "identity": run, "stage": recipe.stage.name, "recipe": recipe.model_dump(mode="json")}
+        write_final(final_uri(recipe.run.storage, run), tensors, described)

@@ -4,10 +4,10 @@ All other code gets a `torch.device` and the name of a backend from here.
 """
 
 import gc
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from blip3o import settings
 from blip3o.errors import ConfigError
@@ -180,3 +180,76 @@ def record_graph(function: "Callable[[], torch.Tensor]", device: "torch.device")
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
         output = function()
     return Recorded(replay=graph.replay, output=output)
+
+
+def reset_peak_memory(device: "torch.device") -> None:
+    """Makes `peak_memory` of a GPU count from here; the CPU's peak is the process's and cannot be reset."""
+    import torch
+
+    if device.type != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def synchronize(device: "torch.device") -> None:
+    """Waits until the device has done all work that was launched; the CPU always has."""
+    import torch
+
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def facts(device: "torch.device") -> dict[str, Any]:
+    """The card's name and memory in bytes, its driver, and the versions of CUDA and cuDNN; nothing for the CPU."""
+    import shutil
+    import subprocess
+
+    import torch
+
+    if device.type == "cpu":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = "unknown"
+    if shutil.which(query[0]):
+        driver = subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout.partition("\n")[0]
+    return {
+        "card": properties.name,
+        "memory": properties.total_memory,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Inside the block, fp32 products and convolutions on a GPU are not rounded to TF32."""
+    import torch
+
+    matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matrices.allow_tf32, convolutions.allow_tf32
+    matrices.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matrices.allow_tf32, convolutions.allow_tf32 = before
+
+
+def profiler(device: "torch.device") -> Any:  # noqa: ANN401 - a torch.profiler.profile
+    """torch's profiler of what the CPU launches and, on a GPU, of the kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    kinds = [ProfilerActivity.CPU] if device.type == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    return profile(activities=kinds)
+
+
+def kernel_seconds(profiled: Any, device: "torch.device") -> dict[str, float]:  # noqa: ANN401 - what `profiler` gives
+    """Seconds of each kernel on a GPU, or of each of torch's operations on the CPU, by name, longest first."""
+    from torch.autograd import DeviceType
+
+    on_gpu = device.type != "cpu"
+    kind, attribute = (DeviceType.CUDA, "self_device_time_total") if on_gpu else (DeviceType.CPU, "self_cpu_time_total")
+    # Annotations span the kernels below them, whose time would count twice.
+    events = [e for e in profiled.key_averages() if e.device_type == kind and not e.is_user_annotation]
+    seconds = {event.key: getattr(event, attribute) / 1e6 for event in events}
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
