@@ -16,6 +16,8 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.models import build, model_config, pipeline
 from benchmarks.gpu.parity import difference
 from benchmarks.gpu.serving import engine, serve
+from blip3o.device import Execution
+from blip3o.inference.execution import set_execution
 from blip3o.model.decoders.autoencoder import to_images
 from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
@@ -26,13 +28,8 @@ GUIDANCE = 3.0
 TOLERANCE = 3e-2  # bf16: the two loops stack their rows in other ways, so products round differently
 
 
-def _compile(model: UnifiedModel) -> None:
-    for block in model.denoiser.blocks:
-        block.compile()
-
-
-# Ways to sample: what is done to a model before. The eager way comes first, since others are compared with it.
-WAYS: dict[str, Callable[[UnifiedModel], None]] = {"eager": lambda model: None, "compile": _compile}
+# How the denoiser runs. The eager way comes first, since others are compared with it. Graphs need a GPU.
+WAYS: tuple[Execution, ...] = ("eager", "compile", "graph")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +65,11 @@ def features(bench: Bench) -> None:
     config = model_config(bench, "8b")
     steps = config.sampler.num_inference_steps
     rates: dict[tuple[str, int], float] = {}
-    for way, prepare in WAYS.items():
+    for way in WAYS[: None if bench.options.device == "gpu" else -1]:
         if bench.late(f"features: {way}"):
             return
         model = build(config, ("dit",), bench.device, torch.bfloat16)
-        prepare(model)
+        set_execution(model, way, batch_size=SIZES[0], device=bench.device)
         for size in bench.pick(SIZES, (SIZES[0], SIZES[-1])):
             given = inputs(bench, model, size)
             seconds = bench.seconds(partial(_ours, model, given, steps), rounds=3, warm=2)

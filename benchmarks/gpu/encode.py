@@ -148,7 +148,7 @@ def _write(encoder: ShardEncoder, numbers: range) -> None:
 
 
 def _recipe(bench: Bench, folder: str) -> Recipe:
-    recipe = stage_recipe(bench, "8b", overrides={"optim.micro_batch_size": bench.pick(32, 4)})
+    recipe = stage_recipe(bench, "8b", overrides={"parallel.encoder_batch_size": bench.pick(32, 4)})
     run = recipe.run.model_copy(update={"storage": f"{folder}/runs"})
     stage = recipe.stage.model_copy(update={"start_from": (ENCODER_RUN,)})
     sources = tuple(source.model_copy(update={"shards": "pictures/*.tar"}) for source in recipe.data.sources)

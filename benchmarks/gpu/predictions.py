@@ -43,9 +43,8 @@ def generate_flops(model: ModelConfig, lengths: Sequence[int], *, padded: bool, 
     """FLOPs of a micro-batch of stage generate with prompts of these lengths, of the real tokens or with padding."""
     longest = -(-max(lengths) // 8) * 8
     total = formulas.diffusion_transformer(model, rows=len(lengths), draws=1)
-    for length in lengths:
-        tokens = longest if padded else length
-        total += sum(formulas.prompt_and_queries(model, rows=1, prompt_tokens=tokens).values())
+    tokens = [longest] * len(lengths) if padded else list(lengths)
+    total += sum(formulas.prompt_and_queries(model, lengths=tokens).values())
     if online:
         total += formulas.encoder(model.encoder, images=len(lengths), grad=Grad.NONE)
     return total

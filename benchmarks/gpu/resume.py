@@ -38,7 +38,10 @@ from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameter
 
 STEPS, SAVED = 6, 3
 # Cases of part `engine`: overrides of the recipe, and whether bits must be equal (else it is only printed).
-CASES: dict[str, tuple[dict[str, Any], bool]] = {"default": ({}, False)}
+CASES: dict[str, tuple[dict[str, Any], bool]] = {
+    "default": ({}, False),
+    "deterministic": ({"parallel.deterministic": True}, True),
+}
 START = {"world-encoder": "encoder", "world-understand": "backbone"}
 WORKER = "RayTrainWorker"
 EXPORTED = ("backbone", "queries", "dit")

@@ -22,7 +22,7 @@ class Variant:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     goal: float | None = None
     profile: bool = False
-    padded: bool = True
+    padded: bool = False
 
 
 EAGER: dict[str, Any] = {"parallel.compile": False}
@@ -40,6 +40,11 @@ VARIANTS: dict[str, Variant] = {
         preset="8b", micro_batch=16, overrides=EAGER | {"parallel.activation_checkpointing": True}
     ),
     "8b-16-zero2": Variant(preset="8b", micro_batch=16, overrides=EAGER | {"parallel.zero_stage": 2}),
+    "8b-16-fp32-sums": Variant(
+        preset="8b",
+        micro_batch=16,
+        overrides=COMPILED | {"parallel.zero_stage": 2, "parallel.gradient_accumulation_dtype": "fp32"},
+    ),
     "8b-64": Variant(preset="8b", micro_batch=64, overrides=EAGER),
     "4b-64-compile": Variant(preset="4b", micro_batch=64, overrides=COMPILED, goal=predictions.GOAL_4B),
     "4b-64": Variant(preset="4b", micro_batch=64, overrides=EAGER),
