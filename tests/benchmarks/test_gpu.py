@@ -78,7 +78,8 @@ def test_a_resumed_engine_has_the_bits_of_one_that_was_not(tmp_path):
 def test_sampling_equals_diffusers_loop_and_features_their_stored_form(tmp_path):
     (tmp_path / "draw").mkdir()
     (tmp_path / "encode").mkdir()
-    drawn = result(tmp_path / "draw", "draw", "diffusers")
+    drawn = result(tmp_path / "draw", "draw", "diffusers", "engine")
+    assert values(drawn)["step-batched over one at a time"] > 0
     assert {row["holds"] for row in drawn["rows"] if "holds" in row} == {True}
     encoded = values(result(tmp_path / "encode", "encode", "loss", "shards"))
     assert encoded["to the bit (1: equal)"] == 1
