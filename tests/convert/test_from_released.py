@@ -140,7 +140,7 @@ def test_it_draws_chats_and_encodes(pipeline):
 
 
 def test_it_computes_in_the_precision_of_its_weights_if_asked(world, pipeline):
-    half = blip3o.load(str(world[2]), dtype=torch.bfloat16)
+    half = blip3o.load(str(world[2]), precision="bf16")
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
     prompts, seeds = ["a red circle", "user"], [1, 2]
     ours, exact = (

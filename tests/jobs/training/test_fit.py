@@ -60,7 +60,6 @@ def test_encoders_of_the_stream_have_labels_of_their_own(encoding, both):
 MAKES_A_MICRO_BATCH = """
 import json, sys
 from jobs.training.plan import FitPlan
-from jobs.training.progress import figures
 from jobs.training.stream import staged_micro_batches
 plan = FitPlan(**json.load(sys.stdin))
 made = staged_micro_batches(plan)(0)
