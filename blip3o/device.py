@@ -119,11 +119,17 @@ def peak_memory(device: "torch.device") -> int:
 
 
 def upload(array: "np.ndarray", device: "torch.device") -> "torch.Tensor":
-    """A copy of an array on a device. The copy to a GPU goes through pinned memory, and nothing waits for its end."""
+    """A copy of an array on a device, as `send` makes it."""
     import torch
 
-    host = torch.tensor(array)
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+    return send(torch.tensor(array), device)
+
+
+def send(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A tensor of the CPU on a device. A copy to a GPU goes through pinned memory, and nothing waits for its end."""
+    if device.type in ("cpu", "meta"):
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def download(tensor: "torch.Tensor") -> "Callable[[], torch.Tensor]":

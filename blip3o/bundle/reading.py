@@ -21,14 +21,11 @@ from blip3o.errors import BundleError, ConfigError, StorageError, one_line
 from blip3o.inference.execution import set_execution
 from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE, Blip3oPipeline
 from blip3o.inference.precision import Precision, dtype_of, resolve_precision
-from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
+from blip3o.model.empty_weights import init_empty_weights, set_parameter, stored_tensors, tied_names
 from blip3o.model.unified import UnifiedModel
 from blip3o.storage.magic import SNIFFED_BYTES, recognise
 from blip3o.weights.safetensors_header import ForeignFileError, StoredTensor
 from blip3o.weights.safetensors_stream import load_file
-
-# The scale of the latents, by name: rounded to bf16 it would move every channel of the features.
-KEPT_IN_FP32 = ("latent_scale.",)
 
 
 def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
@@ -109,23 +106,23 @@ def _config(uri: str, text: bytes) -> BundleConfig:
 
 
 def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype, device: torch.device) -> None:
-    """Sets every parameter of the model, converted to `dtype` on `device`; those of `KEPT_IN_FP32` to fp32.
+    """Sets every parameter of the model, converted to `dtype` on `device`, and fills its buffers where they are.
 
     Raises `BundleError` if the file was changed, or if a tensor is missing, has another shape, or has an unsupported
     type.
     """
     location, digest = storage.join(bundle.uri, WEIGHTS), hashlib.sha256()
-    names = tied_names(model)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    left = set(names)
+    names, own = tied_names(model), stored_tensors(model)
+    left = set(own)
 
     def place(entry: StoredTensor) -> torch.Tensor | None:
-        if shapes.get(entry.name) != entry.shape:
+        if entry.name not in own or own[entry.name].shape != entry.shape:
             return None
-        kept = entry.name.startswith(KEPT_IN_FP32)
-        tensor = torch.empty(entry.shape, dtype=torch.float32 if kept else dtype, device=device)
-        set_parameter(model, names[entry.name], tensor)
         left.remove(entry.name)
+        if entry.name not in names:
+            return own[entry.name]
+        tensor = torch.empty(entry.shape, dtype=dtype, device=device)
+        set_parameter(model, names[entry.name], tensor)
         return tensor
 
     try:

@@ -14,7 +14,7 @@ from blip3o.bundle.layout import SEAL, WEIGHTS, BundleConfig
 from blip3o.bundle.reading import build_model, load_bundle
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.errors import BundleError
-from blip3o.model.empty_weights import init_empty_weights
+from blip3o.model.empty_weights import init_empty_weights, stored_tensors
 
 
 def write_bundle(
@@ -31,7 +31,7 @@ def write_bundle(
     """
     with init_empty_weights():
         model = build_model(config, tokenizer)
-    needed = dict(model.named_parameters())
+    needed = stored_tensors(model)
     missing = sorted(set(needed) - set(tensors))
     if missing:
         raise BundleError(
@@ -57,7 +57,7 @@ def write_bundle(
 
 
 def _verify(uri: str, weights: Mapping[str, Tensor]) -> None:
-    read = dict(load_bundle(uri).model.named_parameters())
+    read = stored_tensors(load_bundle(uri).model)
     for name, tensor in weights.items():
         if not torch.equal(read[name].cpu(), tensor.to(read[name].dtype)):
             raise BundleError(f"{uri}: {name} reads back differently than it was written: export again")

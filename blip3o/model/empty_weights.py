@@ -37,6 +37,12 @@ def tied_names(module: nn.Module) -> dict[str, list[str]]:
     return {group[0]: group for group in names.values()}
 
 
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a file of the module's weights holds, by name: each parameter once, and the buffers of its state dict."""
+    parameters, state = dict(module.named_parameters()), module.state_dict()
+    return parameters | {name: buffer for name, buffer in module.named_buffers() if name in state}
+
+
 def set_parameter(module: nn.Module, names: list[str], tensor: Tensor) -> None:
     """Makes a tensor the parameter under these names, without copying it. It is trainable if the one before was."""
     parameter = nn.Parameter(tensor, requires_grad=module.get_parameter(names[0]).requires_grad)

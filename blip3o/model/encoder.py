@@ -12,6 +12,7 @@ Elsewhere: decoding images to pixels (blip3o.data.images.decode), the contrastiv
 Legend: B batch, S image side, P patches along a side, L tokens, C channels.
 """
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -38,8 +39,15 @@ def normalize_pixels(
     std: tuple[float, float, float] = CLIP_STD,
 ) -> Tensor:
     """uint8 [B, S, S, 3] → float32 [B, 3, S, S]: (x / 255 − mean) / std by channel, each operation rounded to fp32."""
-    centre, scale = (torch.tensor(values, device=pixels_BSS3.device) for values in (mean, std))
+    centre, scale = (_channels(values, pixels_BSS3.device) for values in (mean, std))
     return ((pixels_BSS3.float() / 255 - centre) / scale).permute(0, 3, 1, 2).contiguous()
+
+
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The values on a device. A copy for each batch would wait for all work that was launched before it."""
+    with torch.inference_mode(mode=False):  # else values first needed for inference could not be used in training
+        return torch.tensor(values, device="cpu").to(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 
 class LatentScale(nn.Module):
-    """Mean and standard deviation of each channel, [F]."""
+    """Mean and standard deviation of each channel, [F] fp32.
+
+    They are buffers: a parameter would be rounded with the model to bf16, and every channel would move by that.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
-        self.std = nn.Parameter(torch.ones(channels), requires_grad=False)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
 
     def normalize(self, features_LF: Tensor) -> Tensor:
         """Features [..., L, F] → latents."""

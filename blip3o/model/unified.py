@@ -196,7 +196,6 @@ _ZERO = (
     "norm_out.linear_2.weight",
     "unet.conv_out.weight",
     "decoder.transformer.proj_out.weight",
-    "latent_scale.mean",
     "cls_token",
 )
 _EMBEDDING = ("position_embedding.weight", "text.tokens.weight", "pos_embed", "text.positions")

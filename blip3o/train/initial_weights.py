@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.errors import Blip3oError, CheckpointError
-from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
+from blip3o.model.empty_weights import init_empty_weights, set_parameter, stored_tensors, tied_names
 from blip3o.model.unified import UnifiedModel, initial_value
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import load_final
@@ -209,8 +209,8 @@ def _require_shape(source: str, name: str, shape: tuple[int, ...], own: Tensor) 
 
 
 def require_frozen_weights(model: UnifiedModel, loaded: set[str], trainable: list[str]) -> None:
-    """Raises `CheckpointError` if a frozen parameter was not loaded: no stage may train on top of random weights."""
-    missing = [name for name, _ in model.named_parameters() if name not in loaded and name not in set(trainable)]
+    """Raises `CheckpointError` if a frozen tensor was not loaded: no stage may train on top of random weights."""
+    missing = [name for name in stored_tensors(model) if name not in loaded and name not in set(trainable)]
     if missing:
         parts = sorted({name.split(".")[0] for name in missing})
         raise CheckpointError(
@@ -221,16 +221,16 @@ def require_frozen_weights(model: UnifiedModel, loaded: set[str], trainable: lis
 
 @torch.no_grad()
 def require_agreement(module: nn.Module, device: torch.device, *, resuming: bool = False) -> None:
-    """Raises `CheckpointError` if the sum of a parameter is not the same, finite number on all ranks.
+    """Raises `CheckpointError` if the sum of a tensor of the weights is not the same, finite number on all ranks.
 
     Every rank must call it, on the same module, before parameters are partitioned and anything costly is built. Equal
     weights have bit-equal sums. If `resuming`, trainable parameters are left out: they have no values yet. `device`
     must suit collectives.
     """
-    named = {name: it for name, it in module.named_parameters() if not (resuming and it.requires_grad)}
+    named = {name: it for name, it in stored_tensors(module).items() if not (resuming and it.requires_grad)}
     if not named:
         return
-    sums = torch.stack([parameter.sum(dtype=torch.float64) for parameter in named.values()]).to(device)
+    sums = torch.stack([tensor.sum(dtype=torch.float64) for tensor in named.values()]).to(device)
     sums = sums.nan_to_num(nan=math.inf)  # MIN and MAX of NaN depend on the order of ranks
     lowest, highest = sums.clone(), sums.clone()
     dist.all_reduce(lowest, op=dist.ReduceOp.MIN)

@@ -5,12 +5,14 @@ import torch
 
 from blip3o import storage
 from blip3o.errors import CheckpointError
-from blip3o.model.unified import initialize
+from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import WEIGHTS, read_description, read_final, write_final
 from blip3o.train.export import averaged_runs
 from blip3o.train.initial_weights import Placement, load_run, require_frozen_weights
 from tests.model.helpers import nano_model
+from tests.model.variants import variant
+from tests.recipes import recipe
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -77,3 +79,16 @@ def test_loading_returns_the_loaded_names_and_a_random_frozen_part_is_refused(tm
     require_frozen_weights(model, loaded, trainable)
     with pytest.raises(CheckpointError, match="frozen parts encoder have no weights"):
         require_frozen_weights(model, set(), trainable)
+
+
+def test_the_latents_scale_must_be_loaded_and_bf16_leaves_it_exact(tmp_path):
+    """A missing scale would train on unscaled latents without a word, a rounded one would move every channel."""
+    values = recipe(model=variant("clip_flow normalised"))
+    model = UnifiedModel(values.model, image_token_id=0, parts=("latent_scale",), max_length=8)
+    with pytest.raises(CheckpointError, match=r"frozen parts latent_scale have no weights \(2 tensors"):
+        require_frozen_weights(model, set(), [])
+    exact = {name: torch.full_like(scale, 1 / 3) for name, scale in model.state_dict().items()}
+    write_final(str(tmp_path), exact, {})
+    loaded = load_run(model, str(tmp_path), to=Placement(dtype=torch.bfloat16))
+    require_frozen_weights(model, loaded, [])
+    assert all(torch.equal(scale, exact[name]) for name, scale in model.state_dict().items())

@@ -48,7 +48,7 @@ def attend_causally(
         return packed(q_BHLD, k_BKSD, v_BKSD, lengths).flatten(2)
     if mask is not None and mask.shape[2] != q_BHLD.shape[2]:
         grouped = q_BHLD.reshape(k_BKSD.shape[0], k_BKSD.shape[1], -1, q_BHLD.shape[-1])
-        mixed = F.scaled_dot_product_attention(grouped, k_BKSD, v_BKSD, attn_mask=mask).view(q_BHLD.shape)
+        mixed = F.scaled_dot_product_attention(grouped, k_BKSD, v_BKSD, attn_mask=mask).reshape(q_BHLD.shape)
     else:
         mixed = F.scaled_dot_product_attention(
             q_BHLD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=mask is None, enable_gqa=True

@@ -8,6 +8,7 @@ from torch import Tensor
 from blip3o.config.objectives import OBJECTIVES
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
+from blip3o.device import send
 from blip3o.model.flops import formulas
 from blip3o.model.unified import UnifiedModel
 from blip3o.train.objectives.base import Batch, Objective, build_objective, padded_lengths
@@ -118,6 +119,7 @@ def _any_row(mask_B: Tensor) -> Tensor:
 
 
 def _select_rows(batch: Batch, mask_B: Tensor) -> Batch:
-    """The rows selected by the mask, of columns on any device."""
+    """The rows selected by the mask, which is on the CPU, of columns on any device."""
     rows = mask_B.nonzero().flatten()
-    return {name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()}
+    on = {device: send(rows, device) for device in {tensor.device for tensor in batch.values()}}
+    return {name: tensor[on[tensor.device]] for name, tensor in batch.items()}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from blip3o.model.language.attention import additive_mask, attend_causally, attend_packed, by_group, causal_mask
 
@@ -39,6 +40,16 @@ def test_a_mask_hides_padding_and_what_comes_later(tokens, folded):
     mask = mask.repeat(1, 1, HEADS // KV, 1) if folded else by_group(mask, HEADS // KV)
     visible = torch.ones(tokens, 9, dtype=torch.bool).tril(9 - tokens) & real[:, None, None].bool()
     check(attend_causally(*inputs, mask, None), reference(*inputs, visible), inputs)
+
+
+def test_groups_as_tokens_do_not_rely_on_the_layout_of_the_kernels_output(monkeypatch):
+    """CUDA's memory-efficient kernel returns heads next to each other, as a view of tokens first."""
+    inputs, kernel = heads(2, 3, 5), F.scaled_dot_product_attention
+    mask = causal_mask(torch.ones(2, 5), 3, torch.float32).repeat(1, 1, HEADS // KV, 1)
+    expected = attend_causally(*inputs, mask, None)
+    tokens_first = lambda *args, **options: kernel(*args, **options).transpose(1, 2).contiguous().transpose(1, 2)  # noqa: E731
+    monkeypatch.setattr(F, "scaled_dot_product_attention", tokens_first)
+    assert torch.equal(attend_causally(*inputs, mask, None), expected)
 
 
 def test_without_a_mask_a_token_attends_up_to_itself():
