@@ -1,10 +1,10 @@
-"""The start of a rank: its module with initial weights from a file, in bf16, against the way through fp32.
+"""The start of a rank: its module with initial weights from a file, frozen ones in bf16, against the way through fp32.
 
     python -m benchmarks.load [--scale 4] [--rounds 3]
 
 The model has the 8b preset's tensors with every width divided by `scale`, and the backbone's come from a run. Ours is
 `blip3o.train.initial_weights.prepare_module`. The other builds the module in fp32, initialises all of it, reads the
-file as bytes, takes it apart, copies what the model has, and casts. Each load is a process of its own. `peak_ratio` is
+file as bytes, takes it apart, copies what the model has, and casts what is frozen. Each load is a process of its own. `peak_ratio` is
 its peak of resident memory above that before loading, over the bytes of the weights that it keeps. Both give the same
 bits.
 """
@@ -39,6 +39,7 @@ from blip3o.runs.paths import final_uri
 from blip3o.runs.results import WEIGHTS, write_final
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.objectives import build_stage_module
+from blip3o.train.stages import freeze, stage_of
 
 ROUNDS, SCALE = 3, 4
 BACKBONE = "backbone"  # the run that holds it
@@ -80,8 +81,10 @@ def through_fp32(recipe: Recipe, tokenizer: ChatTokenizer) -> nn.Module:
     data = storage.read_bytes(storage.join(final_uri(recipe.run.storage, BACKBONE), WEIGHTS))
     hashlib.sha256(data)
     module.model.load_state_dict(load(data), strict=False)
+    freeze(module.model, stage_of(recipe))
     for parameter in module.parameters():
-        parameter.data = parameter.data.bfloat16()
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
     return module
 
 
