@@ -4,9 +4,9 @@
 
 The model has the 8b preset's tensors with every width divided by `scale`, and the backbone's come from a run. Ours is
 `blip3o.train.initial_weights.prepare_module`. The other builds the module in fp32, initialises all of it, reads the
-file as bytes, takes it apart, copies what the model has, and casts what is frozen. Each load is a process of its own. `peak_ratio` is
-its peak of resident memory above that before loading, over the bytes of the weights that it keeps. Both give the same
-bits.
+file as bytes, takes it apart, copies what the model has, and casts what is frozen. Each load is a process of its own.
+`peak_ratio` is its peak of resident memory above that before loading, over the bytes of the weights that it keeps. Both
+give the same bits.
 """
 
 import argparse
