@@ -34,14 +34,14 @@ class Chat:
 
 @dataclass(kw_only=True)
 class Generation:
-    """A request for images. `images` are in seed order, in which its rows finish."""
+    """A request for images. `images` has those that are decoded, by number: image i has seed i, whenever it is done."""
 
     number: int
     request: GenerateRequest
     prompt_tokens: int
     future: "Future[GenerateReply]" = field(default_factory=Future)
     condition: Condition | None = None
-    images: list[Image.Image] = field(default_factory=list)
+    images: dict[int, Image.Image] = field(default_factory=dict)
 
 
 class _HasNumber(Protocol):

@@ -1,5 +1,6 @@
 """Images are decoded in a thread of their own: steps and conversations do not wait, and no request is left behind."""
 
+import itertools
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,9 +9,10 @@ import pytest
 
 from blip3o.data.text.templates import Turn
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.decoding import DecodeStage
+from serve.decoding import DecodeStage, FinishedRow
 from serve.engine import Engine
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
+from serve.requests import Generation, Requests
 
 TIMEOUT = 60
 
@@ -94,6 +96,55 @@ def test_a_slow_decoder_fills_its_queue_then_the_slots_then_refuses(pipeline, ga
         assert engine.stats().rows_decoding == 5
         gate.open.set()
         assert [len(future.result(TIMEOUT).images) for future in futures] == [1, 4, 4, 4, 3, 3]
+
+
+def _a_turn_later(engine):
+    """Conversations are answered before rows are admitted, advanced and handed over: a second one, after all of it."""
+    for _ in range(2):
+        engine.chat(_ask()).result(TIMEOUT)
+
+
+def test_a_later_row_does_not_overtake_an_earlier_one_in_a_higher_slot(pipeline, reference, gate):
+    """Seed 10 ends in the last slot; its neighbour, seed 11, gets the first one, of a request that is cancelled."""
+    with _running(pipeline) as engine:
+        futures = [engine.generate(_generate())]
+        assert gate.entered.acquire(timeout=TIMEOUT)
+        futures.append(engine.generate(_generate(seeds=range(4))))  # fills the decoder's queue
+        while engine.stats().rows_decoding < 5:
+            engine.chat(_ask()).result(TIMEOUT)
+        victim, *others, pair = (engine.generate(_generate(seeds=seeds)) for seeds in ([5], [6], [7], [10, 11]))
+        while engine.stats().rows_waiting > 1:
+            engine.chat(_ask()).result(TIMEOUT)
+        assert victim.cancel()
+        while engine.stats().rows_waiting:
+            engine.chat(_ask()).result(TIMEOUT)
+        _a_turn_later(engine)
+        gate.open.set()
+        for future in [*futures, *others]:
+            future.result(TIMEOUT)
+        assert [image.tobytes() for image in pair.result(TIMEOUT).images] == _bytes(
+            replace(reference, decode_batch_size=1), [10, 11]
+        )
+    assert gate.seeds[:9] == [[1], [0], [1], [2], [3], [6], [7], [10], [11]]
+
+
+@pytest.mark.parametrize("decode_batch_size", [1, 3])
+def test_images_of_a_reply_are_in_seed_order_in_whatever_order_they_are_decoded(reference, decode_batch_size):
+    pipeline = replace(reference, decode_batch_size=decode_batch_size)
+    seeds = (10, 11, 12)
+    features = [pipeline.feature_noise(seed) for seed in seeds]
+    expected = [pipeline.decode(features[i][None], seeds=[seeds[i]])[0].tobytes() for i in range(3)]
+    assert len(set(expected)) == 3
+    for order in itertools.permutations(range(3)):
+        requests = Requests()
+        generation = Generation(number=0, request=_generate(seeds=seeds), prompt_tokens=3)
+        requests.add(generation)
+        stage = DecodeStage(pipeline, requests)
+        stage.put([FinishedRow(number=0, image=i, seed=seeds[i], features=features[i]) for i in order])
+        stage.start()
+        assert [image.tobytes() for image in generation.future.result(TIMEOUT).images] == expected
+        requests.close()
+        stage.join()
 
 
 def test_a_request_that_is_cancelled_while_it_is_decoded_frees_its_rows(pipeline, reference, gate):
