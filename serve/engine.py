@@ -7,7 +7,7 @@ pixels and resolves their requests (`serve.decoding`), so that neither steps nor
 `Blip3oPipeline.generate`, bit for bit on CPU, whatever else is in the batch.
 
 A failure ends the request that caused it. A failure in a denoising step has no single cause and ends all requests in
-the batch.
+the batch. One after which the GPU cannot be used ends the threads and all requests.
 """
 
 import asyncio

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import torch
 
 from blip3o.data.text.templates import Turn
 from blip3o.inference.pipeline import Blip3oPipeline
+from serve.config import ServeConfig
 from serve.decoding import DecodeStage, FinishedRow
 from serve.engine import Engine
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
@@ -94,6 +96,8 @@ def test_a_slow_decoder_fills_its_queue_then_the_slots_then_refuses(pipeline, ga
         with pytest.raises(BusyError):
             engine.generate(_generate())
         assert engine.stats().rows_decoding == 5
+        served = ServeConfig(bundle="x", decode_batch_size=1, max_waiting=10)
+        assert 1 + 4 + 4 + 10 + served.max_waiting == served.max_requests  # the last are conversations
         gate.open.set()
         assert [len(future.result(TIMEOUT).images) for future in futures] == [1, 4, 4, 4, 3, 3]
 
@@ -208,3 +212,44 @@ def test_a_defect_in_the_decoders_loop_fails_everything_and_is_seen_by_the_healt
     with pytest.raises(UnavailableError, match="is not running"):
         engine.check()
     engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("failing", ["decode", "reply_ids", "condition", "denoiser"])
+def test_an_error_that_loses_the_gpu_ends_everything_and_is_seen_by_the_health_check(pipeline, monkeypatch, failing):
+    """As real ones, it lasts. What else waits is not answered by a replica that is lost."""
+
+    def fail(*_, **__):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    if failing == "denoiser":
+        monkeypatch.setattr(pipeline.model.dit, "forward", fail)
+    else:
+        monkeypatch.setattr(Blip3oPipeline, failing, fail)
+    engine = Engine(pipeline)
+    futures = [engine.chat(_ask()), *(engine.generate(_generate(seeds=[seed], steps=9)) for seed in range(9))]
+    engine.start()
+    with pytest.raises(UnavailableError):
+        futures[-1].result(TIMEOUT)
+    engine.close()
+    with pytest.raises(UnavailableError, match="is not running"):
+        engine.check()
+    for future in futures[1:]:
+        with pytest.raises(UnavailableError):
+            future.result(TIMEOUT)
+
+
+def test_memory_that_ran_out_ends_only_its_request(pipeline, monkeypatch):
+    original = Blip3oPipeline.decode
+
+    def decode(pipeline, features, *, seeds):
+        if 2 in seeds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(pipeline, features, seeds=seeds)
+
+    monkeypatch.setattr(Blip3oPipeline, "decode", decode)
+    with _running(pipeline) as engine:
+        with pytest.raises(EngineError):
+            engine.generate(_generate(seeds=[2])).result(TIMEOUT)
+        assert len(engine.generate(_generate(seeds=[1])).result(TIMEOUT).images) == 1
+        engine.check()
