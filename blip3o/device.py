@@ -90,7 +90,7 @@ def release_memory(device: "torch.device") -> int:
 def fatal_errors() -> tuple[type[Exception], ...]:
     """Errors after which a process can use its GPU no more, such as an illegal access: every later call fails too.
 
-    Memory that ran out is none of them. torch has a class for them from 2.8 on; before, nothing tells them from others.
+    Memory that ran out is none of them. torch has a class for them from 2.8 on; before, none can be distinguished.
     """
     import torch
 
