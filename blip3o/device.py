@@ -87,6 +87,17 @@ def release_memory(device: "torch.device") -> int:
     return int(torch.cuda.memory_allocated(device))
 
 
+def fatal_errors() -> tuple[type[Exception], ...]:
+    """Errors after which a process can use its GPU no more, such as an illegal access: every later call fails too.
+
+    Memory that ran out is none of them. torch has a class for them from 2.8 on; before, none can be distinguished.
+    """
+    import torch
+
+    found = getattr(torch, "AcceleratorError", None)
+    return () if found is None else (found,)
+
+
 def gpus_per_worker(kind: DeviceKind) -> int:
     """GPUs that one training worker reserves."""
     return 1 if kind == "gpu" else 0

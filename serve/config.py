@@ -39,6 +39,15 @@ class ServeConfig(Frozen):
         default=1, ge=1, description="torch's CPU threads per replica; equal on all replicas, so images are too"
     )
 
+    @property
+    def max_requests(self) -> int:
+        """The most requests that one replica holds at a time, each of one image, or a conversation.
+
+        Images are in slots, wait for one, wait for the decoder or are in it; as many conversations wait as images.
+        """
+        decoded = self.decode_batch_size or self.batch_size
+        return self.batch_size + max(self.batch_size, decoded) + decoded + 2 * self.max_waiting
+
     @model_validator(mode="before")
     @classmethod
     def _typed(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was passed

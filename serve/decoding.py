@@ -21,9 +21,10 @@ from serve.requests import Requests
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRow:
-    """The features [L, F] of one image of request `number`, on the CPU."""
+    """The features [L, F] of image number `image` of request `number`, on the CPU."""
 
     number: int
+    image: int
     seed: int
     features: Tensor
 
@@ -118,7 +119,8 @@ class DecodeStage:
             if generation is None:  # cancelled meanwhile
                 continue
             self._requests.count("images")
-            generation.images.append(image)
+            generation.images[row.image] = image
             if len(generation.images) == len(generation.request.seeds):
-                reply = GenerateReply(images=tuple(generation.images), prompt_tokens=generation.prompt_tokens)
+                in_order = tuple(generation.images[number] for number in range(len(generation.images)))
+                reply = GenerateReply(images=in_order, prompt_tokens=generation.prompt_tokens)
                 self._requests.resolve(row.number, reply)

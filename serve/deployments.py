@@ -153,8 +153,7 @@ class Ingress:
 def build_app(config: ServeConfig) -> ray_serve.Application:
     """The application of one bundle: `Ingress` in front of `Generator`."""
     # An overloaded engine rejects requests at once, with a time to retry. Serve's limit per replica is higher than the
-    # engine's capacity, so that rejections and health checks never queue behind images.
-    capacity = config.batch_size + 2 * config.max_waiting
+    # replica's, so that rejections and health checks never queue behind images.
     generator: Any = ray_serve.deployment(
         Generator,
         name="Generator",
@@ -164,7 +163,7 @@ def build_app(config: ServeConfig) -> ray_serve.Application:
             "target_ongoing_requests": config.batch_size,
             "upscale_delay_s": 5,
         },
-        max_ongoing_requests=capacity + _HEADROOM,
+        max_ongoing_requests=config.max_requests + _HEADROOM,
         max_queued_requests=config.max_waiting,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         max_constructor_retry_count=2,

@@ -7,7 +7,7 @@ pixels and resolves their requests (`serve.decoding`), so that neither steps nor
 `Blip3oPipeline.generate`, bit for bit on CPU, whatever else is in the batch.
 
 A failure ends the request that caused it. A failure in a denoising step has no single cause and ends all requests in
-the batch.
+the batch. One after which the GPU cannot be used ends the threads and all requests.
 """
 
 import asyncio
@@ -267,14 +267,17 @@ class Engine:
             self._requests.totals["steps"] += 1
 
     def _hand_over(self) -> None:
-        """Gives finished rows to the decoder, as many as it has room for, and frees their slots."""
+        """Gives finished rows to the decoder, the first to arrive first, as many as it has room for; frees their slots.
+
+        A row must not wait in its slot for later ones: new rows would overtake it for as long as requests come.
+        """
         with self._requests.changed:
             self._drop_ended()
             finished = list(self._schedule.finished.items())[: self._decoder.room]
             generations = self._requests.generations
             seeds = [generations[row.request].request.seeds[row.image] for _, row in finished]
         rows = [
-            FinishedRow(number=row.request, seed=seed, features=self._batch.features(slot).cpu())
+            FinishedRow(number=row.request, image=row.image, seed=seed, features=self._batch.features(slot).cpu())
             for (slot, row), seed in zip(finished, seeds, strict=True)
         ]
         with self._requests.changed:

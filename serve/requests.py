@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
+from blip3o.device import fatal_errors
 from blip3o.errors import Blip3oError
 from serve.denoise import Condition
 from serve.protocol import ChatReply, ChatRequest, EngineError, GenerateReply, GenerateRequest, UnavailableError
@@ -34,14 +35,14 @@ class Chat:
 
 @dataclass(kw_only=True)
 class Generation:
-    """A request for images. `images` are in seed order, in which its rows finish."""
+    """A request for images. `images` has those that are decoded, by number: image i has seed i, whenever it is done."""
 
     number: int
     request: GenerateRequest
     prompt_tokens: int
     future: "Future[GenerateReply]" = field(default_factory=Future)
     condition: Condition | None = None
-    images: list[Image.Image] = field(default_factory=list)
+    images: dict[int, Image.Image] = field(default_factory=dict)
 
 
 class _HasNumber(Protocol):
@@ -129,9 +130,14 @@ class Requests:
 
 
 def attempt(action: Callable[[], None]) -> Exception | None:
-    """Runs an action; returns its error, which must end a request and not the thread."""
+    """Runs an action; returns its error, which must end a request and not the thread.
+
+    Raises `fatal_errors`: they must end the thread, so that the health check fails and the replica is replaced.
+    """
     try:
         action()
+    except fatal_errors():
+        raise
     except Exception as error:  # noqa: BLE001 - the loop's boundary: a failed request must not end the others
         return error
     return None

@@ -1,8 +1,8 @@
 """Decides which row occupies which slot of the batch. Pure: no torch, no threads, no clock.
 
-One image is one row. Rows enter free slots in order of arrival, whatever their number of steps, and leave after their
-last step, as soon as the decoder has room; rows in slots never wait for each other. A `Schedule` is a value: every
-decision returns a new one.
+One image is one row. Rows enter free slots in order of arrival, whatever their number of steps. They leave after their
+last step, when the decoder has room, again in order of arrival; rows in slots never wait for each other. A `Schedule`
+is a value: every decision returns a new one.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,7 +12,10 @@ from typing import Self
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Image number `image` of request `request`, after `done` of its `steps` denoising steps."""
+    """Image number `image` of request `request`, after `done` of its `steps` denoising steps.
+
+    Later requests have higher numbers.
+    """
 
     request: int
     image: int
@@ -60,8 +63,9 @@ class Schedule:
 
     @property
     def finished(self) -> dict[int, Row]:
-        """The rows that have taken all of their steps, by slot."""
-        return {slot: row for slot, row in enumerate(self.slots) if row is not None and row.done == row.steps}
+        """The rows that have taken all of their steps, by slot, in order of arrival."""
+        ready = [(slot, row) for slot, row in enumerate(self.slots) if row is not None and row.done == row.steps]
+        return dict(sorted(ready, key=lambda item: (item[1].request, item[1].image)))
 
     @property
     def steps_ahead(self) -> float:

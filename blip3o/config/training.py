@@ -162,8 +162,8 @@ class ParallelConfig(Frozen):
     )
     compile: bool | None = Field(
         default=None,
-        description="compile the layers of language model and DiT with torch.compile (ZeRO 0 to 2), and the encoder's "
-        "where features are cached or streamed; results differ by rounding. If omitted, on for gpu at ZeRO 0 to 2, off "
+        description="compile the layers of encoder, language model and DiT with torch.compile (ZeRO 0 to 2); results "
+        "differ by rounding, and stored features are a cache of their own. If omitted, on for gpu at ZeRO 0 to 2, off "
         "otherwise",
     )
     deterministic: bool = Field(

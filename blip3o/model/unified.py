@@ -158,10 +158,13 @@ class UnifiedModel(nn.Module):
         return self.backbone.query_states(prompt, self.queries)
 
     def compile_layers(self) -> None:
-        """Compiles the layers of backbone and denoiser in place, each kind once: all layers of a kind share their code.
+        """Compiles the layers of encoder, language model and denoiser in place, those that exist.
 
-        A first pass with each kind of input compiles: prompts, queries, and one more graph once a length has changed.
+        All layers of a kind share their code, so that each kind is compiled once, in the first pass with each kind of
+        input: images, prompts, queries, and one more graph once a length has changed. Results differ by rounding.
         """
+        if self.has("encoder"):
+            self.encoder.compile_layers()
         if self.has("backbone"):
             for layer in self.backbone.text.layers:
                 layer.compile()

@@ -1,16 +1,20 @@
 """Images are decoded in a thread of their own: steps and conversations do not wait, and no request is left behind."""
 
+import itertools
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import torch
 
 from blip3o.data.text.templates import Turn
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.decoding import DecodeStage
+from serve.config import ServeConfig
+from serve.decoding import DecodeStage, FinishedRow
 from serve.engine import Engine
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
+from serve.requests import Generation, Requests
 
 TIMEOUT = 60
 
@@ -92,8 +96,59 @@ def test_a_slow_decoder_fills_its_queue_then_the_slots_then_refuses(pipeline, ga
         with pytest.raises(BusyError):
             engine.generate(_generate())
         assert engine.stats().rows_decoding == 5
+        served = ServeConfig(bundle="x", decode_batch_size=1, max_waiting=10)
+        assert 1 + 4 + 4 + 10 + served.max_waiting == served.max_requests  # the last are conversations
         gate.open.set()
         assert [len(future.result(TIMEOUT).images) for future in futures] == [1, 4, 4, 4, 3, 3]
+
+
+def _a_turn_later(engine):
+    """Conversations are answered before rows are admitted, advanced and handed over: a second one, after all of it."""
+    for _ in range(2):
+        engine.chat(_ask()).result(TIMEOUT)
+
+
+def test_a_later_row_does_not_overtake_an_earlier_one_in_a_higher_slot(pipeline, reference, gate):
+    """Seed 10 ends in the last slot; its neighbour, seed 11, gets the first one, of a request that is cancelled."""
+    with _running(pipeline) as engine:
+        futures = [engine.generate(_generate())]
+        assert gate.entered.acquire(timeout=TIMEOUT)
+        futures.append(engine.generate(_generate(seeds=range(4))))  # fills the decoder's queue
+        while engine.stats().rows_decoding < 5:
+            engine.chat(_ask()).result(TIMEOUT)
+        victim, *others, pair = (engine.generate(_generate(seeds=seeds)) for seeds in ([5], [6], [7], [10, 11]))
+        while engine.stats().rows_waiting > 1:
+            engine.chat(_ask()).result(TIMEOUT)
+        assert victim.cancel()
+        while engine.stats().rows_waiting:
+            engine.chat(_ask()).result(TIMEOUT)
+        _a_turn_later(engine)
+        gate.open.set()
+        for future in [*futures, *others]:
+            future.result(TIMEOUT)
+        assert [image.tobytes() for image in pair.result(TIMEOUT).images] == _bytes(
+            replace(reference, decode_batch_size=1), [10, 11]
+        )
+    assert gate.seeds[:9] == [[1], [0], [1], [2], [3], [6], [7], [10], [11]]
+
+
+@pytest.mark.parametrize("decode_batch_size", [1, 3])
+def test_images_of_a_reply_are_in_seed_order_in_whatever_order_they_are_decoded(reference, decode_batch_size):
+    pipeline = replace(reference, decode_batch_size=decode_batch_size)
+    seeds = (10, 11, 12)
+    features = [pipeline.feature_noise(seed) for seed in seeds]
+    expected = [pipeline.decode(features[i][None], seeds=[seeds[i]])[0].tobytes() for i in range(3)]
+    assert len(set(expected)) == 3
+    for order in itertools.permutations(range(3)):
+        requests = Requests()
+        generation = Generation(number=0, request=_generate(seeds=seeds), prompt_tokens=3)
+        requests.add(generation)
+        stage = DecodeStage(pipeline, requests)
+        stage.put([FinishedRow(number=0, image=i, seed=seeds[i], features=features[i]) for i in order])
+        stage.start()
+        assert [image.tobytes() for image in generation.future.result(TIMEOUT).images] == expected
+        requests.close()
+        stage.join()
 
 
 def test_a_request_that_is_cancelled_while_it_is_decoded_frees_its_rows(pipeline, reference, gate):
@@ -157,3 +212,44 @@ def test_a_defect_in_the_decoders_loop_fails_everything_and_is_seen_by_the_healt
     with pytest.raises(UnavailableError, match="is not running"):
         engine.check()
     engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("failing", ["decode", "reply_ids", "condition", "denoiser"])
+def test_an_error_that_loses_the_gpu_ends_everything_and_is_seen_by_the_health_check(pipeline, monkeypatch, failing):
+    """As real ones, it lasts. What else waits is not answered by a replica that is lost."""
+
+    def fail(*_, **__):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    if failing == "denoiser":
+        monkeypatch.setattr(pipeline.model.dit, "forward", fail)
+    else:
+        monkeypatch.setattr(Blip3oPipeline, failing, fail)
+    engine = Engine(pipeline)
+    futures = [engine.chat(_ask()), *(engine.generate(_generate(seeds=[seed], steps=9)) for seed in range(9))]
+    engine.start()
+    with pytest.raises(UnavailableError):
+        futures[-1].result(TIMEOUT)
+    engine.close()
+    with pytest.raises(UnavailableError, match="is not running"):
+        engine.check()
+    for future in futures[1:]:
+        with pytest.raises(UnavailableError):
+            future.result(TIMEOUT)
+
+
+def test_memory_that_ran_out_ends_only_its_request(pipeline, monkeypatch):
+    original = Blip3oPipeline.decode
+
+    def decode(pipeline, features, *, seeds):
+        if 2 in seeds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(pipeline, features, seeds=seeds)
+
+    monkeypatch.setattr(Blip3oPipeline, "decode", decode)
+    with _running(pipeline) as engine:
+        with pytest.raises(EngineError):
+            engine.generate(_generate(seeds=[2])).result(TIMEOUT)
+        assert len(engine.generate(_generate(seeds=[1])).result(TIMEOUT).images) == 1
+        engine.check()

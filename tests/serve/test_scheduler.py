@@ -55,6 +55,27 @@ def test_a_finished_row_keeps_its_slot_until_it_is_released_and_takes_no_further
     assert schedule.release([1]).admit().done == (None, 0)
 
 
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=6, max_size=12),
+    batch_size=st.integers(2, 4),
+    turns=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 40)), min_size=10, max_size=30),
+)
+def test_a_slow_decoder_gets_finished_rows_in_order_of_arrival_whatever_slot_they_are_in(requests, batch_size, turns):
+    """A turn is how many requests come, for how many rows there is room, and which request is cancelled."""
+    schedule = Schedule.empty(batch_size=batch_size, max_waiting=99)
+    coming = list(enumerate(requests))
+    for count, room, victim in turns:
+        for number, (images, steps) in coming[:count]:
+            schedule = _submit(schedule, number, images, steps)
+        coming = coming[count:]
+        schedule = schedule.admit().advance().without(victim)
+        handed = list(schedule.finished.items())[:room]
+        schedule = schedule.release([slot for slot, _ in handed])
+        left = [(row.request, row.image) for row in schedule.finished.values()]
+        taken = [(row.request, row.image) for _, row in handed]
+        assert taken + left == sorted(taken + left)
+
+
 def test_steps_ahead_is_the_work_over_the_batch_size():
     schedule = Schedule.empty(batch_size=2, max_waiting=9).submit(0, images=3, steps=4)
     assert schedule.steps_ahead == 6

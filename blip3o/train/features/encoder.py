@@ -46,7 +46,7 @@ class FeatureCache:
         """Reads every weight of the encoder, unless their hash is stored. Raises `ConfigError` as `require_encoder`."""
         weights = _weights_sha256(recipe)
         encoder = _empty_encoder(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
-        stored = {"stored": asdict(record_format(recipe))} | _own_batches(recipe)
+        stored = {"stored": asdict(record_format(recipe))} | _rounding(recipe)
         return cls(recipe=recipe, provenance={**asdict(encoder), **stored})
 
     @functools.cached_property
@@ -65,10 +65,11 @@ class FeatureCache:
             require_features(folder, manifest, self.provenance)
 
 
-def _own_batches(recipe: Recipe) -> dict[str, int]:
-    """The size of the encoder's batches, if it need not be the trainer's: kernels round by it."""
+def _rounding(recipe: Recipe) -> dict[str, int]:
+    """What kernels round by, where it is not the default: the size of batches of their own, and compiled layers."""
     size = recipe.parallel.encoder_batch_size
-    return {} if size is None else {"batch_size": size}
+    batches = {} if size is None else {"batch_size": size}
+    return {**batches, "compiled": True} if recipe.parallel.compiles else batches
 
 
 def _weights_sha256(recipe: Recipe) -> str:
@@ -136,8 +137,8 @@ def _encoder_tensors(recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
 class FrozenEncoder:
     """The encoder with its weights: pixels to features, bit-identical to those that the recipe's trainer computes.
 
-    This holds for batches of the trainer's size on the trainer's kind of device, unless `parallel.compile` is set: the
-    rounding of matrix kernels depends on shapes.
+    This holds for batches of the trainer's size on the trainer's kind of device: the rounding of matrix kernels depends
+    on shapes. Compiled layers (`parallel.compile`) promise no such equality.
 
     Threads may call it at the same time. They launch one after the other, and while one waits for its features, the GPU
     works on the next one's: two threads keep it busy.

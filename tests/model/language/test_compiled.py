@@ -8,9 +8,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from blip3o.model.activation_checkpointing import checkpoint_layers
-from blip3o.model.unified import UnifiedModel, initialize
 from tests.model.families import backbone, prompt
-from tests.model.helpers import nano_config
+from tests.model.helpers import nano_model
 
 LAYERS = 3
 
@@ -57,11 +56,22 @@ def test_all_layers_of_a_pass_are_one_graph(graphs, recomputed):
     assert seen[0] == 2 and seen[1] <= 2 and seen[2] == 0
 
 
-def test_a_models_layers_are_compiled_in_place():
-    model = UnifiedModel(nano_config(), image_token_id=5, parts=("backbone", "queries", "dit"), max_length=24)
-    initialize(model, 0)
+def test_a_models_layers_are_compiled_in_place(graphs):
+    model = nano_model(("encoder", "backbone", "queries", "dit"))
+    pixels = torch.randint(0, 256, (2, *[model.config.target_size] * 2, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model.features(pixels)
     names = [name for name, _ in model.named_parameters()]
     model.compile_layers()
     compiled = Counter(type(part).__name__ for part in model.modules() if part._compiled_call_impl is not None)
-    assert compiled == {"DecoderLayer": 2, "DiTBlock": 2}
+    assert compiled == {"EvaBlock": 1, "DecoderLayer": 2, "DiTBlock": 2}
     assert names == [name for name, _ in model.named_parameters()]
+    with torch.no_grad(), torch.compiler.set_stance(force_backend="eager"):
+        assert torch.equal(model.features(pixels), expected)
+    assert graphs() == 1
+
+
+def test_a_model_without_an_encoder_compiles_what_it_has():
+    model = nano_model(("queries", "dit"))
+    model.compile_layers()
+    assert {type(part).__name__ for part in model.modules() if part._compiled_call_impl is not None} == {"DiTBlock"}

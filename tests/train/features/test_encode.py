@@ -415,3 +415,18 @@ def test_batches_of_a_size_of_their_own_make_a_cache_of_their_own_that_differs_b
     assert identity(online, data_sha256=[]) == identity(
         made(base, features="online", parallel={"encoder_batch_size": 3}), data_sha256=[]
     )
+
+
+def test_compiled_layers_make_a_cache_of_their_own(base):
+    """Also where they are the default, on a GPU; ZeRO 3 compiles nothing."""
+    plain, compiled = made(base), made(base, parallel={"compile": True})
+    cache, own = FeatureCache.of(plain), FeatureCache.of(compiled)
+    assert own.provenance == {**cache.provenance, "compiled": True}
+    with pytest.raises(DataError, match="has compiled None where the recipe has True: run"):
+        own.require(StageInputs(compiled).manifests)
+    for parallel, expected in (({}, True), ({"zero_stage": 3}, None), ({"compile": False}, None)):
+        recipe = made(base, parallel={"device": "gpu", **parallel})
+        assert FeatureCache.of(recipe).provenance.get("compiled") is expected
+    (pixels, *_) = [batch["encoder_pixels"] for batch in batches(made(base, features="stream"))]
+    with torch.compiler.set_stance(force_backend="eager"):
+        assert np.array_equal(FrozenEncoder(compiled, CPU)(pixels), FrozenEncoder(plain, CPU)(pixels))
