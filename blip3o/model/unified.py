@@ -160,14 +160,15 @@ class UnifiedModel(nn.Module):
     def compile_layers(self) -> None:
         """Compiles the layers of backbone and denoiser in place, each kind once: all layers of a kind share their code.
 
-        A first pass with each kind of input compiles: prompts, queries, and one more graph once a length has changed.
+        A first pass with each kind of input compiles. Sizes are symbols from the first batch on. Were they constants
+        until one changes, the kernels that compute a batch, and its rounding, would depend on the batches before it.
         """
         if self.has("backbone"):
             for layer in self.backbone.text.layers:
-                layer.compile()
+                layer.compile(dynamic=True)
         if self.generates:
             for block in self.denoiser.blocks:
-                block.compile()
+                block.compile(dynamic=True)
 
 
 def initialize(model: UnifiedModel, seed: int) -> None:
