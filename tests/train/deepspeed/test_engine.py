@@ -300,6 +300,27 @@ def test_a_later_stage_compiles_what_it_would_in_a_new_process(tmp_path):
     assert later == first > 0
 
 
+def train_fused(folder):
+    """On one rank, with the fused optimizer of GPUs, which torch has on the CPU too: a run, and two that resume."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blip3o.train.deepspeed.engine.adamw_options", lambda _: {"fused": True})
+        run = by_engine(made(world=1), folder)
+        again = by_engine(made(world=1), folder)
+        make_universal(folder)
+        return run, again, by_engine(made(world=1), folder, universal=True)
+
+
+def test_the_fused_optimizer_trains_and_resumes_alike(tmp_path):
+    place = tmp_path / "fused"
+    place.mkdir()
+    [(run, *resumed)] = run_ranks(train_fused, tmp_path, place, world=1)
+    agree(run, WAYS["optimizer"])
+    for again in resumed:
+        assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in run["rows"][1:]]
+        for kind in ("weights", "averaged"):
+            assert all(torch.equal(again[kind][name], value) for name, value in run[kind].items())
+
+
 def named(*names):
     return {name: torch.nn.Parameter(torch.zeros(1)) for name in names}
 
