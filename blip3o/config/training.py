@@ -163,13 +163,13 @@ class ParallelConfig(Frozen):
     compile: bool | None = Field(
         default=None,
         description="compile the layers of encoder, language model and DiT with torch.compile (ZeRO 0 to 2); results "
-        "differ by rounding, and stored features are a cache of their own. If omitted, on for gpu at ZeRO 0 to 2, off "
-        "otherwise",
+        "differ by rounding, and stored features are a cache of their own. If omitted, on for gpu at ZeRO 0 to 2 unless "
+        "deterministic, off otherwise",
     )
     deterministic: bool = Field(
         default=False,
         description="use only deterministic algorithms, so that the same step gives the same bits on the same device; "
-        "an operation that has none is an error. Costs time on a gpu",
+        "an operation that has none is an error. Costs time on a gpu, where layers are then not compiled",
     )
     threads: int = Field(default=1, gt=0, description="torch's CPU threads per worker")
     peak_tflops: float | None = Field(
@@ -217,6 +217,11 @@ class ParallelConfig(Frozen):
             not (self.compile and self.zero_stage == 3),
             "parallel.compile does not go with parallel.zero_stage 3, which gathers parameters inside each layer",
         )
+        require(
+            not (self.compile and self.deterministic),
+            "parallel.compile does not go with parallel.deterministic: which kernels a compiled layer runs may depend "
+            "on the batches that the process has seen, so a resumed worker may round in another way. Leave one out",
+        )
         return self
 
     @model_validator(mode="after")
@@ -258,7 +263,7 @@ class ParallelConfig(Frozen):
     @property
     def compiles(self) -> bool:
         """Whether layers are compiled: `compile`, or its default."""
-        default = self.device == "gpu" and self.zero_stage < 3
+        default = self.device == "gpu" and self.zero_stage < 3 and not self.deterministic
         return default if self.compile is None else self.compile
 
     @property

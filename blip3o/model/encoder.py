@@ -96,9 +96,12 @@ class TargetEncoder(nn.Module, ABC):
         """The tower's transformer blocks, all of one kind and size."""
 
     def compile_layers(self) -> None:
-        """Compiles the blocks with torch.compile: one graph, which all of them share. Results differ by rounding."""
+        """Compiles the blocks with torch.compile: one graph, which all of them share. Results differ by rounding.
+
+        It is also that of a shard's last, smaller batch, so that features do not depend on the batches before them.
+        """
         for layer in self.layers:
-            layer.compile()
+            layer.compile(dynamic=True)
 
     @abstractmethod
     def tokens(self, images_B3SS: Tensor) -> Tensor:

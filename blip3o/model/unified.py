@@ -161,16 +161,17 @@ class UnifiedModel(nn.Module):
         """Compiles the layers of encoder, language model and denoiser in place, those that exist.
 
         All layers of a kind share their code, so that each kind is compiled once, in the first pass with each kind of
-        input: images, prompts, queries, and one more graph once a length has changed. Results differ by rounding.
+        input: images, prompts, queries. Sizes are symbols from the first batch on. Were they constants until one
+        changes, the kernels that compute a batch, and its rounding, would depend on the batches before it.
         """
         if self.has("encoder"):
             self.encoder.compile_layers()
         if self.has("backbone"):
             for layer in self.backbone.text.layers:
-                layer.compile()
+                layer.compile(dynamic=True)
         if self.generates:
             for block in self.denoiser.blocks:
-                block.compile()
+                block.compile(dynamic=True)
 
 
 def initialize(model: UnifiedModel, seed: int) -> None:

@@ -39,7 +39,7 @@ def add_adapters(model: UnifiedModel, config: LoraConfig, seed: int) -> None:
     """Adds an adapter to each matched layer. Raises `ConfigError` if peft is not installed.
 
     A is normal with standard deviation fan_in^(-1/2), drawn from a random stream of its own. B is zero, so that
-    training starts from the base model.
+    training starts from the base model. Both are fp32, as all that trains until the engine rounds it.
     """
     try:
         import peft
@@ -52,6 +52,8 @@ def add_adapters(model: UnifiedModel, config: LoraConfig, seed: int) -> None:
     peft.inject_adapter_in_model(peft_config, model.backbone.hf)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if ADAPTER in name:
+                parameter.data = parameter.data.float()  # peft takes the dtype of the frozen weights
             if name.endswith(_A):
                 value = torch.empty(parameter.shape)
                 value.normal_(0, 1 / math.sqrt(parameter.shape[1]), generator=torch_generator(seed, "init", name))

@@ -194,4 +194,5 @@ def test_compiled_layers_share_one_graph_and_give_the_same_features(config):
         expected, before = encoder.encode_batch(pixels), counters["stats"]["unique_graphs"]
         encoder.compile_layers()
         assert torch.equal(encoder.encode_batch(pixels), expected)
+        encoder.encode_batch(torch.cat([pixels, pixels]))
     assert counters["stats"]["unique_graphs"] - before == 1

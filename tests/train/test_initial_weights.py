@@ -12,6 +12,7 @@ from blip3o.model.unified import UnifiedModel, initialize
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import WEIGHTS, write_final
 from blip3o.storage import s3_connection
+from blip3o.train.deepspeed.gather import trainable_parameters
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
@@ -76,6 +77,21 @@ def test_weights_are_those_of_a_module_that_is_built_and_initialised_whole(tmp_p
     assert {name for name, it in ours.model.named_parameters() if not it.requires_grad} == {
         name for name in held if name.startswith(("backbone.", "encoder."))
     }
+
+
+def test_adapters_are_drawn_in_fp32_whatever_the_precision(tmp_path):
+    """The optimizer's weights start from them, as from all that trains."""
+    write_runs(str(tmp_path))
+    stage = {"name": "understand", "lora": {"rank": 2, "alpha": 4.0}}
+    whole, half = (
+        trainable_parameters(prepare_module(started(str(tmp_path), precision=it, **stage), TOKENIZER).model)
+        for it in ("fp32", "bf16")
+    )
+    assert half and half.keys() == whole.keys()
+    for name, parameter in half.items():
+        assert parameter.dtype == torch.float32, name
+        assert torch.equal(parameter, whole[name]), name
+    assert any(not torch.equal(it.bfloat16().float(), it) for it in whole.values())
 
 
 def test_a_resumed_start_reads_frozen_weights_only(tmp_path):

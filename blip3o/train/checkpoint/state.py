@@ -27,10 +27,14 @@ def identity(recipe: Recipe, *, data_sha256: Sequence[str]) -> str:
     `data_sha256` is `StageInputs.sha256`. Raises `ConfigError` if a run that it starts from has not finished.
     """
     # Left out on purpose: workers, ZeRO stage, logging and checkpoint rules, which may change between two submissions.
+    # So may compile and deterministic, which choose among kernels that differ by rounding.
     deciding = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
     deciding |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
     if recipe.data.features == "cache" and recipe.parallel.encoder_batch_size is not None:
         deciding["encoder_batch_size"] = recipe.parallel.encoder_batch_size  # stored features are rounded by it
+    # Where omitted, identities are those of before the keys existed.
+    dtypes = recipe.parallel.model_dump(include={"gradient_accumulation_dtype", "communication_dtype"})
+    deciding |= {name: dtype for name, dtype in dtypes.items() if dtype is not None}
     deciding |= {"data_sha256": list(data_sha256), "start": start_sha256(recipe)}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """Frees what an engine holds, so that the next stage of the same worker starts as in a new process."""
 
+import sys
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ def release_engine(engine: Any) -> None:  # noqa: ANN401 - a DeepSpeedEngine
         # DeepSpeed's attributes of a parameter refer to it, and Python does not collect a tensor in a cycle of which
         # a part is torch's.
         parameter.__dict__.clear()
+    if "torch._dynamo" in sys.modules:
+        # It compiles a layer's code up to a limit, then runs it eagerly. A stage would count what those before it have
+        # compiled.
+        torch._dynamo.reset()
 
 
 def _clear_method_caches(owner: type) -> None:

@@ -17,7 +17,7 @@ from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, ConfigError, StorageError
 from blip3o.train.deepspeed.config import deepspeed_config, describe_engine
 from blip3o.train.features.encoder import FeatureCache, require_encoder
-from blip3o.train.preflight.memory import GIB, SHARE, Parameters, count_parameters, estimate_memory
+from blip3o.train.preflight.memory import GIB, SHARE, START_SHARE, Parameters, count_parameters, estimate_memory
 from blip3o.train.preflight.start import start_memory
 from blip3o.train.schedule import learning_rate
 
@@ -105,6 +105,14 @@ def memory_checks(recipe: Recipe, parameters: Parameters, cluster: ClusterConfig
             good=need.device <= SHARE * offered * GIB,
             detail=f"{needed} of {offered:.1f} GiB; {SHARE:.0%} may be used, the rest is for activations",
             fix="raise parallel.zero_stage or parallel.workers, or take a larger device",
+        )
+        yield verdict(
+            "memory at the start",
+            good=need.start <= START_SHARE * offered * GIB,
+            detail=f"{need.start / GIB:.1f} GiB a worker while the engine is built, of {offered:.1f} GiB; "
+            f"{START_SHARE:.0%} may be used",
+            fix="the complete model is on the device until then: take a larger one, or train fewer parameters "
+            "(stage.trainable, stage.lora)",
         )
     if cluster is not None and cluster.disk_gib is not None:
         # A node holds its workers' shares of two checkpoints: the newest, and the previous one during its upload.

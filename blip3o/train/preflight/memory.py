@@ -15,6 +15,9 @@ size of that dtype instead of b.
 
 Activations, input batches and the libraries' own memory come on top: only `SHARE` of the memory is for the table's
 items.
+
+While the engine is built there are no gradients, but a worker has the complete model, at stage 3 too: its parameters
+are partitioned then. In bf16 it also keeps the fp32 weights of what trains (4 T), from which the optimizer starts.
 """
 
 from dataclasses import dataclass
@@ -26,8 +29,10 @@ from blip3o.train.stages import freeze, stage_of
 
 ELEMENT = {"bf16": 2, "fp32": 4}
 ADAM = 12  # bytes per parameter: fp32 copy and two moments
+EXACT = 4  # bytes per trained parameter in bf16 until the engine is built: fp32 weights
 EMA = 4  # bytes per parameter of the moving average
 SHARE = 0.8  # of a device's memory that weights, gradients and optimizer may take
+START_SHARE = 0.95  # the same while the engine is built, without activations
 GIB = 2**30
 
 
@@ -42,9 +47,13 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on the device of one worker, those of its gradients among them, and in one checkpoint of all workers."""
+    """Bytes on the device of one worker, those of its gradients among them, and in one checkpoint of all workers.
+
+    `start` is the peak on the device while the engine is built.
+    """
 
     device: float
+    start: float
     gradients: float
     checkpoint: float
 
@@ -68,9 +77,16 @@ def estimate_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> 
     parallel = recipe.parallel
     element, stage = ELEMENT[parallel.precision], parallel.zero_stage
     trained, everything = parameters.trained, parameters.trained + parameters.frozen
-    state = ADAM + (EMA if recipe.optim.ema_decay else 0)
+    average = EMA if recipe.optim.ema_decay else 0
     weights = element * everything / (workers if stage == 3 else 1)
     gradients = ELEMENT[parallel.accumulation_dtype] * trained / (workers if stage >= 2 else 1)
-    optimizer = state * trained / (workers if stage >= 1 else 1)
-    held = {"none": weights + optimizer, "optimizer": weights, "parameters": 0.0}[parallel.offload]
-    return MemoryEstimate(device=held + gradients, gradients=gradients, checkpoint=(element + state) * trained)
+    share = trained / (workers if stage >= 1 else 1)
+    built = {"none": weights + ADAM * share, "optimizer": weights, "parameters": 0.0}[parallel.offload]
+    averaged = average * share if parallel.offload == "none" else 0.0
+    exact = EXACT * trained if parallel.precision == "bf16" else 0
+    return MemoryEstimate(
+        device=built + averaged + gradients,
+        start=exact + max(element * everything, built),
+        gradients=gradients,
+        checkpoint=(element + ADAM + average) * trained,
+    )

@@ -39,21 +39,26 @@ def states_and_gradient(built, batch, queries):
 def test_all_layers_of_a_pass_are_one_graph(graphs, recomputed):
     built = backbone("qwen3", layers=LAYERS)
     queries = torch.randn(5, built.config.hidden_size, generator=torch.Generator().manual_seed(11)).requires_grad_()
-    batches = [prompt(built.config, lengths, width=24) for lengths in ((24, 19, 21), (20, 23, 18), (22, 24, 19))]
+    sizes = ((24, 19, 20), (20, 23, 18), (22, 24, 19, 7))  # others, then another number
+    batches = [prompt(built.config, lengths, width=24) for lengths in sizes]
     batches = [replace(batch, lengths=batch.attention_mask.sum(1)) for batch in batches]
     expected = [states_and_gradient(built, batch, queries) for batch in batches]
     if recomputed:
         checkpoint_layers(built.text.layers)
-    for layer in built.text.layers:
-        layer.compile(backend="eager")
+    model = UnifiedModel(nano_config(), image_token_id=5, parts=(), max_length=24)
+    model.backbone = built
     seen = []
-    for batch, wanted in zip(batches, expected, strict=True):
-        found = states_and_gradient(built, batch, queries)
-        # The same operations in the same order. Measured: 0.
-        assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-5) for one, other in zip(found, wanted, strict=True))
-        seen.append(graphs())
-    # Prompts and queries; then prompts of any number of tokens, for which torch 2.13 takes a second look; then no more.
-    assert seen[0] == 2 and seen[1] <= 2 and seen[2] == 0
+    with torch.compiler.set_stance(force_backend="eager"):
+        model.compile_layers()
+        for batch, wanted in zip(batches, expected, strict=True):
+            found = states_and_gradient(built, batch, queries)
+            # The same operations in the same order. Measured: 0.
+            close = (torch.allclose(one, other, rtol=1e-5, atol=1e-5) for one, other in zip(found, wanted, strict=True))
+            assert all(close)
+            seen.append(graphs())
+    # Prompts, at which torch 2.13 takes a second look, and queries. Then no more, whatever the sizes: the kernels of a
+    # batch do not depend on the batches before it.
+    assert seen == [3, 0, 0]
 
 
 def test_a_models_layers_are_compiled_in_place(graphs):

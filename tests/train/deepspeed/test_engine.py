@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from blip3o.device import release_memory
 from blip3o.errors import CheckpointError, ConfigError
@@ -20,6 +21,7 @@ from tests.distributed import run_ranks
 from tests.model.helpers import PAD
 from tests.recipes import recipe
 from tests.train.engines import CPU, ROWS, arrays, by_engine, by_hand, made, module_for, stream
+from tests.train.test_objectives import batch
 
 SPREAD = {"zero_stage": 3, "param_persistence_threshold": 0}
 WAYS = {
@@ -276,6 +278,47 @@ def test_nothing_of_a_stage_is_alive_after_it(tmp_path):
     [(found, plain)] = run_ranks(left_over, tmp_path, ways, world=1)
     assert found == dict.fromkeys(ways, [])
     assert plain
+
+
+def graphs_of_stages(sizes):
+    """For each stage of a worker, with micro-batches of this size, the number of graphs that it compiles."""
+    found = []
+    for rows in sizes:
+        optim = {"steps": 1, "lr": 1e-3, "micro_batch_size": rows, "micro_batches": 1}
+        values = recipe(optim=optim, parallel={"compile": True})
+        engine = build_engine(values, module_for(values))
+        with torch.compiler.set_stance(force_backend="eager"):
+            engine.backward(engine(batch("generate", rows=rows))["flow"])
+        release_engine(engine)
+        found.append(counters["stats"].pop("unique_graphs"))
+    return found
+
+
+def test_a_later_stage_compiles_what_it_would_in_a_new_process(tmp_path):
+    """Torch compiles a layer's code a limited number of times in a process, and then runs it eagerly."""
+    [(first, later)] = run_ranks(graphs_of_stages, tmp_path, (2, 4), world=1)
+    assert later == first > 0
+
+
+def train_fused(folder):
+    """On one rank, with the fused optimizer of GPUs, which torch has on the CPU too: a run, and two that resume."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blip3o.train.deepspeed.engine.adamw_options", lambda _: {"fused": True})
+        run = by_engine(made(world=1), folder)
+        again = by_engine(made(world=1), folder)
+        make_universal(folder)
+        return run, again, by_engine(made(world=1), folder, universal=True)
+
+
+def test_the_fused_optimizer_trains_and_resumes_alike(tmp_path):
+    place = tmp_path / "fused"
+    place.mkdir()
+    [(run, *resumed)] = run_ranks(train_fused, tmp_path, place, world=1)
+    agree(run, WAYS["optimizer"])
+    for again in resumed:
+        assert [row["loss"] for row in again["rows"]] == [row["loss"] for row in run["rows"][1:]]
+        for kind in ("weights", "averaged"):
+            assert all(torch.equal(again[kind][name], value) for name, value in run[kind].items())
 
 
 def named(*names):
