@@ -18,6 +18,7 @@ from benchmarks.gpu.bench import Bench, Options
 from benchmarks.gpu.models import MAX_TOKENS, MEAN_TOKENS, stage_recipe
 from benchmarks.gpu.variants import VARIANTS
 from blip3o import device as devices
+from blip3o import settings
 from blip3o.model.describe import META
 from blip3o.train.objectives import build_stage_module
 from tests.test_style import ROOT
@@ -152,8 +153,18 @@ def test_a_request_that_fails_is_counted_and_never_timed(tmp_path, answers, stat
         server.shutdown()
 
 
-def test_a_resumed_engine_has_the_bits_of_one_that_was_not(tmp_path):
+def test_a_resumed_engine_has_the_bits_of_one_that_was_not(tmp_path, monkeypatch):
+    """cuBLAS reads its setting at the first product, so it is there before a module is."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    build, found = resume.stage_module, []
+
+    def built(*arguments):
+        found.append(settings.get("CUBLAS_WORKSPACE_CONFIG"))
+        return build(*arguments)
+
+    monkeypatch.setattr(resume, "stage_module", built)
     report = result(tmp_path, "resume", "engine")
+    assert found == [None] * 3 + [":4096:8"] * 3  # three runs by default, three that are deterministic
     assert {row["holds"] for row in report["rows"] if "holds" in row} == {True}
     losses = report["details"]["engine/default: losses"]
     assert losses["whole"][resume.SAVED :] == losses["resumed"]
