@@ -89,10 +89,21 @@ def keep(name: str, result: dict[str, Any], folder: Path, *, quiet: bool = False
     }
     line = json.dumps(record)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-{record['date'][:10]}.json").write_text(line + "\n", encoding="utf-8")
+    _path(name, folder).write_text(line + "\n", encoding="utf-8")
     if not quiet:
         print(line)
     return record
+
+
+def kept(name: str, folder: Path) -> tuple[dict[str, Any], bool]:
+    """What `keep` has written today, empty if nothing; and whether that was of the same commit."""
+    path = _path(name, folder)
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return record, record.get("commit") == _commit()
+
+
+def _path(name: str, folder: Path) -> Path:
+    return folder / f"{name}-{datetime.now(UTC).date().isoformat()}.json"
 
 
 def _quartiles(seconds: list[float]) -> list[float]:

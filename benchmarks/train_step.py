@@ -118,7 +118,7 @@ class PlainStep:
             logits = self.head(hidden).float()
             F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE)
             del logits
-        states = hidden[:, -QUERIES:]
+        states = hidden[:, -self.recipe.model.num_queries :]
         leaf = states.detach().requires_grad_()
         with clock.part("DiT forward"):
             loss = flow_loss(self.module, self.recipe, batch, data, leaf)

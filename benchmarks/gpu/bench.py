@@ -1,10 +1,11 @@
 """What all verbs share: parts that fail alone, rows of results next to predictions, and the report."""
 
+import math
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks._measure import keep
+from benchmarks._measure import keep, kept
 from blip3o import device as devices
 
 PACKAGES = ("torch", "transformers", "diffusers", "deepspeed", "ray", "numpy")
@@ -29,7 +30,6 @@ class Options:
     verb: str
     device: devices.DeviceKind = "gpu"
     size: str = "full"
-    only: list[str] | None = None
     out: Path
     seconds: float = 540.0
     same_process: bool = False
@@ -37,12 +37,18 @@ class Options:
 
 @dataclass
 class Bench:
-    """One run of a verb: its device, its size, and its report, which is written again after every part."""
+    """One run of a verb: its device, its size, and its report, which is written again after every part.
+
+    The report keeps the parts that earlier runs of the day have left in its file, if they ran at the same size and
+    commit with the same card and versions. A part that runs again replaces its results.
+    """
 
     options: Options
     device: torch.device = field(init=False)
+    setting: dict[str, Any] = field(init=False)
     began: float = field(default_factory=time.monotonic, init=False)
     part: str = field(default="", init=False)
+    parts: dict[str, float] = field(default_factory=dict, init=False)  # those that ended, with their seconds
     rows: list[dict[str, Any]] = field(default_factory=list, init=False)
     errors: dict[str, str] = field(default_factory=dict, init=False)
     skipped: list[str] = field(default_factory=list, init=False)
@@ -51,6 +57,11 @@ class Bench:
     def __post_init__(self) -> None:
         """Raises `ConfigError` if a GPU is asked for and there is none."""
         self.device = devices.select(self.options.device)
+        self.setting = {
+            "size": self.options.size,
+            "device": {"kind": self.options.device, **devices.facts(self.device)},
+            "versions": {"python": sys.version.partition(" ")[0], **_versions()},
+        }
 
     @property
     def full(self) -> bool:
@@ -67,28 +78,39 @@ class Bench:
         return full if self.full else nano
 
     def run(self, parts: "Mapping[str, Callable[[Bench], None]]") -> int:
-        """Runs the parts, one after the other, whatever becomes of those before; returns the exit code."""
+        """Runs the parts, one after the other, whatever becomes of those before; returns the exit code.
+
+        That is 1 if a part failed, was not run for want of time, or found unequal what must be equal.
+        """
+        name, earlier = self._file()
         self._print("", "result", "", "predicted", "must be, or goal")
-        for name, call in parts.items():
-            if self.late(name):
+        for part, call in parts.items():
+            if self.late(part):
                 continue
-            with self.attempt(name):
+            began = time.monotonic()
+            with self.attempt(part):
+                devices.release_memory(self.device)  # of the part before; an error may have left a GPU unusable
                 call(self)
-            devices.release_memory(self.device)
-            self._keep(complete=False)
-        self._keep(complete=True)
-        return 1 if self.errors or not all(row.get("holds", True) for row in self.rows) else 0
+            self.parts[part] = round(time.monotonic() - began, 1)
+            self._keep(name, earlier, complete=False)
+        self._keep(name, earlier, complete=True)
+        holds = all(row.get("holds", True) for row in self.rows)
+        return 0 if holds and not self.errors and not self.skipped else 1
+
+    def left(self) -> float:
+        """Seconds until the time is up; negative afterwards."""
+        return self.began + self.options.seconds - time.monotonic()
 
     def late(self, what: str) -> bool:
-        """Whether the time is up; `what` is then recorded as not run."""
-        if time.monotonic() - self.began < self.options.seconds:
+        """Whether the time is up; `what`, a part or a case of the one that runs, is then recorded as not run."""
+        if self.left() > 0:
             return False
-        self.skipped.append(what)
-        print(f"{what}: not run, the time is up", flush=True)
+        self.skipped.append(f"{self.part}/{what}" if self.part else what)
+        print(f"{self.skipped[-1]}: not run, the time is up", flush=True)
         return True
 
     def attempt(self, name: str) -> AbstractContextManager[None]:
-        """A part, or a case of one: an error inside is printed, recorded under `name`, and ends only this."""
+        """A part: an error inside is printed, recorded under `name`, and ends only this."""
         return _Attempt(self, name)
 
     def row(
@@ -145,22 +167,33 @@ class Bench:
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
         print(line.rstrip(), flush=True)
 
-    def _keep(self, *, complete: bool) -> None:
+    def _file(self) -> tuple[str, dict[str, Any]]:
+        """The name of the report, and what its file holds already: the first of today that may hold these results."""
         usual = self.full and self.options.device == "gpu"
-        name = f"gpu-{self.options.verb}{'' if usual else f'-{self.options.size}-{self.options.device}'}"
+        base = f"gpu-{self.options.verb}{'' if usual else f'-{self.options.size}-{self.options.device}'}"
+        name, number = base, 1
+        while True:
+            found, same_commit = kept(name, self.options.out)
+            if not found or (same_commit and all(found.get(key) == value for key, value in self.setting.items())):
+                return name, found
+            number += 1
+            name = f"{base}-{number}"
+
+    def _keep(self, name: str, earlier: dict[str, Any], *, complete: bool) -> None:
+        """Writes the report: what `earlier` has of parts that did not run again, and the results of this run."""
+        again = self.parts.keys()
+        rows = [row for row in earlier.get("rows", []) if row["part"] not in again]
+        skipped = [what for what in earlier.get("skipped", []) if what.partition("/")[0] not in again]
         result = {
             "complete": complete,
-            "size": self.options.size,
-            "only": self.options.only,
-            "device": {"kind": self.options.device, **devices.facts(self.device)},
-            "versions": {"python": sys.version.partition(" ")[0], **_versions()},
-            "seconds": round(time.monotonic() - self.began, 1),
-            "rows": self.rows,
-            "errors": self.errors,
-            "skipped": self.skipped,
-            "details": self.details,
+            **self.setting,
+            "parts": {**_others(earlier.get("parts", {}), again), **self.parts},
+            "rows": rows + self.rows,
+            "errors": {**_others(earlier.get("errors", {}), again), **self.errors},
+            "skipped": list(dict.fromkeys(skipped + self.skipped)),
+            "details": {**_others(earlier.get("details", {}), again), **self.details},
         }
-        keep(name, result, self.options.out, quiet=not complete)
+        keep(name, _finite(result), self.options.out, quiet=not complete)
 
 
 class _Attempt(AbstractContextManager[None]):
@@ -189,6 +222,20 @@ def _bound(value: float, at_least: float | None, at_most: float | None) -> tuple
     if at_least is not None:
         return f">= {at_least:.4g}", value >= at_least
     return ("", None) if at_most is None else (f"<= {at_most:.4g}", value <= at_most)
+
+
+def _others(results: dict[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """Results by part, or by part and name, without those of some parts."""
+    return {key: value for key, value in results.items() if key.partition("/")[0] not in parts}
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """The same, with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:

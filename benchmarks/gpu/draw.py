@@ -66,7 +66,7 @@ def features(bench: Bench) -> None:
     steps = config.sampler.num_inference_steps
     rates: dict[tuple[str, int], float] = {}
     for way in WAYS[: None if bench.options.device == "gpu" else -1]:
-        if bench.late(f"features: {way}"):
+        if bench.late(way):
             return
         model = build(config, ("dit",), bench.device, torch.bfloat16)
         set_execution(model, way, batch_size=SIZES[0], device=bench.device)

@@ -60,7 +60,7 @@ def tower(bench: Bench) -> None:
     best = max(rates.values())
     bench.row("ours over the plain tower, batch of 16", rates["16"] / rates["plain"], "x")
     for block in encoder.blocks:
-        block.compile()
+        block.compile(dynamic=False)  # each size has static kernels
     for size, given in bench.pick(images, {SIZES[0]: first}).items():  # a CPU compiles each shape for a minute
         rate = _rate(bench, f"compiled, batch of {size}", given, partial(encoder, given))
         best = max(best, rate)
@@ -132,7 +132,7 @@ def shards(bench: Bench) -> None:
         write_provenance(encoder.folder, cache.provenance)
         encoder.write(0)  # kernels are loaded, and files are in the page cache
         for turn, threads in enumerate((1, 4, 8)):
-            if bench.late(f"shards, threads: {threads}"):
+            if bench.late(f"threads: {threads}"):
                 return
             work = replace(encoder, threads=threads)
             numbers = range(1 + turn, 2 + turn) if threads < 8 else range(1 + turn, len(encoder.manifest.shards))

@@ -25,8 +25,8 @@ TRAINING = 480e12  # FLOP/s of layers in training: products at 550-650, 15 % of 
 SMALL_TRAINING = 400e12  # the same at the 4B's widths
 ENCODING = 0.5 * PEAK  # a frozen tower without gradients
 CONVOLVING = 0.38 * PEAK  # a U-Net's convolutions and short attentions
-WAITING_EAGER_S = 0.045  # a micro-batch: draws, copies, counts, and the DiT's 6,000 launches of 12 % of the FLOPs
-WAITING_S = 0.008  # the same with the DiT compiled and draws prepared ahead
+WAITING_EAGER_S = 0.045  # a micro-batch: launches, mostly the DiT's 6,000 with 12 % of the FLOPs
+WAITING_S = 0.008  # the same with the layers of backbone and DiT compiled
 OPTIMIZER_S = 0.010  # a step of fused AdamW over 16 GB of state
 LAUNCH_S = 6e-6
 LAUNCHES_PER_PASS = 1800  # of the DiT, eager
@@ -39,23 +39,21 @@ GOAL_ENCODING = 53.0  # images/s of the EVA tower: half of the peak
 GOAL_HTTP_S = 0.015  # what HTTP and Serve may add to a request
 
 
-def generate_flops(model: ModelConfig, lengths: Sequence[int], *, padded: bool, online: bool = False) -> int:
-    """FLOPs of a micro-batch of stage generate with prompts of these lengths, of the real tokens or with padding."""
-    longest = -(-max(lengths) // 8) * 8
+def generate_flops(model: ModelConfig, lengths: Sequence[int], *, online: bool = False) -> int:
+    """FLOPs of a micro-batch of stage generate with prompts of these lengths, which are not padded."""
     total = formulas.diffusion_transformer(model, rows=len(lengths), draws=1)
-    tokens = [longest] * len(lengths) if padded else list(lengths)
-    total += sum(formulas.prompt_and_queries(model, lengths=tokens).values())
+    total += sum(formulas.prompt_and_queries(model, lengths=list(lengths)).values())
     if online:
         total += formulas.encoder(model.encoder, images=len(lengths), grad=Grad.NONE)
     return total
 
 
 def step_seconds(
-    model: ModelConfig, lengths: Sequence[int], *, padded: bool, online: bool, compiled: bool, recomputed: bool
+    model: ModelConfig, lengths: Sequence[int], *, online: bool, compiled: bool, recomputed: bool
 ) -> float:
     """Seconds of one micro-batch in training."""
     rate = TRAINING if model.backbone.hidden_size > 3000 else SMALL_TRAINING
-    flops = generate_flops(model, lengths, padded=padded)
+    flops = generate_flops(model, lengths)
     seconds = flops / rate * (1.25 if recomputed else 1.0)
     if online:
         seconds += formulas.encoder(model.encoder, images=len(lengths), grad=Grad.NONE) / ENCODING
@@ -64,12 +62,11 @@ def step_seconds(
 
 def features_seconds(model: ModelConfig, rows: int, *, eager: bool) -> float:
     """Seconds to sample the features of some rows: launches where they are many, else weights, else arithmetic."""
-    steps, branches = model.sampler.num_inference_steps, 2
-    passes = steps * branches
-    forward = formulas.diffusion_transformer(model, rows=rows, draws=1) / 3  # that of training has its backward twice
+    # Both branches are one pass of twice the rows. The FLOPs of training have the backward pass's, twice the forward's.
+    forward = formulas.diffusion_transformer(model, rows=2 * rows, draws=1) / 3
     weights = sum(p.numel() for p in _dit(model).parameters()) * 2 / BANDWIDTH
     launches = LAUNCHES_PER_PASS * LAUNCH_S if eager else 0.0
-    return passes * max(launches, weights, forward / ENCODING)
+    return model.sampler.num_inference_steps * max(launches, weights, forward / ENCODING)
 
 
 def decode_seconds(model: ModelConfig, rows: int) -> float:

@@ -4,6 +4,7 @@ Both generate features at full cost and turn them into small pictures by a cheap
 batching: an SDXL decode of 50 steps would take longer than everything else together.
 """
 
+import http.client
 import json
 import statistics
 import tempfile
@@ -123,7 +124,7 @@ def serve(bench: Bench) -> None:
         handle = start(f"{folder}/bundle", port=free_ports(1)[0], options=options)
         try:
             bench.row("start, until it answers", time.monotonic() - began, "s")
-            _ask(bench, handle.url, 0)
+            _timed(bench, handle.url, 0)
             alone = statistics.median(_timed(bench, handle.url, number) for number in range(bench.pick(5, 2)))
             bench.row("one request alone", 1000 * alone, "ms")
             added = 1000 * (alone - local)
@@ -180,13 +181,15 @@ def _load(bench: Bench, url: str, clients: int) -> None:
 
 
 def _timed(bench: Bench, url: str, number: int) -> float:
+    """Seconds of a request that succeeds. Raises `RuntimeError` if it does not."""
     began = time.monotonic()
-    _ask(bench, url, number)
+    if (status := _ask(bench, url, number)) != "200":
+        raise RuntimeError(f"a request alone ended with {status}")
     return time.monotonic() - began
 
 
 def _ask(bench: Bench, url: str, seed: int) -> str:
-    """Asks for one image; returns the status."""
+    """Asks for one image; returns the status, or the name of the error if no reply came."""
     body = {"prompt": "a red circle", "seed": seed, "num_inference_steps": bench.pick(30, 4)}
     body |= {"response_format": "b64_json"}
     request = urllib.request.Request(
@@ -200,3 +203,5 @@ def _ask(bench: Bench, url: str, seed: int) -> str:
         return str(error.code)
     except urllib.error.URLError as error:
         return type(error.reason).__name__
+    except (OSError, http.client.HTTPException) as error:  # while the reply was read
+        return type(error).__name__

@@ -23,7 +23,14 @@ from benchmarks.train_step import Clock, PlainStep, counted_8b
 from blip3o import settings
 from blip3o.config.recipe import Recipe
 from blip3o.data.text.templates import IGNORE
-from blip3o.device import collective_backend, kernel_seconds, peak_memory, profiler, reset_peak_memory
+from blip3o.device import (
+    choose_accelerator,
+    collective_backend,
+    kernel_seconds,
+    peak_memory,
+    profiler,
+    reset_peak_memory,
+)
 from blip3o.model.backbone import Prompt
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.deepspeed.engine import build_engine
@@ -51,6 +58,7 @@ class Records(Callback):
 @contextmanager
 def process_group(bench: Bench) -> Iterator[None]:
     """A group of this process alone, as the loop and the engine need one."""
+    choose_accelerator(bench.options.device)
     from deepspeed import comm
 
     settings.export({"LOCAL_RANK": "0"})  # DeepSpeed asks for it
@@ -110,20 +118,19 @@ def measure(bench: Bench, variant: Variant) -> None:
         bench.row("peak memory", max(record.memory for record in records) / BYTES, "GiB")
         bench.note("losses", [record.loss for record in records])
         if variant.profile:
-            _profile(bench, seconds, lambda: run_loop(bench, recipe, engine, module, range(timed.stop, timed.stop + 1)))
+            _profile(bench, recipe, engine, module)
         engine.destroy()
 
 
 def _report(bench: Bench, variant: Variant, recipe: Recipe, seconds: float, steps: range) -> None:
     count, online = recipe.optim.micro_batches, recipe.data.features == "online"
     prompts = [lengths(recipe, number).tolist() for number in range(steps.start * count, steps.stop * count)]
-    every = [predictions.generate_flops(recipe.model, each, padded=False, online=online) for each in prompts]
+    every = [predictions.generate_flops(recipe.model, each, online=online) for each in prompts]
     useful = sum(every) / len(steps)
     expected = predictions.OPTIMIZER_S + count * statistics.mean(
         predictions.step_seconds(
             recipe.model,
             each,
-            padded=variant.padded,
             online=online,
             compiled=bool(recipe.parallel.compile),
             recomputed=recipe.parallel.activation_checkpointing,
@@ -142,19 +149,29 @@ def _report(bench: Bench, variant: Variant, recipe: Recipe, seconds: float, step
     bench.note("TFLOP an image, real tokens", useful / images / 1e12)
 
 
-def _profile(bench: Bench, seconds: float, step: Callable[[], object]) -> None:
-    """One step's kernels; idle is what their sum leaves of a step that nothing profiled."""
+def _profile(bench: Bench, recipe: Recipe, engine: Any, module: StageModule) -> None:  # noqa: ANN401 - as above
+    """The kernels of a step of one micro-batch; idle is what their sum leaves of such a step that nothing profiled.
+
+    The profiler needs seconds for the events of one micro-batch, and minutes for those of a whole step.
+    """
+    engine.set_train_batch_size(recipe.optim.micro_batch_size)
+    short = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"micro_batches": 1})})
+    seconds = statistics.median(record.seconds for record in run_loop(bench, short, engine, module, range(3)))
     with profiler(bench.device) as profiled:
-        step()
+        run_loop(bench, short, engine, module, range(3, 4))
     kernels = kernel_seconds(profiled, bench.device)
     busy = sum(kernels.values())
-    bench.row("kernels of a step", 1000 * busy, "ms")
-    bench.row("idle share of a step", max(1 - busy / seconds, 0.0), "")
+    bench.row("kernels of a micro-batch and its step", 1000 * busy, "ms")
+    bench.row("idle share of them", max(1 - busy / seconds, 0.0), "")
     bench.note("kernels, ms", {name: round(1000 * s, 3) for name, s in list(kernels.items())[:SHOWN_KERNELS]})
 
 
 class UpstreamStep(PlainStep):
-    """The plain step on any device."""
+    """The plain step on any device, in bf16."""
+
+    def __init__(self, module: StageModule, recipe: Recipe) -> None:
+        with building(module.model.queries.device, torch.bfloat16):
+            super().__init__(module, recipe)
 
     def _hidden(self, prompt: Prompt) -> Tensor:
         # Its mask is made on torch's default device.

@@ -12,17 +12,13 @@ from benchmarks.gpu import predictions
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One case. `goal` is a share of the peak on real tokens; with `profile`, one step's kernels are listed.
-
-    `padded` says whether prompts are computed padded to the longest of their micro-batch: only the prediction asks.
-    """
+    """One case. `goal` is a share of the peak on real tokens; with `profile`, a micro-batch's kernels are listed."""
 
     preset: str
     micro_batch: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
     goal: float | None = None
     profile: bool = False
-    padded: bool = False
 
 
 EAGER: dict[str, Any] = {"parallel.compile": False}

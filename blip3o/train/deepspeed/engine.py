@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blip3o.config.recipe import Recipe
 from blip3o.config.training import ParallelConfig
-from blip3o.device import accelerator_name, choose_accelerator, collective_backend
+from blip3o.device import accelerator_name, allow_determinism, choose_accelerator, collective_backend
 from blip3o.errors import ConfigError
 from blip3o.model.activation_checkpointing import checkpoint_activations
 from blip3o.train.deepspeed.config import adamw_options, deepspeed_config, describe_engine
@@ -33,6 +33,8 @@ def prepare_process(parallel: ParallelConfig) -> None:
     Each stage sets all of it, so nothing of an earlier stage remains. Raises `ConfigError` if this process has already
     imported DeepSpeed for another kind of device: it would compute there.
     """
+    if parallel.deterministic:
+        allow_determinism()
     torch.use_deterministic_algorithms(parallel.deterministic)
     choose_accelerator(parallel.device)
     import deepspeed
