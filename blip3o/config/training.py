@@ -163,8 +163,8 @@ class ParallelConfig(Frozen):
     compile: bool | None = Field(
         default=None,
         description="compile the layers of encoder, language model and DiT with torch.compile (ZeRO 0 to 2); results "
-        "differ by rounding, and stored features are a cache of their own. If omitted, on for gpu at ZeRO 0 to 2 unless "
-        "deterministic, off otherwise",
+        "differ by rounding, and stored features are a cache of their own. If omitted, on for gpu at ZeRO 0 to 2 "
+        "unless deterministic, off otherwise",
     )
     deterministic: bool = Field(
         default=False,

@@ -8,8 +8,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from blip3o.model.activation_checkpointing import checkpoint_layers
+from blip3o.model.unified import UnifiedModel
 from tests.model.families import backbone, prompt
-from tests.model.helpers import nano_model
+from tests.model.helpers import nano_config, nano_model
 
 LAYERS = 3
 
