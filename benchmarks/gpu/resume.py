@@ -34,7 +34,8 @@ from blip3o.runs.checkpoints import committed_steps
 from blip3o.runs.listing import read_attempts
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.deepspeed.engine import build_engine, prepare_process
-from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
+from blip3o.train.deepspeed.release import release_engine
+from blip3o.train.result import gather_result
 
 STEPS, SAVED = 6, 3
 # Cases of part `engine`: overrides of the recipe, and whether bits must be equal (else it is only printed).
@@ -107,8 +108,8 @@ def train_engine(bench: Bench, folder: str, start: int, stop: int, overrides: di
         if not start:
             checkpoint.save(made, folder, step=SAVED, identity="gpu", state={})
         records += run_loop(bench, recipe, made, module, range(SAVED, stop))
-        weights = gather_parameters(trainable_parameters(module.model), keep=True)
-        made.destroy()
+        weights, _ = gather_result(recipe, made, module.model, None, keep=True)  # the optimizer's own, in fp32
+        release_engine(made)
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(weights[name].float().numpy().data)

@@ -119,9 +119,11 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
     spread = [getattr(p, "ds_tensor", p).numel() for p in module.model.parameters()]
     weights = gather_parameters(trainable_parameters(module.model), keep=rank == 0)
     averaged = ema.gather(keep=rank == 0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
     release_engine(engine)
+    assert not torch.are_deterministic_algorithms_enabled()  # what follows in this process did not ask for it
     found = {"rows": rows, "weights": weights, "averaged": averaged, "saved": saved, "masters": masters}
-    return {**found, "first": first, "deterministic": torch.are_deterministic_algorithms_enabled(), "held": sum(spread)}
+    return {**found, "first": first, "deterministic": deterministic, "held": sum(spread)}
 
 
 def by_hand(values: Recipe) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def prepare_process(parallel: ParallelConfig) -> None:
     if parallel.deterministic:
         allow_determinism()
     torch.use_deterministic_algorithms(parallel.deterministic)
+    # By default torch then fills every new tensor with NaN, also the gigabytes of a module that is built empty.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     choose_accelerator(parallel.device)
     import deepspeed
 

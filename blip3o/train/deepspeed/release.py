@@ -16,6 +16,7 @@ def release_engine(engine: Any) -> None:  # noqa: ANN401 - a DeepSpeedEngine
 
     module = engine.module
     engine.destroy()
+    torch.use_deterministic_algorithms(mode=False)
     parameter_offload.FWD_MODULE_STACK.clear()
     _clear_method_caches(partitioned_param_coordinator.PartitionedParameterCoordinator)
     original = getattr(partition_parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
