@@ -37,7 +37,7 @@ def prepare_process(parallel: ParallelConfig) -> None:
         allow_determinism()
     torch.use_deterministic_algorithms(parallel.deterministic)
     # By default torch then fills every new tensor with NaN, also the gigabytes of a module that is built empty.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it late
     choose_accelerator(parallel.device)
     import deepspeed
 
