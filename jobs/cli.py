@@ -78,6 +78,7 @@ def _app() -> typer.Typer:
                 blip3o.add_typer(verb, name=name, rich_help_panel=panel)
             else:
                 blip3o.command(name, rich_help_panel=panel)(verb)
+    blip3o.add_typer(recipes.app, name="recipe", hidden=True)  # the word in the singular means the same
     return blip3o
 
 
