@@ -103,8 +103,8 @@ _PRESET = RecipeKey(
     name="model.preset",
     form=f"one of {', '.join(PRESETS)}",
     default="null",
-    about="sizes of a complete model by name, which are required keys otherwise; other keys of the section change single "
-    "values",
+    about="sizes of a complete model by name, which are required keys otherwise; other keys of the section change "
+    "single values",
 )
 
 
