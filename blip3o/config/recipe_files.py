@@ -127,6 +127,8 @@ def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTr
     An override `key=value` applies to every selected stage, `STAGE:key=value` to one, and `pipeline.key=value` to the
     pipeline itself. Raises `ConfigError`.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides is the string '{one_line(overrides)}': give a list of them")
     place = find(str(reference))
     tree, own = _read_tree(place.file, ())
     for item in overrides:
