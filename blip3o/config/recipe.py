@@ -115,7 +115,7 @@ class DataConfig(Frozen):
     )
     questions: int = Field(default=4, gt=0, description="most question/answer turns about one image in a sample")
     question_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={}, description="sampling weight of each kind of question, by kind; 1 for a kind not named"
+        default={}, description="sampling weight by kind of question (without one: other); 1 for a kind not named"
     )
     independent_questions: bool = Field(
         default=False,

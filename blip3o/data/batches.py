@@ -31,6 +31,7 @@ from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.fetch import ShardReader, load_samples
 from blip3o.data.shards.ledger import Ledger
 from blip3o.data.text.conversations import conversation_pairs
+from blip3o.data.text.questions import kind_of
 from blip3o.data.text.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.text.tokenizer import PAD, ChatTokenizer
 from blip3o.rng import derive_seed, numpy_generator
@@ -180,7 +181,7 @@ class SampleEncoder:
         """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:
         by exponential times at rates of the weights).
         """
-        weights = [self.question_weights.get(str(pair.get("kind")), 1.0) for pair in asked]
+        weights = [self.question_weights.get(kind_of(pair), 1.0) for pair in asked]
         times = generator.exponential(size=len(asked))
         return sorted(range(len(asked)), key=lambda i: times[i] / weights[i])
 

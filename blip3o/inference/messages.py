@@ -147,7 +147,9 @@ def parse_conversations(
     """
     asked = as_list("conversations", conversations, "conversations; chat answers a single one")
     shown = [None] * len(asked) if images is None else as_list("images", images, "images, one for each conversation")
-    if not asked or len(shown) != len(asked):
+    if not asked:
+        raise RequestError("there are 0 conversations: give at least one")
+    if len(shown) != len(asked):
         raise RequestError(f"{len(asked)} conversations and {len(shown)} images: give one image for each of them")
     parsed = [parse_messages(it, image) for it, image in zip(asked, shown, strict=True)]
     loaded = [image for _, image in parsed if image is not None]

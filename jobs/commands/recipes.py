@@ -48,7 +48,7 @@ def explain(
 ) -> None:
     """Explain a key of a recipe: what it may be, its default, which stages read it. Without KEY: the sections."""
     if markdown:
-        print(as_markdown(recipe_keys()))
+        print(as_markdown(recipe_keys()), end="")
     elif key is None:
         print(overview(recipe_keys()))
         print("\nblip3o recipes explain SECTION lists its keys, e.g. blip3o recipes explain optim")

@@ -102,6 +102,22 @@ def test_columns_have_fixed_shapes(root, task):
         assert (array.shape, array.dtype) == (shape, dtype), name
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("questions", 1),
+        ("question_weights", {"color": 99.0}),
+        ("independent_questions", True),
+        ("form_share", 1.0),
+        ("grey_share", 1.0),
+    ],
+)
+def test_settings_of_questions_change_what_asks_them_and_nothing_else(root, field, value):
+    for task in Task:
+        same = equal(builder(root, task)(0), builder(root, task, **{field: value})(0))
+        assert same != task.shows_images, task
+
+
 @pytest.mark.parametrize(("task", "asked", "drawn"), [("chat", 1, 0), ("generate", 0, 1), ("both", 1, 1)])
 def test_a_sample_for_two_tasks_is_for_those_of_its_source(root, task, asked, drawn):
     encoder = replace(builder(root, Task.JOINT).encoder, source_tasks={"src": task})
