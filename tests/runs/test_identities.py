@@ -54,7 +54,7 @@ def test_what_differs_is_named(tmp_path, changed, named):
 def test_many_differences_are_counted(tmp_path):
     run = recipe(run={"storage": str(tmp_path)})
     write_identity(run, "one", made())
-    found = changes(run, "one", made({"model": {"preset": "debug"}}))
+    found = changes(run, "one", made({"model": {"preset": "tiny"}}))
     assert found.count(" → ") == MOST
     assert found.endswith(" more)")
 
