@@ -96,9 +96,9 @@ def find(reference: str, folder: Path | None = None) -> Place:
         raise ConfigError(f"recipe {reference} does not exist: give a file, or the name of a shipped recipe{known}")
     if name in runs:
         return runs[name]
-    for beside, key in ((reference, None), (before, stage)):
-        if beside and os.path.isfile(folder / f"{beside}.yaml"):
-            return Place(folder / f"{beside}.yaml", key)
+    for stem, key in ((reference, None), (before, stage)):
+        if stem and os.path.isfile(folder / f"{stem}.yaml"):
+            return Place(folder / f"{stem}.yaml", key)
     raise ConfigError(
         f"recipe '{reference}' is neither a file nor a shipped recipe (shipped: {', '.join(shipped())})"
         + _hint(reference, [*shipped(), *runs, *(path.name for path in folder.glob("*.yaml"))])
@@ -111,7 +111,8 @@ def _file(name: str, folder: Path) -> Path | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def _shipped_runs() -> dict[str, Place]:
+@functools.cache
+def _shipped_runs() -> Mapping[str, Place]:
     """The stages of the shipped pipelines, by the names of their runs."""
     runs: dict[str, Place] = {}
     for file in shipped().values():

@@ -125,8 +125,9 @@ def parse_messages(
         messages = [messages]
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
         raise RequestError(f"messages is {type_of(messages)}: give a string, a message, or a list of messages")
-    if messages and all(isinstance(turn, Turn) for turn in messages):
-        return tuple(messages), None if image is None else load_image(image)
+    turns = tuple(turn for turn in messages if isinstance(turn, Turn))
+    if turns and len(turns) == len(messages):
+        return turns, None if image is None else load_image(image)
     parsed = [_parse_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
     if wrong := order_problem(parsed) or image_problem(parsed):
         raise RequestError(f"messages{_at(wrong.place)}: {wrong.message}")

@@ -256,7 +256,7 @@ LEAVES = {
     "data.chunk": st.integers(1, 99),
     "model.num_queries": st.integers(1, 99),
     "data.template.system": st.text("ab :=,{}#'\"", max_size=8),
-    "data.independent_questions": st.booleans(),
+    "data.group_by_length": st.booleans(),
     "stage.trainable": st.lists(st.sampled_from(["queries", "dit.*"]), max_size=2),
 }
 edits = st.sampled_from(sorted(LEAVES)).flatmap(lambda key: st.tuples(st.just(key), LEAVES[key]))

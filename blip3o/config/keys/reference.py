@@ -142,8 +142,8 @@ class _Walk:
             form = f"one of {', '.join(kinds)}"
             yield RecipeKey(name=f"{place}.kind", form=form, default=given, about=about, only=only)
         for section in sections:
-            kinds = (only, _kind(section)) if len(sections) > 1 else (only,)
-            yield from self.fields(section, place, ", ".join(filter(None, kinds)))
+            kind = _kind(section) if len(sections) > 1 else ""
+            yield from self.fields(section, place, ", ".join(filter(None, (only, kind))))
 
     def _sections(self, field: Schema) -> list[Schema]:
         """The sections that a field may hold, or the members of its list."""
