@@ -7,6 +7,8 @@ other keys stay at their defaults. What was written for one stage alone has to h
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from blip3o.config.decoder import decoder_kind
+from blip3o.config.model import ModelConfig
 from blip3o.config.objectives import PARTIAL, ObjectiveSpec, objective_of, readers
 from blip3o.config.recipe import Recipe
 from blip3o.config.recipe_files import Tree
@@ -20,9 +22,8 @@ def objective_in(tree: Tree) -> ObjectiveSpec | None:
     stage, model = (tree.get(section) for section in ("stage", "model"))
     if not isinstance(stage, dict) or not isinstance(model, dict):
         return None
-    decoder = model.get("decoder")
-    kind = decoder.get("kind", "pixel") if isinstance(decoder, dict) else None
-    return objective_of(str(stage.get("name")), selectors=(str(model.get("objective", "clip_flow")), str(kind)))
+    generated = model.get("objective", ModelConfig.model_fields["objective"].default)
+    return objective_of(str(stage.get("name")), selectors=(str(generated), str(decoder_kind(model.get("decoder")))))
 
 
 def without_unread(tree: Tree, own: Tree) -> Tree:
@@ -30,16 +31,16 @@ def without_unread(tree: Tree, own: Tree) -> Tree:
 
     Raises `ConfigError` for such a key in `own`, unless it has its default.
     """
-    objective = objective_in(tree)
-    if objective is None:
+    spec = objective_in(tree)
+    if spec is None:
         return tree
     for key, value in _set_keys(own):
-        if not objective.reads(key):
+        if not spec.reads(key):
             raise ConfigError(f"{_shown(key, value)}, stage '{tree['stage']['name']}' does not: leave it out")
     for key in PARTIAL:
         section, field = key.split(".")
         fields = tree.get(section)
-        if not objective.reads(key) and isinstance(fields, dict) and field in fields:
+        if not spec.reads(key) and isinstance(fields, dict) and field in fields:
             tree = {**tree, section: {name: value for name, value in fields.items() if name != field}}
     return tree
 
@@ -48,7 +49,7 @@ def require_readers(shared: Tree, recipes: Iterable[Recipe]) -> None:
     """Raises `ConfigError` for a key that was written for all stages of a pipeline and that none of them reads."""
     stages = {recipe.stage.name: recipe.objective for recipe in recipes}
     for key, value in _set_keys(shared):
-        if not any(objective.reads(key) for objective in stages.values()):
+        if not any(spec.reads(key) for spec in stages.values()):
             raise ConfigError(f"{_shown(key, value)}, none of the stages {', '.join(stages)} does: leave it out")
 
 

@@ -76,7 +76,7 @@ RECORDS = {
     "captions that are no list": (b'{"captions": "a dot"}', "captions is not a list of texts"),
     "question alone": (
         b'{"qa": [{"question": "what?"}]}',
-        "qa cannot be used: qa[0] has no 'answer': it has 'question'",
+        "qa cannot be used: qa[0] has no 'answer': it has",
     ),
     "conversation of one": (b'{"conversations": [{"from": "human", "value": "?"}]}', "conversations is not a list of"),
     "half a pair": (b'{"note": "\\ud800"}', "record holds half a surrogate pair"),
