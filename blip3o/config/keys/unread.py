@@ -47,10 +47,11 @@ def without_unread(tree: Tree, own: Tree) -> Tree:
 
 def require_readers(shared: Tree, recipes: Iterable[Recipe]) -> None:
     """Raises `ConfigError` for a key that was written for all stages of a pipeline and that none of them reads."""
-    stages = {recipe.stage.name: recipe.objective for recipe in recipes}
+    stages = list(recipes)
+    names = ", ".join(dict.fromkeys(recipe.stage.name for recipe in stages))
     for key, value in _set_keys(shared):
-        if not any(spec.reads(key) for spec in stages.values()):
-            raise ConfigError(f"{_shown(key, value)}, none of the stages {', '.join(stages)} does: leave it out")
+        if not any(recipe.objective.reads(key) for recipe in stages):
+            raise ConfigError(f"{_shown(key, value)}, none of the stages {names} does: leave it out")
 
 
 def _shown(key: str, value: object) -> str:
