@@ -91,14 +91,14 @@ def find(reference: str, folder: Path | None = None) -> Place:
         return Place(folder / reference)
     runs = _shipped_runs()
     name = os.path.basename(reference).removesuffix(".yaml")
-    if "/" in reference:
-        known = f"; the shipped recipe is named '{name}'" if name in (*shipped(), *runs) else ""
-        raise ConfigError(f"recipe {reference} does not exist: give a file, or the name of a shipped recipe{known}")
-    if name in runs:
+    if "/" not in reference and name in runs:
         return runs[name]
     for stem, key in ((reference, None), (before, stage)):
         if stem and os.path.isfile(folder / f"{stem}.yaml"):
             return Place(folder / f"{stem}.yaml", key)
+    if "/" in reference:
+        known = f"; the shipped recipe is named '{name}'" if name in (*shipped(), *runs) else ""
+        raise ConfigError(f"recipe {reference} does not exist: give a file, or the name of a shipped recipe{known}")
     raise ConfigError(
         f"recipe '{reference}' is neither a file nor a shipped recipe (shipped: {', '.join(shipped())})"
         + _hint(reference, [*shipped(), *runs, *(path.name for path in folder.glob("*.yaml"))])

@@ -194,7 +194,7 @@ def test_names_need_no_ending(write, base, monkeypatch, tmp_path):
     write(pipeline())
     monkeypatch.chdir(tmp_path)
     path = write({"extends": base}, "on.yaml")
-    assert load_pipeline(path) == load_pipeline(base) == load_pipeline("on")
+    assert load_pipeline(path) == load_pipeline(base) == load_pipeline("on") == load_pipeline(tmp_path / "on")
 
 
 def test_a_file_of_ones_own_may_have_the_name_of_the_shipped_recipe_that_it_extends(write, monkeypatch, tmp_path):
