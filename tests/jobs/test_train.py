@@ -267,9 +267,7 @@ def test_a_finished_name_with_another_recipe_is_refused(base, quiet):
     description = storage.join(final_uri(quiet[0].run.storage, "quiet"), DESCRIPTION)
     kept = storage.read_bytes(description)
     storage.delete(description)
-    with pytest.raises(
-        ConfigError, match=r"has checkpoints made with .* \(optim.lr: 0.\d+ → 0.002; run.seed: "
-    ):
+    with pytest.raises(ConfigError, match=r"has checkpoints made with .* \(optim.lr: 0.\d+ → 0.002; run.seed: "):
         train(world.recipe(base, optim={"lr": 2e-3}, run={"seed": 7}))
     storage.write_bytes(description, kept)
     # What does not decide the numbers may change.

@@ -1,9 +1,13 @@
 """Keys that a stage does not read are refused where they were written for it, and left out where they were not."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
 
+from blip3o.config.keys.reference import recipe_keys
 from blip3o.config.load import build_recipe, load_recipe
 from blip3o.config.objectives import OBJECTIVES, PARTIAL, readers
 from blip3o.config.pipeline import dump_resolved, load_pipeline
@@ -18,6 +22,7 @@ from tests.recipes import tree
 from tests.train.test_objectives import batch
 
 _MODELS = {"clip_mse": "clip_mse", "vae_flow": "vae_flow kl", "sdxl": "sdxl", "sana": "sana"}  # by what selects them
+ROOT = Path(__file__).parents[3]
 # For each key that not every stage reads, a value that is not its default.
 OTHER = {
     "data.questions": 2,
@@ -62,11 +67,38 @@ def value_of(recipe, key):
     return recipe.model_dump(mode="json")[section][field]
 
 
-def test_every_key_of_the_table_is_one_of_recipes_and_is_tried_here():
-    fields = {f"{name}.{key}" for name, it in Recipe.model_fields.items() for key in it.annotation.model_fields}
-    assert fields >= PARTIAL.keys()
+# The keys that every stage reads, or that the workers and actors of all stages share. A new key belongs here, or in the
+# table of those that only some objectives read. (All keys of `run`, `optim`, `checkpoint`, `guard` and `log` are for
+# every stage, and `model` is the same model in all of them.)
+EVERY_STAGE = {
+    "data": "root sources tokenizer template max_length chunk window group_by_length max_bad_share limits",
+    "stage": "name start_from trainable weights",
+    "parallel": "workers zero_stage offload overlap_comm reduce_bucket_size gradient_accumulation_dtype "
+    "communication_dtype param_persistence_threshold precision device compile deterministic threads peak_tflops "
+    "cpus_per_worker data_actors data_threads cpus_per_data_actor data_labels worker_labels encoder_labels "
+    "encoder_actors cpus_per_encoder_actor gpus_per_encoder_actor",
+    "evaluate": "sources questions images seed every samples grid cpus gpus autoscaled",
+}
+
+
+def test_every_key_is_either_for_every_stage_or_in_the_table_and_is_tried_here():
+    fields = {name: it.annotation.model_fields.keys() for name, it in Recipe.model_fields.items()}
+    for section, names in EVERY_STAGE.items():
+        partial = {key.partition(".")[2] for key in PARTIAL if key.startswith(f"{section}.")}
+        assert not partial & set(names.split())
+        assert fields[section] == partial | set(names.split())
+    assert {key.partition(".")[0] for key in PARTIAL} <= EVERY_STAGE.keys()
     assert PARTIAL.keys() == OTHER.keys()
     assert all(0 < sum(spec.reads(key) for spec in OBJECTIVES.values()) < len(OBJECTIVES) for key in PARTIAL)
+
+
+def test_no_key_is_read_by_no_code():
+    code = [path for folder in ("blip3o", "jobs") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in code for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    keys = [key.plain.split(".") for key in recipe_keys()]
+    names = {parts[-1] for parts in keys if parts[0] in Recipe.model_fields}
+    assert names - read == {"preset"}  # of which `blip3o.config.load` makes the others
 
 
 @pytest.mark.parametrize("key", PARTIAL)
