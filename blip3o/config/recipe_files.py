@@ -128,8 +128,8 @@ def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTr
     An override `key=value` applies to every selected stage, `STAGE:key=value` to one, and `pipeline.key=value` to the
     pipeline itself. Raises `ConfigError`.
     """
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides is the string '{one_line(overrides)}': give a list of them")
+    if isinstance(overrides, str) or not all(isinstance(item, str) for item in overrides):
+        raise ConfigError(f"overrides are {_shown(overrides)}: give a list of strings, e.g. ['optim.steps=100']")
     place = find(str(reference))
     tree, own = _read_tree(place.file, ())
     for item in overrides:

@@ -141,9 +141,10 @@ def test_a_list_with_a_wrong_member_is_one_fault(tmp_path):
         load_recipe(write(tmp_path, tree()), ["data.sources=[{name: a, shards: b, weight: 0}]"])
 
 
-def test_overrides_are_a_list(tmp_path):
-    with pytest.raises(ConfigError, match="overrides is the string 'optim.steps=3': give a list of them"):
-        load_recipe(write(tmp_path, tree()), "optim.steps=3")
+@pytest.mark.parametrize("overrides", ["optim.steps=3", [3]])
+def test_overrides_are_a_list_of_strings(tmp_path, overrides):
+    with pytest.raises(ConfigError, match="overrides are .*3.*: give a list of strings"):
+        load_recipe(write(tmp_path, tree()), overrides)
 
 
 def test_another_kind_of_decoder_replaces_the_presets_whole(tmp_path):
