@@ -58,6 +58,7 @@ VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     },
     "Serve": {"serve": serve.command},
 }
+ALIASES = {"recipe": "recipes"}
 HELP = "Train and serve a unified image understanding and generation model, from image-text shards to HTTP."
 
 
@@ -67,6 +68,10 @@ class _InOrder(TyperGroup):
     def list_commands(self, _: Any) -> list[str]:  # noqa: ANN401 - a private class of typer
         """Names of the verbs."""
         return [name for verbs in VERBS.values() for name in verbs]
+
+    def get_command(self, context: Any, name: str) -> Any:  # noqa: ANN401 - private classes of typer
+        """The verb of this name; `recipe` is `recipes`."""
+        return super().get_command(context, ALIASES.get(name, name))
 
 
 def _app() -> typer.Typer:

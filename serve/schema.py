@@ -22,6 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from blip3o.data.text.templates import Turn
 from blip3o.inference import messages
+from blip3o.inference.arguments import MAX_GUIDANCE
 from serve import fields
 from serve.protocol import MAX_IMAGES
 
@@ -95,7 +96,9 @@ class ImagesBody(Body):
     num_inference_steps: Whole | None = Field(
         default=None, ge=1, le=MAX_STEPS, description="sampling steps; the model's default if not given"
     )
-    guidance_scale: float | None = Field(default=None, ge=0, le=100, description="1: no guidance, half the cost")
+    guidance_scale: float | None = Field(
+        default=None, ge=0, le=MAX_GUIDANCE, description="1: no guidance, half the cost"
+    )
 
     @field_validator("response_format")
     @classmethod

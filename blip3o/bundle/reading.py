@@ -5,9 +5,10 @@ Weights are read straight to their dtype and device, so there is never a second 
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
@@ -18,6 +19,7 @@ from blip3o.data.text.templates import ChatTemplate
 from blip3o.data.text.tokenizer import IMAGE_PAD, ChatTokenizer
 from blip3o.device import Execution
 from blip3o.errors import BundleError, ConfigError, StorageError, one_line
+from blip3o.inference.arguments import check_positive_int, type_of
 from blip3o.inference.execution import set_execution
 from blip3o.inference.pipeline import DEFAULT_BATCH_SIZE, Blip3oPipeline
 from blip3o.inference.precision import Precision, dtype_of, resolve_precision
@@ -140,7 +142,7 @@ def _load_weights(model: UnifiedModel, bundle: SealedBundle, dtype: torch.dtype,
 
 
 def load_bundle(
-    uri: str,
+    uri: str | os.PathLike[str],
     *,
     device: torch.device | str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -163,6 +165,14 @@ def load_bundle(
     Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format, `ConfigError` if
     the device does not exist, or cannot run in this precision or execution.
     """
+    for name, size in (("batch_size", batch_size), ("decode_batch_size", decode_batch_size)):
+        if size is not None or name == "batch_size":
+            check_positive_int(name, size)
+    if execution not in get_args(Execution):
+        raise ConfigError(f"execution '{execution}' is unknown: use {', '.join(get_args(Execution))}")
+    if not isinstance(uri, str | os.PathLike):
+        raise BundleError(f"the bundle is {type_of(uri)}: give its folder or its URI")
+    uri = os.fsdecode(uri)
     where = _device(device)
     dtype = dtype_of(resolve_precision(precision, gpu=where.type != "cpu"))
     bundle = open_bundle(uri)
@@ -194,6 +204,10 @@ def _device(name: torch.device | str | None) -> torch.device:
     try:
         device = torch.device(name or "cpu")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter: a build of torch without that kind of device
+    except (
+        RuntimeError,
+        AssertionError,
+        TypeError,
+    ) as error:  # the latter: a build of torch without that kind of device
         raise ConfigError(f"device '{name}' cannot be used ({one_line(error)}): leave it out for the CPU") from error
     return device

@@ -256,7 +256,8 @@ class AutoencoderDecoderConfig(_Decoder):
         return (0,)
 
 
-def _kind(value: Any) -> str:  # noqa: ANN401 - nested values or a config
+def decoder_kind(value: Any) -> str:  # noqa: ANN401 - nested values or a config
+    """The kind of decoder that a config, or a section of a recipe, is of."""
     return value.get("kind", "pixel") if isinstance(value, dict) else getattr(value, "kind", "pixel")
 
 
@@ -265,5 +266,5 @@ AnyDecoderConfig = Annotated[
     | Annotated[SdxlDecoderConfig, Tag("sdxl")]
     | Annotated[SanaDecoderConfig, Tag("sana")]
     | Annotated[AutoencoderDecoderConfig, Tag("autoencoder")],
-    Discriminator(_kind),
+    Discriminator(decoder_kind),
 ]

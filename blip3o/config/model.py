@@ -145,7 +145,7 @@ class ModelConfig(Frozen):
     )
     backbone: BackboneConfig
     dit: DiTConfig
-    decoder: AnyDecoderConfig
+    decoder: AnyDecoderConfig = Field(description="what turns features into pixels")
     sampler: SamplerConfig = SamplerConfig()
 
     @property

@@ -7,11 +7,12 @@ by `implementation`. A new objective is that file and a row here.
 `objective_of` maps the name of a recipe's stage to the row that the stage trains.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 
@@ -80,6 +81,53 @@ class ObjectiveSpec:
     combines: tuple[str, ...] = ()
     stored_features: bool = False  # whether features of the frozen encoder may come from a cache or a stream
 
+    @property
+    def draws_noise(self) -> bool:
+        """Whether it trains a flow whose noise levels and draws a recipe can set."""
+        return self.generation is not None and self.generation.draws_noise
+
+    def reads(self, key: str) -> bool:
+        """Whether a stage with this objective reads a key of a recipe, `section.field`."""
+        return key not in PARTIAL or PARTIAL[key](self)
+
+
+def _asks(spec: ObjectiveSpec) -> bool:
+    return spec.task.shows_images
+
+
+def _builds_backbone(spec: ObjectiveSpec) -> bool:
+    return "backbone" in spec.parts
+
+
+def _stores_features(spec: ObjectiveSpec) -> bool:
+    return spec.stored_features
+
+
+def _generates(spec: ObjectiveSpec) -> bool:
+    return spec.generation is not None
+
+
+# The keys of a recipe that not every objective reads. A key that is not here is read in every stage, or belongs to the
+# workers and actors that serve all stages of a pipeline.
+PARTIAL: dict[str, Callable[[ObjectiveSpec], bool]] = {
+    "data.questions": _asks,
+    "data.question_weights": _asks,
+    "data.independent_questions": _asks,
+    "data.form_share": _asks,
+    "data.grey_share": _asks,
+    "data.features": _stores_features,
+    "data.feature_dtype": _stores_features,
+    "stage.noise_draws": lambda spec: spec.draws_noise,
+    "stage.flow": lambda spec: spec.draws_noise,
+    "stage.query_questions": _generates,
+    "stage.feature_noise": lambda spec: "coarse" in spec.parts,
+    "stage.lora": _builds_backbone,
+    "parallel.activation_checkpointing": _builds_backbone,
+    "parallel.encoder_batch_size": _stores_features,
+    "evaluate.sigma_bins": lambda spec: spec.draws_noise,
+    "evaluate.grid_seeds": _generates,
+    "evaluate.grid_from": _generates,
+}
 
 _HERE = "blip3o.train.objectives"
 
@@ -177,6 +225,21 @@ def stage_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(stage for spec in OBJECTIVES.values() for stage in spec.stages))
 
 
+def readers(key: str) -> tuple[str, ...]:
+    """The stages that read a key of a recipe, `section.field`; where the model decides, with what it needs: `decoder
+    (pixel)`.
+    """
+    found = []
+    for stage in stage_names():
+        specs = [spec for spec in OBJECTIVES.values() if stage in spec.stages]
+        reading = [spec for spec in specs if spec.reads(key)]
+        if len(reading) == len(specs):
+            found.append(stage)
+        elif reading:
+            found.append(f"{stage} ({', '.join(str(spec.selected_by) for spec in reading)})")
+    return tuple(found)
+
+
 def generation_of(objective: str) -> Generation:
     """How a `model.objective` generates. Raises `KeyError` for a name that `GeneratingName` rejects."""
     return _generations()[objective]
@@ -199,5 +262,11 @@ def _one_of(value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-StageName = Annotated[str, AfterValidator(lambda value: _one_of(value, stage_names()))]
-GeneratingName = Annotated[str, AfterValidator(lambda value: _one_of(value, tuple(_generations())))]
+StageName = Annotated[
+    str, AfterValidator(lambda value: _one_of(value, stage_names())), WithJsonSchema({"enum": list(stage_names())})
+]
+GeneratingName = Annotated[
+    str,
+    AfterValidator(lambda value: _one_of(value, tuple(_generations()))),
+    WithJsonSchema({"enum": list(_generations())}),
+]

@@ -107,7 +107,7 @@ class DataConfig(Frozen):
     """What is read, and in which order."""
 
     root: str = Field(description="URI that relative shard URIs are resolved against; manifests are stored below it")
-    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="training sources")
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="sets of shards to train on")
     tokenizer: str = Field(description="URI of tokenizer.json; a relative one is resolved against data.root")
     template: TemplateConfig = TemplateConfig()
     max_length: int = Field(
@@ -115,7 +115,7 @@ class DataConfig(Frozen):
     )
     questions: int = Field(default=4, gt=0, description="most question/answer turns about one image in a sample")
     question_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default={}, description="sampling weight of each kind of question, by kind; 1 for a kind not named"
+        default={}, description="sampling weight by kind of question (without one: other); 1 for a kind not named"
     )
     independent_questions: bool = Field(
         default=False,
@@ -170,8 +170,8 @@ class EvaluateConfig(Frozen):
     """How a trained model is scored."""
 
     sources: tuple[SourceConfig, ...] = Field(default=(), description="held-out sources, never trained on")
-    questions: int = Field(default=300, gt=0, description="understanding questions asked")
-    images: int = Field(default=128, gt=0, description="held-out captions to generate images for")
+    questions: int = Field(default=300, gt=0, description="questions that `blip3o evaluate` asks")
+    images: int = Field(default=128, gt=0, description="held-out captions that `blip3o evaluate` draws")
     seed: int = Field(default=0, ge=0, description="seed of the evaluation: choice of samples, noise of images")
     every: int | None = Field(
         default=None,
@@ -182,7 +182,7 @@ class EvaluateConfig(Frozen):
     samples: int = Field(default=64, gt=0, description="held-out samples in a validation's loss")
     sigma_bins: int = Field(default=10, gt=0, description="noise-level bins in which a flow's loss is reported")
     grid: int = Field(default=4, ge=0, description="held-out prompts in a validation's image grid; 0 for no grid")
-    grid_seeds: int = Field(default=3, gt=0, description="images per prompt in the grid")
+    grid_seeds: int = Field(default=3, gt=0, description="images per prompt in a validation's image grid")
     grid_from: tuple[str, ...] = Field(
         default=(),
         description="names of finished runs whose decoder renders the grids; if empty, the coarse head does if a run "
@@ -222,7 +222,7 @@ class LogConfig(Frozen):
         "<run>/tensorboard), ray (gauges for Prometheus), wandb and mlflow (configured by their own environment "
         "variables)",
     )
-    project: str = Field(default="blip3o", description="wandb project, mlflow experiment")
+    project: str = Field(default="blip3o", description="name of the wandb project or the mlflow experiment")
 
 
 class Recipe(Frozen):

@@ -20,6 +20,7 @@ another one, or over one stage of a pipeline.
 Nothing is validated here except the structure of the files; `blip3o.config.load` makes recipes of the values.
 """
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -54,11 +55,16 @@ class StageTrees:
     """Stages as nested values by key, with derived names filled in.
 
     `pipeline` is the pipeline's name if all its stages are meant, or None for one stage or a recipe of one stage.
+
+    `own` holds, by key, what was written for that stage alone: its section of a pipeline, or a recipe of one stage
+    without what it extends, and overrides. `shared` is what the file and overrides say for several stages at once.
     """
 
     file: Path
     pipeline: str | None
     trees: dict[str, Tree]
+    own: dict[str, Tree]
+    shared: Tree
 
 
 def shipped() -> dict[str, Path]:
@@ -70,7 +76,8 @@ def find(reference: str, folder: Path | None = None) -> Place:
     """The file that a reference names: a path, relative to `folder`, or a shipped recipe.
 
     `REFERENCE:STAGE` is one stage of a pipeline, and so is the run name of a shipped pipeline's stage (tiny-generate).
-    A file wins over a shipped recipe of the same name. Raises `ConfigError` if there is neither.
+    A file wins over a shipped recipe of the same name; without its ending (mine for mine.yaml), the shipped one does.
+    Raises `ConfigError` if there is neither.
     """
     folder = folder or Path()
     file = _file(reference, folder)
@@ -82,14 +89,19 @@ def find(reference: str, folder: Path | None = None) -> Place:
         return Place(file, stage)
     if os.path.exists(folder / reference):  # a pipe, or a folder, which fails as it is read
         return Place(folder / reference)
-    if "/" in reference:
-        raise ConfigError(f"recipe {reference} does not exist: give a file, or the name of a shipped recipe")
     runs = _shipped_runs()
-    if reference in runs:
-        return runs[reference]
+    name = os.path.basename(reference).removesuffix(".yaml")
+    if "/" not in reference and name in runs:
+        return runs[name]
+    for stem, key in ((reference, None), (before, stage)):
+        if stem and os.path.isfile(folder / f"{stem}.yaml"):
+            return Place(folder / f"{stem}.yaml", key)
+    if "/" in reference:
+        known = f"; the shipped recipe is named '{name}'" if name in (*shipped(), *runs) else ""
+        raise ConfigError(f"recipe {reference} does not exist: give a file, or the name of a shipped recipe{known}")
     raise ConfigError(
         f"recipe '{reference}' is neither a file nor a shipped recipe (shipped: {', '.join(shipped())})"
-        + _hint(reference, [*shipped(), *runs])
+        + _hint(reference, [*shipped(), *runs, *(path.name for path in folder.glob("*.yaml"))])
     )
 
 
@@ -99,11 +111,12 @@ def _file(name: str, folder: Path) -> Path | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def _shipped_runs() -> dict[str, Place]:
+@functools.cache
+def _shipped_runs() -> Mapping[str, Place]:
     """The stages of the shipped pipelines, by the names of their runs."""
     runs: dict[str, Place] = {}
     for file in shipped().values():
-        found = _stages(read_tree(file), Place(file))
+        found = _stages(read_tree(file), {}, Place(file))
         if found.pipeline is not None:
             runs |= {tree["run"]["name"]: Place(file, key) for key, tree in found.trees.items()}
     return runs
@@ -115,48 +128,57 @@ def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTr
     An override `key=value` applies to every selected stage, `STAGE:key=value` to one, and `pipeline.key=value` to the
     pipeline itself. Raises `ConfigError`.
     """
+    if isinstance(overrides, str) or not all(isinstance(item, str) for item in overrides):
+        raise ConfigError(f"overrides are {_shown(overrides)}: give a list of strings, e.g. ['optim.steps=100']")
     place = find(str(reference))
-    tree = read_tree(place.file)
+    tree, own = _read_tree(place.file, ())
     for item in overrides:
         if item.startswith("pipeline."):
             tree = override(tree, item)
-    return _stages(tree, place, [item for item in overrides if not item.startswith("pipeline.")])
+    return _stages(tree, own, place, [item for item in overrides if not item.startswith("pipeline.")])
 
 
-def _stages(tree: Tree, place: Place, overrides: Sequence[str] = ()) -> StageTrees:
-    """The stages that `place` selects from the tree of its file."""
+def _stages(tree: Tree, own: Tree, place: Place, overrides: Sequence[str] = ()) -> StageTrees:
+    """The stages that `place` selects from the tree of its file, which itself says `own`."""
     if "pipeline" not in tree:
         if place.stage is not None:
             raise ConfigError(f"recipe {place.file} is not a pipeline and has no stages: leave out ':{place.stage}'")
-        for item in overrides:
-            tree = override(tree, item)
-        return StageTrees(file=place.file, pipeline=None, trees={"": tree})
+        tree, own = (functools.reduce(override, overrides, values) for values in (tree, own))
+        return StageTrees(file=place.file, pipeline=None, trees={"": tree}, own={"": own}, shared={})
     pipeline, stages = _split(tree, place.file)
     if place.stage is not None and place.stage not in stages:
         raise ConfigError(f"pipeline {place.file} has no stage '{place.stage}': {nearest(place.stage, stages)}")
     meant = [key for key in stages if place.stage in (None, key)]
+    said = {key: tree["pipeline"]["stages"][key] for key in meant}
+    shared = {key: value for key, value in own.items() if key != "pipeline"}
     for item in overrides:
         stage, change = _addressed(item, meant)
         stages |= {key: override(stages[key], change) for key in meant if stage in (None, key)}
+        if stage is None and len(meant) > 1:
+            shared = override(shared, change)
+        else:
+            said |= {key: override(said[key], change) for key in meant if stage in (None, key)}
     named = _with_names(pipeline, stages)
     return StageTrees(
         file=place.file,
         pipeline=None if place.stage else pipeline,
         trees={key: named[key] for key in meant},
+        own=said,
+        shared=shared,
     )
 
 
 def read_tree(path: Path) -> Tree:
     """A YAML file as nested values, merged over what it `extends`. Raises `ConfigError`."""
-    return _read_tree(path, ())
+    return _read_tree(path, ())[0]
 
 
-def _read_tree(path: Path, above: tuple[Path, ...]) -> Tree:
-    """`above`: the files that extend this one, directly or through others."""
+def _read_tree(path: Path, above: tuple[Path, ...]) -> tuple[Tree, Tree]:
+    """As `read_tree`, and what the file itself says. `above`: the files that extend it, directly or through others."""
     tree = _read_mapping(path)
     base = tree.pop("extends", None)
     if not base:
-        return tree
+        return tree, tree
     if not isinstance(base, str):
         raise ConfigError(f"recipe {path}: extends = {base!r} is not the name of a file or of a shipped recipe")
     try:
@@ -166,10 +188,10 @@ def _read_tree(path: Path, above: tuple[Path, ...]) -> Tree:
     chain = (*above, path)
     if place.file.resolve() in [file.resolve() for file in chain]:
         raise ConfigError(f"recipe {path} extends {base}, which extends it in turn: break the cycle")
-    below = _read_tree(place.file, chain)
+    below, _ = _read_tree(place.file, chain)
     if place.stage is not None:
-        [below] = _stages(below, place).trees.values()
-    return merge(below, tree)
+        [below] = _stages(below, {}, place).trees.values()
+    return merge(below, tree), tree
 
 
 def _read_mapping(path: Path) -> Tree:
@@ -203,6 +225,9 @@ def override(tree: Tree, item: str) -> Tree:
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override '{item}' is not key=value, e.g. --set optim.steps=100")
+    if "[" in dotted:
+        name = dotted.partition("[")[0]
+        raise ConfigError(f"override '{item}': a list is replaced whole, as '{name}=[…]', or changed in a file")
     return _set(tree, dotted.split("."), load_yaml(text, f"override '{item}'"), item)
 
 

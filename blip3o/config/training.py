@@ -28,12 +28,18 @@ class LoraConfig(Frozen):
 class StageConfig(Frozen):
     """What is trained, from which weights, on which loss."""
 
-    name: StageName = Field(description="encoder, understand, generate, instruct, joint or decoder")
+    name: StageName = Field(
+        description="what the stage trains; with model.objective and model.decoder.kind it selects the objective"
+    )
     start_from: tuple[str, ...] = Field(
-        default=(), description="names of finished runs whose weights this stage starts from"
+        default=(),
+        description="names of finished runs whose weights this stage starts from, the later ones first where two have "
+        "the same; in a pipeline, also the key of an earlier stage. If empty, it starts from random weights",
     )
     noise_draws: int = Field(
-        default=1, gt=0, description="noise and time draws per condition; more of them amortize the backbone's pass"
+        default=1,
+        gt=0,
+        description="noise and time draws per condition; several share one pass of the backbone, and so cost less",
     )
     flow: FlowConfig = FlowConfig()
     query_questions: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
@@ -45,9 +51,8 @@ class StageConfig(Frozen):
     feature_noise: float = Field(
         default=0.0,
         ge=0,
-        description="noise augmentation of features before decoding (stages encoder and decoder): largest standard "
-        "deviation, drawn per sample, so that the decoder learns to handle imperfect generated features (arXiv "
-        "2106.15282)",
+        description="noise augmentation of features before decoding: largest standard deviation, drawn per sample, so "
+        "that the decoder learns to handle imperfect generated features (arXiv 2106.15282)",
     )
     trainable: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
@@ -82,11 +87,17 @@ class GroupConfig(Frozen):
 class OptimConfig(Frozen):
     """Optimizer and schedule (AdamW; linear warm-up, then cosine to min_lr)."""
 
-    steps: int = Field(gt=0, description="optimizer steps")
-    lr: float = Field(gt=0, description="peak learning rate")
+    steps: int = Field(gt=0, description="optimizer steps of the stage")
+    lr: float = Field(gt=0, description="peak learning rate, which the warm-up ends at")
     min_lr: float = Field(default=0.0, ge=0, description="learning rate at the last step")
-    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's betas")
+    warmup_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps in which the learning rate rises from 0 to lr, in equal parts; fewer than steps",
+    )
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="AdamW's decay rates of the means of the gradients and of their squares"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
     groups: tuple[GroupConfig, ...] = Field(
         default=(), description="parameter groups with their own rates; a parameter joins the first that matches it"
@@ -101,7 +112,7 @@ class OptimConfig(Frozen):
         description="decay of an exponential moving average (EMA) of the trained parameters, e.g. 0.9999, kept in "
         "fp32 and exported instead of them; if omitted, no EMA",
     )
-    micro_batch_size: int = Field(gt=0, description="samples in one micro-batch")
+    micro_batch_size: int = Field(gt=0, description="samples in one micro-batch: what one worker computes at once")
     micro_batches: int = Field(gt=0, description="micro-batches per optimizer step over all workers (M)")
 
     @property
@@ -154,7 +165,7 @@ class ParallelConfig(Frozen):
         description="size, in elements, below which ZeRO 3 does not shard a parameter but keeps it on every worker",
     )
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="dtype of weights and arithmetic")
-    device: Literal["cpu", "gpu"] = Field(default="gpu", description="device of a worker")
+    device: Literal["cpu", "gpu"] = Field(default="gpu", description="what a worker computes on")
     activation_checkpointing: bool = Field(
         default=False,
         description="recompute the activations of backbone and DiT in the backward pass instead of storing them: less "
@@ -179,7 +190,7 @@ class ParallelConfig(Frozen):
         "device (none for a CPU, for which no MFU is reported)",
     )
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
-    data_actors: int = Field(default=1, gt=0, description="decoding actors of the stream")
+    data_actors: int = Field(default=1, gt=0, description="processes that read and decode samples for the workers")
     data_threads: int = Field(
         default=1,
         gt=0,
@@ -198,7 +209,11 @@ class ParallelConfig(Frozen):
         default={},
         description="node labels for encoding actors (`blip3o encode`, data.features: stream); if omitted, any node",
     )
-    encoder_actors: int = Field(default=1, gt=0, description="encoding actors of the stream (data.features: stream)")
+    encoder_actors: int = Field(
+        default=1,
+        gt=0,
+        description="processes that compute the frozen encoder's features during training (data.features: stream)",
+    )
     encoder_batch_size: int | None = Field(
         default=None,
         gt=0,

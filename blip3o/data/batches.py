@@ -31,6 +31,7 @@ from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.fetch import ShardReader, load_samples
 from blip3o.data.shards.ledger import Ledger
 from blip3o.data.text.conversations import conversation_pairs
+from blip3o.data.text.questions import check_questions, kind_of
 from blip3o.data.text.templates import IGNORE, ChatTemplate, Encoded, Turn
 from blip3o.data.text.tokenizer import PAD, ChatTokenizer
 from blip3o.rng import derive_seed, numpy_generator
@@ -137,9 +138,8 @@ class SampleEncoder:
         caption = self._caption(raw, generator)
         stated: list[dict[str, Any]] = raw.meta.get("caption_qa") or []
         if stated and generator.random() < self.form_share:
-            whole = [(str(pair.get("question") or ""), str(pair.get("answer") or "")) for pair in stated]
-            if not all(question and answer for question, answer in whole):
-                raise DamagedSampleError("caption_qa has a pair without a question or an answer")
+            check_questions({"caption_qa": stated})
+            whole = [(str(pair["question"]), str(pair["answer"])) for pair in stated]
             pairs = [whole[i] for _ in range(2) for i in generator.permutation(len(whole))]
 
             def fill(end: int) -> Encoded:
@@ -180,7 +180,7 @@ class SampleEncoder:
         """Indices in an order drawn without replacement by the weights of their kinds (Efraimidis and Spirakis 2006:
         by exponential times at rates of the weights).
         """
-        weights = [self.question_weights.get(str(pair.get("kind")), 1.0) for pair in asked]
+        weights = [self.question_weights.get(kind_of(pair), 1.0) for pair in asked]
         times = generator.exponential(size=len(asked))
         return sorted(range(len(asked)), key=lambda i: times[i] / weights[i])
 

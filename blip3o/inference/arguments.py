@@ -3,12 +3,15 @@
 Every function raises `RequestError` with the value and the fix.
 """
 
-import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import SupportsIndex, TypeGuard
 
 from blip3o.errors import RequestError, quoted
+
+MAX_STEPS = 1000  # noise levels that training knows
+MAX_GUIDANCE = 100
 
 
 def type_of(value: object) -> str:
@@ -35,35 +38,57 @@ def parse_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
     An integer is the seed of each prompt's first image; the following images of the prompt count up from it. None means
     0. So a prompt gives the same images in a list as on its own. A list of seeds has one for each image.
     """
-    if seed is None or not isinstance(seed, Iterable):
+    if not isinstance(seed, Iterable) or getattr(seed, "ndim", 1) == 0:  # NumPy's single numbers can be iterated
         if not prompts:
             raise RequestError("there are 0 prompts: give at least one")
-        first = 0 if seed is None else _seed(seed)
+        first = 0 if seed is None else parse_seed(seed)
         return list(range(first, first + n)) * prompts
-    return parse_seed_list(seed, prompts=prompts, n=n)
-
-
-def parse_seed_list(seeds: object, *, prompts: int, n: int = 1) -> list[int]:
-    """As `parse_seeds`, but takes only a list."""
-    if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes | dict):
-        raise RequestError(f"seed is {type_of(seeds)}: give a list with one seed for each image")
-    seeds = [_seed(item) for item in seeds]
+    if isinstance(seed, str | bytes | dict):
+        raise RequestError(f"seed is {_shown(seed)}: give a whole number, or a list with one for each image")
+    seeds = [parse_seed(item) for item in seed]
     if not prompts or len(seeds) != prompts * n:
         images = "image" if n == 1 else f"of the {prompts * n} images (n={n})"
         raise RequestError(f"{prompts} prompts and {len(seeds)} seeds: give one seed for each {images}")
     return seeds
 
 
-def check_positive_int(name: str, value: object) -> None:
-    """Rejects anything but an integer of at least 1."""
-    if not _is_int(value) or operator.index(value) < 1:
-        raise RequestError(f"{name} is {_shown(value)}: give a whole number, 1 or more")
+def parse_seed(seed: object) -> int:
+    """One seed."""
+    if not _is_int(seed) or (number := operator.index(seed)) < 0:
+        raise RequestError(f"seed is {_shown(seed)}: give a whole number, 0 or more")
+    # A plain int: generator keys include the type, so a NumPy integer would give different noise.
+    return number
+
+
+def check_positive_int(name: str, value: object, *, most: int | None = None) -> None:
+    """Rejects anything but an integer of at least 1, and of at most `most`."""
+    limit = "" if most is None else f", {most} or less"
+    if not _is_int(value) or operator.index(value) < 1 or (most is not None and operator.index(value) > most):
+        raise RequestError(f"{name} is {_shown(value)}: give a whole number, 1 or more{limit}")
+
+
+def check_steps(value: object) -> None:
+    """Rejects anything but a number of steps that the sampler can take."""
+    check_positive_int("num_inference_steps", value, most=MAX_STEPS)
 
 
 def check_guidance_scale(value: object) -> None:
-    """Rejects anything but a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise RequestError(f"guidance_scale is {_shown(value)}: give a number, 0 or more; 1 is no guidance")
+    """Rejects anything but a number of 0 to `MAX_GUIDANCE`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= MAX_GUIDANCE:
+        raise RequestError(
+            f"guidance_scale is {_shown(value)}: give a number, 0 or more, {MAX_GUIDANCE} or less; 1 is no guidance"
+        )
+
+
+def check_text(text: object) -> None:
+    """Rejects what is no text, and a lone surrogate: half a pair of a JSON escape, or a byte of a command line."""
+    if not isinstance(text, str):
+        raise RequestError(f"the prompt is {type_of(text)}: give a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"a lone surrogate (U+{ord(text[error.start]):04X} at position {error.start})"
+        raise RequestError(f"the prompt has {what}, which is not valid text: send UTF-8") from error
 
 
 def check_negative_prompt(value: object) -> None:
@@ -72,13 +97,6 @@ def check_negative_prompt(value: object) -> None:
         raise RequestError(
             f"negative_prompt is {_shown(value)}, but the unconditional branch of this model takes no text: omit it"
         )
-
-
-def _seed(value: object) -> int:
-    # Convert to a plain int: generator keys include the type, so a NumPy integer would give different noise.
-    if not _is_int(value) or (seed := operator.index(value)) < 0:
-        raise RequestError(f"seed is {_shown(value)}: give a whole number, 0 or more")
-    return seed
 
 
 def _is_int(value: object) -> TypeGuard[SupportsIndex]:

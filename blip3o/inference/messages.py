@@ -11,7 +11,7 @@ turns. `serve.schema` calls them too.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
@@ -27,7 +27,15 @@ from blip3o.inference.data_urls import read_data_url
 ROLES = ("system", "developer", "user", "assistant")
 ImageSource = Image.Image | str | os.PathLike[str]
 Message = Mapping[str, Any]
+Conversation = str | Message | Sequence[Message] | Sequence[Turn]
 _PART_TYPES = ("text", "image_url", "image")
+_AN_IMAGE = "a PIL image or a path"
+# What makes an image of values that hold one, by the names of their types.
+_IMAGE_FIX = {
+    "ndarray": f"{_AN_IMAGE}: PIL.Image.fromarray(array) of bytes [height, width, 3]",
+    "Tensor": f"{_AN_IMAGE}: PIL.Image.fromarray(tensor.numpy()) of bytes [height, width, 3]",
+    "bytes": f"{_AN_IMAGE}: PIL.Image.open(io.BytesIO(data))",
+}
 
 
 class ChatMessage(Protocol):
@@ -101,9 +109,10 @@ def _template_role(message: ChatMessage) -> str:
 
 
 def parse_messages(
-    messages: str | Sequence[Message], image: ImageSource | None = None
+    messages: Conversation, image: ImageSource | None = None
 ) -> tuple[tuple[Turn, ...], Image.Image | None]:
-    """The turns and the image, if any, of a question (a string) or of messages in OpenAI's format.
+    """The turns and the image, if any, of a question (a string), of one message or several in OpenAI's format, or of
+    turns of the template, which are taken as they are.
 
     `image` is added to the user's first message. Raises `RequestError` with the path of the value for a wrong type, an
     unknown key or role, an unreadable image, or a second image.
@@ -112,8 +121,13 @@ def parse_messages(
         if not messages.strip():
             raise RequestError("the question is empty: say what to ask")
         messages = [{"role": "user", "content": messages}]
+    if _is_object(messages):
+        messages = [messages]
     if not isinstance(messages, Sequence) or isinstance(messages, bytes):
-        raise RequestError(f"messages is {type_of(messages)}: give a string, or a list of messages")
+        raise RequestError(f"messages is {type_of(messages)}: give a string, a message, or a list of messages")
+    turns = tuple(turn for turn in messages if isinstance(turn, Turn))
+    if turns and len(turns) == len(messages):
+        return turns, None if image is None else load_image(image)
     parsed = [_parse_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
     if wrong := order_problem(parsed) or image_problem(parsed):
         raise RequestError(f"messages{_at(wrong.place)}: {wrong.message}")
@@ -125,6 +139,45 @@ def parse_messages(
     return to_turns(parsed), load_image(shown[0][1], shown[0][0]) if shown else None
 
 
+def parse_conversations(
+    conversations: Sequence[Conversation], images: Sequence[ImageSource] | None
+) -> tuple[list[tuple[Turn, ...]], list[Image.Image] | None]:
+    """The turns and the image of each conversation, as `parse_messages`; the images are None if none has one.
+
+    `images` has one for each. Raises `RequestError` as it does, and where only some of them have an image.
+    """
+    asked = as_list("conversations", conversations, "conversations; chat answers a single one")
+    shown = [None] * len(asked) if images is None else as_list("images", images, "images, one for each conversation")
+    if not asked:
+        raise RequestError("there are 0 conversations: give at least one")
+    if len(shown) != len(asked):
+        raise RequestError(f"{len(asked)} conversations and {len(shown)} images: give one image for each of them")
+    parsed = [parse_messages(it, image) for it, image in zip(asked, shown, strict=True)]
+    loaded = [image for _, image in parsed if image is not None]
+    if loaded and len(loaded) < len(parsed):
+        raise RequestError(
+            f"{len(loaded)} of {len(parsed)} conversations have an image: ask these and the others apart"
+        )
+    return [turns for turns, _ in parsed], loaded or None
+
+
+def as_list(name: str, values: object, wanted: str) -> list[Any]:
+    """Several values as a list. Raises `RequestError` for a single one: a string, a message or an image."""
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Image.Image):
+        raise RequestError(f"{name} is {type_of(values)}: give a list of {wanted}")
+    return list(values)
+
+
+def load_images(sources: object) -> list[Image.Image]:
+    """The images of one source or of several, as `load_image`. Raises `RequestError` as it does, or for none."""
+    if isinstance(sources, Image.Image | str | os.PathLike):
+        return [load_image(sources)]
+    loaded = [load_image(it, f"images[{i}]") for i, it in enumerate(as_list("images", sources, "images"))]
+    if not loaded:
+        raise RequestError("there are 0 images: give at least one")
+    return loaded
+
+
 def load_image(source: object, place: str = "image") -> Image.Image:
     """The image of a path, a URI or a `data:` URL, upright and RGB; a PIL image is returned unchanged.
 
@@ -133,8 +186,8 @@ def load_image(source: object, place: str = "image") -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if not isinstance(source, str | os.PathLike):
-        raise RequestError(f"{place} is {type_of(source)}: give a PIL image or a path")
-    name = os.fspath(source)
+        raise RequestError(f"{place} is {type_of(source)}: give {_IMAGE_FIX.get(type(source).__name__, _AN_IMAGE)}")
+    name = os.fsdecode(source)
     try:
         return open_image(_read_bytes(name))
     except RequestError as error:

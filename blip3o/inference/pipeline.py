@@ -22,7 +22,13 @@ from blip3o.data.text.templates import ChatTemplate, Turn
 from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.inference import arguments
-from blip3o.inference.messages import ImageSource, Message, parse_messages
+from blip3o.inference.messages import (
+    Conversation,
+    ImageSource,
+    load_images,
+    parse_conversations,
+    parse_messages,
+)
 from blip3o.inference.precision import ResolvedPrecision
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoders.pixel import to_pixels
@@ -104,19 +110,20 @@ class Blip3oPipeline:
     @torch.inference_mode()
     def generate_features(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
-        seeds: Sequence[int],
+        seeds: int | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
-        """Features [n, L, F] generated for each prompt and seed. Raises `RequestError` as `generate` does."""
+        """Features [n, L, F] for each prompt, with seeds as in `generate`. Raises `RequestError` as it does."""
         prompts = arguments.parse_prompts(prompts)
-        seeds = arguments.parse_seed_list(seeds, prompts=len(prompts))
+        seeds = arguments.parse_seeds(seeds, prompts=len(prompts))
         if num_inference_steps is not None:
-            arguments.check_positive_int("num_inference_steps", num_inference_steps)
+            arguments.check_steps(num_inference_steps)
         if guidance_scale is not None:
             arguments.check_guidance_scale(guidance_scale)
+            guidance_scale = float(guidance_scale)
         ids = [self.generation_ids(prompt) for prompt in prompts]
         return self._features(ids, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
 
@@ -140,9 +147,9 @@ class Blip3oPipeline:
         return torch.cat(chunks)
 
     @torch.inference_mode()
-    def condition(self, prompts: Sequence[str]) -> Tensor:
+    def condition(self, prompts: str | Sequence[str]) -> Tensor:
         """Query states [n, N, H] of prompts. Raises `RequestError` for an empty or too long prompt."""
-        return self._states([self.generation_ids(prompt) for prompt in prompts])
+        return self._states([self.generation_ids(prompt) for prompt in arguments.parse_prompts(prompts)])
 
     def _states(self, rows: Sequence[list[int]]) -> Tensor:
         ids, mask = self._pad(rows)
@@ -153,8 +160,13 @@ class Blip3oPipeline:
         return torch.cat(chunks)
 
     @torch.inference_mode()
-    def decode(self, features: Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
-        """Features [n, L, F] → RGB images, `decode_rows` at a time; each seed gives the decoder's noise."""
+    def decode(self, features: Tensor, *, seeds: int | Sequence[int] | None = None) -> list[Image.Image]:
+        """Features [n, L, F] → RGB images, `decode_rows` at a time; each seed gives the decoder's noise.
+
+        Raises `RequestError` for features of another shape or seeds that do not belong to them.
+        """
+        self._check_features(features)
+        seeds = arguments.parse_seeds(seeds, prompts=len(features))
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
         null = self.null_features
         chunks = [
@@ -164,11 +176,13 @@ class Blip3oPipeline:
         return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+    def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
         """Images → their features [n, L, F], computed as generation targets are.
 
-        Raises `RequestError` if the bundle has no encoder.
+        An image is a PIL image or a path, as in `chat`. Raises `RequestError` if one cannot be read, or if the bundle
+        has no encoder.
         """
+        images = load_images(images)
         if "encoder" in self.model.config.parts:
             self._require_part("encoder", "generates and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
@@ -190,7 +204,7 @@ class Blip3oPipeline:
 
     def chat(
         self,
-        messages: str | Sequence[Message],
+        messages: Conversation,
         *,
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -214,12 +228,14 @@ class Blip3oPipeline:
 
     def chat_batch(
         self,
-        conversations: Sequence[Sequence[Turn]],
+        conversations: Sequence[Conversation],
         *,
-        images: Sequence[Image.Image] | None,
+        images: Sequence[ImageSource] | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> list[str]:
-        """One reply for each conversation; either all of them have an image or none has.
+        """One reply for each conversation, which is given as in `chat`; either all of them have an image or none has.
+
+        >>> pipeline.chat_batch(["What color is it?", "What is it?"], images=["one.png", "other.png"])
 
         Raises `RequestError` as `chat` does.
         """
@@ -229,7 +245,7 @@ class Blip3oPipeline:
     @torch.inference_mode()
     def stream_chat(
         self,
-        messages: str | Sequence[Message],
+        messages: Conversation,
         *,
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -257,46 +273,61 @@ class Blip3oPipeline:
 
     @torch.inference_mode()
     def reply_ids(
-        self, conversations: Sequence[Sequence[Turn]], *, images: Sequence[Image.Image] | None, max_tokens: int
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        images: Sequence[ImageSource] | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> list[list[int]]:
         """As `chat_batch`, but token ids without the stop token; a reply of `max_tokens` ids may be truncated."""
+        arguments.check_positive_int("max_tokens", max_tokens)
         replies: list[list[int]] = []
-        for count, prompt in self._prompts(conversations, images):
+        for count, prompt in self._prompts(*parse_conversations(conversations, images)):
             tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids)
             replies += tokens[:count]
         return replies
 
     def feature_noise(self, seed: int) -> Tensor:
         """The initial noise [L, F] of a seed's features."""
-        return torch.randn(self.model.latent_shape, generator=torch_generator(seed, "features")).to(self.device)
+        key = arguments.parse_seed(seed)
+        return torch.randn(self.model.latent_shape, generator=torch_generator(key, "features")).to(self.device)
 
     def pixel_noise(self, seed: int) -> Tensor:
         """The initial noise of a seed's pixels, of shape `config.decoder.noise_shape`."""
         shape = self.model.config.decoder.noise_shape
-        return torch.randn(shape, generator=torch_generator(seed, "pixels")).to(self.device)
+        return torch.randn(shape, generator=torch_generator(arguments.parse_seed(seed), "pixels")).to(self.device)
 
     def generation_ids(self, prompt: str) -> list[int]:
         """Token ids of a request for an image. Raises `RequestError` for an empty or too long prompt."""
-        _check_text(prompt)
+        arguments.check_text(prompt)
         if not prompt.strip():
             raise RequestError("the prompt is empty: say what to generate")
         return self._checked_length(self.template.generation_request(self.tokenizer, prompt))
 
-    def chat_ids(self, turns: Sequence[Turn], *, with_image: bool) -> list[int]:
-        """Token ids of a conversation, up to where the reply starts.
+    def chat_ids(self, conversation: Conversation, *, with_image: bool) -> list[int]:
+        """Token ids of a conversation, up to where the reply starts; `with_image` also if it holds none itself.
 
         Raises `RequestError` if it is too long, or has an image that a text-only model cannot read.
         """
         if with_image and not self.template.image_tokens:
             raise RequestError("this model reads only text: ask without the image")
+        turns, _ = parse_messages(conversation)
         for turn in turns:
-            _check_text(turn.text)
+            arguments.check_text(turn.text)
         return self._checked_length(self.template.chat(self.tokenizer, list(turns), with_image=with_image))
 
     def require_generation(self) -> None:
         """Raises `RequestError` if the bundle does not have all parts for generation."""
         self._require_part("queries", "chats, but generates no images")
         self._require_part("decoder", "generates features, but no images")
+
+    def _check_features(self, features: object) -> None:
+        shape = self.model.latent_shape
+        if not isinstance(features, Tensor) or features.dim() != 3 or features.shape[1:] != shape or not len(features):
+            found = list(features.shape) if isinstance(features, Tensor) else arguments.type_of(features)
+            raise RequestError(
+                f"features are {found}: give a tensor [n, {shape[0]}, {shape[1]}], as generate_features returns it"
+            )
 
     def _require_part(self, part: str, ability: str) -> None:
         if not self.model.has(part):
@@ -358,12 +389,3 @@ def _chunks(*tensors: Tensor, size: int) -> Iterator[tuple[int, list[Tensor]]]:
     for start in range(0, tensors[0].shape[0], size):
         parts = [tensor[start : start + size] for tensor in tensors]
         yield parts[0].shape[0], [_pad_rows(part, size) for part in parts]
-
-
-def _check_text(text: str) -> None:
-    """Raises `RequestError` for a lone surrogate: half a pair of a JSON escape, or a byte of a command line."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        what = f"a lone surrogate (U+{ord(text[error.start]):04X} at position {error.start})"
-        raise RequestError(f"the prompt has {what}, which is not valid text: send UTF-8") from error

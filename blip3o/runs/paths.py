@@ -6,6 +6,7 @@ Ray Train's folder has the name of the fit, which is the pipeline's name, or the
                     metrics/  tensorboard/     rows of all steps
                     validation/                metrics and image grids of checkpoints
                     events/  attempts/         what went wrong, and every start of the workers: a JSON object each
+                    identity.json              what decides its numbers, and the sha256 of it
                     ledger/  quarantine.json   samples that are left out
                     shards/  rejected/         files of checkpoints, and notes on those that could not be loaded
                     final/                     the result
@@ -52,6 +53,11 @@ def events_folder(storage_uri: str, run: str) -> str:
 def attempts_folder(storage_uri: str, run: str) -> str:
     """The starts of the workers: one JSON object each."""
     return storage.join(storage_uri, run, ATTEMPTS)
+
+
+def identity_uri(storage_uri: str, run: str) -> str:
+    """What decides the numbers of the latest submission that trained."""
+    return storage.join(storage_uri, run, "identity.json")
 
 
 def ledger_uri(storage_uri: str, run: str) -> str:

@@ -1,10 +1,10 @@
 """The resolved recipe stored with a run, and the differences between two of them."""
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blip3o import storage
-from blip3o.config.load import flattened
 from blip3o.config.recipe import Recipe
 from blip3o.errors import DataError
 from blip3o.runs.paths import recipe_uri
@@ -25,10 +25,37 @@ def read_recipe(storage_uri: str, run: str) -> dict[str, Any]:
 
 
 def diff_recipes(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two runs' recipes differ, with both values; None if one of them does not have the key.
+    """The dotted keys in which two runs' recipes differ, with both values, as `diff_values`.
 
     Raises `DataError` if a run does not exist.
     """
-    first, second = (flattened(read_recipe(storage_uri, run)) for run in (one, other))
-    keys = [*first, *(key for key in second if key not in first)]
-    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+    return diff_values(read_recipe(storage_uri, one), read_recipe(storage_uri, other))
+
+
+def diff_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which nested values differ, with both values; None if one of them does not have the key.
+
+    Lists of mappings are compared entry by entry, as `data.sources[1].weight`. Any other list is one value.
+    """
+    return dict(_differing(one, other, ""))
+
+
+def _differing(one: Any, other: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:  # noqa: ANN401 - any values
+    mine, theirs = _parts(one), _parts(other)
+    if mine is None or theirs is None or not {**mine, **theirs}:
+        if one != other:
+            yield key.removeprefix("."), (one, other)
+        return
+    for name in {**mine, **theirs}:
+        yield from _differing(mine.get(name), theirs.get(name), key + name)
+
+
+def _parts(value: Any) -> dict[str, Any] | None:  # noqa: ANN401 - as above
+    """The values inside a value, by `.key` or `[number]`; None for a value that is compared as a whole."""
+    if value is None:  # a section that one recipe leaves out
+        return {}
+    if isinstance(value, Mapping):
+        return {f".{key}": part for key, part in value.items()}
+    if isinstance(value, (list, tuple)) and all(isinstance(entry, Mapping) for entry in value):
+        return {f"[{number}]": entry for number, entry in enumerate(value)}
+    return None

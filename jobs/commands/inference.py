@@ -8,6 +8,7 @@ import typer
 
 from blip3o.device import DeviceKind
 from blip3o.errors import DataError, RequestError
+from blip3o.inference.arguments import MAX_GUIDANCE, MAX_STEPS
 from blip3o.inference.precision import Precision
 from jobs.common import parameters_of, with_parameters
 
@@ -45,10 +46,11 @@ def generate(
     n: Annotated[int, typer.Option("-n", "--n", min=1, max=64, help="Images; their seeds count up from --seed.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 0,
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Sampling steps; the bundle's default if omitted.")
+        int | None, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps; the bundle's default if omitted.")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; the bundle's default if omitted.")
+        float | None,
+        typer.Option(min=0, max=MAX_GUIDANCE, help="Classifier-free guidance; the bundle's default if omitted."),
     ] = None,
     **loading: Any,  # noqa: ANN401 - the fields of `Loading`
 ) -> None:

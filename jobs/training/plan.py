@@ -37,6 +37,10 @@ class PlannedStage:
         """
         return checkpoint.identity(self.recipe, data_sha256=self.data_sha256)
 
+    def deciding(self) -> dict[str, Any]:
+        """What the identity is computed from. Raises as `identity`."""
+        return checkpoint.deciding(self.recipe, data_sha256=self.data_sha256)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:

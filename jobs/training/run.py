@@ -16,6 +16,7 @@ from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, CheckpointError, ConfigError
+from blip3o.runs.identities import changes, read_identity
 from blip3o.runs.paths import validation_uri
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.resume import resume_point
@@ -48,6 +49,7 @@ def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
     if num_finished == len(stages):
         return results
     remaining = pipeline.stages[num_finished:]
+    _require_same_identity(pipeline, stages[num_finished])
     require_static_checks(pipeline)
     _require_features(stages[num_finished:], caches[num_finished:])
     join_ray()
@@ -94,11 +96,27 @@ def finished_results(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) 
             )
         # The same name with another recipe must not silently return the old weights.
         if result["identity"] != checkpoint.identity(recipe, data_sha256=inputs.sha256):
-            raise ConfigError(
-                f"run '{recipe.run.name}' has finished with another recipe or other data: choose a new run.name"
-            )
+            found = changes(recipe, result["identity"], checkpoint.deciding(recipe, data_sha256=inputs.sha256))
+            raise ConfigError(f"run '{recipe.run.name}' has finished with {found}: choose a new run.name")
         results.append(result)
     return results
+
+
+def _require_same_identity(pipeline: TrainingPipeline, inputs: StageInputs) -> None:
+    """Raises `ConfigError` if the checkpoints of the first stage that has not finished are of other numbers.
+
+    The workers check it again, by the checkpoint itself: here it is found before any of them starts.
+    """
+    recipe = inputs.recipe
+    if resume_point(recipe, pipeline.name).source != "checkpoint":
+        return
+    recorded = read_identity(recipe)
+    if recorded is not None and recorded[0] != checkpoint.identity(recipe, data_sha256=inputs.sha256):
+        found = changes(recipe, recorded[0], checkpoint.deciding(recipe, data_sha256=inputs.sha256))
+        raise ConfigError(
+            f"run '{recipe.run.name}' has checkpoints made with {found}: choose a new run.name, or restore the old "
+            "recipe"
+        )
 
 
 def _require_features(stages: Sequence[StageInputs], caches: Sequence[FeatureCache | None]) -> None:

@@ -17,6 +17,7 @@ from blip3o.data.stream import iterate_micro_batches
 from blip3o.device import allow_determinism, release_memory, select
 from blip3o.runs.attempts import Attempt
 from blip3o.runs.events import write_event
+from blip3o.runs.identities import write_identity
 from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
@@ -122,6 +123,8 @@ def _run_stage(
         attempt.mark("built")
         watchdog.on_phase("restoring")
         state = restore(engine, recipe, identity, start, ema)
+        if context.rank == 0:
+            write_identity(recipe, identity, stage.deciding())
         attempt.mark("restored")
         # The guard's window is part of the state: a resumed run must reject exactly the same steps.
         guard = LossGuard(recipe.guard, state.get("recent", ()))

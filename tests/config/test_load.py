@@ -111,6 +111,19 @@ def test_extends_merges_below(tmp_path):
         ),
         ("optim.groups=[{match: dit.*, lrr: 1}]", "unknown key 'optim.groups[0].lrr': did you mean 'lr'"),
         ("optim.groups=[{match: dit.*, lr: 0}]", "'optim.groups[0].lr' = 0: input should be greater than 0"),
+        ("evaluate.sources=[{name: a, shards: b, wieght: 1}]", "'evaluate.sources[0].wieght': did you mean 'weight'?"),
+        (
+            "data.sources=[{name: a, shards: b, select: {where: {score: {mn: 5}}}}]",
+            "unknown key 'data.sources[0].select.where.score.mn': did you mean 'min'?",
+        ),
+        ("data.sources={name: a, shards: b}", "'data.sources' = {'name': 'a', 'shards': 'b'}: input should be a list"),
+        ("optim.groups=[{match: a}, 3]", "recipe: 'optim.groups[1]' = 3: input should be a mapping, {key: value}"),
+        ("log.trackers=[ray, tensorbord]", "'log.trackers[1]' = 'tensorbord': input should be 'tensorboard', 'ray'"),
+        ("log.trackers=[tensorbord]", ": did you mean 'tensorboard'?"),
+        (
+            "data.sources[0].weight=2",
+            "override 'data.sources[0].weight=2': a list is replaced whole, as 'data.sources=[",
+        ),
         ("steps", "override 'steps' is not key=value"),
         ("optim.steps.x=1", "'steps' is a value, not a section"),
     ],
@@ -120,6 +133,18 @@ def test_a_wrong_override_is_named_with_its_fix(tmp_path, override, message):
         load_recipe(write(tmp_path, tree()), [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_with_a_wrong_member_is_one_fault(tmp_path):
+    """Not also that the list is too short without it."""
+    with pytest.raises(ConfigError, match=r"^recipe: 'data.sources\[0\].weight' = 0: input should be greater than 0$"):
+        load_recipe(write(tmp_path, tree()), ["data.sources=[{name: a, shards: b, weight: 0}]"])
+
+
+@pytest.mark.parametrize("overrides", ["optim.steps=3", [3]])
+def test_overrides_are_a_list_of_strings(tmp_path, overrides):
+    with pytest.raises(ConfigError, match="overrides are .*3.*: give a list of strings"):
+        load_recipe(write(tmp_path, tree()), overrides)
 
 
 def test_another_kind_of_decoder_replaces_the_presets_whole(tmp_path):

@@ -161,6 +161,64 @@ def test_a_shipped_stage_is_extended_by_name(write, base):
     assert made == load_recipe("tiny:generate", ["optim.steps=21"])
 
 
+TWELVE_LINES = """\
+extends: tiny-generate
+run: {name: pets, storage: /runs}
+data:
+  root: /pets
+  sources:
+    - {name: pets, shards: "train-*.tar"}
+stage: {start_from: [tiny-encoder, tiny-understand, tiny-generate]}
+optim: {steps: 200, lr: 1.0e-3}
+evaluate:
+  every: 100
+  sources:
+    - {name: pets-heldout, shards: "heldout-*.tar"}
+"""
+
+
+def test_twelve_lines_over_a_shipped_stage_are_a_recipe_of_ones_own(tmp_path):
+    (tmp_path / "pets.yaml").write_text(TWELVE_LINES)
+    assert TWELVE_LINES.count("\n") == 12
+    [made], base = load_pipeline(tmp_path / "pets.yaml").stages, load_recipe("tiny-generate")
+    assert (made.run.name, made.stage.name, made.data.root) == ("pets", "generate", "/pets")
+    assert [source.name for source in (*made.data.sources, *made.evaluate.sources)] == ["pets", "pets-heldout"]
+    assert made.stage.start_from == ("tiny-encoder", "tiny-understand", "tiny-generate")
+    assert (made.optim.steps, made.optim.warmup_steps) == (200, base.optim.warmup_steps)
+    assert (made.model, made.stage.flow, made.data.template) == (base.model, base.stage.flow, base.data.template)
+
+
+@pytest.mark.parametrize("base", ["two", "two.yaml", "two:generate", "tiny-generate.yaml"])
+def test_names_need_no_ending(write, base, monkeypatch, tmp_path):
+    """In `extends`, next to the file; on the command line, in the current folder."""
+    write(pipeline())
+    monkeypatch.chdir(tmp_path)
+    path = write({"extends": base}, "on.yaml")
+    assert load_pipeline(path) == load_pipeline(base) == load_pipeline("on") == load_pipeline(tmp_path / "on")
+
+
+def test_a_file_of_ones_own_may_have_the_name_of_the_shipped_recipe_that_it_extends(write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = load_recipe(write({"extends": "tiny-generate", "optim": {"steps": 21}}, "tiny-generate.yaml"))
+    assert made.optim.steps == 21
+    assert load_recipe("tiny-generate").optim.steps != 21  # without its ending, the shipped one
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("jobs/recipes/tiny.yaml", "does not exist: .* the shipped recipe is named 'tiny'$"),
+        ("elsewhere/tiny-generate", "does not exist: .* the shipped recipe is named 'tiny-generate'$"),
+        ("tow.yaml", "did you mean 'two.yaml'"),
+        ("two:generat", "has no stage 'generat': did you mean 'generate'"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_told_the_right_one(write, base, said):
+    write(pipeline())
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(write({"extends": base}, "on.yaml"))
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_is_extended_by_name(write, name):
     assert load_pipeline(write({"extends": name})) == load_pipeline(name)
@@ -198,7 +256,7 @@ LEAVES = {
     "data.chunk": st.integers(1, 99),
     "model.num_queries": st.integers(1, 99),
     "data.template.system": st.text("ab :=,{}#'\"", max_size=8),
-    "data.independent_questions": st.booleans(),
+    "data.group_by_length": st.booleans(),
     "stage.trainable": st.lists(st.sampled_from(["queries", "dit.*"]), max_size=2),
 }
 edits = st.sampled_from(sorted(LEAVES)).flatmap(lambda key: st.tuples(st.just(key), LEAVES[key]))

@@ -102,6 +102,22 @@ def test_columns_have_fixed_shapes(root, task):
         assert (array.shape, array.dtype) == (shape, dtype), name
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("questions", 1),
+        ("question_weights", {"color": 99.0}),
+        ("independent_questions", True),
+        ("form_share", 1.0),
+        ("grey_share", 1.0),
+    ],
+)
+def test_settings_of_questions_change_what_asks_them_and_nothing_else(root, field, value):
+    for task in Task:
+        same = equal(builder(root, task)(0), builder(root, task, **{field: value})(0))
+        assert same != task.shows_images, task
+
+
 @pytest.mark.parametrize(("task", "asked", "drawn"), [("chat", 1, 0), ("generate", 0, 1), ("both", 1, 1)])
 def test_a_sample_for_two_tasks_is_for_those_of_its_source(root, task, asked, drawn):
     encoder = replace(builder(root, Task.JOINT).encoder, source_tasks={"src": task})
@@ -219,7 +235,7 @@ def test_a_share_of_samples_fills_a_form_about_the_caption_in_place_of_the_pictu
 @pytest.mark.parametrize("pair", [{"question": "", "answer": "a"}, {"question": "b?", "answer": ""}, {"answer": "a"}])
 def test_a_form_with_a_pair_that_lacks_a_half_is_damage(root, pair):
     build = builder(root, Task.CHAT, form_share=1.0)
-    with pytest.raises(DamagedSampleError, match="caption_qa has a pair without a question or an answer"):
+    with pytest.raises(DamagedSampleError, match=r"caption_qa\[\d\] has (no|an empty) '(question|answer)'"):
         build.encoder(raw(caption_qa=[*QA, pair]))
 
 

@@ -83,8 +83,8 @@ LEFT_OVER = "# left over from a merge\noptim: {steps: 20, lr: 1.0e-4, micro_batc
         (changed("steps: 200", "steps: true"), "'optim.steps' = True: input should be a valid integer"),
         (changed("steps: 200", "steps: 1.5"), "'optim.steps' = 1.5: input should be a valid integer"),
         (
-            changed("precision: fp32", "activation_checkpointing: yes"),
-            "'parallel.activation_checkpointing' = 'yes': input should be a valid boolean: write true or false",
+            changed("precision: fp32", "deterministic: yes"),
+            "'parallel.deterministic' = 'yes': input should be a valid boolean: write true or false",
         ),
         (changed("name: field", "name: 2024"), "'run.name' = 2024: input should be a valid string: put it in quotes"),
         (changed("steps: 200", "steps: !!python/name:os.system x"), "line 10, column 16: the tag !!python/name:os"),

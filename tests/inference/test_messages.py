@@ -39,6 +39,10 @@ def test_a_string_is_a_question():
     assert parse_messages("what?") == ((Turn(role="user", text="what?"),), None)
 
 
+def test_a_single_message_is_a_conversation():
+    assert parse_messages(user("what?")) == parse_messages("what?")
+
+
 def test_roles_texts_and_order_are_kept():
     messages = [
         {"role": "developer", "content": "Be brief."},
@@ -85,8 +89,9 @@ SHOWN = {"type": "image", "image": PICTURE}
     ("messages", "said"),
     [
         (" ", "the question is empty"),
-        (7, "messages is of type int: give a string, or a list of messages"),
-        ({"role": "user", "content": "x"}, "messages is of type dict: give"),
+        (7, "messages is of type int: give a string, a message, or a list of messages"),
+        (b"what?", "messages is of type bytes: give"),
+        ({"role": "user", "text": "x"}, r"messages\[0\] has 'text': a message has role and content"),
         ([], "messages: there is no user message"),
         (["hi"], r"messages\[0\] is of type str: give a dict with role and content"),
         ([user("a") | {"image": 1}], r"messages\[0\] has 'image': a message has role and content"),
@@ -134,7 +139,7 @@ def test_an_image_in_addition_to_one_in_the_messages_is_rejected():
         ("data:image/png;base64,QUJD", "image: the data URL is not an image that can be read"),
         ("data:image/png;base64", "image has no comma"),
         (__file__, "image: '.*test_messages.py' is not an image that can be read"),
-        (np.zeros((2, 2, 3), np.uint8), "image is of type ndarray: give a PIL image or a path"),
+        (np.zeros((2, 2, 3), np.uint8), r"image is of type ndarray: give a PIL image or a path: PIL.Image.fromarray\("),
         (3, "image is of type int"),
     ],
 )

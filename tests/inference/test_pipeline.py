@@ -1,6 +1,7 @@
 """The pipeline: an image depends only on its prompt, seed, steps and guidance, not on its batch."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from blip3o.bundle.reading import load_bundle
 from blip3o.data.text.templates import Turn
-from blip3o.errors import RequestError
+from blip3o.errors import Blip3oError, RequestError
 from tests.bundles import MAX_LENGTH, write_nano_bundle
 
 PROMPTS = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("circle", "square", "star", "ring")][:7]
@@ -160,7 +161,19 @@ def test_a_list_of_prompts_gives_the_images_of_each_prompt(pipeline):
         ({"a": 1}, {}, "the prompt is of type dict"),
         (["a", 7], {}, "prompt 1 is of type int: give a string"),
         ([], {"seed": 1}, "there are 0 prompts: give at least one"),
-        ("a", {"seed": "1"}, "seed is of type str: give a list with one seed for each image"),
+        ("a", {"seed": "1"}, "seed is '1': give a whole number, or a list with one for each image"),
+        ("a", {"seed": b"1"}, "seed is b’1’: give a whole number"),
+        (b"a", {}, "the prompt is of type bytes: give a string"),
+        (Path("a"), {}, "the prompt is of type PosixPath: give a string"),
+        (["a", None], {}, "prompt 1 is missing: give a string"),
+        ("a", {"n": True}, "n is True: give a whole number"),
+        ("a", {"n": 2, "seed": [1]}, r"1 prompts and 1 seeds: give one seed for each of the 2 images"),
+        (
+            "a",
+            {"num_inference_steps": 1001},
+            "num_inference_steps is 1001: .*1 or more, 1000 or less",
+        ),
+        ("a", {"guidance_scale": 101}, "guidance_scale is 101: give a number, 0 or more, 100 or less"),
         ("a", {"seed": 1.0}, "seed is 1.0: give a whole number, 0 or more"),
         ("a", {"seed": True}, "seed is True"),
         ("a", {"seed": -1}, "seed is -1"),
@@ -188,9 +201,102 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_computed(pipeline,
     assert not calls
 
 
-def test_features_take_a_list_of_seeds_only(pipeline):
-    with pytest.raises(RequestError, match="seed is of type int: give a list with one seed for each image"):
-        pipeline.generate_features(["a"], seeds=1)
+def test_seeds_of_features_and_pixels_are_those_of_images(pipeline):
+    one = PROMPTS[0]
+    features = pipeline.generate_features(one, seeds=3)
+    assert torch.equal(features, pipeline.generate_features([one], seeds=[3]))
+    assert torch.equal(pipeline.generate_features(one), pipeline.generate_features(one, seeds=np.array([0])))
+    assert torch.equal(features, pipeline.generate_features(one, seeds=np.array(3)))
+    assert same(pipeline.decode(features, seeds=3), pipeline.generate(one, seed=3))
+    assert torch.equal(pipeline.condition(one), pipeline.condition([one]))
+    assert same(pipeline.generate(one, seed=2**80), pipeline.generate([one], seed=[2**80]))
+
+
+def test_every_form_of_a_question_and_a_picture_gets_the_same_reply(pipeline, tmp_path):
+    shown, asked = picture(3), "what is this?"
+    file = tmp_path / "a.png"
+    shown.save(file)
+    reply = pipeline.chat(asked, image=shown)
+    message = {"role": "user", "content": asked}
+    for image in (file, str(file)):
+        for question in (asked, message, [message], ask(asked)):
+            assert pipeline.chat(question, image=image) == reply
+            assert pipeline.chat_batch([question], images=[image]) == [reply]
+    whole = {"role": "user", "content": [{"type": "text", "text": asked}, {"type": "image", "image": file}]}
+    assert pipeline.chat_batch([whole, [whole]]) == [reply, reply]
+    assert pipeline.chat_ids(asked, with_image=True) == pipeline.chat_ids(ask(asked), with_image=True)
+    assert torch.equal(pipeline.encode(file), pipeline.encode([shown]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_a_picture_of_any_mode_is_read(pipeline, mode):
+    grey = Image.new("L", (20, 30), 200)
+    shown = Image.fromarray(np.full((30, 20), 51200, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    assert shown.mode == mode
+    assert pipeline.encode(shown).isfinite().all()
+
+
+ENTRIES = [
+    (lambda it: it.generate(7), "the prompt is of type int"),
+    (lambda it: it.generate_features(None), "the prompt is missing"),
+    (lambda it: it.generate_features(["a", "b"], seeds=[1]), "2 prompts and 1 seeds: give one seed for each image"),
+    (lambda it: it.generate_features("a", seeds=-1), "seed is -1: give a whole number, 0 or more"),
+    (lambda it: it.condition(3), "the prompt is of type int: give a string or a list"),
+    (lambda it: it.condition([""]), "the prompt is empty"),
+    (lambda it: it.generation_ids(3), "the prompt is of type int: give a string"),
+    (lambda it: it.feature_noise(True), "seed is True: give a whole number"),
+    (lambda it: it.pixel_noise("1"), "seed is '1': give a whole number"),
+    (lambda it: it.decode(np.zeros((1, 4, 8))), r"features are of type ndarray: give a tensor \[n, 4, "),
+    (lambda it: it.decode(torch.zeros(4, 8)), r"features are \[4, 8\]: give a tensor"),
+    (lambda it: it.decode(torch.zeros(2, *it.model.latent_shape), seeds=[1]), "2 prompts and 1 seeds"),
+    (lambda it: it.encode([]), "there are 0 images: give at least one"),
+    (lambda it: it.encode([picture(1), 3]), r"images\[1\] is of type int: give a PIL image or a path"),
+    (lambda it: it.encode(np.zeros((1, 2, 3), np.uint8)), r"images\[0\] is of type ndarray: .*PIL.Image.fromarray\("),
+    (lambda it: it.chat("a", image=b"png"), r"image is of type bytes: give a PIL image or a path: PIL.Image.open\("),
+    (lambda it: it.chat("a", image=["a.png"]), "image is of type list: give a PIL image or a path"),
+    (lambda it: it.chat(None), "messages is missing: give a string, a message, or a list of messages"),
+    (lambda it: it.chat({"role": "user"}), r"messages\[0\]\['content'\] is missing"),
+    (
+        lambda it: it.chat_batch("a"),
+        "conversations is of type str: give a list of conversations; chat answers",
+    ),
+    (lambda it: it.chat_batch([]), "there are 0 conversations: give at least one"),
+    (
+        lambda it: it.chat_batch(["a", "b"], images=[picture(1)]),
+        "2 conversations and 1 images: give one image",
+    ),
+    (lambda it: it.chat_batch(["a", "b"], images=[picture(1), None]), "1 of 2 conversations have an image"),
+    (
+        lambda it: it.chat_batch(["a"], images=picture(1)),
+        "images is of type Image: give a list of images, one",
+    ),
+    (lambda it: it.chat_batch(["a"], max_tokens=0), "max_tokens is 0"),
+    (lambda it: list(it.stream_chat(["a"])), r"messages\[0\] is of type str: give a dict"),
+    (lambda it: it.chat_ids(3, with_image=False), "messages is of type int"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), ENTRIES, ids=[said[:40] for _, said in ENTRIES])
+def test_every_entry_refuses_other_values_with_the_fix(pipeline, call, said):
+    with pytest.raises(RequestError, match=said) as caught:
+        call(pipeline)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "batch_size is 0: give a whole number, 1 or more"),
+        ({"batch_size": None}, "batch_size is None"),
+        ({"decode_batch_size": True}, "decode_batch_size is True"),
+        ({"execution": "fast"}, "execution 'fast' is unknown: use eager, compile, graph"),
+        ({"device": 3.5}, "device '3.5' cannot be used"),
+        ({"uri": 3}, "the bundle is of type int: give its folder or its URI"),
+    ],
+)
+def test_a_bundle_is_not_loaded_with_options_that_cannot_be(options, said):
+    with pytest.raises(Blip3oError, match=said):
+        load_bundle(**{"uri": "/nowhere", **options})
 
 
 def test_an_empty_negative_prompt_changes_nothing(pipeline, images):

@@ -20,7 +20,7 @@ from blip3o.errors import ConfigError
 from blip3o.evaluate.reports.run import render_run
 from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, shards_uri
 from blip3o.runs.paths import SNAPSHOT, events_folder, final_uri, tensorboard_folder
-from blip3o.runs.results import read_description, read_final, write_final
+from blip3o.runs.results import DESCRIPTION, read_description, read_final, write_final
 from blip3o.runs.rows import reproducible, rows_of
 from blip3o.train.checkpoint.store import committed_step
 from cluster.ports import LOOPBACK, free_ports
@@ -260,7 +260,15 @@ def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
 
 
 def test_a_finished_name_with_another_recipe_is_refused(base, quiet):
-    with pytest.raises(ConfigError, match="run 'quiet' has finished with another recipe or other data: choose a new"):
+    changed = r"run 'quiet' has finished with another recipe or other data \(optim.lr: 0.\d+ → 0.002\): choose a new"
+    with pytest.raises(ConfigError, match=changed):
         train(world.recipe(base, optim={"lr": 2e-3}))
+    # The same before anything starts, where there is no result yet, and only checkpoints.
+    description = storage.join(final_uri(quiet[0].run.storage, "quiet"), DESCRIPTION)
+    kept = storage.read_bytes(description)
+    storage.delete(description)
+    with pytest.raises(ConfigError, match=r"has checkpoints made with .* \(optim.lr: 0.\d+ → 0.002; run.seed: "):
+        train(world.recipe(base, optim={"lr": 2e-3}, run={"seed": 7}))
+    storage.write_bytes(description, kept)
     # What does not decide the numbers may change.
     assert train(world.recipe(base, log={"every": 5}, parallel={"workers": 1})) == quiet[1]

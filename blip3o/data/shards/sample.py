@@ -13,6 +13,7 @@ from typing import Any
 from blip3o.config.shards import MAX_CAPTION_CHARS, MembersConfig
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.text.conversations import conversation_pairs
+from blip3o.data.text.questions import check_questions
 from blip3o.errors import quoted
 from blip3o.types import Member
 
@@ -238,14 +239,6 @@ def _check_texts(record: dict[str, Any]) -> None:
     captions = record.get("captions")
     if captions and not (isinstance(captions, list) and all(isinstance(c, str) and c.strip() for c in captions)):
         raise DamagedSampleError("captions is not a list of texts")
-    for name in ("qa", "caption_qa"):
-        pairs = record.get(name)
-        if pairs and not (isinstance(pairs, list) and all(map(_is_pair, pairs))):
-            raise DamagedSampleError(f"{name} has a pair without a question or an answer")
+    check_questions(record)
     if record.get("conversations"):
         conversation_pairs(record["conversations"])
-
-
-def _is_pair(pair: object) -> bool:
-    said = [pair.get(name) for name in ("question", "answer")] if isinstance(pair, dict) else [None]
-    return all(text is not None and str(text).strip() for text in said)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from blip3o.data.text.questions import choices_of, kind_of
 from blip3o.evaluate.metrics.understanding import normalise
 
 T = TypeVar("T")
@@ -76,8 +77,8 @@ def pick_questions(items: Iterable[HeldOutSample], limit: int) -> list[Question]
         for item in items:
             pairs = item.record.get("qa") or []
             if pairs:
-                pair = min(pairs, key=lambda p: asked[p["kind"]])
-                asked[pair["kind"]] += 1
+                pair = min(pairs, key=lambda p: asked[kind_of(p)])
+                asked[kind_of(pair)] += 1
                 yield _question(item, pair)
 
     return list(islice(questions(), limit))
@@ -92,8 +93,8 @@ def alternate(groups: Sequence[Sequence[T]]) -> list[T]:
 def _question(item: HeldOutSample, pair: Mapping[str, Any]) -> Question:
     return Question(
         item=item,
-        kind=pair["kind"],
-        question=pair["question"],
-        choices=tuple(pair["choices"]),
-        answer=pair["answer"],
+        kind=kind_of(pair),
+        question=str(pair["question"]),
+        choices=choices_of(pair),
+        answer=str(pair["answer"]),
     )

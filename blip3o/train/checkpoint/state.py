@@ -21,22 +21,27 @@ if TYPE_CHECKING:  # `identity` is used by processes without PyTorch
 TAG, UNIVERSAL = "state", "universal"
 
 
-def identity(recipe: Recipe, *, data_sha256: Sequence[str]) -> str:
-    """sha256 of the parts of a recipe that determine the numbers, of its data, and of the weights it starts from.
+def deciding(recipe: Recipe, *, data_sha256: Sequence[str]) -> dict[str, Any]:
+    """The parts of a recipe that determine the numbers, hashes of its data, and of the weights it starts from.
 
     `data_sha256` is `StageInputs.sha256`. Raises `ConfigError` if a run that it starts from has not finished.
     """
     # Left out on purpose: workers, ZeRO stage, logging and checkpoint rules, which may change between two submissions.
     # So may compile and deterministic, which choose among kernels that differ by rounding.
-    deciding = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
-    deciding |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
+    values = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
+    values |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
     if recipe.data.features == "cache" and recipe.parallel.encoder_batch_size is not None:
-        deciding["encoder_batch_size"] = recipe.parallel.encoder_batch_size  # stored features are rounded by it
+        values["encoder_batch_size"] = recipe.parallel.encoder_batch_size  # stored features are rounded by it
     # Where omitted, identities are those of before the keys existed.
     dtypes = recipe.parallel.model_dump(include={"gradient_accumulation_dtype", "communication_dtype"})
-    deciding |= {name: dtype for name, dtype in dtypes.items() if dtype is not None}
-    deciding |= {"data_sha256": list(data_sha256), "start": start_sha256(recipe)}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+    values |= {name: dtype for name, dtype in dtypes.items() if dtype is not None}
+    return values | {"data_sha256": list(data_sha256), "start": start_sha256(recipe)}
+
+
+def identity(recipe: Recipe, *, data_sha256: Sequence[str]) -> str:
+    """sha256 of what is `deciding`. Raises as it does."""
+    values = deciding(recipe, data_sha256=data_sha256)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def save(

@@ -74,7 +74,10 @@ def test_a_damaged_sample_is_one_bad_row(scan, files, reason):
 SAID = b'{"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a dot"}]}'
 RECORDS = {
     "captions that are no list": (b'{"captions": "a dot"}', "captions is not a list of texts"),
-    "question alone": (b'{"qa": [{"question": "what?"}]}', "qa has a pair without a question or an answer"),
+    "question alone": (
+        b'{"qa": [{"question": "what?"}]}',
+        "qa cannot be used: qa[0] has no 'answer': it has",
+    ),
     "conversation of one": (b'{"conversations": [{"from": "human", "value": "?"}]}', "conversations is not a list of"),
     "half a pair": (b'{"note": "\\ud800"}', "record holds half a surrogate pair"),
 }

@@ -13,7 +13,7 @@ from blip3o import storage
 from blip3o.errors import StorageError
 from blip3o.runs.listing import list_runs
 from blip3o.runs.paths import ATTEMPTS, EVENTS, final_uri, recipe_uri, validation_uri
-from blip3o.runs.recipes import diff_recipes
+from blip3o.runs.recipes import diff_recipes, diff_values
 from blip3o.runs.results import write_final
 from blip3o.runs.rows import read_rows, with_rates
 from blip3o.train.metrics.trackers import open_trackers
@@ -89,6 +89,37 @@ def test_two_runs_are_compared_by_their_recipes(base):
     assert differing == {"run.name": ("whole", "going"), "parallel.threads": (1, 3)}
     assert "parallel.threads: 1 → 3" in run_cli("runs", "--storage", base, "--diff", "whole", "going")
     assert diff_recipes(base, "whole", "whole") == {}
+
+
+def source(name, **settings):
+    return {"name": name, "shards": f"{name}/*.tar", **settings}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differing"),
+    [
+        (
+            {"sources": [source("a"), source("b", weight=1.0)]},
+            {"sources": [source("a"), source("b", weight=2.0)]},
+            {"data.sources[1].weight": (1.0, 2.0)},
+        ),
+        (
+            {"sources": [source("a")]},
+            {"sources": [source("a"), {"name": "b"}]},
+            {"data.sources[1].name": (None, "b")},
+        ),
+        ({"sources": []}, {"sources": [{"name": "b"}]}, {"data.sources[0].name": (None, "b")}),
+        ({"names": ["a", "b"]}, {"names": ["b"]}, {"data.names": (["a", "b"], ["b"])}),
+        ({"names": "ab"}, {"names": ["a"]}, {"data.names": ("ab", ["a"])}),
+        ({"limits": None}, {"limits": {"size": 3}}, {"data.limits.size": (None, 3)}),
+        ({"limits": {}}, {}, {"data.limits": ({}, None)}),
+        ({"limits": {"size": None}}, {}, {}),
+    ],
+)
+def test_values_inside_lists_are_compared_one_by_one(one, other, differing):
+    found = diff_values({"data": one}, {"data": other})
+    assert found == differing
+    assert diff_values({"data": other}, {"data": one}) == {key: (b, a) for key, (a, b) in differing.items()}
 
 
 def test_rows_that_were_written_in_two_cuts_count_once_the_newest_first(base):

@@ -1,6 +1,7 @@
 """An item as a sample: its picture and text are read and checked as indexing would."""
 
 import json
+import posixpath
 from typing import Any
 
 from blip3o.config.shards import LimitsConfig
@@ -11,6 +12,7 @@ from blip3o.data.sets.importing.items import Item, read_file, readable_name
 from blip3o.data.sets.importing.pictures import Picture, found_instead, stored_picture
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.sample import NO_CAPTION, Stored, decode_caption, decode_record, decode_words
+from blip3o.data.text.questions import QuestionError
 from blip3o.rng import derive_seed
 
 
@@ -31,6 +33,9 @@ def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> 
         whole = _record(item, words.record, words.caption, picture, heldout)
         decode_caption(whole["captions"][0].encode(), max_chars=limits.max_caption_chars)
         writer.record_bytes(whole)
+    except QuestionError as found:
+        where = posixpath.basename(item.record_file) if item.record_file else item.name
+        raise DamagedSampleError(f"{found.reason} ({where})") from found
     except DamagedSampleError as found:
         # A fault of its own record says more than a file next to the picture.
         own_fault = item.record_file is not None and found.reason != NO_CAPTION

@@ -27,6 +27,7 @@ from blip3o.data.sets.importing.items import Item
 from blip3o.data.sets.importing.json_rows import Repeated
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.text.conversations import conversation_pairs, image_sources, without_sources
+from blip3o.data.text.questions import QuestionError, check_questions
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -51,6 +52,10 @@ def _item(table: str, number: int, row: object, options: TableOptions) -> Item:
         )
     record = {key: _as_text(value) for key, value in row.items() if key != column}
     _read_lists(record)
+    try:
+        check_questions(record)
+    except QuestionError as found:
+        raise DamagedSampleError(f"{found.reason} (row {number})") from found
     caption = _caption(record, options)
     _read_messages(record, needed=caption is None)
     first, *others = [table]
