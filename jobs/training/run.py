@@ -19,6 +19,7 @@ from blip3o.errors import Blip3oError, CheckpointError, ConfigError
 from blip3o.runs.paths import validation_uri
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.resume import resume_point
+from blip3o.train.checkpoint.store import prune
 from blip3o.train.features.encoder import FeatureCache
 from blip3o.train.metrics.trackers import require_trackers
 from blip3o.train.recovery import Interruption, recover
@@ -134,6 +135,8 @@ def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:
         except ray.train.TrainingFailedError as error:
             raise _user_error(error) from error
         if returned is None:
+            for recipe in pipeline.stages:  # by now the last validations are done, too
+                prune(recipe, pipeline.name)
             return
         interruption = Interruption(**returned)
         if interruption.kind == "workers":
