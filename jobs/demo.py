@@ -218,7 +218,8 @@ class Demo:
         from blip3o.train.export import export
 
         with _step("export", self.summary):
-            export(self.recipe("decoder"), [recipe.run.name for recipe in self.pipeline().stages], BUNDLE)
+            runs = [recipe.run.name for recipe in self.pipeline().stages]
+            export(self.recipe("decoder"), runs, BUNDLE, overwrite=True)
 
     def _evaluate(self) -> "Evaluation":
         from blip3o.evaluate.heldout.evaluation import evaluate

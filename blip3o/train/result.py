@@ -10,7 +10,7 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
-from blip3o.runs.results import write_final
+from blip3o.runs.results import start_sha256, write_final
 from blip3o.runs.rows import MFU, PADDING, operations, rows_of
 from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
 from blip3o.train.deepspeed.masters import fp32_fragments, gather_fragments
@@ -102,6 +102,7 @@ def write_result(recipe: Recipe, weights: Tensors, averaged: Tensors | None, ide
         "run": recipe.run.name,
         "stage": recipe.stage.name,
         "identity": identity,
+        "starts": dict(zip(recipe.stage.start_from, start_sha256(recipe), strict=True)),
         "recipe": recipe.model_dump(mode="json"),
         "summary": asdict(summarize(recipe, rows_of(recipe), workers=workers)),
     }
