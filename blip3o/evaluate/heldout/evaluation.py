@@ -39,6 +39,7 @@ from blip3o.evaluate.progress import progress_bar
 from blip3o.evaluate.reports.grid import render_grid
 from blip3o.evaluate.reports.heldout import AnsweredPicture, ReportImages, render_report
 from blip3o.inference.pipeline import Blip3oPipeline
+from blip3o.runs.paths import EVALUATION
 
 WIDTH = 32  # rows of one batch
 GRID_ROWS, GRID_COLUMNS = 4, 4  # prompts of each source, drawings of each prompt
@@ -180,7 +181,7 @@ def _write(evaluation: Evaluation, uri: str) -> None:
         "answers.jsonl": "\n".join([*records, ""]).encode(),
         "grid.png": _png(evaluation.images.grid),
         "report.html": report.encode(),
-        "evaluation.json": json.dumps(evaluation.scores, indent=1, ensure_ascii=False).encode(),
+        EVALUATION: json.dumps(evaluation.scores, indent=1, ensure_ascii=False).encode(),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(uri, name), data)
