@@ -1,4 +1,4 @@
-"""What was held out, and which captions training has as well: by the records, and by the training sources themselves."""
+"""What was held out, by the records; which captions training has as well, by its sources themselves."""
 
 from dataclasses import replace
 
