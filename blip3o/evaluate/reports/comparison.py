@@ -4,7 +4,7 @@ Like the page of a run, it shows what it is given, and computes only means, medi
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blip3o.errors import ConfigError
@@ -35,6 +35,7 @@ _CURVES = {
     "mfu": ("MFU", "share of peak", 1.0),
     "memory_bytes": ("memory", "GB", 1e-9),
 }
+_REPRODUCIBLE = ("loss", "grad_norm", "lr")  # of these columns; the others are times
 
 
 def render_comparison(runs: Sequence[RunRecord]) -> str:
@@ -122,27 +123,23 @@ def _legend(names: Sequence[str]) -> str:
 
 
 def _training_panels(runs: Sequence[RunRecord]) -> list[Panel]:
-    # The first step compiles and warms up: its speed says nothing.
-    timed = {column for column in _CURVES if column not in ("loss", "grad_norm", "lr")}
-    return [
-        _panel(runs, title, unit, lambda run, c=column, s=scale: line(run.rows[1:] if c in timed else run.rows, c, s))
-        for column, (title, unit, scale) in _CURVES.items()
-    ]
+    panels = []
+    for column, (title, unit, scale) in _CURVES.items():
+        # The first step compiles and warms up: its speed says nothing.
+        first = 0 if column in _REPRODUCIBLE else 1
+        lines = {run.name: line(run.rows[first:], column, scale) for run in runs}
+        panels.append(Panel(title=title, unit=unit, lines=lines, runs=True))
+    return panels
 
 
 def _validation_panels(runs: Sequence[RunRecord]) -> list[Panel]:
     found = {name for run in runs for row in run.validations for name in row if name.startswith("validation/")}
+    shown = sorted(name for name in found if not name.startswith(_FLOW_BINS) and name != "validation/loss")
+    curves = {name: {run.name: line(run.validations, name) for run in runs} for name in shown}
     return [
-        _panel(runs, name.removeprefix("validation/"), "loss", lambda run, n=name: line(run.validations, n))
-        for name in sorted(found)
-        if not name.startswith(_FLOW_BINS) and name != "validation/loss"
+        Panel(title=name.removeprefix("validation/"), unit="loss", lines=lines, runs=True)
+        for name, lines in curves.items()
     ]
-
-
-def _panel(
-    runs: Sequence[RunRecord], title: str, unit: str, points: Callable[[RunRecord], list[tuple[float, float]]]
-) -> Panel:
-    return Panel(title=title, unit=unit, lines={run.name: points(run) for run in runs}, runs=True)
 
 
 def _differing(runs: Sequence[RunRecord]) -> str:
