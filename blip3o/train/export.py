@@ -20,7 +20,7 @@ from blip3o.bundle.layout import PARTS, SEAL, BundleConfig
 from blip3o.bundle.reading import SealedBundle, open_bundle
 from blip3o.bundle.writing import bundle_texts, write_bundle
 from blip3o.config.load import flattened
-from blip3o.config.objectives import objective_of, stage_names
+from blip3o.config.objectives import stage_names
 from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.data.text.tokenizer import ChatTokenizer
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 CONFIGURED = {"backbone", "encoder", "dit"}  # parts that need the same section of the recipe as in training
 PROMPTED = {"backbone", "queries", "dit"}  # parts that were trained with the text of a prompt template
-LATENTS = "latents"  # the stage in the description of `blip3o latents`
 SHOWN = 3  # differences between two bundles that an error names
 
 Descriptions = Mapping[str, Mapping[str, Any]]  # of results, by run
@@ -169,30 +168,26 @@ def _report_mismatches(storage_uri: str, described: Descriptions, owners: Mappin
 
 def _mismatches(storage_uri: str, run: str, described: Descriptions, owners: Mapping[str, str]) -> list[str]:
     """What run `run` was trained on top of, where the bundle has other weights; a sentence for each case."""
-    description, starts = described[run], described[run].get("starts", {})
-    differing: dict[tuple[str, str], set[str]] = defaultdict(set)
+    description = described[run]
     lines = []
-    about: dict[str, dict[str, Any]] = {}
-    for start in _starts(run, description):
-        result = read_description(final_uri(storage_uri, start))
-        if result is None:
+    under: dict[str, str] = {}  # tensors of parts that the stage used without training them → where they came from
+    sha256: dict[str, str] = {other: about["sha256"] for other, about in described.items()}
+    for start, then in description.get("starts", {}).items():
+        about = read_description(final_uri(storage_uri, start))
+        if about is None:
             lines.append(f"run '{run}' was trained on top of '{start}', which is no longer under {storage_uri}")
             continue
-        about[start] = result
-        if starts.get(start, result["sha256"]) != result["sha256"]:
+        sha256[start] = about["sha256"]
+        if then != about["sha256"]:
             lines.append(
                 f"run '{run}' was trained on top of '{start}' before that was trained again: train '{run}' again"
             )
-    if not about:
-        return lines
-    used = _used_parts(description)
-    under = {name: start for start, result in about.items() for name in result["tensors"] if _part(name) in used}
+        used = [name for name in about["tensors"] if _part(name) in description["parts"]]
+        under |= {name: start for name in used if name not in description["tensors"]}
+    differing: dict[tuple[str, str], set[str]] = defaultdict(set)
     for name, start in under.items():
         owner = owners.get(name, start)
-        if (
-            name not in description["tensors"]
-            and about[start]["sha256"] != described.get(owner, about[start])["sha256"]
-        ):
+        if sha256[owner] != sha256[start]:
             differing[start, owner].add(_part(name))
     for (start, owner), parts in differing.items():
         lines.append(
@@ -200,22 +195,6 @@ def _mismatches(storage_uri: str, run: str, described: Descriptions, owners: Map
             f"that of '{owner}': export --from {start}, or train '{run}' again"
         )
     return lines
-
-
-def _starts(run: str, description: Mapping[str, Any]) -> list[str]:
-    """The runs on top of which a run was trained. Weights that were adopted are on top of none."""
-    if description["stage"] not in (*stage_names(), LATENTS):
-        return []
-    return [start for start in description["recipe"]["stage"]["start_from"] if start != run]
-
-
-def _used_parts(description: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts of the model that a stage uses, trained by it or not."""
-    if description["stage"] == LATENTS:
-        return ("encoder", "decoder")
-    model = description["recipe"]["model"]
-    objective = objective_of(description["stage"], selectors=(model["objective"], model["decoder"]["kind"]))
-    return objective.parts if objective is not None else PARTS
 
 
 def require_as_trained(recipe: Recipe, run: str, trained: Iterable[str], description: Mapping[str, Any]) -> None:

@@ -97,11 +97,16 @@ def gather_result(
 
 
 def write_result(recipe: Recipe, weights: Tensors, averaged: Tensors | None, identity: str, *, workers: int) -> None:
-    """Writes the trained weights, their average and the run's description, which marks the run as finished."""
+    """Writes the trained weights, their average and the run's description, which marks the run as finished.
+
+    `parts` of it are those of the model that the stage used, `starts` the sha256 of the weights of each run that it was
+    trained on top of.
+    """
     description = {
         "run": recipe.run.name,
         "stage": recipe.stage.name,
         "identity": identity,
+        "parts": list(recipe.objective.parts),
         "starts": dict(zip(recipe.stage.start_from, start_sha256(recipe), strict=True)),
         "recipe": recipe.model_dump(mode="json"),
         "summary": asdict(summarize(recipe, rows_of(recipe), workers=workers)),

@@ -13,7 +13,7 @@ from blip3o.config.load import dump
 from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.errors import BundleError
 from blip3o.runs.paths import final_uri
-from blip3o.runs.results import read_final, write_final
+from blip3o.runs.results import read_description, read_final, write_final
 from blip3o.train.export import export
 from jobs.cli import app
 from tests.bundles import MAX_LENGTH, tokenizer, weights
@@ -146,17 +146,18 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def started(made, start_from, **starts):
-    """Makes `second` a run that was trained on top of others, whose weights had these sha256 then."""
+def started(made, start_from, *, parts=("encoder", "backbone", "dit")):
+    """Makes `second` a run of a stage that uses these parts, trained on top of others as they are now."""
     tensors, about = read_final(final_uri(made.run.storage, "second"))
-    about["recipe"]["stage"]["start_from"] = start_from
-    write_final(final_uri(made.run.storage, "second"), tensors, about | {"starts": starts})
+    found = {run: read_description(final_uri(made.run.storage, run)) for run in start_from}
+    starts = {run: description["sha256"] if description else "of old" for run, description in found.items()}
+    write_final(final_uri(made.run.storage, "second"), tensors, about | {"parts": parts, "starts": starts})
 
 
 def copied(made, name, *, bump):
+    """Writes a run with the weights of `first`, or with others."""
     tensors, about = read_final(final_uri(made.run.storage, "first"))
     write_final(final_uri(made.run.storage, name), {key: value + bump for key, value in tensors.items()}, about)
-    return about["sha256"]
 
 
 def test_a_run_that_was_trained_on_other_weights_than_the_bundles_is_named(made, tmp_path, caplog):
@@ -171,24 +172,27 @@ def test_a_run_that_was_trained_on_other_weights_than_the_bundles_is_named(made,
 
 
 @pytest.mark.parametrize(
-    ("start_from", "runs", "said"),
+    ("start_from", "parts", "said"),
     [
-        (["first"], ["first", "second"], None),
-        (["copy"], ["first", "second"], None),  # the same weights under another name
-        (["other", "first"], ["first", "second"], None),  # of two that have a part, the later one counted
-        (["gone"], ["first", "second"], "trained on top of 'gone', which is no longer under"),
+        (["first"], ["backbone"], None),
+        (["copy"], ["backbone"], None),  # the same weights under another name
+        (["other", "first"], ["backbone"], None),  # of two that have a part, the later one counted
+        (["first", "other"], ["backbone"], "on top of the backbone of 'other', and the bundle has that of 'first'"),
+        (["other"], ["encoder", "dit"], None),  # the stage did not use what that has
+        (["gone"], ["backbone"], "trained on top of 'gone', which is no longer under"),
     ],
 )
-def test_the_weights_that_count_are_compared(made, tmp_path, caplog, start_from, runs, said):
+def test_the_weights_that_count_are_compared(made, tmp_path, caplog, start_from, parts, said):
     copied(made, "copy", bump=0)
     copied(made, "other", bump=1)
-    started(made, start_from)
-    export(made, runs, str(tmp_path / "bundle"))
+    started(made, start_from, parts=parts)
+    export(made, ["first", "second"], str(tmp_path / "bundle"))
     assert (said in caplog.text) if said else not caplog.text
 
 
 def test_a_run_whose_start_was_trained_again_is_named(made, tmp_path, caplog):
-    started(made, ["first"], first="an earlier one")
+    started(made, ["first"])
+    copied(made, "first", bump=1)
     with pytest.raises(BundleError, match="on top of 'first' before that was trained again: train 'second' again"):
         export(made, ["first", "second"], str(tmp_path / "bundle"), strict=True)
 

@@ -55,7 +55,7 @@ def prune(recipe: Recipe, fit_name: str) -> None:
     """Deletes the files of checkpoints that the recipe does not keep, and of those that were never committed.
 
     Files newer than the newest committed checkpoint stay: their upload may be in progress. A store that refuses is
-    logged: training goes on, and the next checkpoint prunes again.
+    logged: training continues, and the next checkpoint prunes again.
     """
     try:
         for step in sorted(_superfluous(recipe, fit_name)):
