@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from blip3o import settings, storage
-from blip3o.config.pipeline import load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file
@@ -228,6 +228,9 @@ def test_a_pipeline_with_killed_worker_and_driver_equals_its_stages_run_separate
     assert 6 <= step < last.optim.steps
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^(?:already )?finished: [\w-]+", done.stdout, re.MULTILINE) == [
+        "already finished: joined-a", "finished: joined-b"
+    ]  # fmt: skip
     assert re.search(f"step {step} of run 'joined-b' is damaged: {damaged} has \\d+ bytes, \\d+ were", done.stderr)
     assert f"falls back to its checkpoint after step {step - 3}" in done.stderr
     assert [present_steps(stage) for stage in pipeline.stages] == [{21, 24}, {15, 16}]
@@ -256,6 +259,10 @@ def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
     made, expected = quiet
     monkeypatch.setattr("jobs.training.run.fit", lambda *_: pytest.fail("trained again"))
     assert train(made) == expected
+    said: list[str] = []
+    assert train_pipeline(TrainingPipeline.of(made), report=said.append) == [expected]
+    uri = final_uri(made.run.storage, made.run.name)
+    assert [re.fullmatch(rf"already finished: quiet, 24 steps, loss [\d.]+, \d+ s of steps, {uri}", *said)] != [None]
 
 
 def test_a_finished_name_with_another_recipe_is_refused(base, quiet):
