@@ -112,7 +112,7 @@ def test_every_source_of_a_pipeline_is_indexed(base, tmp_path, capsys):
     (tmp_path / "both.yaml").write_text(yaml.safe_dump({"pipeline": {"name": "both", "stages": stages}}))
     assert main([str(tmp_path / "both.yaml")]) == 0
     printed = capsys.readouterr().out
-    said = r"{}: left, 1 shards \(\d+ kB\), 2 samples, 0 damaged; manifest in .*/pipeline/manifests/left"
+    said = r"{}: left, 1 shards \([\d.]+ kB\), 2 samples, 0 damaged; manifest in .*/pipeline/manifests/left"
     assert re.search(f"^{said.replace('{}:', 'indexed')}$", printed, re.MULTILINE)
     # The second stage names it again.
     assert re.search(f"^{said.replace('{}', 'already indexed')}$", printed, re.MULTILINE)
