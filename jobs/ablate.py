@@ -118,7 +118,8 @@ def _score(stages: Mapping[str, Recipe], run: str, root: str) -> "AblationRow":
 
     recipe = stages[run]
     decoding = [DECODER] if recipe.model.decoder.generated is None else []
-    bundle = export(recipe, [*recipe.stage.start_from, *decoding, run], f"{root}/ablation/{run}/bundle")
+    bundle = f"{root}/ablation/{run}/bundle"
+    export(recipe, [*recipe.stage.start_from, *decoding, run], bundle, overwrite=True)
     return AblationRow.from_scores(
         evaluate(recipe, bundle, f"{root}/ablation/{run}").scores,
         run=run,
@@ -142,6 +143,7 @@ def command(
     from blip3o.evaluate.reports.ablation import table
 
     print("\n".join(table(rows)))
+    print(f"written to {storage.join(root, 'ablation')}: ablation.json, ablation.md, curves.svg")
 
 
 main = entry_point("ablate", command)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from blip3o.runs.paths import final_uri
+from blip3o.storage.sizes import folder_bytes, readable
 from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_recipe
 
 
@@ -37,7 +39,9 @@ def command(
     if not dry_run:
         from blip3o.train.adopt import adopt  # 2 s: torch
 
-        adopt(chosen, parts, name=name)
+        tensors = adopt(chosen, parts, name=name)
+        uri = final_uri(chosen.run.storage, name)
+        print(f"wrote run {name}: {len(tensors)} tensors of {', '.join(parts)} ({readable(folder_bytes(uri))}), {uri}")
 
 
 main = entry_point("adopt", command)

@@ -40,7 +40,7 @@ STORE = "store"  # the folder of the object store, in that of the demo
 BASE = f"s3://{BUCKET}"
 BUNDLE = f"{BASE}/bundles/demo"
 STAGES = ("encoder", "understand", "generate", "instruct", "decoder")  # of the shipped pipelines, in their order
-EVALUATED = ("understanding", "generation", "scenes", "provenance")
+EVALUATED = ("understanding", "generation", "scenes", "held_out", "provenance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,8 @@ class Demo:
         from blip3o.train.export import export
 
         with _step("export", self.summary):
-            export(self.recipe("decoder"), [recipe.run.name for recipe in self.pipeline().stages], BUNDLE)
+            runs = [recipe.run.name for recipe in self.pipeline().stages]
+            export(self.recipe("decoder"), runs, BUNDLE, overwrite=True)
 
     def _evaluate(self) -> "Evaluation":
         from blip3o.evaluate.heldout.evaluation import evaluate
@@ -261,9 +262,11 @@ class Demo:
                 handle.stop()
 
     def _write_report(self, evaluation: "Evaluation") -> None:
+        from blip3o.evaluate.heldout.reasons import null_reasons
         from blip3o.evaluate.reports.heldout import write_report
         from blip3o.runs.rows import rows_of
 
+        self.summary["reasons"] = null_reasons(self.summary)
         evaluation.images.grid.save(self.out / "grid.png", optimize=True)
         metrics: dict[str, list[dict[str, Any]]] = {name: rows_of(self.recipe(name)) for name in STAGES}
         write_report(self.out / "report.html", summary=self.summary, metrics=metrics, images=evaluation.images)

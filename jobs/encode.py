@@ -6,7 +6,6 @@ machines at any time; submitted again, it encodes what is missing, new and chang
 every record and encodes a batch of each shard again.
 """
 
-import logging
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from blip3o.train.features.encode import ShardEncoder
     from blip3o.train.features.encoder import FeatureCache
     from blip3o.train.features.summary import EncodeSummary
-
-logger = logging.getLogger(__name__)
 
 # CPUs, and so decoding threads, of an actor: a GPU of the H100's kind takes more images than one core decodes.
 ACTOR_CPUS: dict[DeviceKind, float] = {"cpu": 1, "gpu": 4}
@@ -198,7 +195,7 @@ def command(
     pool = _pool(actors, num_cpus_per_actor, num_gpus_per_actor)
     for stage in _cached_stages(pipeline):
         for summary in encode(stage, pool, verify=verify):
-            logger.info("%s", summary.describe("verified" if verify else "encoded"))
+            print(summary.describe("verified" if verify else "encoded"))
 
 
 main = entry_point("encode", command)

@@ -78,6 +78,9 @@ def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | 
     folder = out or evaluation_uri(chosen.run.storage, chosen.run.name)
     scores = evaluate(chosen, bundle, folder).scores
     print(json.dumps(scores, indent=1, ensure_ascii=False))
+    print(scores["held_out"]["note"])
+    for name, reason in scores["reasons"].items():
+        print(f"no {name}: {reason}")
     print(f"written to {storage.normalize(folder)}: evaluation.json, answers.jsonl, grid.png, report.html")
 
 

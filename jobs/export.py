@@ -24,6 +24,15 @@ def command(
         bool, typer.Option("--last-weights", help="Take the weights of the last step, not their moving average (EMA).")
     ] = False,
     out: Annotated[str, typer.Option(metavar="URI", help="Folder of the bundle.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another bundle in that folder; otherwise an error.")
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Refuse, not only warn, if a run was trained on other weights than the bundle's."
+        ),
+    ] = False,
     overrides: Overrides,
     dry_run: DryRun = False,
 ) -> None:
@@ -32,7 +41,7 @@ def command(
     if not dry_run:
         from blip3o.train.export import export  # 2 s: torch
 
-        export(chosen, runs, out, averages=not last_weights)
+        print(export(chosen, runs, out, averages=not last_weights, overwrite=overwrite, strict=strict))
 
 
 main = entry_point("export", command)

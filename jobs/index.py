@@ -43,8 +43,6 @@ def index(recipe: Recipe) -> list[IndexSummary]:
             max_bad_share=recipe.data.max_bad_share,
             options=_scan_options(recipe, location),
         )
-        shards, rows = len(summary.manifest.shards), summary.manifest.rows
-        logger.info("%s: %d shards, %d samples, %d damaged", location.name, shards, rows, summary.bad_rows)
         summaries.append(summary)
     select_samples(_sources(recipe), [summary.manifest for summary in summaries])
     return summaries
@@ -56,7 +54,7 @@ def verify(recipe: Recipe) -> None:
     for location in source_locations(recipe.data, _sources(recipe)):
         options = _scan_options(recipe, location)
         rows = verify_source(name=location.name, manifest_uri=location.manifest, options=options)
-        logger.info("%s: %d samples are as they were indexed", location.name, rows)
+        print(f"{location.name}: {rows} samples are as they were indexed")
 
 
 def index_source(
@@ -167,8 +165,9 @@ def command(
     for own in () if dry_run else stages_with_new_sources(pipeline):
         if compare:
             verify(own)
-        else:
-            index(own)
+            continue
+        for summary in index(own):
+            print(summary)
 
 
 main = entry_point("index", command)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from blip3o.runs.paths import final_uri
+from blip3o.runs.results import require_description
 from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_recipe
 
 
@@ -24,7 +26,10 @@ def command(
     if not dry_run:
         from blip3o.train.features.latents import measure_latents  # 2 s: torch
 
-        measure_latents(chosen, name=name, images=images)
+        mean, _ = measure_latents(chosen, name=name, images=images)
+        uri = final_uri(chosen.run.storage, name)
+        measured = require_description(uri)["summary"]["images"]
+        print(f"wrote run {name}: statistics of {len(mean)} channels over {measured} images, {uri}")
 
 
 main = entry_point("latents", command)

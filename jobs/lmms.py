@@ -32,6 +32,7 @@ def command(
     if SCENES_TASK in names:
         print(f"{SCENES_TASK}: {write_scenes_task(folder, scenes=scenes)} questions about {scenes} held-out scenes")
     run_lmms_eval(target, model=model, tasks=names, folder=folder, out=out, limit=limit)
+    print(f"results are in {out}")
 
 
 main = entry_point("lmms", command)

@@ -4,17 +4,32 @@ A model that starts from a released backbone uses that backbone's tokenizer.json
 `blip3o.data.text.tokenizer_training`.
 """
 
+import logging
 import sys
 
+from blip3o import storage
+from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.data.text.tokenizer_training import train_tokenizer
+from blip3o.storage.sizes import readable
 from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, show_pipeline
+
+logger = logging.getLogger(__name__)
 
 
 def command(recipe: RecipeName, *, overrides: StageOverrides, dry_run: DryRun = False) -> None:
     """Train the tokenizer of a small model on the sources of a recipe, or of a pipeline's first stage."""
     pipeline = show_pipeline(recipe, overrides)
-    if not dry_run:
-        train_tokenizer(pipeline.stages[0])
+    if dry_run:
+        return
+    first = pipeline.stages[0]
+    uri = tokenizer_uri(first.data)
+    before = storage.read_bytes(uri) if storage.exists(uri) else None
+    tokenizer = train_tokenizer(first)
+    after = tokenizer.to_bytes()
+    did = "the same tokenizer is already there:" if after == before else "wrote tokenizer"
+    print(f"{did} {uri} ({len(tokenizer)} tokens, {readable(len(after))})")
+    if before not in (None, after):
+        logger.warning("it replaces another tokenizer: runs that were trained with that one cannot be resumed")
 
 
 main = entry_point("tokenizer", command)

@@ -47,7 +47,7 @@ def command(
 
     pipeline = show_pipeline(recipe, overrides)
     if not dry_run:
-        train_pipeline(pipeline)
+        train_pipeline(pipeline, report=print)
         return
     require(print_checks(dry_run_checks(pipeline, parse_cluster(cluster) if cluster else None), prefix="# "))
     # Without access to the named cluster there may be none to its store, and a query takes minutes of retries.

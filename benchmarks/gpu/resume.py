@@ -136,7 +136,7 @@ def run(bench: Bench) -> None:
         digests = set()
         for made in (quiet, killed):
             bundle = export(made, [*START, made.run.name], f"{folder}/bundles/{made.run.name}", parts=EXPORTED)
-            digests.add(hashlib.sha256(Path(bundle, WEIGHTS).read_bytes()).hexdigest())
+            digests.add(hashlib.sha256(Path(bundle.uri, WEIGHTS).read_bytes()).hexdigest())
         bench.equal("sha256 of the exported weights", len(digests) == 1)
         if len(attempts) > 1:
             bench.row("from the kill to the next step", attempts[-1]["first_step"] - killer.time, "s")

@@ -27,6 +27,8 @@ def write_bundle(
 ) -> None:
     """Writes a bundle, seals it, loads it back and compares every tensor.
 
+    An older bundle's seal is deleted first, so that a killed process leaves no bundle rather than a mixed one.
+
     Raises `BundleError` if a tensor is missing or has another shape, or if what is read back differs.
     """
     with init_empty_weights():
@@ -44,16 +46,21 @@ def write_bundle(
                 f"{list(parameter.shape)}: export with the recipe that it was trained with"
             )
     weights = {name: tensors[name].detach().cpu().contiguous() for name in needed}
-    files = {
-        "config.json": config.model_dump_json(indent=1).encode(),
-        WEIGHTS: save(weights),
-        "tokenizer.json": tokenizer.to_bytes(),
-        "provenance.json": json.dumps(provenance, indent=1).encode(),
-    }
+    files = {**bundle_texts(config, tokenizer, provenance), WEIGHTS: save(weights)}
+    storage.delete(storage.join(uri, SEAL))
     for name, data in files.items():
         storage.write_bytes(storage.join(uri, name), data)
     write_seal(uri, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     _verify(uri, weights)
+
+
+def bundle_texts(config: BundleConfig, tokenizer: ChatTokenizer, provenance: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a bundle by name, except for its weights."""
+    return {
+        "config.json": config.model_dump_json(indent=1).encode(),
+        "tokenizer.json": tokenizer.to_bytes(),
+        "provenance.json": json.dumps(provenance, indent=1).encode(),
+    }
 
 
 def _verify(uri: str, weights: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ class CheckpointConfig(Frozen):
     """When to save checkpoints, which ones to keep, and how often to retry."""
 
     every: int = Field(gt=0, description="optimizer steps between checkpoints")
-    keep: int = Field(default=2, gt=0, description="number of newest checkpoints to keep")
+    keep: int = Field(default=2, gt=0, description="number of newest checkpoints to keep; one more while it is saved")
     keep_every: int | None = Field(
         default=None, gt=0, description="checkpoints at multiples of this many steps are kept permanently"
     )

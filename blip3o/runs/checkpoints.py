@@ -70,6 +70,12 @@ def is_rejected(recipe: Recipe, step: int) -> bool:
     return storage.exists(_rejection_uri(recipe, step))
 
 
+def rejected_steps(recipe: Recipe) -> set[int]:
+    """The steps of checkpoints with such a note."""
+    files = storage.list_files(rejected_folder(recipe.run.storage, recipe.run.name), suffix=".json")
+    return {int(file.uri.rsplit("/", 1)[1].removesuffix(".json")) for file in files}
+
+
 def write_rejection(recipe: Recipe, step: int, reason: str) -> None:
     """Writes a note that a checkpoint cannot be loaded."""
     storage.write_bytes(_rejection_uri(recipe, step), json.dumps({"step": step, "reason": reason}).encode())

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o import storage
-from blip3o.runs.paths import attempts_folder, events_folder, recipe_uri, validation_folder
+from blip3o.runs.paths import (
+    EVALUATION,
+    attempts_folder,
+    evaluation_uri,
+    events_folder,
+    recipe_uri,
+    validation_folder,
+)
 from blip3o.runs.recipes import read_recipe
 from blip3o.runs.results import is_finished
 from blip3o.runs.rows import Row, newest_row, read_rows
@@ -31,7 +38,10 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory:
-    """The history of a run: rows, validations and image grids (PNG) by step; events and attempts by time."""
+    """The history of a run: rows, validations and image grids (PNG) by step; events and attempts by time.
+
+    `evaluation` are the figures of `blip3o evaluate` in its default folder; None if there are none.
+    """
 
     name: str
     recipe: Mapping[str, Any]
@@ -41,6 +51,7 @@ class RunHistory:
     events: Sequence[Row]
     attempts: Sequence[Row]
     finished: bool
+    evaluation: Mapping[str, Any] | None
 
 
 def list_runs(storage_uri: str) -> list[RunState]:
@@ -75,7 +86,13 @@ def read_history(storage_uri: str, run: str) -> RunHistory:
         events=_objects(events_folder(storage_uri, run)),
         attempts=read_attempts(storage_uri, run),
         finished=is_finished(storage_uri, run),
+        evaluation=_evaluation(storage_uri, run),
     )
+
+
+def _evaluation(storage_uri: str, run: str) -> dict[str, Any] | None:
+    uri = storage.join(evaluation_uri(storage_uri, run), EVALUATION)
+    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
 def read_attempts(storage_uri: str, run: str) -> list[Row]:

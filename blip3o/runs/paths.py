@@ -17,6 +17,7 @@ Ray Train's folder has the name of the fit, which is the pipeline's name, or the
 from blip3o import storage
 
 EVENTS, ATTEMPTS, SHARDS, REJECTED = "events", "attempts", "shards", "rejected"
+EVALUATION = "evaluation.json"  # the figures in a folder of scores on held-out data
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's name for it
 
 

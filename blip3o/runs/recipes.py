@@ -1,7 +1,7 @@
 """The resolved recipe stored with a run, and the differences between two of them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from blip3o import storage
@@ -29,28 +29,31 @@ def diff_recipes(storage_uri: str, one: str, other: str) -> dict[str, tuple[Any,
 
     Raises `DataError` if a run does not exist.
     """
-    return diff_values(read_recipe(storage_uri, one), read_recipe(storage_uri, other))
+    differing = diff_values(read_recipe(storage_uri, one), read_recipe(storage_uri, other))
+    return {key: (mine, theirs) for key, (mine, theirs) in differing.items()}
 
 
-def diff_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which nested values differ, with both values; None if one of them does not have the key.
+def diff_values(*trees: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The dotted keys in which nested values differ, with the value in each tree; None where a tree lacks the key.
 
     Lists of mappings are compared entry by entry, as `data.sources[1].weight`. Any other list is one value.
     """
-    return dict(_differing(one, other, ""))
+    return dict(_differing(trees, ""))
 
 
-def _differing(one: Any, other: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:  # noqa: ANN401 - any values
-    mine, theirs = _parts(one), _parts(other)
-    if mine is None or theirs is None or not {**mine, **theirs}:
-        if one != other:
-            yield key.removeprefix("."), (one, other)
+def _differing(values: Sequence[Any], key: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    parts = [_parts(value) for value in values]
+    nested = [part for part in parts if part is not None]
+    names = dict.fromkeys(name for part in nested for name in part)
+    if len(nested) < len(values) or not names:
+        if any(value != values[0] for value in values):
+            yield key.removeprefix("."), tuple(values)
         return
-    for name in {**mine, **theirs}:
-        yield from _differing(mine.get(name), theirs.get(name), key + name)
+    for name in names:
+        yield from _differing([part.get(name) for part in nested], key + name)
 
 
-def _parts(value: Any) -> dict[str, Any] | None:  # noqa: ANN401 - as above
+def _parts(value: Any) -> dict[str, Any] | None:  # noqa: ANN401 - any value of a recipe
     """The values inside a value, by `.key` or `[number]`; None for a value that is compared as a whole."""
     if value is None:  # a section that one recipe leaves out
         return {}

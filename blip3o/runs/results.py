@@ -6,6 +6,7 @@ the run kept one, and `final.json` the recipe, the sha256 of both files, and a s
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from blip3o.weights.safetensors_header import StoredTensor, require_readable
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS, AVERAGE, DESCRIPTION = "weights.safetensors", "average.safetensors", "final.json"
 
 
@@ -29,12 +32,26 @@ def write_final(
     description: Mapping[str, Any],
     average: "Mapping[str, Tensor] | None" = None,
 ) -> None:
-    """Writes weights and their average, then the description with the sha256 of both, which completes the result."""
+    """Writes weights and their average, then the description with the sha256 of both, which completes the result.
+
+    Other weights that were there before are replaced, which is logged: what was trained on top of them no longer fits.
+    """
+    before = _earlier_sha256(uri)
     sha256 = tensor_file.write_tensor_file(storage.join(uri, WEIGHTS), tensors)
     complete = {**description, "tensors": sorted(tensors), "sha256": sha256}
     if average:
         complete["average_sha256"] = tensor_file.write_tensor_file(storage.join(uri, AVERAGE), average)
     storage.write_bytes(storage.join(uri, DESCRIPTION), json.dumps(complete, indent=1).encode())
+    if before not in (None, sha256):
+        logger.warning("%s held other weights: train again what was trained on top of them", uri)
+
+
+def _earlier_sha256(uri: str) -> str | None:
+    """The sha256 of the weights that a result has; None if there is none, or one that cannot be read."""
+    try:
+        return (read_description(uri) or {}).get("sha256")
+    except CheckpointError:  # which the result that is about to be written repairs
+        return None
 
 
 def read_description(uri: str) -> dict[str, Any] | None:
@@ -53,6 +70,14 @@ def read_description(uri: str) -> dict[str, Any] | None:
             recognise(data[:SNIFFED_BYTES], size=len(data), is_text=True) or "is no JSON object: train the run again"
         )
         raise CheckpointError(f"{location} {found}") from error
+
+
+def require_description(uri: str) -> dict[str, Any]:
+    """The description of a finished run's result. Raises `CheckpointError` if it has not finished, or is corrupt."""
+    description = read_description(uri)
+    if description is None:
+        raise CheckpointError(f"{uri} holds no finished run: train it first, or correct stage.start_from")
+    return description
 
 
 def is_finished(storage_uri: str, run: str) -> bool:
@@ -101,9 +126,7 @@ def load_final(uri: str, place: "Callable[[StoredTensor], Tensor | None]", *, av
     """
     from blip3o.weights.safetensors_stream import load_file
 
-    description = read_description(uri)
-    if description is None:
-        raise CheckpointError(f"{uri} holds no finished run: train it first, or correct stage.start_from")
+    description = require_description(uri)
     file, key = (AVERAGE, "average_sha256") if averaged else (WEIGHTS, "sha256")
     if key not in description:
         raise CheckpointError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from blip3o.config.recipe import Recipe
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
-from blip3o.runs.results import write_final
+from blip3o.runs.results import start_sha256, write_final
 from blip3o.runs.rows import MFU, PADDING, operations, rows_of
 from blip3o.train.deepspeed.gather import gather_parameters, trainable_parameters
 from blip3o.train.deepspeed.masters import fp32_fragments, gather_fragments
@@ -97,11 +97,17 @@ def gather_result(
 
 
 def write_result(recipe: Recipe, weights: Tensors, averaged: Tensors | None, identity: str, *, workers: int) -> None:
-    """Writes the trained weights, their average and the run's description, which marks the run as finished."""
+    """Writes the trained weights, their average and the run's description, which marks the run as finished.
+
+    `parts` of it are those of the model that the stage used, `starts` the sha256 of the weights of each run that it was
+    trained on top of.
+    """
     description = {
         "run": recipe.run.name,
         "stage": recipe.stage.name,
         "identity": identity,
+        "parts": list(recipe.objective.parts),
+        "starts": dict(zip(recipe.stage.start_from, start_sha256(recipe), strict=True)),
         "recipe": recipe.model_dump(mode="json"),
         "summary": asdict(summarize(recipe, rows_of(recipe), workers=workers)),
     }

@@ -71,3 +71,4 @@ def _print_report(keys: "KeyReport", out: str, report: str | None) -> None:
         print(f"  unknown, left out: {name}")
     if report is not None:
         storage.write_bytes(report, json.dumps(asdict(keys), indent=1).encode())
+        print(f"wrote {report}: what became of each tensor")

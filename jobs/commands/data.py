@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip3o.config.shards import KeyRule
-from jobs.common import new_app
+from blip3o.data.sets.importing.splits import GroupBy
+from jobs.common import UsageError, new_app
 
 if TYPE_CHECKING:
     from blip3o.data.sets.writer import SetSummary
@@ -85,6 +86,9 @@ def data_import(
     ],
     out: Out,
     heldout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of samples that are never trained on.")] = 0.0,
+    group_by: Annotated[
+        GroupBy, typer.Option(help="What --heldout chooses; caption keeps samples of equal captions on one side.")
+    ] = "picture",
     image_column: Annotated[str | None, typer.Option(help="Column of a table that names the picture.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column of a table that holds the caption.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV: one character, or tab.")] = None,
@@ -94,11 +98,13 @@ def data_import(
     from blip3o.data.sets.importing.columns import TableOptions
     from jobs.commands.progress import bar
 
+    if group_by != "picture" and not heldout:
+        raise UsageError(f"--group-by {group_by} says what --heldout chooses: give --heldout, e.g. 0.1")
     options = TableOptions(
         image_column=image_column, caption_column=caption_column, delimiter="\t" if delimiter == "tab" else delimiter
     )
     with bar("import") as progress:
-        imported = import_set(source, out, heldout=heldout, options=options, on_progress=progress)
+        imported = import_set(source, out, heldout=heldout, group_by=group_by, options=options, on_progress=progress)
     _report(imported.summary)
     for what, entries in (("samples", imported.damage), ("other files", imported.unused)):
         if entries:

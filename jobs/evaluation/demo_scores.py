@@ -49,7 +49,7 @@ def score_understanding_before(recipe: Recipe, runs: list[str], out: str, after:
     Returns `accuracy` and `n` as in the evaluation's scores, and how many of all `replies` are identical to those of
     `after` (`same_replies`). Raises `CheckpointError` for a run that has not finished.
     """
-    export(recipe, runs, out, parts=("backbone",))
+    export(recipe, runs, out, parts=("backbone",), overwrite=True)
     before = answers(recipe, out)
     scores = understanding.score(before, seed=recipe.evaluate.seed)
     replies = [item.record.reply for item in after.images.answered]

@@ -1,13 +1,19 @@
-"""Callbacks that need Ray: Prometheus gauges, and a checkpoint when a node is about to be preempted."""
+"""Callbacks that need Ray: Prometheus gauges, a checkpoint before a preemption, and pruning after each checkpoint."""
 
+import posixpath
 import re
+from typing import Any
 
 import ray.train
+from ray.train import Checkpoint, UserCallback
 from ray.util.metrics import Gauge
 
 from blip3o.config.recipe import Recipe
+from blip3o.runs.checkpoints import parse_checkpoint_name
 from blip3o.runs.rows import with_rates
 from blip3o.train.callbacks import Callback, StepRecord
+from blip3o.train.checkpoint.store import prune
+from jobs.training.plan import FitPlan
 
 
 class GaugeExporter(Callback):
@@ -47,3 +53,20 @@ class PreemptionNotice(Callback):
             return False
         self._noticed = ray.train.get_preemption_info() is not None
         return self._noticed
+
+
+class CheckpointPruner(UserCallback):
+    """Prunes a stage's checkpoints once a new one is committed. Runs in Ray Train's controller.
+
+    Not earlier: until then the new one does not count, and what it replaces is what a killed run would resume from.
+    """
+
+    def __init__(self, plan: FitPlan) -> None:
+        self._plan = plan
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:  # noqa: ANN401 - as Ray calls it
+        """Ray Train calls it after it has written the snapshot that names the checkpoint."""
+        if checkpoint is None:
+            return
+        run, _ = parse_checkpoint_name(posixpath.basename(checkpoint.path))
+        prune(next(recipe for recipe in self._plan.pipeline().stages if recipe.run.name == run), self._plan.name)

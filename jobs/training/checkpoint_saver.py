@@ -22,7 +22,7 @@ from blip3o.runs.checkpoints import checkpoint_name, lists_uri, shards_uri
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.files import list_rank_files, rank_list_uri, upload_files
-from blip3o.train.checkpoint.store import clear_rejection, prune
+from blip3o.train.checkpoint.store import clear_rejection
 from blip3o.train.ema import Ema
 from blip3o.train.loss_guard import LossGuard
 
@@ -92,7 +92,7 @@ class _Uploader:
         self.idle.set()
 
     def upload(self, local: Path, name: str, step: int) -> Checkpoint:
-        """Uploads the files of a local directory, then the rank's list of them; rank 0 also prunes old checkpoints."""
+        """Uploads the files of a local directory, then the rank's list of them."""
         try:
             files = list_rank_files(local, rank=self._rank, world=self._world)
             upload_files(local, files, shards_uri(self._recipe, step))
@@ -100,7 +100,6 @@ class _Uploader:
             storage.write_bytes(rank_list_uri(lists, self._rank), files.to_bytes())
             if self._rank == 0:
                 clear_rejection(self._recipe, step)
-                prune(self._recipe, self._fit_name)
         finally:
             self.idle.set()  # also after an error: the next save must not wait forever
         path = self._storage.build_checkpoint_path_from_name(name)

@@ -8,7 +8,7 @@ and neither a dry run nor a finished run needs them.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blip3o import storage
@@ -17,9 +17,10 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.errors import Blip3oError, CheckpointError, ConfigError
 from blip3o.runs.identities import changes, read_identity
-from blip3o.runs.paths import validation_uri
+from blip3o.runs.paths import final_uri, validation_uri
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.resume import resume_point
+from blip3o.train.checkpoint.store import prune
 from blip3o.train.features.encoder import FeatureCache
 from blip3o.train.metrics.trackers import require_trackers
 from blip3o.train.recovery import Interruption, recover
@@ -37,15 +38,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return train_pipeline(TrainingPipeline.of(recipe))[0]
 
 
-def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
+def train_pipeline(pipeline: TrainingPipeline, *, report: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """Trains the stages in order, each from the results of those before it; returns the description of each result.
 
-    Finished stages are skipped. Raises subclasses of `Blip3oError` for everything that the user can fix, before the
-    first step if possible.
+    Finished stages are skipped. `report` gets a line for each stage when it has finished, or if it had before. Raises
+    subclasses of `Blip3oError` for everything that the user can fix, before the first step if possible.
     """
     stages, caches = _open(pipeline)
     results = finished_results(pipeline, stages)
     num_finished = len(results)
+    _tell("already finished", pipeline.stages[:num_finished], results, report)
     if num_finished == len(stages):
         return results
     remaining = pipeline.stages[num_finished:]
@@ -60,7 +62,20 @@ def train_pipeline(pipeline: TrainingPipeline) -> list[dict[str, Any]]:
         _warn_of_failed_validations(recipe)
     for recipe in pipeline.stages[len(results) :]:
         raise CheckpointError(f"run '{recipe.run.name}' ended without a result: see the log of its workers")
+    _tell("finished", remaining, results[num_finished:], report)
     return results
+
+
+def _tell(
+    state: str, stages: Sequence[Recipe], results: Sequence[Mapping[str, Any]], report: Callable[[str], None] | None
+) -> None:
+    """Reports what stages came to, each in one line."""
+    if report is None:
+        return
+    for recipe, result in zip(stages, results, strict=True):
+        summary, uri = result["summary"], final_uri(recipe.run.storage, recipe.run.name)
+        figures = f"{summary['steps']} steps, loss {summary['last_loss']:.4g}, {summary['seconds']:.0f} s of steps"
+        report(f"{state}: {recipe.run.name}, {figures}, {uri}")
 
 
 def _open(pipeline: TrainingPipeline) -> tuple[list[StageInputs], list[FeatureCache | None]]:
@@ -152,6 +167,8 @@ def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:
         except ray.train.TrainingFailedError as error:
             raise _user_error(error) from error
         if returned is None:
+            for recipe in pipeline.stages:  # by now the last validations are done, too
+                prune(recipe, pipeline.name)
             return
         interruption = Interruption(**returned)
         if interruption.kind == "workers":

@@ -9,6 +9,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from blip3o import storage
 from blip3o.data.stream import data_config
 from blip3o.device import collective_backend, gpus_per_worker
+from jobs.training.callbacks import CheckpointPruner
 from jobs.training.plan import FitPlan
 from jobs.training.resources import scaling_config
 from jobs.training.stream import stream_encoders, stream_factory
@@ -31,6 +32,7 @@ def build_trainer(plan: FitPlan, *, max_workers: int) -> TorchTrainer:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=first.checkpoint.max_failures),
+            callbacks=[CheckpointPruner(plan)],
         ),
         validation_config=validation_config(plan),
         datasets={"train": stream_factory(plan)},

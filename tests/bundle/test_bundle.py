@@ -130,7 +130,7 @@ def test_an_export_over_another_that_breaks_off_is_not_mistaken_for_either(folde
     monkeypatch.setattr(storage, "write_bytes", broken)
     with pytest.raises(StorageError):
         write_nano_bundle(str(folder), seed=1)
-    with pytest.raises(BundleError, match="is not what was exported"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         load_bundle(str(folder))
 
 

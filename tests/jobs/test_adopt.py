@@ -1,5 +1,7 @@
 """Adopting weights: those of a diffusers folder become a run that a stage starts from, or are refused with a reason."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -86,6 +88,8 @@ def test_the_command_line(tmp_path, folder, capsys):
     sections = {"model": variant("sdxl"), "stage": {"name": "decoder", "start_from": []}}
     file = world.write_recipe(tmp_path / "recipe.yaml", str(tmp_path), **sections)
     assert main([file, "--name", "vae", "--part", f"decoder.vae.={folder}"]) == 0
+    said = r"wrote run vae: \d+ tensors of decoder\.vae\. \([\d.]+ [kM]B\), .*/vae/final"
+    assert re.search(f"^{said}$", capsys.readouterr().out, re.MULTILINE)
     assert main([file, "--name", "vae", "--part", f"decoder.unet.={folder}"]) == 1
     assert "is missing" in capsys.readouterr().err
     assert main([file, "--name", "vae", "--part", "decoder.vae."]) == 2

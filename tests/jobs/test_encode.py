@@ -1,5 +1,6 @@
 """Storing features on Ray, and training on them: the run is the online run, to the bit, wherever features come from."""
 
+import re
 import threading
 import zlib
 from contextlib import contextmanager
@@ -184,6 +185,11 @@ def test_verifying_passes_whole_files_and_names_damaged_ones(base, many, tmp_pat
     options = [file, "--set", "data.features=cache", "--set", "data.feature_dtype=int8", "--num-cpus-per-actor", "0.5"]
     assert main([*options, "--actors", "1,2"]) == 0
     assert main([*options, "--verify"]) == 0
+    printed = capsys.readouterr().out
+    for verb in ("encoded", "verified"):
+        assert re.search(
+            rf"^many: 30 shards {verb}, \d+ images \(0 absent\), [\d.]+ MB, .* in s3:", printed, re.MULTILINE
+        )
     (done,) = encode(recipe, SMALL, verify=True)
     assert 1e-3 < done.relative_error < 5e-3
     uri = sorted(files(recipe))[7]

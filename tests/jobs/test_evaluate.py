@@ -20,6 +20,9 @@ def test_command_line(root, tmp_path, capsys):
     tree = recipe(root, "first", questions=4, images=4).model_dump(mode="json")
     file.write_text(yaml.safe_dump(tree))
     assert main([str(file), "--bundle", f"{root}/bundle", "--out", str(tmp_path / "out")]) == 0
-    assert f"written to {tmp_path}/out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"written to {tmp_path}/out" in printed
+    assert "\nHeld out: compositions. Whether training has their captions is not known: " in printed
+    assert "\nno generation.r5: R@5 of 4 images is 1 by chance: it needs more than 5\n" in printed
     assert main([str(file), "--bundle", f"{root}/first"]) == 1
     assert "is not a bundle" in capsys.readouterr().err.splitlines()[-1]

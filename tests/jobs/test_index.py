@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zlib
 from dataclasses import replace
 
@@ -110,6 +111,11 @@ def test_every_source_of_a_pipeline_is_indexed(base, tmp_path, capsys):
         stages[f"stage-{number}"] = world.tree(base, run={"name": f"stage-{number}"}, data=data)
     (tmp_path / "both.yaml").write_text(yaml.safe_dump({"pipeline": {"name": "both", "stages": stages}}))
     assert main([str(tmp_path / "both.yaml")]) == 0
+    printed = capsys.readouterr().out
+    said = r"{}: left, 1 shards \([\d.]+ kB\), 2 samples, 0 damaged; manifest in .*/pipeline/manifests/left"
+    assert re.search(f"^{said.replace('{}:', 'indexed')}$", printed, re.MULTILINE)
+    # The second stage names it again.
+    assert re.search(f"^{said.replace('{}', 'already indexed')}$", printed, re.MULTILINE)
     rows = [read_manifest(f"{base}/pipeline/manifests/{source['name']}").rows for source in sources]
     assert rows == [2, 3]
 

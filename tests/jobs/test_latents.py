@@ -1,5 +1,7 @@
 """Measuring latents: what is written is what the flow needs, and the stage that asks for it finds it."""
 
+import re
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from blip3o.train.features.latents import measure_latents
 from blip3o.train.features.statistics import channel_statistics
 from blip3o.train.initial_weights import prepare_module
 from blip3o.train.stages import stage_of
+from jobs import tokenizer
 from jobs.latents import main
 from tests.evaluate.world import add_source, scenes
 from tests.jobs import world
@@ -71,6 +74,29 @@ def test_features_are_measured_in_the_recipes_precision(base):
     assert all(torch.equal(one, other) for one, other in zip(measured, channel_statistics(halves), strict=True))
     exact = measure_latents(world.recipe(base, **normalised(base)), name="latents-fp32", images=IMAGES)
     assert not torch.equal(measured[0], exact[0])
+
+
+def test_the_last_line_of_a_verb_is_what_it_wrote(base, tmp_path, capsys):
+    file = world.write_recipe(tmp_path / "recipe.yaml", base, **normalised(base))
+    assert main([file, "--name", "said", "--images", "8"]) == 0
+    run = final_uri(f"{base}/runs", "said")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == f"wrote run said: statistics of 16 channels over 8 images, {run}"
+    assert "held other weights" not in said.err
+    assert main([file, "--name", "said", "--images", "16"]) == 0
+    assert f"{run} held other weights: train again what was trained on top of them" in capsys.readouterr().err
+    size = ["--set", "data.tokenizer=said.json", "--set", "model.backbone.vocab_size={}"]
+    lines, warnings = [], ""
+    for tokens in (400, 400, 420):
+        assert tokenizer.main([file, *size[:3], size[3].format(tokens)]) == 0
+        printed = capsys.readouterr()
+        lines.append(printed.out.splitlines()[-1])
+        warnings += printed.err
+    uri = f"{base}/data/said.json"
+    assert re.fullmatch(rf"wrote tokenizer {uri} \(400 tokens, [\d.]+ kB\)", lines[0])
+    assert re.fullmatch(rf"the same tokenizer is already there: {uri} \(400 tokens, [\d.]+ kB\)", lines[1])
+    assert lines[2].startswith(f"wrote tokenizer {uri} (420 tokens, ")
+    assert warnings.count("it replaces another tokenizer: runs that were trained with that one cannot be resumed") == 1
 
 
 def test_a_recipe_that_would_not_use_them_is_refused(base, tmp_path, capsys):

@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from blip3o import settings, storage
-from blip3o.config.pipeline import load_pipeline
+from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file
 from blip3o.errors import ConfigError
 from blip3o.evaluate.reports.run import render_run
-from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, shards_uri
+from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, present_steps, shards_uri
 from blip3o.runs.paths import SNAPSHOT, events_folder, final_uri, tensorboard_folder
 from blip3o.runs.results import DESCRIPTION, read_description, read_final, write_final
 from blip3o.runs.rows import reproducible, rows_of
@@ -39,7 +39,7 @@ LABEL = "ray-subcluster"
 @pytest.fixture(scope="module")
 def quiet(base):
     """An undisturbed run with validations, and its return value; the other runs have no validations."""
-    made = world.recipe(base, evaluate=world.VALIDATED)
+    made = world.recipe(base, evaluate=world.VALIDATED, checkpoint={"keep": 3})
     return made, train(made)
 
 
@@ -79,10 +79,7 @@ def test_metrics_are_complete_and_plausible(quiet):
     assert len({row["loss"] for row in rows}) == len(rows)
     assert all(row["flops/dit"] > 0 and row["flops/encoder"] > 0 and row["tokens"] > 0 for row in rows)
     assert committed_step(made) == made.optim.steps
-    # Pruned when a checkpoint is uploaded, by what is committed then: of nine, those after 18 and 21, and the newest.
-    kept = {file.uri.split("/")[-3] for file in storage.list_files(f"{made.run.storage}/quiet/shards", suffix=".pt")}
-    # That after 12, too, if its validation was not done by then.
-    assert {"quiet-step-00000024"} <= kept <= {f"quiet-step-{step:08d}" for step in (12, 15, 18, 21, 24)}
+    assert present_steps(made) == {18, 21, 24}  # of eight checkpoints, the newest three
     summary = result["summary"]
     assert (summary["steps"], summary["workers"], summary["zero_stage"]) == (24, 2, 1)
     assert 0 <= summary["data_wait_fraction"] < 1
@@ -226,12 +223,17 @@ def test_a_pipeline_with_killed_worker_and_driver_equals_its_stages_run_separate
             process.kill()
         driver.wait()
     assert len(family) == first.parallel.workers, (tmp_path / "log").read_text()[-3000:]
+    assert set(committed_steps(last, "joined")[-2:]) <= present_steps(last)  # wherever the kill was
     step, damaged = damage_newest(last, "joined")
     assert 6 <= step < last.optim.steps
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^(?:already )?finished: [\w-]+", done.stdout, re.MULTILINE) == [
+        "already finished: joined-a", "finished: joined-b"
+    ]  # fmt: skip
     assert re.search(f"step {step} of run 'joined-b' is damaged: {damaged} has \\d+ bytes, \\d+ were", done.stderr)
     assert f"falls back to its checkpoint after step {step - 3}" in done.stderr
+    assert [present_steps(stage) for stage in pipeline.stages] == [{21, 24}, {15, 16}]
     joined = train_pipeline(pipeline)
     for kind in ("sha256", "average_sha256"):
         assert [result.get(kind) for result in joined] == [result.get(kind) for result in apart]
@@ -257,6 +259,10 @@ def test_a_finished_run_submitted_again_does_nothing(monkeypatch, quiet):
     made, expected = quiet
     monkeypatch.setattr("jobs.training.run.fit", lambda *_: pytest.fail("trained again"))
     assert train(made) == expected
+    said: list[str] = []
+    assert train_pipeline(TrainingPipeline.of(made), report=said.append) == [expected]
+    uri = final_uri(made.run.storage, made.run.name)
+    assert [re.fullmatch(rf"already finished: quiet, 24 steps, loss [\d.]+, \d+ s of steps, {uri}", *said)] != [None]
 
 
 def test_a_finished_name_with_another_recipe_is_refused(base, quiet):

@@ -19,7 +19,8 @@ from blip3o.data.sets import writer
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.folders import is_folder, list_folder
 from blip3o.data.sets.importing.items import Listing, is_file_entry, item_entry
-from blip3o.data.sets.importing.samples import sample_of
+from blip3o.data.sets.importing.samples import captions_of, sample_of
+from blip3o.data.sets.importing.splits import CaptionGroups, GroupBy, SharedCaptions, Split
 from blip3o.data.sets.importing.tables import ENDINGS, list_table, table_kind
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.ledger import LedgerEntry, read_ledger, write_ledger
@@ -31,7 +32,10 @@ _SHARDS_HINT = "; shards (.tar, .parquet with the pictures) need no import: pyth
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """The set as written, where its ledger is, and what was left out: `damage` of items, `unused` of other files."""
+    """The set as written, where its ledger is, and what was left out: `damage` of items, `unused` of other files.
+
+    `notes` say in lines what a user should know about its split.
+    """
 
     summary: writer.SetSummary
     ledger: str
@@ -39,6 +43,7 @@ class Imported:
     damage: tuple[LedgerEntry, ...]
     unused: tuple[LedgerEntry, ...]
     converted: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     def account(self) -> list[str]:
         """What became of all inputs, in lines: the numbers of each add up."""
@@ -52,7 +57,7 @@ class Imported:
                 f"{listing.listed} belong to none and are listed, {_total('skipped', listing.skipped)}, "
                 f"{_total('of other kinds', listing.ignored)}"
             )
-        return lines
+        return [*lines, *self.notes]
 
 
 def _total(what: str, kinds: Mapping[str, int]) -> str:
@@ -70,6 +75,7 @@ def import_set(
     out: str,
     *,
     heldout: float = 0.0,
+    group_by: GroupBy = "picture",
     samples_per_shard: int = 1000,
     limits: LimitsConfig | None = None,
     options: TableOptions | None = None,
@@ -77,7 +83,8 @@ def import_set(
 ) -> Imported:
     """Writes the samples at `uri` (a folder, or a table by its ending) as shards below `out`.
 
-    A share `heldout` of them, chosen by hashes of their images' names, goes to shards of their own. A set that is there
+    A share `heldout` of them, chosen by hashes of their images' names, goes to shards of their own; with
+    `group_by="caption"`, by hashes of their captions, so that equal captions are on one side. A set that is there
     already, of the same listing, is only reported; an interrupted one is started again. `options` say how a table is
     read if that cannot be detected. Raises `DataError` if the table cannot be read, nothing in it can be used, or
     `out` holds another set; `StorageError` as reads do.
@@ -92,19 +99,51 @@ def import_set(
         "heldout": str(heldout),
         "limits": limits.model_dump_json(),
         "samples_per_shard": samples_per_shard,
+        **({} if group_by == "picture" else {"group_by": group_by}),
         **{name: value for name, value in vars(options).items() if value},
     }
     ledger = storage.join(out, writer.LEDGER)
     converted: Counter[str] = Counter()
+    shared = SharedCaptions()
     there = writer.completed(out, settings)
     if there is None:
-        checked = _checked(listing, ledger, converted, heldout, limits, on_progress)
+        groups = CaptionGroups(_all_captions(listing, limits)) if group_by == "caption" else None
+        checked = _checked(listing, ledger, converted, Split(heldout=heldout, groups=groups), limits, on_progress)
+        checked = _counted_captions(checked, shared)
         total = len(listing.items)
         there = writer.write_set(out, checked, settings=settings, total=total, samples_per_shard=samples_per_shard)
     damage = _damage(ledger, listing)
     return Imported(
-        summary=there, ledger=ledger, listing=listing, damage=damage, unused=listing.left_out, converted=converted
+        summary=there,
+        ledger=ledger,
+        listing=listing,
+        damage=damage,
+        unused=listing.left_out,
+        converted=converted,
+        notes=tuple(_notes(there, shared, heldout, group_by)),
     )
+
+
+def _all_captions(listing: Listing, limits: LimitsConfig) -> Iterator[list[str]]:
+    found = (captions_of(item, limits) for item in listing.items)
+    return (captions for captions in found if captions)
+
+
+def _counted_captions(samples: Iterator[writer.Sample], shared: SharedCaptions) -> Iterator[writer.Sample]:
+    """Passes samples on, and counts the captions on each side."""
+    for sample in samples:
+        shared.add(sample.record["split"], sample.record["captions"])
+        yield sample
+
+
+def _notes(summary: writer.SetSummary, shared: SharedCaptions, heldout: float, group_by: GroupBy) -> Iterator[str]:
+    if note := shared.note():
+        yield note
+    drawn = f"each {group_by} is held out with probability {heldout:g}"
+    if heldout and "heldout" not in summary.counts:
+        yield f"nothing is held out: {drawn}; give a larger --heldout"
+    if "train" not in summary.counts:
+        yield f"nothing is left to train on: {drawn}; give a smaller --heldout"
 
 
 def _listed(uri: str, out: str, options: TableOptions) -> Listing:
@@ -128,7 +167,7 @@ def _checked(
     listing: Listing,
     ledger: str,
     converted: Counter[str],
-    heldout: float,
+    split: Split,
     limits: LimitsConfig,
     on_progress: writer.Progress | None,
 ) -> Iterator[writer.Sample]:
@@ -139,7 +178,7 @@ def _checked(
     damage: list[LedgerEntry] = []
     for number, item in enumerate(listing.items):
         try:
-            sample = sample_of(number, item, heldout, limits)
+            sample = sample_of(number, item, split, limits)
             if "converted" in sample.record:
                 converted[_conversion(**sample.record["converted"])] += 1
             yield sample

@@ -28,6 +28,7 @@ from blip3o.data.shards.scan import ShardScan, scan_shard
 from blip3o.data.shards.scan_result import STAGE, ScanOptions
 from blip3o.errors import DataError
 from blip3o.storage.patterns import find_shards
+from blip3o.storage.sizes import readable
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,17 @@ class IndexSummary:
     scanned: int
     bad_rows: int
     bad_share: float
+
+    def __str__(self) -> str:
+        """One line for the console."""
+        shards = self.manifest.shards
+        known = len(shards) - self.scanned
+        did = "already indexed:" if not self.scanned else f"indexed ({known} shards were)" if known else "indexed"
+        size = readable(sum(shard.size for shard in shards))
+        return (
+            f"{did} {self.manifest.name}, {len(shards)} shards ({size}), {self.manifest.rows} samples, "
+            f"{self.bad_rows} damaged; manifest in {self.manifest.uri}"
+        )
 
 
 def index_source(

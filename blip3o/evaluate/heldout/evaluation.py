@@ -1,7 +1,7 @@
 """Scores a bundle on held-out data: asks its questions, draws its prompts, and writes every figure with its controls.
 
-`evaluate` leaves four files: `evaluation.json` (every figure next to chance and its control), `answers.jsonl` (every
-reply verbatim), `grid.png` and `report.html`.
+`evaluate` leaves four files: `evaluation.json` (every figure next to chance and its control, and under `reasons` why
+one is null), `answers.jsonl` (every reply verbatim), `grid.png` and `report.html`.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from blip3o.bundle.reading import load_bundle
 from blip3o.config.recipe import Recipe
 from blip3o.device import select
 from blip3o.evaluate.heldout import scene_accuracy
+from blip3o.evaluate.heldout.apart import Apart, compare
 from blip3o.evaluate.heldout.outputs import (
     DecodedImages,
     Drawings,
@@ -33,17 +34,19 @@ from blip3o.evaluate.heldout.outputs import (
     vary,
 )
 from blip3o.evaluate.heldout.reader import EvaluationSamples, choose
+from blip3o.evaluate.heldout.reasons import null_reasons
 from blip3o.evaluate.metrics import feature_space, retrieval, understanding
 from blip3o.evaluate.metrics.understanding import MIN_CHOICES, AnswerRecord
 from blip3o.evaluate.progress import progress_bar
 from blip3o.evaluate.reports.grid import render_grid
 from blip3o.evaluate.reports.heldout import AnsweredPicture, ReportImages, render_report
 from blip3o.inference.pipeline import Blip3oPipeline
+from blip3o.runs.paths import EVALUATION
 
 WIDTH = 32  # rows of one batch
 GRID_ROWS, GRID_COLUMNS = 4, 4  # prompts of each source, drawings of each prompt
 GRID_TITLE = "What the model draws"
-GRID_SUBTITLE = f"The first {GRID_ROWS} held-out prompts of each set in the order of the draw. Training never saw them."
+GRID_SUBTITLE = f"The first {GRID_ROWS} held-out prompts of each set in the order of the draw. Held out: {{kinds}}."
 NOT_COMPARABLE = "own judge, own feature space, own data: compare with chance and between runs only"
 
 
@@ -63,7 +66,8 @@ def evaluate(recipe: Recipe, bundle_uri: str, out_uri: str) -> Evaluation:
     that is not a bundle.
     """
     samples = choose(recipe.data, recipe.evaluate)
-    evaluation = _score(recipe, _pipeline(recipe, bundle_uri), samples, _bundle_provenance(bundle_uri))
+    apart = compare(recipe.data, [*samples.items, *(question.item for question in samples.questions)])
+    evaluation = _score(recipe, _pipeline(recipe, bundle_uri), samples, apart, _bundle_provenance(bundle_uri))
     _write(evaluation, out_uri)
     return evaluation
 
@@ -85,7 +89,7 @@ def _pipeline(recipe: Recipe, bundle_uri: str) -> Blip3oPipeline:
 
 
 def _score(
-    recipe: Recipe, pipeline: Blip3oPipeline, samples: EvaluationSamples, provenance: dict[str, Any]
+    recipe: Recipe, pipeline: Blip3oPipeline, samples: EvaluationSamples, apart: Apart, provenance: dict[str, Any]
 ) -> Evaluation:
     seed = recipe.evaluate.seed
     answered, understood = _ask(pipeline, samples, seed)
@@ -104,9 +108,11 @@ def _score(
         "generation": _retrieval(drawings, seed),
         "own": _own_features(drawings, variants, seed),
         "scenes": _scenes(drawings, decoded, scenes, seed),
+        "held_out": apart.figures(),
         "provenance": provenance | _provenance(recipe, pipeline, samples),
     }
-    grid = render_grid(sections, title=GRID_TITLE, subtitle=GRID_SUBTITLE)
+    scores["reasons"] = null_reasons(scores)
+    grid = render_grid(sections, title=GRID_TITLE, subtitle=GRID_SUBTITLE.format(kinds=apart.kinds))
     return Evaluation(scores=scores, images=ReportImages(grid=grid, answered=answered))
 
 
@@ -180,7 +186,7 @@ def _write(evaluation: Evaluation, uri: str) -> None:
         "answers.jsonl": "\n".join([*records, ""]).encode(),
         "grid.png": _png(evaluation.images.grid),
         "report.html": report.encode(),
-        "evaluation.json": json.dumps(evaluation.scores, indent=1, ensure_ascii=False).encode(),
+        EVALUATION: json.dumps(evaluation.scores, indent=1, ensure_ascii=False).encode(),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(uri, name), data)

@@ -60,7 +60,8 @@ def _vendi(x: np.ndarray) -> float:
 
 
 def alignment(generated: np.ndarray, truth: np.ndarray, *, seed: int) -> dict[str, Any]:
-    """Cosine and R@k between drawings and their true images, each as {value, interval, shuffled}; R@k has `chance`.
+    """Cosine and R@k between drawings and their true images, each as {value, interval, shuffled}; R@k has `chance`,
+    and is None throughout where k is not below n.
 
     Row i of `generated` and of `truth` [n, …] belong to one caption. Intervals are 95 %, bootstrapped over the drawings
     with the true images fixed (Wilson's for a share whose bootstrap reaches 0 or 1). `shuffled` pairs every drawing
@@ -72,8 +73,11 @@ def alignment(generated: np.ndarray, truth: np.ndarray, *, seed: int) -> dict[st
     others = derangement(n, numpy_generator(seed, "own", "shuffled", n))
     figures: dict[str, Any] = {"own_cosine": _figure(cosines, others, _own_cosine, seed, share=False)}
     for k in KS:
-        of_k = _figure(cosines, others, functools.partial(hits, k=k), seed, share=True)
-        figures[f"own_r{k}"] = of_k | {"chance": min(k / n, 1.0)}
+        if k < n:
+            of_k = _figure(cosines, others, functools.partial(hits, k=k), seed, share=True)
+            figures[f"own_r{k}"] = of_k | {"chance": k / n}
+        else:
+            figures[f"own_r{k}"] = dict.fromkeys(("value", "interval", "shuffled", "chance"))
     return figures | {"own_mmd": mmd_of_pairs(generated.reshape(n, -1), truth.reshape(n, -1)), "n": n}
 
 

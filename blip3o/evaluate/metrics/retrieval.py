@@ -15,6 +15,7 @@ from blip3o.rng import numpy_generator
 
 TIE = 1e-9  # cosines that differ by less are equal, because equal rows may be summed in different orders
 KS = (1, 5)
+MIN_ITEMS = 2
 
 
 def similarity(generated: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -57,26 +58,27 @@ def score(generated: np.ndarray, truth: np.ndarray, sources: Sequence[str], *, s
     """The scores as they go into evaluation.json: over all items, and within each source (`by_source`).
 
     Row i of `generated` and of `truth` [n, L, F] belong to one caption of source `sources[i]`; captions must differ.
-    `r1` and `r5` come with `chance_r1`, `chance_r5` (k / n), `shuffled_r1` and `shuffled_r5`. Raises `DataError` for
-    fewer than 2 items. A source with a single item has no figures of its own.
+    `r1` and `r5` come with `chance_r1`, `chance_r5` (k / n), `shuffled_r1` and `shuffled_r5`. Where k is not below n,
+    they are None: any drawing would score 1. Raises `DataError` for fewer than 2 items.
     """
+    if len(generated) < MIN_ITEMS:
+        raise DataError(f"{len(generated)} held-out items: retrieval needs at least {MIN_ITEMS}")
     cosines = similarity(generated, truth)
     of_source = {name: np.flatnonzero(np.asarray(sources) == name) for name in sorted(set(sources))}
     return _figures(cosines, seed) | {
         "by_source": {
-            name: _figures(similarity(generated[rows], truth[rows]), seed)
-            for name, rows in of_source.items()
-            if len(rows) > 1
+            name: _figures(similarity(generated[rows], truth[rows]), seed) for name, rows in of_source.items()
         }
     }
 
 
 def _figures(cosines: np.ndarray, seed: int) -> dict[str, Any]:
     n = len(cosines)
+    judged = [k for k in KS if k < n]
+    figures: dict[str, Any] = {f"{what}r{k}": None for what in ("", "chance_", "shuffled_") for k in KS} | {"n": n}
+    if not judged:
+        return figures
     shuffled = cosines[derangement(n, numpy_generator(seed, "evaluate", "shuffled", n))]
-    return {
-        **{f"r{k}": recall(cosines, k) for k in KS},
-        **{f"chance_r{k}": min(k / n, 1.0) for k in KS},
-        **{f"shuffled_r{k}": recall(shuffled, k) for k in KS},
-        "n": n,
-    }
+    for k in judged:
+        figures |= {f"r{k}": recall(cosines, k), f"chance_r{k}": k / n, f"shuffled_r{k}": recall(shuffled, k)}
+    return figures

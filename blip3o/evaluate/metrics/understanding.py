@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from blip3o.data.text.normalise import normalise
 from blip3o.evaluate.metrics.intervals import RESAMPLES, wilson_at_the_edges
 from blip3o.rng import numpy_generator
 
@@ -39,11 +40,6 @@ class AnswerRecord:
     def unparsed(self) -> bool:
         """Whether the reply is none of the choices of a closed question."""
         return bool(self.choices) and normalise(self.reply) not in {normalise(choice) for choice in self.choices}
-
-
-def normalise(text: str) -> str:
-    """A reply in the form in which it is compared: lower case, single spaces, no final period."""
-    return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
 def score(records: Sequence[AnswerRecord], *, seed: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOR = "#4c78c8"
+# Of several runs: told apart in black and white print by their order only, and by most people who see colours.
+COLORS = (COLOR, "#d9822b", "#2f9e6e", "#b0489a", "#8a6d3b", "#c8453b", "#1f9bb0", "#6f7683")
 _COLUMNS = 3
 _PANEL = (3.3, 2.2)  # width and height, inches
 _PAGE_INK = "#010203"  # a placeholder for the page's own colour until the SVG is finished
@@ -44,12 +46,16 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One small plot: lines by name, each of points (x, y). A single line is drawn with its running mean."""
+    """One small plot: lines by name, each of points (x, y). A single line is drawn with its running mean.
+
+    With `runs`, so is every line, in the color of its place among `COLORS`; the page has the legend.
+    """
 
     title: str
     unit: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
     x: str = "step"
+    runs: bool = False
 
 
 def loss_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -87,10 +93,11 @@ def draw_panels(wanted: Sequence[Panel]) -> str:
 def _draw(place: "Axes", panel: Panel) -> None:
     lines = {name: np.array(points, dtype=float) for name, points in panel.lines.items() if points}
     values = np.concatenate([points[:, 1] for points in lines.values()])
-    if len(lines) == 1:
-        [points] = lines.values()
-        place.plot(points[:, 0], points[:, 1], color=COLOR, alpha=0.3, linewidth=0.7)
-        place.plot(points[:, 0], smoothed(points[:, 1]), color=COLOR, linewidth=1.6)
+    if len(lines) == 1 or panel.runs:
+        colors = dict(zip(panel.lines, COLORS, strict=False)) if panel.runs else dict.fromkeys(lines, COLOR)
+        for name, points in lines.items():
+            place.plot(points[:, 0], points[:, 1], color=colors[name], alpha=0.3, linewidth=0.7)
+            place.plot(points[:, 0], smoothed(points[:, 1]), color=colors[name], linewidth=1.6)
     else:
         _draw_several(place, lines)
     if values.min() > 0 and values.max() / values.min() > _LOG_RANGE:

@@ -44,7 +44,8 @@ def write_report(path: Path, *, summary: Scores, metrics: Metrics, images: Repor
 def render_report(*, summary: Scores, metrics: Metrics, images: ReportImages) -> str:
     """The page as HTML.
 
-    `summary` is what evaluation.json holds (`understanding`, `generation`, `scenes`, `provenance`); its `scenes` may be
+    `summary` is what evaluation.json holds (`understanding`, `generation`, `scenes`, `provenance`, and if it has them
+    `held_out` and `reasons`); its `scenes` may be
     a suite's figures (`jobs.evaluation.demo_scores`) that hold those as `by_parts`. It may add `stages`: {name: a
     stage's summary}. `metrics` are each stage's rows with `step` and `loss`; without rows there are no curves.
     """
@@ -54,13 +55,15 @@ def render_report(*, summary: Scores, metrics: Metrics, images: ReportImages) ->
         section("Drawings", _DRAWINGS_NOTE, picture(images.grid, alt="grid of drawings", css="grid")),
         section("Answers", _ANSWERS_NOTE, _cards(images.answered[:EXAMPLES])),
         section("By kind, source and family", _DETAILS_NOTE, _details(summary)),
+        section("Not measured", "Figures without a value, and why.", _reasons(summary.get("reasons", {}))),
         section("Training", _TRAINING_NOTE, _curves(metrics) + _stage_table(stages)),
         section("Provenance", "What these figures were made from.", _provenance(summary.get("provenance", {}))),
     ]
-    return page("BLIP3-o: what was trained, and what it can do", _INTRO, sections)
+    note = summary.get("held_out", {}).get("note", "")
+    return page("BLIP3-o: what was trained, and what it can do", f"{_INTRO} {note}", sections)
 
 
-_INTRO = "Understanding and generation by one model, scored on samples that no training stage has seen."
+_INTRO = "Understanding and generation by one model, scored on samples that are held out from training."
 _FIGURES_NOTE = (
     "The tick on a bar is the control (the same questions with other pictures, the same drawings with other captions), "
     "or chance where there is none. The limit is what true features give through the decoder. "
@@ -125,6 +128,7 @@ def _retrieval_rows(scores: Scores) -> list[list[str]]:
             n=scores["n"],
         )
         for k, place in ((1, "first (R@1)"), (5, "among five (R@5)"))
+        if scores[f"r{k}"] is not None
     ]
 
 
@@ -173,7 +177,8 @@ def _details(summary: Scores) -> str:
         ]
     for name, figures in summary["generation"]["by_source"].items():
         found = {"chance": figures["chance_r1"], "control": figures["shuffled_r1"]}
-        rows.append(_row(f"R@1 within {text(name)}", figures["r1"], n=figures["n"], **found))
+        if figures["r1"] is not None:
+            rows.append(_row(f"R@1 within {text(name)}", figures["r1"], n=figures["n"], **found))
     scenes = summary.get("scenes")
     families = {} if scenes is None else scenes.get("by_parts", scenes)["families"]
     rows += [_row(f"Scenes: {text(name)}", family["all_correct"], n=family["n"]) for name, family in families.items()]
@@ -211,6 +216,10 @@ def _stage_row(name: str, stage: Scores) -> list[str]:
     losses = [f"{stage[key]:.4g}" for key in ("first_loss", "last_loss")]
     times = [f"{stage['samples_per_second']:.1f}", percent(stage["data_wait_fraction"]), f"{stage['seconds']:.0f}"]
     return [text(name), str(stage["steps"]), *losses, *times, str(stage["workers"]), str(stage["zero_stage"])]
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    return table([], [[text(name), text(reason)] for name, reason in reasons.items()], words=True) if reasons else ""
 
 
 def _provenance(values: Scores) -> str:

@@ -24,7 +24,10 @@ _SHOWN_GRIDS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Everything that a run wrote: rows of steps, validations and drawings by step, events and attempts by time."""
+    """Everything that a run wrote: rows of steps, validations and drawings by step, events and attempts by time.
+
+    `evaluation` are the figures of an evaluation of it; None without one.
+    """
 
     name: str
     recipe: Mapping[str, Any]
@@ -34,6 +37,7 @@ class RunRecord:
     events: Sequence[Row]
     attempts: Sequence[Row]
     finished: bool
+    evaluation: Mapping[str, Any] | None = None
 
 
 def render_run(run: RunRecord) -> str:
@@ -46,10 +50,10 @@ def render_run(run: RunRecord) -> str:
         f"Run {run.name}",
         note,
         [
-            section("Training", _TRAINING_NOTE, _wrapped(draw_panels(_training_panels(run.rows)))),
-            section("Speed", _SPEED_NOTE, _speed(run.rows) + _wrapped(draw_panels(_speed_panels(run.rows)))),
+            section("Training", _TRAINING_NOTE, wrapped(draw_panels(_training_panels(run.rows)))),
+            section("Speed", _SPEED_NOTE, _speed(run.rows) + wrapped(draw_panels(_speed_panels(run.rows)))),
             section("Where the operations go", _PARTS_NOTE, _parts(run.rows)),
-            section("Validation", _VALIDATION_NOTE, _wrapped(draw_panels(_validation_panels(run.validations)))),
+            section("Validation", _VALIDATION_NOTE, wrapped(draw_panels(_validation_panels(run.validations)))),
             section("Drawings", _DRAWINGS_NOTE, _drawings(run.drawings)),
             section("Events", "Starts of the workers, and what went wrong.", _events(run)),
             section("Recipe", "As it was resolved: every value.", _recipe(run.recipe)),
@@ -67,7 +71,8 @@ _VALIDATION_NOTE = (
 _DRAWINGS_NOTE = "The same held-out prompts and seeds after each number of steps; the newest first."
 
 
-def _line(rows: Sequence[Row], column: str, scale: float = 1.0) -> list[tuple[float, float]]:
+def line(rows: Sequence[Row], column: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    """A column over steps as points of a curve, `_MAX_POINTS` of them at most."""
     points = [(float(row["step"]), row[column] * scale) for row in rows if column in row]
     return points[:: -(-len(points) // _MAX_POINTS) or 1]
 
@@ -81,17 +86,17 @@ def _training_panels(rows: Sequence[Row]) -> list[Panel]:
     shown = terms if len(terms) > 1 else []  # a single term is the loss
     columns = {"loss": "loss", **{name.removeprefix("loss/"): name for name in shown}}
     columns |= {"gradient norm": "grad_norm", "learning rate": "lr"}
-    return [_single(title, "", _line(rows, column)) for title, column in columns.items()]
+    return [_single(title, "", line(rows, column)) for title, column in columns.items()]
 
 
 def _speed_panels(rows: Sequence[Row]) -> list[Panel]:
     rows = rows[1:]
     return [
-        _single("samples a second", "1/s", _line(rows, "samples_per_second")),
-        _single("data wait", "s", _line(rows, "data_wait")),
-        _single("MFU", "share of peak", _line(rows, "mfu")),
-        _single("padding", "share of operations", _line(rows, "padding")),
-        _single("memory", "GB", _line(rows, "memory_bytes", 1e-9)),
+        _single("samples a second", "1/s", line(rows, "samples_per_second")),
+        _single("data wait", "s", line(rows, "data_wait")),
+        _single("MFU", "share of peak", line(rows, "mfu")),
+        _single("padding", "share of operations", line(rows, "padding")),
+        _single("memory", "GB", line(rows, "memory_bytes", 1e-9)),
     ]
 
 
@@ -99,8 +104,8 @@ def _validation_panels(validations: Sequence[Row]) -> list[Panel]:
     names = sorted({name for row in validations for name in row if name.startswith("validation/")})
     plain = [name for name in names if not name.startswith(_FLOW_BINS) and name != "validation/loss"]
     bins = sorted((name for name in names if name.startswith(_FLOW_BINS)), key=_lower_edge)
-    panels = [_single(name.removeprefix("validation/"), "loss", _line(validations, name)) for name in plain]
-    lines = {name.removeprefix(_FLOW_BINS): _line(validations, name) for name in bins}
+    panels = [_single(name.removeprefix("validation/"), "loss", line(validations, name)) for name in plain]
+    lines = {name.removeprefix(_FLOW_BINS): line(validations, name) for name in bins}
     return [*panels, Panel(title="flow by noise level", unit="loss", lines=lines)] if bins else panels
 
 
@@ -109,12 +114,18 @@ def _lower_edge(name: str) -> float:
 
 
 def _speed(rows: Sequence[Row]) -> str:
+    cells = speed_figures(rows)
+    return table(list(cells), [list(cells.values())]) if cells else ""
+
+
+def speed_figures(rows: Sequence[Row]) -> dict[str, str]:
+    """How fast a run was, by name; empty before its second step. The first step is left out."""
     rows = rows[1:]
     if not rows:
-        return ""
+        return {}
     seconds = sum(row["seconds"] for row in rows)
     stall = sum(row.get("checkpoint_stall", 0.0) for row in rows)
-    cells = {
+    return {
         "seconds a step": f"{statistics.median(row['seconds'] for row in rows):.3f}",
         "samples a second": f"{statistics.median(row['samples_per_second'] for row in rows):.1f}",
         "tokens a second": _median(rows, "tokens_per_second", "{:.0f}"),
@@ -124,7 +135,6 @@ def _speed(rows: Sequence[Row]) -> str:
         "checkpoint stall": percent(stall / (seconds + stall)),
         "peak memory": f"{max(row['memory_bytes'] for row in rows) / 1e9:.2f} GB",
     }
-    return table(list(cells), [list(cells.values())])
 
 
 def _median(rows: Sequence[Row], column: str, form: str) -> str:
@@ -176,5 +186,6 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
     return table([], [[text(key), text(value)] for key, value in flattened(recipe).items()], words=True)
 
 
-def _wrapped(svg: str) -> str:
+def wrapped(svg: str) -> str:
+    """Curves as an element of the page; "" without any."""
     return f'<div class="curves">{svg}</div>' if svg else ""

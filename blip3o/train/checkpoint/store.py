@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from blip3o import storage
 from blip3o.config.recipe import Recipe
-from blip3o.errors import CheckpointError
+from blip3o.errors import CheckpointError, StorageError
 from blip3o.runs import checkpoints
 from blip3o.runs.listing import validations
 from blip3o.runs.paths import rejected_folder
@@ -54,17 +54,26 @@ def clear_rejection(recipe: Recipe, step: int) -> None:
 def prune(recipe: Recipe, fit_name: str) -> None:
     """Deletes the files of checkpoints that the recipe does not keep, and of those that were never committed.
 
-    Files newer than the newest committed checkpoint stay: their upload may be in progress.
+    Files newer than the newest committed checkpoint stay: their upload may be in progress. A store that refuses is
+    logged: training continues, and the next checkpoint prunes again.
     """
-    steps = checkpoints.committed_steps(recipe, fit_name)
+    try:
+        for step in sorted(_superfluous(recipe, fit_name)):
+            storage.delete(checkpoints.shards_uri(recipe, step))
+    except StorageError as error:
+        logger.warning("old checkpoints of run '%s' are not deleted: %s", recipe.run.name, error)
+
+
+def _superfluous(recipe: Recipe, fit_name: str) -> set[int]:
+    """The steps of the checkpoints that are to be deleted. A rejected one does not count as one that is kept."""
+    rejected = checkpoints.rejected_steps(recipe)
+    steps = [step for step in checkpoints.committed_steps(recipe, fit_name) if step not in rejected]
     if not steps:
-        return
+        return set()
     rules = recipe.checkpoint
     keep = steps_to_keep(steps, last=rules.keep, every=rules.keep_every, best=_best(recipe, steps))
     keep |= _awaiting(recipe, steps)
-    for step in sorted(checkpoints.present_steps(recipe)):
-        if step <= steps[-1] and step not in keep:
-            storage.delete(checkpoints.shards_uri(recipe, step))
+    return {step for step in checkpoints.present_steps(recipe) if step <= steps[-1] and step not in keep}
 
 
 def steps_to_keep(steps: Sequence[int], *, last: int, every: int | None, best: int | None) -> set[int]:

@@ -19,12 +19,14 @@ from blip3o.device import select
 from blip3o.errors import ConfigError
 from blip3o.model.unified import UnifiedModel
 from blip3o.runs.paths import final_uri
-from blip3o.runs.results import write_final
+from blip3o.runs.results import require_finished, write_final
 from blip3o.train.features.statistics import channel_statistics
 from blip3o.train.initial_weights import Placement, load_start_weights, require_frozen_weights
 from blip3o.train.stages import stage_of
 
 logger = logging.getLogger(__name__)
+
+TARGETS = {"encoder", "decoder"}  # the parts that make targets
 
 
 def measure_latents(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, Tensor]:
@@ -43,6 +45,7 @@ def measure_latents(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, 
     model = _target_model(inputs, name).to(select(recipe.parallel.device), dtype)
     count = -(-images // recipe.optim.micro_batch_size)
     mean, std = channel_statistics(_features(inputs, model, count))
+    starts = [run for run in recipe.stage.start_from if run != name]
     tensors = {"latent_scale.mean": mean, "latent_scale.std": std}
     tree = recipe.model_dump(mode="json")
     write_final(
@@ -51,6 +54,8 @@ def measure_latents(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, 
         {
             "run": name,
             "stage": "latents",
+            "parts": sorted(TARGETS),
+            "starts": {run: require_finished(recipe.run.storage, run)["sha256"] for run in starts},
             "identity": hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest(),
             "recipe": tree,
             "summary": {"images": count * recipe.optim.micro_batch_size},
@@ -63,7 +68,7 @@ def measure_latents(recipe: Recipe, *, name: str, images: int) -> tuple[Tensor, 
 def _target_model(inputs: StageInputs, name: str) -> UnifiedModel:
     """The model parts that compute targets, with weights from the runs in `stage.start_from`, except run `name`."""
     recipe, image_token = inputs.recipe, inputs.image_token_id
-    parts = {"encoder", "decoder"} & set(stage_of(recipe).parts)
+    parts = TARGETS & set(stage_of(recipe).parts)
     model = UnifiedModel(recipe.model, image_token_id=image_token, parts=parts, max_length=recipe.data.max_length)
     require_frozen_weights(model, load_start_weights(model, recipe, to=Placement(), without=name), [])
     return model.eval()

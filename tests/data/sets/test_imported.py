@@ -14,6 +14,7 @@ from blip3o.data.shards.fetch import ShardReader
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import Manifest, write_manifest, write_shard_index
 from blip3o.data.shards.scan import scan_shard
+from blip3o.data.text.normalise import normalise
 from blip3o.errors import DataError, StorageError
 from blip3o.types import RawSample, SampleRef
 from tests.data.shard_files import encode, png, png_bomb
@@ -256,6 +257,58 @@ def test_a_share_is_held_out_by_name_alone(tmp_path):
     storage.delete(f"{tmp_path}/in/7.png")
     again = import_set(f"{tmp_path}/in", f"{tmp_path}/again", heldout=0.3)
     assert {s.meta["file"] for s in samples_of(again.summary.shards["heldout"])} == held - {"7.png"}
+
+
+def import_captioned(root, rows, **options):
+    """Imports rows of (picture, captions), and returns the import, and of each side captions by picture."""
+    for name, _ in rows:
+        storage.write_bytes(f"{root}/{name}", png(0))
+    lines = [json.dumps({"image": name, "captions": captions}) for name, captions in rows]
+    storage.write_bytes(f"{root}/t.jsonl", "\n".join(lines).encode())
+    done = import_set(f"{root}/t.jsonl", f"{root}/out", heldout=0.3, **options)
+    sides = {side: samples_of(shards) for side, shards in done.summary.shards.items()}
+    return done, {side: {s.meta["file"]: s.meta["captions"] for s in found} for side, found in sides.items()}
+
+
+ROWS = [
+    (f"{number}.png", [f"A  dog {number % 20}." if number < 20 else f"a dog {number % 20}"]) for number in range(60)
+]
+# Two captions in one sample join all that have one of them.
+JOINED = [*ROWS, ("both.png", ["a dog 3", "a dog 4"]), ("other.png", ["A cat", "a dog 4"])]
+
+
+def test_samples_of_equal_captions_are_on_one_side(tmp_path):
+    done, sides = import_captioned(tmp_path / "a", JOINED, group_by="caption")
+    assert min(map(len, sides.values())) > 6
+    told = {side: {normalise(text) for texts in found.values() for text in texts} for side, found in sides.items()}
+    assert not told["train"] & told["heldout"]
+    assert len(done.account()) == 1
+    _, again = import_captioned(tmp_path / "b", JOINED[::-1], group_by="caption")
+    assert again == sides
+    fewer = import_captioned(tmp_path / "c", ROWS[7:], group_by="caption")[1]
+    joined = {"a dog 3", "a dog 4"}
+    for side, found in fewer.items():  # of the captions that are no longer joined, one may have changed its side
+        assert {normalise(texts[0]) for texts in found.values()} - joined <= told[side]
+
+
+def test_captions_on_both_sides_are_counted(tmp_path):
+    done, sides = import_captioned(tmp_path, ROWS)
+    train, held = ({normalise(*texts) for texts in sides[side].values()} for side in ("train", "heldout"))
+    assert len(train & held) > 3
+    said = f"{len(train & held)} of {len(held)} held-out captions are training captions as well: --group-by caption"
+    assert done.account()[-1].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("b.png", "nothing is held out: each picture is held out with probability 0.3; give a larger --heldout"),
+        ("a.png", "nothing is left to train on: each picture is held out with probability 0.3; give a smaller"),
+    ],
+)
+def test_an_import_with_an_empty_side_says_so(tmp_path, name, said):
+    done, _ = import_captioned(tmp_path, [(name, ["a"])])
+    assert done.account()[-1].startswith(said)
 
 
 def test_rows_that_make_no_sample_are_listed_and_cost_no_other(folder, tmp_path):

@@ -34,6 +34,21 @@ def test_what_is_returned_is_what_is_written(root, made):
         assert "Retrieval" in file.read()
 
 
+def nulls(value, name=""):
+    for key, inner in value.items():
+        if inner is None:
+            yield f"{name}{key}"
+        elif isinstance(inner, dict):
+            yield from nulls(inner, f"{name}{key}.")
+
+
+def test_every_null_has_a_reason_and_every_reason_a_null(made):
+    found = made.scores["reasons"]
+    assert found.keys() == set(nulls(made.scores)) >= {"understanding.open.chance", "held_out.captions_in_training"}
+    assert "manifest.parquet does not exist: index the source first" in found["held_out.captions_in_training"]
+    assert not [reason for reason in found.values() if "not defined for these samples" in reason]
+
+
 def test_an_untrained_model_scores_no_better_than_chance_and_the_judge_is_exact(made):
     scores = made.scores
     assert (scores["generation"]["n"], scores["generation"]["chance_r1"]) == (12, 1 / 12)
@@ -74,7 +89,15 @@ def test_data_without_questions_and_scenes_leave_those_figures_out(root, tmp_pat
         scene.record.clear()
         scene.record["captions"] = [scene.key]
     add_source(root, "plain", plain)
-    scores = evaluate(recipe(root, "plain", images=8), f"{root}/bundle", str(tmp_path)).scores
+    scores = evaluate(recipe(root, "plain", images=5), f"{root}/bundle", str(tmp_path)).scores
     assert scores["understanding"] is None
     assert scores["scenes"] is None
-    assert scores["generation"]["n"] == 8
+    assert (scores["generation"]["n"], scores["generation"]["r5"]) == (5, None)
+    reasons = scores["reasons"]
+    assert reasons["understanding"] == "no held-out sample has questions (`qa` in its record)"
+    assert reasons["scenes"] == "no held-out sample is a scene of `blip3o data build scenes`"
+    for name in ("generation.r5", "generation.by_source.plain.chance_r5", "own.own_r5.value"):
+        assert reasons[name] == "R@5 of 5 images is 1 by chance: it needs more than 5"
+    page = (tmp_path / "report.html").read_text()
+    assert "no held-out sample has questions" in page and "Held out: samples." in page
+    assert "among five" not in page

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip3o.errors import DataError
+from blip3o.evaluate.metrics.feature_space import alignment
 from blip3o.evaluate.metrics.retrieval import derangement, recall, score, similarity
 from blip3o.rng import numpy_generator
 
@@ -69,6 +70,15 @@ def test_sources_are_scored_among_themselves():
     assert scores["by_source"]["b"]["chance_r1"] == 1 / 6
 
 
-def test_a_source_of_one_item_has_no_figures_of_its_own():
-    truth = features(5)
-    assert set(score(truth, truth, ["a"] * 4 + ["b"], seed=0)["by_source"]) == {"a"}
+def test_what_any_drawing_would_reach_is_no_figure():
+    """R@5 of five images is 1 whatever is drawn, and so is R@1 of one."""
+    truth = features(6)
+    scores = score(truth, truth, ["a"] * 5 + ["b"], seed=0)
+    assert (scores["r5"], scores["chance_r5"]) == (1.0, 5 / 6)
+    of_five, of_one = scores["by_source"]["a"], scores["by_source"]["b"]
+    assert (of_five["r1"], of_five["r5"], of_five["chance_r5"], of_five["shuffled_r5"]) == (1.0, None, None, None)
+    assert (of_one.pop("n"), set(of_one.values())) == (1, {None})
+    own = alignment(truth[:5], truth[:5], seed=0)
+    assert (own["own_r1"]["value"], set(own["own_r5"].values())) == (1.0, {None})
+    with pytest.raises(DataError, match="1 held-out items: retrieval needs at least 2"):
+        score(truth[:1], truth[:1], ["a"], seed=0)

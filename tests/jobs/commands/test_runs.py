@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from blip3o import storage
 from blip3o.errors import StorageError
+from blip3o.evaluate.reports.curves import COLORS
 from blip3o.runs.listing import list_runs
-from blip3o.runs.paths import ATTEMPTS, EVENTS, final_uri, recipe_uri, validation_uri
+from blip3o.runs.paths import ATTEMPTS, EVENTS, evaluation_uri, final_uri, recipe_uri, validation_uri
 from blip3o.runs.recipes import diff_recipes, diff_values
 from blip3o.runs.results import write_final
 from blip3o.runs.rows import read_rows, with_rates
@@ -120,6 +121,8 @@ def test_values_inside_lists_are_compared_one_by_one(one, other, differing):
     found = diff_values({"data": one}, {"data": other})
     assert found == differing
     assert diff_values({"data": other}, {"data": one}) == {key: (b, a) for key, (a, b) in differing.items()}
+    three = {key: (a, b, a) for key, (a, b) in differing.items()}
+    assert diff_values({"data": one}, {"data": other}, {"data": one}) == three
 
 
 def test_rows_that_were_written_in_two_cuts_count_once_the_newest_first(base):
@@ -148,6 +151,55 @@ def test_the_page_of_a_run_stands_alone_and_tells_its_history(base, tmp_path):
     assert "2 workers; step 1 done 4.2 s later" in page
     assert "shard &lt;0&gt; is missing" in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+EVALUATED = {
+    "understanding": {"accuracy": 0.8125, "two_way": {"accuracy": None}},
+    "generation": {"r1": 0.25, "r5": None},
+    "scenes": None,
+}
+
+
+def cells(page, heading):
+    """The rows of the table below a heading: its first cell → the others."""
+    section = re.search(f"<h2>{heading}</h2>.*?</section>", page).group()
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", section)]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_several_runs_are_compared_on_one_page(base, tmp_path):
+    add_history(base, "whole")
+    storage.write_bytes(f"{evaluation_uri(base, 'whole')}/evaluation.json", json.dumps(EVALUATED).encode())
+    source = {"name": "scenes", "shards": "scenes/train-*.tar", "weight": 2.0}
+    write(
+        base, "slow", [[row | {"samples_per_second": 4.0, "loss": 2.0} for row in rows(3)]], data={"sources": [source]}
+    )
+    out = tmp_path / "both.html"
+    assert run_cli("report", "whole", "slow", "begun", "--storage", base, "-o", str(out)) == f"wrote {out}\n"
+    page = out.read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Figures", "Training", "Validation", "Recipes"]
+    figures = cells(page, "Figures")
+    assert figures[""] == ["whole", "slow", "begun"]
+    assert figures["steps"] == ["6 of 6, finished", "3 of 6, not finished", "0 of 6, not finished"]
+    assert figures["loss"] == ["0.1667", "2", "–"]
+    assert figures["samples a second"] == ["16.0", "4.0", "–"]
+    assert figures["seconds of all steps"] == ["3", "2", "–"]
+    assert figures["validation/flow"] == ["0.5 after 4 steps", "–", "–"]
+    assert figures["answers, three or more choices"] == ["81.2 %", "–", "–"]
+    assert figures["own image found first (R@1)"] == ["25.0 %", "–", "–"]
+    assert "own image among five (R@5)" not in figures  # no run has it
+    assert cells(page, "Recipes") == {
+        "": ["whole", "slow", "begun"], "data.sources[0].weight": ["1.0", "2.0", "1.0"]
+    }  # fmt: skip
+    svg = re.search(r"<svg.*?</svg>", page, re.DOTALL).group()
+    assert [svg.count(f"stroke: {color}") > 0 for color in COLORS[:3]] == [True, True, False]
+    assert all(f'<b style="color:{color}">' in page for color in COLORS[:3])
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_a_run_is_compared_with_others_only(base):
+    result = CliRunner().invoke(app, ["report", "whole", "whole", "--storage", base])
+    assert "whole, whole: name each run once, and 8 at most" in str(result.exception)
 
 
 def test_a_run_that_has_just_begun_has_a_page_too(base, tmp_path):

@@ -1,11 +1,12 @@
 """Which checkpoints count, are kept, and serve as fallback. Without Ray: its snapshot is written by hand."""
 
 import json
+import re
 
 import pytest
 
 from blip3o import storage
-from blip3o.errors import CheckpointError
+from blip3o.errors import CheckpointError, StorageError
 from blip3o.runs.checkpoints import checkpoint_name, committed_steps, shards_uri
 from blip3o.runs.paths import SNAPSHOT, validation_uri
 from blip3o.train.checkpoint.store import clear_rejection, committed_step, prune, reject, steps_to_keep
@@ -61,6 +62,29 @@ def test_pruning_keeps_the_checkpoints_of_the_rules_and_uploads_in_progress(made
     validated(made, {3: 0.5, 6: 0.2, 9: 0.3})
     prune(made, FIT)
     assert steps_with_files(made) == [6, 12, 15]
+
+
+def test_a_rejected_checkpoint_is_not_counted_among_those_that_are_kept(made):
+    reject(made, FIT, 12, "a.pt is missing")
+    prune(made, FIT)
+    assert steps_with_files(made) == [9, 12, 15]  # that after 12 steps may be on its way again
+    reject(made, FIT, 6, "b.pt is missing")
+    clear_rejection(made, 12)
+    prune(made, FIT)
+    assert steps_with_files(made) == [12, 15]
+
+
+def test_a_store_that_refuses_to_delete_does_not_end_the_run(made, caplog, monkeypatch):
+    def refuse(uri):
+        raise StorageError(f"{uri}: access denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "delete", refuse)
+        prune(made, FIT)
+    assert re.search(r"old checkpoints of run 'test' are not deleted: .+: access denied", caplog.text)
+    assert steps_with_files(made) == [3, 6, 7, 9, 12, 15]
+    prune(made, FIT)
+    assert steps_with_files(made) == [12, 15]
 
 
 @pytest.mark.parametrize(("figures", "left"), [({}, [9, 12, 15]), ({3: 0.5, 6: 0.6}, [3, 9, 12, 15])])

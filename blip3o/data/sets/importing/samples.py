@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
 from blip3o.config.shards import LimitsConfig
@@ -10,14 +11,14 @@ from blip3o.data.sets.importing.encodings import NUL_BYTES, as_utf8
 from blip3o.data.sets.importing.inline import content_name
 from blip3o.data.sets.importing.items import Item, read_file, readable_name
 from blip3o.data.sets.importing.pictures import Picture, found_instead, stored_picture
+from blip3o.data.sets.importing.splits import Split
 from blip3o.data.shards.damage import DamagedSampleError
 from blip3o.data.shards.sample import NO_CAPTION, Stored, decode_caption, decode_record, decode_words
 from blip3o.data.text.questions import QuestionError
-from blip3o.rng import derive_seed
 
 
-def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> writer.Sample:
-    """The sample of an item, its number from 0 as key; a share `heldout` of all names goes to that split.
+def sample_of(number: int, item: Item, split: Split, limits: LimitsConfig) -> writer.Sample:
+    """The sample of an item, its number from 0 as key, on its side of the split.
 
     Raises `DamagedSampleError` if it cannot be used, `StorageError` if a store does not answer.
     """
@@ -30,7 +31,7 @@ def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> 
             Stored(image=data, caption=caption, record=record), max_caption_chars=limits.max_caption_chars
         )
         picture = stored_picture(data, item.name, max_pixels=limits.max_pixels)
-        whole = _record(item, words.record, words.caption, picture, heldout)
+        whole = _record(item, words.record, words.caption, picture, split)
         decode_caption(whole["captions"][0].encode(), max_chars=limits.max_caption_chars)
         writer.record_bytes(whole)
     except QuestionError as found:
@@ -45,6 +46,25 @@ def sample_of(number: int, item: Item, heldout: float, limits: LimitsConfig) -> 
     except RecursionError as error:
         raise DamagedSampleError("record is nested too deeply") from error
     return writer.Sample(key=f"{number:07d}", image=picture.data, ext=picture.ext, record=whole)
+
+
+def captions_of(item: Item, limits: LimitsConfig) -> list[str]:
+    """The captions that an item's sample will have; none if the item has a fault.
+
+    Raises `StorageError` if a store does not answer.
+    """
+    try:
+        caption, record = _texts(item)
+        words = decode_words(
+            Stored(image=b"", caption=caption, record=record), max_caption_chars=limits.max_caption_chars
+        )
+    except (DamagedSampleError, RecursionError):  # `sample_of` says so, and writes no sample
+        return []
+    return _captions(words.record, words.caption)
+
+
+def _captions(record: Mapping[str, Any], caption: str) -> list[str]:
+    return record.get("captions") or [caption]
 
 
 def _image_bytes(item: Item) -> bytes:
@@ -86,16 +106,19 @@ def _sidecar(uri: str, what: str) -> bytes:
     return text
 
 
-def _record(item: Item, theirs: dict[str, Any], caption: str, picture: Picture, heldout: float) -> dict[str, Any]:
+def _record(item: Item, theirs: dict[str, Any], caption: str, picture: Picture, split: Split) -> dict[str, Any]:
     """The record that is stored: the source's, with our fields; its own values under those names are kept."""
     name = readable_name(item.name)
     key = name if item.data is None else content_name(item.data)  # a table may use one name for all its pictures
+    captions = _captions(theirs, caption)
     ours: dict[str, Any] = {
         "source": "import",
-        "split": "heldout" if derive_seed("import", "split", key) < heldout * 2**63 else "train",
-        "captions": theirs.get("captions") or [caption],
+        "split": split.side(key, captions),
+        "captions": captions,
         "file": name,
     }
+    if split.groups is not None:
+        ours["grouped_by"] = "caption"
     if picture.converted:
         ours["converted"] = {"format": picture.format, "frames": picture.frames}
     kept = {key: theirs[key] for key in ours if key != "captions" and key in theirs}
