@@ -109,6 +109,18 @@ def _shipped_runs() -> dict[str, Place]:
     return runs
 
 
+def trained_runs(reference: str) -> dict[str, str]:
+    """References to the stages that train each known run: of the file that `reference` selects from, and shipped ones.
+
+    Raises `ConfigError` as `find`.
+    """
+    file = find(reference).file
+    found = _stages(read_tree(file), Place(file))
+    own = {} if found.pipeline is None else {tree["run"]["name"]: Place(file, key) for key, tree in found.trees.items()}
+    names = {path: name for name, path in shipped().items()}
+    return {run: f"{names.get(it.file, it.file)}:{it.stage}" for run, it in (_shipped_runs() | own).items()}
+
+
 def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTrees:
     """Reads the stages that a reference selects, and applies overrides.
 

@@ -8,6 +8,7 @@ import hashlib
 from functools import cached_property
 from typing import Any
 
+from blip3o import storage
 from blip3o.config.recipe import Recipe
 from blip3o.data.order.length_buckets import BucketedOrder, CaptionLengths
 from blip3o.data.order.sample_order import SampleOrder
@@ -17,6 +18,7 @@ from blip3o.data.shards.manifest import Manifest, read_manifest
 from blip3o.data.text.templates import ChatTemplate
 from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.data.text.tokenizer_files import read_tokenizer_json
+from blip3o.errors import DataError
 
 
 class StageInputs:
@@ -52,11 +54,18 @@ class StageInputs:
 
     @cached_property
     def _tokenizer_json(self) -> bytes:
-        return read_tokenizer_json(tokenizer_uri(self.recipe.data))
+        uri = tokenizer_uri(self.recipe.data)
+        try:
+            return read_tokenizer_json(uri)
+        except storage.MissingFileError as error:
+            raise DataError(
+                f"{uri} does not exist: `blip3o tokenizer RECIPE` trains the one of a small model; a released backbone "
+                "needs a copy of its own there"
+            ) from error
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer:
-        """Raises as `read_tokenizer_json`."""
+        """Raises `DataError` if there is none, and as `read_tokenizer_json`."""
         return ChatTokenizer.from_bytes(self._tokenizer_json)
 
     @property
