@@ -3,8 +3,8 @@
 A file is a recipe of one stage, or a pipeline: the sections that all stages share, with the stages in `pipeline`, each
 merged over them:
 
-    run: {storage: s3://blip3o/runs}
-    data: {root: s3://blip3o/data, …}
+    run: {storage: runs}
+    data: {root: data, …}
     pipeline:
       name: tiny
       stages:
