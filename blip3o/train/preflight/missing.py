@@ -65,7 +65,12 @@ def _sources(pipeline: TrainingPipeline) -> Iterator[Missing]:
     for folder, shards in folders.items():
         yield from _shards(pipeline, folder, shards)
     names = ", ".join(location.name for location in unindexed.values())
-    yield Missing(what=f"no index of {names} in {pipeline.stages[0].data.root}/manifests", verb="index")
+    yield Missing(what=f"no index of {names} in {_near(pipeline.stages[0].data.root)}/manifests", verb="index")
+
+
+def _near(uri: str) -> str:
+    """A URI as a user writes it: what lies below the current folder, by its place there."""
+    return uri.removeprefix(f"{storage.normalize('.')}/")
 
 
 def _named(recipe: Recipe) -> tuple[SourceConfig, ...]:
@@ -84,20 +89,20 @@ def _shards(pipeline: TrainingPipeline, folder: str, shards: str) -> Iterator[Mi
     except DataError:
         if storage.list_files(folder):
             raise
-        yield Missing(what=f"no shards in {folder}", fix=f"`{shlex.join(_writer(pipeline, folder))}`")
+        yield Missing(what=f"no shards in {_near(folder)}", fix=f"`{shlex.join(_writer(pipeline, folder))}`")
 
 
 def _writer(pipeline: TrainingPipeline, folder: str) -> list[str]:
     """The command that writes shards into a folder."""
     parent, name = posixpath.split(folder)
     if name not in BUILT or parent not in {recipe.data.root for recipe in pipeline.stages}:
-        return ["blip3o", "data", "import", "PICTURES", "--out", folder]
-    command = ["blip3o", "data", "build", name, "--out", folder]
+        return ["blip3o", "data", "import", "PICTURES", "--out", _near(folder)]
+    command = ["blip3o", "data", "build", name, "--out", _near(folder)]
     if name != "curated":
         return command
     read = [it.shards for recipe in pipeline.stages for it in source_locations(recipe.data)]
     others = dict.fromkeys(uri for shards in read if (uri := posixpath.dirname(shards)) != folder)
-    return [*command, *(word for uri in others for word in ("--from", uri))]
+    return [*command, *(word for uri in others for word in ("--from", _near(uri)))]
 
 
 def _tokenizers(pipeline: TrainingPipeline, trained_by: Mapping[str, str]) -> Iterator[Missing]:
@@ -108,9 +113,9 @@ def _tokenizers(pipeline: TrainingPipeline, trained_by: Mapping[str, str]) -> It
             runs = _outside(pipeline)
             finished = [run for run in runs if is_finished(recipe.run.storage, run)]
             if not finished and all(run in trained_by for run in runs):
-                yield Missing(what=f"no tokenizer in {uri}", verb="tokenizer")
+                yield Missing(what=f"no tokenizer in {_near(uri)}", verb="tokenizer")
             else:
-                yield Missing(what=f"no tokenizer in {uri}", fix=_tokenizer_of(recipe, finished or runs))
+                yield Missing(what=f"no tokenizer in {_near(uri)}", fix=_tokenizer_of(recipe, finished or runs))
 
 
 def _tokenizer_of(recipe: Recipe, runs: Sequence[str]) -> str:
@@ -133,4 +138,4 @@ def _runs(pipeline: TrainingPipeline, trained_by: Mapping[str, str]) -> Iterator
     for run in _outside(pipeline):
         if not is_finished(uri, run):
             adopted = f"`blip3o adopt RECIPE --name {run} --part PREFIX=URI`, or training a run of that name"
-            yield Missing(what=f"no finished run '{run}' in {uri}", fix=trained_by.get(run, adopted))
+            yield Missing(what=f"no finished run '{run}' in {_near(uri)}", fix=trained_by.get(run, adopted))
