@@ -20,7 +20,7 @@ from blip3o.train.preflight.missing import find_missing
 from jobs import cli
 from tests import recipes
 
-SMALL = ("--set", "optim.steps=2", "--set", "checkpoint.every=2", "--set", "parallel.workers=1")
+SMALL = ("--set", "optim.steps=3", "--set", "parallel.workers=1")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_commands_that_an_error_names_lead_to_a_finished_run(ray_cluster, he
     lines = capsys.readouterr().out.splitlines()
     assert [shlex.split(it) for it in lines if it.startswith("preparing")] == [["preparing:", *it] for it in prepared]
     assert cli.main(["runs"]) == 0
-    assert re.match("debug-encoder +encoder +finished +2/2 ", capsys.readouterr().out)
+    assert re.match("debug-encoder +encoder +finished +3/3 ", capsys.readouterr().out)
     assert sorted(path.name for path in here.iterdir()) == ["data", "runs"]
     assert read_description(final_uri(f"{here}/runs", "debug-encoder"))
     assert not (Path(__file__).parents[3] / "runs" / "debug-encoder").exists()
