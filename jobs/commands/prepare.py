@@ -53,8 +53,8 @@ def _line(verb: str, words: Sequence[str]) -> str:
 
 def _verbs(pipeline: TrainingPipeline, missing: "Sequence[Missing]") -> "list[Verb]":
     """What to run, in order. Features are always completed: what is stored is left as it is."""
-    verbs: list[Verb] = [item.verb for item in missing if item.verb and item.verb != "encode"]
-    return [*dict.fromkeys(verbs), *(["encode"] if _cached(pipeline) else [])]
+    verbs: dict[Verb, None] = {item.verb: None for item in missing if item.verb and item.verb != "encode"}
+    return [*verbs, "encode"] if _cached(pipeline) else [*verbs]
 
 
 def _cached(pipeline: TrainingPipeline) -> list[Recipe]:

@@ -77,8 +77,8 @@ def test_a_submitted_job_takes_no_relative_place(here, monkeypatch):
     """Its current folder is a copy, and gone when it ends."""
     monkeypatch.setenv("RAY_JOB_ID", "01000000")
     with pytest.raises(ConfigError, match="'data' is a relative path, and a submitted job .* give an s3:// URI, or"):
-        load_recipe("debug:encoder", ["run.storage=/shared/runs"])
-    assert load_recipe("debug:encoder", ["run.storage=/shared/runs", "data.root=s3://b/data"])
+        load_recipe("debug:encoder", ["run.storage=/data/runs"])
+    assert load_recipe("debug:encoder", ["run.storage=/data/runs", "data.root=s3://b/data"])
 
 
 def pipeline(here, **sections):
