@@ -18,7 +18,6 @@ from blip3o.data.shards.manifest import Manifest, read_manifest
 from blip3o.data.text.templates import ChatTemplate
 from blip3o.data.text.tokenizer import IMAGE_PAD, PAD, ChatTokenizer
 from blip3o.data.text.tokenizer_files import read_tokenizer_json
-from blip3o.errors import DataError
 
 
 class StageInputs:
@@ -58,14 +57,14 @@ class StageInputs:
         try:
             return read_tokenizer_json(uri)
         except storage.MissingFileError as error:
-            raise DataError(
+            raise storage.MissingFileError(
                 f"{uri} does not exist: `blip3o tokenizer RECIPE` trains the one of a small model; a released backbone "
                 "needs a copy of its own there"
             ) from error
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer:
-        """Raises `DataError` if there is none, and as `read_tokenizer_json`."""
+        """Raises as `read_tokenizer_json`."""
         return ChatTokenizer.from_bytes(self._tokenizer_json)
 
     @property
