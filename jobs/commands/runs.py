@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from blip3o.evaluate.reports.run import RunRecord
     from blip3o.runs.listing import RunState
 
-STORAGE = "s3://blip3o/runs"  # of the shipped recipes
+STORAGE = "runs"  # of the shipped recipes
+DEMO_RUNS = "the demo's: `blip3o store runs/demo`, then s3://blip3o/runs"
 
 Storage = Annotated[str, typer.Option(help="URI under which runs are stored (run.storage of their recipes).")]
 
@@ -20,10 +21,16 @@ Storage = Annotated[str, typer.Option(help="URI under which runs are stored (run
 def runs(
     storage: Storage = STORAGE,
     diff: Annotated[tuple[str, str] | None, typer.Option(help="Compare the recipes of two runs.")] = None,
+    pull: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="RUN FOLDER", help="Copy a run's metrics and history, without weights, to a local folder."
+        ),
+    ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, or one object with --diff.")] = False,
 ) -> None:
-    """List runs with stage, state, steps and last loss, or compare the recipes of two with --diff A B."""
+    """List runs with stage, state, steps and last loss; --diff compares two recipes, --pull copies a run's history."""
     from blip3o.runs.listing import list_runs
     from blip3o.runs.recipes import diff_recipes
 
@@ -31,16 +38,25 @@ def runs(
         differing = diff_recipes(storage, *diff)
         print(json.dumps(differing, indent=1) if as_json else _difference(differing))
         return
+    if pull is not None:
+        _pull(storage, *pull)
+        return
     states = list_runs(storage)
     if as_json:
         print(json.dumps([vars(state) for state in states], indent=1))
         return
     if not states:
-        print(f"no runs under {storage}")
+        print(f"no runs under {storage}: give --storage, as run.storage in their recipe ({DEMO_RUNS})")
         return
     width = max(len(state.run) for state in states)
     for state in states:
         print(_line(state, width))
+
+
+def _pull(storage_uri: str, run: str, folder: str) -> None:
+    from blip3o.runs.pulling import pull_run
+
+    print(f"wrote {pull_run(storage_uri, run, folder)} files to {folder}/{run}: tensorboard --logdir {folder}")
 
 
 def report(

@@ -3,7 +3,7 @@
 import pytest
 
 from blip3o.errors import ConfigError
-from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, main, run_demo, verdict
+from jobs.demo import BASE, FULL, QUICK, STAGES, USUAL, Demo, main, run_demo, verdict
 from jobs.index import stages_with_new_sources
 
 
@@ -13,6 +13,8 @@ def test_every_size_reads_only_sets_that_it_makes(tmp_path, scale):
     made = {"scenes", "curated"} | ({"emoji"} if scale.emoji else set())
     stages = demo.pipeline().stages
     assert tuple(stage.stage.name for stage in stages) == STAGES
+    # In its store, wherever the shipped recipe has them: every step goes through S3.
+    assert {(stage.run.storage, stage.data.root) for stage in stages} == {(f"{BASE}/runs", f"{BASE}/data")}
     for stage in stages:
         sources = [*stage.data.sources, *stage.evaluate.sources]
         assert {source.shards.partition("/")[0] for source in sources} <= made
