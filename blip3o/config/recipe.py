@@ -106,7 +106,7 @@ class TemplateConfig(Frozen):
 class DataConfig(Frozen):
     """What is read, and in which order."""
 
-    root: FolderUri = Field(description="URI that relative shard URIs are resolved against; manifests are stored below it")
+    root: FolderUri = Field(description="URI that relative shard URIs are resolved against; manifests are below it")
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="sets of shards to train on")
     tokenizer: str = Field(description="URI of tokenizer.json; a relative one is resolved against data.root")
     template: TemplateConfig = TemplateConfig()

@@ -128,10 +128,10 @@ def trained_runs(reference: str) -> dict[str, str]:
     Raises `ConfigError` as `find`.
     """
     file = find(reference).file
-    found = _stages(read_tree(file), Place(file))
+    found = _stages(read_tree(file), {}, Place(file))
     own = {} if found.pipeline is None else {tree["run"]["name"]: Place(file, key) for key, tree in found.trees.items()}
     names = {path: name for name, path in shipped().items()}
-    return {run: f"{names.get(it.file, it.file)}:{it.stage}" for run, it in (_shipped_runs() | own).items()}
+    return {run: f"{names.get(it.file, it.file)}:{it.stage}" for run, it in {**_shipped_runs(), **own}.items()}
 
 
 def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTrees:
