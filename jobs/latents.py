@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_recipe
+from jobs.common import DryRun, Overrides, RecipeName, entry_point, open_recipe
 
 
 def command(
@@ -20,7 +20,7 @@ def command(
     dry_run: DryRun = False,
 ) -> None:
     """Measure the channel statistics of generation targets, for a recipe with model.normalize_latents."""
-    chosen = show_recipe(recipe, overrides)
+    chosen = open_recipe(recipe, overrides, dry_run=dry_run)
     if not dry_run:
         from blip3o.train.features.latents import measure_latents  # 2 s: torch
 
