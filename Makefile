@@ -55,8 +55,8 @@ gpu: $(STAMP)  ## the proof on one GPU; GPU_ARGS="--device cpu --size nano" for 
 
 lmms: .venv-lmms/.installed  ## an environment of lmms-eval, for `.venv-lmms/bin/python -m jobs.lmms`
 
-clean:  ## removes the environment, caches and runs
-	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build dist site runs
+clean:  ## removes the environment, caches and what the demos wrote
+	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build dist site runs/demo runs/demo-full
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first: without it, what is in .venv may be half made and is made again; with it, a

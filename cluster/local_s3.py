@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
+import psutil
+
 from blip3o.errors import ServiceError
-from cluster.ports import LOOPBACK, free_ports
+from cluster.ports import LOOPBACK, free_ports, require_free
 from cluster.process import ManagedProcess
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ _FIXED = {
     "webdav": "false",
     "master.telemetry": "false",
 }
+LOCK = "lock"  # a file in the data folder; it names the process that serves it
 _LOCK_WAIT_S = 10.0
 _SOCKETS = Path("/tmp")  # where the server puts its Unix sockets, named by port; it does not remove them all
 
@@ -45,11 +48,22 @@ _SOCKETS = Path("/tmp")  # where the server puts its Unix sockets, named by port
 class LocalS3:
     """The server as a context manager: started on entry, stopped on exit, and stopped too if this process is killed."""
 
-    def __init__(self, *, data_dir: Path, access_key: str = "blip3o", secret_key: str = "blip3o-local") -> None:
-        """Nothing is started yet. `data_dir` is created if needed; only one server at a time may use it."""
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        access_key: str = "blip3o",
+        secret_key: str = "blip3o-local",
+        port: int | None = None,
+    ) -> None:
+        """Nothing is started yet. `data_dir` is created if needed; only one server at a time may use it.
+
+        Without `port`, that of the endpoint is picked at each start.
+        """
         self.data_dir = data_dir.absolute()
         self.access_key = access_key
         self.secret_key = secret_key
+        self._port = port
         self._process = ManagedProcess(name="the local S3 store", log=self.data_dir / "server.log")
         self._ports: dict[str, int] = {}
         self._lock: IO[bytes] | None = None
@@ -87,37 +101,43 @@ class LocalS3:
     def start(self, *, timeout_s: float = 60.0) -> None:
         """Starts the server and returns once it answers an authenticated request.
 
-        Raises `ServiceError` if the data folder is in use, the program is not installed, the server dies (with the end
-        of its log: a port was taken, say), or it does not answer within `timeout_s` seconds.
+        Raises `ConfigError` for a port that cannot be, and `ServiceError` if it or the data folder is in use, the
+        program is not installed, the server dies (with the end of its log), or it does not answer within `timeout_s`
+        seconds.
         """
+        if self._port is not None:
+            require_free(self._port)
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.data_dir / "lock")
-        self._ports = dict(zip(_LISTENERS, free_ports(len(_LISTENERS), partner=_GRPC_OFFSET), strict=True))
+        self._lock = _lock(self.data_dir / LOCK)
+        self._ports = _ports(self._port)
         keys = {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
             # The server holds the lock too, so that the folder stays locked until it has ended, even if we are killed.
             self._process.start(self._command(), keys, keep=[self._lock.fileno()])
             self._process.wait_until(self._answers, timeout_s=timeout_s)
+            self._lock.write(f"process {psutil.Process().pid}, at {self.endpoint}".encode())
+            self._lock.flush()
             on_failure.pop_all()
         logger.info("local S3 store at %s, data in %s", self.endpoint, self.data_dir)
+
+    def wait(self) -> None:
+        """Waits for a signal to this process. Raises `ServiceError` if the server ends before."""
+        self._process.wait()
 
     def stop(self) -> None:
         """Ends the server; the data stay. Does nothing if it is not running."""
         self._process.stop()
-        for port in self._ports.values():
-            for number in (port, port + _GRPC_OFFSET):
-                for path in _SOCKETS.glob(f"seaweedfs-*-{number}.sock"):
-                    path.unlink(missing_ok=True)
+        for number in self._ports.values():
+            for path in _SOCKETS.glob(f"seaweedfs-*-{number}.sock"):
+                path.unlink(missing_ok=True)
         self._ports = {}
         if self._lock:
             self._lock.close()
             self._lock = None
 
     def _command(self) -> list[str]:
-        http = {name: str(port) for name, port in self._ports.items()}
-        grpc = {f"{name}.grpc": str(port + _GRPC_OFFSET) for name, port in self._ports.items()}
-        options = _FIXED | http | grpc | {"dir": str(self.data_dir)}
+        options = _FIXED | self._ports | {"dir": str(self.data_dir)}
         return [_program(), "mini", *(f"-{name}={value}" for name, value in options.items())]
 
     def create_bucket(self, name: str) -> None:
@@ -166,8 +186,23 @@ class LocalS3:
         self.stop()
 
 
+def holds_store(folder: Path) -> bool:
+    """Whether a local store has its data in this folder."""
+    return (folder / LOCK).is_file()
+
+
+def _ports(chosen: int | None) -> dict[str, int]:
+    """A port of each listener and of its gRPC twin; `chosen`, if given, is that of the endpoint."""
+    http = dict(zip(_LISTENERS, free_ports(len(_LISTENERS), partner=_GRPC_OFFSET), strict=True))
+    grpc = {f"{name}.grpc": port + _GRPC_OFFSET for name, port in http.items()}
+    return http | grpc | ({} if chosen is None else {"s3.port": chosen})
+
+
 def _lock(path: Path) -> IO[bytes]:
-    """Takes the exclusive lock of a data folder; waits some seconds for a server that is shutting down."""
+    """Takes the exclusive lock of a data folder; waits some seconds for a server that is shutting down.
+
+    Its file is empty until the server answers. Raises `ServiceError` that names who has the lock.
+    """
     file = path.open("ab")
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:
@@ -176,10 +211,12 @@ def _lock(path: Path) -> IO[bytes]:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 file.close()
-                in_use = f"{path.parent} is in use by another local S3 store"
+                holder = path.read_text(encoding="utf-8")
+                in_use = f"{path.parent} is in use by another local S3 store{f' ({holder})' if holder else ''}"
                 raise ServiceError(f"{in_use}: stop that one, or use another folder") from None
             time.sleep(0.1)
         else:
+            file.truncate(0)
             return file
 
 

@@ -8,7 +8,7 @@ import random
 import socket
 from contextlib import ExitStack
 
-from blip3o.errors import ServiceError
+from blip3o.errors import ConfigError, ServiceError
 
 LOOPBACK = "127.0.0.1"
 _CANDIDATES = range(20000, 32768)
@@ -32,6 +32,18 @@ def free_ports(count: int, *, partner: int = 0) -> list[int]:
     if len(ports) < count:
         raise ServiceError(f"only {len(ports)} of {count} ports are free in {candidates}: stop services not needed now")
     return ports
+
+
+def require_free(port: int) -> None:
+    """Raises `ConfigError` unless it is the number of a port, and `ServiceError` if something listens on it."""
+    if not 0 < port < 65536:
+        raise ConfigError(f"port {port} is not between 1 and 65535: give another one with --port")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was released a moment ago is free
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise ServiceError(f"port {port} of {LOOPBACK} is taken: give another one with --port") from error
 
 
 def _bind(candidate: socket.socket, port: int) -> bool:

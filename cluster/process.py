@@ -66,6 +66,12 @@ class ManagedProcess:
                 raise ServiceError(f"{self.name} {what}; its log {self.log} ends: {self.log_tail()}")
             time.sleep(_POLL_S)
 
+    def wait(self) -> None:
+        """Waits for a signal to this process. Raises `ServiceError` with the log's end if the child ends before."""
+        if self._child is not None:
+            code = self._child.wait()
+            raise ServiceError(f"{self.name} ended with code {code}; its log {self.log} ends: {self.log_tail()}")
+
     def log_tail(self, lines: int = 5) -> str:
         """The last non-empty lines of the log, joined by ` | `."""
         text = self.log.read_text(encoding="utf-8", errors="replace")

@@ -24,6 +24,7 @@ from jobs import (
     lmms,
     preflight,
     serve,
+    store,
     tokenizer,
     train,
 )
@@ -32,7 +33,7 @@ from jobs.common import new_app, run_app
 
 # Panel of `--help` → name → a command, or an application with commands of its own.
 VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
-    "Start": {"demo": demo.command, "recipes": recipes.app, "model": model.app},
+    "Start": {"demo": demo.command, "store": store.command, "recipes": recipes.app, "model": model.app},
     "Data": {
         "data": data.app,
         "index": index.command,

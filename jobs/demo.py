@@ -38,6 +38,7 @@ console = Console(stderr=True, highlight=False)
 BUCKET = "blip3o"
 STORE = "store"  # the folder of the object store, in that of the demo
 BASE = f"s3://{BUCKET}"
+PLACES = (f"data.root={BASE}/data", f"run.storage={BASE}/runs")
 BUNDLE = f"{BASE}/bundles/demo"
 STAGES = ("encoder", "understand", "generate", "instruct", "decoder")  # of the shipped pipelines, in their order
 EVALUATED = ("understanding", "generation", "scenes", "provenance")
@@ -132,7 +133,7 @@ class Demo:
 
     def pipeline(self) -> TrainingPipeline:
         """The shipped pipeline with this demo's overrides."""
-        name, overrides = self.scale.recipe, list(self.scale.overrides)
+        name, overrides = self.scale.recipe, [*PLACES, *self.scale.overrides]
         shipped = load_pipeline(name, overrides)
         if self.emoji:
             return shipped
@@ -215,10 +216,13 @@ class Demo:
         self.summary["stages"] = {result["stage"]: result["summary"] for result in results}
 
     def _export(self) -> None:
+        """The bundle in the store, and a copy that is used without it."""
+        from blip3o.bundle.copying import copy_bundle
         from blip3o.train.export import export
 
         with _step("export", self.summary):
             export(self.recipe("decoder"), [recipe.run.name for recipe in self.pipeline().stages], BUNDLE)
+            copy_bundle(BUNDLE, str(self.out / "bundle"))
 
     def _evaluate(self) -> "Evaluation":
         from blip3o.evaluate.heldout.evaluation import evaluate

@@ -6,7 +6,6 @@ For your own machine, and for the demo: it listens on 127.0.0.1. On a cluster, u
 
 import inspect
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,13 +13,15 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from blip3o import storage
 from blip3o.bundle.layout import SEAL
 from blip3o.config.load import explain
 from blip3o.errors import BundleError, ConfigError, ServiceError
+from cluster.ports import LOOPBACK, require_free
 from jobs.common import entry_point, join_ray, with_parameters
 from serve.config import ServeConfig
 
-HOST = "127.0.0.1"
+HOST = LOOPBACK
 APP = "blip3o"
 DEFAULTS: dict[str, Any] = {"num_cpus": 0.5}  # where they differ from `ServeConfig`'s: a laptop has few cores
 # Serve gives its proxy 5 s to start and kills it after the third time; a busy laptop may need longer.
@@ -46,7 +47,8 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     Raises `BundleError` if there is no bundle, `ConfigError` for an unknown option or a bad value, `ServiceError` if
     the port is taken, the cluster serves something already, or the model does not come up.
     """
-    config = _config({"bundle": bundle, **DEFAULTS, **(options or {})})
+    # A replica has another current folder.
+    config = _config({"bundle": storage.absolute(bundle), **DEFAULTS, **(options or {})})
     _check(config, port)
     join_ray()
     from ray import serve as ray_serve
@@ -79,18 +81,9 @@ def _config(values: dict[str, Any]) -> ServeConfig:
 
 
 def _check(config: ServeConfig, port: int) -> None:
-    from blip3o import storage
-
     if not storage.exists(storage.join(storage.normalize(config.bundle), SEAL)):
         raise BundleError(f"{config.bundle} is not a bundle (no {SEAL}): give the folder that `blip3o export` wrote")
-    if not 0 < port < 65536:
-        raise ConfigError(f"port {port} is not between 1 and 65535: give another one with --port")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was released a moment ago is free
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ServiceError(f"port {port} of {HOST} is taken: give another one with --port") from error
+    require_free(port)
 
 
 def _sentence(words: str) -> str:

@@ -14,7 +14,7 @@ from blip3o.config.model import ModelConfig
 from blip3o.config.objectives import ObjectiveSpec, objective_of
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
 from blip3o.config.sampler import FlowConfig
-from blip3o.config.shards import ColumnsConfig, KeyRule, LimitsConfig, MembersConfig, SelectConfig
+from blip3o.config.shards import ColumnsConfig, FolderUri, KeyRule, LimitsConfig, MembersConfig, SelectConfig
 from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
 
 # The node label by which Ray Data assigns nodes to a dataset; nodes without the label form a group of their own.
@@ -28,7 +28,7 @@ class RunConfig(Frozen):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="stable name; submitting a run of the same name again resumes it",
     )
-    storage: str = Field(description="URI where runs are stored; this run's files are in <storage>/<name>")
+    storage: FolderUri = Field(description="URI where runs are stored; this run's files are in <storage>/<name>")
     seed: int = Field(
         default=0, ge=0, description="seed of the run; sample order, random draws and initialisation derive from it"
     )
@@ -106,7 +106,7 @@ class TemplateConfig(Frozen):
 class DataConfig(Frozen):
     """What is read, and in which order."""
 
-    root: str = Field(description="URI that relative shard URIs are resolved against; manifests are stored below it")
+    root: FolderUri = Field(description="URI that relative shard URIs are resolved against; manifests are below it")
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="training sources")
     tokenizer: str = Field(description="URI of tokenizer.json; a relative one is resolved against data.root")
     template: TemplateConfig = TemplateConfig()

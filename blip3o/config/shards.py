@@ -2,13 +2,32 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from blip3o import settings, storage
 from blip3o.config.base import Frozen, require
 
 # Hard limits: the decoder and the readers enforce them too.
 MAX_PIXELS = 100_000_000
 MAX_CAPTION_CHARS = 100_000
+
+
+def _full(uri: str) -> str:
+    """A relative path as a full one: workers and actors have other current folders than the driver."""
+    try:
+        full = storage.absolute(uri)
+    except storage.BadUriError as error:
+        raise ValueError(str(error)) from error
+    require(
+        full == uri or not settings.get("RAY_JOB_ID"),
+        f"'{uri}' is a relative path, and a submitted job runs in a copy of your folder that is deleted with it: give "
+        "an s3:// URI, or the full path of a folder that all nodes share, for data.root and for run.storage",
+    )
+    return full
+
+
+# A folder, as a URI; a relative path is one below the current folder.
+FolderUri = Annotated[str, AfterValidator(_full)]
 
 
 class LimitsConfig(Frozen):

@@ -23,7 +23,7 @@ from blip3o.storage.files import (
     upload,
     write_bytes,
 )
-from blip3o.storage.uris import BadUriError, is_canonical, join, normalize, shown, within
+from blip3o.storage.uris import BadUriError, absolute, is_absolute, is_canonical, join, normalize, shown, within
 
 __all__ = [
     "PIECE_BYTES",
@@ -31,9 +31,11 @@ __all__ = [
     "FileInfo",
     "MissingFileError",
     "RangeReader",
+    "absolute",
     "delete",
     "exists",
     "forget_clients",
+    "is_absolute",
     "is_canonical",
     "join",
     "list_files",

@@ -254,10 +254,17 @@ def _failure(error: Exception, store: Connection) -> OSError:
         return OSError(f"the certificate of {where} is not trusted here: set AWS_CA_BUNDLE to that of its authority")
     if "WRONG_VERSION_NUMBER" in str(error):
         return OSError(f"{where} does not speak TLS: write http:// in AWS_ENDPOINT_URL")
-    # AWS is asked because no endpoint is set. A name that was resolved before may be resolved again.
-    if store.endpoint is None and not store.answered.is_set() and _is_of_a_name(error):
-        return OSError(f"no endpoint is set, and {where} is not known here: set AWS_ENDPOINT_URL, or check the network")
+    # AWS is asked because no endpoint is set. What was reached before may be reached again.
+    if store.endpoint is None and not store.answered.is_set() and _is_of_a_connection(error):
+        fault = "is not known here" if _is_of_a_name(error) else "cannot be reached"
+        return OSError(f"no endpoint is set, and {where} {fault}: set AWS_ENDPOINT_URL, or check the network")
     return TransientError(str(error))
+
+
+def _is_of_a_connection(error: Exception) -> bool:
+    from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError
+
+    return isinstance(error, ConnectTimeoutError | EndpointConnectionError)
 
 
 def _is_of_a_name(error: BaseException | None) -> bool:

@@ -32,6 +32,7 @@ MAX_CONNECTIONS = 32  # of one process; readers ask for a few at a time
 _ENDPOINT = re.compile(r"(https?)://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[^?#\s]*)?", re.IGNORECASE)
 _KEY = re.compile(r"[!#-&(-~]+")  # printable ASCII without blanks and quotes
 _FILE_VARIABLES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
+_PRINTS_THEM = "`blip3o store` prints them all for a demo's"
 _NUMBERS = ("AWS_MAX_ATTEMPTS", "AWS_METADATA_SERVICE_NUM_ATTEMPTS", "AWS_METADATA_SERVICE_TIMEOUT")
 
 
@@ -116,7 +117,7 @@ def _connection(_environment: object, _home: object, _changes: object, timeout_s
         if credentials is None:
             raise ConfigError(
                 "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-                + ("" if endpoint else "; for a store other than AWS itself, AWS_ENDPOINT_URL too")
+                + ("" if endpoint else f"; for a store other than AWS itself, AWS_ENDPOINT_URL too ({_PRINTS_THEM})")
             )
         # Expired logins show here, not in the first of many requests.
         _require_plain(credentials.get_frozen_credentials(), credentials.method)

@@ -52,6 +52,11 @@ def is_absolute(uri: str) -> bool:
     return bool(_split(uri)[0]) or uri.startswith(("/", "~/"))
 
 
+def absolute(uri: str) -> str:
+    """`uri` itself if it is absolute, else the full path of what it names below the current folder."""
+    return uri if is_absolute(uri) else normalize(uri)
+
+
 def is_canonical(uri: str) -> bool:
     """Whether `normalize` returns this URI unchanged, so that it is the only name of its file."""
     try:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from blip3o.evaluate.reports.run import RunRecord
     from blip3o.runs.listing import RunState
 
-STORAGE = "s3://blip3o/runs"  # of the shipped recipes
+STORAGE = "runs"  # of the shipped recipes
+DEMO_RUNS = "the demo's: `blip3o store runs/demo`, then s3://blip3o/runs"
 
 Storage = Annotated[str, typer.Option(help="URI under which runs are stored (run.storage of their recipes).")]
 
@@ -36,7 +37,7 @@ def runs(
         print(json.dumps([vars(state) for state in states], indent=1))
         return
     if not states:
-        print(f"no runs under {storage}")
+        print(f"no runs under {storage}: give --storage, as run.storage in their recipe ({DEMO_RUNS})")
         return
     width = max(len(state.run) for state in states)
     for state in states:

@@ -56,7 +56,7 @@ def _target(options: BenchmarkOptions, target: str) -> BundleTarget | HttpTarget
         _refuse_for_server(options)
         return HttpTarget(url=target, requests=options.actors, sampler=sampler, max_new_tokens=limit)
     bundle = BundleTarget(
-        bundle=target,
+        bundle=storage.absolute(target),  # an actor has another current folder
         batch_size=options.batch_size or DEFAULT_BATCH_SIZE,
         decode_batch_size=options.decode_batch_size,
         precision=options.precision,

@@ -37,10 +37,14 @@ def test_environment_and_log_reach_the_child(tmp_path):
         _ = process.pid
 
 
-def test_death_is_reported_with_code_and_last_lines(tmp_path):
+@pytest.mark.parametrize(
+    "waiting", [ManagedProcess.wait, lambda it: it.wait_until(lambda: False, timeout_s=20)], ids=["wait", "wait_until"]
+)
+def test_death_is_reported_with_code_and_last_lines(tmp_path, waiting):
     process = _python(tmp_path, "import sys; print('one'); print('two'); sys.exit(7)")
     with pytest.raises(ServiceError, match=r"a test service ended with code 7; its log .* ends: one \| two"):
-        process.wait_until(lambda: False, timeout_s=20)
+        waiting(process)
+    process.stop()
 
 
 def test_silence_is_reported_and_ended(tmp_path):

@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -21,7 +22,10 @@ PICTURE = Image.radial_gradient("L").convert("RGB")
 @pytest.fixture(scope="module")
 def server(ray_cluster, bundle):
     options = {"name": "nano", "num_cpus": 0.2, "max_waiting": 10, "max_replicas": 2, "min_replicas": 2}
-    handle = start(bundle, port=free_ports(1)[0], options=options)
+    folder = Path(bundle)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)  # the replicas run elsewhere
+        handle = start(folder.name, port=free_ports(1)[0], options=options)
     yield handle
     handle.stop()
 

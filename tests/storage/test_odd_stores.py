@@ -1,5 +1,6 @@
 """Answers of S3-compatible stores, gateways and wrong addresses, from a server that replies as a test says."""
 
+import json
 import os
 import socket
 import threading
@@ -9,11 +10,12 @@ import pytest
 from botocore.loaders import create_loader
 
 from blip3o import settings, storage
-from blip3o.errors import StorageError
+from blip3o.errors import ConfigError, StorageError
 from blip3o.storage.s3_connection import connection
 
 LOADER = create_loader()  # of the models of services: each connection would read them again
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
+IN_THE_FUTURE = "2999-01-01T00:00:00Z"
 OF_A_FILE = {"Last-Modified": DATE, "ETag": '"e1"', "Content-Length": "3"}
 
 
@@ -188,20 +190,26 @@ def test_https_to_a_store_of_plain_http_is_told_at_once(answers, monkeypatch):
         storage.list_files("s3://b")
 
 
-@pytest.fixture
-def no_names(monkeypatch):
-    """No name server answers, whether or not this machine has a network."""
+@pytest.fixture(params=["is not known here", "cannot be reached"])
+def no_network(monkeypatch, request):
+    """No name server answers, or every name leads to a port on which nobody listens; what is said of AWS then."""
+    reserved = socket.socket()
+    reserved.bind(("127.0.0.1", 0))
 
-    def unknown(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
+    def looked_up(*_, **__):
+        if request.param == "is not known here":
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", reserved.getsockname())]
 
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    yield request.param
+    reserved.close()
 
 
-def test_aws_itself_is_not_waited_for_where_its_name_is_unknown(answers, monkeypatch, no_names):
+def test_aws_itself_is_not_waited_for_where_it_was_never_reached(answers, monkeypatch, no_network):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("BLIP3O_STORE_PATIENCE_S", "60")
-    with pytest.raises(StorageError, match="^s3://b: no endpoint is set, and https://s3.* is not known here: set AWS"):
+    with pytest.raises(StorageError, match=f"^s3://b: no endpoint is set, and https://s3.* {no_network}: set AWS"):
         storage.list_files("s3://b")
     # A host that is configured may come back: a service of a cluster, say.
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example")
@@ -210,11 +218,27 @@ def test_aws_itself_is_not_waited_for_where_its_name_is_unknown(answers, monkeyp
         storage.list_files("s3://b")
 
 
-def test_a_name_of_aws_that_was_known_is_tried_again(answers, monkeypatch, no_names):
+def test_aws_that_was_reached_before_is_tried_again(answers, monkeypatch, no_network):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     connection().answered.set()
     with pytest.raises(StorageError, match=r"the store does not answer.*tried \d+ times"):
         storage.list_files("s3://b")
+
+
+def test_without_keys_the_metadata_of_an_instance_are_asked_once(answers, monkeypatch):
+    """On a laptop nothing answers there, and a second for each of the two requests is all that it may cost."""
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{answers.endpoint}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    answers[:] = [(404, {}, b"")]
+    with pytest.raises(ConfigError, match="^no AWS credentials: set AWS_ACCESS_KEY_ID .*AWS_ENDPOINT_URL too .*store"):
+        storage.list_files("s3://b")
+    of_the_role = "/latest/meta-data/iam/security-credentials/"
+    assert answers.asked == ["PUT /latest/api/token", f"GET {of_the_role}"]
+    keys = {"Code": "Success", "AccessKeyId": "a", "SecretAccessKey": "b", "Token": "c", "Expiration": IN_THE_FUTURE}
+    answers[:] = [(200, {}, b"token"), (200, {}, b"role"), (200, {}, json.dumps(keys).encode())]
+    assert connection().credentials.method == "iam-role" and connection().expires
+    assert answers.asked[2:] == ["PUT /latest/api/token", f"GET {of_the_role}", f"GET {of_the_role}role"]
 
 
 @pytest.mark.parametrize(("style", "asked"), [("path", "HEAD /bucket/x"), ("virtual", "HEAD /x")])
