@@ -7,8 +7,10 @@ import logging
 import os
 import select
 import shlex
+import shutil
 import signal
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
@@ -110,7 +112,15 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> in
 def _command_to_resume(program: str, arguments: Sequence[str]) -> str | None:
     """The command line that continues what a signal has stopped; None for a verb that keeps nothing."""
     _, *words = [*program.split(), *(word for word in arguments if word != "--fresh")]
-    return shlex.join(["blip3o", *words]) if words and words[0] in RESUMABLE else None
+    return f"{program_path()} {shlex.join(words)}" if words and words[0] in RESUMABLE else None
+
+
+def program_path() -> str:
+    """How a shell in this folder calls `blip3o` of this environment: by its name, or by its path."""
+    own = Path(sysconfig.get_path("scripts"), "blip3o")
+    if shutil.which("blip3o") == str(own) or not own.exists():
+        return "blip3o"
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
 
 
 def with_parameters(parameters: Iterable[inspect.Parameter]) -> Callable[[Callable[..., None]], Callable[..., None]]:

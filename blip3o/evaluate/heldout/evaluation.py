@@ -28,11 +28,10 @@ from blip3o.evaluate.heldout.outputs import (
     decode,
     draw,
     exchanged_images,
-    first_rows,
-    grid_sections,
     vary,
 )
 from blip3o.evaluate.heldout.reader import EvaluationSamples, choose
+from blip3o.evaluate.heldout.showing import asked_sections, grid_sections, rows_to_show
 from blip3o.evaluate.metrics import feature_space, retrieval, understanding
 from blip3o.evaluate.metrics.understanding import MIN_CHOICES, AnswerRecord
 from blip3o.evaluate.progress import progress_bar
@@ -41,9 +40,9 @@ from blip3o.evaluate.reports.heldout import AnsweredPicture, ReportImages, rende
 from blip3o.inference.pipeline import Blip3oPipeline
 
 WIDTH = 32  # rows of one batch
-GRID_ROWS, GRID_COLUMNS = 4, 4  # prompts of each source, drawings of each prompt
+GRID_COLUMNS = 4  # drawings of each prompt
 GRID_TITLE = "What the model draws"
-GRID_SUBTITLE = f"The first {GRID_ROWS} held-out prompts of each set in the order of the draw. Training never saw them."
+GRID_SUBTITLE = "Held-out prompts, the first ones in the order of the draw: of scenes, one of each family."
 NOT_COMPARABLE = "own judge, own feature space, own data: compare with chance and between runs only"
 
 
@@ -92,7 +91,8 @@ def _score(
     with progress_bar("evaluate: drawings", len(samples.items)) as on_done:
         drawings = draw(pipeline, samples.items, seed=seed, on_done=on_done)
     scenes = [row for row, item in enumerate(drawings.items) if scene_accuracy.is_scene(item.record)]
-    shown = first_rows(drawings.items, GRID_ROWS)
+    retrieved = _retrieval(drawings, seed)
+    shown = rows_to_show(drawings.items, retrieved)
     rows = list(itertools.chain(*shown.values()))
     needed = sorted({*scenes, *rows})  # decoding is expensive: only scored scenes and the grid need images
     with progress_bar("evaluate: pictures", len(needed)) as on_done:
@@ -101,12 +101,13 @@ def _score(
     sections = grid_sections(pipeline, drawings, decoded, shown=shown, variants=variants)
     scores = {
         "understanding": understood,
-        "generation": _retrieval(drawings, seed),
+        "generation": retrieved,
         "own": _own_features(drawings, variants, seed),
         "scenes": _scenes(drawings, decoded, scenes, seed),
         "provenance": provenance | _provenance(recipe, pipeline, samples),
     }
-    grid = render_grid(sections, title=GRID_TITLE, subtitle=GRID_SUBTITLE)
+    asked = asked_sections(answered, shown, retrieved)
+    grid = render_grid(sections, title=GRID_TITLE, subtitle=GRID_SUBTITLE, asked=asked)
     return Evaluation(scores=scores, images=ReportImages(grid=grid, answered=answered))
 
 
