@@ -27,6 +27,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError, ServiceError
 from cluster.local_s3 import LocalS3
 from jobs.commands.demo_console import LOG, STEPS, closing_lines, say, step
+from jobs.commands.interruption import end_silently
 from jobs.commands.progress import bar
 from jobs.common import UsageError, entry_point, join_ray, leave_ray, program_path
 
@@ -164,7 +165,9 @@ class Demo:
         # Spawned, not forked: this process has threads.
         with (
             step("data sets", self.summary),
-            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other_process,
+            ProcessPoolExecutor(
+                1, mp_context=multiprocessing.get_context("spawn"), initializer=end_silently
+            ) as other_process,
         ):
             scenes = other_process.submit(
                 build_scenes,

@@ -26,7 +26,7 @@ from blip3o.train.callbacks import Callback, StepRecord
 logger = logging.getLogger(__name__)
 
 BOARD = "blip3o-progress"
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 KEPT = 10_000  # events that nobody has taken yet: a driver that hangs must not fill the memory
 BAR = 14  # characters
 
@@ -130,7 +130,7 @@ class ProgressReporter(Callback):
     def __init__(self, recipe: Recipe, *, peak_flops: float | None = None) -> None:
         self._recipe, self._peak_flops, self._board = recipe, peak_flops, progress_board()
         self._first: int | None = None
-        self._asked, self._answer = 0.0, None
+        self._answer: Any = None  # of the actor, while it is awaited
 
     def report_phase(self, phase: str) -> None:
         """Does not wait for the actor."""
@@ -151,10 +151,10 @@ class ProgressReporter(Callback):
             self._board.report.remote(event | shares)
 
     def wants_stop(self) -> bool:
-        """Asks the actor, at most every half second, and never waits for its answer."""
-        if self._answer is None and time.monotonic() - self._asked > POLL_SECONDS:
-            self._asked, self._answer = time.monotonic(), self._board.stopping.remote()
-        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+        """Asks the actor, and never waits for its answer: that is read in a later step."""
+        if self._answer is None:
+            self._answer = self._board.stopping.remote()
+        if not ray.wait([self._answer], timeout=0)[0]:
             return False
         answer, self._answer = self._answer, None
         return ray.get(answer)
