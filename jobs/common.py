@@ -254,15 +254,22 @@ def join_ray() -> None:
     if ray.is_initialized():
         return
     if on_a_cluster():
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         began = time.monotonic()
         logger.info("starting Ray on this machine")
         # Ray Train queries the dashboard's state API at the end of a run; without one, it waits 12 s in vain.
-        context = ray.init("local", num_cpus=logical_cpus(), include_dashboard=True, log_to_driver=False)
+        context = ray.init(
+            "local",
+            num_cpus=logical_cpus(),
+            include_dashboard=True,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
         logs = Path(context.address_info["session_dir"], "logs")
         log.divert(logs / "blip3o.log")
-        logger.info("Ray started in %.0f s; its logs and its workers': %s", time.monotonic() - began, logs)
+        logger.info("Ray started in %.0f s; logs of Ray and the workers:", time.monotonic() - began)
+        logger.info("%s", logs)
         _private.append(logs)
     terminate_by_exception()
 

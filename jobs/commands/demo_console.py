@@ -45,7 +45,7 @@ def closing_lines(summary: dict[str, Any], out: Path, *, program: str) -> list[s
         f"  figures  {out / 'summary.json'}",
         f"  log      {out / LOG}",
         "to go on:",
-        f'  {program} generate --bundle {folder}/bundle "two red circles" -o out.png',
+        f'  {program} generate --bundle {folder}/bundle "two red circles"',
         f"  {program} serve --bundle {folder}/bundle",
         f"  {program} store {folder}",
     ]

@@ -74,7 +74,9 @@ def _learned(summary: Scores) -> list[tuple[str, str]]:
     answers, retrieval, scenes = summary.get("understanding"), summary["generation"], summary.get("scenes")
     lines = []
     if answers is not None and answers["accuracy"] is not None:
-        line = f"{_bold(answers['accuracy'])} of {answers['n']} answers about pictures are right."
+        line = (
+            f"{_bold(answers['accuracy'])} of {answers['n']} answers about pictures (three or more choices) are right."
+        )
         lines.append((line, _beside({"by chance": answers["chance"], "about other pictures": answers["shuffled"]})))
     if scenes is not None:
         exact = scenes["overall" if "by_parts" in scenes else "all_correct"]
@@ -105,9 +107,8 @@ _FIGURES_NOTE = (
     "chance and between runs, not with published benchmarks."
 )
 _DRAWINGS_NOTE = (
-    "The first held-out prompts in the order of the draw: of scenes one of each family, of another source those that "
-    "its drawings serve. Where fewer than half of them find their own image first, its questions are shown instead. "
-    "Within a source, nothing is chosen by its result."
+    "The first held-out prompts in the order of the draw; of scenes, one of each family. A set of whose drawings fewer "
+    "than half find their own image first shows its questions instead. Within a set, nothing is chosen by its result."
 )
 _ANSWERS_NOTE = "The first held-out questions in the order of the draw, one of each kind in turn."
 _DETAILS_NOTE = (

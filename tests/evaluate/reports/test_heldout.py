@@ -116,7 +116,7 @@ def test_what_was_learned_comes_first_then_pictures_then_tables_and_recipes_are_
     write_report(path, summary=SUMMARY, metrics=METRICS, images=images, recipes={"generate": "optim: <lr>"})
     page = path.read_text()
     said = re.sub(r"<[^>]+>", " ", page[page.index('<ul class="learned">') :])
-    assert "81.1 %  of 161 answers about pictures are right." in said
+    assert "81.1 %  of 161 answers about pictures (three or more choices) are right." in said
     assert "by chance 15.2 %; about other pictures 20.3 %" in said
     assert "71.5 %  of 64 drawings show exactly what was asked." in said
     assert "for other prompts 2.1 %; the decoder allows 95.1 %" in said

@@ -131,7 +131,7 @@ STEP = {"run": "tiny-generate", "step": 40, "loss": 0.8123, "speed": 52.4}
     [
         ({}, "loss 0.8123  52/s  0:02:27 left"),
         ({"mfu": 0.4567}, "loss 0.8123  MFU 45.7%  52/s  0:02:27 left"),
-        ({"speed": 0.0123}, "loss 0.8123  0.012/s  7 days, 5:26:50 left"),
+        ({"speed": 0.0123}, "loss 0.8123  0.012/s  7 days, 5:26:30 left"),
     ],
 )
 def test_a_step_shows_loss_speed_and_time_left(more, said):
