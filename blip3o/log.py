@@ -46,6 +46,7 @@ class _Diversion:
 
     file: TextIO
     stderr: TextIO
+    shown: tuple[str, ...]  # loggers of ours whose information the terminal keeps
     handlers: list[tuple["logging.StreamHandler[TextIO]", TextIO]] = field(default_factory=list)
     added: list[tuple[logging.Logger, logging.Handler]] = field(default_factory=list)
 
@@ -87,17 +88,17 @@ def diverted() -> Path | None:
     return Path(_diversions[0].file.name) if _diversions else None
 
 
-def divert(path: Path) -> None:
-    """From now on, what is written to stderr and the log records of all libraries are appended to a file.
+def divert(path: Path, *, shown: tuple[str, ...] = OURS) -> None:
+    """From now on, what is written to stderr and all log records are appended to a file.
 
-    The terminal keeps this project's messages and every library's errors. Does nothing outside a `session`, or while
-    another file is in use.
+    The terminal keeps the information of the loggers that are `shown` with those below them, this project's warnings,
+    and everyone's errors. Does nothing outside a `session`, or while another file is in use.
     """
     if _diversions or not _sessions:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-    diversion = _Diversion(file=file, stderr=sys.stderr)
+    diversion = _Diversion(file=file, stderr=sys.stderr, shown=shown)
     _diversions.append(diversion)
     sys.stderr = file
     everything = logging.StreamHandler(file)
@@ -165,9 +166,11 @@ def _terminal_handler() -> logging.Handler:
 
 
 def _concerns_the_user(record: logging.LogRecord) -> bool:
-    """Whether a record belongs on the terminal: ours all do, and errors; warnings of libraries unless diverted."""
-    least = logging.ERROR if _diversions else logging.WARNING
-    return _is_ours(record) or record.levelno >= least
+    """Whether a record belongs on the terminal."""
+    if not _is_ours(record):
+        return record.levelno >= (logging.ERROR if _diversions else logging.WARNING)
+    shown = _diversions[0].shown if _diversions else OURS
+    return record.levelno > logging.INFO or any(f"{record.name}.".startswith(f"{name}.") for name in shown)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,7 @@ from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError, ServiceError
 from cluster.local_s3 import LocalS3
-from jobs.commands.demo_console import LOG, STEPS, closing_lines, say, step
+from jobs.commands.demo_console import LOG, SHOWN, STEPS, closing_lines, say, step
 from jobs.commands.interruption import end_silently
 from jobs.commands.progress import bar
 from jobs.common import UsageError, entry_point, join_ray, leave_ray, program_path
@@ -102,10 +102,11 @@ def run_demo(out: Path, *, scale: Scale, fresh: bool) -> None:
             raise ConfigError(f"--fresh deletes {out}, which holds no demo ({STORE}/ is missing): give another --out")
         shutil.rmtree(out)
     _make_folder(out)
-    log.divert(out / LOG)
+    log.divert(out / LOG, shown=SHOWN)
     say(f"{len(STEPS)} steps. Ctrl-C stops them, the same command continues. Log: {out / LOG}")
     demo = Demo(out=out, scale=scale)
-    demo.run()
+    with redirect_stdout(sys.stderr):  # what the jobs print goes to the log, too
+        demo.run()
     for line in closing_lines(demo.summary, out, program=program_path()):
         say(line)
 

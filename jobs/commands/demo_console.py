@@ -10,6 +10,7 @@ from typing import Any
 from blip3o import log
 
 LOG = "demo.log"  # what libraries say, next to all messages; in the demo's folder
+SHOWN = ("jobs.common", "jobs.training.progress", "jobs.commands.interruption")  # whose messages are not for it alone
 STEPS = ("data sets", "index", "tokenizer", "train", "export", "evaluate", "proof", "serve")
 
 
