@@ -129,8 +129,9 @@ def _add(diversion: _Diversion, logger: logging.Logger, handler: logging.Handler
 
 def _writing_to(stream: TextIO) -> Iterator[tuple[logging.Logger, "logging.StreamHandler[TextIO]"]]:
     """The handlers of libraries that hold a stream. A handler of Ray's keeps the one from its import."""
-    for logger in list(logging.root.manager.loggerDict.values()):
-        for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
+    loggers = [it for it in logging.root.manager.loggerDict.values() if isinstance(it, logging.Logger)]
+    for logger in loggers:
+        for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
                 yield logger, handler
 

@@ -74,7 +74,7 @@ def _grid_row(item: HeldOutSample, pictures: DecodedImages, row: int, further: S
         truth=item.image,
         decoded=pictures.decoded[row],
         drawn=(pictures.drawn[row], *further),
-        label=item.record["family"].replace("_", " ") if is_scene(item.record) else "",
+        label=item.record["family"].replace("_attr", " attribution").replace("_", " ") if is_scene(item.record) else "",
     )
 
 
