@@ -247,7 +247,7 @@ def has_ray() -> bool:
 def join_ray() -> None:
     """Joins the cluster this job was submitted to, or starts a private one on this machine. Idempotent.
 
-    Beside a private one, what libraries say goes to a file next to Ray's own logs, unless there is one already.
+    With a private one, what libraries say goes to a file next to Ray's own logs, unless there is one already.
     """
     import ray
 

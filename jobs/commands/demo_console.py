@@ -1,4 +1,4 @@
-"""What the demo tells on the console: its steps, its scores in words, and what to do next."""
+"""What the demo says on the console: its steps, its scores in words, and what to do next."""
 
 import shlex
 import time
@@ -26,7 +26,7 @@ def step(name: str, summary: dict[str, Any]) -> Iterator[None]:
 
 
 def say(line: str, *, style: str | None = None) -> None:
-    """Tells the user a line. It is not wrapped, so that paths and commands can be copied from a log."""
+    """Says a line. It is not wrapped, so that paths and commands can be copied from a log."""
     log.console().print(line, style=style, markup=False, soft_wrap=True)
 
 
@@ -36,7 +36,7 @@ def clock(seconds: float) -> str:
 
 
 def closing_lines(summary: dict[str, Any], out: Path, *, program: str) -> list[str]:
-    """The demo in a few lines: its scores in words next to those of chance, where to look, and commands to go on."""
+    """The demo in a few lines: its scores in words next to those of chance, where to look, and what to run next."""
     folder = shlex.quote(str(out))
     return [
         f"done in {clock(summary['seconds_total'])}",
@@ -45,7 +45,7 @@ def closing_lines(summary: dict[str, Any], out: Path, *, program: str) -> list[s
         f"  picture  {out / 'grid.png'}",
         f"  figures  {out / 'summary.json'}",
         f"  log      {out / LOG}",
-        "to go on:",
+        "what next:",
         f'  {program} generate --bundle {folder}/bundle "two red circles"',
         f"  {program} serve --bundle {folder}/bundle",
         f"  {program} store {folder}",

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
 Value = TypeVar("Value")
@@ -84,19 +84,29 @@ class StopRequest:
         logger.info("saving a checkpoint after this step, then stopping (again: stop at once)")
 
 
-def run_beside(action: Callable[[], Value]) -> Value:
+def run_apart(action: Callable[[], Value]) -> Value:
     """Runs an action in a thread of its own, while the main thread handles signals; returns or raises what it does.
 
     Ray Train replaces the handler of SIGINT where it runs in the main thread. The thread is a daemon: it does not keep
     a process that has been stopped.
     """
-    outcome: Future[Value] = Future()
+    outcome = _Outcome[Value]()
 
     def run() -> None:
-        try:
+        with outcome:
             outcome.set_result(action())
-        except BaseException as error:  # noqa: BLE001 - raised where the outcome is read
-            outcome.set_exception(error)
 
-    threading.Thread(target=run, name="beside", daemon=True).start()
+    threading.Thread(target=run, name="apart", daemon=True).start()
     return outcome.result()
+
+
+class _Outcome(Future[Value]):
+    """A future that takes what its `with` block raises."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        if error is not None:
+            self.set_exception(error)
+        return True

@@ -1,7 +1,7 @@
 """Live progress across processes: rank 0 reports to a small actor, and the driver shows what it says.
 
 On a terminal that is a line for each stage, in place. Elsewhere, as in a log file, it is a line for each phase of the
-start (workers, weights, first batch) and one every `log.every` steps. The actor also carries the other way: it tells
+start (workers, weights, first batch) and one every `log.every` steps. The actor also carries the other way: it informs
 rank 0 that the user wants to stop.
 """
 

@@ -22,7 +22,7 @@ from blip3o.train.checkpoint.resume import resume_point
 from blip3o.train.features.encoder import FeatureCache
 from blip3o.train.metrics.trackers import require_trackers
 from blip3o.train.recovery import Interruption, recover
-from jobs.commands.interruption import Stopped, StopRequest, run_beside
+from jobs.commands.interruption import Stopped, StopRequest, run_apart
 from jobs.common import join_ray
 from jobs.training.checks import check_data, check_weights, stored_features
 from jobs.training.plan import FitPlan
@@ -122,7 +122,7 @@ def _fit_with_progress(pipeline: TrainingPipeline, stages: Sequence[StageInputs]
         StopRequest(worthwhile=lambda: view.stepped, on_request=view.request_stop) as request,
     ):
         view.show({"run": runs[0].run, "phase": f"starting {pipeline.stages[0].parallel.max_workers} workers"})
-        stopped = run_beside(lambda: fit(pipeline, stages))
+        stopped = run_apart(lambda: fit(pipeline, stages))
     if stopped is not None and request.signum is not None:
         raise Stopped(request.signum, stopped.message)
 

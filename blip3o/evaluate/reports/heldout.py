@@ -77,17 +77,17 @@ def _learned(summary: Scores) -> list[tuple[str, str]]:
         line = (
             f"{_bold(answers['accuracy'])} of {answers['n']} answers about pictures (three or more choices) are right."
         )
-        lines.append((line, _beside({"by chance": answers["chance"], "about other pictures": answers["shuffled"]})))
+        lines.append((line, _compared({"by chance": answers["chance"], "about other pictures": answers["shuffled"]})))
     if scenes is not None:
         exact = scenes["overall" if "by_parts" in scenes else "all_correct"]
         others = {"for other prompts": scenes["shuffled"], "an untrained model": scenes.get("untrained")}
         line = f"{_bold(exact)} of {scenes['n']} drawings show exactly what was asked."
-        lines.append((line, _beside({**others, "the decoder allows": scenes["upper_bound"]})))
+        lines.append((line, _compared({**others, "the decoder allows": scenes["upper_bound"]})))
     for k, place in ((5, "among the nearest five"), (1, "before all others")):
         if retrieval.get(f"r{k}") is not None:
             line = f"{_bold(retrieval[f'r{k}'])} of {retrieval['n']} drawings find their own picture {place}."
             others = {"by chance": retrieval[f"chance_r{k}"], "for other prompts": retrieval[f"shuffled_r{k}"]}
-            lines.append((line, _beside(others)))
+            lines.append((line, _compared(others)))
     return lines
 
 
@@ -95,7 +95,7 @@ def _bold(share: float | None) -> str:
     return f"<strong>{percent(share)}</strong>"
 
 
-def _beside(figures: Mapping[str, float | None]) -> str:
+def _compared(figures: Mapping[str, float | None]) -> str:
     return "; ".join(f"{text(name)} {percent(value)}" for name, value in figures.items() if value is not None)
 
 

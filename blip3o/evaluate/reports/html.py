@@ -106,7 +106,7 @@ def folded(title: str, note: str, content: str) -> str:
 
 def statements(lines: Sequence[tuple[str, str]]) -> str:
     """Short sentences that are already markup, each with what to compare it with; "" without any."""
-    items = "".join(f"<li>{line}<small>{beside}</small></li>" for line, beside in lines)
+    items = "".join(f"<li>{line}<small>{note}</small></li>" for line, note in lines)
     return f'<ul class="learned">{items}</ul>' if items else ""
 
 

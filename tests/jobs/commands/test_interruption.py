@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from blip3o import settings
-from jobs.commands.interruption import Stopped, StopRequest, run_beside
+from jobs.commands.interruption import Stopped, StopRequest, run_apart
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
@@ -38,18 +38,18 @@ def test_without_anything_to_save_the_first_stops_at_once():
             kill(signal.SIGINT)
 
 
-def test_signals_arrive_while_the_work_is_done_beside():
+def test_signals_arrive_while_the_work_is_done_apart():
     """The work ends by what the handler sets; in the main thread, nothing would."""
     released = threading.Event()
     with StopRequest(worthwhile=lambda: True, on_request=released.set) as request:
         threading.Timer(0, kill, [signal.SIGTERM]).start()
-        assert run_beside(lambda: released.wait(60))
+        assert run_apart(lambda: released.wait(60))
     assert request.signum == signal.SIGTERM
 
 
-def test_what_the_work_beside_raises_is_raised():
+def test_what_the_work_apart_raises_is_raised():
     with pytest.raises(ZeroDivisionError):
-        run_beside(lambda: 1 // 0)
+        run_apart(lambda: 1 // 0)
 
 
 WAITS = """
