@@ -10,7 +10,7 @@ import typer
 
 from blip3o.runs.paths import final_uri
 from blip3o.storage.sizes import folder_bytes, readable
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_recipe
+from jobs.common import DryRun, Overrides, RecipeName, entry_point, open_recipe
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Turn published weights into a finished run, which stages start from and bundles are exported from."""
     parts = dict(map(_pair, part))
-    chosen = show_recipe(recipe, overrides)
+    chosen = open_recipe(recipe, overrides, dry_run=dry_run)
     if not dry_run:
         from blip3o.train.adopt import adopt  # 2 s: torch
 

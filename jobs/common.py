@@ -3,11 +3,18 @@
 import errno
 import functools
 import inspect
+import logging
 import os
 import select
+import shlex
+import shutil
+import signal
 import sys
+import sysconfig
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -19,8 +26,13 @@ from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.config.recipe_files import shipped
 from blip3o.errors import Blip3oError
+from jobs.commands.interruption import Stopped, deaf, install, terminate_by_exception
 
-INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C, as in a shell; likewise after SIGTERM
+# The verbs that continue where they were stopped, if they are run again.
+RESUMABLE = ("demo", "index", "encode", "train", "ablate")
 LAPTOP_CPUS = 6  # what a private Ray offers at least
 
 RECIPE = typer.Argument(
@@ -75,14 +87,40 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None, *, program: str) -> in
     """Runs a typer application from its command line (None: this process's); returns the exit code."""
     log.configure()
     settings.configure_ray()
-    arguments = sys.argv[1:] if argv is None else argv
+    before = terminate_by_exception()
+    arguments = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> None:
         code = get_command(app).main(arguments, prog_name=program, standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code
             raise KeyboardInterrupt
 
-    return guarded(run)
+    try:
+        with log.session():
+            try:
+                code = guarded(run)
+            finally:
+                with deaf():
+                    _leave_private_ray()
+    finally:
+        install(before)
+    if code in (INTERRUPTED, 128 + signal.SIGTERM) and (again := _command_to_resume(program, arguments)):
+        print(f"to continue: {again}", file=sys.stderr)
+    return code
+
+
+def _command_to_resume(program: str, arguments: Sequence[str]) -> str | None:
+    """The command line that continues what a signal has stopped; None for a verb that keeps nothing."""
+    _, *words = [*program.split(), *(word for word in arguments if word != "--fresh")]
+    return f"{program_path()} {shlex.join(words)}" if words and words[0] in RESUMABLE else None
+
+
+def program_path() -> str:
+    """How a shell in this folder calls `blip3o` of this environment: by its name, or by its path."""
+    own = Path(sysconfig.get_path("scripts"), "blip3o")
+    if shutil.which("blip3o") == str(own) or not own.exists():
+        return "blip3o"
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
 
 
 def with_parameters(parameters: Iterable[inspect.Parameter]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -116,17 +154,22 @@ def parameters_of(options: type) -> list[inspect.Parameter]:
     ]
 
 
-def show_recipe(name: str, overrides: Sequence[str]) -> Recipe:
-    """Loads a recipe, prints it resolved and returns it. Raises `ConfigError`."""
+def open_recipe(name: str, overrides: Sequence[str], *, dry_run: bool) -> Recipe:
+    """Loads a recipe, prints it resolved for a dry run, and returns it. Raises `ConfigError`."""
     recipe = load_recipe(name, overrides)
-    print(dump(recipe))
+    if dry_run:
+        print(dump(recipe))
     return recipe
 
 
-def show_pipeline(name: str, overrides: Sequence[str]) -> TrainingPipeline:
-    """Loads a pipeline (a recipe is one of a single stage), prints it resolved and returns it. Raises `ConfigError`."""
+def open_pipeline(name: str, overrides: Sequence[str], *, dry_run: bool) -> TrainingPipeline:
+    """Loads a pipeline (a recipe is one of a single stage), prints it resolved for a dry run, and returns it.
+
+    Raises `ConfigError`.
+    """
     pipeline = load_pipeline(name, overrides)
-    print(dump_pipeline(pipeline))
+    if dry_run:
+        print(dump_pipeline(pipeline))
     return pipeline
 
 
@@ -137,24 +180,27 @@ def dump_pipeline(pipeline: TrainingPipeline) -> str:
 
 def guarded(action: Callable[[], object]) -> int:
     """Runs an action and returns the exit code: 0, or 1 after a user error or lost output, 2 after a command line that
-    cannot be parsed, 130 after Ctrl-C. An error is printed as one line on stderr.
+    cannot be parsed, 130 after Ctrl-C, 143 after SIGTERM. An error is printed as one line on stderr.
     """
     code = 0
     try:
         try:
             action()
         except Blip3oError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _tell(f"error: {error}")
             code = 1
         except typer.TyperException as error:
             if message := " ".join(
                 error.format_message().split()
             ):  # empty for a group without a command, which has printed its help
-                print(f"error: {message}", file=sys.stderr)
+                _tell(f"error: {message}")
             code = error.exit_code
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            _tell("interrupted")
             code = INTERRUPTED
+        except Stopped as stop:
+            _tell(str(stop))
+            code = 128 + stop.signum
         finally:  # flushed here: a failure at the exit of Python would print a traceback
             if sys.stdout is not None:  # closed by the shell: `>&-`
                 sys.stdout.flush()
@@ -165,13 +211,17 @@ def guarded(action: Callable[[], object]) -> int:
     return code
 
 
+def _tell(line: str) -> None:
+    print(line, file=log.terminal())
+
+
 def _is_lost_output(error: OSError) -> bool:
     """Whether stdout can no longer be written: its reader has gone, as in `| head`, or the disk is full.
 
     A full disk is reported. Any output that is not written yet is dropped.
     """
     if error.errno == errno.ENOSPC and error.filename is None:
-        print(f"error: the output cannot be written ({error.strerror}): free space on its disk", file=sys.stderr)
+        _tell(f"error: the output cannot be written ({error.strerror}): free space on its disk")
     elif error.errno != errno.EPIPE or not _reader_has_gone():
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -189,17 +239,48 @@ def on_a_cluster() -> bool:
     return bool(settings.get("RAY_ADDRESS") or settings.get("RAY_JOB_ID"))
 
 
+def has_ray() -> bool:
+    """Whether this process has joined Ray, or can join a cluster without starting one."""
+    return on_a_cluster() or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
+
+
 def join_ray() -> None:
-    """Joins the cluster this job was submitted to, or starts a private one on this machine. Idempotent."""
+    """Joins the cluster this job was submitted to, or starts a private one on this machine. Idempotent.
+
+    With a private one, what libraries say goes to a file next to Ray's own logs, unless there is one already.
+    """
     import ray
 
     if ray.is_initialized():
         return
     if on_a_cluster():
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
+        began = time.monotonic()
+        logger.info("starting Ray on this machine")
         # Ray Train queries the dashboard's state API at the end of a run; without one, it waits 12 s in vain.
-        ray.init("local", num_cpus=logical_cpus(), include_dashboard=True, log_to_driver=False)
+        context = ray.init(
+            "local",
+            num_cpus=logical_cpus(),
+            include_dashboard=True,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        logs = Path(context.address_info["session_dir"], "logs")
+        log.divert(logs / "blip3o.log")
+        logger.info("Ray started in %.0f s; logs of Ray and the workers:", time.monotonic() - began)
+        logger.info("%s", logs)
+        _private.append(logs)
+    terminate_by_exception()
+
+
+_private: list[Path] = []  # the logs of the Ray that `join_ray` has started
+
+
+def _leave_private_ray() -> None:
+    """Stops the Ray that `join_ray` has started, while its last words still go to the log."""
+    if _private:
+        leave_ray()
 
 
 def logical_cpus() -> int:
@@ -215,3 +296,4 @@ def leave_ray() -> None:
     import ray
 
     ray.shutdown()
+    _private.clear()

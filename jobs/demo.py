@@ -13,27 +13,28 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from blip3o import settings
+from blip3o import log, settings
+from blip3o.config.load import dump
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError, ServiceError
 from cluster.local_s3 import LocalS3
+from jobs.commands.demo_console import LOG, SHOWN, STEPS, closing_lines, say, step
+from jobs.commands.interruption import end_silently
 from jobs.commands.progress import bar
-from jobs.common import UsageError, entry_point, join_ray, leave_ray
+from jobs.common import UsageError, entry_point, join_ray, leave_ray, program_path
 
 if TYPE_CHECKING:
     from blip3o.evaluate.heldout.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
-console = Console(stderr=True, highlight=False)
 
 BUCKET = "blip3o"
 STORE = "store"  # the folder of the object store, in that of the demo
@@ -100,10 +101,14 @@ def run_demo(out: Path, *, scale: Scale, fresh: bool) -> None:
         if not (out / STORE).is_dir():
             raise ConfigError(f"--fresh deletes {out}, which holds no demo ({STORE}/ is missing): give another --out")
         shutil.rmtree(out)
+    _make_folder(out)
+    log.divert(out / LOG, shown=SHOWN)
+    say(f"{len(STEPS)} steps. Ctrl-C stops them, the same command continues. Log: {out / LOG}")
     demo = Demo(out=out, scale=scale)
-    demo.run()
-    console.print(f"[bold green]done in {demo.summary['seconds_total']} s[/]  {verdict(demo.summary)}")
-    console.print(f"   {out / 'summary.json'}   {out / 'report.html'}   {out / 'grid.png'}")
+    with redirect_stdout(sys.stderr):  # what the jobs print goes to the log, too
+        demo.run()
+    for line in closing_lines(demo.summary, out, program=program_path()):
+        say(line)
 
 
 @dataclass
@@ -146,12 +151,6 @@ class Demo:
 
     @contextmanager
     def _object_store(self) -> Iterator[None]:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"--out {self.out} cannot be made a folder ({error.strerror}): give another one"
-            ) from error
         with LocalS3(data_dir=self.out / STORE) as store:
             settings.override(store.environment)
             store.create_bucket(BUCKET)
@@ -166,8 +165,10 @@ class Demo:
         # Scenes are drawn in a second process while this one makes emoji, which take longer and so show their bar.
         # Spawned, not forked: this process has threads.
         with (
-            _step("data sets", self.summary),
-            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other_process,
+            step("data sets", self.summary),
+            ProcessPoolExecutor(
+                1, mp_context=multiprocessing.get_context("spawn"), initializer=end_silently
+            ) as other_process,
         ):
             scenes = other_process.submit(
                 build_scenes,
@@ -192,26 +193,26 @@ class Demo:
             with bar("emoji") as progress:
                 return build_emoji(f"{BASE}/data/emoji", size=self.scale.emoji_size, on_progress=progress).counts
         except ServiceError as error:
-            console.print(f"[yellow]no emoji, only scenes: {error}[/]")
+            logger.warning("no emoji, only scenes: %s", error)
             return None
 
     def _index(self) -> None:
         from jobs.index import index, stages_with_new_sources
 
-        with _step("index", self.summary):
+        with step("index", self.summary):
             for recipe in stages_with_new_sources(self.pipeline()):
                 index(recipe)
 
     def _train_tokenizer(self) -> None:
         from blip3o.data.text.tokenizer_training import train_tokenizer
 
-        with _step("tokenizer", self.summary):
+        with step("tokenizer", self.summary):
             train_tokenizer(self.recipe("encoder"))
 
     def _train(self) -> None:
         from jobs.training.run import train_pipeline
 
-        with _step("train", self.summary):
+        with step("train", self.summary):
             results = train_pipeline(self.pipeline())
         self.summary["stages"] = {result["stage"]: result["summary"] for result in results}
 
@@ -220,7 +221,7 @@ class Demo:
         from blip3o.bundle.copying import copy_bundle
         from blip3o.train.export import export
 
-        with _step("export", self.summary):
+        with step("export", self.summary):
             runs = [recipe.run.name for recipe in self.pipeline().stages]
             export(self.recipe("decoder"), runs, BUNDLE, overwrite=True)
             copy_bundle(BUNDLE, str(self.out / "bundle"))
@@ -228,7 +229,7 @@ class Demo:
     def _evaluate(self) -> "Evaluation":
         from blip3o.evaluate.heldout.evaluation import evaluate
 
-        with _step("evaluate", self.summary):
+        with step("evaluate", self.summary):
             evaluation = evaluate(self.recipe("decoder"), BUNDLE, f"{BASE}/evaluation/demo")
         scores = evaluation.scores
         self.summary |= {key: scores[key] for key in EVALUATED if scores.get(key)}
@@ -238,7 +239,7 @@ class Demo:
         """Scenes by GenEval's rules, and understanding before and after the later stages."""
         from jobs.evaluation import demo_scores
 
-        with _step("proof", self.summary):
+        with step("proof", self.summary):
             if self.scale.suite_items:
                 folder = f"{BASE}/evaluation/demo-suites"
                 scores = demo_scores.score_scenes(BUNDLE, folder, items=self.scale.suite_items)
@@ -256,7 +257,7 @@ class Demo:
         from jobs.serve import start
         from serve.smoke import query_server
 
-        with _step("serve", self.summary):
+        with step("serve", self.summary):
             port = free_ports(1)[0]
             handle = start(BUNDLE, port=port)
             try:
@@ -273,8 +274,23 @@ class Demo:
         self.summary["reasons"] = null_reasons(self.summary)
         evaluation.images.grid.save(self.out / "grid.png", optimize=True)
         metrics: dict[str, list[dict[str, Any]]] = {name: rows_of(self.recipe(name)) for name in STAGES}
-        write_report(self.out / "report.html", summary=self.summary, metrics=metrics, images=evaluation.images)
+        recipes = {recipe.stage.name: dump(recipe) for recipe in self.pipeline().stages}
+        write_report(
+            self.out / "report.html",
+            summary=self.summary,
+            metrics=metrics,
+            images=evaluation.images,
+            recipes=recipes,
+        )
         (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1), encoding="utf-8")
+
+
+def _make_folder(out: Path) -> None:
+    """Raises `ConfigError` if it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be made a folder ({error.strerror}): give another one") from error
 
 
 def _without_emoji(recipe: Recipe) -> Iterator[str]:
@@ -293,31 +309,6 @@ def _ray() -> Iterator[None]:
         yield
     finally:
         leave_ray()
-
-
-@contextmanager
-def _step(name: str, summary: dict[str, Any]) -> Iterator[None]:
-    """Announces a step and keeps its wall-clock seconds under `steps`."""
-    console.print(f"[bold]── {name}[/]")
-    began = time.monotonic()
-    yield
-    seconds = round(time.monotonic() - began, 1)
-    summary.setdefault("steps", {})[name] = seconds
-    console.print(f"   {name}: {seconds} s")
-
-
-def verdict(summary: dict[str, Any]) -> str:
-    """The demo in one line: its scores next to those of chance."""
-    understanding, generation, scenes = (summary[name] for name in ("understanding", "generation", "scenes"))
-    before = understanding["before_generate"]["accuracy"]
-    exact = scenes["overall" if "by_parts" in scenes else "all_correct"]
-    return (
-        f"understanding {understanding['accuracy']:.2f} (before generate {before:.2f}, "
-        f"chance {understanding['chance']:.2f}), scenes {exact:.2f} "
-        f"(shuffled {scenes['shuffled']:.2f}, bound {scenes['upper_bound']:.2f}), "
-        f"retrieval R@5 {generation['r5']:.2f} "
-        f"(chance {generation['chance_r5']:.2f}, shuffled {generation['shuffled_r5']:.2f})"
-    )
 
 
 def command(

@@ -23,7 +23,7 @@ from blip3o.data.shards.manifest import Manifest
 from blip3o.device import DeviceKind, gpus_per_worker
 from blip3o.errors import Blip3oError, ConfigError
 from jobs.commands.progress import EncodedShard, show_shards
-from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, open_pipeline
 
 if TYPE_CHECKING:
     from blip3o.train.features.encode import ShardEncoder
@@ -189,7 +189,7 @@ def command(
     ] = False,
 ) -> None:
     """Store the frozen encoder's features of the images of a recipe, or of a pipeline's stages."""
-    pipeline = show_pipeline(recipe, overrides)
+    pipeline = open_pipeline(recipe, overrides, dry_run=dry_run)
     if dry_run:
         return
     pool = _pool(actors, num_cpus_per_actor, num_gpus_per_actor)

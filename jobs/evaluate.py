@@ -19,8 +19,8 @@ from jobs.common import (
     Overrides,
     UsageError,
     entry_point,
+    open_recipe,
     parameters_of,
-    show_recipe,
     with_parameters,
 )
 from jobs.evaluation.options import BenchmarkOptions
@@ -70,7 +70,7 @@ def _require_defaults(options: BenchmarkOptions) -> None:
 def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | None, *, dry_run: bool) -> None:
     if bundle is None:
         raise UsageError("a recipe needs --bundle: the folder that `blip3o export` wrote")
-    chosen = show_recipe(recipe, overrides)
+    chosen = open_recipe(recipe, overrides, dry_run=dry_run)
     if dry_run:
         return
     from blip3o.evaluate.heldout.evaluation import evaluate  # 2 s: torch

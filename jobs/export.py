@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_recipe
+from jobs.common import DryRun, Overrides, RecipeName, entry_point, open_recipe
 
 
 def command(
@@ -37,7 +37,7 @@ def command(
     dry_run: DryRun = False,
 ) -> None:
     """Make a bundle from finished runs."""
-    chosen = show_recipe(recipe, overrides)
+    chosen = open_recipe(recipe, overrides, dry_run=dry_run)
     if not dry_run:
         from blip3o.train.export import export  # 2 s: torch
 

@@ -1,17 +1,18 @@
 """`blip3o index RECIPE [--set …] [--verify]`: scans the shards of all sources once and writes their manifests.
 
 Every later read relies on a manifest. `--verify` scans all shards again, compares them with the index, byte for byte by
-checksum, and writes nothing. The work is `blip3o.data.shards.indexing`; here Ray Data spreads it, one task a shard.
+checksum, and writes nothing. The work is `blip3o.data.shards.indexing`; here Ray Data spreads it, one task a shard. A
+small set is scanned in this process, in less time than a private Ray takes to start.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe, SourceConfig
@@ -23,9 +24,12 @@ from blip3o.data.shards.manifest import Manifest
 from blip3o.data.shards.scan import ShardScan
 from blip3o.data.shards.scan_result import ScanOptions
 from blip3o.errors import StorageError
-from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, join_ray, show_pipeline
+from blip3o.evaluate.progress import tracked
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, has_ray, join_ray, open_pipeline
 
 logger = logging.getLogger(__name__)
+
+SMALL_BYTES = 128 * 2**20  # of shards to scan, up to which no Ray is started for them
 
 
 def index(recipe: Recipe) -> list[IndexSummary]:
@@ -33,7 +37,6 @@ def index(recipe: Recipe) -> list[IndexSummary]:
 
     Raises `DataError` for a source whose damage is beyond `data.max_bad_share`.
     """
-    join_ray()
     summaries = []
     for location in source_locations(recipe.data, _sources(recipe)):
         summary = index_source(
@@ -50,7 +53,6 @@ def index(recipe: Recipe) -> list[IndexSummary]:
 
 def verify(recipe: Recipe) -> None:
     """Verifies every source that a recipe names. Raises as `verify_source`."""
-    join_ray()
     for location in source_locations(recipe.data, _sources(recipe)):
         options = _scan_options(recipe, location)
         rows = verify_source(name=location.name, manifest_uri=location.manifest, options=options)
@@ -65,7 +67,7 @@ def index_source(
     max_bad_share: float = 0.05,
     options: ScanOptions | None = None,
 ) -> IndexSummary:
-    """`blip3o.data.shards.indexing.index_source` on the cluster. Ray must be initialised."""
+    """`blip3o.data.shards.indexing.index_source` on the cluster, or here if the source is small and there is none."""
     return indexing.index_source(
         name=name,
         shards_uri=shards_uri,
@@ -78,7 +80,7 @@ def index_source(
 
 
 def verify_source(*, name: str, manifest_uri: str, options: ScanOptions | None = None) -> int:
-    """`blip3o.data.shards.indexing.verify_source` on the cluster. Ray must be initialised."""
+    """`blip3o.data.shards.indexing.verify_source` on the cluster, or here if the source is small and there is none."""
     return indexing.verify_source(
         name=name, manifest_uri=manifest_uri, options=options or ScanOptions(), scan_all=_with_bar(f"verify {name}")
     )
@@ -86,10 +88,17 @@ def verify_source(*, name: str, manifest_uri: str, options: ScanOptions | None =
 
 def _with_bar(label: str) -> ScanAll:
     def scan_all(tasks: Sequence[ScanTask], then: Callable[[ScanTask, ShardScan], Any]) -> Iterable[Any]:
-        scans = _scan_on_ray(tasks, then)
-        return track(scans, label, total=len(tasks), console=Console(stderr=True), disable=not tasks)
+        small = sum(task.file.size for task in tasks) <= SMALL_BYTES and not has_ray()
+        scans = _scan_here(tasks, then) if small else _scan_on_ray(tasks, then)
+        return tracked(scans, label, len(tasks)) if tasks else ()
 
     return scan_all
+
+
+def _scan_here(tasks: Sequence[ScanTask], then: Callable[[ScanTask, ShardScan], Any]) -> Iterator[Any]:
+    """As `_scan_on_ray`, by threads of this process: most of the work is decoding, which needs no interpreter."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        yield from threads.map(lambda task: then(task, task.scan()), tasks)
 
 
 def _scan_on_ray(tasks: Sequence[ScanTask], then: Callable[[ScanTask, ShardScan], Any]) -> Iterator[Any]:
@@ -99,6 +108,7 @@ def _scan_on_ray(tasks: Sequence[ScanTask], then: Callable[[ScanTask, ShardScan]
     """
     if not tasks:
         return
+    join_ray()
     import ray.data
 
     def scan(row: dict[str, Any]) -> dict[str, Any]:
@@ -125,8 +135,8 @@ def select_samples(sources: Sequence[SourceConfig], manifests: Sequence[Manifest
         if source.select.empty or is_selected(manifest, source.select):
             continue
         choices = judge_shards(manifest, source.select)
-        bar = track(choices, f"select {source.name}", total=len(manifest.shards), console=Console(stderr=True))
-        left = write_selection(manifest, source.select, list(bar))
+        chosen = list(tracked(choices, f"select {source.name}", len(manifest.shards)))
+        left = write_selection(manifest, source.select, chosen)
         logger.info("%s: %d of %d good samples selected", source.name, left, manifest.good_rows)
 
 
@@ -161,7 +171,7 @@ def command(
     ] = False,
 ) -> None:
     """Index the sources of a recipe or a pipeline: scan every shard once and write its manifest."""
-    pipeline = show_pipeline(recipe, overrides)
+    pipeline = open_pipeline(recipe, overrides, dry_run=dry_run)
     for own in () if dry_run else stages_with_new_sources(pipeline):
         if compare:
             verify(own)

@@ -10,7 +10,7 @@ import typer
 
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import require_description
-from jobs.common import DryRun, Overrides, RecipeName, entry_point, show_recipe
+from jobs.common import DryRun, Overrides, RecipeName, entry_point, open_recipe
 
 
 def command(
@@ -22,7 +22,7 @@ def command(
     dry_run: DryRun = False,
 ) -> None:
     """Measure the channel statistics of generation targets, for a recipe with model.normalize_latents."""
-    chosen = show_recipe(recipe, overrides)
+    chosen = open_recipe(recipe, overrides, dry_run=dry_run)
     if not dry_run:
         from blip3o.train.features.latents import measure_latents  # 2 s: torch
 

@@ -11,14 +11,14 @@ from blip3o import storage
 from blip3o.data.shards.locations import tokenizer_uri
 from blip3o.data.text.tokenizer_training import train_tokenizer
 from blip3o.storage.sizes import readable
-from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, show_pipeline
+from jobs.common import DryRun, RecipeName, StageOverrides, entry_point, open_pipeline
 
 logger = logging.getLogger(__name__)
 
 
 def command(recipe: RecipeName, *, overrides: StageOverrides, dry_run: DryRun = False) -> None:
     """Train the tokenizer of a small model on the sources of a recipe, or of a pipeline's first stage."""
-    pipeline = show_pipeline(recipe, overrides)
+    pipeline = open_pipeline(recipe, overrides, dry_run=dry_run)
     if dry_run:
         return
     first = pipeline.stages[0]

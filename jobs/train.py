@@ -6,6 +6,7 @@ commands that make it; `--prepare` runs those that need only the recipe: index, 
 checks that need neither data nor Ray; with `--cluster 4x8xH100`, against a cluster that need not exist.
 """
 
+import logging
 import sys
 from typing import Annotated
 
@@ -16,9 +17,12 @@ from blip3o.config.recipe import Recipe
 from blip3o.data.inputs import StageInputs
 from blip3o.data.order.shuffle_quality import measure_shuffle
 from blip3o.errors import DataError, StorageError
+from blip3o.runs.paths import recipe_uri
 from jobs.commands.prepare import require_prepared
-from jobs.common import Cluster, RecipeName, StageOverrides, entry_point, show_pipeline
+from jobs.common import Cluster, RecipeName, StageOverrides, entry_point, open_pipeline
 from jobs.preflight import print_checks
+
+logger = logging.getLogger(__name__)
 
 
 def _preview_order(recipe: Recipe) -> None:
@@ -50,9 +54,11 @@ def command(
     from jobs.training.preflight import dry_run_checks
     from jobs.training.run import train_pipeline
 
-    pipeline = show_pipeline(recipe, overrides)
+    pipeline = open_pipeline(recipe, overrides, dry_run=dry_run)
     if not dry_run:
         require_prepared(pipeline, recipe, overrides, prepare=prepare)
+        runs = ", ".join(stage.run.name for stage in pipeline.stages)
+        logger.info("training %s; recipe: %s", runs, recipe_uri(pipeline.stages[0].run.storage, "RUN"))
         train_pipeline(pipeline, report=print)
         return
     require(print_checks(dry_run_checks(pipeline, parse_cluster(cluster) if cluster else None), prefix="# "))

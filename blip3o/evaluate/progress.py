@@ -1,19 +1,51 @@
-"""The progress bar of an evaluation, on stderr."""
+"""The progress of work of known size, on stderr: a bar on a terminal, and lines elsewhere, as in a log file."""
 
-from collections.abc import Callable, Iterator
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+from blip3o import log
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 Advance = Callable[[int], None]  # called with the number of pieces of work that have just been finished
+LINE_SECONDS = 30  # between lines, where there is no terminal for a bar
 
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Advance]:
-    """A bar of `total` pieces of work that the body advances."""
+    """Shows `total` pieces of work, which the body advances."""
     # Imported here: only the process that shows a bar needs rich, not the workers.
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    console = log.console()
+    bar = Progress(
+        *columns, console=console, disable=not console.is_terminal, redirect_stdout=False, redirect_stderr=False
+    )
+    began = last_line = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last_line
+        done += count
+        bar.advance(task, count)
+        now = time.monotonic()
+        if bar.disable and (now - last_line >= LINE_SECONDS or done == total):
+            logger.info("%s: %d of %d in %.0f s", label, done, total, now - began)
+            last_line = now
+
+    with bar:
+        task = bar.add_task(label, total=total)
+        yield advance
+
+
+def tracked(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    """Passes items on, and shows how many of `total` are done."""
+    with progress_bar(label, total) as advance:
+        for item in items:
+            yield item
+            advance(1)

@@ -50,11 +50,12 @@ class Callback:
     """The hooks of the loop, in the order of their calls. Each hook is called on all callbacks in the list's order.
 
     1. `on_start`, once.
-    2. In every step: `measure` for each micro-batch, after the work of all of them is launched and before the optimizer
-       step; `after_step` after it; then `wants_checkpoint`, until one callback returns True. In that case,
-       `on_checkpoint` of all callbacks: whatever must be stored before a checkpoint counts comes before the callback
-       that saves it.
-    3. `on_end`, once, after the last step. An error in the loop skips it.
+    2. In every step: `measure` for each micro-batch and then `wants_stop`, after the work of all of them is launched
+       and before the optimizer step; `after_step` after it; then `wants_checkpoint`, until one callback returns True.
+       In that case, or if a callback of any rank wants to stop, `on_checkpoint` of all callbacks: whatever must be
+       stored before a checkpoint counts comes before the callback that saves it.
+    3. `on_end`, once, after the last step, or after the step in which a callback wanted to stop. An error in the loop
+       skips it.
 
     `on_phase` is called in between, whenever the loop starts something that may hang.
 
@@ -75,6 +76,10 @@ class Callback:
         """
         return {}
 
+    def wants_stop(self) -> bool:
+        """Whether to save a checkpoint after this step and end. One rank's wish is enough; all of them end."""
+        return False
+
     def after_step(self, done: int, record: StepRecord) -> None:
         """`done` steps are finished; `record` belongs to the last one."""
 
@@ -86,7 +91,7 @@ class Callback:
         """A checkpoint is being saved after `done` steps."""
 
     def on_end(self) -> None:
-        """The last step is finished."""
+        """No step follows."""
 
 
 class MicroBatchCounter(Callback):

@@ -35,6 +35,7 @@ from blip3o.train.schedule import learning_rate, set_learning_rates
 # Columns of token ids, and the columns that are truncated together with them.
 TEXT_COLUMNS = {"input_ids": ("input_ids", "labels", "branches"), "draw_ids": ("draw_ids",)}
 LENGTH_MULTIPLE = 8
+_STOP = "stop"  # the count, in the sum over ranks, of callbacks that want to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,15 @@ class Loop:
     guard: LossGuard = field(default_factory=lambda: LossGuard(GuardConfig()))
     _losses: list[Tensor] = field(default_factory=list, init=False)
     _work: dict[str, int] = field(default_factory=dict, init=False)
+    _stopping: bool = field(default=False, init=False)
 
-    def run(self, start: int) -> None:
-        """Runs steps `start` … `optim.steps` − 1.
+    def run(self, start: int) -> int:
+        """Runs steps `start` … `optim.steps` − 1, or fewer if a callback wants to stop; returns how many are done.
 
         Raises `DataError` if the stream is at another step or ends early. Raises `BadStepError`, on all ranks, if the
         guard rejects the loss or the gradient is not finite; nothing is saved after such a step.
         """
-        stall = 0.0
+        done, stall = start, 0.0
         for callback in self.callbacks:
             callback.on_start(start)
         steps = range(start, self.recipe.optim.steps)
@@ -85,13 +87,16 @@ class Loop:
         with OneAhead(self._prepare_step, steps) as prepared:
             for step in steps:
                 record = self._run_step(step, prepared, stall=stall)
-                ended = time.perf_counter()
+                ended, done = time.perf_counter(), step + 1
                 self._enter_phase(f"callbacks after step {step}")
-                self._after_step(step + 1, record)
+                self._after_step(done, record)
                 stall = time.perf_counter() - ended
+                if self._stopping:
+                    break
         self._enter_phase("callbacks after the last step")
         for callback in self.callbacks:
             callback.on_end()
+        return done
 
     def _run_step(self, step: int, prepared: OneAhead[StepInput], *, stall: float) -> StepRecord:
         """Waits for the data of one optimizer step and trains on it. `stall`: seconds since the previous step."""
@@ -151,8 +156,11 @@ class Loop:
         set_learning_rates(self.engine.optimizer.param_groups, self.recipe.optim, step)
         sums = self._accumulate(step, data, totals)
         work = _added([callback.measure(batch) for callback in self.callbacks for batch in data.micro_batches])
+        # The wishes ride on the sum that every step makes anyway: all ranks learn of them at the same step.
+        work[_STOP] = sum(callback.wants_stop() for callback in self.callbacks)
         self._enter_phase(f"the workers' losses of step {step}")
         means, self._work = self._reduce(sums, totals, work)
+        self._stopping = self._work.pop(_STOP) > 0
         total = math.fsum(self._weight(name) * value for name, value in means.items())
         # Every rank has the same reduced loss here, so all ranks reject the step together and none waits for another.
         problem = self.guard.check(total)
@@ -213,7 +221,7 @@ class Loop:
     def _after_step(self, done: int, record: StepRecord) -> None:
         for callback in self.callbacks:
             callback.after_step(done, record)
-        if any(callback.wants_checkpoint(done) for callback in self.callbacks):
+        if self._stopping or any(callback.wants_checkpoint(done) for callback in self.callbacks):
             for callback in self.callbacks:
                 callback.on_checkpoint(done, record)
 

@@ -27,13 +27,14 @@ logger = logging.getLogger(__name__)
 class Interruption:
     """Why a stage's ranks stopped at `step`. It holds plain values because workers send it to the driver.
 
+    - `stop`: the user wanted it; the checkpoint after `step` is saved.
     - `checkpoint`: the checkpoint after `step` is damaged.
     - `step`: the loss or gradient is bad; `micro_batches` are the numbers, within the stage, of those that caused it.
     - `workers`: the number of workers, `workers`, does not divide the micro-batches of a step.
     """
 
     run: str
-    kind: Literal["checkpoint", "step", "workers"]
+    kind: Literal["stop", "checkpoint", "step", "workers"]
     step: int
     message: str
     micro_batches: tuple[int, ...] = ()

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import track
 
 from blip3o import storage
 from blip3o.config.shards import ColumnsConfig, KeyRule, MembersConfig
@@ -27,6 +25,7 @@ from blip3o.data.shards.parquet.samples import SUFFIX
 from blip3o.data.shards.scan import scan_shard
 from blip3o.data.shards.scan_result import ScanOptions
 from blip3o.errors import Blip3oError, ConfigError, DataError
+from blip3o.evaluate.progress import tracked
 from blip3o.evaluate.reports.shards import ShardSet, render_page
 from blip3o.storage.patterns import find_shards
 
@@ -111,6 +110,6 @@ def _scan(uri: str, folder: str, options: ScanOptions) -> Manifest:
     files = shards_among(find_shards(uri))
     rows = [
         write_shard_index(folder, file, scan_shard(file, source="shards", shard=number, options=options)).row
-        for number, file in enumerate(track(files, "scan", console=Console(stderr=True)))
+        for number, file in enumerate(tracked(files, "scan", len(files)))
     ]
     return write_manifest(folder, "shards", rows)

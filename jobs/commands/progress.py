@@ -3,33 +3,34 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from blip3o import log
 from blip3o.data.features.files import FeatureFooter
+from blip3o.evaluate.progress import LINE_SECONDS, Advance, progress_bar
 
 logger = logging.getLogger(__name__)
 
-LINE_SECONDS = 30  # between lines of the log, where there is no terminal for a bar
 EncodedShard = tuple[int, FeatureFooter]
 
 
 @contextmanager
 def bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, driven by (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    """The progress of work whose size is known once it has begun, driven by (done, total)."""
+    with ExitStack() as shown:
+        advances: list[Advance] = []
+        before = 0
+
+        def update(done: int, total: int) -> None:
+            nonlocal before
+            if not advances:
+                advances.append(shown.enter_context(progress_bar(label, total)))
+            advances[0](done - before)
+            before = done
+
+        yield update
 
 
 def show_shards(
@@ -39,10 +40,16 @@ def show_shards(
 
     On a terminal that is a bar; elsewhere, as in the log of a submitted job, a line at most every `every` seconds.
     """
-    console = Console(stderr=True)
+    console = log.console()
     figures = (MofNCompleteColumn(), TextColumn("shards, {task.fields[rate]:.1f} images/s"), TimeRemainingColumn())
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), *figures, console=console, disable=not console.is_terminal
+        TextColumn("{task.description}"),
+        BarColumn(14),
+        *figures,
+        console=console,
+        disable=not console.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
     start = last_line = time.monotonic()
     images = 0

@@ -1,97 +1,163 @@
-"""Live progress across processes: rank 0 reports to a small actor, and the driver shows it as a progress bar."""
+"""Live progress across processes: rank 0 reports to a small actor, and the driver shows what it says.
 
+On a terminal that is a line for each stage, in place. Elsewhere, as in a log file, it is a line for each phase of the
+start (workers, weights, first batch) and one every `log.every` steps. The actor also carries the other way: it informs
+rank 0 that the user wants to stop.
+"""
+
+import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from blip3o import log
 from blip3o.config.recipe import Recipe
-from blip3o.runs.rows import MFU, PADDING, with_rates
+from blip3o.runs.rows import MFU, with_rates
 from blip3o.train.callbacks import Callback, StepRecord
 
+logger = logging.getLogger(__name__)
+
 BOARD = "blip3o-progress"
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
+KEPT = 10_000  # events that nobody has taken yet: a driver that hangs must not fill the memory
+BAR = 14  # characters
+
+Event = Mapping[str, Any]  # of a `run`: either a `phase`, or a `step` with `loss`, `speed`, and maybe `mfu`
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """A run to show, and its number of steps."""
+    """A run to show: its number of steps, and samples in each."""
 
     run: str
     steps: int
+    samples: int
 
 
 @contextmanager
-def show_progress(runs: Sequence[TrackedRun]) -> Iterator[None]:
-    """Shows the progress of runs on stderr, with a bar for each, while the body runs."""
+def show_progress(runs: Sequence[TrackedRun]) -> Iterator["View"]:
+    """Shows the progress of runs on stderr while the body runs, and passes the wish to stop on to the workers."""
     board = progress_board()
-    stop = threading.Event()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    progress = Progress(
-        *columns,
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    tasks = {it.run: progress.add_task(it.run, total=it.steps, loss="waiting", start=False) for it in runs}
-    printed = {it.run: 0 for it in runs}  # quarters of each run that the log already shows
+    ray.get(board.clear.remote())
+    view, ended = View(runs), threading.Event()
 
     def poll() -> None:
-        rows = ray.get(board.latest.remote(list(tasks)))
-        for it in runs:
-            row = rows.get(it.run)
-            if row is None:
-                continue
-            progress.start_task(tasks[it.run])
-            progress.update(tasks[it.run], completed=row["step"], loss=figures(row))
-            quarter = 4 * row["step"] // it.steps
-            if quarter > printed[it.run] and not progress.console.is_terminal:  # a log file cannot show bars
-                printed[it.run] = quarter
-                progress.console.print(f"   {it.run}: {row['step']}/{it.steps} steps, {figures(row)}")
+        if view.stop_requested:
+            board.stop.remote()
+        for event in ray.get(board.take.remote()):
+            view.show(event)
 
     def watch() -> None:
-        while not stop.wait(POLL_SECONDS):
+        while not ended.wait(POLL_SECONDS):
             poll()
 
     thread = threading.Thread(target=watch, daemon=True)
-    with progress:
+    with view.live:
         thread.start()
         try:
-            yield
+            yield view
         finally:
-            stop.set()
+            ended.set()
             thread.join()
         poll()
 
 
-def figures(row: Mapping[str, Any]) -> str:
-    """The loss of a report, and MFU and padding if it has them, as text."""
-    shares = {"MFU": MFU, "padding": PADDING}
-    known = [f"{title} {row[name]:.1%}" for title, name in shares.items() if name in row]
-    return ", ".join([f"loss {row['loss']:.4f}", *known])
+class View:
+    """What the user sees of the runs of a fit."""
+
+    def __init__(self, runs: Sequence[TrackedRun]) -> None:
+        self.stepped = False  # whether any step was made since the view began
+        self.stop_requested = False
+        self._runs = {it.run: it for it in runs}
+        self._began = time.monotonic()
+        console = log.console()
+        columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn())
+        # Nothing is redirected: what others write goes to the log, and our own messages use the same console.
+        self.live = Progress(
+            *columns,
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            disable=not console.is_terminal,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._tasks = {it.run: self.live.add_task(it.run, total=it.steps, state="") for it in runs}
+
+    def request_stop(self) -> None:
+        """The workers are to save a checkpoint and stop. Safe in a handler of signals: it calls nothing."""
+        self.stop_requested = True
+
+    def show(self, event: Event) -> None:
+        """Shows a phase, or a step with its figures."""
+        run = self._runs.get(event["run"])
+        if run is None:
+            return
+        state = event.get("phase") or figures(event, run)
+        if "step" in event:
+            self.stepped = True
+            self.live.update(self._tasks[run.run], completed=event["step"], state=state)
+            state = f"step {event['step']}/{run.steps}  {state}"
+        else:
+            self.live.update(self._tasks[run.run], state=state)
+            state = f"{state} ({time.monotonic() - self._began:.0f} s)"
+        if self.live.disable:
+            logger.info("%s: %s", run.run, state)
+
+
+def figures(event: Event, run: TrackedRun) -> str:
+    """Loss, speed and time left of a step as text, and MFU if it is known."""
+    speed = event["speed"]
+    left = timedelta(seconds=round((run.steps - event["step"]) * run.samples / speed))
+    share = [f"MFU {event[MFU]:.1%}"] if MFU in event else []
+    pace = f"{speed:.0f}/s" if speed >= 10 else f"{speed:.2g}/s"
+    return "  ".join([f"loss {event['loss']:.4f}", *share, pace, f"{left} left"])
 
 
 class ProgressReporter(Callback):
-    """Reports step and loss of rank 0 to the board every `log.every` steps, with MFU and padding if they are known.
+    """Reports, from rank 0: each phase of the start, the first step, and then every `log.every` steps.
 
-    `peak_flops` as for `MetricsRecorder`.
+    It also asks whether the user wants to stop. `peak_flops` as for `MetricsRecorder`.
     """
 
     def __init__(self, recipe: Recipe, *, peak_flops: float | None = None) -> None:
         self._recipe, self._peak_flops, self._board = recipe, peak_flops, progress_board()
+        self._first: int | None = None
+        self._answer: Any = None  # of the actor, while it is awaited
+
+    def report_phase(self, phase: str) -> None:
+        """Does not wait for the actor."""
+        self._board.report.remote({"run": self._recipe.run.name, "phase": phase})
+
+    def on_start(self, step: int) -> None:
+        """The stream has to deliver now."""
+        self._first = step + 1
+        self.report_phase("waiting for the first batch")
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """Does not wait for the actor."""
-        if done == self._recipe.optim.steps or done % self._recipe.log.every == 0:
+        if done in (self._first, self._recipe.optim.steps) or done % self._recipe.log.every == 0:
             row = with_rates(record.row(), peak_flops=self._peak_flops)
-            shares = {name: row[name] for name in (MFU, PADDING) if name in row}
-            self._board.update.remote(self._recipe.run.name, {"step": done, "loss": record.loss, **shares})
+            shares = {name: row[name] for name in (MFU,) if name in row}
+            speed = row["samples_per_second"]
+            event = {"run": self._recipe.run.name, "step": done, "loss": record.loss, "speed": speed}
+            self._board.report.remote(event | shares)
+
+    def wants_stop(self) -> bool:
+        """Asks the actor, and never waits for its answer: that is read in a later step."""
+        if self._answer is None:
+            self._answer = self._board.stopping.remote()
+        if not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        answer, self._answer = self._answer, None
+        return ray.get(answer)
 
 
 def progress_board() -> Any:  # noqa: ANN401 - an actor handle
@@ -100,15 +166,31 @@ def progress_board() -> Any:  # noqa: ANN401 - an actor handle
 
 
 class ProgressBoard:
-    """The latest report of each run: steps done, loss, and shares."""
+    """What rank 0 has reported and the driver has not taken yet, and whether the user wants to stop."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._events: deque[Event] = deque(maxlen=KEPT)
+        self._stop = False
 
-    def update(self, run: str, row: dict[str, Any]) -> None:
-        """Replaces the report of a run."""
-        self._rows[run] = row
+    def clear(self) -> None:
+        """A new fit begins."""
+        self._events.clear()
+        self._stop = False
 
-    def latest(self, runs: list[str]) -> dict[str, dict[str, Any]]:
-        """The reports of those of the runs that have sent one."""
-        return {run: self._rows[run] for run in runs if run in self._rows}
+    def report(self, event: Event) -> None:
+        """Adds an event."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """Returns the events in their order, and forgets them."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+    def stop(self) -> None:
+        """The user wants to stop."""
+        self._stop = True
+
+    def stopping(self) -> bool:
+        """Whether the user wants to stop."""
+        return self._stop

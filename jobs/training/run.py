@@ -24,6 +24,7 @@ from blip3o.train.checkpoint.store import prune
 from blip3o.train.features.encoder import FeatureCache
 from blip3o.train.metrics.trackers import require_trackers
 from blip3o.train.recovery import Interruption, recover
+from jobs.commands.interruption import Stopped, StopRequest, run_apart
 from jobs.common import join_ray
 from jobs.training.checks import check_data, check_weights, stored_features
 from jobs.training.plan import FitPlan
@@ -142,17 +143,28 @@ def _require_features(stages: Sequence[StageInputs], caches: Sequence[FeatureCac
 
 
 def _fit_with_progress(pipeline: TrainingPipeline, stages: Sequence[StageInputs], remaining: Sequence[Recipe]) -> None:
-    """Trains, with a progress bar for each of the remaining stages."""
+    """Trains, and shows the progress of the remaining stages.
+
+    Raises `Stopped` after SIGINT or SIGTERM. The first saves a checkpoint, unless no step has been made.
+    """
     from jobs.training.progress import TrackedRun, show_progress
 
-    with show_progress([TrackedRun(run=recipe.run.name, steps=recipe.optim.steps) for recipe in remaining]):
-        fit(pipeline, stages)
+    runs = [TrackedRun(run=it.run.name, steps=it.optim.steps, samples=it.optim.global_batch_size) for it in remaining]
+    with (
+        show_progress(runs) as view,
+        StopRequest(worthwhile=lambda: view.stepped, on_request=view.request_stop) as request,
+    ):
+        view.show({"run": runs[0].run, "phase": f"starting {pipeline.stages[0].parallel.max_workers} workers"})
+        stopped = run_apart(lambda: fit(pipeline, stages))
+    if stopped is not None and request.signum is not None:
+        raise Stopped(request.signum, stopped.message)
 
 
-def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:
+def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> Interruption | None:
     """Trains every stage that has not finished; each writes its result. Needs Ray to be initialised.
 
-    Raises the `Blip3oError` of a worker, or `CheckpointError` if the run ended for another reason.
+    Returns where the run was saved if the user has stopped it. Raises the `Blip3oError` of a worker, or
+    `CheckpointError` if the run ended for another reason.
     """
     import ray.train
 
@@ -169,8 +181,10 @@ def fit(pipeline: TrainingPipeline, stages: Sequence[StageInputs]) -> None:
         if returned is None:
             for recipe in pipeline.stages:  # by now the last validations are done, too
                 prune(recipe, pipeline.name)
-            return
+            return None
         interruption = Interruption(**returned)
+        if interruption.kind == "stop":
+            return interruption
         if interruption.kind == "workers":
             max_workers = usable_workers(pipeline, interruption.workers)
             logger.warning("%s: continuing with %d", interruption.message, max_workers)

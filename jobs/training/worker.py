@@ -76,21 +76,23 @@ def _attempt(stage: PlannedStage, point: ResumePoint, batches: Batches) -> Inter
         message = f"{workers} workers cannot share {recipe.optim.micro_batches} micro-batches (optim.micro_batches)"
         return Interruption(run=name, kind="workers", step=0, message=message, workers=workers)
     try:
-        _train_stage(stage, point, batches)
+        done = _train_stage(stage, point, batches)
     except BadStepError as bad:
         return Interruption(run=name, kind="step", step=bad.step, message=str(bad), micro_batches=bad.micro_batches)
     except DamagedCheckpointError as damage:
         return Interruption(run=name, kind="checkpoint", step=point.step, message=str(damage))
-    return None
+    if done == recipe.optim.steps:
+        return None
+    return Interruption(run=name, kind="stop", step=done, message=f"run '{name}' is saved after step {done}")
 
 
-def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> None:
-    """Trains one stage from its resume point, writes its result, and frees what it used.
+def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> int:
+    """Trains one stage from its resume point, writes its result, and frees what it used; returns the steps done.
 
     Every rank runs this in lockstep.
     """
     context = RankContext.current(stage.recipe)
-    module = _run_stage(stage, point, batches, context)
+    done, module = _run_stage(stage, point, batches, context)
     allocated = release_memory(context.device)
     if module() is not None or allocated > HELD_BYTES:
         message = (
@@ -99,29 +101,39 @@ def _train_stage(stage: PlannedStage, point: ResumePoint, batches: Batches) -> N
         )
         logger.error("%s: %s", stage.recipe.run.name, message)
         write_event(stage.recipe, f"memory-rank-{context.rank}", stage.recipe.optim.steps, message)
+    return done
 
 
 def _run_stage(
     stage: PlannedStage, point: ResumePoint, batches: Batches, context: "RankContext"
-) -> "weakref.ref[StageModule]":
-    """Trains one stage and writes its result; returns a weak reference to the module that it has trained.
+) -> "tuple[int, weakref.ref[StageModule]]":
+    """Trains one stage and, after its last step, writes its result.
 
-    Each phase that may hang is reported to the watchdog before it starts.
+    Returns the steps done and a weak reference to the module. Each phase that may hang is reported to the watchdog
+    before it starts.
     """
     recipe, identity = stage.recipe, stage.identity()
     torch.set_num_threads(recipe.parallel.threads)
     attempt = Attempt(recipe, workers=context.world)
+    progress = ProgressReporter(recipe, peak_flops=_peak(stage, context)) if context.rank == 0 else None
     with Watchdog(recipe.guard.hang_seconds, lambda hang: end_hung_rank(recipe, hang, rank=context.rank)) as watchdog:
+
+        def enter(phase: str) -> None:
+            watchdog.on_phase(phase)
+            if progress:
+                progress.report_phase(phase)
+
         resuming = point.source == "checkpoint"
+        enter("loading weights")
         module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
         watchdog.on_phase("comparing the ranks' weights")
         require_agreement(module, context.device, resuming=resuming)
-        watchdog.on_phase("building the engine")
+        enter("building the engine")
         start = locate_start(recipe, point, fit_name=stage.fit_name)
         engine = build_engine(recipe.with_workers(context.world), module, universal=start.universal)
         ema = _build_ema(recipe, engine, module)
         attempt.mark("built")
-        watchdog.on_phase("restoring")
+        enter(f"restoring step {start.step}" if start.step else "starting at step 0")
         state = restore(engine, recipe, identity, start, ema)
         if context.rank == 0:
             write_identity(recipe, identity, stage.deciding())
@@ -131,7 +143,8 @@ def _run_stage(
         saver = CheckpointSaver(recipe, engine, identity, fit_name=stage.fit_name, ema=ema, guard=guard)
         averaging = [ema] if ema else []
         measuring = _metric_callbacks(stage, context, attempt)
-        Loop(
+        reporting = [progress] if progress else []
+        done = Loop(
             recipe=recipe.with_workers(context.world),
             engine=engine,
             module=module,
@@ -141,16 +154,17 @@ def _run_stage(
             world=context.world,
             pad_id=stage.inputs.pad_id,
             # The order matters: a checkpoint needs the updated average and the rows of all steps before it.
-            callbacks=[watchdog, *averaging, *measuring, saver, PreemptionNotice(recipe)],
+            callbacks=[watchdog, *averaging, *measuring, *reporting, saver, PreemptionNotice(recipe)],
             first_micro_batch=stage.first_micro_batch,
             guard=guard,
         ).run(start.step)
-        watchdog.on_phase("writing the result")
-        weights, averaged = gather_result(recipe, engine, module.model, ema, keep=context.rank == 0)
-        if context.rank == 0:
-            write_result(recipe, weights, averaged, identity, workers=context.world)
+        if done == recipe.optim.steps:
+            enter("writing the result")
+            weights, averaged = gather_result(recipe, engine, module.model, ema, keep=context.rank == 0)
+            if context.rank == 0:
+                write_result(recipe, weights, averaged, identity, workers=context.world)
         release_engine(engine)
-    return weakref.ref(module)
+    return done, weakref.ref(module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,13 +191,16 @@ def _build_ema(recipe: Recipe, engine: Any, module: StageModule) -> Ema | None: 
 
 
 def _metric_callbacks(stage: PlannedStage, context: RankContext, attempt: Attempt) -> list[Callback]:
-    """The callbacks that count work on every rank, and those that record and report it on rank 0."""
+    """The callbacks that count work on every rank, and those that record it on rank 0."""
     recipe, inputs = stage.recipe, stage.inputs
     counter = MicroBatchCounter(FlopsMeter(recipe, image_token_id=inputs.image_token_id, pad_id=inputs.pad_id))
     if context.rank != 0:
         return [counter]
-    peak = peak_flops(recipe, context.device, workers=context.world)
+    peak = _peak(stage, context)
     gauges = [GaugeExporter(recipe, peak_flops=peak)] if "ray" in recipe.log.trackers else []
-    recorder = MetricsRecorder(recipe, peak_flops=peak)
-    progress = ProgressReporter(recipe, peak_flops=peak)
-    return [counter, AttemptRecorder(attempt), recorder, progress, *gauges]
+    return [counter, AttemptRecorder(attempt), MetricsRecorder(recipe, peak_flops=peak), *gauges]
+
+
+def _peak(stage: PlannedStage, context: RankContext) -> float | None:
+    """Peak operations per second of all workers; None if it is not known."""
+    return peak_flops(stage.recipe, context.device, workers=context.world)

@@ -1,7 +1,9 @@
 """A run killed at any point equals an undisturbed one: every metric and every weight, bit for bit. On real Ray."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -181,6 +183,47 @@ def test_a_run_on_labelled_nodes_equals_the_run_on_one_node(nodes, base, tmp_pat
     found = {(actor.class_name, kinds.get(actor.node_id)) for actor in actors}
     assert {kind for name, kind in found if name == WORKER} == {"train"}
     assert {kind for name, kind in found if "_Maker" in name} == {"preprocess"}
+
+
+PHASES = ["starting 2 workers", "loading weights", "building the engine", "waiting for the first batch"]
+
+
+def test_a_run_that_its_user_stops_continues_from_that_very_step(ray_cluster, base, tmp_path, quiet):
+    undisturbed, expected = quiet
+    # No checkpoint is due before the end: what is committed is what the signal has saved.
+    options = {"run": {"name": "stopped"}, "checkpoint": {"every": 1000}}
+    stopped = world.recipe(base, **options)
+    file = world.write_recipe(tmp_path / "recipe.yaml", base, **options)
+    environment = settings.child_environment({"RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address})
+    said = interrupt_at_step([sys.executable, "-m", "jobs.train", file], environment)
+    [saved] = map(int, re.findall(r"^run 'stopped' is saved after step (\d+)$", said, re.MULTILINE))
+    assert 0 < saved < stopped.optim.steps
+    assert committed_step(stopped) == saved
+    assert said.splitlines()[-1].startswith("to continue: ") and said.endswith(f"blip3o train {file}\n")
+    assert train(stopped)["sha256"] == expected["sha256"]
+    first_steps = [found["step"] for found in read_run(stopped.run.storage, "stopped").attempts]
+    assert first_steps == [1, saved + 1]
+    assert figures(stopped) == figures(undisturbed)
+
+
+def interrupt_at_step(command, environment):
+    """Runs a job and interrupts it, as a terminal does, once it shows a step; returns what it said."""
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as run:
+        said = []
+        for line in run.stderr:
+            said.append(line)
+            if re.search(r": step \d+/\d+  loss ", line):
+                os.killpg(run.pid, signal.SIGINT)
+                break
+        said = "".join([*said, *run.stderr])
+        assert run.stdout.read() == ""  # the recipe is stored, not printed
+    assert run.returncode == 130, said
+    assert "Traceback" not in said and "\x1b" not in said
+    found = [said.find(f"stopped: {words}") for words in PHASES]
+    assert -1 not in found and found == sorted(found), said
+    return said
 
 
 def second(name, *, after):

@@ -29,12 +29,11 @@ from blip3o.evaluate.heldout.outputs import (
     decode,
     draw,
     exchanged_images,
-    first_rows,
-    grid_sections,
     vary,
 )
 from blip3o.evaluate.heldout.reader import EvaluationSamples, choose
 from blip3o.evaluate.heldout.reasons import null_reasons
+from blip3o.evaluate.heldout.showing import asked_sections, grid_sections, rows_to_show
 from blip3o.evaluate.metrics import feature_space, retrieval, understanding
 from blip3o.evaluate.metrics.understanding import MIN_CHOICES, AnswerRecord
 from blip3o.evaluate.progress import progress_bar
@@ -44,9 +43,9 @@ from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.runs.paths import EVALUATION
 
 WIDTH = 32  # rows of one batch
-GRID_ROWS, GRID_COLUMNS = 4, 4  # prompts of each source, drawings of each prompt
+GRID_COLUMNS = 4  # drawings of each prompt
 GRID_TITLE = "What the model draws"
-GRID_SUBTITLE = f"The first {GRID_ROWS} held-out prompts of each set in the order of the draw. Held out: {{kinds}}."
+GRID_SUBTITLE = "The first held-out prompts in the order of the draw: of scenes, one of each family. Held out: {kinds}."
 NOT_COMPARABLE = "own judge, own feature space, own data: compare with chance and between runs only"
 
 
@@ -96,7 +95,8 @@ def _score(
     with progress_bar("evaluate: drawings", len(samples.items)) as on_done:
         drawings = draw(pipeline, samples.items, seed=seed, on_done=on_done)
     scenes = [row for row, item in enumerate(drawings.items) if scene_accuracy.is_scene(item.record)]
-    shown = first_rows(drawings.items, GRID_ROWS)
+    retrieved = _retrieval(drawings, seed)
+    shown = rows_to_show(drawings.items, retrieved)
     rows = list(itertools.chain(*shown.values()))
     needed = sorted({*scenes, *rows})  # decoding is expensive: only scored scenes and the grid need images
     with progress_bar("evaluate: pictures", len(needed)) as on_done:
@@ -105,14 +105,16 @@ def _score(
     sections = grid_sections(pipeline, drawings, decoded, shown=shown, variants=variants)
     scores = {
         "understanding": understood,
-        "generation": _retrieval(drawings, seed),
+        "generation": retrieved,
         "own": _own_features(drawings, variants, seed),
         "scenes": _scenes(drawings, decoded, scenes, seed),
         "held_out": apart.figures(),
         "provenance": provenance | _provenance(recipe, pipeline, samples),
     }
     scores["reasons"] = null_reasons(scores)
-    grid = render_grid(sections, title=GRID_TITLE, subtitle=GRID_SUBTITLE.format(kinds=apart.kinds))
+    asked = asked_sections(answered, shown, retrieved)
+    subtitle = GRID_SUBTITLE.format(kinds=apart.kinds)
+    grid = render_grid(sections, title=GRID_TITLE, subtitle=subtitle, asked=asked)
     return Evaluation(scores=scores, images=ReportImages(grid=grid, answered=answered))
 
 

@@ -16,7 +16,6 @@ from blip3o.data.text.templates import Turn
 from blip3o.evaluate.heldout.selection import HeldOutSample, Question
 from blip3o.evaluate.metrics.retrieval import derangement
 from blip3o.evaluate.metrics.understanding import AnswerRecord
-from blip3o.evaluate.reports.grid import GridRow, GridSection
 from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.rng import derive_seed, numpy_generator
 
@@ -111,14 +110,6 @@ def decode(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *,
     return DecodedImages(drawn=drawn, decoded=decoded)
 
 
-def first_rows(items: Sequence[HeldOutSample], count: int) -> dict[str, list[int]]:
-    """For each source, the rows of its first `count` items."""
-    by_source: dict[str, list[int]] = {}
-    for row, item in enumerate(items):
-        by_source.setdefault(item.source, []).append(row)
-    return {source: rows[:count] for source, rows in by_source.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Variants:
     """Several drawings of some rows of `Drawings`: `features` [rows, columns, L, F]; the first is the scored one."""
@@ -143,37 +134,6 @@ def vary(pipeline: Blip3oPipeline, drawings: Drawings, rows: Sequence[int], *, c
         rows=tuple(rows),
         seeds=tuple((one, *others) for one, others in zip(scored, seeds, strict=True)),
         features=features,
-    )
-
-
-def grid_sections(
-    pipeline: Blip3oPipeline,
-    drawings: Drawings,
-    pictures: DecodedImages,
-    *,
-    shown: Mapping[str, list[int]],
-    variants: Variants,
-) -> list[GridSection]:
-    """The `shown` rows of each source (those of `variants`) with all their drawings; the first is the scored one."""
-    further = pipeline.decode(
-        variants.features[:, 1:].flatten(0, 1), seeds=[n for of_row in variants.seeds for n in of_row[1:]]
-    )
-    each = len(further) // len(variants.rows)
-    others = {row: further[place * each : (place + 1) * each] for place, row in enumerate(variants.rows)}
-    return [
-        GridSection(
-            title=source, rows=tuple(_grid_row(drawings.items[row], pictures, row, others[row]) for row in places)
-        )
-        for source, places in shown.items()
-    ]
-
-
-def _grid_row(item: HeldOutSample, pictures: DecodedImages, row: int, further: Sequence[Image.Image]) -> GridRow:
-    return GridRow(
-        caption=item.caption,
-        truth=item.image,
-        decoded=pictures.decoded[row],
-        drawn=(pictures.drawn[row], *further),
     )
 
 

@@ -1,11 +1,13 @@
 """The image grid of a model: each held-out prompt with its true image, the decoder's limit, and several seeds.
 
-It lays out what it is given and selects nothing. The built-in font has no accents, so captions are shown without them.
+Below the drawings there may be questions about pictures, with the replies. It lays out what it is given and selects
+nothing. The built-in font has no accents and no emoji: captions are shown without the first, and name the second.
 """
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,16 +19,22 @@ _TITLE, _SUBTITLE, _CAPTION, _SMALL = 30, 16, 17, 14  # font sizes, pixels
 _HEAD = 104  # title, subtitle and the names of the columns
 _SECTION_HEAD = 20  # the rule above a section
 _MAX_LINES = 4  # of a caption
+_CARD, _CARD_COLUMNS, _CARD_GAP = 96, 2, 14  # side of the picture of a question in pixels; cards in a row
+_RIGHT, _WRONG = (29, 127, 76), (179, 55, 47)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridRow:
-    """One prompt: its true image, that image's features through the decoder, and one drawing per seed."""
+    """One prompt: its true image, that image's features through the decoder, and one drawing per seed.
+
+    `label` stands below the caption, in small letters.
+    """
 
     caption: str
     truth: Image.Image
     decoded: Image.Image
     drawn: tuple[Image.Image, ...]
+    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +45,30 @@ class GridSection:
     rows: tuple[GridRow, ...]
 
 
-def render_grid(sections: Sequence[GridSection], *, title: str, subtitle: str) -> Image.Image:
+@dataclass(frozen=True, kw_only=True)
+class AskedCard:
+    """A question about a picture, with the reply; `answer` is the true one."""
+
+    image: Image.Image
+    question: str
+    reply: str
+    answer: str
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedSection:
+    """Questions about the pictures of one source, under its name."""
+
+    title: str
+    cards: tuple[AskedCard, ...]
+
+
+def render_grid(
+    sections: Sequence[GridSection], *, title: str, subtitle: str, asked: Sequence[AskedSection] = ()
+) -> Image.Image:
     """The grid as an RGB image on white. All rows have the same number of drawings (at least one)."""
-    width, height = grid_size(sections)
+    width, height = grid_size(sections, asked)
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((_MARGIN, _MARGIN), plain(title), fill=_INK, font=_font(_TITLE))
@@ -53,13 +82,17 @@ def render_grid(sections: Sequence[GridSection], *, title: str, subtitle: str) -
         for row in section.rows:
             _draw_row(canvas, draw, row, top)
             top += TILE + _ROW_GAP
+    for asked_section in asked:
+        _draw_asked(canvas, draw, asked_section, top)
+        top += _asked_height(asked_section)
     return canvas
 
 
-def grid_size(sections: Sequence[GridSection]) -> tuple[int, int]:
+def grid_size(sections: Sequence[GridSection], asked: Sequence[AskedSection] = ()) -> tuple[int, int]:
     """Width and height of the grid in pixels."""
     rows = sum(len(section.rows) for section in sections)
     height = 2 * _MARGIN + _HEAD + len(sections) * _SECTION_HEAD + rows * (TILE + _ROW_GAP) - _ROW_GAP
+    height += sum(map(_asked_height, asked))
     return _lefts(len(sections[0].rows[0].drawn))[-1] + TILE + _MARGIN, height
 
 
@@ -79,19 +112,62 @@ def _draw_headings(draw: ImageDraw.ImageDraw, drawings: int) -> None:
 
 
 def _draw_row(canvas: Image.Image, draw: ImageDraw.ImageDraw, row: GridRow, top: int) -> None:
-    font = _font(_CAPTION)
-    lines = wrap(plain(row.caption), font, _CAPTION_WIDTH)
-    text = "\n".join(lines if len(lines) <= _MAX_LINES else [*lines[: _MAX_LINES - 1], f"{lines[_MAX_LINES - 1]} …"])
-    draw.multiline_text((_MARGIN, top + TILE // 2), text, fill=_INK, font=font, spacing=5, anchor="lm")
+    words = _shortened(row.caption, _font(_CAPTION), _CAPTION_WIDTH)
+    draw.multiline_text((_MARGIN, top + TILE // 2), words, fill=_INK, font=_font(_CAPTION), spacing=5, anchor="lm")
+    draw.text((_MARGIN, top + TILE - 18), plain(row.label), fill=_SOFT, font=_font(_SMALL))
     for left, picture in zip(_lefts(len(row.drawn)), (row.truth, row.decoded, *row.drawn), strict=True):
-        canvas.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
-        draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=_LINE)
+        _paste(canvas, draw, picture, (left, top), TILE)
+
+
+def _asked_height(section: AskedSection) -> int:
+    rows = -(-len(section.cards) // _CARD_COLUMNS)
+    return _ROW_GAP + _SECTION_HEAD + 20 + rows * (_CARD + _CARD_GAP)
+
+
+def _draw_asked(canvas: Image.Image, draw: ImageDraw.ImageDraw, section: AskedSection, top: int) -> None:
+    draw.line([(_MARGIN, top + 8), (canvas.width - _MARGIN, top + 8)], fill=_LINE)
+    draw.text((_MARGIN, top + 20), plain(section.title), fill=_SOFT, font=_font(_SMALL))
+    width = (canvas.width - 2 * _MARGIN) // _CARD_COLUMNS
+    room = width - _CARD - 3 * _CARD_GAP
+    for number, card in enumerate(section.cards):
+        row, column = divmod(number, _CARD_COLUMNS)
+        left, upper = _MARGIN + column * width, top + _SECTION_HEAD + 38 + row * (_CARD + _CARD_GAP) - _ROW_GAP
+        _paste(canvas, draw, card.image, (left, upper), _CARD)
+        left += _CARD + _CARD_GAP
+        question = _shortened(card.question, _font(_SMALL), room, lines=2)
+        draw.multiline_text((left, upper + 6), question, fill=_SOFT, font=_font(_SMALL), spacing=4)
+        reply = _shortened(card.reply or "(no reply)", _font(_CAPTION), room, lines=1)
+        draw.text((left, upper + 46), reply, fill=_RIGHT if card.right else _WRONG, font=_font(_CAPTION))
+        verdict = "right" if card.right else f"true answer: {card.answer}"
+        draw.text((left, upper + 72), _shortened(verdict, _font(_SMALL), room, lines=1), fill=_SOFT, font=_font(_SMALL))
+
+
+def _paste(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, place: tuple[int, int], side: int
+) -> None:
+    left, top = place
+    canvas.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), place)
+    draw.rectangle((left, top, left + side - 1, top + side - 1), outline=_LINE)
+
+
+def _shortened(words: str, font: ImageFont.FreeTypeFont, width: int, *, lines: int = _MAX_LINES) -> str:
+    """The words in at most `lines` lines; an ellipsis for those that do not fit."""
+    wrapped = wrap(plain(words), font, width)
+    return "\n".join(wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], f"{wrapped[lines - 1]} …"])
 
 
 def plain(text: str) -> str:
-    """Text without accents, and with straight apostrophes and hyphens for dashes."""
+    """Text without accents, with straight apostrophes and hyphens for dashes, and with names for what has no glyph."""
     letters = unicodedata.normalize("NFKD", text.replace("’", "'").replace("–", "-"))
-    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return "".join(_drawable(letter) for letter in letters if unicodedata.category(letter) not in ("Mn", "Me", "Cf"))
+
+
+@lru_cache(maxsize=4096)
+def _drawable(letter: str) -> str:
+    """A letter, or the name of a symbol that the font lacks, as `[cat face]`."""
+    font = _font(_CAPTION)
+    missing = bytes(font.getmask(letter)) == bytes(font.getmask("\uffff")) and unicodedata.category(letter)[0] == "S"
+    return f"[{unicodedata.name(letter, 'symbol').lower()}]" if missing else letter
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The report of a held-out evaluation: one self-contained HTML file, every figure next to chance and its controls.
 
-It shows what it is given and computes nothing: the figures of evaluation.json, and curves of the runs' metrics.
+It opens with what was learned, in words and pictures, then comes how it was trained; recipes are folded away. It shows
+what it is given and computes nothing: the figures of evaluation.json, and curves of the runs' metrics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 
 from blip3o.evaluate.metrics.understanding import AnswerRecord
 from blip3o.evaluate.reports.curves import loss_curves
-from blip3o.evaluate.reports.html import bar, page, percent, picture, section, table, text
+from blip3o.evaluate.reports.html import bar, folded, page, percent, picture, section, statements, table, text
 
 EXAMPLES = 12
 Scores = Mapping[str, Any]
@@ -35,32 +36,70 @@ class ReportImages:
     answered: tuple[AnsweredPicture, ...]
 
 
-def write_report(path: Path, *, summary: Scores, metrics: Metrics, images: ReportImages) -> None:
+def write_report(
+    path: Path, *, summary: Scores, metrics: Metrics, images: ReportImages, recipes: Mapping[str, str] | None = None
+) -> None:
     """Writes the page of `render_report` to a local file, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_report(summary=summary, metrics=metrics, images=images), encoding="utf-8")
+    page_text = render_report(summary=summary, metrics=metrics, images=images, recipes=recipes)
+    path.write_text(page_text, encoding="utf-8")
 
 
-def render_report(*, summary: Scores, metrics: Metrics, images: ReportImages) -> str:
+def render_report(
+    *, summary: Scores, metrics: Metrics, images: ReportImages, recipes: Mapping[str, str] | None = None
+) -> str:
     """The page as HTML.
 
     `summary` is what evaluation.json holds (`understanding`, `generation`, `scenes`, `provenance`, and if it has them
     `held_out` and `reasons`); its `scenes` may be
     a suite's figures (`jobs.evaluation.demo_scores`) that hold those as `by_parts`. It may add `stages`: {name: a
     stage's summary}. `metrics` are each stage's rows with `step` and `loss`; without rows there are no curves.
+    `recipes` are the resolved recipes as text, by stage.
     """
     stages = summary.get("stages", {})
-    sections = [
-        section("Figures", _FIGURES_NOTE, _headline(summary)),
+    parts = [
+        statements(_learned(summary)),
         section("Drawings", _DRAWINGS_NOTE, picture(images.grid, alt="grid of drawings", css="grid")),
         section("Answers", _ANSWERS_NOTE, _cards(images.answered[:EXAMPLES])),
+        section("Figures", _FIGURES_NOTE, _headline(summary)),
         section("By kind, source and family", _DETAILS_NOTE, _details(summary)),
         section("Not measured", "Figures without a value, and why.", _reasons(summary.get("reasons", {}))),
         section("Training", _TRAINING_NOTE, _curves(metrics) + _stage_table(stages)),
-        section("Provenance", "What these figures were made from.", _provenance(summary.get("provenance", {}))),
+        folded("Provenance", "What these figures were made from.", _provenance(summary.get("provenance", {}))),
+        folded("Recipes", "As they were resolved: every value.", _recipes(recipes or {})),
     ]
     note = summary.get("held_out", {}).get("note", "")
-    return page("BLIP3-o: what was trained, and what it can do", f"{_INTRO} {note}", sections)
+    return page("BLIP3-o: what was trained, and what it can do", f"{_INTRO} {note}", parts)
+
+
+def _learned(summary: Scores) -> list[tuple[str, str]]:
+    """The main figures as sentences, each with its chance and its controls."""
+    answers, retrieval, scenes = summary.get("understanding"), summary["generation"], summary.get("scenes")
+    lines = []
+    if answers is not None and answers["accuracy"] is not None:
+        line = (
+            f"{_bold(answers['accuracy'])} of {answers['n']} answers about pictures (three or more choices) are right."
+        )
+        lines.append((line, _compared({"by chance": answers["chance"], "about other pictures": answers["shuffled"]})))
+    if scenes is not None:
+        exact = scenes["overall" if "by_parts" in scenes else "all_correct"]
+        others = {"for other prompts": scenes["shuffled"], "an untrained model": scenes.get("untrained")}
+        line = f"{_bold(exact)} of {scenes['n']} drawings show exactly what was asked."
+        lines.append((line, _compared({**others, "the decoder allows": scenes["upper_bound"]})))
+    for k, place in ((5, "among the nearest five"), (1, "before all others")):
+        if retrieval.get(f"r{k}") is not None:
+            line = f"{_bold(retrieval[f'r{k}'])} of {retrieval['n']} drawings find their own picture {place}."
+            others = {"by chance": retrieval[f"chance_r{k}"], "for other prompts": retrieval[f"shuffled_r{k}"]}
+            lines.append((line, _compared(others)))
+    return lines
+
+
+def _bold(share: float | None) -> str:
+    return f"<strong>{percent(share)}</strong>"
+
+
+def _compared(figures: Mapping[str, float | None]) -> str:
+    return "; ".join(f"{text(name)} {percent(value)}" for name, value in figures.items() if value is not None)
 
 
 _INTRO = "Understanding and generation by one model, scored on samples that are held out from training."
@@ -70,7 +109,10 @@ _FIGURES_NOTE = (
     "Retrieval is in the model's own feature space and scenes have their own judge, so these figures compare with "
     "chance and between runs, not with published benchmarks."
 )
-_DRAWINGS_NOTE = "The first held-out prompts of each source in the order of the draw; nothing was picked by its result."
+_DRAWINGS_NOTE = (
+    "The first held-out prompts in the order of the draw; of scenes, one of each family. A set of whose drawings fewer "
+    "than half find their own image first shows its questions instead. Within a set, nothing is chosen by its result."
+)
 _ANSWERS_NOTE = "The first held-out questions in the order of the draw, one of each kind in turn."
 _DETAILS_NOTE = (
     "Closed questions with at least three choices, then two-way and open ones; retrieval within each source."
@@ -224,3 +266,7 @@ def _reasons(reasons: Mapping[str, str]) -> str:
 
 def _provenance(values: Scores) -> str:
     return table([], [[text(name), text(value)] for name, value in values.items()], words=True)
+
+
+def _recipes(recipes: Mapping[str, str]) -> str:
+    return "".join(folded(name, "", f"<pre>{text(recipe)}</pre>") for name, recipe in recipes.items())

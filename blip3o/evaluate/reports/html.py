@@ -17,7 +17,8 @@ STYLE = """
   --panel: #1d2026; --accent: #7ba1e6; --right: #5cc48d; --wrong: #ee8a80; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 68rem; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif,
+  "Apple Color Emoji", "Segoe UI Emoji", "Noto Color Emoji"; }
 h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.01em; }
 h2 { margin: 3.25rem 0 0.4rem; font-size: 1.2rem; letter-spacing: -0.005em; }
 p { margin: 0.4rem 0 1rem; max-width: 50rem; color: var(--soft); text-wrap: pretty; }
@@ -46,6 +47,14 @@ td.words { text-align: left; overflow-wrap: anywhere; }
 .right::before { content: "\\2713\\00a0"; color: var(--right); font-weight: 700; }
 .wrong::before { content: "\\2717\\00a0"; color: var(--wrong); font-weight: 700; }
 .truth { color: var(--soft); }
+.learned { margin: 1.6rem 0 2rem; padding: 0; list-style: none; }
+.learned li { margin: 0 0 0.7rem; max-width: 50rem; }
+.learned strong { font-size: 1.15rem; }
+.learned small { display: block; font-size: 0.92rem; color: var(--soft); }
+details { margin: 2.2rem 0 0; }
+summary { cursor: pointer; font-size: 1.2rem; font-weight: 700; }
+details details { margin: 0.8rem 0 0; }
+details details summary { font-size: 1rem; font-weight: 500; }
 """
 
 
@@ -87,6 +96,18 @@ def picture(image: Image.Image, *, alt: str, css: str = "") -> str:
 def section(title: str, note: str, content: str) -> str:
     """A titled section of the page; "" if it has no content."""
     return f"<section><h2>{text(title)}</h2><p>{text(note)}</p>{content}</section>" if content else ""
+
+
+def folded(title: str, note: str, content: str) -> str:
+    """A section that the reader opens; "" if it has no content."""
+    words = f"<p>{text(note)}</p>" if note else ""
+    return f"<details><summary>{text(title)}</summary>{words}{content}</details>" if content else ""
+
+
+def statements(lines: Sequence[tuple[str, str]]) -> str:
+    """Short sentences that are already markup, each with what to compare it with; "" without any."""
+    items = "".join(f"<li>{line}<small>{note}</small></li>" for line, note in lines)
+    return f'<ul class="learned">{items}</ul>' if items else ""
 
 
 def page(title: str, note: str, sections: Sequence[str]) -> str:

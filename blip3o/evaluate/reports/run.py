@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o.config.load import flattened
 from blip3o.evaluate.reports.curves import Panel, draw_panels
-from blip3o.evaluate.reports.html import page, percent, picture, section, table, text
+from blip3o.evaluate.reports.html import folded, page, percent, picture, section, table, text
 
 Row = Mapping[str, Any]
 
@@ -50,13 +50,13 @@ def render_run(run: RunRecord) -> str:
         f"Run {run.name}",
         note,
         [
+            section("Drawings", _DRAWINGS_NOTE, _drawings(run.drawings)),
             section("Training", _TRAINING_NOTE, wrapped(draw_panels(_training_panels(run.rows)))),
             section("Speed", _SPEED_NOTE, _speed(run.rows) + wrapped(draw_panels(_speed_panels(run.rows)))),
             section("Where the operations go", _PARTS_NOTE, _parts(run.rows)),
             section("Validation", _VALIDATION_NOTE, wrapped(draw_panels(_validation_panels(run.validations)))),
-            section("Drawings", _DRAWINGS_NOTE, _drawings(run.drawings)),
             section("Events", "Starts of the workers, and what went wrong.", _events(run)),
-            section("Recipe", "As it was resolved: every value.", _recipe(run.recipe)),
+            folded("Recipe", "As it was resolved: every value.", _recipe(run.recipe)),
         ],
     )
 

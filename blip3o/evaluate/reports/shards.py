@@ -80,7 +80,7 @@ def _percentiles(values: np.ndarray) -> str:
 
 
 def render_page(shards: ShardSet, lines: Sequence[str], *, pictures: int, seed: int) -> str:
-    """The page: histograms, `pictures` samples that `seed` chooses, look-alikes, damage. It loads nothing from
+    """The page: `pictures` samples that `seed` chooses, look-alikes, histograms, damage. It loads nothing from
     elsewhere. Raises as reading the samples does.
     """
     good, reader = shards.good, ShardReader([shards.manifest])
@@ -89,9 +89,9 @@ def render_page(shards: ShardSet, lines: Sequence[str], *, pictures: int, seed: 
     note = f"Groups whose perceptual hashes differ in {overview.ALIKE_BITS} of 64 bits at most; the largest first."
     damage = [[markup.text(kind.kind), str(kind.entries)] for kind in by_kind(shards.damage)]
     sections = [
-        *_histograms(good),
         markup.section("Samples", f"Drawn with seed {seed}.", _cards(reader, good, chosen)),
         markup.section("Look-alikes", note, "<p></p>".join(groups)),
+        *_histograms(good),
         markup.section(
             "Damage", "What indexing left out.", markup.table(["reason", "entries"], damage) if damage else ""
         ),

@@ -14,11 +14,10 @@ from blip3o.evaluate.heldout.outputs import (
     draw,
     draw_seed,
     exchanged_images,
-    first_rows,
-    grid_sections,
     vary,
 )
 from blip3o.evaluate.heldout.reader import choose
+from blip3o.evaluate.heldout.showing import grid_sections
 from tests.evaluate.world import add_source, make_bundle, recipe, scenes
 
 
@@ -102,11 +101,10 @@ def test_pictures_belong_to_their_rows(world):
             assert np.array_equal(np.asarray(images[row]), np.asarray(expected))
 
 
-def test_the_grid_shows_the_first_rows_and_the_scored_drawing_first(world):
+def test_the_grid_shows_the_scored_drawing_first(world):
     pipeline, chosen = world
     drawings = draw(pipeline, chosen.items, seed=0, on_done=Counted())
-    shown = first_rows(chosen.items, 2)
-    assert shown == {"first": [0, 2], "second": [1, 3]}
+    shown = {"first": [0, 2], "second": [1, 3]}
     pictures = decode(pipeline, drawings, [0, 1, 2, 3], on_done=Counted())
     variants = vary(pipeline, drawings, [0, 2, 1, 3], columns=3, seed=0)
     assert variants.features.shape == (4, 3, *drawings.generated.shape[1:])

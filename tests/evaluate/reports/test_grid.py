@@ -3,7 +3,17 @@
 import pytest
 from PIL import Image, ImageFont
 
-from blip3o.evaluate.reports.grid import TILE, GridRow, GridSection, grid_size, plain, render_grid, wrap
+from blip3o.evaluate.reports.grid import (
+    TILE,
+    AskedCard,
+    AskedSection,
+    GridRow,
+    GridSection,
+    grid_size,
+    plain,
+    render_grid,
+    wrap,
+)
 
 COLORS = ["#ff0000", "#00ff00", "#0000ff", "#ffff00", "#ff00ff"]
 
@@ -51,3 +61,20 @@ def test_lines_fit_and_lose_no_word(width):
 
 def test_what_the_font_lacks_is_spelled_without_it():
     assert plain("a piñata at one o’clock – São Tomé") == "a pinata at one o'clock - Sao Tome"
+    assert plain("one 🐈 and ❤\ufe0f, 5 $ + 2") == "one [cat] and [heavy black heart], 5 $ + 2"
+
+
+def test_questions_stand_below_the_drawings_and_change_nothing_there():
+    sections = [GridSection(title="s", rows=(row(),))]
+    cards = [
+        AskedCard(image=Image.new("RGB", (9, 9), color), question="What? " * 40, reply="food", answer="x", right=right)
+        for color, right in (("#123456", True), ("#654321", False), ("#abcdef", True))
+    ]
+    asked = [AskedSection(title="emoji", cards=tuple(cards))]
+    alone = render_grid(sections, title="t", subtitle="u")
+    both = render_grid(sections, title="t", subtitle="u", asked=asked)
+    assert both.size == grid_size(sections, asked) and both.height > alone.height
+    above = (0, 0, alone.width, alone.height - 40)  # all but the lower margin
+    assert both.crop(above).tobytes() == alone.crop(above).tobytes()
+    counts = {color: number for number, color in both.getcolors(maxcolors=1 << 24)}
+    assert len({counts[color] for color in ((18, 52, 86), (101, 67, 33), (171, 205, 239))}) == 1

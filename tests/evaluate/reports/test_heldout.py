@@ -110,6 +110,24 @@ def test_stages_curves_and_provenance(tmp_path):
     assert "<svg" in page
 
 
+def test_what_was_learned_comes_first_then_pictures_then_tables_and_recipes_are_folded(tmp_path):
+    path = tmp_path / "report.html"
+    images = ReportImages(grid=Image.new("RGB", (3, 2), "white"), answered=(answered("red"),))
+    write_report(path, summary=SUMMARY, metrics=METRICS, images=images, recipes={"generate": "optim: <lr>"})
+    page = path.read_text()
+    said = re.sub(r"<[^>]+>", " ", page[page.index('<ul class="learned">') :])
+    assert "81.1 %  of 161 answers about pictures (three or more choices) are right." in said
+    assert "by chance 15.2 %; about other pictures 20.3 %" in said
+    assert "71.5 %  of 64 drawings show exactly what was asked." in said
+    assert "for other prompts 2.1 %; the decoder allows 95.1 %" in said
+    places = [
+        page.index(mark) for mark in ('class="learned"', 'class="grid"', 'class="card"', "<table", "<svg", "<details>")
+    ]
+    assert places == sorted(places)
+    folded = page[page.index("<details>") :]
+    assert "optim: &lt;lr&gt;" in folded and "s3://bucket/bundle" in folded and "<h2" not in folded
+
+
 def test_right_and_wrong_replies_are_marked(tmp_path):
     page = written(tmp_path, replies=("Red.", "blue"))
     assert page.count('class="right"') == 1

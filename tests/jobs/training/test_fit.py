@@ -7,12 +7,13 @@ from dataclasses import asdict
 
 import pytest
 
+from blip3o import log
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
 from blip3o.train.result import summarize
 from jobs.training.plan import FitPlan
-from jobs.training.progress import figures
+from jobs.training.progress import TrackedRun, View, figures
 from jobs.training.resources import scaling_config, usable_workers
 from jobs.training.stream import stream_encoders
 from tests import recipes
@@ -121,6 +122,37 @@ def test_a_summary_weighs_mfu_by_time_and_padding_by_operations():
     assert (summary.mfu, summary.padding) == pytest.approx((1.0 / 4, 100 / 400))
 
 
-def test_progress_shows_the_shares_that_are_known():
-    assert figures({"step": 3, "loss": 0.5}) == "loss 0.5000"
-    assert figures({"step": 3, "loss": 0.5, "mfu": 0.4567, "padding": 0.01}) == "loss 0.5000, MFU 45.7%, padding 1.0%"
+RUN = TrackedRun(run="tiny-generate", steps=280, samples=32)
+STEP = {"run": "tiny-generate", "step": 40, "loss": 0.8123, "speed": 52.4}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "loss 0.8123  52/s  0:02:27 left"),
+        ({"mfu": 0.4567}, "loss 0.8123  MFU 45.7%  52/s  0:02:27 left"),
+        ({"speed": 0.0123}, "loss 0.8123  0.012/s  7 days, 5:26:30 left"),
+    ],
+)
+def test_a_step_shows_loss_speed_and_time_left(more, said):
+    assert figures(STEP | more, RUN) == said
+
+
+def test_off_a_terminal_every_event_is_a_line_of_at_most_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with log.session():
+        log.configure()
+        view = View([RUN])
+        with view.live:
+            for event in ({"phase": "loading weights"}, STEP, STEP | {"step": 280}):
+                view.show({"run": RUN.run, **event})
+            view.show({"run": "another", "phase": "loading weights"})
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert [line[9:] for line in lines] == [
+        "tiny-generate: loading weights (0 s)",
+        "tiny-generate: step 40/280  loss 0.8123  52/s  0:02:27 left",
+        "tiny-generate: step 280/280  loss 0.8123  52/s  0:00:00 left",
+    ]
+    assert max(map(len, lines)) <= 80 and "\x1b" not in said.err and not said.out
+    assert view.stepped

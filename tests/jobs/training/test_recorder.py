@@ -46,7 +46,9 @@ def steps_stored(tmp_path):
 def test_rows_are_stored_after_the_wait(ray_cluster, tmp_path, flush, before):
     settings = made(str(tmp_path), flush=flush)
     handle = progress_board()
+    ray_cluster.get(handle.clear.remote())
     recorder, progress = MetricsRecorder(settings, peak_flops=16e9), ProgressReporter(settings)
+    progress.on_start(0)
     for step in range(3):
         recorder.after_step(step + 1, record(step))
         progress.after_step(step + 1, record(step))
@@ -56,7 +58,11 @@ def test_rows_are_stored_after_the_wait(ray_cluster, tmp_path, flush, before):
     assert steps_stored(tmp_path) == [0, 1, 2]
     recorder.on_end()
     assert json.loads(storage.read_bytes(recipe_uri(str(tmp_path), "recorded"))) == settings.model_dump(mode="json")
-    assert ray_cluster.get(handle.latest.remote(["recorded"])) == {"recorded": {"step": 2, "loss": 0.5}}
+    first = {"run": "recorded", "step": 1, "loss": 0.5, "speed": 16.0}  # and then every second
+    assert ray_cluster.get(handle.take.remote()) == [
+        {"run": "recorded", "phase": "waiting for the first batch"}, first, first | {"step": 2}
+    ]  # fmt: skip
+    assert ray_cluster.get(handle.take.remote()) == []
     [row, *_] = read_rows(str(tmp_path), "recorded")
     assert (row["mfu"], row["samples_per_second"]) == (0.5, 16)
 
@@ -90,3 +96,14 @@ def test_the_recipes_peak_applies_to_every_worker():
     cpu = torch.device("cpu")
     assert peak_flops(recipe(parallel={"peak_tflops": 0.5}), cpu, workers=4) == 2e12
     assert peak_flops(recipe(), cpu, workers=4) is None
+
+
+def test_the_wish_to_stop_reaches_rank_0_once_it_is_there(ray_cluster, tmp_path):
+    board = progress_board()
+    ray_cluster.get(board.clear.remote())
+    progress = ProgressReporter(made(str(tmp_path)))
+    assert not progress.wants_stop()
+    ray_cluster.get(board.stop.remote())
+    assert wait_until(progress.wants_stop)
+    ray_cluster.get(board.clear.remote())  # another fit begins
+    assert ray_cluster.get(board.stopping.remote()) is False
