@@ -4,11 +4,13 @@ import itertools
 import json
 
 import pytest
+import torch.distributed as dist
 
 from blip3o import storage
 from blip3o.runs.rows import rows_of
 from blip3o.train.callbacks import Callback
 from blip3o.train.metrics.recorder import MetricsRecorder
+from tests.distributed import run_ranks
 from tests.recipes import recipe
 from tests.train.test_loop import ROWS, arrays, loop, one_process  # noqa: F401 - a fixture
 
@@ -51,6 +53,47 @@ def test_hooks_are_called_in_order_and_callbacks_in_the_order_of_their_list():
     measured = [(name, "measure", ROWS) for name in "ab" for _ in range(2)]
     assert diary[2:6] == measured  # before the step that it belongs to
     assert diary.index(("a", "step", 2)) == 6
+
+
+class Wish(Callback):
+    """Wants to stop in one step: by its rank's own number of steps, since ranks are asked at different moments."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def wants_stop(self):
+        self.left -= 1
+        return self.left == 0
+
+
+def test_a_wish_to_stop_saves_after_that_step_and_ends_the_loop():
+    made, _ = loop(map(arrays, itertools.count()), steps=9)
+    diary = []
+    made.callbacks = [Diary("a", diary), Wish(3)]
+    assert made.run(0) == 3
+    assert [it[1:] for it in diary if it[1] not in ("measure", "start")] == [
+        ("step", 1), ("step", 2), ("checkpoint", 2), ("step", 3), ("checkpoint", 3), ("end", None)
+    ]  # fmt: skip
+
+
+def test_a_wish_in_the_last_step_is_an_end_like_any_other():
+    made, _ = loop(map(arrays, itertools.count()), steps=2)
+    made.callbacks = [Wish(2)]
+    assert made.run(0) == 2
+
+
+def test_the_wish_of_one_rank_ends_all_of_them_at_the_same_step(tmp_path):
+    assert run_ranks(_stopped_by_rank_1, tmp_path) == [3, 3]
+
+
+def _stopped_by_rank_1():
+    rank = dist.get_rank()
+    numbers = (step * 4 + turn * 2 + rank for step in itertools.count() for turn in range(2))
+    made, diary = loop(map(arrays, numbers), steps=9, world=2, rank=rank, accumulation=2)[0], []
+    made.callbacks = [Diary("a", diary), Wish(3 if rank == 1 else 99)]
+    done = made.run(0)
+    assert ("a", "checkpoint", 3) in diary
+    return done
 
 
 def test_an_error_in_the_loop_skips_on_end():
