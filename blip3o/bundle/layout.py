@@ -5,6 +5,8 @@ last, the seal: `bundle.json` with the sha256 of each file. Without a seal, a fo
 every byte that differs from it. A bundle has no pickles.
 """
 
+from typing import Any
+
 from pydantic import Field
 
 from blip3o.config.base import Frozen
@@ -31,3 +33,10 @@ class BundleConfig(Frozen):
         default=PARTS,
         description="parts of the model whose weights are included; a released model may come without its decoder",
     )
+
+    def settings(self) -> dict[str, Any]:
+        """What it says of the model and its prompts, by the names of a recipe's sections."""
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "data": {"template": self.template.model_dump(mode="json")},
+        }

@@ -91,7 +91,7 @@ def require_finished(storage_uri: str, run: str) -> dict[str, Any]:
     if description is None:
         raise ConfigError(
             f"stage.start_from names run '{run}', which has not finished under {storage_uri}: train it, or "
-            "`blip3o adopt` released weights under that name"
+            "`blip3o adopt` a bundle or released weights under that name"
         )
     return description
 

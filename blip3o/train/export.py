@@ -203,15 +203,22 @@ def require_as_trained(recipe: Recipe, run: str, trained: Iterable[str], descrip
     Such weights would load without an error and give wrong outputs. Settings of samplers and decoders that only matter
     at inference may differ.
     """
-    parts = {name.partition(".")[0] for name in trained}
-    deciding = [f"model.{part}." for part in sorted(parts & CONFIGURED)]
-    if parts & PROMPTED and description["stage"] in stage_names():
-        deciding.append("data.template.")
-    theirs, ours = flattened(description["recipe"]), flattened(recipe.model_dump(mode="json"))
-    differing = [key for key in ours if key in theirs and key.startswith(tuple(deciding)) and ours[key] != theirs[key]]
-    if differing:
-        found = ", ".join(f"{key}={theirs[key]} (here {ours[key]})" for key in differing)
+    prompted = description["stage"] in stage_names()
+    if found := differing_settings(recipe, trained, description["recipe"], prompted=prompted):
         raise BundleError(f"run '{run}' was trained with {found}: export with the settings of its training")
+
+
+def differing_settings(recipe: Recipe, trained: Iterable[str], settings: Mapping[str, Any], *, prompted: bool) -> str:
+    """The values in `settings` that weights, given by the names of tensors or parts, depend on and that the recipe has
+    otherwise, as `KEY=VALUE (here VALUE), …`; empty if there are none. The template counts if they were `prompted`.
+    """
+    parts = {_part(name) for name in trained}
+    deciding = [f"model.{part}." for part in sorted(parts & CONFIGURED)]
+    if prompted and parts & PROMPTED:
+        deciding.append("data.template.")
+    theirs, ours = flattened(settings), flattened(recipe.model_dump(mode="json"))
+    differing = [key for key in ours if key in theirs and key.startswith(tuple(deciding)) and ours[key] != theirs[key]]
+    return ", ".join(f"{key}={theirs[key]} (here {ours[key]})" for key in differing)
 
 
 def averaged_runs(storage_uri: str, runs: list[str]) -> set[str]:

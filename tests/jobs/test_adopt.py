@@ -7,16 +7,20 @@ import torch
 from safetensors.torch import save_file
 
 from blip3o.bundle.reading import load_bundle
-from blip3o.errors import CheckpointError, ConfigError
+from blip3o.config.recipe import TemplateConfig
+from blip3o.data.text.tokenizer import ChatTokenizer
+from blip3o.errors import BundleError, CheckpointError, ConfigError
 from blip3o.model.decoders.autoencoder import build_autoencoder
+from blip3o.model.empty_weights import stored_tensors
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
-from blip3o.train.adopt import adopt
+from blip3o.train.adopt import adopt, adopt_bundle
+from blip3o.train.export import export
 from blip3o.train.initial_weights import Placement, load_run, require_frozen_weights
 from blip3o.train.objectives import build_stage_module
 from blip3o.train.stages import freeze, stage_of
 from jobs.adopt import main
-from tests.bundles import MAX_LENGTH, write_nano_bundle
+from tests.bundles import MAX_LENGTH, tokenizer, write_nano_bundle
 from tests.jobs import world
 from tests.model.variants import variant
 
@@ -64,6 +68,46 @@ def test_parts_of_a_bundle_become_a_run(tmp_path):
     assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors.items())
 
 
+def test_a_bundle_becomes_a_run_that_gives_the_same_bundle_again(tmp_path):
+    """With its tokenizer, once; every tensor is the bundle's, buffers included."""
+    bundle, again = str(tmp_path / "bundle"), str(tmp_path / "again")
+    recipe = of_the_bundle(tmp_path, model={"preset": "nano", "normalize_latents": True})
+    write_nano_bundle(bundle, model=recipe.model)
+    adopt_bundle(recipe, bundle, name="published")
+    assert (tmp_path / "data" / "tokenizer.json").read_bytes() == tokenizer().to_bytes()
+    export(recipe, ["published"], again)
+    old, new = (stored_tensors(load_bundle(uri).model) for uri in (bundle, again))
+    assert "latent_scale.mean" in old and old.keys() == new.keys()
+    assert all(torch.equal(value, new[name]) for name, value in old.items())
+    adopt_bundle(recipe, bundle, name="second")  # the tokenizer is there
+
+
+def of_the_bundle(tmp_path, **sections):
+    template = TemplateConfig().model_dump()
+    data = {"root": str(tmp_path / "data"), "max_length": MAX_LENGTH, "template": template}
+    return world.recipe(str(tmp_path), **{"data": data, **sections})
+
+
+def test_a_recipe_that_differs_from_the_bundle_is_refused_and_nothing_written(tmp_path):
+    bundle = str(tmp_path / "bundle")
+    write_nano_bundle(bundle)
+    rotated = {"preset": "nano", "backbone": {"rope_theta": 5.0}}
+    with pytest.raises(ConfigError, match=r"has model\.backbone\.rope_theta=\S+ \(here 5\.0\): give"):
+        adopt_bundle(of_the_bundle(tmp_path, model=rotated), bundle, name="published")
+    with pytest.raises(ConfigError, match=r"has data\.template\.system=.* \(here \)"):
+        adopt_bundle(world.recipe(str(tmp_path), data={"max_length": MAX_LENGTH}), bundle, name="published")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tokenizer.json").write_bytes(ChatTokenizer.train(["other words"], 300).to_bytes())
+    with pytest.raises(ConfigError, match="is another tokenizer than that of"):
+        adopt_bundle(of_the_bundle(tmp_path), bundle, name="published")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "data" / "tokenizer.json").unlink()
+    weights = tmp_path / "bundle" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(BundleError, match="the weights are not what was exported"):
+        adopt_bundle(of_the_bundle(tmp_path), bundle, name="published")
+
+
 def test_what_does_not_fit_is_refused(recipe, folder, tmp_path):
     with pytest.raises(ConfigError, match=r"no parameter 'decoder\.vea\.\*'"):
         adopt(recipe, {"decoder.vea.": str(folder)}, name="vae")
@@ -94,3 +138,6 @@ def test_the_command_line(tmp_path, folder, capsys):
     assert "is missing" in capsys.readouterr().err
     assert main([file, "--name", "vae", "--part", "decoder.vae."]) == 2
     assert "'decoder.vae.' is not PREFIX=URI" in capsys.readouterr().err
+    for both_or_none in ([], ["--part", f"decoder.vae.={folder}", "--bundle", "x"]):
+        assert main([file, "--name", "vae", *both_or_none]) == 2
+        assert "either --bundle, or one --part or several" in capsys.readouterr().err

@@ -137,5 +137,5 @@ def _runs(pipeline: TrainingPipeline, trained_by: Mapping[str, str]) -> Iterator
     uri = pipeline.stages[0].run.storage
     for run in _outside(pipeline):
         if not is_finished(uri, run):
-            adopted = f"`blip3o adopt RECIPE --name {run} --part PREFIX=URI`, or training a run of that name"
+            adopted = f"`blip3o adopt RECIPE --name {run} --bundle BUNDLE`, or training a run of that name"
             yield Missing(what=f"no finished run '{run}' in {_near(uri)}", fix=trained_by.get(run, adopted))
