@@ -57,8 +57,9 @@ def command(
     pipeline = open_pipeline(recipe, overrides, dry_run=dry_run)
     if not dry_run:
         require_prepared(pipeline, recipe, overrides, prepare=prepare)
-        runs = ", ".join(stage.run.name for stage in pipeline.stages)
-        logger.info("training %s; recipe: %s", runs, recipe_uri(pipeline.stages[0].run.storage, "RUN"))
+        runs = [stage.run.name for stage in pipeline.stages]
+        recipes = recipe_uri(pipeline.stages[0].run.storage, runs[0] if len(runs) == 1 else "RUN")
+        logger.info("training %s; recipe: %s", ", ".join(runs), recipes)
         train_pipeline(pipeline, report=print)
         return
     require(print_checks(dry_run_checks(pipeline, parse_cluster(cluster) if cluster else None), prefix="# "))
