@@ -6,6 +6,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -79,9 +80,19 @@ def _held_out(recipe: str, overrides: list[str], bundle: str | None, out: str | 
     scores = evaluate(chosen, bundle, folder).scores
     print(json.dumps(scores, indent=1, ensure_ascii=False))
     print(scores["held_out"]["note"])
-    for name, reason in scores["reasons"].items():
-        print(f"no {name}: {reason}")
+    for line in _reasons(scores["reasons"]):
+        print(line)
     print(f"written to {storage.normalize(folder)}: evaluation.json, answers.jsonl, grid.png, report.html")
+
+
+def _reasons(reasons: Mapping[str, str]) -> list[str]:
+    """A line for each reason why figures are missing, with the first of those figures."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return [
+        f"no {first}{f' and {len(rest)} more' if rest else ''}: {reason}" for reason, (first, *rest) in names.items()
+    ]
 
 
 main = entry_point("evaluate", command)
