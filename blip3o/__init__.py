@@ -1,7 +1,7 @@
 """blip3o: train and serve a unified image understanding and generation model (BLIP3-o) on Ray.
 
 >>> import blip3o
->>> pipeline = blip3o.load("s3://bucket/bundles/demo")
+>>> pipeline = blip3o.load("runs/demo/bundle")
 >>> pipeline.generate("a red circle", seed=1)[0].save("out.png")
 >>> pipeline.chat("What color is the circle?", image="out.png")
 """

@@ -1,8 +1,9 @@
-"""`blip3o train RECIPE [--set key=value …] [--dry-run]`: trains a stage, or a pipeline of stages.
+"""`blip3o train RECIPE [--set key=value …] [--prepare] [--dry-run]`: trains a stage, or a pipeline of stages.
 
 Submitting the same run again resumes it where it stopped, and does nothing if it has finished. `--set STAGE:key=value`
-overrides one stage of a pipeline. `--dry-run` runs the checks that need neither data nor Ray; with
-`--cluster 4x8xH100`, against a cluster that need not exist.
+overrides one stage of a pipeline. If something is missing that a stage reads, the error lists all of it with the
+commands that make it; `--prepare` runs those that need only the recipe: index, tokenizer, encode. `--dry-run` runs the
+checks that need neither data nor Ray; with `--cluster 4x8xH100`, against a cluster that need not exist.
 """
 
 import logging
@@ -17,6 +18,7 @@ from blip3o.data.inputs import StageInputs
 from blip3o.data.order.shuffle_quality import measure_shuffle
 from blip3o.errors import DataError, StorageError
 from blip3o.runs.paths import recipe_uri
+from jobs.commands.prepare import require_prepared
 from jobs.common import Cluster, RecipeName, StageOverrides, entry_point, open_pipeline
 from jobs.preflight import print_checks
 
@@ -43,6 +45,9 @@ def command(
         bool,
         typer.Option("--dry-run", help="Print the resolved recipe, check it without data or Ray, and stop."),
     ] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="First index, train the tokenizer and encode, as far as it is missing.")
+    ] = False,
 ) -> None:
     """Train a stage or a pipeline of stages; run it again to resume."""
     from blip3o.train.preflight.checks import require  # 2 s: torch
@@ -51,6 +56,7 @@ def command(
 
     pipeline = open_pipeline(recipe, overrides, dry_run=dry_run)
     if not dry_run:
+        require_prepared(pipeline, recipe, overrides, prepare=prepare)
         runs = ", ".join(stage.run.name for stage in pipeline.stages)
         logger.info("training %s; recipe: %s", runs, recipe_uri(pipeline.stages[0].run.storage, "RUN"))
         train_pipeline(pipeline)

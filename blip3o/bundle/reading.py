@@ -150,7 +150,7 @@ def load_bundle(
 ) -> Blip3oPipeline:
     """Loads a bundle from a folder or an object store, and verifies every byte.
 
-    >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
+    >>> pipeline = blip3o.load("runs/demo/bundle")
     >>> image = pipeline.generate("a red circle", seed=1)[0]
     >>> pipeline.chat("What color is the circle?", image=image)
 

@@ -3,8 +3,8 @@
 A file is a recipe of one stage, or a pipeline: the sections that all stages share, with the stages in `pipeline`, each
 merged over them:
 
-    run: {storage: s3://blip3o/runs}
-    data: {root: s3://blip3o/data, …}
+    run: {storage: runs}
+    data: {root: data, …}
     pipeline:
       name: tiny
       stages:
@@ -107,6 +107,18 @@ def _shipped_runs() -> dict[str, Place]:
         if found.pipeline is not None:
             runs |= {tree["run"]["name"]: Place(file, key) for key, tree in found.trees.items()}
     return runs
+
+
+def trained_runs(reference: str) -> dict[str, str]:
+    """References to the stages that train each known run: of the file that `reference` selects from, and shipped ones.
+
+    Raises `ConfigError` as `find`.
+    """
+    file = find(reference).file
+    found = _stages(read_tree(file), Place(file))
+    own = {} if found.pipeline is None else {tree["run"]["name"]: Place(file, key) for key, tree in found.trees.items()}
+    names = {path: name for name, path in shipped().items()}
+    return {run: f"{names.get(it.file, it.file)}:{it.stage}" for run, it in (_shipped_runs() | own).items()}
 
 
 def read_stages(reference: str | Path, overrides: Sequence[str] = ()) -> StageTrees:

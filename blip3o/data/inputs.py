@@ -8,6 +8,7 @@ import hashlib
 from functools import cached_property
 from typing import Any
 
+from blip3o import storage
 from blip3o.config.recipe import Recipe
 from blip3o.data.order.length_buckets import BucketedOrder, CaptionLengths
 from blip3o.data.order.sample_order import SampleOrder
@@ -52,7 +53,14 @@ class StageInputs:
 
     @cached_property
     def _tokenizer_json(self) -> bytes:
-        return read_tokenizer_json(tokenizer_uri(self.recipe.data))
+        uri = tokenizer_uri(self.recipe.data)
+        try:
+            return read_tokenizer_json(uri)
+        except storage.MissingFileError as error:
+            raise storage.MissingFileError(
+                f"{uri} does not exist: `blip3o tokenizer RECIPE` trains the one of a small model; a released backbone "
+                "needs a copy of its own there"
+            ) from error
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer:

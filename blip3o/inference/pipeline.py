@@ -38,7 +38,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while s
 class Blip3oPipeline:
     """A model ready to use. It always runs batches of `batch_size` rows, and decodes `decode_batch_size` at a time.
 
-    >>> pipeline = blip3o.load("s3://bucket/bundles/demo")
+    >>> pipeline = blip3o.load("runs/demo/bundle")
     >>> pipeline.generate("a red circle", seed=1)[0].save("out.png")
     >>> pipeline.chat("What color is the circle?", image="out.png")
     """

@@ -64,7 +64,10 @@ def require_finished(storage_uri: str, run: str) -> dict[str, Any]:
     """The description of a run that a stage starts from. Raises `ConfigError` if the run has not finished."""
     description = read_description(final_uri(storage_uri, run))
     if description is None:
-        raise ConfigError(f"stage.start_from names run '{run}', which has not finished under {storage_uri}")
+        raise ConfigError(
+            f"stage.start_from names run '{run}', which has not finished under {storage_uri}: train it, or "
+            "`blip3o adopt` released weights under that name"
+        )
     return description
 
 

@@ -73,7 +73,8 @@ def _nothing(shards_uri: str, folder: str, pattern: str, files: Sequence[storage
     names = _some([posixpath.basename(file.uri) for file in files])
     lie = f"{len(files)} files lie in {storage.shown(folder)}{': ' if names else ''}{names}"
     hint = "; a [ in a name is written [[]" if "[" in pattern else ""
-    return f"no file matches {asked} ({lie}): check the pattern{hint}"
+    fix = f"check the pattern{hint}" if files else "check the place, or write shards there with `blip3o data`"
+    return f"no file matches {asked} ({lie}): {fix}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -21,16 +21,25 @@ Storage = Annotated[str, typer.Option(help="URI under which runs are stored (run
 def runs(
     storage: Storage = STORAGE,
     diff: Annotated[tuple[str, str] | None, typer.Option(help="Compare the recipes of two runs.")] = None,
+    pull: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="RUN FOLDER", help="Copy a run's metrics and history, without weights, to a local folder."
+        ),
+    ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, or one object with --diff.")] = False,
 ) -> None:
-    """List runs with stage, state, steps and last loss, or compare the recipes of two with --diff A B."""
+    """List runs with stage, state, steps and last loss; --diff compares two recipes, --pull copies a run's history."""
     from blip3o.runs.listing import list_runs
     from blip3o.runs.recipes import diff_recipes
 
     if diff is not None:
         differing = diff_recipes(storage, *diff)
         print(json.dumps(differing, indent=1) if as_json else _difference(differing))
+        return
+    if pull is not None:
+        _pull(storage, *pull)
         return
     states = list_runs(storage)
     if as_json:
@@ -42,6 +51,12 @@ def runs(
     width = max(len(state.run) for state in states)
     for state in states:
         print(_line(state, width))
+
+
+def _pull(storage_uri: str, run: str, folder: str) -> None:
+    from blip3o.runs.pulling import pull_run
+
+    print(f"wrote {pull_run(storage_uri, run, folder)} files to {folder}/{run}: tensorboard --logdir {folder}")
 
 
 def report(

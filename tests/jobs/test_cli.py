@@ -119,17 +119,18 @@ def test_a_store_that_does_not_answer(refused, recipe, environment, base):
 
 def test_sources_that_are_not_indexed_and_shards_that_are_not_there(refused, recipe, base):
     elsewhere = ("--set", f"data.root={base}/elsewhere")
-    for job in (train, tokenizer):
-        line = refused(job.main, recipe, *elsewhere)
-        fix = "index the source first, with `python -m jobs.index RECIPE`"
-        assert line.endswith(f"manifest.parquet does not exist: {fix}")
+    line = refused(tokenizer.main, recipe, *elsewhere)
+    fix = "index the source first, with `python -m jobs.index RECIPE`"
+    assert line.endswith(f"manifest.parquet does not exist: {fix}")
     line = refused(index.main, recipe, *elsewhere)
     assert line.startswith(f"no file matches {base}/elsewhere/scenes/train-*.tar (0 files lie in ")
 
 
-def test_runs_that_have_not_finished(refused, recipe):
+def test_runs_that_have_not_finished(refused, recipe, base):
     line = refused(train.main, recipe, "--set", "stage.start_from=[nothing]")
-    assert line.startswith("stage.start_from names run 'nothing', which has not finished under")
+    assert line.startswith(
+        f"not ready to train: no finished run 'nothing' in {base}/runs. In this order: `blip3o adopt"
+    )
     line = refused(train.main, recipe, "--set", "stage.start_from=[world-encoder]")
     assert line.startswith("frozen parts backbone have no weights")
     line = refused(export.main, recipe, "--from", "nothing", "--out", "/nonexistent")

@@ -9,7 +9,7 @@ from typer.main import get_command
 from blip3o.errors import ConfigError
 from jobs import cli
 from jobs.commands.demo_console import closing_lines
-from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, main, run_demo
+from jobs.demo import BASE, FULL, QUICK, STAGES, USUAL, Demo, main, run_demo
 from jobs.index import stages_with_new_sources
 
 
@@ -19,6 +19,8 @@ def test_every_size_reads_only_sets_that_it_makes(tmp_path, scale):
     made = {"scenes", "curated"} | ({"emoji"} if scale.emoji else set())
     stages = demo.pipeline().stages
     assert tuple(stage.stage.name for stage in stages) == STAGES
+    # In its store, wherever the shipped recipe has them: every step goes through S3.
+    assert {(stage.run.storage, stage.data.root) for stage in stages} == {(f"{BASE}/runs", f"{BASE}/data")}
     for stage in stages:
         sources = [*stage.data.sources, *stage.evaluate.sources]
         assert {source.shards.partition("/")[0] for source in sources} <= made

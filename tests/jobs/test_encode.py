@@ -21,6 +21,7 @@ from blip3o.errors import ConfigError, DataError
 from blip3o.runs.quarantine import read_quarantine
 from blip3o.runs.rows import reproducible, rows_of
 from blip3o.train.features.encoder import FeatureCache
+from jobs.commands.prepare import require_prepared
 from jobs.commands.progress import show_shards
 from jobs.encode import Pool, encode, main
 from jobs.index import index
@@ -54,11 +55,10 @@ def files(recipe):
 
 @pytest.fixture(scope="module")
 def many(base, ray_cluster):
-    """For a source of thirty shards, whose features are stored."""
+    """For a source of thirty shards, whose index and features `blip3o train --prepare` makes."""
     build_scenes(f"{base}/data/many", train=120, heldout=4, samples_per_shard=4)
     recipe = made(base, sources=[MANY])
-    index(recipe)
-    encode(recipe, SMALL)
+    require_prepared(TrainingPipeline.of(recipe), "tiny", (), prepare=True)
     return recipe
 
 

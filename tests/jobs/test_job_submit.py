@@ -39,7 +39,12 @@ def test_an_index_job_succeeds_and_leaves_its_manifest(s3, submit):
     build_scenes(f"{root}/scenes", train=12, heldout=4, samples_per_shard=6)
     sources = "[{name: scenes, shards: 'scenes/train-*.tar'}]"
     heldout = "[{name: scenes-heldout, shards: 'scenes/heldout-*.tar'}]"
-    overrides = (f"data.root={root}", f"data.sources={sources}", f"evaluate.sources={heldout}")
+    overrides = (
+        f"run.storage={root}/runs",
+        f"data.root={root}",
+        f"data.sources={sources}",
+        f"evaluate.sources={heldout}",
+    )
     done = submit("jobs.index", "tiny-encoder", *(part for item in overrides for part in ("--set", item)))
     assert done.returncode == 0, done.stdout[-3000:]
     assert "succeeded" in done.stdout

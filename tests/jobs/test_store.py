@@ -39,6 +39,7 @@ def served(demo):
 
 def test_what_it_prints_is_all_that_a_client_must_set(served, demo, monkeypatch):
     _, port, printed = served
+    url = f"http://{LOOPBACK}:{port}"
     assert printed.startswith(f"# the S3 store in {demo} is up until Ctrl-C")
     settings = [words for line in printed.splitlines() if (words := shlex.split(line, comments=True))]
     assert {words[0] for words in settings} == {"export"}
@@ -47,15 +48,16 @@ def test_what_it_prints_is_all_that_a_client_must_set(served, demo, monkeypatch)
     client = boto3.session.Session().client("s3")
     client.create_bucket(Bucket="mine")
     assert [bucket["Name"] for bucket in client.list_buckets()["Buckets"]] == ["mine"]
-    assert client.meta.endpoint_url == f"http://{LOOPBACK}:{port}"
+    assert client.meta.endpoint_url == url
 
 
 def test_what_cannot_be_started_is_told_in_one_line(served, demo, tmp_path, capsys, monkeypatch):
     process, port, _ = served
+    url = f"http://{LOOPBACK}:{port}"
     monkeypatch.setattr(local_s3, "_LOCK_WAIT_S", 0.1)
     for arguments, fault in (
         ([str(tmp_path)], f"{tmp_path} holds no store: give the folder of a demo (`blip3o demo --out {tmp_path}`"),
-        ([str(demo)], f"{demo / STORE} is in use by another local S3 store (process {process.pid}, at http://127.0"),
+        ([str(demo)], f"{demo / STORE} is in use by another local S3 store (process {process.pid}, at {url})"),
         ([str(demo), "--port", str(port)], f"port {port} of 127.0.0.1 is taken: give another one with --port"),
         ([str(demo), "--port", "0"], "port 0 is not between 1 and 65535: give another one with --port"),
     ):
@@ -72,5 +74,5 @@ def test_ctrl_c_stops_it_without_a_traceback(served, demo):
     process, _, _ = served
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, "# stopping\n", "")
+    assert (process.returncode, out) == (0, "# stopping\n") and "Traceback" not in err
     local_s3._lock(demo / STORE / LOCK).close()  # the server has ended, too

@@ -233,12 +233,13 @@ def test_without_keys_the_metadata_of_an_instance_are_asked_once(answers, monkey
     answers[:] = [(404, {}, b"")]
     with pytest.raises(ConfigError, match="^no AWS credentials: set AWS_ACCESS_KEY_ID .*AWS_ENDPOINT_URL too .*store"):
         storage.list_files("s3://b")
-    of_the_role = "/latest/meta-data/iam/security-credentials/"
-    assert answers.asked == ["PUT /latest/api/token", f"GET {of_the_role}"]
+    assert [asked.split("/")[0] for asked in answers.asked] == ["PUT ", "GET "]
+    token, roles = answers.asked
+    assert token.endswith("api/token") and roles.endswith("security-credentials/")
     keys = {"Code": "Success", "AccessKeyId": "a", "SecretAccessKey": "b", "Token": "c", "Expiration": IN_THE_FUTURE}
     answers[:] = [(200, {}, b"token"), (200, {}, b"role"), (200, {}, json.dumps(keys).encode())]
     assert connection().credentials.method == "iam-role" and connection().expires
-    assert answers.asked[2:] == ["PUT /latest/api/token", f"GET {of_the_role}", f"GET {of_the_role}role"]
+    assert answers.asked[2:] == [token, roles, f"{roles}role"]
 
 
 @pytest.mark.parametrize(("style", "asked"), [("path", "HEAD /bucket/x"), ("virtual", "HEAD /x")])

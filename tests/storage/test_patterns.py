@@ -75,7 +75,7 @@ def test_a_pattern_names_its_files_sorted_and_once(folder, pattern, expected):
             "x*.tar",
             r"no file matches F/x*.tar (8 files lie in F: a.tar, odd*.tar, train-000.tar and 5 more): check the",
         ),
-        ("none/x.tar", "no file matches F/none/x.tar (0 files lie in F/none): check the pattern"),
+        ("none/x.tar", "no file matches F/none/x.tar (0 files lie in F/none): check the place, or write"),
         ("odd[9].tar", "and 5 more): check the pattern; a [ in a name is written [[]"),
         ("sub", "F/sub is a folder, of 2 files: name the shards in it, as F/sub/*.tar"),
         ("other/", "F/other/ is a folder, of 1 files: name the shards in it, as F/other/*.parquet"),

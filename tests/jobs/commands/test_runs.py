@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from blip3o import storage
 from blip3o.errors import StorageError
-from blip3o.runs.listing import list_runs
+from blip3o.runs.listing import list_runs, read_history
 from blip3o.runs.paths import ATTEMPTS, EVENTS, final_uri, recipe_uri, validation_uri
 from blip3o.runs.recipes import diff_recipes
 from blip3o.runs.results import write_final
@@ -19,6 +19,7 @@ from blip3o.runs.rows import read_rows, with_rates
 from blip3o.train.metrics.trackers import open_trackers
 from jobs.cli import app
 from tests.recipes import recipe
+from tests.train.events import read_scalars
 
 STEPS = 6
 
@@ -119,6 +120,32 @@ def test_the_page_of_a_run_stands_alone_and_tells_its_history(base, tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 
+@pytest.mark.parametrize("in_a_store", [False, True])
+def test_a_pulled_run_is_the_run_without_its_weights(base, request, tmp_path, monkeypatch, in_a_store):
+    add_history(base, "whole")
+    source = base
+    if in_a_store:
+        source = f"{request.getfixturevalue('s3')}/pulled"
+        for file in storage.list_files(base):
+            storage.write_bytes(f"{source}{file.uri.removeprefix(base)}", storage.read_bytes(file.uri))
+    for weights in ("whole/final/weights.safetensors", "whole/shards/whole-step-00000004/model.pt"):
+        storage.write_bytes(f"{source}/{weights}", b"of gigabytes")
+    monkeypatch.chdir(tmp_path)
+    files = [
+        file.uri
+        for file in storage.list_files(f"{base}/whole")
+        if "weights" not in file.uri and "/shards/" not in file.uri
+    ]
+    said = run_cli("runs", "--storage", source, "--pull", "whole", "here")
+    assert said == f"wrote {len(files)} files to here/whole: tensorboard --logdir here\n"
+    copied = {
+        file.uri.removeprefix(f"{tmp_path}/here"): storage.read_bytes(file.uri) for file in storage.list_files("here")
+    }
+    assert copied == {uri.removeprefix(base): storage.read_bytes(uri) for uri in files}
+    assert list(read_scalars("here/whole/tensorboard"))
+    assert read_history("here", "whole") == read_history(base, "whole")
+
+
 def test_a_run_that_has_just_begun_has_a_page_too(base, tmp_path):
     out = tmp_path / "begun.html"
     run_cli("report", "begun", "--storage", base, "-o", str(out))
@@ -142,5 +169,6 @@ def test_a_page_that_cannot_be_written_is_an_error_of_one_line(base, tmp_path, o
 
 
 def test_a_run_that_is_not_there_is_named(base):
-    result = CliRunner().invoke(app, ["report", "nobody", "--storage", base])
-    assert "has no run 'nobody'" in str(result.exception)
+    for command in (["report", "nobody"], ["runs", "--pull", "nobody", "x"]):
+        result = CliRunner().invoke(app, [*command, "--storage", base])
+        assert "has no run 'nobody'" in str(result.exception)
