@@ -67,12 +67,14 @@ def _rotary_tables(side: int, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 
 def rotate(x_BHLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the given angles, in at least fp32. E = D / 2."""
-    exact = x_BHLD.to(torch.promote_types(x_BHLD.dtype, torch.float32)).unflatten(-1, (-1, 2))
-    if exact.device.type == "cpu" and not torch.compiler.is_compiling():
-        turned = _rotate_as_complex(exact, cos_LE, sin_LE)
-    else:  # compiled code has no complex numbers, and fuses these products anyway
-        turned = _rotate_by_parts(exact, cos_LE, sin_LE)
+    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the given angles, in at least fp32. E = D / 2.
+
+    In training on a CPU, last bits may depend on the size of the batch; in inference they never do.
+    """
+    pairs = x_BHLD.to(torch.promote_types(x_BHLD.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    # Compiled code has no complex numbers, and fuses the other way anyway.
+    training = torch.is_grad_enabled() and pairs.device.type == "cpu" and not torch.compiler.is_compiling()
+    turned = (_rotate_as_complex if training else _rotate_by_parts)(pairs, cos_LE, sin_LE)
     return turned.flatten(-2).to(x_BHLD.dtype)
 
 
@@ -82,7 +84,10 @@ def _rotate_by_parts(pairs: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
 
 
 def _rotate_as_complex(pairs: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """The same bits in a third of the time on a CPU, where operations on every second element are slow."""
+    """The same in a third of the time, up to rounding: a CPU is slow at every second element.
+
+    Whole vectors of the processor get the same bits; what is left at the end of a loop is rounded once less.
+    """
     numbers = torch.view_as_complex(pairs.contiguous())
     return torch.view_as_real(numbers * torch.complex(cos_LE, sin_LE).to(numbers.dtype))
 
