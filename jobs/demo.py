@@ -63,7 +63,7 @@ class Scale:
     overrides: tuple[str, ...] = ()
 
 
-USUAL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512, suite_items=0)
+USUAL = Scale(scenes_train=6000, scenes_heldout=400, emoji=False, emoji_size=None, curated=600, suite_items=120)
 FULL = Scale(
     recipe="tiny-full",
     scenes_train=12000,
