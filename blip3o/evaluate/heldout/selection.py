@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from blip3o.data.text.questions import choices_of, kind_of
-from blip3o.evaluate.metrics.understanding import normalise
+from blip3o.data.text.normalise import normalise
 
 T = TypeVar("T")
 
