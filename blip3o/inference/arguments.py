@@ -76,7 +76,8 @@ def check_steps(value: object) -> None:
 
 def check_guidance_scale(value: object) -> None:
     """Rejects anything but a number of 0 to `MAX_GUIDANCE`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= MAX_GUIDANCE:
+    # NaN is neither below 0 nor within the limit; an int may be too large for a float.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value < 0 or not value <= MAX_GUIDANCE:
         raise RequestError(
             f"guidance_scale is {_shown(value)}: give a number, 0 or more, {MAX_GUIDANCE} or less; 1 is no guidance"
         )

@@ -66,8 +66,9 @@ def captions_of(item: Item, limits: LimitsConfig) -> list[str]:
 def every_caption(record: Mapping[str, Any]) -> list[str]:
     """The `captions` of a record that is stored, and its `caption`, as which it is read, if that is another text."""
     captions, caption = record["captions"], record.get("caption")
-    other = isinstance(caption, str) and caption.strip() and caption not in captions
-    return [*captions, caption] if other else list(captions)
+    if isinstance(caption, str) and caption.strip() and caption not in captions:
+        return [*captions, caption]
+    return list(captions)
 
 
 def _captions(record: Mapping[str, Any], caption: str) -> list[str]:
