@@ -143,7 +143,6 @@ def _run_stage(
         saver = CheckpointSaver(recipe, engine, identity, fit_name=stage.fit_name, ema=ema, guard=guard)
         averaging = [ema] if ema else []
         measuring = _metric_callbacks(stage, context, attempt)
-        reporting = [progress] if progress else []
         done = Loop(
             recipe=recipe.with_workers(context.world),
             engine=engine,
@@ -154,7 +153,7 @@ def _run_stage(
             world=context.world,
             pad_id=stage.inputs.pad_id,
             # The order matters: a checkpoint needs the updated average and the rows of all steps before it.
-            callbacks=[watchdog, *averaging, *measuring, *reporting, saver, PreemptionNotice(recipe)],
+            callbacks=[watchdog, *averaging, *measuring, *filter(None, [progress]), saver, PreemptionNotice(recipe)],
             first_micro_batch=stage.first_micro_batch,
             guard=guard,
         ).run(start.step)
