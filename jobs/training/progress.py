@@ -151,18 +151,21 @@ class ProgressReporter(Callback):
             self._board.report.remote(event | shares)
 
     def wants_stop(self) -> bool:
-        """Asks the actor, and never waits for its answer: that is read in a later step."""
-        if self._answer is None:
-            self._answer = self._board.stopping.remote()
-        if not ray.wait([self._answer], timeout=0)[0]:
+        """Asks the actor, and never waits for its answer: that is read in the next step, or once it is there."""
+        asked = self._answer
+        if asked is not None and not ray.wait([asked], timeout=0)[0]:
             return False
-        answer, self._answer = self._answer, None
-        return ray.get(answer)
+        self._answer = self._board.stopping.remote()  # at once, or the answer of a long step would be one step older
+        return asked is not None and ray.get(asked)
 
 
 def progress_board() -> Any:  # noqa: ANN401 - an actor handle
-    """The cluster's progress board, which is created if there is none."""
-    return ray.remote(num_cpus=0)(ProgressBoard).options(name=BOARD, get_if_exists=True).remote()
+    """The cluster's progress board, which is created if there is none.
+
+    If its process or node is lost, Ray starts it again, empty: training must not end because of it.
+    """
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(num_cpus=0)(ProgressBoard).options(name=BOARD, get_if_exists=True, **lasting).remote()
 
 
 class ProgressBoard:
