@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from blip3o import log
 from blip3o.config.recipe import Recipe
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 BOARD = "blip3o-progress"
 POLL_SECONDS = 0.25
 KEPT = 10_000  # events that nobody has taken yet: a driver that hangs must not fill the memory
-BAR = 14  # characters
+BAR = 14  # characters, at most
 
 Event = Mapping[str, Any]  # of a `run`: either a `phase`, or a `step` with `loss`, `speed`, and maybe `mfu`
 
@@ -79,7 +80,9 @@ class View:
         self._runs = {it.run: it for it in runs}
         self._began = time.monotonic()
         console = log.console()
-        columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn())
+        # Where columns are few, the bar gives way.
+        bar = BarColumn(None, table_column=Column(max_width=BAR))
+        columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(table_column=Column(no_wrap=True)))
         # Nothing is redirected: what others write goes to the log, and our own messages use the same console.
         self.live = Progress(
             *columns,
