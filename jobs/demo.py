@@ -7,12 +7,10 @@ demo that was killed resumes where it stopped, and one that has finished is only
 
 import json
 import logging
-import multiprocessing
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +22,9 @@ from blip3o import log, settings
 from blip3o.config.load import dump
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
-from blip3o.errors import ConfigError, ServiceError
+from blip3o.errors import ConfigError
 from cluster.local_s3 import LocalS3
 from jobs.commands.demo_console import LOG, SHOWN, STEPS, closing_lines, say, step
-from jobs.commands.interruption import end_silently
 from jobs.commands.progress import bar
 from jobs.common import UsageError, entry_point, join_ray, leave_ray, program_path
 
@@ -47,7 +44,7 @@ EVALUATED = ("understanding", "generation", "scenes", "held_out", "provenance")
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The size of a demo: the pipeline's recipe, scenes, side of the emoji in pixels, and overrides for every stage.
+    """The size of a demo: the pipeline's recipe, numbers of scenes, and overrides for every stage.
 
     `suite_items` held-out scenes are generated and judged by GenEval's rules (`jobs.evaluation.demo_scores`), which
     takes half a minute for 30; 0 omits that.
@@ -56,28 +53,22 @@ class Scale:
     recipe: str = "tiny"
     scenes_train: int
     scenes_heldout: int
-    emoji: bool
-    emoji_size: int | None
     curated: int
     suite_items: int
     overrides: tuple[str, ...] = ()
 
 
-USUAL = Scale(scenes_train=4000, scenes_heldout=400, emoji=True, emoji_size=64, curated=512, suite_items=0)
+USUAL = Scale(scenes_train=6000, scenes_heldout=400, curated=600, suite_items=120)
 FULL = Scale(
     recipe="tiny-full",
     scenes_train=12000,
     scenes_heldout=1000,
-    emoji=False,
-    emoji_size=None,
     curated=2000,
     suite_items=240,
 )
 QUICK = Scale(
     scenes_train=200,
     scenes_heldout=60,
-    emoji=False,
-    emoji_size=None,
     curated=64,
     suite_items=12,
     overrides=(
@@ -118,7 +109,6 @@ class Demo:
     out: Path
     scale: Scale
     summary: dict[str, Any] = field(default_factory=dict)
-    emoji: bool = True
 
     def run(self) -> None:
         """All steps, in order; writes summary.json, report.html and grid.png into the folder."""
@@ -138,12 +128,7 @@ class Demo:
 
     def pipeline(self) -> TrainingPipeline:
         """The shipped pipeline with this demo's overrides."""
-        name, overrides = self.scale.recipe, [*PLACES, *self.scale.overrides]
-        shipped = load_pipeline(name, overrides)
-        if self.emoji:
-            return shipped
-        without = [f"{recipe.stage.name}:{item}" for recipe in shipped.stages for item in _without_emoji(recipe)]
-        return load_pipeline(name, overrides + without)
+        return load_pipeline(self.scale.recipe, [*PLACES, *self.scale.overrides])
 
     def recipe(self, stage: str) -> Recipe:
         """The recipe of one stage."""
@@ -161,40 +146,13 @@ class Demo:
         from blip3o.data.sets.curated import build_curated
         from blip3o.data.sets.scenes import build_scenes
 
-        counts: dict[str, Any] = {}
-        # Scenes are drawn in a second process while this one makes emoji, which take longer and so show their bar.
-        # Spawned, not forked: this process has threads.
-        with (
-            step("data sets", self.summary),
-            ProcessPoolExecutor(
-                1, mp_context=multiprocessing.get_context("spawn"), initializer=end_silently
-            ) as other_process,
-        ):
-            scenes = other_process.submit(
-                build_scenes,
-                f"{BASE}/data/scenes",
-                train=self.scale.scenes_train,
-                heldout=self.scale.scenes_heldout,
+        scenes, curated = f"{BASE}/data/scenes", f"{BASE}/data/curated"
+        with step("data sets", self.summary), bar("scenes") as progress:
+            made = build_scenes(
+                scenes, train=self.scale.scenes_train, heldout=self.scale.scenes_heldout, on_progress=progress
             )
-            emoji = self._make_emoji() if self.scale.emoji else None
-            counts["scenes"] = scenes.result().counts
-            self.emoji = emoji is not None
-            if emoji is not None:
-                counts["emoji"] = emoji
-            sets = [f"{BASE}/data/{name}" for name in counts]
-            counts["curated"] = build_curated(f"{BASE}/data/curated", sets=sets, samples=self.scale.curated).counts
-        self.summary["samples"] = counts
-
-    def _make_emoji(self) -> dict[str, int] | None:
-        """The numbers of samples; None where the pictures cannot be fetched."""
-        from blip3o.data.sets.emoji import build_emoji
-
-        try:
-            with bar("emoji") as progress:
-                return build_emoji(f"{BASE}/data/emoji", size=self.scale.emoji_size, on_progress=progress).counts
-        except ServiceError as error:
-            logger.warning("no emoji, only scenes: %s", error)
-            return None
+            chosen = build_curated(curated, sets=[scenes], samples=self.scale.curated)
+        self.summary["samples"] = {"scenes": made.counts, "curated": chosen.counts}
 
     def _index(self) -> None:
         from jobs.index import index, stages_with_new_sources
@@ -291,14 +249,6 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be made a folder ({error.strerror}): give another one") from error
-
-
-def _without_emoji(recipe: Recipe) -> Iterator[str]:
-    """Overrides that leave out a stage's emoji sources, and nothing else."""
-    for key, sources in (("data.sources", recipe.data.sources), ("evaluate.sources", recipe.evaluate.sources)):
-        kept = [source.model_dump(mode="json") for source in sources if not source.shards.startswith("emoji/")]
-        if len(kept) < len(sources):
-            yield f"{key}={json.dumps(kept)}"
 
 
 @contextmanager

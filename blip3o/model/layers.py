@@ -67,11 +67,29 @@ def _rotary_tables(side: int, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 
 def rotate(x_BHLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the given angles, in at least fp32. E = D / 2."""
-    exact = torch.promote_types(x_BHLD.dtype, torch.float32)
-    even, odd = x_BHLD.to(exact).unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cos_LE - odd * sin_LE, even * sin_LE + odd * cos_LE], dim=-1)
+    """Rotates adjacent channel pairs (2i, 2i + 1) of x by the given angles, in at least fp32. E = D / 2.
+
+    In training on a CPU, last bits may depend on the size of the batch; in inference they never do.
+    """
+    pairs = x_BHLD.to(torch.promote_types(x_BHLD.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    # Compiled code has no complex numbers, and fuses the other way anyway.
+    training = torch.is_grad_enabled() and pairs.device.type == "cpu" and not torch.compiler.is_compiling()
+    turned = (_rotate_as_complex if training else _rotate_by_parts)(pairs, cos_LE, sin_LE)
     return turned.flatten(-2).to(x_BHLD.dtype)
+
+
+def _rotate_by_parts(pairs: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    even, odd = pairs.unbind(-1)
+    return torch.stack([even * cos_LE - odd * sin_LE, even * sin_LE + odd * cos_LE], dim=-1)
+
+
+def _rotate_as_complex(pairs: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    """The same in a third of the time, up to rounding: a CPU is slow at every second element.
+
+    Whole vectors of the processor get the same bits; what is left at the end of a loop is rounded once less.
+    """
+    numbers = torch.view_as_complex(pairs.contiguous())
+    return torch.view_as_real(numbers * torch.complex(cos_LE, sin_LE).to(numbers.dtype))
 
 
 def sinusoidal(time_B: Tensor, width: int) -> Tensor:

@@ -38,11 +38,6 @@ def install(handlers: Handlers) -> Handlers:
     return {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
 
 
-def end_silently() -> None:
-    """In a child process: SIGINT, which a terminal sends to children too, ends it without a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def _raise_stopped(signum: int, _: FrameType | None) -> None:
     raise Stopped(signum)
 

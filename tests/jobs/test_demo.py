@@ -15,30 +15,16 @@ from jobs.index import stages_with_new_sources
 
 @pytest.mark.parametrize("scale", [QUICK, USUAL, FULL], ids=["quick", "usual", "full"])
 def test_every_size_reads_only_sets_that_it_makes(tmp_path, scale):
-    demo = Demo(out=tmp_path, scale=scale, emoji=scale.emoji)
-    made = {"scenes", "curated"} | ({"emoji"} if scale.emoji else set())
+    demo = Demo(out=tmp_path, scale=scale)
     stages = demo.pipeline().stages
     assert tuple(stage.stage.name for stage in stages) == STAGES
     # In its store, wherever the shipped recipe has them: every step goes through S3.
     assert {(stage.run.storage, stage.data.root) for stage in stages} == {(f"{BASE}/runs", f"{BASE}/data")}
     for stage in stages:
         sources = [*stage.data.sources, *stage.evaluate.sources]
-        assert {source.shards.partition("/")[0] for source in sources} <= made
+        assert {source.shards.partition("/")[0] for source in sources} <= {"scenes", "curated"}
     indexed = {source.name for recipe in stages_with_new_sources(demo.pipeline()) for source in recipe.data.sources}
     assert indexed == {source.name for stage in stages for source in stage.data.sources}
-
-
-def names(sources):
-    return [source.name for source in sources]
-
-
-def test_without_emoji_all_other_sources_stay(tmp_path):
-    with_emoji, without = (Demo(out=tmp_path, scale=USUAL, emoji=emoji).pipeline().stages for emoji in (True, False))
-    for one, other in zip(with_emoji, without, strict=True):
-        assert names(other.data.sources) == [name for name in names(one.data.sources) if name != "emoji"]
-        assert names(other.evaluate.sources) == ["scenes-heldout"]
-    full = {stage.stage.name: stage for stage in Demo(out=tmp_path, scale=FULL, emoji=False).pipeline().stages}
-    assert names(full["understand"].data.sources) == ["scenes"]
 
 
 def test_two_sizes_at_once_are_refused(tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from blip3o.config.model import DiTConfig
+from blip3o.model import layers
 from blip3o.model.dit import DiT
 from tests.model.helpers import randomise
 
@@ -189,3 +190,19 @@ def test_state_dict_names_are_the_released_ones(dit):
         assert name in names
     assert not any("attn1.to_out" in name for name in names)
     assert not dict(dit.named_buffers())
+
+
+def test_rotation_is_exact_in_inference_and_the_same_up_to_rounding_in_training():
+    angles = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
+    cos, sin = angles.cos(), angles.sin()
+    x = torch.randn(2, 9, 3, 6, generator=torch.Generator().manual_seed(2))
+    x.requires_grad_()
+    heads = x.transpose(1, 2)  # not contiguous, as in attention
+    even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
+    expected = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    with torch.no_grad():
+        assert torch.equal(layers.rotate(heads, cos, sin), expected)
+    turned = layers.rotate(heads, cos, sin)
+    torch.testing.assert_close(turned, expected, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(result.pow(3).sum(), x)[0] for result in (turned, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)

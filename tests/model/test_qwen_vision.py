@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from blip3o.config.backbone import VisionConfig
+from blip3o.model import vision as towers_code
 from blip3o.model.encoder import normalize_pixels
 from blip3o.model.vision import QwenVision, patchify, window_layout
 from tests.model.families import transformers_tower
@@ -113,3 +114,18 @@ def test_layouts_made_while_sampling_serve_training():
         tower(images_for(vision))
     tower(images_for(vision)).sum().backward()
     assert tower.blocks[0].attn.qkv.weight.grad is not None
+
+
+def test_the_rotation_by_whole_rows_gives_the_bits_of_the_rotation_of_halves():
+    angles = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    found = []
+    for whole in (True, False):
+        x = torch.randn(2, 16, 3, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        first, second = x.chunk(2, dim=-1)
+        halves = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        result = towers_code._rotate_halves(x, angles.cos(), angles.sin()) if whole else halves
+        result.square().sum().backward()
+        found.append((result, x.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
