@@ -116,7 +116,7 @@ def test_without_ray_a_small_source_is_indexed_to_the_same_bytes(ray_cluster, tm
         return str(done), written
 
     on_ray = indexed()
-    assert "3 shards" in on_ray[0] and b"is empty" in b"".join(on_ray[1].values())
+    assert "3 shards" in on_ray[0] and "2 damaged" in on_ray[0] and len(on_ray[1]) > 3
     monkeypatch.setattr("jobs.index.has_ray", lambda: False)
     monkeypatch.setattr("jobs.index.join_ray", lambda: pytest.fail("a Ray for this"))
     assert indexed() == on_ray
