@@ -141,8 +141,8 @@ def _run_stage(
         # The guard's window is part of the state: a resumed run must reject exactly the same steps.
         guard = LossGuard(recipe.guard, state.get("recent", ()))
         saver = CheckpointSaver(recipe, engine, identity, fit_name=stage.fit_name, ema=ema, guard=guard)
-        averaging = [ema] if ema else []
         measuring = _metric_callbacks(stage, context, attempt)
+        averaging, reporting = [ema] if ema else [], [progress] if progress else []
         done = Loop(
             recipe=recipe.with_workers(context.world),
             engine=engine,
@@ -153,7 +153,7 @@ def _run_stage(
             world=context.world,
             pad_id=stage.inputs.pad_id,
             # The order matters: a checkpoint needs the updated average and the rows of all steps before it.
-            callbacks=[watchdog, *averaging, *measuring, *filter(None, [progress]), saver, PreemptionNotice(recipe)],
+            callbacks=[watchdog, *averaging, *measuring, *reporting, saver, PreemptionNotice(recipe)],
             first_micro_batch=stage.first_micro_batch,
             guard=guard,
         ).run(start.step)
