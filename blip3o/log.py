@@ -7,18 +7,20 @@ What the user is told goes to the terminal: messages of this project, and errors
 import io
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 # `python -m jobs.index` runs its module under the name `__main__`.
 OURS = ("__main__", "blip3o", "jobs", "serve", "cluster")
+RAYS_THREAD = "ray_listen_error_messages"  # prints what Ray's other processes report to the stdout of a driver
 _CLOCK = "%H:%M:%S"
 _FULL = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt=_CLOCK)
 _PLAIN = logging.Formatter("%(asctime)s %(message)s", datefmt=_CLOCK)
@@ -46,6 +48,7 @@ class _Diversion:
 
     file: TextIO
     stderr: TextIO
+    stdout: TextIO
     shown: tuple[str, ...]  # loggers of ours whose information the terminal keeps
     handlers: list[tuple["logging.StreamHandler[TextIO]", TextIO]] = field(default_factory=list)
     added: list[tuple[logging.Logger, logging.Handler]] = field(default_factory=list)
@@ -89,7 +92,7 @@ def diverted() -> Path | None:
 
 
 def divert(path: Path, *, shown: tuple[str, ...] = OURS) -> None:
-    """From now on, what is written to stderr and all log records are appended to a file.
+    """From now on, what is written to stderr, what Ray prints and all log records are appended to a file.
 
     The terminal keeps the information of the loggers that are `shown` with those below them, this project's warnings,
     and everyone's errors. Does nothing outside a `session`, or while another file is in use.
@@ -98,9 +101,11 @@ def divert(path: Path, *, shown: tuple[str, ...] = OURS) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-    diversion = _Diversion(file=file, stderr=sys.stderr, shown=shown)
+    diversion = _Diversion(file=file, stderr=sys.stderr, stdout=sys.stdout, shown=shown)
     _diversions.append(diversion)
     sys.stderr = file
+    if sys.stdout is not None:  # closed by the shell
+        sys.stdout = cast("TextIO", _WithoutRay(sys.stdout, file))
     everything = logging.StreamHandler(file)
     everything.setFormatter(_FULL)
     _add(diversion, logging.getLogger(), everything)
@@ -113,7 +118,7 @@ def divert(path: Path, *, shown: tuple[str, ...] = OURS) -> None:
 
 def _restore() -> None:
     for diversion in _diversions:
-        sys.stderr = diversion.stderr
+        sys.stderr, sys.stdout = diversion.stderr, diversion.stdout
         for handler, stream in diversion.handlers:
             handler.setStream(stream)
         for logger, added in diversion.added:
@@ -134,6 +139,20 @@ def _writing_to(stream: TextIO) -> Iterator[tuple[logging.Logger, "logging.Strea
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
                 yield logger, handler
+
+
+class _WithoutRay:
+    """A stdout without Ray's notices, which would stand among the results of a command: they go to a file."""
+
+    def __init__(self, stdout: TextIO, file: TextIO) -> None:
+        self._stdout, self._file = stdout, file
+
+    def write(self, text: str) -> int:
+        """Writes text to one of them."""
+        return (self._file if threading.current_thread().name == RAYS_THREAD else self._stdout).write(text)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever stdout has
+        return getattr(self._stdout, name)
 
 
 class _Terminal:

@@ -82,7 +82,8 @@ def configure_ray() -> None:
     """Sets the environment that each of our Ray processes needs. Call it before Ray is imported.
 
     Ray 2.60 turns on token authentication unless `RAY_AUTH_MODE` is set. A worker's report waits for the controller's
-    poll (2 s by default), so we poll more often. glibc keeps the memory that torch's CPU tensors free: if it went back
+    poll (2 s by default), so we poll more often. A thread that is left behind when a command is stopped must not start
+    a new Ray by its next call. glibc keeps the memory that torch's CPU tensors free: if it went back
     to the kernel, the kernel would zero it again for the next step.
     """
     export(
@@ -94,6 +95,7 @@ def configure_ray() -> None:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DATA_LOG_LEVEL": "WARNING",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_ENABLE_AUTO_CONNECT": "0",
         }
     )
     sys.executable = plain_interpreter(sys.executable, sys.prefix)

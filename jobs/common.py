@@ -180,7 +180,8 @@ def dump_pipeline(pipeline: TrainingPipeline) -> str:
 
 def guarded(action: Callable[[], object]) -> int:
     """Runs an action and returns the exit code: 0, or 1 after a user error or lost output, 2 after a command line that
-    cannot be parsed, 130 after Ctrl-C, 143 after SIGTERM. An error is printed as one line on stderr.
+    cannot be parsed, 130 after Ctrl-C, 143 after SIGTERM. An error is printed as one line on stderr, and below it where
+    the log is, if there is one.
     """
     code = 0
     try:
@@ -188,6 +189,8 @@ def guarded(action: Callable[[], object]) -> int:
             action()
         except Blip3oError as error:
             _tell(f"error: {error}")
+            if file := log.diverted():
+                _tell(f"log: {file}")
             code = 1
         except typer.TyperException as error:
             if message := " ".join(

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 from blip3o import log
 
@@ -29,7 +31,7 @@ def test_a_module_that_is_run_itself_speaks_as_one_that_is_imported():
 
 
 DIVERTED = """
-import logging, sys, warnings
+import logging, sys, threading, warnings
 import ray
 from pathlib import Path
 from blip3o import log
@@ -42,6 +44,10 @@ with log.session():
         logging.getLogger(name).error("%s fails", name)
     warnings.warn("deprecated")
     print("printed by a library", file=sys.stderr)
+    listener = threading.Thread(target=print, args=["printed by Ray"], name=log.RAYS_THREAD)
+    listener.start()
+    listener.join()
+    print("a result", flush=True)
     log.console().print("[bold]said[/] by us", markup=True)
 print("after", file=sys.stderr)
 logging.getLogger("elsewhere").warning("warns again")
@@ -58,11 +64,15 @@ def test_what_libraries_say_goes_to_the_file_and_errors_and_our_words_to_the_ter
     shown, logged = done.stderr, file.read_text()
     for words in ("step 1\n", "elsewhere fails", "ray.data fails", "said by us\n", "after\n", "elsewhere: warns again"):
         assert shown.count(words) == 1, shown
-    for words in ("elsewhere warns", "ray.data warns", "deprecated", "printed by a library"):
+    for words in ("elsewhere warns", "ray.data warns", "deprecated", "printed by a library", "printed by Ray"):
         assert words in logged and words not in shown
     assert "jobs.train: step 1" in logged and "ray.data fails" in logged
     assert "ZeroDivisionError" in shown and "\x1b" not in shown
-    assert not done.stdout
+    assert done.stdout == "a result\n"
+    assert (
+        f'name="{log.RAYS_THREAD}"'
+        in Path(find_spec("ray").origin).with_name("_private").joinpath("worker.py").read_text()
+    )
 
 
 def test_outside_an_entry_point_stderr_stays(tmp_path, capsys):

@@ -6,7 +6,6 @@ from blip3o import storage
 from blip3o.bundle.layout import SEAL
 from blip3o.bundle.reading import open_bundle
 from blip3o.errors import BundleError
-from blip3o.storage import PIECE_BYTES
 
 
 def copy_bundle(source: str, target: str) -> None:
@@ -31,8 +30,7 @@ def _copy(source: str, target: str) -> str:
     """Copies a file of any size; returns its sha256."""
     digest = hashlib.sha256()
     with storage.open_ranges(source) as file, storage.open_write(target) as sink:
-        ranges = [(offset, min(PIECE_BYTES, file.size - offset)) for offset in range(0, file.size, PIECE_BYTES)]
-        for piece in file.read_ahead(ranges):
+        for piece in file.pieces():
             digest.update(piece)
             sink.write(piece)
     return digest.hexdigest()

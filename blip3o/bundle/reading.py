@@ -29,8 +29,6 @@ from blip3o.storage.magic import SNIFFED_BYTES, recognise
 from blip3o.weights.safetensors_header import ForeignFileError, StoredTensor
 from blip3o.weights.safetensors_stream import load_file
 
-CHUNK_BYTES = 32 * 2**20
-
 
 def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
     """The model's parts for inference, without weights."""
@@ -57,10 +55,8 @@ class SealedBundle:
         """Whether the file of weights is the one that was sealed. Reads all of it. Raises `StorageError`."""
         digest = hashlib.sha256()
         with storage.open_ranges(storage.join(self.uri, WEIGHTS)) as file:
-            size = file.size
-            extents = ((start, min(CHUNK_BYTES, size - start)) for start in range(0, size, CHUNK_BYTES))
-            for chunk in file.read_ahead(extents):
-                digest.update(chunk)
+            for piece in file.pieces():
+                digest.update(piece)
         return digest.hexdigest() == self.checksums[WEIGHTS]
 
 

@@ -6,7 +6,7 @@ Every function raises `RequestError` with the value and the fix.
 import numbers
 import operator
 from collections.abc import Iterable
-from typing import SupportsIndex, TypeGuard
+from typing import SupportsIndex
 
 from blip3o.errors import RequestError, quoted
 
@@ -54,7 +54,8 @@ def parse_seeds(seed: object, *, prompts: int, n: int = 1) -> list[int]:
 
 def parse_seed(seed: object) -> int:
     """One seed."""
-    if not _is_int(seed) or (number := operator.index(seed)) < 0:
+    number = _as_int(seed)
+    if number is None or number < 0:
         raise RequestError(f"seed is {_shown(seed)}: give a whole number, 0 or more")
     # A plain int: generator keys include the type, so a NumPy integer would give different noise.
     return number
@@ -63,7 +64,8 @@ def parse_seed(seed: object) -> int:
 def check_positive_int(name: str, value: object, *, most: int | None = None) -> None:
     """Rejects anything but an integer of at least 1, and of at most `most`."""
     limit = "" if most is None else f", {most} or less"
-    if not _is_int(value) or operator.index(value) < 1 or (most is not None and operator.index(value) > most):
+    number = _as_int(value)
+    if number is None or number < 1 or (most is not None and number > most):
         raise RequestError(f"{name} is {_shown(value)}: give a whole number, 1 or more{limit}")
 
 
@@ -74,7 +76,8 @@ def check_steps(value: object) -> None:
 
 def check_guidance_scale(value: object) -> None:
     """Rejects anything but a number of 0 to `MAX_GUIDANCE`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= MAX_GUIDANCE:
+    # NaN is neither below 0 nor within the limit; an int may be too large for a float.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value < 0 or not value <= MAX_GUIDANCE:
         raise RequestError(
             f"guidance_scale is {_shown(value)}: give a number, 0 or more, {MAX_GUIDANCE} or less; 1 is no guidance"
         )
@@ -99,8 +102,14 @@ def check_negative_prompt(value: object) -> None:
         )
 
 
-def _is_int(value: object) -> TypeGuard[SupportsIndex]:
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
+def _as_int(value: object) -> int | None:
+    """A whole number of any library as a plain int; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # arrays and tensors have the method whatever they hold
+        return None
 
 
 def _shown(value: object) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeGuard
 from PIL import Image
 
 from blip3o import storage
-from blip3o.data.images.decode import open_image
+from blip3o.data.images.decode import DAMAGE, open_image
 from blip3o.data.text.templates import Turn
 from blip3o.errors import DataError, RequestError, StorageError, one_line, quoted
 from blip3o.inference.arguments import type_of
@@ -179,12 +179,12 @@ def load_images(sources: object) -> list[Image.Image]:
 
 
 def load_image(source: object, place: str = "image") -> Image.Image:
-    """The image of a path, a URI or a `data:` URL, upright and RGB; a PIL image is returned unchanged.
+    """The image of a path, a URI or a `data:` URL, upright and RGB; a PIL image is read, and returned unchanged.
 
     Raises `RequestError`, which begins with `place`, if it cannot be read.
     """
     if isinstance(source, Image.Image):
-        return source
+        return _read_picture(source, place)
     if not isinstance(source, str | os.PathLike):
         raise RequestError(f"{place} is {type_of(source)}: give {_IMAGE_FIX.get(type(source).__name__, _AN_IMAGE)}")
     name = os.fsdecode(source)
@@ -197,6 +197,17 @@ def load_image(source: object, place: str = "image") -> Image.Image:
     except DataError as error:
         shown = "the data URL" if name[:5].lower() == "data:" else quoted(name)
         raise RequestError(f"{place}: {shown} is not an image that can be read: {one_line(error)}") from error
+
+
+def _read_picture(image: Image.Image, place: str) -> Image.Image:
+    """A PIL image whose pixels have been read: Pillow opens a file without that, and so opens damaged ones, too."""
+    if 0 in image.size:
+        raise RequestError(f"{place} has {image.width} x {image.height} pixels: give a picture with at least one")
+    try:
+        image.load()
+    except DAMAGE as error:
+        raise RequestError(f"{place} is a PIL image that cannot be read: {one_line(error)}") from error
+    return image
 
 
 def _read_bytes(name: str) -> bytes:

@@ -6,9 +6,12 @@ the original, and whatever reads the history of a run reads the copy, too.
 
 from blip3o import storage
 from blip3o.runs.paths import (
+    EVALUATION,
     attempts_folder,
+    evaluation_uri,
     events_folder,
     final_uri,
+    identity_uri,
     metrics_folder,
     quarantine_uri,
     recipe_uri,
@@ -22,14 +25,16 @@ _FOLDERS = (metrics_folder, tensorboard_folder, validation_folder, events_folder
 
 
 def pull_run(storage_uri: str, run: str, folder: str) -> int:
-    """Copies recipe, metrics, TensorBoard's files, validations, events and attempts of a run to `<folder>/<run>`.
+    """Copies recipe, metrics, TensorBoard's files, validations, events, attempts and scores of a run to
+    `<folder>/<run>`.
 
     Files that are there already are replaced. Returns how many files were copied. Raises `DataError` if there is no
     such run, `StorageError` if a store refuses.
     """
     read_recipe(storage_uri, run)
     place = (storage.normalize(storage_uri), run)
-    single = (recipe_uri(*place), quarantine_uri(*place), storage.join(final_uri(*place), DESCRIPTION))
+    scores, result = storage.join(evaluation_uri(*place), EVALUATION), storage.join(final_uri(*place), DESCRIPTION)
+    single = (recipe_uri(*place), identity_uri(*place), quarantine_uri(*place), scores, result)
     found = [uri for uri in single if storage.exists(uri)]
     found += [file.uri for below in _FOLDERS for file in storage.list_files(below(*place))]
     for uri in found:

@@ -4,7 +4,6 @@
 """
 
 from blip3o.storage.files import (
-    PIECE_BYTES,
     FileInfo,
     MissingFileError,
     RangeReader,
@@ -26,7 +25,6 @@ from blip3o.storage.files import (
 from blip3o.storage.uris import BadUriError, absolute, is_absolute, is_canonical, join, normalize, shown, within
 
 __all__ = [
-    "PIECE_BYTES",
     "BadUriError",
     "FileInfo",
     "MissingFileError",

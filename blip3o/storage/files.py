@@ -150,6 +150,11 @@ class RangeReader:
         with explained(self._uri):
             yield from parallel.read_ahead(part, ranges, ahead=depth)
 
+    def pieces(self) -> Iterator[bytearray]:
+        """All bytes of the file, in order, at most `PIECE_BYTES` at a time. Raises as `read_ahead`."""
+        size = self.size
+        yield from self.read_ahead((start, min(PIECE_BYTES, size - start)) for start in range(0, size, PIECE_BYTES))
+
     def _fill(self, offset: int, out: memoryview) -> None:
         assert self._file is not None
         done = 0

@@ -256,8 +256,13 @@ def _failure(error: Exception, store: Connection) -> OSError:
         return OSError(f"{where} does not speak TLS: write http:// in AWS_ENDPOINT_URL")
     # AWS is asked because no endpoint is set. What was reached before may be reached again.
     if store.endpoint is None and not store.answered.is_set() and _is_of_a_connection(error):
-        fault = "is not known here" if _is_of_a_name(error) else "cannot be reached"
-        return OSError(f"no endpoint is set, and {where} {fault}: set AWS_ENDPOINT_URL, or check the network")
+        told = f"no endpoint is set, and {where}"
+        if _is_of_a_name(error):
+            return OSError(f"{told} is not known here: set AWS_ENDPOINT_URL, or check the network")
+        # Keys that AWS hands out and renews are meant for AWS itself. Its network may come up later than a process in
+        # it, and among many workers some connections time out.
+        if not store.expires:
+            return OSError(f"{told} cannot be reached: set AWS_ENDPOINT_URL, or check the network")
     return TransientError(str(error))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from blip3o import log
 from blip3o.config.recipe import Recipe
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 BOARD = "blip3o-progress"
 POLL_SECONDS = 0.25
 KEPT = 10_000  # events that nobody has taken yet: a driver that hangs must not fill the memory
-BAR = 14  # characters
+BAR = 14  # characters, at most
 
 Event = Mapping[str, Any]  # of a `run`: either a `phase`, or a `step` with `loss`, `speed`, and maybe `mfu`
 
@@ -79,7 +80,9 @@ class View:
         self._runs = {it.run: it for it in runs}
         self._began = time.monotonic()
         console = log.console()
-        columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn())
+        # Where columns are few, the bar gives way.
+        bar = BarColumn(None, table_column=Column(max_width=BAR))
+        columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(table_column=Column(no_wrap=True)))
         # Nothing is redirected: what others write goes to the log, and our own messages use the same console.
         self.live = Progress(
             *columns,
@@ -151,18 +154,21 @@ class ProgressReporter(Callback):
             self._board.report.remote(event | shares)
 
     def wants_stop(self) -> bool:
-        """Asks the actor, and never waits for its answer: that is read in a later step."""
-        if self._answer is None:
-            self._answer = self._board.stopping.remote()
-        if not ray.wait([self._answer], timeout=0)[0]:
+        """Asks the actor, and never waits for its answer: that is read in the next step, or once it is there."""
+        asked = self._answer
+        if asked is not None and not ray.wait([asked], timeout=0)[0]:
             return False
-        answer, self._answer = self._answer, None
-        return ray.get(answer)
+        self._answer = self._board.stopping.remote()  # at once, or the answer of a long step would be one step older
+        return asked is not None and ray.get(asked)
 
 
 def progress_board() -> Any:  # noqa: ANN401 - an actor handle
-    """The cluster's progress board, which is created if there is none."""
-    return ray.remote(num_cpus=0)(ProgressBoard).options(name=BOARD, get_if_exists=True).remote()
+    """The cluster's progress board, which is created if there is none.
+
+    If its process or node is lost, Ray starts it again, empty: training must not end because of it.
+    """
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(num_cpus=0)(ProgressBoard).options(name=BOARD, get_if_exists=True, **lasting).remote()
 
 
 class ProgressBoard:

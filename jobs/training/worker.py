@@ -141,9 +141,8 @@ def _run_stage(
         # The guard's window is part of the state: a resumed run must reject exactly the same steps.
         guard = LossGuard(recipe.guard, state.get("recent", ()))
         saver = CheckpointSaver(recipe, engine, identity, fit_name=stage.fit_name, ema=ema, guard=guard)
-        averaging = [ema] if ema else []
         measuring = _metric_callbacks(stage, context, attempt)
-        reporting = [progress] if progress else []
+        averaging, reporting = [ema] if ema else [], [progress] if progress else []
         done = Loop(
             recipe=recipe.with_workers(context.world),
             engine=engine,

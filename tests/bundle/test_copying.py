@@ -23,7 +23,7 @@ def content(folder):
 
 
 def test_a_copy_has_every_byte_and_is_made_once(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(copying, "PIECE_BYTES", 1000)
+    monkeypatch.setattr("blip3o.storage.files.PIECE_BYTES", 1000)
     copy_bundle(str(source), str(tmp_path))
     assert content(tmp_path) == content(source)
     assert blip3o.load(str(tmp_path)).generate("a red circle", num_inference_steps=1)

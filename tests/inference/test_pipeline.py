@@ -1,6 +1,7 @@
 """The pipeline: an image depends only on its prompt, seed, steps and guidance, not on its batch."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,10 @@ def test_a_list_of_prompts_gives_the_images_of_each_prompt(pipeline):
         ("a", {"guidance_scale": 101}, "guidance_scale is 101: give a number, 0 or more, 100 or less"),
         ("a", {"seed": 1.0}, "seed is 1.0: give a whole number, 0 or more"),
         ("a", {"seed": True}, "seed is True"),
+        ("a", {"seed": torch.tensor(1.5)}, r"seed is tensor\(1.5"),
+        ("a", {"seed": np.array([[1]])}, r"seed is array\(\[1\]\)"),
+        ("a", {"num_inference_steps": np.array(2.5)}, r"num_inference_steps is array\(2.5\)"),
+        ("a", {"guidance_scale": 10**400}, "guidance_scale is 1000.*: give a number, 0 or more"),
         ("a", {"seed": -1}, "seed is -1"),
         ("a", {"seed": ["1"]}, "seed is '1'"),
         (
@@ -236,6 +241,13 @@ def test_a_picture_of_any_mode_is_read(pipeline, mode):
     assert pipeline.encode(shown).isfinite().all()
 
 
+def cut_short():
+    """A picture that Pillow opens, of a file that ends in its pixels."""
+    buffer = io.BytesIO()
+    picture(1).save(buffer, "bmp")
+    return Image.open(io.BytesIO(buffer.getvalue()[:-40]))
+
+
 ENTRIES = [
     (lambda it: it.generate(7), "the prompt is of type int"),
     (lambda it: it.generate_features(None), "the prompt is missing"),
@@ -253,6 +265,8 @@ ENTRIES = [
     (lambda it: it.encode([picture(1), 3]), r"images\[1\] is of type int: give a PIL image or a path"),
     (lambda it: it.encode(np.zeros((1, 2, 3), np.uint8)), r"images\[0\] is of type ndarray: .*PIL.Image.fromarray\("),
     (lambda it: it.chat("a", image=b"png"), r"image is of type bytes: give a PIL image or a path: PIL.Image.open\("),
+    (lambda it: it.chat("a", image=Image.new("RGB", (0, 5))), "image has 0 x 5 pixels: give a picture with at least"),
+    (lambda it: it.encode([picture(1), cut_short()]), r"images\[1\] is a PIL image that cannot be read: .*truncated"),
     (lambda it: it.chat("a", image=["a.png"]), "image is of type list: give a PIL image or a path"),
     (lambda it: it.chat(None), "messages is missing: give a string, a message, or a list of messages"),
     (lambda it: it.chat({"role": "user"}), r"messages\[0\]\['content'\] is missing"),

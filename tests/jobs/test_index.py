@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import zlib
 from dataclasses import replace
 
@@ -100,6 +101,25 @@ def test_columns_of_parquet_are_chosen_by_name(ray_cluster, s3):
     table = index_source(**source, options=ScanOptions(columns=ColumnsConfig(image="blob")))
     (found,) = ShardReader([table.manifest]).fetch([SampleRef(source=0, shard=0, row=4, pass_index=0)])
     assert (found.image, found.caption, found.meta) == (png(zlib.crc32(b"s004")), "caption of s004", {"n": 7})
+
+
+def test_without_ray_a_small_source_is_indexed_to_the_same_bytes(ray_cluster, tmp_path, monkeypatch):
+    put(tmp_path, "train-0.tar", tar(samples(5, "t") + sample("bad", caption=b"")))
+    put(tmp_path, "train-1.tar", tar(samples(3))[:-3000])  # cut off
+    put(tmp_path, "train-2.tar", tar(samples(4, "u")))
+    manifest = tmp_path / "manifest"
+
+    def indexed():
+        done = index_source(name="src", shards_uri=f"{tmp_path}/*.tar", manifest_uri=str(manifest), max_bad_share=0.9)
+        written = {file.relative_to(manifest): file.read_bytes() for file in manifest.rglob("*") if file.is_file()}
+        shutil.rmtree(manifest)
+        return str(done), written
+
+    on_ray = indexed()
+    assert "3 shards" in on_ray[0] and "2 damaged" in on_ray[0] and len(on_ray[1]) > 3
+    monkeypatch.setattr("jobs.index.has_ray", lambda: False)
+    monkeypatch.setattr("jobs.index.join_ray", lambda: pytest.fail("a Ray for this"))
+    assert indexed() == on_ray
 
 
 def test_every_source_of_a_pipeline_is_indexed(base, tmp_path, capsys):

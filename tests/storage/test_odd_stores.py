@@ -240,6 +240,13 @@ def test_without_keys_the_metadata_of_an_instance_are_asked_once(answers, monkey
     answers[:] = [(200, {}, b"token"), (200, {}, b"role"), (200, {}, json.dumps(keys).encode())]
     assert connection().credentials.method == "iam-role" and connection().expires
     assert answers.asked[2:] == [token, roles, f"{roles}role"]
+    # They are AWS's own, and so is the store: it may answer when the network of the instance is up.
+    with socket.socket() as reserved, monkeypatch.context() as patched:
+        reserved.bind(("127.0.0.1", 0))
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", reserved.getsockname())]
+        patched.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with pytest.raises(StorageError, match=r"the store does not answer.*tried \d+ times"):
+            storage.list_files("s3://b")
 
 
 @pytest.mark.parametrize(("style", "asked"), [("path", "HEAD /bucket/x"), ("virtual", "HEAD /x")])

@@ -19,7 +19,7 @@ from blip3o.data.sets import writer
 from blip3o.data.sets.importing.columns import TableOptions
 from blip3o.data.sets.importing.folders import is_folder, list_folder
 from blip3o.data.sets.importing.items import Listing, is_file_entry, item_entry
-from blip3o.data.sets.importing.samples import captions_of, sample_of
+from blip3o.data.sets.importing.samples import captions_of, every_caption, sample_of
 from blip3o.data.sets.importing.splits import CaptionGroups, GroupBy, SharedCaptions, Split
 from blip3o.data.sets.importing.tables import ENDINGS, list_table, table_kind
 from blip3o.data.shards.damage import DamagedSampleError
@@ -132,7 +132,7 @@ def _all_captions(listing: Listing, limits: LimitsConfig) -> Iterator[list[str]]
 def _counted_captions(samples: Iterator[writer.Sample], shared: SharedCaptions) -> Iterator[writer.Sample]:
     """Passes samples on, and counts the captions on each side."""
     for sample in samples:
-        shared.add(sample.record["split"], sample.record["captions"])
+        shared.add(sample.record["split"], every_caption(sample.record))
         yield sample
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blip3o.data.shards.damage import DamagedSampleError
+from blip3o.data.text.normalise import normalise
 from blip3o.errors import closest, quoted
 
 OTHER = "other"  # the kind of a question that names none
@@ -65,7 +66,7 @@ def _fault(pair: object) -> str:
         return f"has {_named(kind)} as 'kind': write a name in quotes, or leave it out"
     if choices and not (isinstance(choices, list) and all(map(_is_text, choices))):
         return f"has {_named(choices)} as 'choices': write a list of texts, or leave it out for an open question"
-    if choices and _plain(pair["answer"]) not in map(_plain, choices):
+    if choices and normalise(str(pair["answer"])) not in [normalise(str(choice)) for choice in choices]:
         return f"has the answer {quoted(str(pair['answer']))}, which is none of its choices: add it to them"
     if grey is not None and not isinstance(grey, bool):
         return f"has {_named(grey)} as 'grey': write true or false without quotes, or leave it out"
@@ -88,11 +89,6 @@ def _text_fault(pair: Mapping[str, Any], name: str) -> str:
 def _is_text(value: object) -> bool:
     """Whether a value is a text, or a number, which is asked and answered as it is written."""
     return isinstance(value, str | int | float) and not isinstance(value, bool)
-
-
-def _plain(text: object) -> str:
-    """A text in the form in which replies are compared."""
-    return " ".join(str(text).lower().split()).removesuffix(".").rstrip()
 
 
 def _named(value: object) -> str:

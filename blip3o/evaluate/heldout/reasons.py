@@ -7,7 +7,8 @@ from typing import Any
 
 Around = Mapping[str, Any]  # the figures next to the one that is null, and the `n` above them
 
-_RECALL = re.compile(r"r(\d+)(?:\.|$)")  # R@k in the name of a figure
+# R@k as the name of a figure, or of one with parts; a source may be named flickr30.
+_RECALL = re.compile(r"[._]r(\d+)(?:\.(?:value|interval|shuffled|chance))?$")
 # Pattern of a figure's dotted name → why it is null. The first that matches counts.
 _REASONS: tuple[tuple[str, str | Callable[[Around], str]], ...] = (
     ("understanding", "no held-out sample has questions (`qa` in its record)"),

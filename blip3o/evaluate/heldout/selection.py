@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from blip3o.data.text.normalise import normalise
 from blip3o.data.text.questions import choices_of, kind_of
-from blip3o.evaluate.metrics.understanding import normalise
 
 T = TypeVar("T")
 

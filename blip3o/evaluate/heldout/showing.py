@@ -25,14 +25,14 @@ ROWS, CARDS = 4, 6  # prompts, and questions, of a source
 def rows_to_show(items: Sequence[HeldOutSample], retrieval: Mapping[str, Any]) -> dict[str, list[int]]:
     """The rows of each source whose drawings are shown, scenes first. All sources, if none would be left.
 
-    `retrieval` has the figures within each source, `by_source`; a source without figures is shown.
+    `retrieval` has the figures within each source, `by_source`; a source without R@1 is shown.
     """
     by_source: dict[str, list[int]] = {}
     for row, item in enumerate(items):
         by_source.setdefault(item.source, []).append(row)
     scenes = {name: rows for name, rows in by_source.items() if is_scene(items[rows[0]].record)}
     others = {name: rows[:ROWS] for name, rows in by_source.items() if name not in scenes}
-    found = {name: figures["r1"] for name, figures in retrieval["by_source"].items()}
+    found = {name: it["r1"] for name, it in retrieval["by_source"].items() if it["r1"] is not None}
     clear = {name: rows for name, rows in others.items() if found.get(name, 1.0) >= RECOGNISABLE}
     shown = {name: _one_of_each_family(items, rows) for name, rows in scenes.items()} | clear
     return shown or others

@@ -5,7 +5,7 @@ from typing import Any
 from PIL import Image
 
 from blip3o.data.images.decode import open_image
-from blip3o.evaluate.metrics.understanding import normalise
+from blip3o.data.text.normalise import normalise
 
 
 def pictures(row: dict[str, Any]) -> list[Image.Image]:

@@ -171,15 +171,27 @@ def _drawable(letter: str) -> str:
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The words in lines of at most `width` pixels, except for single words that are wider."""
+    """The words in lines of at most `width` pixels. A word that is wider is split: some scripts have no spaces."""
     lines: list[str] = []
-    for word in text.split():
+    for word in (piece for whole in text.split() for piece in _pieces(whole, font, width)):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
     return lines
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A word in pieces of at most `width` pixels, each as long as it can be."""
+    if font.getlength(word) <= width:
+        return [word]
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

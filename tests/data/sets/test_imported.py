@@ -263,7 +263,10 @@ def import_captioned(root, rows, **options):
     """Imports rows of (picture, captions), and returns the import, and of each side captions by picture."""
     for name, _ in rows:
         storage.write_bytes(f"{root}/{name}", png(0))
-    lines = [json.dumps({"image": name, "captions": captions}) for name, captions in rows]
+    lines = [
+        json.dumps({"image": name, **(captions if isinstance(captions, dict) else {"captions": captions})})
+        for name, captions in rows
+    ]
     storage.write_bytes(f"{root}/t.jsonl", "\n".join(lines).encode())
     done = import_set(f"{root}/t.jsonl", f"{root}/out", heldout=0.3, **options)
     sides = {side: samples_of(shards) for side, shards in done.summary.shards.items()}
@@ -283,6 +286,12 @@ def test_samples_of_equal_captions_are_on_one_side(tmp_path):
     told = {side: {normalise(text) for texts in found.values() for text in texts} for side, found in sides.items()}
     assert not told["train"] & told["heldout"]
     assert len(done.account()) == 1
+    # The caption that is read counts, too, where the list has others.
+    named = [(f"{number}.png", {"caption": "A cup", "captions": [f"cup {number}"]}) for number in range(20)]
+    for options, together in (({"group_by": "caption"}, True), ({}, False)):
+        done, found = import_captioned(tmp_path / str(together), [*named, *ROWS[30:]], **options)
+        assert ({len({*found[side]} & {name for name, _ in named}) for side in found} == {0, 20}) is together
+        assert ("captions are training captions as well" in done.account()[-1]) is not together
     _, again = import_captioned(tmp_path / "b", JOINED[::-1], group_by="caption")
     assert again == sides
     fewer = import_captioned(tmp_path / "c", ROWS[7:], group_by="caption")[1]

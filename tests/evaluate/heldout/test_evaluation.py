@@ -88,15 +88,15 @@ def test_data_without_questions_and_scenes_leave_those_figures_out(root, tmp_pat
     for scene in plain:
         scene.record.clear()
         scene.record["captions"] = [scene.key]
-    add_source(root, "plain", plain)
-    scores = evaluate(recipe(root, "plain", images=5), f"{root}/bundle", str(tmp_path)).scores
+    add_source(root, "flickr30", plain)
+    scores = evaluate(recipe(root, "flickr30", images=5), f"{root}/bundle", str(tmp_path)).scores
     assert scores["understanding"] is None
     assert scores["scenes"] is None
     assert (scores["generation"]["n"], scores["generation"]["r5"]) == (5, None)
     reasons = scores["reasons"]
     assert reasons["understanding"] == "no held-out sample has questions (`qa` in its record)"
     assert reasons["scenes"] == "no held-out sample is a scene of `blip3o data build scenes`"
-    for name in ("generation.r5", "generation.by_source.plain.chance_r5", "own.own_r5.value"):
+    for name in ("generation.r5", "generation.by_source.flickr30.chance_r5", "own.own_r5.value"):
         assert reasons[name] == "R@5 of 5 images is 1 by chance: it needs more than 5"
     page = (tmp_path / "report.html").read_text()
     assert "no held-out sample has questions" in page and "Held out: samples." in page

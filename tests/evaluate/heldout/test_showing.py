@@ -59,6 +59,7 @@ def test_sources_that_are_all_that_there_is_are_drawn_whatever_they_look_like():
 
 def test_a_source_without_figures_is_drawn():
     assert list(rows_to_show(items(single=1, mine=3), found(mine=0.0))) == ["single"]
+    assert list(rows_to_show(items(single=1, mine=3), found(single=None, mine=0.0))) == ["single"]
 
 
 def reply(source):

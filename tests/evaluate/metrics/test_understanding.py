@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blip3o.evaluate.metrics.understanding import AnswerRecord, normalise, score
+from blip3o.data.text.normalise import normalise
+from blip3o.evaluate.metrics.understanding import AnswerRecord, score
 
 COLORS = ("red", "green", "blue", "black")
 

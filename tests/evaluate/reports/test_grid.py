@@ -55,8 +55,13 @@ def test_lines_fit_and_lose_no_word(width):
     font = ImageFont.load_default(size=17)
     words = "a 3D emoji of a person in a suit levitating over the ground"
     lines = wrap(words, font, width)
-    assert " ".join(lines) == words
-    assert all(font.getlength(line) <= width or " " not in line for line in lines)
+    told = " ".join(lines)
+    assert {word for word in words.split() if font.getlength(word) <= width} <= {*told.split()}
+    assert told.replace(" ", "") == words.replace(" ", "")
+    assert all(font.getlength(line) <= width for line in lines)
+    unspaced = wrap("猫" * 40, font, width)
+    assert "".join(unspaced) == "猫" * 40
+    assert max(map(font.getlength, unspaced)) <= width
 
 
 def test_what_the_font_lacks_is_spelled_without_it():

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from ray._private import auto_init_hook
 
 from blip3o import settings
 from jobs.commands.interruption import Stopped, StopRequest, run_apart
@@ -50,6 +51,11 @@ def test_signals_arrive_while_the_work_is_done_apart():
 def test_what_the_work_apart_raises_is_raised():
     with pytest.raises(ZeroDivisionError):
         run_apart(lambda: 1 // 0)
+
+
+def test_work_that_a_stop_leaves_behind_starts_no_new_ray():
+    """Ray would start one at the next call of the thread, while the command ends."""
+    assert not auto_init_hook.enable_auto_connect
 
 
 WAITS = """

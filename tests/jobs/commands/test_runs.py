@@ -205,6 +205,7 @@ def test_a_run_is_compared_with_others_only(base):
 @pytest.mark.parametrize("in_a_store", [False, True])
 def test_a_pulled_run_is_the_run_without_its_weights(base, request, tmp_path, monkeypatch, in_a_store):
     add_history(base, "whole")
+    storage.write_bytes(f"{base}/whole/evaluation/evaluation.json", b"{}")
     source = base
     if in_a_store:
         source = f"{request.getfixturevalue('s3')}/pulled"

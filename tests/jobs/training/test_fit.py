@@ -1,11 +1,13 @@
 """The resources and labels that a fit requests from Ray, and its summary, as plain values."""
 
+import io
 import json
 import subprocess
 import sys
 from dataclasses import asdict
 
 import pytest
+from rich.console import Console
 
 from blip3o import log
 from blip3o.config.pipeline import TrainingPipeline
@@ -156,3 +158,13 @@ def test_off_a_terminal_every_event_is_a_line_of_at_most_80_columns(capsys, monk
     ]
     assert max(map(len, lines)) <= 80 and "\x1b" not in said.err and not said.out
     assert view.stepped
+
+
+def test_on_a_terminal_of_80_columns_the_bar_gives_way_to_the_figures(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(log, "console", lambda: console)
+    view = View([TrackedRun(run="blip3o-4b-generate", steps=20000, samples=32)])
+    view.show({"run": "blip3o-4b-generate", "step": 12345, "loss": 2.3456, "speed": 5234.2, "mfu": 0.4567})
+    console.print(view.live.get_renderable())
+    [line] = console.file.getvalue().splitlines()
+    assert len(line) == 80 and " 12345/20000 loss 2.3456  MFU 45.7%  5234/s  0:00:47 left" in line

@@ -98,12 +98,24 @@ def test_the_recipes_peak_applies_to_every_worker():
     assert peak_flops(recipe(), cpu, workers=4) is None
 
 
-def test_the_wish_to_stop_reaches_rank_0_once_it_is_there(ray_cluster, tmp_path):
+def test_the_wish_to_stop_is_read_one_step_later_and_outlives_the_board(ray_cluster, tmp_path):
     board = progress_board()
     ray_cluster.get(board.clear.remote())
     progress = ProgressReporter(made(str(tmp_path)))
-    assert not progress.wants_stop()
+
+    def next_step():
+        if progress._answer is not None:
+            ray_cluster.wait([progress._answer])
+        return progress.wants_stop()
+
+    assert not next_step()
     ray_cluster.get(board.stop.remote())
-    assert wait_until(progress.wants_stop)
+    assert [next_step(), next_step()] == [False, True]  # the first answer is from before
     ray_cluster.get(board.clear.remote())  # another fit begins
-    assert ray_cluster.get(board.stopping.remote()) is False
+    assert [next_step(), next_step()] == [True, False]
+    ray_cluster.kill(board, no_restart=False)  # as with the node that it is on
+    assert not progress.wants_stop()
+    progress.report_phase("loading weights")
+    ray_cluster.get(board.stop.remote())
+    assert [next_step(), next_step()][-1]
+    ray_cluster.get(board.clear.remote())

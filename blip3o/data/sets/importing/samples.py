@@ -60,7 +60,15 @@ def captions_of(item: Item, limits: LimitsConfig) -> list[str]:
         )
     except (DamagedSampleError, RecursionError):  # `sample_of` says so, and writes no sample
         return []
-    return _captions(words.record, words.caption)
+    return every_caption({**words.record, "captions": _captions(words.record, words.caption)})
+
+
+def every_caption(record: Mapping[str, Any]) -> list[str]:
+    """The `captions` of a record that is stored, and its `caption`, as which it is read, if that is another text."""
+    captions, caption = record["captions"], record.get("caption")
+    if isinstance(caption, str) and caption.strip() and caption not in captions:
+        return [*captions, caption]
+    return list(captions)
 
 
 def _captions(record: Mapping[str, Any], caption: str) -> list[str]:

@@ -5,9 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from blip3o.data.text.normalise import normalise
 from blip3o.errors import DataError
 from blip3o.evaluate.judges.replies import answer
-from blip3o.evaluate.metrics.understanding import normalise
 from blip3o.evaluate.records import Item, Judge, Judgement, Score
 from blip3o.evaluate.suites.parsing import text_list
 from blip3o.evaluate.suites.questions.common import accuracy_score, read_questions, replies
