@@ -28,8 +28,8 @@ COMMANDS = [list(it.words) for it in commands_in(PAGE) if it.whole and it.words[
 ON_A_LAPTOP = COMMANDS[: COMMANDS.index(next(words for words in COMMANDS if "from-released" in words))]
 DRY_RUNS = [words for words in COMMANDS if "--dry-run" in words]
 SMALLER = (
-    "model.preset=nano", "optim.steps=2", "optim.warmup_steps=1", "optim.micro_batch_size=4", "stage.noise_draws=1",
-    "checkpoint.every=2", "evaluate.every=2", "evaluate.samples=4", "evaluate.grid=1", "evaluate.grid_seeds=1",
+    "model.preset=nano", "optim.steps=4", "optim.warmup_steps=1", "optim.micro_batch_size=4", "stage.noise_draws=1",
+    "checkpoint.every=4", "evaluate.every=4", "evaluate.samples=4", "evaluate.grid=1", "evaluate.grid_seeds=1",
     "parallel.workers=1", "model.sampler.num_inference_steps=2",
 )  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_from_a_folder_of_pictures_to_a_served_model(folder, ray_cluster, capsys
     trained, demo = (stored_tensors(load_bundle(uri).model) for uri in (bundle, "runs/demo/bundle"))
     changed = {name.partition(".")[0] for name, value in trained.items() if not value.equal(demo[name])}
     assert changed == {"queries", "dit"}
-    assert sorted(path.stem for path in (folder / "runs/houses/validation").glob("*.png")) == ["00000002"]
+    assert sorted(path.stem for path in (folder / "runs/houses/validation").glob("*.png")) == ["00000004"]
     assert (folder / "houses.html").exists() and Image.open("house.png").size[0] > 0
     [port] = free_ports(1)
     handle = start(bundle, port=port)
