@@ -23,6 +23,6 @@ def test_command_line(root, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"written to {tmp_path}/out" in printed
     assert "\nHeld out: compositions. Whether training has their captions is not known: " in printed
-    assert "\nno generation.r5: R@5 of 4 images is 1 by chance: it needs more than 5\n" in printed
+    assert "\nno generation.r5 and 9 more: R@5 of 4 images is 1 by chance: it needs more than 5\n" in printed
     assert main([str(file), "--bundle", f"{root}/first"]) == 1
     assert "is not a bundle" in capsys.readouterr().err.splitlines()[-1]
