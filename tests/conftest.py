@@ -6,6 +6,7 @@ running Ray is removed: a test must not reach them, nor depend on them.
 """
 
 import os
+import signal
 import socket
 import sys
 
@@ -35,6 +36,9 @@ def _forget_the_users_environment() -> None:
 
 
 _forget_the_users_environment()
+# A shell that starts pytest in the background has it ignore Ctrl-C, and every process that a test starts would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.override({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
 settings.override({"OMP_NUM_THREADS": "1"})
 settings.configure_ray()
