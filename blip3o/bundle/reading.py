@@ -212,10 +212,7 @@ def _device(name: torch.device | str | None) -> torch.device:
     try:
         device = torch.device(name or "cpu")
         torch.empty(0, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        TypeError,
-    ) as error:  # the latter: a build of torch without that kind of device
+    # AssertionError: a build of torch without that kind of device. TypeError: not the name of a device at all.
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"device '{name}' cannot be used ({one_line(error)}): leave it out for the CPU") from error
     return device
