@@ -15,7 +15,7 @@ from blip3o.config.objectives import ObjectiveSpec, objective_of
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.config.shards import ColumnsConfig, FolderUri, KeyRule, LimitsConfig, MembersConfig, SelectConfig
-from blip3o.config.training import OptimConfig, ParallelConfig, StageConfig
+from blip3o.config.training import LogConfig, OptimConfig, ParallelConfig, StageConfig
 
 # The node label by which Ray Data assigns nodes to a dataset; nodes without the label form a group of their own.
 SUBCLUSTER = "ray-subcluster"
@@ -203,28 +203,6 @@ class EvaluateConfig(Frozen):
         return self.every is not None and done % self.every == 0
 
 
-TrackerName = Literal["tensorboard", "ray", "wandb", "mlflow"]
-
-
-class LogConfig(Frozen):
-    """What a run logs."""
-
-    every: int = Field(default=10, gt=0, description="steps between console lines and updates of Ray's metrics")
-    flush: int | None = Field(
-        default=None,
-        gt=0,
-        description="steps between flushes of the metrics (every step has a row) to the trackers; if omitted, they are "
-        "flushed with each checkpoint",
-    )
-    trackers: tuple[TrackerName, ...] = Field(
-        default=("tensorboard", "ray"),
-        description="where metrics go besides the JSON lines in <run>/metrics: tensorboard (files in "
-        "<run>/tensorboard), ray (gauges for Prometheus), wandb and mlflow (configured by their own environment "
-        "variables)",
-    )
-    project: str = Field(default="blip3o", description="name of the wandb project or the mlflow experiment")
-
-
 class Recipe(Frozen):
     """One run, complete."""
 
@@ -245,6 +223,11 @@ class Recipe(Frozen):
         image_tokens = self.model.backbone.image_tokens
         for w in (self.parallel.min_workers, self.parallel.max_workers):
             require(m % w == 0, f"optim.micro_batches {m} is not a multiple of parallel.workers {w}: set one of them")
+        require(
+            not self.optim.muon or self.parallel.zero_stage == 0,
+            f"optim.muon needs whole matrices on every worker, and parallel.zero_stage is {self.parallel.zero_stage}: "
+            "set parallel.zero_stage=0, or leave optim.muon out",
+        )
         require(
             self.optim.warmup_steps < self.optim.steps,
             f"optim.warmup_steps {self.optim.warmup_steps} is not below optim.steps "

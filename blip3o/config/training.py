@@ -85,7 +85,7 @@ class GroupConfig(Frozen):
 
 
 class OptimConfig(Frozen):
-    """Optimizer and schedule (AdamW; linear warm-up, then cosine to min_lr)."""
+    """Optimizer and schedule (AdamW, and Muon where asked for; linear warm-up, then cosine to min_lr)."""
 
     steps: int = Field(gt=0, description="optimizer steps of the stage")
     lr: float = Field(gt=0, description="peak learning rate, which the warm-up ends at")
@@ -101,6 +101,12 @@ class OptimConfig(Frozen):
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
     groups: tuple[GroupConfig, ...] = Field(
         default=(), description="parameter groups with their own rates; a parameter joins the first that matches it"
+    )
+    muon: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        exclude_if=lambda patterns: not patterns,
+        description="name patterns, where * matches anything, of matrices that Muon updates instead of AdamW (ZeRO 0), "
+        "at the same learning rate and weight decay; usually those of repeated layers: *.layers.*, *.blocks.*",
     )
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="global gradient norm above which gradients are clipped"
@@ -300,3 +306,25 @@ class ParallelConfig(Frozen):
     def max_workers(self) -> int:
         """The largest number of workers that may train."""
         return self.workers if isinstance(self.workers, int) else self.workers.max
+
+
+TrackerName = Literal["tensorboard", "ray", "wandb", "mlflow"]
+
+
+class LogConfig(Frozen):
+    """What a run logs."""
+
+    every: int = Field(default=10, gt=0, description="steps between console lines and updates of Ray's metrics")
+    flush: int | None = Field(
+        default=None,
+        gt=0,
+        description="steps between flushes of the metrics (every step has a row) to the trackers; if omitted, they are "
+        "flushed with each checkpoint",
+    )
+    trackers: tuple[TrackerName, ...] = Field(
+        default=("tensorboard", "ray"),
+        description="where metrics go besides the JSON lines in <run>/metrics: tensorboard (files in "
+        "<run>/tensorboard), ray (gauges for Prometheus), wandb and mlflow (configured by their own environment "
+        "variables)",
+    )
+    project: str = Field(default="blip3o", description="name of the wandb project or the mlflow experiment")

@@ -35,12 +35,12 @@ DECAY = 0.22  # that of the first step is less, (1 + 1) / (10 + 1); from the sec
 CPU = torch.device("cpu")
 
 
-def made(*, world: int, stage: str = "generate", lora: bool = False, **parallel: Any) -> Recipe:
+def made(*, world: int, stage: str = "generate", lora: bool = False, muon: bool = False, **parallel: Any) -> Recipe:
     """A nano recipe of three steps with two micro-batches each, at any number of ranks."""
     optim = {"steps": STEPS, "lr": 1e-3, "micro_batch_size": ROWS, "micro_batches": MICRO_BATCHES, "weight_decay": 0.1}
     groups = [{"match": "dit.layers.*", "lr": 5e-4, "weight_decay": 0.0}] if stage == "generate" else []
     # A clip that acts: the gradients of a random nano model are larger.
-    optim |= {"max_grad_norm": 0.05, "groups": groups}
+    optim |= {"max_grad_norm": 0.05, "groups": groups, "muon": ["dit.*"] if muon else []}
     adapters = {"rank": 2, "alpha": 4.0} if lora else None
     return recipe(stage={"name": stage, "lora": adapters}, optim=optim, parallel={"workers": world, **parallel})
 
@@ -127,11 +127,14 @@ def by_engine(values: Recipe, folder: Path, *, universal: bool = False, identity
 
 
 def by_hand(values: Recipe) -> dict[str, Any]:
-    """The same steps in one process: PyTorch's AdamW, complete batches, nothing partitioned."""
+    """The same steps in one process: PyTorch's AdamW, complete batches, nothing partitioned; Muon by its formula."""
     module = module_for(values)
     names = trainable_parameters(module.model)
     scales = {name: _own(values, name) for name in names}
-    groups = [{"params": [p], "weight_decay": scales[name][1], "own": scales[name][0]} for name, p in names.items()]
+    matrices = {name: p for name, p in names.items() if values.optim.muon and name.startswith("dit.") and p.ndim == 2}
+    momenta = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in matrices.items()}
+    rest = {name: p for name, p in names.items() if name not in matrices}
+    groups = [{"params": [p], "weight_decay": scales[name][1], "own": scales[name][0]} for name, p in rest.items()]
     optimizer = torch.optim.AdamW(groups, lr=values.optim.lr, betas=values.optim.betas)
     rows = []
     averaged = {name: p.detach().clone() for name, p in names.items()}
@@ -150,11 +153,25 @@ def by_hand(values: Recipe) -> dict[str, Any]:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(values.optim, step) * group["own"]
         optimizer.step()
-        optimizer.zero_grad()
+        for name, p in matrices.items():
+            momenta[name] = 0.95 * momenta[name] + 0.05 * p.grad
+            rate = learning_rate(values.optim, step) * scales[name][0]
+            update = 0.2 * max(p.shape) ** 0.5 * nearly_orthogonal(0.05 * p.grad + 0.95 * momenta[name])
+            p.data.copy_((1 - rate * scales[name][1]) * p.double() - rate * update)
+        module.zero_grad()
         rows.append({"loss": loss.item(), "grad_norm": norm.item()})
         decay = min(DECAY, (2 + step) / (11 + step))
         averaged = {name: decay * averaged[name] + (1 - decay) * p.detach() for name, p in names.items()}
     return {"rows": rows, "weights": {name: p.detach().clone() for name, p in names.items()}, "averaged": averaged}
+
+
+def nearly_orthogonal(matrix: Tensor) -> Tensor:
+    """Five rounds of Muon's polynomial (Jordan et al. 2024) on the singular values, fp64."""
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / matrix.double().norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left @ values.diag() @ right
 
 
 def _own(values: Recipe, name: str) -> tuple[float, float]:

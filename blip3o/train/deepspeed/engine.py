@@ -2,7 +2,7 @@
 
 The engine's clipping, precision, ZeRO stage and offload are read back and compared with the recipe: options that were
 silently ignored made runs of the upstream code diverge. No DeepSpeed extension is compiled, since the optimizer is
-torch's AdamW.
+PyTorch's AdamW or ours.
 """
 
 import logging
@@ -20,8 +20,8 @@ from blip3o.model.activation_checkpointing import checkpoint_activations
 from blip3o.train.deepspeed.config import adamw_options, deepspeed_config, describe_engine
 from blip3o.train.deepspeed.gather import is_partitioned, trainable_parameters
 from blip3o.train.deepspeed.masters import set_masters
+from blip3o.train.muon import build_optimizer
 from blip3o.train.objectives import StageModule
-from blip3o.train.schedule import parameter_groups
 from blip3o.train.stages import freeze, stage_of
 
 logger = logging.getLogger(__name__)
@@ -73,16 +73,9 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
     trainable = trainable_parameters(module.model)
     # DeepSpeed gives its parameters new, rounded storage. These views keep the storage that they have now.
     exact = {name: p.detach() for name, p in trainable.items() if recipe.parallel.precision == "bf16"}
-    optim = recipe.optim
     # The loop sets the learning rate at each step. It starts at 0 because `deepspeed.initialize` may take a step with
     # zero gradients to create the optimizer's state, and with a learning rate that step would decay the weights.
-    optimizer = torch.optim.AdamW(
-        parameter_groups(optim, trainable),
-        lr=0.0,
-        betas=optim.betas,
-        weight_decay=optim.weight_decay,
-        **adamw_options(recipe.parallel),
-    )
+    optimizer = build_optimizer(recipe.optim, trainable, lr=0.0, **adamw_options(recipe.parallel))
     if recipe.parallel.zero_stage == 3:
         _register_external_parameters(module)
     engine, *_ = deepspeed.initialize(
