@@ -61,9 +61,7 @@ def start_ray(job: Job) -> None:
 def ours(job: Job) -> Iterator[Arrays]:
     """Our stream: one decoding actor with a thread per core. It starts at the job's batch."""
     start_ray(job)
-    stream = build_stream(
-        num_micro_batches=ENDLESS, first=job.start, make_micro_batch_fn=job.builder, threads=job.cores
-    )
+    stream = build_stream(numbers=range(job.start, ENDLESS), make_micro_batch_fn=job.builder, threads=job.cores)
     return iterate_micro_batches(stream.iterator())
 
 

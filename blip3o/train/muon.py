@@ -29,7 +29,7 @@ _ADAMW_RMS = 0.2  # the usual root mean square of AdamW's update, before the lea
 def build_optimizer(
     optim: OptimConfig, trainable: Mapping[str, Tensor], *, lr: float, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters, by name, with the recipe's groups; `fused` is AdamW's.
+    """The optimizer of the trainable parameters, by name, with the recipe's groups. `fused`: whether AdamW alone is.
 
     Raises `ConfigError` if a pattern of `optim.groups` or `optim.muon` matches nothing.
     """
@@ -39,7 +39,7 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, **options)
     matrices = _matrices(trainable, optim.muon)
     parts = [part for group in groups for part in _split(group, matrices)]
-    return Muon(parts, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused)
+    return Muon(parts, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay)
 
 
 def _matrices(trainable: Mapping[str, Tensor], patterns: Sequence[str]) -> set[int]:
@@ -78,9 +78,9 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
-        fused: bool = False,
     ) -> None:
-        self._adamw = torch.optim.AdamW([torch.empty(0)], betas=betas, fused=fused or None)
+        # Most of what Muon leaves is small, and costs its number of calls.
+        self._adamw = torch.optim.AdamW([torch.empty(0)], betas=betas, fused=True)
         super().__init__(list(groups), {**self._adamw.defaults, "lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, Any]
 
+PER_PACKET = 4
+PACKET_BYTES = 16 * 2**20  # the stream holds several packets for each worker
+
 # Threads of an encoding actor: one gives the encoder a micro-batch while the other waits for features of the last one.
 ENCODER_THREADS = 2
 
@@ -36,14 +39,14 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
     """A factory that Ray Train calls at every (re)start of the workers. The stream starts at the newest checkpoint."""
 
     def build() -> "Dataset":
-        from blip3o.data.stream import build_stream
+        from blip3o.data.stream import Packets, build_stream
 
         pipeline = plan.pipeline()
         parallel = pipeline.stages[0].parallel
         return build_stream(
-            num_micro_batches=pipeline.ends[-1],
-            first=next_micro_batch(pipeline),
+            numbers=range(next_micro_batch(pipeline), pipeline.ends[-1]),
             make_micro_batch_fn=lambda: staged_micro_batches(plan),
+            packets=Packets(ranks=parallel.max_workers, size=micro_batches_per_packet(pipeline)),
             concurrency=parallel.data_actors,
             threads=parallel.data_threads,
             num_cpus=parallel.cpus_per_data_actor,
@@ -52,6 +55,21 @@ def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":
         )
 
     return build
+
+
+def micro_batches_per_packet(pipeline: TrainingPipeline) -> int:
+    """How many micro-batches of a worker travel together: small ones do, if the number of workers is fixed."""
+    parallel = pipeline.stages[0].parallel
+    if parallel.min_workers != parallel.max_workers:
+        return 1  # which worker gets a micro-batch depends on their number, unknown here
+    return max(1, min(PER_PACKET, PACKET_BYTES // max(_largest_bytes(recipe) for recipe in pipeline.stages)))
+
+
+def _largest_bytes(recipe: Recipe) -> int:
+    """A bound of the bytes of a micro-batch: every view of an image, and the columns of its text."""
+    model = recipe.model
+    pixels = sum(size**2 for size in (model.encoder.image_size, model.backbone.image_size, model.decoder.image_size))
+    return recipe.optim.micro_batch_size * (3 * pixels + 16 * recipe.data.max_length)
 
 
 def stream_encoders(plan: FitPlan) -> "Encoders | None":

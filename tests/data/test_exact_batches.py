@@ -125,8 +125,7 @@ def factory(recipe, values):
 
 def stream(recipe, values, first=0, makers=2, threads=1):
     return build_stream(
-        num_micro_batches=BATCHES,
-        first=first,
+        numbers=range(first, BATCHES),
         make_micro_batch_fn=factory(recipe, values),
         concurrency=makers,
         threads=threads,

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from blip3o.data.stream import Encoders, build_stream, data_config, iterate_micro_batches
+from blip3o.data.stream import Encoders, Packets, build_stream, data_config, iterate_micro_batches
 from blip3o.errors import ConfigError
 
 B = 3
@@ -35,9 +35,7 @@ def maker(delay: float = 0.05):
 
 
 def stream(first: int, end: int, **options):
-    return build_stream(
-        **{"num_micro_batches": end, "first": first, "make_micro_batch_fn": maker(), "num_cpus": 0.5} | options
-    )
+    return build_stream(**{"numbers": range(first, end), "make_micro_batch_fn": maker(), "num_cpus": 0.5} | options)
 
 
 def consume(dataset, world: int) -> list[list[dict[str, np.ndarray]]]:
@@ -63,9 +61,20 @@ def numbers(seen: list[list[dict[str, np.ndarray]]]) -> list[list[int]]:
     return [[int(batch["micro_batch"][0]) for batch in batches] for batches in seen]
 
 
-@pytest.mark.parametrize(("world", "first", "end", "threads"), [(2, 0, 24, 3), (3, 6, 24, 1)])
-def test_micro_batches_go_round_the_ranks_whole(ray_cluster, world, first, end, threads):
-    seen = consume(stream(first, end, concurrency=2, threads=threads), world)
+def negated():
+    """What an encoding actor makes."""
+    return lambda arrays: {**arrays, "negated": -arrays["ids"]}
+
+
+@pytest.mark.parametrize(
+    ("world", "first", "end", "threads", "size"),
+    [(2, 0, 24, 3, 1), (3, 6, 24, 1, 1), (2, 2, 30, 2, 4), (3, 6, 27, 1, 2)],
+)
+def test_micro_batches_go_round_the_ranks_whole(ray_cluster, world, first, end, threads, size):
+    """Alone or in packets, of which the last of each rank may hold fewer; also where actors encode them."""
+    encoders = Encoders(make=negated, count=2, num_cpus=0.1, num_gpus=0) if size == 4 else None
+    packets = Packets(ranks=world, size=size)
+    seen = consume(stream(first, end, concurrency=2, threads=threads, packets=packets, encoders=encoders), world)
     assert numbers(seen) == [list(range(first + rank, end, world)) for rank in range(world)]
     for number, batch in ((int(batch["micro_batch"][0]), batch) for batches in seen for batch in batches):
         assert batch["ids"].dtype == np.int32
@@ -73,6 +82,7 @@ def test_micro_batches_go_round_the_ranks_whole(ray_cluster, world, first, end, 
         assert batch["pixels"].shape == (B, 8, 8, 3)
         assert (batch["pixels"] == number).all()
         assert batch["micro_batch"].tolist() == [number] * B
+        assert encoders is None or (batch["negated"] == -batch["ids"]).all()
     assert len({int(batch["built"][0]) for batches in seen for batch in batches}) <= 2  # once in each actor
 
 
