@@ -53,8 +53,9 @@ def adamw_options(parallel: ParallelConfig) -> dict[str, Any]:
     return {"fused": True} if parallel.device == "gpu" and parallel.offload == "none" else {}
 
 
-def describe_engine(parallel: ParallelConfig) -> str:
+def describe_engine(recipe: Recipe) -> str:
     """How a stage is trained, with every default filled in, on one line."""
+    parallel = recipe.parallel
     parts = [
         f"ZeRO {parallel.zero_stage} on {parallel.device} in {parallel.precision}",
         f"gradients summed in {parallel.accumulation_dtype} over micro-batches and in {parallel.reduction_dtype} over "
@@ -64,6 +65,8 @@ def describe_engine(parallel: ParallelConfig) -> str:
     ]
     if adamw_options(parallel):
         parts.append("AdamW fused")
+    if recipe.optim.muon:
+        parts.append(f"Muon for {' '.join(recipe.optim.muon)}")
     if parallel.deterministic:
         parts.append("deterministic algorithms only")
     return ", ".join(parts)

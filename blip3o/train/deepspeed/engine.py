@@ -64,7 +64,7 @@ def build_engine(recipe: Recipe, module: StageModule, *, universal: bool = False
         _leave_out_extension()
     deepspeed.init_distributed(dist_backend=collective_backend(recipe.parallel.device))
     if dist.get_rank() == 0:
-        logger.info("%s: %s", recipe.run.name, describe_engine(recipe.parallel))
+        logger.info("%s: %s", recipe.run.name, describe_engine(recipe))
     freeze(module.model, stage_of(recipe))
     if recipe.parallel.activation_checkpointing:
         checkpoint_activations(module.model)

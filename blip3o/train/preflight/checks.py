@@ -56,7 +56,7 @@ def recipe_checks(recipe: Recipe) -> Iterator[Check]:
     the schedule.
     """
     optim, sampler = recipe.optim, recipe.model.sampler
-    yield Check(name="engine", state="ok", detail=describe_engine(recipe.parallel))
+    yield Check(name="engine", state="ok", detail=describe_engine(recipe))
     clip = deepspeed_config(recipe)["gradient_clipping"]
     yield verdict(
         "clipping",

@@ -51,18 +51,18 @@ def test_adamw_is_one_kernel_where_its_state_is_on_a_gpu():
 
 
 def test_defaults_are_said():
-    assert describe_engine(recipe(parallel={**GPU, "zero_stage": 2}).parallel) == (
+    assert describe_engine(recipe(parallel={**GPU, "zero_stage": 2})) == (
         "ZeRO 2 on gpu in bf16, gradients summed in bf16 over micro-batches and in bf16 over workers, reduced during "
         "the backward pass, layers compiled, AdamW fused"
     )
-    assert describe_engine(recipe().parallel) == (
+    assert describe_engine(recipe()) == (
         "ZeRO 1 on cpu in fp32, gradients summed in fp32 over micro-batches and in fp32 over workers, reduced after "
         "it, nothing compiled"
     )
-    assert "nothing compiled" in describe_engine(recipe(parallel={**GPU, "zero_stage": 3}).parallel)
-    assert "nothing compiled" in describe_engine(recipe(parallel={**GPU, "compile": False}).parallel)
+    assert "nothing compiled" in describe_engine(recipe(parallel={**GPU, "zero_stage": 3}))
+    assert "nothing compiled" in describe_engine(recipe(parallel={**GPU, "compile": False}))
     # A compiled layer need not repeat its bits in a resumed worker.
-    assert describe_engine(recipe(parallel={**GPU, "deterministic": True}).parallel).endswith(
+    assert describe_engine(recipe(parallel={**GPU, "deterministic": True})).endswith(
         "nothing compiled, AdamW fused, deterministic algorithms only"
     )
 
@@ -81,3 +81,10 @@ def test_defaults_are_said():
 def test_settings_without_an_effect_are_refused(parallel, message):
     with pytest.raises(ConfigError, match=message):
         recipe(parallel=parallel)
+
+
+def test_the_engine_names_the_matrices_of_muon():
+    optim = {"steps": 2, "lr": 1e-3, "micro_batch_size": 4, "micro_batches": 2, "muon": ["dit.*", "*.blocks.*"]}
+    described = describe_engine(recipe(optim=optim, parallel={"zero_stage": 0}))
+    assert described.endswith("nothing compiled, Muon for dit.* *.blocks.*")
+    assert "Muon" not in describe_engine(recipe())
