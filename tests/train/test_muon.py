@@ -116,3 +116,7 @@ def test_muon_needs_whole_matrices():
             optim={"steps": 2, "lr": 1e-3, "micro_batch_size": 4, "micro_batches": 2, "muon": ["dit.*"]},
             parallel={"zero_stage": 1},
         )
+
+
+def test_a_recipe_without_it_is_the_run_that_it_was():
+    assert "muon" not in recipe().model_dump()["optim"]
