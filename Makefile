@@ -18,7 +18,7 @@ help:  ## what can be made
 demo: $(STAMP)  ## data, training, evaluation and a served model on this computer; results in runs/demo
 	$(BIN)/blip3o demo
 
-demo-full: $(STAMP)  ## the same for an hour, on scenes alone; results in runs/demo-full
+demo-full: $(STAMP)  ## the same with half an hour to learn; results in runs/demo-full
 	$(BIN)/blip3o demo --full
 
 # A file's tests stay together: they share what the first of them made. In UTF-8 whatever the locale, for names of files.

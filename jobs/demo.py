@@ -1,4 +1,4 @@
-"""The whole system on one machine: `blip3o demo` in minutes, `blip3o demo --full` in an hour.
+"""The whole system on one machine: `blip3o demo` in minutes, `blip3o demo --full` in half an hour.
 
 `Demo.run` is the list of steps: store → data sets → index → tokenizer → five stages → bundle → evaluation → HTTP server
 → everything stopped. Each step is the job that a cluster would run, with the same recipes, and each is resumable: a
@@ -267,7 +267,7 @@ def command(
         Path | None, typer.Option(help="Folder of the store, the summary and the report (runs/demo; runs/demo-full).")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps of everything, to see that it works.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="The recipe for an hour, tiny-full.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The recipe for half an hour, tiny-full.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo in --out and start over.")] = False,
 ) -> None:
     """Train and serve a small unified model on this machine, from shards in an S3 store to an answer over HTTP.
