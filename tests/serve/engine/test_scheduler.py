@@ -1,11 +1,12 @@
 """The scheduler and its fair queue: capacity, order, and that nothing starves or is lost."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.fairness import FairQueue
 from serve.engine.scheduler import Schedule, partial_steps
 
+QUICK = settings(deadline=None, max_examples=40)
 SUBMITS = st.lists(
     st.tuples(st.integers(1, 4), st.integers(1, 6), st.sampled_from("ab"), st.integers(0, 1)), min_size=1, max_size=12
 )
@@ -27,6 +28,7 @@ def _queue(*requests):
     return queue
 
 
+@QUICK
 @given(SUBMITS, st.integers(1, 4), st.data())
 def test_every_row_steps_as_often_as_it_must_and_no_slot_idles(submits, slots, data):
     schedule, taken, waiting = Schedule.empty(batch_size=slots, max_waiting=99), {}, list(enumerate(submits))
@@ -46,6 +48,7 @@ def test_every_row_steps_as_often_as_it_must_and_no_slot_idles(submits, slots, d
     assert taken == expected
 
 
+@QUICK
 @given(SUBMITS, st.integers(0, 11))
 def test_a_request_that_ends_leaves_nothing_and_moves_no_other(submits, victim):
     schedule = Schedule.empty(batch_size=3, max_waiting=99)
@@ -70,6 +73,7 @@ def test_a_priority_goes_first():
     assert _served(queue) == [1, 2, 0]
 
 
+@QUICK
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 10), st.integers(1, 30)), min_size=2, max_size=9),
 )
@@ -95,6 +99,7 @@ def test_a_request_of_one_image_passes_one_of_ten():
     assert _served(queue.add(1, cost=30)).index(1) <= 1
 
 
+@QUICK
 @given(st.integers(2, 10), st.integers(1, 30), st.integers(1, 30))
 def test_no_stream_of_small_requests_starves_a_large_one(rows, large, small):
     """One small request comes for each row that is served, for ever: all rows of the large one are served in time."""
@@ -118,6 +123,7 @@ def test_an_owner_who_comes_late_has_no_claim_on_the_past():
     assert order[:20].count(1) in (9, 10) and order[0] in (0, 1)
 
 
+@QUICK
 @given(st.integers(1, 60), st.integers(1, 3))
 def test_previews_come_in_order_before_the_end_the_first_within_a_third(steps, count):
     after = partial_steps(steps, count)
