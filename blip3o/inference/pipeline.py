@@ -219,8 +219,7 @@ class Blip3oPipeline:
         if "encoder" in self.model.config.parts:
             self._require_part("encoder", "generates and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
-        batches = chunks(pixels, widths=(self.batch_size,))
-        return torch.cat([self.model.features(rows)[:count] for count, (rows,) in batches])
+        return torch.cat([self.model.features(part)[:n] for n, (part,) in chunks(pixels, widths=(self.batch_size,))])
 
     @functools.cached_property
     def null_features(self) -> Tensor | None:
