@@ -11,7 +11,8 @@ from serve.engine.requests import Requests
 
 
 class Stage(ABC):
-    """Runs `work` while there is some, until the requests are closed. An error that `work` raises closes them."""
+    """Runs `work` while there is some, until the requests are closed. Then all requests that are left fail.
+    An error that `work` raises closes them."""
 
     name: str
 
@@ -48,3 +49,4 @@ class Stage(ABC):
                     self.work()
         finally:
             self._requests.close()
+            self._requests.fail_all()  # whoever waits for a stage that has ended would wait for ever
