@@ -110,7 +110,7 @@ class Engine:
 
     def check(self) -> None:
         """Raises `UnavailableError` if a thread is not running."""
-        if not all(stage.alive for stage in self._stages):
+        if not (self._requests.is_open and all(stage.alive for stage in self._stages)):
             raise UnavailableError("the engine is not running: restart the server")
 
     def describe(self) -> ModelInfo:

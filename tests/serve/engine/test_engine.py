@@ -3,6 +3,7 @@
 import pickle
 import threading
 from concurrent.futures import wait
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from PIL import Image
 from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
 from blip3o.inference.pipeline import Blip3oPipeline
-from blip3o.model.language.replies import ReplyCache
 from serve.engine.engine import Engine
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
 
@@ -215,7 +215,7 @@ def test_a_conversation_waits_for_no_image_and_an_image_for_no_conversation(pipe
     assert not image.done()
     step.let_go()
     image.result(TIMEOUT)
-    token = Held(monkeypatch, ReplyCache, "step")
+    token = Held(monkeypatch, pipeline.model.backbone.hf.lm_head, "forward")
     chat = engine.chat(_ask())
     assert token.entered.wait(TIMEOUT)
     assert engine.generate(_generate(PROMPTS[1])).result(TIMEOUT).images
@@ -309,7 +309,7 @@ def test_a_failed_step_ends_those_in_the_batch_and_no_later_request(pipeline, re
         raise MemoryError
 
     Spy(monkeypatch, pipeline.model.dit, "forward", at=3, action=fail)
-    later = _generate(seeds=[8])
+    later = replace(_generate(seeds=[8]), priority=-1)  # else it gets a slot before the second image of another
     *failed, last = _run(pipeline, [_generate(seeds=[1, 2]), _generate(seeds=[3, 4]), later])
     for future in failed:
         with pytest.raises(EngineError):
