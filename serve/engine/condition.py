@@ -20,7 +20,7 @@ class ConditionCache:
     """
 
     def __init__(self, *, most_bytes: int) -> None:
-        """Holds at most so many bytes of states; 0 holds none."""
+        """Holds at most `most_bytes` of states; 0 holds none."""
         self._most, self._entries = most_bytes, OrderedDict[tuple[str, Prompt], Tensor]()
         self.bytes = 0
 

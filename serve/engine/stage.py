@@ -49,4 +49,4 @@ class Stage(ABC):
                     self.work()
         finally:
             self._requests.close()
-            self._requests.fail_all()  # whoever waits for a stage that has ended would wait for ever
+            self._requests.fail_all()  # whoever waits for a stage that has ended would never be answered

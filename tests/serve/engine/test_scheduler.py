@@ -102,7 +102,7 @@ def test_a_request_of_one_image_passes_one_of_ten():
 @QUICK
 @given(st.integers(2, 10), st.integers(1, 30), st.integers(1, 30))
 def test_no_stream_of_small_requests_starves_a_large_one(rows, large, small):
-    """One small request comes for each row that is served, for ever: all rows of the large one are served in time."""
+    """One small request comes for each row that is served: all rows of the large one are served in time."""
     queue = FairQueue().add(0, cost=large, rows=rows)
     served = 0
     for number in range(1, 200 * rows):
