@@ -1,9 +1,8 @@
 """The trained model as one object: `generate` makes images, `chat` answers.
 
-The command line, evaluation and the server all use it. Every batch is padded to one fixed size and every prompt to one
-fixed length, so a request's arithmetic has the same shape whatever else is in its batch. The same prompt and seed give
-the same image on their own, in any batch, and at any position in it. Decoding to pixels has a batch size of its own:
-the finished images of a server come one by one, and padding them to the denoiser's would cost that many decodes.
+The command line, evaluation and the server all use it. Every prompt is padded to one length, and every batch to one of
+a few widths at which the bits of a row are the same (`blip3o.inference.widths`). So the same prompt and seed give the
+same image on their own, in any batch, and at any position in it.
 """
 
 import functools
@@ -15,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip3o.config.decoder import AnyDecoderConfig
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import CROP, to_square
 from blip3o.data.text.templates import ChatTemplate, Turn
-from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
+from blip3o.data.text.tokenizer import GENERATE, PAD, ChatTokenizer
+from blip3o.device import Execution
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.inference import arguments
+from blip3o.inference.chat import MAX_REPLY_TOKENS, ReplyBatch, Sampling, new_reply, write_replies
 from blip3o.inference.messages import (
     Conversation,
     ImageSource,
@@ -30,6 +30,7 @@ from blip3o.inference.messages import (
     parse_messages,
 )
 from blip3o.inference.precision import ResolvedPrecision
+from blip3o.inference.widths import chunks, decoder_widths, default_decode_batch_size, denoiser_widths, prompt_widths
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
@@ -37,7 +38,6 @@ from blip3o.rng import torch_generator
 
 DEFAULT_BATCH_SIZE = 4
 DEFAULT_MAX_TOKENS = 32
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class Blip3oPipeline:
     device: torch.device
     batch_size: int = DEFAULT_BATCH_SIZE
     decode_batch_size: int | None = None  # None: `default_decode_batch_size`
+    execution: Execution = "eager"
+    bundle_sha256: str = ""  # of the files it was loaded from; "" if it was built otherwise
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,6 +68,24 @@ class Blip3oPipeline:
     def precision(self) -> ResolvedPrecision:
         """The name of the dtype."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @functools.cached_property
+    def prompt_widths(self) -> tuple[int, ...]:
+        """The batch widths at which prompts are read; see `blip3o.inference.widths`."""
+        ids, mask = self._pad([[self.tokenizer.ids[GENERATE]] * self.max_length])
+        return prompt_widths(self.model, Prompt(input_ids=ids, attention_mask=mask), self.batch_size)
+
+    @functools.cached_property
+    def denoiser_widths(self) -> tuple[int, ...]:
+        """The rows, conditional and null ones, of a pass of the denoiser; only two if it is compiled or recorded."""
+        if self.execution != "eager":
+            return self.batch_size, 2 * self.batch_size
+        return denoiser_widths(self.model, 2 * self.batch_size)
+
+    @functools.cached_property
+    def decode_widths(self) -> tuple[int, ...]:
+        """The batch widths of the decoder to pixels, up to `decode_rows`."""
+        return decoder_widths(self.model, self.null_features, self.decode_rows)
 
     @property
     def decode_rows(self) -> int:
@@ -92,18 +112,22 @@ class Blip3oPipeline:
         gives the same images in a list as on its own. A list of seeds has one for each image. `num_inference_steps` and
         `guidance_scale` default to the bundle's; a `guidance_scale` of 1 turns guidance off and halves the cost.
 
-        Raises `RequestError` for an empty or too long prompt, a value of the wrong type or out of range, any
-        `negative_prompt` (the unconditional branch of this model takes no text), or a bundle without the parts for
-        generation.
+        Guidance steers away from the `negative_prompt`; without one, from the null condition of training.
+
+        Raises `RequestError` for an empty or too long prompt, a value of the wrong type or out of range, or a bundle
+        without the parts for generation.
         """
         self.require_generation()
-        arguments.check_negative_prompt(negative_prompt)
         arguments.check_positive_int("n", n)
         prompts = arguments.parse_prompts(prompt)
         seeds = arguments.parse_seeds(seed, prompts=len(prompts), n=n)
         repeated = [prompt for prompt in prompts for _ in range(n)]
         features = self.generate_features(
-            repeated, seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+            repeated,
+            seeds=seeds,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
         )
         return self.decode(features, seeds=seeds)
 
@@ -115,49 +139,58 @@ class Blip3oPipeline:
         seeds: int | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
     ) -> Tensor:
         """Features [n, L, F] for each prompt, with seeds as in `generate`. Raises `RequestError` as it does."""
         prompts = arguments.parse_prompts(prompts)
         seeds = arguments.parse_seeds(seeds, prompts=len(prompts))
-        if num_inference_steps is not None:
-            arguments.check_steps(num_inference_steps)
-        if guidance_scale is not None:
-            arguments.check_guidance_scale(guidance_scale)
-            guidance_scale = float(guidance_scale)
+        arguments.check_sampler(num_inference_steps, guidance_scale, negative_prompt)
         ids = [self.generation_ids(prompt) for prompt in prompts]
-        return self._features(ids, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        avoided = negative_prompt or ""
+        negative = self.generation_ids(avoided) if avoided.strip() else None
+        return self._features(
+            ids, seeds, negative=negative, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
 
     def _features(
         self,
         ids: Sequence[list[int]],
         seeds: Sequence[int],
         *,
+        negative: list[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
         sampler = self.model.config.sampler
         steps = sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
-        guidance = sampler.guidance_scale if guidance_scale is None else guidance_scale
-        states = self._states(ids)
+        guidance = float(sampler.guidance_scale if guidance_scale is None else guidance_scale)
+        states = self.states_of(ids)
+        null = self.states_of([negative] * len(ids)) if negative else torch.zeros_like(states)
         noise = torch.stack([self.feature_noise(seed) for seed in seeds])
-        chunks = [
-            self.model.sample_features(rows, start, num_inference_steps=steps, guidance_scale=guidance)[:count]
-            for count, (rows, start) in self._chunks(states, noise)
+        branches = 1 if guidance == 1 else 2
+        widths = tuple(width // branches for width in self.denoiser_widths if width % branches == 0)
+        parts = [
+            self.model.sample_features(
+                rows, start, num_inference_steps=steps, guidance_scale=guidance, null_states_BNH=null_rows
+            )[:count]
+            for count, (rows, start, null_rows) in chunks(states, noise, null, widths=widths)
         ]
-        return torch.cat(chunks)
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def condition(self, prompts: str | Sequence[str]) -> Tensor:
         """Query states [n, N, H] of prompts. Raises `RequestError` for an empty or too long prompt."""
-        return self._states([self.generation_ids(prompt) for prompt in arguments.parse_prompts(prompts)])
+        return self.states_of([self.generation_ids(prompt) for prompt in arguments.parse_prompts(prompts)])
 
-    def _states(self, rows: Sequence[list[int]]) -> Tensor:
+    @torch.inference_mode()
+    def states_of(self, rows: Sequence[list[int]]) -> Tensor:
+        """Query states [n, N, H] of prompts, given as token ids; no row depends on the others."""
         ids, mask = self._pad(rows)
-        chunks = [
+        parts = [
             self.model.query_states(Prompt(input_ids=part, attention_mask=part_mask))[:count]
-            for count, (part, part_mask) in self._chunks(ids, mask)
+            for count, (part, part_mask) in chunks(ids, mask, widths=self.prompt_widths)
         ]
-        return torch.cat(chunks)
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def decode(self, features: Tensor, *, seeds: int | Sequence[int] | None = None) -> list[Image.Image]:
@@ -169,11 +202,11 @@ class Blip3oPipeline:
         seeds = arguments.parse_seeds(seeds, prompts=len(features))
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
         null = self.null_features
-        chunks = [
+        parts = [
             self.model.decode(rows, start, null)[:count]
-            for count, (rows, start) in _chunks(features.to(self.device), noise, size=self.decode_rows)
+            for count, (rows, start) in chunks(features.to(self.device), noise, widths=self.decode_widths)
         ]
-        return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
+        return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(parts)).cpu().numpy()]
 
     @torch.inference_mode()
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
@@ -186,7 +219,7 @@ class Blip3oPipeline:
         if "encoder" in self.model.config.parts:
             self._require_part("encoder", "generates and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
-        return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
+        return torch.cat([self.model.features(part)[:n] for n, (part,) in chunks(pixels, widths=(self.batch_size,))])
 
     @functools.cached_property
     def null_features(self) -> Tensor | None:
@@ -208,6 +241,10 @@ class Blip3oPipeline:
         *,
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
     ) -> str:
         """The reply, of at most `max_tokens` tokens, to a question or to messages in OpenAI's format.
 
@@ -217,14 +254,16 @@ class Blip3oPipeline:
         >>> pipeline.chat([{"role": "user", "content": [ask, {"type": "image", "image": picture}]}])
 
         A conversation has at most one image (a PIL image, a path or a `data:` URL), in the user's first message; see
-        `blip3o.inference.messages`. Decoding is greedy, so the same conversation always gets the same reply.
+        `blip3o.inference.messages`. A `temperature` of 0 is greedy; above, tokens are drawn from the most likely ones
+        that hold `top_p` of the probability, by `seed`. So the same arguments always give the same reply. It ends
+        before the first of the texts in `stop`.
 
-        Raises `RequestError` for an invalid conversation, `PromptTooLongError` for one that is too long.
+        Raises `RequestError` for an invalid argument, `PromptTooLongError` for a conversation that is too long.
         """
-        arguments.check_positive_int("max_tokens", max_tokens)
-        turns, shown = parse_messages(messages, image)
-        images = None if shown is None else [shown]
-        return self.chat_batch([turns], images=images, max_tokens=max_tokens)[0]
+        pieces = self.stream_chat(
+            messages, image=image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop
+        )
+        return "".join(pieces)
 
     def chat_batch(
         self,
@@ -233,7 +272,7 @@ class Blip3oPipeline:
         images: Sequence[ImageSource] | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> list[str]:
-        """One reply for each conversation, which is given as in `chat`; either all of them have an image or none has.
+        """One greedy reply for each conversation, which is given as in `chat`; either all have an image or none has.
 
         >>> pipeline.chat_batch(["What color is it?", "What is it?"], images=["one.png", "other.png"])
 
@@ -249,27 +288,23 @@ class Blip3oPipeline:
         *,
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
     ) -> Iterator[str]:
         """The reply of `chat` as a stream of pieces, each yielded as soon as its tokens form whole characters.
 
         Raises `RequestError` as `chat` does. Tokens are computed only as the caller iterates.
         """
         arguments.check_positive_int("max_tokens", max_tokens)
+        arguments.check_sampling(temperature, top_p)
+        texts = arguments.parse_stop(stop)
         turns, shown = parse_messages(messages, image)
-        (_, prompt), *_ = self._prompts([turns], None if shown is None else [shown])
-        ids: list[int] = []
-        sent = ""
-        for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids):
-            if tokens[0] is None:
-                break
-            ids.append(tokens[0])
-            text = self.tokenizer.decode(ids)
-            if not text.endswith(_INCOMPLETE):
-                yield text[len(sent) :]
-                sent = text
-        # An incomplete character at the end is decoded as in `chat`.
-        if ids and (rest := self.tokenizer.decode(ids)[len(sent) :]):
-            yield rest
+        prompt = self.chat_prompt(turns, () if shown is None else (shown,))
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=arguments.parse_seed(seed))
+        reply = new_reply(self.tokenizer, max_tokens=max_tokens, sampling=sampling, stop=texts)
+        yield from filter(None, write_replies(self.reply_batch(max_tokens), iter([(prompt, reply)])))
 
     @torch.inference_mode()
     def reply_ids(
@@ -281,11 +316,25 @@ class Blip3oPipeline:
     ) -> list[list[int]]:
         """As `chat_batch`, but token ids without the stop token; a reply of `max_tokens` ids may be truncated."""
         arguments.check_positive_int("max_tokens", max_tokens)
-        replies: list[list[int]] = []
-        for count, prompt in self._prompts(*parse_conversations(conversations, images)):
-            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids)
-            replies += tokens[:count]
-        return replies
+        turns, shown = parse_conversations(conversations, images)
+        prompts = [
+            self.chat_prompt(each, () if shown is None else (shown[number],)) for number, each in enumerate(turns)
+        ]
+        replies = [new_reply(self.tokenizer, max_tokens=max_tokens) for _ in prompts]
+        for _ in write_replies(self.reply_batch(max_tokens), iter(zip(prompts, replies, strict=True))):
+            pass
+        return [reply.ids for reply in replies]
+
+    def reply_batch(self, max_tokens: int = MAX_REPLY_TOKENS) -> ReplyBatch:
+        """Empty rows for `batch_size` replies."""
+        return ReplyBatch(self.model.backbone, rows=self.batch_size, max_length=self.max_length, max_tokens=max_tokens)
+
+    def chat_prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
+        """A conversation with its images as one padded row. Raises `RequestError` as `chat_ids` does."""
+        ids, mask = self._pad([self.chat_ids(turns, with_image=bool(images))])
+        backbone = self.model.config.backbone
+        pixels = self._pixels(images, backbone.image_size, backbone.image_resize) if images else None
+        return Prompt(input_ids=ids, attention_mask=mask, pixels=pixels)
 
     def feature_noise(self, seed: int) -> Tensor:
         """The initial noise [L, F] of a seed's features."""
@@ -333,10 +382,6 @@ class Blip3oPipeline:
         if not self.model.has(part):
             raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
-    def pad_batch(self, rows: Tensor) -> Tensor:
-        """Pads up to `batch_size` rows to `batch_size` by repeating the last one, [n, …] → [batch_size, …]."""
-        return _pad_rows(rows, self.batch_size)
-
     def _checked_length(self, ids: list[int]) -> list[int]:
         if len(ids) > self.max_length:
             raise PromptTooLongError(
@@ -353,39 +398,3 @@ class Blip3oPipeline:
 
     def _pixels(self, images: Sequence[Image.Image], size: int, resize: ResizeConfig = CROP) -> Tensor:
         return torch.from_numpy(np.stack([to_square(image, size, resize) for image in images])).to(self.device)
-
-    @property
-    def _stop_ids(self) -> frozenset[int]:
-        return frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
-
-    def _prompts(
-        self, conversations: Sequence[Sequence[Turn]], images: Sequence[Image.Image] | None
-    ) -> Iterator[tuple[int, Prompt]]:
-        """Conversations in batches of `batch_size` rows, each with its number of real rows."""
-        with_image = images is not None
-        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
-        tensors = [ids, mask]
-        if images is not None:
-            backbone = self.model.config.backbone
-            tensors.append(self._pixels(images, backbone.image_size, backbone.image_resize))
-        for count, rows in self._chunks(*tensors):
-            yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
-
-    def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        return _chunks(*tensors, size=self.batch_size)
-
-
-def default_decode_batch_size(decoder: AnyDecoderConfig, batch_size: int) -> int:
-    """Images decoded together, unless configured: `batch_size` or 1, as suits the decoder."""
-    return batch_size if decoder.decodes_batches else 1
-
-
-def _pad_rows(rows: Tensor, size: int) -> Tensor:
-    return torch.cat([rows, rows[-1:].expand(size - rows.shape[0], *rows.shape[1:])])
-
-
-def _chunks(*tensors: Tensor, size: int) -> Iterator[tuple[int, list[Tensor]]]:
-    """Batches of `size` rows: the number of real rows, and each tensor's rows, padded."""
-    for start in range(0, tensors[0].shape[0], size):
-        parts = [tensor[start : start + size] for tensor in tensors]
-        yield parts[0].shape[0], [_pad_rows(part, size) for part in parts]
