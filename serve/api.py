@@ -1,7 +1,7 @@
 """The HTTP API: OpenAI's routes on top of any `Backend`, and the web page. Imports neither Ray nor torch.
 
 `/v1/images/generations` generates images and `/v1/chat/completions` answers, with or without an image. Their fields are
-described in `serve.schema`, `serve.fields` and docs/serving.md. A client that disconnects cancels its request.
+described in `serve.http.forms`, `serve.http.forms.fields` and docs/serving.md. A client that disconnects cancels its request.
 """
 
 import asyncio
@@ -21,10 +21,11 @@ from PIL import Image
 from blip3o.data.images.decode import decode_image
 from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
 from blip3o.inference.data_urls import read_data_url
-from serve.bodies import read_body
+from serve.http.errors import CLIENT_GONE, ApiError, RequestMiddleware, add_error_handlers
+from serve.http.forms.bodies import read_body
+from serve.http.forms.chat import ChatBody
+from serve.http.forms.images import ImagesBody
 from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
-from serve.replies import CLIENT_GONE, ApiError, RequestMiddleware, add_error_handlers
-from serve.schema import ChatBody, ImagesBody
 
 T = TypeVar("T")
 

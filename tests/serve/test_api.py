@@ -13,8 +13,8 @@ from blip3o.data.images.decode import to_square
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
 from serve.engine import Engine, LocalBackend
+from serve.http.errors import MAX_BODY
 from serve.protocol import BusyError, EngineError, UnavailableError
-from serve.replies import MAX_BODY
 from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw, serving
 
 NAME = "nano"

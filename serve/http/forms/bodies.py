@@ -1,4 +1,4 @@
-"""Parses the body of a request into a form of `serve.schema`, or rejects it with the fault and its path.
+"""Parses the body of a request into a form of `serve.http.forms`, or rejects it with the fault and its path.
 
 JSON follows RFC 8259: UTF-8 (a byte order mark is allowed), no `NaN`, each name once per object.
 """
@@ -14,9 +14,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from blip3o.errors import one_line
-from serve.fields import quoted
-from serve.replies import CLIENT_GONE, ApiError
-from serve.schema import UNKNOWN, Body
+from serve.http.errors import CLIENT_GONE, ApiError
+from serve.http.forms.base import UNKNOWN, Body
+from serve.http.forms.fields import quoted
 
 B = TypeVar("B", bound=Body)
 
