@@ -11,17 +11,17 @@ import json
 import secrets
 import time
 from collections.abc import Coroutine, Iterator
-from importlib.resources import files
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
 from blip3o.data.images.decode import decode_image
 from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
 from blip3o.inference.data_urls import read_data_url
 from serve.bodies import read_body
+from serve.page.routes import page_router
 from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
 from serve.replies import CLIENT_GONE, ApiError, RequestMiddleware, add_error_handlers
 from serve.schema import ChatBody, ImagesBody
@@ -30,10 +30,6 @@ T = TypeVar("T")
 
 MAX_IMAGE = 10 * 2**20  # most bytes of an image in a conversation
 _RANDOM_SEEDS = 2**31
-_PAGE_HEADERS = {  # the page is one file: the browser must load and run nothing else
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-}
 
 
 def build_api(backend: Backend, model_name: str) -> FastAPI:
@@ -43,8 +39,9 @@ def build_api(backend: Backend, model_name: str) -> FastAPI:
     add_error_handlers(api)
     routes = _Routes(backend, model_name)
     read = ["GET", "HEAD"]  # load balancers request only the headers
-    for path, endpoint in {"/": routes.page, "/health": routes.health, "/v1/models": routes.models}.items():
+    for path, endpoint in {"/health": routes.health, "/v1/models": routes.models}.items():
         api.add_api_route(path, endpoint, methods=read)
+    api.include_router(page_router())
     api.add_api_route("/v1/models/{model_id:path}", routes.model, methods=read)
     api.add_api_route("/v1/images/generations", routes.generate_images, methods=["POST"])
     api.add_api_route("/v1/chat/completions", routes.complete_chat, methods=["POST"])
@@ -57,10 +54,6 @@ class _Routes:
         self._name = model_name
         self._created = int(time.time())
         self._info: ModelInfo | None = None
-
-    async def page(self) -> HTMLResponse:
-        """The web page."""
-        return HTMLResponse(files("serve").joinpath("page.html").read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
 
     async def health(self) -> dict[str, str]:
         """200 if the model can answer."""
