@@ -31,10 +31,10 @@ export class Drawing {
   colors() {
     const name = `color-${numbers += 1}`;
     const choices = Object.entries(COLORS).map(([label, value]) => {
-      const radio = make("input", {type: "radio", name, value, checked: value === this.color, onchange: () => { this.color = value; }});
+      const radio = make("input", {type: "radio", className: "unseen", name, value, checked: value === this.color, onchange: () => { this.color = value; }});
       const swatch = make("span", {className: "swatch", title: label});
       swatch.style.background = value;
-      return make("label", {className: "choice"}, radio, swatch, make("span", {className: "unseen", textContent: label}));
+      return make("label", {className: "choice color"}, radio, swatch, make("span", {className: "unseen", textContent: label}));
     });
     return make("fieldset", {}, make("legend", {textContent: "Color"}), ...choices);
   }

@@ -40,5 +40,6 @@ async function connect() {
 
 $("model").onchange = () => select($("model").value);
 watchKey();
-$("key").addEventListener("change", connect);
+$("key").onchange = connect;
+$("key-form").onsubmit = event => { event.preventDefault(); connect(); };
 connect();
