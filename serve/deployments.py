@@ -6,7 +6,7 @@ ingress starts faster and stays small.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fastapi import FastAPI
@@ -18,19 +18,22 @@ from ray.serve.handle import DeploymentHandle
 from blip3o.errors import Blip3oError
 from serve.api import build_api
 from serve.config import ServeConfig
+from serve.metrics import EngineMetrics
 from serve.protocol import (
     BusyError,
+    ChatEvent,
     ChatReply,
     ChatRequest,
     EngineError,
     GenerateReply,
     GenerateRequest,
+    ImageEvent,
     ModelInfo,
     UnavailableError,
 )
 
 if TYPE_CHECKING:
-    from serve.engine import EngineStats
+    from serve.engine.engine import EngineStats
 
 T = TypeVar("T")
 
@@ -54,7 +57,8 @@ class Generator:
 
         from blip3o.bundle.reading import load_bundle
         from blip3o.device import select
-        from serve.engine import Engine, LocalBackend
+        from serve.engine.engine import Engine
+        from serve.engine.local import LocalBackend
 
         torch.set_num_threads(config.threads)
         device = select("gpu" if config.num_gpus else "cpu")
@@ -82,6 +86,20 @@ class Generator:
         """A reply, or the error."""
         return await _error_as_value(self._backend.chat(request))
 
+    async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent | Exception]:
+        """Images as they are done, and the reply, or the error."""
+        async for event in _errors_as_values(self._backend.stream_images(request)):
+            yield event
+
+    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent | Exception]:
+        """The pieces of a reply, and the reply, or the error."""
+        async for event in _errors_as_values(self._backend.stream_chat(request)):
+            yield event
+
+    async def metrics(self) -> EngineMetrics:
+        """The metrics of this replica."""
+        return self._engine.metrics()
+
     async def stats(self) -> "EngineStats":
         """The load and the totals of this replica."""
         return self._engine.stats()
@@ -104,6 +122,15 @@ async def _error_as_value(work: Awaitable[T]) -> T | Exception:
         return error
 
 
+async def _errors_as_values(events: AsyncIterator[T]) -> AsyncIterator[T | Exception]:
+    """As `_error_as_value`, for a stream: an error is its last item."""
+    try:
+        async for event in events:
+            yield event
+    except (Blip3oError, EngineError) as error:
+        yield error
+
+
 class HandleBackend:
     """The backend of the HTTP API for replicas behind a deployment handle."""
 
@@ -121,6 +148,35 @@ class HandleBackend:
     async def chat(self, request: ChatRequest) -> ChatReply:
         """A reply; cancellation drops the request in the replica."""
         return cast(ChatReply, await self._call("chat", request))
+
+    async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent]:
+        """Images as they are done, and the reply; closing the iterator frees their rows in the replica."""
+        async for event in self._stream("stream_images", request):
+            yield cast(ImageEvent, event)
+
+    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+        """The pieces of a reply, and the reply; closing the iterator drops the request in the replica."""
+        async for event in self._stream("stream_chat", request):
+            yield cast(ChatEvent, event)
+
+    async def metrics(self) -> EngineMetrics:
+        """The metrics of one replica."""
+        return cast(EngineMetrics, await self._call("metrics"))
+
+    async def _stream(self, method: str, request: object) -> AsyncIterator[object]:
+        events = getattr(self._handle.options(stream=True), method).remote(request)
+        try:
+            async for event in events:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            events.cancel()
+            raise
+        except BackPressureError:
+            raise BusyError(_RETRY_AFTER_S) from None
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise UnavailableError("the model's replica was lost: try again") from error
 
     async def _call(self, method: str, *args: object) -> object:
         response = getattr(self._handle, method).remote(*args)
