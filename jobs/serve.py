@@ -1,5 +1,6 @@
 """`blip3o serve --bundle URI [--port 8000] [--batch-size 8 …]`: serves a bundle over HTTP until Ctrl-C.
 
+`--demo` instead of `--bundle` serves what `blip3o demo` left, from its store, which is started next to the server.
 For your own machine, and for the demo: it listens on 127.0.0.1. On a cluster, use a Serve config or
 `serve run serve.app:app bundle=URI`.
 """
@@ -7,18 +8,24 @@ For your own machine, and for the demo: it listens on 127.0.0.1. On a cluster, u
 import inspect
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from blip3o import storage
+from blip3o import settings, storage
 from blip3o.bundle.layout import SEAL
 from blip3o.config.load import explain
 from blip3o.errors import BundleError, ConfigError, ServiceError
+from cluster.local_s3 import LocalS3
 from cluster.ports import LOOPBACK, require_free
-from jobs.common import entry_point, join_ray, with_parameters
+from jobs.commands.curl import examples
+from jobs.commands.demo_store import BUNDLE, FOLDER, find_store
+from jobs.common import UsageError, entry_point, join_ray, with_parameters
 from serve.config import ServeConfig
 
 HOST = LOOPBACK
@@ -105,21 +112,41 @@ _CONFIGURED = [
 
 @with_parameters(_CONFIGURED)
 def command(
-    bundle: Annotated[str, typer.Option(metavar="URI", help="The bundle to serve, as `blip3o export` wrote it.")],
     *,
+    bundle: Annotated[
+        str | None, typer.Option(metavar="URI", help="The bundle to serve, as `blip3o export` wrote it.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Serve what a demo left, from its store.")] = False,
+    folder: Annotated[Path | None, typer.Option(help=f"The demo's folder, with --demo; {FOLDER} if omitted.")] = None,
     port: Annotated[int, typer.Option(help=f"Port on {HOST}.")] = 8000,
     **options: Any,  # noqa: ANN401 - the fields of `ServeConfig`
 ) -> None:
     """Serve a bundle over HTTP on this machine, until Ctrl-C: OpenAI's API and a web page."""
-    handle = start(bundle, port=port, options=options)
-    print(f"serving {bundle} at {handle.url} (Ctrl-C stops it)")
+    if demo == (bundle is not None) or (folder is not None and not demo):
+        raise UsageError("Missing option '--bundle', or --demo, which --folder belongs to: give one of them")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        print("stopping")
-    finally:
-        handle.stop()
+    with ExitStack() as running:
+        if demo:
+            store = running.enter_context(LocalS3(data_dir=find_store(folder or FOLDER)))
+            settings.override(store.environment)
+            bundle = BUNDLE
+        assert bundle is not None
+        handle = start(bundle, port=port, options=options)
+        running.callback(handle.stop)
+        print("\n".join(_announcement(bundle, handle.url)), flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print("stopping", flush=True)
+
+
+def _announcement(bundle: str, url: str) -> Iterator[str]:
+    """Where the server is, and what to paste into another terminal."""
+    yield f"serving {bundle} at {url} (Ctrl-C stops it)"
+    yield f"the page: {url}/  in another terminal:"
+    for example in examples(url):
+        yield ""
+        yield example
 
 
 main = entry_point("serve", command)

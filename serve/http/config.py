@@ -24,7 +24,6 @@ class HttpConfig(Frozen):
     max_image_bytes: int = Field(default=10 * MIB, ge=1, description="most bytes of an image that is sent")
     max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of it, before it is decoded")
     read_timeout_s: float = Field(default=30, gt=0, description="longest time in which a body must arrive, seconds")
-    request_timeout_s: float = Field(default=600, gt=0, description="longest time for an answer, seconds")
     resize_images: bool = Field(
         default=False, description="whether `size` may differ from the model's own: its images are then resampled"
     )

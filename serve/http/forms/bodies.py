@@ -52,10 +52,15 @@ async def read_body(request: Request, form: type[B]) -> B:
     return to_form(parse_json(data), form)
 
 
-def _check_headers(headers: Headers) -> None:
+def check_coding(headers: Headers) -> None:
+    """Raises `ApiError` 415 for a compressed body, which may be far larger than it looks."""
     coding = headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         raise ApiError(415, f"Content-Encoding '{one_line(coding)}' is not read: send the body uncompressed")
+
+
+def _check_headers(headers: Headers) -> None:
+    check_coding(headers)
     sent = headers.get("content-type", "")
     kind = sent.partition(";")[0].strip().lower()
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):

@@ -95,7 +95,7 @@ _FORM_TYPES: dict[str, Any] = {
 }
 
 
-class _Form(ImageOptions):
+class MultipartForm(ImageOptions):
     """A multipart form. Its texts become JSON's types; files are bytes."""
 
     image: tuple[bytes, ...] = Field(min_length=1, strict=False, description="the images to start from")
@@ -108,7 +108,7 @@ class _Form(ImageOptions):
         return int(converted) if whole else converted
 
 
-class EditsForm(_Form):
+class EditsForm(MultipartForm):
     """Body of `POST /v1/images/edits`."""
 
     neutral = fields.EDITS
@@ -117,7 +117,7 @@ class EditsForm(_Form):
     mask: bytes | None = Field(default=None, description="where to edit: the transparent pixels of a PNG")
 
 
-class VariationsForm(_Form):
+class VariationsForm(MultipartForm):
     """Body of `POST /v1/images/variations`."""
 
     neutral = fields.VARIATIONS
