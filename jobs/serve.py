@@ -19,11 +19,12 @@ from blip3o.config.load import explain
 from blip3o.errors import BundleError, ConfigError, ServiceError
 from cluster.ports import LOOPBACK, require_free
 from jobs.common import entry_point, join_ray, with_parameters
-from serve.config import ServeConfig
+from serve.config.options import ServeConfig
 
 HOST = LOOPBACK
 APP = "blip3o"
-DEFAULTS: dict[str, Any] = {"num_cpus": 0.5}  # where they differ from `ServeConfig`'s: a laptop has few cores
+# Where they differ from `ServeConfig`'s: a laptop has few cores.
+DEFAULTS: dict[str, Any] = {"num_cpus": 0.5, "ingress_replicas": 1}
 # Serve gives its proxy 5 s to start and kills it after the third time; a busy laptop may need longer.
 _CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}}
 
@@ -53,7 +54,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     join_ray()
     from ray import serve as ray_serve
 
-    from serve.deployments import build_app
+    from serve.deployments.applications import build_app
 
     if others := ray_serve.status().applications:
         # Port and proxy would still be theirs, and stopping this server would stop them too.
@@ -61,7 +62,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
             f"this Ray serves {', '.join(others)} already: deploy next to it with `serve run serve.app:app "
             "bundle=URI`, or start without RAY_ADDRESS"
         )
-    http = {"host": HOST, "port": port}
+    http = {"host": HOST, "port": port, "request_timeout_s": config.request_timeout_s}
     ray_serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": _CONTROLLER})
     try:
         ray_serve.run(build_app(config), name=APP, route_prefix="/")

@@ -10,7 +10,7 @@ import io
 import json
 import secrets
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from blip3o.data.images.decode import decode_image
 from blip3o.errors import ConfigError, DataError, PromptTooLongError, RequestError, one_line
 from blip3o.inference.data_urls import read_data_url
 from serve.bodies import read_body
-from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo
+from serve.protocol import Backend, ChatReply, ChatRequest, GenerateReply, GenerateRequest, ModelInfo, UnavailableError
 from serve.replies import CLIENT_GONE, ApiError, RequestMiddleware, add_error_handlers
 from serve.schema import ChatBody, ImagesBody
 
@@ -38,10 +38,18 @@ _PAGE_HEADERS = {  # the page is one file: the browser must load and run nothing
 
 def build_api(backend: Backend, model_name: str) -> FastAPI:
     """The FastAPI app that serves a backend under a model name."""
+    return build_models_api({model_name: backend})
+
+
+def build_models_api(models: Mapping[str, Backend]) -> FastAPI:
+    """The FastAPI app that serves backends by the name of their model; a request that names none goes to the first.
+
+    The mapping may change while the app runs. It is asked once per request, so a look-up may choose among bundles.
+    """
     api = FastAPI(title="blip3o", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     api.add_middleware(RequestMiddleware)
     add_error_handlers(api)
-    routes = _Routes(backend, model_name)
+    routes = _Routes(models)
     read = ["GET", "HEAD"]  # load balancers request only the headers
     for path, endpoint in {"/": routes.page, "/health": routes.health, "/v1/models": routes.models}.items():
         api.add_api_route(path, endpoint, methods=read)
@@ -52,31 +60,30 @@ def build_api(backend: Backend, model_name: str) -> FastAPI:
 
 
 class _Routes:
-    def __init__(self, backend: Backend, model_name: str) -> None:
-        self._backend = backend
-        self._name = model_name
+    def __init__(self, models: Mapping[str, Backend]) -> None:
+        self._models = models
         self._created = int(time.time())
-        self._info: ModelInfo | None = None
 
     async def page(self) -> HTMLResponse:
         """The web page."""
         return HTMLResponse(files("serve").joinpath("page.html").read_text(encoding="utf-8"), headers=_PAGE_HEADERS)
 
     async def health(self) -> dict[str, str]:
-        """200 if the model can answer."""
-        await self._backend.describe()
+        """200 if the default model can answer."""
+        _, backend = self._choose(None)
+        await backend.describe()
         return {"status": "ok"}
 
     async def models(self) -> dict[str, Any]:
-        """The one model."""
-        return {"object": "list", "data": [await self.model(self._name)]}
+        """All models."""
+        return {"object": "list", "data": [await self.model(name) for name in list(self._models)]}
 
     async def model(self, model_id: str) -> dict[str, Any]:
         """The model by name, with its image size and sampler defaults."""
-        self._check_model(model_id)
-        info = await self._describe()
+        name, backend = self._choose(model_id)
+        info = await backend.describe()
         return {
-            "id": self._name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "blip3o",
@@ -89,8 +96,8 @@ class _Routes:
     async def generate_images(self, request: Request) -> dict[str, Any]:
         """Generates images."""
         body = await read_body(request, ImagesBody)
-        self._check_model(body.model)
-        info = await self._describe()
+        _, backend = self._choose(body.model)
+        info = await backend.describe()
         if body.size not in ("auto", _size(info)):
             raise ApiError(
                 400, f"size '{one_line(body.size)}' is not offered: use 'auto' or '{_size(info)}'", param="size"
@@ -102,7 +109,7 @@ class _Routes:
             num_inference_steps=body.num_inference_steps or info.num_inference_steps,
             guidance_scale=info.guidance_scale if body.guidance_scale is None else body.guidance_scale,
         )
-        reply = await _while_connected(request, self._backend.generate(generation), subject="prompt")
+        reply = await _while_connected(request, backend.generate(generation), subject="prompt")
         data = await asyncio.to_thread(_image_items, reply, generation.seeds, body)
         return {
             "created": int(time.time()),
@@ -119,26 +126,28 @@ class _Routes:
     async def complete_chat(self, request: Request) -> Response:
         """Answers a conversation."""
         body = await read_body(request, ChatBody)
-        self._check_model(body.model)
-        info = await self._describe()
+        name, backend = self._choose(body.model)
+        info = await backend.describe()
         image = None if body.image is None else await asyncio.to_thread(_read_image, *body.image, info)
         conversation = ChatRequest(turns=body.turns, image=image, max_tokens=body.token_limit)
-        reply = await _while_connected(request, self._backend.chat(conversation), subject="messages")
-        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
+        reply = await _while_connected(request, backend.chat(conversation), subject="messages")
+        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
         if body.stream:
             events = _chat_events(head, reply, with_usage=body.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
         return JSONResponse(_chat_completion(head, reply))
 
-    async def _describe(self) -> ModelInfo:
-        if self._info is None:
-            self._info = await self._backend.describe()
-        return self._info
-
-    def _check_model(self, name: str | None) -> None:
-        if name not in (None, self._name):
-            message = f"the model '{one_line(name)}' does not exist: this server has '{self._name}'"
+    def _choose(self, name: str | None) -> tuple[str, Backend]:
+        """The model of this name, or the default one, and the backend for one request."""
+        known = list(self._models)
+        if not known:
+            raise UnavailableError("no model is deployed yet: try again")
+        chosen = known[0] if name is None else name
+        if chosen not in self._models:
+            names = ", ".join(f"'{each}'" for each in known)
+            message = f"the model '{one_line(chosen)}' does not exist: this server has {names}"
             raise ApiError(404, message, param="model", code="model_not_found")
+        return chosen, self._models[chosen]
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T], *, subject: str) -> T:
