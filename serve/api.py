@@ -71,7 +71,7 @@ class _Routes:
     async def health(self) -> dict[str, str]:
         """200 if the default model can answer."""
         _, backend = self._choose(None)
-        await backend.describe()
+        await backend.check()
         return {"status": "ok"}
 
     async def models(self) -> dict[str, Any]:
@@ -129,7 +129,9 @@ class _Routes:
         name, backend = self._choose(body.model)
         info = await backend.describe()
         image = None if body.image is None else await asyncio.to_thread(_read_image, *body.image, info)
-        conversation = ChatRequest(turns=body.turns, image=image, max_tokens=body.token_limit)
+        conversation = ChatRequest(
+            turns=body.turns, images=() if image is None else (image,), max_tokens=body.token_limit
+        )
         reply = await _while_connected(request, backend.chat(conversation), subject="messages")
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": name}
         if body.stream:
@@ -220,10 +222,6 @@ def _read_image(path: str, url: str, info: ModelInfo) -> Image.Image:
         ) from error
 
 
-def _finish_reason(reply: ChatReply) -> str:
-    return "stop" if reply.complete else "length"
-
-
 def _chat_usage(reply: ChatReply) -> dict[str, int]:
     return {
         "prompt_tokens": reply.prompt_tokens,
@@ -234,7 +232,7 @@ def _chat_usage(reply: ChatReply) -> dict[str, int]:
 
 def _chat_completion(head: dict[str, Any], reply: ChatReply) -> dict[str, Any]:
     message = {"role": "assistant", "content": reply.text, "refusal": None}
-    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(reply), "logprobs": None}
+    choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason, "logprobs": None}
     return {**head, "object": "chat.completion", "choices": [choice], "usage": _chat_usage(reply)}
 
 
@@ -243,7 +241,7 @@ def _chat_events(head: dict[str, Any], reply: ChatReply, *, with_usage: bool) ->
     delta = {"role": "assistant", "content": reply.text}
     choices: list[list[dict[str, Any]]] = [
         [{"index": 0, "delta": delta, "finish_reason": None}],
-        [{"index": 0, "delta": {}, "finish_reason": _finish_reason(reply)}],
+        [{"index": 0, "delta": {}, "finish_reason": reply.finish_reason}],
     ]
     chunks = [{**head, "object": "chat.completion.chunk", "choices": each} for each in choices]
     if with_usage:

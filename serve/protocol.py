@@ -3,32 +3,67 @@
 Everything can be pickled, so both may run in different processes. Imports no torch: the HTTP API runs without it.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from PIL import Image
 
 from blip3o.config.resize import ResizeConfig
+from blip3o.config.sampler import Solver
 from blip3o.data.text.templates import Turn
 from blip3o.errors import Blip3oError
 from blip3o.inference.precision import ResolvedPrecision
+from serve.metrics import EngineMetrics
+
+Ability = Literal["generate", "chat", "edit", "variation"]
+FinishReason = Literal["stop", "length"]
 
 MAX_IMAGES = 10  # of one request, as in OpenAI's API
+MAX_PARTIAL_IMAGES = 3  # of one image, as in OpenAI's API
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """A request for one image per seed. A `guidance_scale` of 1 means no guidance."""
+    """A request for one image per seed.
+
+    A `guidance_scale` of 1 means no guidance, and a `negative_prompt` then has no effect; "" is the null condition of
+    training. `partial_images` is how many previews each image has. `owner` is the name of the API key, for fairness.
+    A higher `priority` goes first. `deadline_s` is the longest time from arrival to reply, seconds.
+    """
 
     prompt: str
     seeds: tuple[int, ...]
     num_inference_steps: int
     guidance_scale: float
+    negative_prompt: str = ""
+    partial_images: int = 0
+    owner: str = ""
+    priority: int = 0
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         """Asserts what the HTTP API has already validated."""
         assert 1 <= len(self.seeds) <= MAX_IMAGES, f"{len(self.seeds)} seeds"
         assert self.num_inference_steps >= 1, f"{self.num_inference_steps} steps"
+        assert 0 <= self.partial_images <= MAX_PARTIAL_IMAGES, f"{self.partial_images} partial images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialImage:
+    """Preview number `partial`, from 0, of image number `number` of the request: the data that the model expects."""
+
+    image: Image.Image
+    number: int
+    partial: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedImage:
+    """Image number `number` of the request, as soon as it is done."""
+
+    image: Image.Image
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +76,44 @@ class GenerateReply:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """A conversation to reply to, and its image, of any size, if there is one."""
+    """A conversation to reply to, and its images, of any size.
+
+    `temperature` 0 is greedy; above, tokens are drawn from the most likely ones that hold `top_p` of the probability,
+    and the same `seed` gives the same reply; None is another one each time. The reply ends before the first of the
+    texts in `stop`. `owner`, `priority` and `deadline_s` are as in `GenerateRequest`.
+    """
 
     turns: tuple[Turn, ...]
-    image: Image.Image | None
+    images: tuple[Image.Image, ...]
     max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    owner: str = ""
+    priority: int = 0
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatDelta:
+    """The next piece of a reply's text."""
+
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatReply:
-    """The assistant's text, and token counts; `complete` is False if `max_tokens` truncated it."""
+    """The assistant's text, and token counts. `finish_reason` is "length" if `max_tokens` truncated it."""
 
     text: str
     prompt_tokens: int
     reply_tokens: int
-    complete: bool
+    finish_reason: FinishReason
+
+
+ImageEvent = PartialImage | FinishedImage | GenerateReply
+ChatEvent = ChatDelta | ChatReply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +122,9 @@ class ModelInfo:
 
     `image_size`: side of generated images, pixels. `vision_size`: side of images in conversations, pixels (0 for a
     text-only model), to which `vision_resize` brings them. `image_tokens`: feature tokens of a generated image.
-    `precision`: that of weights and arithmetic. The others are the sampler's defaults.
+    `precision`: that of weights and arithmetic. `num_inference_steps`, `guidance_scale`, `solver`: the sampler's
+    defaults. `bundle_sha256`: hash of all that was loaded. `prompt_tokens_limit`: most tokens of a prompt or
+    conversation, with those of the template.
     """
 
     image_size: int
@@ -74,24 +134,46 @@ class ModelInfo:
     num_inference_steps: int
     guidance_scale: float
     precision: ResolvedPrecision
+    bundle_sha256: str
+    solver: Solver
+    abilities: frozenset[Ability]
+    max_images_in_chat: int
+    prompt_tokens_limit: int
 
 
 class Backend(Protocol):
-    """Whatever answers requests: an engine in this process, or a deployment behind a handle."""
+    """Whatever answers requests: an engine in this process, or a deployment behind a handle.
+
+    Each method raises `UnavailableError`; those that take a request also raise `RequestError`, `BusyError`,
+    `DeadlineError` or `EngineError`. Cancelling a call, or closing a stream, frees the request's rows.
+    """
+
+    async def check(self) -> None:
+        """Returns if requests can be answered. Does not wait behind them."""
+        ...
 
     async def describe(self) -> ModelInfo:
-        """The model's properties. Raises `UnavailableError`."""
+        """The model's properties, which never change."""
         ...
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Generates images; cancellation frees their rows.
+        """Generates images."""
+        ...
 
-        Raises `RequestError`, `BusyError`, `UnavailableError` or `EngineError`.
-        """
+    def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent]:
+        """Generates images; yields previews, each image as soon as it is done, and at last the reply."""
         ...
 
     async def chat(self, request: ChatRequest) -> ChatReply:
-        """Answers a conversation. Raises as `generate` does."""
+        """Answers a conversation."""
+        ...
+
+    def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+        """Answers a conversation; yields the text piece by piece, and at last the reply."""
+        ...
+
+    async def metrics(self) -> EngineMetrics:
+        """Counters and histograms since the start, and the current load."""
         ...
 
 
@@ -105,6 +187,18 @@ class BusyError(Blip3oError):
     def __str__(self) -> str:
         """The message for the client."""
         return f"the server's queue is full: try again in {self.retry_after_s} s"
+
+
+class DeadlineError(Blip3oError):
+    """The request was not done within its `deadline_s`."""
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(deadline_s)
+        self.deadline_s = deadline_s
+
+    def __str__(self) -> str:
+        """The message for the client."""
+        return f"the request was not done within its {self.deadline_s:g} s: try again, or allow more"
 
 
 class UnavailableError(Blip3oError):

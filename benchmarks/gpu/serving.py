@@ -31,7 +31,7 @@ from blip3o.config.recipe_files import Tree
 from blip3o.device import release_memory
 from blip3o.rng import numpy_generator
 from cluster.ports import free_ports
-from serve.engine import Engine
+from serve.engine.engine import Engine
 from serve.protocol import GenerateRequest
 
 SERVED = ("backbone", "queries", "dit", "coarse", "decoder")

@@ -46,6 +46,7 @@ class SealedBundle:
     tokenizer: ChatTokenizer
     provenance: dict[str, Any]
     checksums: dict[str, str]
+    sha256: str  # of the seal, which has the checksums of all files
 
     def read(self, name: str) -> bytes:
         """Reads another sealed file. Raises `BundleError` if it is missing or was changed."""
@@ -88,7 +89,8 @@ def open_bundle(uri: str) -> SealedBundle:
     if not storage.exists(location):
         raise BundleError(f"{uri} is not a bundle (no {SEAL}): give the folder that `python -m jobs.export` wrote")
     try:
-        checksums = dict(json.loads(storage.read_bytes(location)))
+        seal = storage.read_bytes(location)
+        checksums = dict(json.loads(seal))
         needed = {name: checksums[name] for name in FILES}
         storage.stat(storage.join(uri, WEIGHTS))
     except (StorageError, ValueError, TypeError, KeyError) as error:  # missing files, and a seal that is not one
@@ -100,6 +102,7 @@ def open_bundle(uri: str) -> SealedBundle:
         tokenizer=ChatTokenizer.from_bytes(texts["tokenizer.json"]),
         provenance=json.loads(texts["provenance.json"]),
         checksums=checksums,
+        sha256=hashlib.sha256(seal).hexdigest(),
     )
 
 
@@ -205,6 +208,7 @@ def load_bundle(
         device=where,
         batch_size=batch_size,
         decode_batch_size=decode_batch_size,
+        bundle_sha256=bundle.sha256,
     )
 
 

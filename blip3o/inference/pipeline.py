@@ -56,6 +56,7 @@ class Blip3oPipeline:
     device: torch.device
     batch_size: int = DEFAULT_BATCH_SIZE
     decode_batch_size: int | None = None  # None: `default_decode_batch_size`
+    bundle_sha256: str = ""  # of the files it was loaded from; "" if it was built otherwise
 
     @property
     def dtype(self) -> torch.dtype:

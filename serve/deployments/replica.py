@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, TypeVar
 
 from blip3o.data.text.templates import Turn
@@ -10,10 +10,21 @@ from blip3o.errors import Blip3oError, RequestError
 from serve.config.options import ReplicaConfig
 from serve.deployments.autoscaling import ROWS, WORK
 from serve.deployments.progress import Progress
-from serve.protocol import MAX_IMAGES, ChatReply, ChatRequest, EngineError, GenerateReply, GenerateRequest, ModelInfo
+from serve.metrics import EngineMetrics
+from serve.protocol import (
+    MAX_IMAGES,
+    ChatEvent,
+    ChatReply,
+    ChatRequest,
+    EngineError,
+    GenerateReply,
+    GenerateRequest,
+    ImageEvent,
+    ModelInfo,
+)
 
 if TYPE_CHECKING:
-    from serve.engine import EngineStats
+    from serve.engine.engine import EngineStats
 
 T = TypeVar("T")
 
@@ -35,7 +46,8 @@ class Generator:
 
         from blip3o.bundle.reading import load_bundle
         from blip3o.device import select
-        from serve.engine import Engine, LocalBackend
+        from serve.engine.engine import Engine
+        from serve.engine.local import LocalBackend
 
         torch.set_num_threads(config.threads)
         device = select("gpu" if config.num_gpus else "cpu")
@@ -73,7 +85,7 @@ class Generator:
         except RequestError:  # a bundle that only chats
             logger.info("the bundle cannot generate images: nothing to warm up there")
         turns = (Turn(role="user", text=_WARM_UP),)
-        self._engine.chat(ChatRequest(turns=turns, image=None, max_tokens=1)).result()
+        self._engine.chat(ChatRequest(turns=turns, images=(), max_tokens=1)).result()
 
     async def describe(self) -> ModelInfo | Exception:
         """The model's properties, or the error."""
@@ -86,6 +98,20 @@ class Generator:
     async def chat(self, request: ChatRequest) -> ChatReply | Exception:
         """A reply, or the error."""
         return await _error_as_value(self._backend.chat(request))
+
+    async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent | Exception]:
+        """Images as they are done, and the reply, or the error."""
+        async for event in _errors_as_values(self._backend.stream_images(request)):
+            yield event
+
+    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent | Exception]:
+        """The pieces of a reply, and the reply, or the error."""
+        async for event in _errors_as_values(self._backend.stream_chat(request)):
+            yield event
+
+    async def metrics(self) -> EngineMetrics:
+        """The metrics of this replica."""
+        return self._engine.metrics()
 
     async def stats(self) -> "EngineStats":
         """The load and the totals of this replica."""
@@ -117,3 +143,12 @@ async def _error_as_value(work: Awaitable[T]) -> T | Exception:
         return await work
     except (Blip3oError, EngineError) as error:
         return error
+
+
+async def _errors_as_values(events: AsyncIterator[T]) -> AsyncIterator[T | Exception]:
+    """As `_error_as_value`, for a stream: an error is its last item."""
+    try:
+        async for event in events:
+            yield event
+    except (Blip3oError, EngineError) as error:
+        yield error

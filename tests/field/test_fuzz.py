@@ -16,7 +16,8 @@ import yaml
 from blip3o.bundle.reading import load_bundle
 from jobs import cli, evaluate, index
 from serve.api import build_api
-from serve.engine import Engine, LocalBackend
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
 from tests import recipes
 from tests.bundles import write_nano_bundle
 from tests.field import mutants

@@ -26,7 +26,8 @@ from jobs import cli
 from jobs.commands import inference
 from jobs.evaluate import main
 from serve.api import build_api
-from serve.engine import Engine, LocalBackend
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
 from tests.bundles import write_nano_bundle
 from tests.data.pictures import chunk, entry, jpeg_with, png_with, riff, segment, turned, webp_with
 from tests.data.shard_files import encode, index, tar

@@ -58,7 +58,7 @@ def test_what_is_right_is_answered(server, case):
     body = case["body"] if case["path"] == CHAT else {**case["body"], "seed": 3}
     answer = said(raw("POST", server.url + case["path"], body))
     if case["what"] in TURNED:
-        shown = server.seen[-1].image
+        [shown] = server.seen[-1].images
         (above, _, _), (_, _, below) = (shown.getpixel((shown.width // 2, y)) for y in (4, shown.height - 5))
         assert above > 200 and below > 200  # red above blue
     elif (plain := wanted(case)) is not None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from blip3o.bundle.reading import load_bundle
 from blip3o.errors import ConfigError
-from serve.engine import Engine
+from serve.engine.engine import Engine
 from serve.protocol import GenerateRequest
 from tests.bundles import write_nano_bundle
 from tests.model.variants import VARIANTS, model_config

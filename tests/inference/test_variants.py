@@ -9,8 +9,8 @@ from blip3o.bundle.reading import load_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.data.text.tokenizer import GENERATE
 from blip3o.errors import BundleError
-from serve.denoise import DenoiseBatch, prepare
-from serve.engine import Engine
+from serve.engine.denoise import DenoiseBatch, prepare
+from serve.engine.engine import Engine
 from tests.bundles import write_nano_bundle
 from tests.model.variants import VARIANTS, model_config
 

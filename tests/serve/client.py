@@ -15,7 +15,8 @@ import uvicorn
 from PIL import Image
 
 from serve.api import build_api
-from serve.engine import Engine, LocalBackend
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
 
 
 class Server:

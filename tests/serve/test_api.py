@@ -12,7 +12,8 @@ from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import to_square
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import MAX_IMAGE, build_api
-from serve.engine import Engine, LocalBackend
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
 from serve.protocol import BusyError, EngineError, UnavailableError
 from serve.replies import MAX_BODY
 from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw, serving
@@ -110,7 +111,7 @@ def ask_about(pipeline):
         pipeline.model.config = config.model_copy(update={"backbone": changed})
         with serving(pipeline) as server:
             answer = raw("POST", server.url + CHAT, {"messages": question("What is it?", data_url(picture))})
-        return answer, [request.image for request in server.seen]
+        return answer, [request.images[0] for request in server.seen]
 
     return ask
 

@@ -172,4 +172,4 @@ def test_an_image_is_looked_at_whatever_its_detail(server):
     [message] = question("What is it?", url)
     message["content"][0]["image_url"]["detail"] = "low"
     assert raw("POST", server.url + CHAT, {"messages": [message], "max_tokens": 1}).status == 200
-    assert server.seen[-1].image is not None
+    assert len(server.seen[-1].images) == 1

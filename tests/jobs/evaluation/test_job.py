@@ -13,7 +13,8 @@ from PIL import Image
 from blip3o.bundle.reading import load_bundle
 from jobs.evaluate import main
 from serve.api import build_api
-from serve.engine import Engine, LocalBackend
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
 from tests.bundles import write_nano_bundle
 from tests.jobs.stranger import stranger
 from tests.serve.client import Server

@@ -9,7 +9,8 @@ from blip3o.bundle.reading import load_bundle
 from blip3o.evaluate.suites.geneval.suite import Detected
 from jobs.evaluate import main
 from serve.api import build_api
-from serve.engine import Engine, LocalBackend
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
 from tests.bundles import write_nano_bundle
 from tests.jobs.stranger import stranger
 from tests.serve.client import Server

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.scheduler import ChatTicket, Row, Schedule, next_chats
+from serve.engine.scheduler import ChatTicket, Row, Schedule, next_chats
 
 REQUESTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), max_size=8)
 

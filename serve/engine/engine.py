@@ -2,21 +2,20 @@
 
 The first advances all rows by one denoising step at a time. Between two steps it drops the rows of requests that have
 ended, answers one batch of conversations, and admits waiting rows to free slots. The second decodes finished rows to
-pixels and resolves their requests (`serve.decoding`), so that neither steps nor conversations wait for a decoder.
-`serve.scheduler` assigns slots, `serve.denoise` does the arithmetic. The same prompt and seed give the image of
-`Blip3oPipeline.generate`, bit for bit on CPU, whatever else is in the batch.
+pixels and resolves their requests (`serve.engine.decoding`), so that neither steps nor conversations wait for a
+decoder. `serve.engine.scheduler` assigns slots, `serve.engine.denoise` does the arithmetic. The same prompt and seed
+give the image of `Blip3oPipeline.generate`, bit for bit on CPU, whatever else is in the batch.
 
 A failure ends the request that caused it. A failure in a denoising step has no single cause and ends all requests in
 the batch. One after which the GPU cannot be used ends the threads and all requests.
 """
 
-import asyncio
 import functools
 import itertools
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -24,19 +23,22 @@ import torch
 
 from blip3o.errors import BundleError
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.decoding import DecodeStage, FinishedRow
-from serve.denoise import DenoiseBatch, prepare
+from serve.engine.decoding import DecodeStage, FinishedRow
+from serve.engine.denoise import DenoiseBatch, prepare
+from serve.engine.requests import Chat, Generation, Requests, attempt
+from serve.engine.scheduler import ChatTicket, Schedule, next_chats
+from serve.metrics import EngineMetrics, Sample
 from serve.protocol import (
+    Ability,
     BusyError,
     ChatReply,
     ChatRequest,
     GenerateReply,
     GenerateRequest,
+    ImageEvent,
     ModelInfo,
     UnavailableError,
 )
-from serve.requests import Chat, Generation, Requests, attempt
-from serve.scheduler import ChatTicket, Schedule, next_chats
 
 DEFAULT_MAX_WAITING = 64
 _RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
@@ -117,7 +119,17 @@ class Engine:
             num_inference_steps=config.sampler.num_inference_steps,
             guidance_scale=config.sampler.guidance_scale,
             precision=self._pipeline.precision,
+            bundle_sha256=self._pipeline.bundle_sha256,
+            solver=config.sampler.solver,
+            abilities=self._abilities,
+            max_images_in_chat=int(bool(self._pipeline.template.image_tokens)),
+            prompt_tokens_limit=self._pipeline.max_length,
         )
+
+    @property
+    def _abilities(self) -> frozenset[Ability]:
+        generates = self._pipeline.model.generates and self._pipeline.model.has("decoder")
+        return frozenset({"chat", "generate"} if generates else {"chat"})
 
     def stats(self) -> EngineStats:
         """The current load; `totals` counts images, chats, steps, and cancelled, rejected and failed requests."""
@@ -132,8 +144,22 @@ class Engine:
                 totals=dict(self._requests.totals),
             )
 
-    def generate(self, request: GenerateRequest) -> "Future[GenerateReply]":
-        """Queues a request for images.
+    def metrics(self) -> EngineMetrics:
+        """The values of `serve.metrics.METRICS`."""
+        stats = self.stats()
+        counted = {
+            "blip3o_images_total": stats.totals.get("images", 0),
+            "blip3o_cancelled_total": stats.totals.get("cancelled", 0),
+            "blip3o_rejected_total": stats.totals.get("rejected", 0),
+        }
+        samples: dict[tuple[str, str], Sample] = {(name, ""): float(value) for name, value in counted.items()}
+        samples["blip3o_requests_waiting", "chat"] = float(stats.chats_waiting)
+        return EngineMetrics(samples=samples)
+
+    def generate(
+        self, request: GenerateRequest, on_event: Callable[[ImageEvent], None] | None = None
+    ) -> "Future[GenerateReply]":
+        """Queues a request for images. `on_event` gets each image as soon as it is done, in the decoder's thread.
 
         Raises `RequestError` if the prompt is too long or the bundle cannot generate images, `BusyError` if the queue
         is full, `UnavailableError` after `close`.
@@ -143,14 +169,16 @@ class Engine:
         images = len(request.seeds)
         with self._requests.changed:
             self._accept(fits=images <= self._schedule.free_capacity)
-            generation = Generation(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
+            generation = Generation(
+                number=next(self._numbers), request=request, prompt_tokens=prompt_tokens, on_event=on_event
+            )
             self._schedule = self._schedule.submit(generation.number, images=images, steps=request.num_inference_steps)
             self._requests.add(generation)
         return generation.future
 
     def chat(self, request: ChatRequest) -> "Future[ChatReply]":
         """Queues a conversation. Raises as `generate` does."""
-        prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=request.image is not None))
+        prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=bool(request.images)))
         with self._requests.changed:
             self._accept(fits=len(self._requests.chats) < self._schedule.max_waiting)
             chat = Chat(number=next(self._numbers), request=request, prompt_tokens=prompt_tokens)
@@ -212,7 +240,7 @@ class Engine:
         with self._requests.changed:
             chats = dict(self._requests.chats)
         tickets = [
-            ChatTicket(request=number, with_image=chat.request.image is not None, max_tokens=chat.request.max_tokens)
+            ChatTicket(request=number, with_image=bool(chat.request.images), max_tokens=chat.request.max_tokens)
             for number, chat in chats.items()
         ]
         chosen = next_chats(tickets, batch_size=self._pipeline.batch_size)
@@ -220,7 +248,7 @@ class Engine:
 
     def _reply(self, chats: Sequence[Chat]) -> None:
         conversations = [list(chat.request.turns) for chat in chats]
-        images = [chat.request.image for chat in chats if chat.request.image is not None]
+        images = [image for chat in chats for image in chat.request.images]
         limit = chats[0].request.max_tokens
         replies = self._pipeline.reply_ids(conversations, images=images or None, max_tokens=limit)
         for chat, ids in zip(chats, replies, strict=True):
@@ -228,7 +256,7 @@ class Engine:
                 text=self._pipeline.tokenizer.decode(ids),
                 prompt_tokens=chat.prompt_tokens,
                 reply_tokens=len(ids),
-                complete=len(ids) < limit,
+                finish_reason="stop" if len(ids) < limit else "length",
             )
             self._requests.count("chats")
             self._requests.resolve(chat.number, reply)
@@ -293,23 +321,3 @@ class Engine:
         with self._requests.changed:
             self._decoder.put(rows)
             self._schedule = self._schedule.release([slot for slot, _ in finished])
-
-
-class LocalBackend:
-    """The backend of the HTTP API for an engine in this process."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def describe(self) -> ModelInfo:
-        """The model's properties. Raises `UnavailableError` if the engine is not running."""
-        self._engine.check()
-        return self._engine.describe()
-
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Images; cancellation frees their rows."""
-        return await asyncio.wrap_future(self._engine.generate(request))
-
-    async def chat(self, request: ChatRequest) -> ChatReply:
-        """A reply; cancellation drops the request."""
-        return await asyncio.wrap_future(self._engine.chat(request))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from blip3o.device import own_stream
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.protocol import EngineError, GenerateReply
-from serve.requests import Requests
+from serve.engine.requests import Requests
+from serve.protocol import EngineError, FinishedImage, GenerateReply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,8 @@ class DecodeStage:
                 continue
             self._requests.count("images")
             generation.images[row.image] = image
+            if generation.on_event:
+                generation.on_event(FinishedImage(image=image, number=row.image))
             if len(generation.images) == len(generation.request.seeds):
                 in_order = tuple(generation.images[number] for number in range(len(generation.images)))
                 reply = GenerateReply(images=in_order, prompt_tokens=generation.prompt_tokens)

@@ -17,8 +17,16 @@ from PIL import Image
 
 from blip3o.device import fatal_errors
 from blip3o.errors import Blip3oError
-from serve.denoise import Condition
-from serve.protocol import ChatReply, ChatRequest, EngineError, GenerateReply, GenerateRequest, UnavailableError
+from serve.engine.denoise import Condition
+from serve.protocol import (
+    ChatReply,
+    ChatRequest,
+    EngineError,
+    GenerateReply,
+    GenerateRequest,
+    ImageEvent,
+    UnavailableError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +51,7 @@ class Generation:
     future: "Future[GenerateReply]" = field(default_factory=Future)
     condition: Condition | None = None
     images: dict[int, Image.Image] = field(default_factory=dict)
+    on_event: Callable[[ImageEvent], None] | None = None
 
 
 class _HasNumber(Protocol):

@@ -14,8 +14,8 @@ from PIL import Image
 from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.denoise import prepare
-from serve.engine import Engine
+from serve.engine.denoise import prepare
+from serve.engine.engine import Engine
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
 
 TIMEOUT = 60
@@ -27,7 +27,9 @@ def _generate(prompt=PROMPTS[0], *, seeds=(1,), steps=3, guidance=3.0):
 
 
 def _ask(text="What colour is it?", *, image=None, max_tokens=4):
-    return ChatRequest(turns=(Turn(role="user", text=text),), image=image, max_tokens=max_tokens)
+    return ChatRequest(
+        turns=(Turn(role="user", text=text),), images=() if image is None else (image,), max_tokens=max_tokens
+    )
 
 
 def _picture(seed):
@@ -43,7 +45,7 @@ def _expected(pipeline, request):
 
 def _reply(pipeline, request):
     """The reply to a conversation on its own."""
-    images = None if request.image is None else [request.image]
+    images = list(request.images) or None
     return pipeline.chat_batch([request.turns], images=images, max_tokens=request.max_tokens)[0]
 
 
@@ -177,8 +179,8 @@ def test_conversations_answered_between_steps_equal_those_on_their_own(pipeline,
     for request, future in zip(asked, replies, strict=True):
         reply = future.result()
         assert reply.text == _reply(reference, request)
-        assert reply.complete == (reply.reply_tokens < request.max_tokens)
-        assert reply.prompt_tokens == len(reference.chat_ids(request.turns, with_image=request.image is not None))
+        assert (reply.finish_reason == "stop") == (reply.reply_tokens < request.max_tokens)
+        assert reply.prompt_tokens == len(reference.chat_ids(request.turns, with_image=bool(request.images)))
 
 
 def test_a_conversation_does_not_wait_for_a_long_generation(pipeline, engine, monkeypatch):
@@ -237,7 +239,7 @@ def _poisoned(original, texts_of):
 
 
 def test_a_prompt_that_fails_ends_only_its_own_request(pipeline, reference, monkeypatch):
-    monkeypatch.setattr("serve.engine.prepare", _poisoned(prepare, lambda _, prompts: prompts))
+    monkeypatch.setattr("serve.engine.engine.prepare", _poisoned(prepare, lambda _, prompts: prompts))
     bad, good = _generate(PROMPTS[2], seeds=[5, 6]), [_generate(seeds=[1]), _generate(PROMPTS[1])]
     first, failed, last = _run(pipeline, [good[0], bad, good[1]])
     with pytest.raises(EngineError, match="^the model failed on this request$"):
@@ -310,7 +312,7 @@ def test_closing_fails_pending_requests_and_rejects_new_ones(pipeline, engine, m
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_in_the_loop_fails_everything_and_is_seen_by_the_health_check(pipeline, monkeypatch):
-    monkeypatch.setattr("serve.engine.next_chats", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("serve.engine.engine.next_chats", lambda *_, **__: 1 / 0)
     [future] = _run(pipeline, [_generate()])
     with pytest.raises(UnavailableError):
         future.result()

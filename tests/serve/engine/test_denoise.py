@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from serve.denoise import DenoiseBatch, prepare
+from serve.engine.denoise import DenoiseBatch, prepare
 
 PROMPTS = ("a red circle", "It is green.")
 

@@ -11,10 +11,10 @@ import torch
 from blip3o.data.text.templates import Turn
 from blip3o.inference.pipeline import Blip3oPipeline
 from serve.config.options import ServeConfig
-from serve.decoding import DecodeStage, FinishedRow
-from serve.engine import Engine
+from serve.engine.decoding import DecodeStage, FinishedRow
+from serve.engine.engine import Engine
+from serve.engine.requests import Generation, Requests
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
-from serve.requests import Generation, Requests
 
 TIMEOUT = 60
 
@@ -24,7 +24,7 @@ def _generate(*, seeds=(1,), steps=1):
 
 
 def _ask():
-    return ChatRequest(turns=(Turn(role="user", text="What colour is it?"),), image=None, max_tokens=2)
+    return ChatRequest(turns=(Turn(role="user", text="What colour is it?"),), images=(), max_tokens=2)
 
 
 def _bytes(pipeline, seeds, *, steps=1):

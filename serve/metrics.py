@@ -1,0 +1,136 @@
+"""The metrics of an engine, as values: counted in a replica, added over replicas, rendered by the HTTP API.
+
+A metric has at most one label. Names and labels are in `METRICS`; the unit is the name's ending, as Prometheus wants.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["gauge", "counter", "histogram"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """What a metric is. `label` is the name of its label, "" if it has none; `bounds` are a histogram's."""
+
+    kind: Kind
+    help: str
+    label: str = ""
+    bounds: tuple[float, ...] = ()
+
+
+METRICS: Mapping[str, MetricSpec] = {
+    "blip3o_requests_running": MetricSpec(kind="gauge", help="Requests with a row in the batch.", label="kind"),
+    "blip3o_requests_waiting": MetricSpec(kind="gauge", help="Requests with no row in the batch yet.", label="kind"),
+    "blip3o_request_success_total": MetricSpec(kind="counter", help="Requests that were answered.", label="kind"),
+    "blip3o_e2e_latency_seconds": MetricSpec(
+        kind="histogram", help="From a request's arrival at the engine to its reply.", label="kind", bounds=_SECONDS
+    ),
+    "blip3o_queue_seconds": MetricSpec(
+        kind="histogram", help="From a request's arrival to its first row in the batch.", label="kind", bounds=_SECONDS
+    ),
+    "blip3o_stage_seconds": MetricSpec(kind="histogram", help="One pass of a stage.", label="stage", bounds=_SECONDS),
+    "blip3o_denoise_step_seconds": MetricSpec(
+        kind="histogram", help="One denoising step of the batch.", bounds=_SECONDS
+    ),
+    "blip3o_batch_rows": MetricSpec(kind="histogram", help="Rows that a denoising step advanced.", bounds=_ROWS),
+    "blip3o_cache_hits_total": MetricSpec(kind="counter", help="Cache look-ups that found an entry.", label="kind"),
+    "blip3o_cache_misses_total": MetricSpec(kind="counter", help="Cache look-ups that found none.", label="kind"),
+    "blip3o_images_total": MetricSpec(kind="counter", help="Images that were finished."),
+    "blip3o_tokens_total": MetricSpec(kind="counter", help="Tokens of prompts and of replies.", label="kind"),
+    "blip3o_cancelled_total": MetricSpec(kind="counter", help="Requests that the client cancelled."),
+    "blip3o_rejected_total": MetricSpec(kind="counter", help="Requests that the queue refused."),
+    "blip3o_errors_total": MetricSpec(kind="counter", help="Requests that failed, by the error.", label="class"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Observations by bucket: `counts[i]` are those in (bounds[i - 1], bounds[i]], the last one those above all."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """All observations."""
+        return sum(self.counts)
+
+    def __add__(self, other: "Histogram") -> "Histogram":
+        """The observations of both."""
+        assert self.bounds == other.bounds, f"{self.bounds} and {other.bounds}"
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return Histogram(bounds=self.bounds, counts=counts, sum=self.sum + other.sum)
+
+
+Sample = float | Histogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineMetrics:
+    """The values by (name, label's value); "" for a metric without a label. A metric never counted has no value."""
+
+    samples: Mapping[tuple[str, str], Sample]
+
+    def __add__(self, other: "EngineMetrics") -> "EngineMetrics":
+        """The sum over two replicas."""
+        samples = dict(self.samples)
+        for key, value in other.samples.items():
+            samples[key] = _sum(samples[key], value) if key in samples else value
+        return EngineMetrics(samples=samples)
+
+    def value(self, name: str, label: str = "") -> float:
+        """A counter's or gauge's value, 0 if it was never counted."""
+        value = self.samples.get((name, label), 0.0)
+        assert not isinstance(value, Histogram), f"{name} is a histogram"
+        return value
+
+
+def _sum(one: Sample, other: Sample) -> Sample:
+    if isinstance(one, Histogram):
+        assert isinstance(other, Histogram), "a histogram and a number"
+        return one + other
+    assert not isinstance(other, Histogram), "a number and a histogram"
+    return one + other
+
+
+@dataclass
+class Recorder:
+    """Counts. Its caller holds the lock that guards it."""
+
+    _numbers: dict[tuple[str, str], float] = field(default_factory=dict)
+    _counts: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    def add(self, name: str, label: str = "", *, by: float = 1) -> None:
+        """Adds to a counter."""
+        _check(name, "counter", label)
+        self._numbers[name, label] = self._numbers.get((name, label), 0.0) + by
+
+    def observe(self, name: str, value: float, label: str = "") -> None:
+        """Adds an observation to a histogram."""
+        bounds = _check(name, "histogram", label).bounds
+        counts = self._counts.setdefault((name, label), [0] * (len(bounds) + 1))
+        counts[bisect_left(bounds, value)] += 1
+        self._numbers[name, label] = self._numbers.get((name, label), 0.0) + value
+
+    def snapshot(self, gauges: Mapping[tuple[str, str], float]) -> EngineMetrics:
+        """The values now, with these of the gauges."""
+        samples: dict[tuple[str, str], Sample] = {**self._numbers, **gauges}
+        for (name, label), counts in self._counts.items():
+            samples[name, label] = Histogram(
+                bounds=METRICS[name].bounds, counts=tuple(counts), sum=self._numbers[name, label]
+            )
+        return EngineMetrics(samples=samples)
+
+
+def _check(name: str, kind: Kind, label: str) -> MetricSpec:
+    spec = METRICS[name]
+    assert spec.kind == kind, f"{name} is a {spec.kind}"
+    assert bool(label) == bool(spec.label), f"{name}: label '{label}'"
+    return spec
