@@ -83,8 +83,11 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
 
 def _config(values: dict[str, Any]) -> ServeConfig:
     """The config of options, of which those of `HttpConfig` are its field `http`. Raises `ConfigError`."""
-    http = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    http = {name: value for name, value in http.items() if name in HttpConfig.model_fields}
+    http: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name in HttpConfig.model_fields
+    }
     rest = {name: value for name, value in values.items() if name not in http}
     try:
         return ServeConfig(**rest, http=HttpConfig(**http))

@@ -53,9 +53,7 @@ class Models(Mapping[str, Backend]):
 class Ingress:
     """One process of the HTTP API."""
 
-    def __init__(
-        self, generator: DeploymentHandle | None, http: HttpConfig, request_timeout_s: float
-    ) -> None:
+    def __init__(self, generator: DeploymentHandle | None, http: HttpConfig, request_timeout_s: float) -> None:
         self._models = Models(generator)
         self._http = http
         self._request_timeout_s = request_timeout_s
