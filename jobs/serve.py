@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from blip3o import storage
 from blip3o.bundle.layout import SEAL
@@ -49,7 +50,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     the port is taken, the cluster serves something already, or the model does not come up.
     """
     # A replica has another current folder.
-    config = _config({"bundle": storage.absolute(bundle), **DEFAULTS, **(options or {})})
+    config = build_config({"bundle": storage.absolute(bundle), **DEFAULTS, **(options or {})})
     _check(config, port)
     join_ray()
     from ray import serve as ray_serve
@@ -72,7 +73,8 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     return ServeHandle(url=f"http://{HOST}:{port}")
 
 
-def _config(values: dict[str, Any]) -> ServeConfig:
+def build_config(values: dict[str, Any]) -> ServeConfig:
+    """The config of these fields. Raises `ConfigError` with the known ones."""
     try:
         return ServeConfig(**values)
     except ValidationError as error:
@@ -91,20 +93,28 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-# The options of the command that are `ServeConfig`'s: described there, and only there.
-_CONFIGURED = [
-    inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=DEFAULTS.get(name, field.default),
-        annotation=Annotated[field.annotation, typer.Option(help=_sentence(field.description or ""))],
-    )
-    for name, field in ServeConfig.model_fields.items()
-    if name != "bundle"
-]
+def options_of_config(defaults: dict[str, Any] | None) -> list[inspect.Parameter]:
+    """The options of a command that are `ServeConfig`'s: described there, and only there.
+
+    Their defaults are the config's, other than `defaults`; with None, an option that is not given is None.
+    """
+
+    def parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+        kind: Any = field.annotation
+        if defaults is None:
+            kind = kind | None
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if defaults is None else defaults.get(name, field.default),
+            annotation=Annotated[kind, typer.Option(help=_sentence(field.description or ""))],
+        )
+
+    fields = ServeConfig.model_fields.items()
+    return [parameter(name, field) for name, field in fields if name not in ("bundle", "bundle_sha256")]
 
 
-@with_parameters(_CONFIGURED)
+@with_parameters(options_of_config(DEFAULTS))
 def command(
     bundle: Annotated[str, typer.Option(metavar="URI", help="The bundle to serve, as `blip3o export` wrote it.")],
     *,

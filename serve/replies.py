@@ -22,6 +22,7 @@ from serve.protocol import BusyError, EngineError, UnavailableError
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 32 * 2**20  # bytes
+_RESTART_S = 5  # seconds in which a lost replica is likely to be replaced
 CLIENT_GONE = 499  # nobody receives it: for the log
 _ID = "x-request-id"
 
@@ -71,7 +72,7 @@ def add_error_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(UnavailableError)
     async def _unavailable(request: Request, error: UnavailableError) -> JSONResponse:
-        return _refuse(503, str(error), code="unavailable")
+        return _refuse(503, str(error), code="unavailable", headers={"retry-after": str(_RESTART_S)})
 
     @api.exception_handler(EngineError)
     async def _engine(request: Request, error: EngineError) -> JSONResponse:
