@@ -7,7 +7,7 @@ serve/config/ and docs/serving.md.
 
 from typing import TYPE_CHECKING
 
-from serve.config.options import ServeConfig
+from serve.config.options import FaceConfig, ServeConfig
 from serve.deployments.applications import build_app, build_face, build_model
 
 if TYPE_CHECKING:
@@ -24,6 +24,6 @@ def model(args: ServeConfig) -> "Application":
     return build_model(args)
 
 
-def face() -> "Application":
+def face(args: FaceConfig) -> "Application":
     """The face alone."""
-    return build_face()
+    return build_face(args)

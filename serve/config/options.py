@@ -12,6 +12,7 @@ from blip3o.config.base import Frozen
 from blip3o.config.yaml_reader import load_yaml
 from blip3o.device import Execution
 from blip3o.inference.precision import DESCRIPTION, Precision
+from serve.http.config import HttpConfig
 from serve.protocol import MAX_IMAGES
 
 DRAIN_MARGIN_S = 30  # from the timeout of a request to that of a replica that drains
@@ -72,7 +73,16 @@ class ReplicaConfig(Frozen):
         return {**values, **{key: load_yaml(value, f"option {key}") for key, value in given.items()}}
 
 
-class ServeConfig(ReplicaConfig):
+class FaceConfig(Frozen):
+    """The HTTP API in front of models."""
+
+    request_timeout_s: float = Field(
+        default=300, gt=0, description="seconds after which a request is ended, queueing included"
+    )
+    http: HttpConfig = Field(default=HttpConfig(), description="who may ask, and what leaves the server")
+
+
+class ServeConfig(ReplicaConfig, FaceConfig):
     """A bundle under a name: its replicas, how many there are, and the HTTP face in front of them."""
 
     name: str = Field(default="blip3o", min_length=1, description="the model's name in the API")
@@ -90,9 +100,6 @@ class ServeConfig(ReplicaConfig):
     downscale_delay_s: float = Field(default=300, ge=0, description="seconds of idleness before one is removed")
     ingress_replicas: int = Field(default=2, ge=1, description="processes of the HTTP API, spread over the nodes")
     num_cpus: float = Field(default=1, ge=0, description="logical CPUs per replica; may be a fraction")
-    request_timeout_s: float = Field(
-        default=300, gt=0, description="seconds after which a request is ended, queueing included"
-    )
 
     @property
     def drain_timeout_s(self) -> float:

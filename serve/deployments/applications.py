@@ -8,7 +8,7 @@ from typing import Any, cast
 from ray import serve as ray_serve
 from ray.serve import Application
 
-from serve.config.options import ServeConfig
+from serve.config.options import FaceConfig, ServeConfig
 from serve.deployments.ingress import Ingress
 from serve.deployments.options import INGRESS, generator_options, ingress_options
 from serve.deployments.replica import Generator
@@ -17,7 +17,8 @@ from serve.deployments.replica import Generator
 def build_app(config: ServeConfig) -> Application:
     """A bundle with a face of its own: `Ingress` in front of `Generator`."""
     options = ingress_options(config, {config.name: [{"application": ""}]})
-    return cast(Application, _deployment(ray_serve.ingress()(Ingress), options).bind(build_model(config)))
+    face = _deployment(ray_serve.ingress()(Ingress), options)
+    return cast(Application, face.bind(build_model(config), config.http, config.request_timeout_s))
 
 
 def build_model(config: ServeConfig) -> Application:
@@ -25,9 +26,10 @@ def build_model(config: ServeConfig) -> Application:
     return cast(Application, _deployment(Generator, generator_options(config)).bind(config.replica))
 
 
-def build_face() -> Application:
+def build_face(config: FaceConfig) -> Application:
     """The HTTP API alone; the routing table comes from the Serve config (`user_config`), with everything else."""
-    return cast(Application, _deployment(ray_serve.ingress()(Ingress), {"name": INGRESS}).bind())
+    face = _deployment(ray_serve.ingress()(Ingress), {"name": INGRESS})
+    return cast(Application, face.bind(None, config.http, config.request_timeout_s))
 
 
 def _deployment(target: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401 - Serve's decorators are untyped

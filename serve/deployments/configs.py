@@ -11,7 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from blip3o.errors import ServiceError
-from serve.config.options import DRAIN_MARGIN_S, ServeConfig
+from serve.config.options import ServeConfig
 from serve.deployments.options import INGRESS, generator_options, ingress_options
 from serve.routing import RoutingTable, Target
 
@@ -44,6 +44,7 @@ def face_application(config: ServeConfig, table: RoutingTable) -> Config:
         "name": FACE,
         "import_path": _FACE_PATH,
         "route_prefix": "/",
+        "args": {"request_timeout_s": config.request_timeout_s, "http": config.http.model_dump(exclude_defaults=True)},
         "deployments": [ingress_options(config, table.model_dump()["models"])],
     }
 
@@ -125,11 +126,15 @@ def _ingress(config: Config) -> Config:
 
 
 def options_of(config: Config, name: str) -> dict[str, Any]:
-    """The fields of `ServeConfig` that a cluster's config says; those of replicas only if it serves a model `name`."""
-    ingress = _ingress(config)
+    """The options that a cluster's config says, by the names of `ServeConfig` and `HttpConfig`.
+
+    Those of replicas are there only if it serves a model `name`.
+    """
+    [face] = [each for each in config["applications"] if each["name"] == FACE]
     options = {
-        "ingress_replicas": ingress["num_replicas"],
-        "request_timeout_s": ingress["graceful_shutdown_timeout_s"] - DRAIN_MARGIN_S,
+        "ingress_replicas": _ingress(config)["num_replicas"],
+        "request_timeout_s": face["args"]["request_timeout_s"],
+        **face["args"]["http"],
     }
     application = running(routing_table(config), name)
     if application is None:

@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.api import build_models_api
 from serve.deployments.handles import HandleBackend
 from serve.deployments.options import GENERATOR
+from serve.http.config import HttpConfig
 from serve.protocol import Backend
 from serve.routing import RoutingTable, Target, Turns
 
@@ -52,8 +53,10 @@ class Models(Mapping[str, Backend]):
 class Ingress:
     """One process of the HTTP API."""
 
-    def __init__(self, generator: DeploymentHandle | None = None) -> None:
+    def __init__(self, generator: DeploymentHandle | None, http: HttpConfig, request_timeout_s: float) -> None:
         self._models = Models(generator)
+        self._http = http
+        self._request_timeout_s = request_timeout_s
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve at the start, and when the routing table has changed: no request is dropped by that."""
@@ -61,4 +64,4 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return build_models_api(self._models)
+        return build_models_api(self._models, self._http, request_timeout_s=self._request_timeout_s)
