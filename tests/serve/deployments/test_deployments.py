@@ -110,14 +110,3 @@ def test_errors_of_serving_are_one_line(server, bundle, tmp_path):
         start(bundle, port=free_ports(1)[0])
     with pytest.raises(ServiceError, match="is taken"):
         start(bundle, port=int(server.url.rpartition(":")[2]))
-
-
-def test_the_app_is_built_from_a_config_files_arguments(bundle):
-    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
-
-    from serve.app import app
-
-    built = build(app, {"bundle": bundle, "batch_size": "2", "num_cpus": "0.5"})
-    generator = built._bound_deployment.init_args[0]._bound_deployment
-    assert generator.init_args[0].batch_size == 2
-    assert generator.ray_actor_options["num_cpus"] == 0.5
