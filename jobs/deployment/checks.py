@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from blip3o import storage
 from blip3o.data.images.decode import open_image
@@ -20,16 +21,28 @@ _PATIENCE_S = 60.0  # with a server that is busy or has just lost a replica
 _BUSY = (429, 503)
 
 
-def smoke_test(url: str, model: str) -> None:
-    """Asks for an image twice, and for an answer. Raises `ServiceError` if one is missing or the images differ."""
-    body = {"model": model, "prompt": _PROMPT, "seed": 1, "num_inference_steps": 2, "response_format": "b64_json"}
-    images = [_image(_post(url, "/v1/images/generations", body)) for _ in range(2)]
-    if images[0] != images[1]:
-        raise ServiceError(f"{model} makes two images for one prompt and seed")
+def smoke_test(url: str, model: str, *, instead_of: str = "") -> None:
+    """Asks a model for what it says it can do: the same image twice, and an answer.
+
+    Raises `ServiceError` if something is missing, if the images differ, or if it cannot do what the model `instead_of`
+    can.
+    """
+    able = _abilities(url, model)
+    if lost := (_abilities(url, instead_of) if instead_of else set()) - able:
+        raise ServiceError(f"the new bundle cannot {', '.join(sorted(lost))}, the running one can")
+    if "generate" in able:
+        body = {"model": model, "prompt": _PROMPT, "seed": 1, "num_inference_steps": 2, "response_format": "b64_json"}
+        images = [_image(_ask(url, "/v1/images/generations", body)) for _ in range(2)]
+        if images[0] != images[1]:
+            raise ServiceError(f"{model} makes two images for one prompt and seed")
     question = {"model": model, "messages": [{"role": "user", "content": _PROMPT}], "max_tokens": 4}
-    reply = _post(url, "/v1/chat/completions", question)
+    reply = _ask(url, "/v1/chat/completions", question)
     if not isinstance(reply["choices"][0]["message"]["content"], str):
         raise ServiceError(f"{model} does not answer in words")
+
+
+def _abilities(url: str, model: str) -> set[str]:
+    return set(_ask(url, f"/v1/models/{quote(model)}", None)["abilities"])
 
 
 def _image(reply: Mapping[str, Any]) -> bytes:
@@ -40,7 +53,7 @@ def _image(reply: Mapping[str, Any]) -> bytes:
         raise ServiceError(f"the server answers without an image: {error!r}") from error
 
 
-def _post(url: str, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def _ask(url: str, route: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
     """The JSON of a reply. Raises `ServiceError` for an error other than overload."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:

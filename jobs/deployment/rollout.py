@@ -129,7 +129,7 @@ class Rollout:
         self.cluster.wait([new], timeout_s=self.start_timeout_s)
         started = self._sharing(started, shares, candidate=new)
         self._route(started)
-        smoke_test(self.url, self.config.name + NEXT)
+        smoke_test(self.url, self.config.name + NEXT, instead_of=self.config.name if shares else "")
         self.echo("the smoke test has passed")
         return started
 

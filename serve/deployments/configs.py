@@ -29,24 +29,40 @@ def application_name(config: ServeConfig) -> str:
 
 def model_application(config: ServeConfig) -> Config:
     """The application of a bundle. Only a change of its `args` replaces the replicas."""
-    return {
-        "name": application_name(config),
-        "import_path": "serve.app:model",
-        "route_prefix": None,
-        "args": {"name": config.name, **config.replica.model_dump(exclude_defaults=True)},
-        "deployments": [generator_options(config)],
-    }
+    return _plain(
+        {
+            "name": application_name(config),
+            "import_path": "serve.app:model",
+            "route_prefix": None,
+            "args": {"name": config.name, **config.replica.model_dump(exclude_defaults=True)},
+            "deployments": [generator_options(config)],
+        }
+    )
 
 
 def face_application(config: ServeConfig, table: RoutingTable) -> Config:
     """The application that has the address."""
-    return {
-        "name": FACE,
-        "import_path": _FACE_PATH,
-        "route_prefix": "/",
-        "args": {"request_timeout_s": config.request_timeout_s, "http": config.http.model_dump(exclude_defaults=True)},
-        "deployments": [ingress_options(config, table.model_dump()["models"])],
-    }
+    return _plain(
+        {
+            "name": FACE,
+            "import_path": _FACE_PATH,
+            "route_prefix": "/",
+            "args": {
+                "request_timeout_s": config.request_timeout_s,
+                "http": config.http.model_dump(exclude_defaults=True),
+            },
+            "deployments": [ingress_options(config, table.model_dump()["models"])],
+        }
+    )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - a value of a config
+    """The value as a person writes it: Serve restarts what has 20.0 where 20 was."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def first_config(config: ServeConfig, *, host: str, port: int) -> Config:
