@@ -71,7 +71,7 @@ def first_config(config: ServeConfig, *, host: str, port: int) -> Config:
     table = RoutingTable(models={config.name: (Target(application=application["name"]),)})
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": host, "port": port, "request_timeout_s": config.request_timeout_s},
+        "http_options": {"host": host, "port": port, "request_timeout_s": _plain(config.request_timeout_s)},
         "applications": [face_application(config, table), application],
     }
 
@@ -105,7 +105,7 @@ def with_table(config: Config, table: RoutingTable) -> Config:
     changed = deepcopy(config)
     gone = routing_table(config).applications - table.applications
     changed["applications"] = [each for each in changed["applications"] if each["name"] not in gone]
-    _ingress(changed)["user_config"] = table.model_dump()
+    _ingress(changed)["user_config"] = _plain(table.model_dump())
     return changed
 
 

@@ -8,15 +8,11 @@ from dataclasses import replace
 import pytest
 
 from blip3o.errors import ServiceError
-from jobs.deployment.checks import Gate
 from jobs.deployment.rollout import Canary, resolved
 from jobs.serve import build_config
 from serve.deployments.configs import application_name, deployed_config, routing_table
-from serve.deployments.options import GENERATOR
 from tests.serve.client import raw
 from tests.serve.deployments.conftest import NAME
-
-WORST = Gate(suites=("scenes",), limit=1, tolerance=-1.0)  # a new bundle would have to be better by 1
 
 
 @contextmanager
@@ -76,22 +72,16 @@ def test_a_bundle_that_fails_a_check_gets_no_traffic(server, other_bundles):
     assert "rolled back" in lines[-1]
 
 
-def test_a_roll_out_under_load_fails_no_request(server, other_bundles, tmp_path):
-    before, lines = _served(server), []
-    old = application_name(server.config)
-    given = {"bundle": other_bundles["other"], "min_replicas": 1}
+def test_a_roll_out_under_load_fails_no_request(server, other_bundles):
+    before, old, lines = _served(server), application_name(server.config), []
     with load(server.url) as seen:
-        with pytest.raises(ServiceError, match="the new bundle is worse on scenes"):
-            _run(server, lines, given=given, gate=replace(WORST, out=str(tmp_path)))
-        assert _served(server) == before
+        given = {"bundle": other_bundles["other"], "min_replicas": 1}
         config = _run(server, lines, given=given, canary=Canary(share=0.5, seconds=1.0))
-        after = _served(server)
-        assert after != before
+        assert _served(server) != before
         answered = sum(seen.values())
         while sum(seen.values()) < answered + 10:
             threading.Event().wait(0.01)
     assert set(seen) == {200}
     applications = server.cluster.details()["applications"]
-    assert application_name(config) in applications
+    assert applications[application_name(config)]["status"] == "RUNNING"
     assert applications.get(old, {}).get("status") in (None, "DELETING")
-    assert GENERATOR in applications[application_name(config)]["deployments"]
