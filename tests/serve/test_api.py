@@ -298,9 +298,6 @@ class Broken:
         await self.check()
         return self._described
 
-    async def check(self):
-        await self.describe()
-
     async def generate(self, _):
         raise self._error
 
