@@ -39,7 +39,7 @@ def rollout(ray_cluster, bundle):
         url=f"http://{LOOPBACK}:{port}",
         gate=Gate(suites=()),
         canary=Canary(share=0, seconds=0),
-        start_timeout_s=120,
+        start_timeout_s=500,
         echo=lambda line: None,
     )
     ray_serve.shutdown()
