@@ -1,8 +1,7 @@
 """`blip3o serve --bundle URI [--port 8000] [--batch-size 8 …]`: serves a bundle over HTTP until Ctrl-C.
 
 `--demo` instead of `--bundle` serves what `blip3o demo` left, from its store, which is started next to the server.
-For your own machine, and for the demo: it listens on 127.0.0.1. On a cluster, use a Serve config or
-`serve run serve.app:app bundle=URI`.
+For your own machine, and for the demo: it listens on 127.0.0.1. For a cluster, there is `blip3o deploy`.
 """
 
 import inspect
@@ -69,8 +68,8 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     if others := ray_serve.status().applications:
         # Port and proxy would still be theirs, and stopping this server would stop them too.
         raise ServiceError(
-            f"this Ray serves {', '.join(others)} already: deploy next to it with `serve run serve.app:app "
-            "bundle=URI`, or start without RAY_ADDRESS"
+            f"this Ray serves {', '.join(others)} already: add to it with `blip3o deploy --bundle URI --address "
+            "DASHBOARD`, or start without RAY_ADDRESS"
         )
     http = {"host": HOST, "port": port, "request_timeout_s": config.request_timeout_s}
     ray_serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": _CONTROLLER})

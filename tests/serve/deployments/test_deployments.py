@@ -90,7 +90,7 @@ def test_errors_of_serving_are_one_line(server, bundle, tmp_path):
         start(str(tmp_path), port=free_ports(1)[0])
     with pytest.raises(ConfigError, match="option widht: .*options: .*bundle, "):
         start(bundle, port=free_ports(1)[0], options={"widht": 3})
-    with pytest.raises(ServiceError, match="this Ray serves blip3o already: deploy next to it"):
+    with pytest.raises(ServiceError, match="this Ray serves blip3o, nano-.* already: add to it with `blip3o deploy"):
         start(bundle, port=free_ports(1)[0])
     with pytest.raises(ServiceError, match="is taken"):
         start(bundle, port=int(server.url.rpartition(":")[2]))
