@@ -290,13 +290,13 @@ class Broken:
     def __init__(self, error, described):
         self._error, self._described = error, described
 
-    async def describe(self):
+    async def check(self):
         if isinstance(self._error, UnavailableError):
             raise self._error
-        return self._described
 
-    async def check(self):
-        await self.describe()
+    async def describe(self):
+        await self.check()
+        return self._described
 
     async def generate(self, _):
         raise self._error
@@ -333,7 +333,7 @@ def test_backend_errors_have_their_status(reference, error, status, code):
             answer = raw("POST", server.url + path, {param: content, "stream": stream})
             assert_refusal(answer, status, code=code, param=param if status == 400 else None)
             assert "secret" not in answer.text
-            assert answer.headers["retry-after"] == ("7" if status == 429 else None)
+            assert answer.headers["retry-after"] == {429: "7", 503: "5" if code == "unavailable" else None}.get(status)
         assert raw("GET", server.url + "/ready").status == (503 if code == "unavailable" else 200)
         assert raw("GET", server.url + "/health").status == 200
 
