@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from serve import fields
+from serve.http.forms import fields
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 PATHS = (CHAT, IMAGES, CHAT + "/", "/v1/models", "/v1/models/", "/v1/models/nano", "/v1/models/%ff%00", "/health", "/")

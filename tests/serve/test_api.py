@@ -11,11 +11,10 @@ from PIL import Image
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import to_square
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError
-from serve.api import MAX_IMAGE, build_api
+from serve.api import build_api
 from serve.engine.engine import Engine
 from serve.engine.local import LocalBackend
 from serve.protocol import BusyError, EngineError, UnavailableError
-from serve.replies import MAX_BODY
 from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw, serving
 
 NAME = "nano"

@@ -2,9 +2,11 @@
 
 import pytest
 
-from serve.bodies import to_form
-from serve.replies import ApiError
-from serve.schema import MAX_PROMPT, MAX_TOKENS, ChatBody
+from serve.http.errors import ApiError
+from serve.http.forms.base import MAX_PROMPT
+from serve.http.forms.bodies import to_form
+from serve.http.forms.chat import ChatBody
+from serve.http.forms.conversations import MAX_TOKENS
 from tests.serve.client import question
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,x"}}

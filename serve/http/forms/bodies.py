@@ -1,4 +1,4 @@
-"""Parses the body of a request into a form of `serve.schema`, or rejects it with the fault and its path.
+"""Parses the body of a request into a form of `serve.http.forms`, or rejects it with the fault and its path.
 
 JSON follows RFC 8259: UTF-8 (a byte order mark is allowed), no `NaN`, each name once per object.
 """
@@ -14,9 +14,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from blip3o.errors import one_line
-from serve.fields import quoted
-from serve.replies import CLIENT_GONE, ApiError
-from serve.schema import UNKNOWN, Body
+from serve.http.errors import CLIENT_GONE, ApiError
+from serve.http.forms.base import UNKNOWN, Body
+from serve.http.forms.fields import quoted
 
 B = TypeVar("B", bound=Body)
 
@@ -52,10 +52,15 @@ async def read_body(request: Request, form: type[B]) -> B:
     return to_form(parse_json(data), form)
 
 
-def _check_headers(headers: Headers) -> None:
+def check_coding(headers: Headers) -> None:
+    """Raises `ApiError` 415 for a compressed body, which may be far larger than it looks."""
     coding = headers.get("content-encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         raise ApiError(415, f"Content-Encoding '{one_line(coding)}' is not read: send the body uncompressed")
+
+
+def _check_headers(headers: Headers) -> None:
+    check_coding(headers)
     sent = headers.get("content-type", "")
     kind = sent.partition(";")[0].strip().lower()
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):

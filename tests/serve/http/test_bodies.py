@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from serve.bodies import parse_json, to_form
-from serve.replies import ApiError
-from serve.schema import ChatBody, ImagesBody
+from serve.http.errors import ApiError
+from serve.http.forms.bodies import parse_json, to_form
+from serve.http.forms.chat import ChatBody
+from serve.http.forms.images import ImagesBody
 from tests.serve.client import assert_refusal, question, raw, serving
 from tests.serve.request_fuzz import Requests, fuzz, has_place
 
@@ -138,7 +139,7 @@ def test_nesting_at_the_limit_is_not_a_server_error(server, name):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_request_gets_a_500_or_an_error_about_a_field_it_does_not_have(server, monkeypatch, seed):
-    monkeypatch.setattr("serve.schema.MAX_TOKENS", 4)  # long replies are not the point
+    monkeypatch.setattr("serve.http.forms.chat.MAX_TOKENS", 4)  # long replies are not the point
     counts = fuzz(server.port, seed=seed, requests=250)
     assert counts[200] > 20 and counts[400] > 100
 

@@ -8,16 +8,17 @@ import pytest
 from openai.types.chat import completion_create_params
 from PIL import Image
 
-from serve import fields
-from serve.bodies import to_form
-from serve.replies import ApiError
-from serve.schema import ChatBody, ImagesBody
+from serve.http.errors import ApiError
+from serve.http.forms import fields
+from serve.http.forms.bodies import to_form
+from serve.http.forms.chat import ChatBody
+from serve.http.forms.images import ImagesBody
 from tests.serve.client import assert_refusal, data_url, question, raw, serving
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 TALK = {"messages": question("What colour?")}
 GENERATION = {"prompt": "a red circle"}
-DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 ROUTES = ((ChatBody, TALK, fields.CHAT), (ImagesBody, GENERATION, fields.IMAGES))
 NOT_HONOURED = [
     ("frequency_penalty", 0.5),
