@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.serve.client import serving
+
 CHROMIUM = "chromium"  # Debian's; `.ci/run` installs it
 SCREENSHOTS = Path(__file__).parent.parent.parent.parent / "build" / "screenshots"
 
@@ -21,6 +23,13 @@ def browser():
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(talking):
+    """A server of that pipeline."""
+    with serving(talking) as server:
+        yield server
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def open_page(browser):
         page = context.new_page()
         page.on("console", lambda said: problems.append(said.text) if _is_problem(said) else None)
         page.goto(server.url)
-        page.get_by_text("32 × 32 pixels").wait_for()
+        page.get_by_role("status").filter(has_not_text="connecting").first.wait_for()
         return page
 
     yield open_page
@@ -52,6 +61,12 @@ def open_page(browser):
 def _is_problem(said):
     """Whether the console has an error; that a request was refused is no error of the page."""
     return said.type == "error" and not said.text.startswith("Failed to load resource")
+
+
+@pytest.fixture
+def page(open_page, server):
+    """The page of the server."""
+    return open_page(server)
 
 
 @pytest.fixture(scope="session")
