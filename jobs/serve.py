@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from blip3o import settings, storage
 from blip3o.bundle.layout import SEAL
@@ -26,11 +27,13 @@ from cluster.ports import LOOPBACK, require_free
 from jobs.commands.curl import examples
 from jobs.commands.demo_store import BUNDLE, FOLDER, find_store
 from jobs.common import UsageError, entry_point, join_ray, with_parameters
-from serve.config import ServeConfig
+from serve.config.options import ServeConfig
+from serve.http.config import HttpConfig
 
 HOST = LOOPBACK
 APP = "blip3o"
-DEFAULTS: dict[str, Any] = {"num_cpus": 0.5}  # where they differ from `ServeConfig`'s: a laptop has few cores
+# Where they differ from `ServeConfig`'s: a laptop has few cores.
+DEFAULTS: dict[str, Any] = {"num_cpus": 0.5, "ingress_replicas": 1}
 # Serve gives its proxy 5 s to start and kills it after the third time; a busy laptop may need longer.
 _CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}}
 
@@ -60,7 +63,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     join_ray()
     from ray import serve as ray_serve
 
-    from serve.deployments import build_app
+    from serve.deployments.applications import build_app
 
     if others := ray_serve.status().applications:
         # Port and proxy would still be theirs, and stopping this server would stop them too.
@@ -68,7 +71,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
             f"this Ray serves {', '.join(others)} already: deploy next to it with `serve run serve.app:app "
             "bundle=URI`, or start without RAY_ADDRESS"
         )
-    http = {"host": HOST, "port": port}
+    http = {"host": HOST, "port": port, "request_timeout_s": config.request_timeout_s}
     ray_serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": _CONTROLLER})
     try:
         ray_serve.run(build_app(config), name=APP, route_prefix="/")
@@ -79,10 +82,17 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
 
 
 def _config(values: dict[str, Any]) -> ServeConfig:
+    """The config of options, of which those of `HttpConfig` are its field `http`. Raises `ConfigError`."""
+    http: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name in HttpConfig.model_fields
+    }
+    rest = {name: value for name, value in values.items() if name not in http}
     try:
-        return ServeConfig(**values)
+        return ServeConfig(**rest, http=HttpConfig(**http))
     except ValidationError as error:
-        known = ", ".join(ServeConfig.model_fields)
+        known = ", ".join([*(name for name in ServeConfig.model_fields if name != "http"), *HttpConfig.model_fields])
         first = error.errors()[0]
         raise ConfigError(f"option {first['loc'][0]}: {explain(first)} (options: {known})") from error
 
@@ -97,16 +107,23 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-# The options of the command that are `ServeConfig`'s: described there, and only there.
-_CONFIGURED = [
-    inspect.Parameter(
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A field of a config as an option; several values are one option several times."""
+    several = field.annotation == tuple[str, ...]
+    return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=DEFAULTS.get(name, field.default),
-        annotation=Annotated[field.annotation, typer.Option(help=_sentence(field.description or ""))],
+        default=list(field.default) if several else DEFAULTS.get(name, field.default),
+        annotation=Annotated[
+            list[str] if several else field.annotation, typer.Option(help=_sentence(field.description or ""))
+        ],
     )
-    for name, field in ServeConfig.model_fields.items()
-    if name != "bundle"
+
+
+# The options of the command that are `ServeConfig`'s and its `http`'s: described there, and only there.
+_CONFIGURED = [
+    *(_option(name, field) for name, field in ServeConfig.model_fields.items() if name not in ("bundle", "http")),
+    *(_option(name, field) for name, field in HttpConfig.model_fields.items()),
 ]
 
 

@@ -46,13 +46,22 @@ _RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Rows in slots, in the queue and at the decoder, conversations in the queue, and totals since the start."""
+    """Rows in slots, in the queue and at the decoder, conversations in the queue, and totals since the start.
+
+    `seconds_ahead`: until all rows are done, by the durations of the last step and decode.
+    """
 
     rows_running: int
     rows_waiting: int
     rows_decoding: int
     chats_waiting: int
+    seconds_ahead: float
     totals: Mapping[str, int]
+
+    @property
+    def in_work(self) -> int:
+        """Rows and conversations that have not ended."""
+        return self.rows_running + self.rows_waiting + self.rows_decoding + self.chats_waiting
 
 
 class Engine:
@@ -131,6 +140,7 @@ class Engine:
                 rows_waiting=len(self._schedule.waiting),
                 rows_decoding=self._decoder.rows,
                 chats_waiting=len(self._requests.chats),
+                seconds_ahead=self._seconds_ahead(),
                 totals=dict(self._requests.totals),
             )
 

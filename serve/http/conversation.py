@@ -32,7 +32,7 @@ class Conversation:
         return reply
 
     async def stream(self, backend: Backend, guard: Guard) -> AsyncGenerator[str | ChatReply, None]:
-        """The text piece by piece, and at last the reply. With a content filter, the text is one piece. Raises as `run`."""
+        """The text piece by piece, or in one with a content filter, and at last the reply. Raises as `run`."""
         if guard.filter is not None:
             reply = await self.run(backend, guard)
             yield reply.text

@@ -91,9 +91,7 @@ class _EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, client: Client, first: str, events: AsyncGenerator[str, None], headers: dict[str, str]
-    ) -> None:
+    def __init__(self, client: Client, first: str, events: AsyncGenerator[str, None], headers: dict[str, str]) -> None:
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._client, self._first, self._events = client, first, events

@@ -14,6 +14,7 @@ from blip3o.errors import ConfigError, PromptTooLongError, RequestError
 from serve.api import build_api
 from serve.engine.engine import Engine
 from serve.engine.local import LocalBackend
+from serve.http.config import HttpConfig
 from serve.protocol import BusyError, EngineError, UnavailableError
 from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw, serving
 
@@ -270,7 +271,7 @@ CHAT_FAULTS = [
     (_about("data:image/png;base64,é"), "invalid_image", URL),
     (_about("data:image/png;base64,aGVsbG8="), "invalid_image", URL),
     (_about(data_url(PICTURE)[:-400]), "invalid_image", URL),
-    (_about("data:image/png;base64," + "A" * (MAX_IMAGE * 4 // 3 + 8)), "invalid_image", URL),
+    (_about("data:image/png;base64," + "A" * (HttpConfig().max_image_bytes * 4 // 3 + 8)), "invalid_image", URL),
 ]
 
 
@@ -285,7 +286,7 @@ def test_unknown_routes_and_methods_and_huge_bodies_too(server):
     answer = raw("GET", server.url + IMAGES)
     assert_refusal(answer, 405)
     assert answer.headers["allow"] == "POST"
-    assert_refusal(raw("POST", server.url + IMAGES, b" " * (MAX_BODY + 1)), 413)
+    assert_refusal(raw("POST", server.url + IMAGES, b" " * (HttpConfig().max_body_bytes + 1)), 413)
 
 
 class Broken:

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 from pydantic import ValidationError
 
-from serve.config import ServeConfig
-from serve.deployments import Generator, build_app
+from serve.config.options import ServeConfig
+from serve.deployments.applications import build_app
+from serve.deployments.replica import Generator
 
 
 def _described(**options):

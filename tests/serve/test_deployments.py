@@ -104,7 +104,7 @@ def _poll(ask, is_good, timeout_s=60):
 def test_errors_of_serving_are_one_line(server, bundle, tmp_path):
     with pytest.raises(BundleError, match="is not a bundle"):
         start(str(tmp_path), port=free_ports(1)[0])
-    with pytest.raises(ConfigError, match="option widht: .*options: bundle, name"):
+    with pytest.raises(ConfigError, match="option widht: .*options: bundle, batch_size"):
         start(bundle, port=free_ports(1)[0], options={"widht": 3})
     with pytest.raises(ServiceError, match="this Ray serves blip3o already: deploy next to it"):
         start(bundle, port=free_ports(1)[0])

@@ -18,12 +18,21 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 
 # Steps at a level of quality, as a multiple of the bundle's default.
 STEP_FACTORS: dict[Level, float] = {"low": 0.5, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
-_OTHER_NAMES: dict[Quality, Level] = {"auto": "medium", "standard": "medium", "hd": "high"}  # of DALL·E's API
+_LEVELS: dict[Quality, Level] = {
+    "auto": "medium",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "xhigh",
+    "max": "max",
+    "standard": "medium",  # of DALL·E's API, as the next one
+    "hd": "high",
+}
 
 
 def level_of(quality: Quality) -> Level:
     """The level that a name of quality means."""
-    return _OTHER_NAMES.get(quality) or quality  # type: ignore[return-value] - what is no other name is a level
+    return _LEVELS[quality]
 
 
 class Sampling(Body):
@@ -103,7 +112,7 @@ class MultipartForm(ImageOptions):
     @field_validator(*_FORM_TYPES, mode="before")
     @classmethod
     def _from_text(cls, value: object, info: ValidationInfo) -> object:
-        converted = _FORM_TYPES[info.field_name](value)
+        converted = _FORM_TYPES[info.field_name or ""](value)
         whole = isinstance(converted, float) and converted.is_integer()
         return int(converted) if whole else converted
 

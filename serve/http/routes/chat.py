@@ -84,9 +84,7 @@ class ChatRoute:
             )
             conversation = await listen(self._face, request, info, talk=talk, drawing=body, guard=guard)
         if body.image_prompt is not None:
-            generation = plan(
-                self._face, request, info, prompt=body.image_prompt, sampling=body, wanted=Wanted()
-            )
+            generation = plan(self._face, request, info, prompt=body.image_prompt, sampling=body, wanted=Wanted())
         return _Parts(conversation=conversation, generation=generation)
 
 
@@ -117,7 +115,7 @@ async def _completion(head: dict[str, Any], parts: _Parts, model: ServedModel, g
 async def _events(
     head: dict[str, Any], parts: _Parts, model: ServedModel, guard: Guard, *, with_usage: bool
 ) -> AsyncGenerator[str, None]:
-    """The reply as server-sent events: its role, pieces of text, the image, the finish reason, the usage if requested."""
+    """The reply as server-sent events: pieces of text, the image, the finish reason, the usage if requested."""
     head = head | {"object": "chat.completion.chunk"}
     usage, reason = _Usage(), "stop"
     delta: dict[str, Any] = {"role": "assistant", "content": ""}

@@ -64,9 +64,7 @@ class ResponsesRoute:
         info = await model.backend.describe()
         return await listen(self._face, request, info, talk=talk, drawing=body, guard=guard)
 
-    async def _generation(
-        self, request: Request, body: ResponsesBody, tool: ImageTool, backend: Backend
-    ) -> Generation:
+    async def _generation(self, request: Request, body: ResponsesBody, tool: ImageTool, backend: Backend) -> Generation:
         if body.pictures:
             path = body.pictures[0].path
             message = f"{path}: this model cannot make an image of an image: leave it out, or the tool"
@@ -132,17 +130,16 @@ async def _text_events(response: _Response, pieces: AsyncGenerator[str | ChatRep
     item: Json = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant"}
     place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-    reply: ChatReply | None = None
     async with aclosing(pieces):
-        first = await anext(pieces)  # an error comes before any event
+        piece: str | ChatReply = await anext(pieces)  # an error comes before any event
         for each in response.begin(item | {"status": "in_progress", "content": []}):
             yield each
         yield response.event("content_part.added", **place, part=part)
-        piece: str | ChatReply | None = first
         while isinstance(piece, str):
             yield response.event("output_text.delta", **place, delta=piece, logprobs=[])
             piece = await anext(pieces)
-        reply = piece
+    assert isinstance(piece, ChatReply)
+    reply = piece
     part = part | {"text": reply.text}
     yield response.event("output_text.done", **place, text=reply.text, logprobs=[])
     yield response.event("content_part.done", **place, part=part)

@@ -1,4 +1,4 @@
-"""Fetches images from allowed hosts: never from a private address, with every redirect checked, bounded in size and time.
+"""Fetches images from allowed hosts: never from a private address, every redirect checked, bounded in size and time.
 
 A host is resolved once, and the connection goes to the address that was checked: a name that changes in between gains
 nothing. Proxies of the environment are not used.
@@ -50,7 +50,9 @@ class Fetcher:
                 url = urljoin(url, found)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             # The kind says enough: more would tell a stranger about our network.
-            raise RequestError(f"could not be fetched ({type(error).__name__}): send the image as a data URL") from error
+            raise RequestError(
+                f"could not be fetched ({type(error).__name__}): send the image as a data URL"
+            ) from error
         raise RequestError(f"redirects more than {_REDIRECTS} times: send the image as a data URL")
 
     def _get(self, url: str, end: float) -> bytes | str:

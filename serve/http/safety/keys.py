@@ -34,8 +34,8 @@ class ApiKey(Frozen):
 
     key: str = Field(default="", description="the key; give sha256 instead to keep it out of the file")
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", description="SHA-256 of the key, hexadecimal")
-    requests_per_minute: int | None = Field(default=None, ge=1, description="requests in a minute; unlimited if omitted")
-    concurrent_requests: int | None = Field(default=None, ge=1, description="requests at a time; unlimited if omitted")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="requests in a minute; no limit if omitted")
+    concurrent_requests: int | None = Field(default=None, ge=1, description="requests at a time; no limit if omitted")
 
     @model_validator(mode="before")
     @classmethod
