@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from serve.http.config import HttpConfig
@@ -48,6 +49,10 @@ def build_models_api(
     ChatRoute(face).add_to(keyed)
     ResponsesRoute(face).add_to(keyed)
     add_docs(open_to_all)
+    described = [
+        route.path for router in (keyed, open_to_all) for route in router.routes if isinstance(route, APIRoute)
+    ]
+    api.state.paths = sorted({"/", *described})
     for router in (keyed, open_to_all, page_router()):
         api.include_router(router)
     if config.cors_origins:

@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError, one_line
@@ -104,8 +103,7 @@ def _route_message(request: Request, error: StarletteHTTPException) -> str:
     """The message of a routing error, with the existing routes: often, the base URL is missing `/v1`."""
     route = f"{request.method} {one_line(request.url.path)}"
     if error.status_code == 404:
-        paths = sorted({route.path for route in request.app.routes if isinstance(route, APIRoute)})
-        return f"{route}: there is no such route, only {', '.join(paths)}"
+        return f"{route}: there is no such route, only {', '.join(request.app.state.paths)}"
     if error.status_code == 405 and error.headers:
         return f"{route}: this route takes {error.headers['Allow']}"
     return f"{route}: {error.detail}"

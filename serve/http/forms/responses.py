@@ -10,7 +10,7 @@ from serve.http.forms import fields
 from serve.http.forms.base import Whole, fault
 from serve.http.forms.conversations import DEFAULT_TOKENS, MAX_TOKENS, Drawing, check_conversation
 from serve.http.forms.images import OutputFormat, Sampling
-from serve.http.forms.messages import InputMessage, Picture, TextPart, pictures
+from serve.http.forms.messages import InputMessage, Picture, pictures
 from serve.protocol import MAX_PARTIAL_IMAGES
 
 IMAGE_TOOL = "image_generation"
@@ -99,7 +99,7 @@ class ResponsesBody(Drawing):
         """The conversation as turns of the template, with the instructions in front."""
         if self.instructions is None:
             return messages.to_turns(self.messages)
-        system = InputMessage(role="system", content=(TextPart(type="text", text=self.instructions),))
+        system = InputMessage.model_validate({"role": "system", "content": self.instructions})
         return messages.to_turns((system, *self.messages))
 
     @property

@@ -29,7 +29,7 @@ class ModelRoutes:
     async def ready(self) -> dict[str, str]:
         """200 if every model can answer."""
         for model in self._face.models():
-            await model.backend.describe()
+            await model.backend.check()
         return {"status": "ready"}
 
     async def models(self) -> dict[str, Any]:

@@ -17,13 +17,22 @@ from blip3o.errors import RequestError, quoted
 
 _REDIRECTS = 3
 _PIECE = 64 * 1024  # bytes
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the Internet: not to a private network, this machine or a cloud's metadata."""
     parsed = ipaddress.ip_address(address)
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return (mapped or parsed).is_global and not parsed.is_multicast
+    return all(each.is_global and not each.is_multicast for each in (parsed, *_embedded(parsed)))
+
+
+def _embedded(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses to which a gateway may translate an IPv6 address."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return []
+    translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+    teredo = address.teredo[1] if address.teredo else None
+    return [each for each in (address.ipv4_mapped, address.sixtofour, teredo, translated) if each is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

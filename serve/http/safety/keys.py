@@ -18,7 +18,6 @@ from starlette.requests import HTTPConnection
 
 from blip3o import settings, storage
 from blip3o.config.base import Frozen
-from blip3o.config.load import explain
 from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import ConfigError
 from serve.http.config import HttpConfig
@@ -73,8 +72,10 @@ def read_keys(config: HttpConfig) -> Mapping[str, ApiKey]:
             raise ConfigError(f"there are two API keys named '{name}': give each a name of its own")
         try:
             keys[str(name)] = ApiKey.model_validate(value)
-        except ValidationError as error:
-            raise ConfigError(f"API key '{name}': {explain(error.errors(include_input=False)[0])}") from None
+        except ValidationError as error:  # its own message would quote the key
+            [fault, *_] = error.errors(include_input=False)
+            place = ".".join(str(part) for part in fault["loc"])
+            raise ConfigError(f"API key '{name}': {place} {fault['msg']}: see docs/serving.md") from None
     return keys
 
 

@@ -24,6 +24,7 @@ _HEADERS = {
     "x-frame-options": "DENY",
     "cache-control": "no-store",
 }
+_READ_ON = 4  # as many times the largest body are read before the connection is cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,18 @@ class _BoundedBody:
         """The next message. Raises `HTTPException` 413 for a body that is too large, 408 for one that is too slow."""
         if self._whole:  # then only the disconnect follows
             return await self._receive()
-        self._check_size(self._claimed)
+        message = await self._next()
+        while self._is_large():
+            # Most clients read a reply only once their body is sent: it is read on, but not kept.
+            if self._whole or self._seen > _READ_ON * self._config.max_body_bytes:
+                raise HTTPException(413, f"the body is larger than {self._config.max_body_bytes} bytes")
+            message = await self._next()
+        return message
+
+    def _is_large(self) -> bool:
+        return max(self._claimed, self._seen) > self._config.max_body_bytes
+
+    async def _next(self) -> Message:
         clock = asyncio.get_running_loop().time
         self._end = self._end or clock() + self._config.read_timeout_s
         try:
@@ -123,13 +135,8 @@ class _BoundedBody:
             seconds = f"{self._config.read_timeout_s:g}"
             raise HTTPException(408, f"the body did not arrive within {seconds} s: send it faster") from None
         self._seen += len(message.get("body", b""))
-        self._check_size(self._seen)
         self._whole = not message.get("more_body", False)
         return message
-
-    def _check_size(self, size: int) -> None:
-        if size > self._config.max_body_bytes:
-            raise HTTPException(413, f"the body is larger than {self._config.max_body_bytes} bytes")
 
 
 def access_log() -> Report:

@@ -64,7 +64,7 @@ def test_json_may_have_a_byte_order_mark(encoding):
         (ImagesBody, {"prompt": "x", "n": 1.5}, "must be a whole number, not 1.5", "n"),
         (ImagesBody, {"prompt": "x", "stream": "false"}, 'must be true or false, not "false"', "stream"),
         (ImagesBody, {"prompt": "x", "guidance_scale": float("inf")}, "finite", "guidance_scale"),
-        (ImagesBody, {"prompt": "x", "quality": "hd"}, 'not "hd"', "quality"),
+        (ImagesBody, {"prompt": "x", "quality": "4k"}, 'not "4k"', "quality"),
         (ChatBody, {"messages": "hi"}, 'must be a list, not "hi"', "messages"),
         (ChatBody, {"messages": ["hi"]}, 'must be an object, not "hi"', "messages.0"),
         (ChatBody, {"messages": [{"content": "hi"}]}, "is required", "messages.0.role"),

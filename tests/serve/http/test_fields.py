@@ -13,6 +13,7 @@ from serve.http.forms import fields
 from serve.http.forms.bodies import to_form
 from serve.http.forms.chat import ChatBody
 from serve.http.forms.images import ImagesBody
+from serve.http.forms.responses import ResponsesBody
 from tests.serve.client import assert_refusal, data_url, question, raw, serving
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
@@ -28,7 +29,6 @@ NOT_HONOURED = [
     ("logprobs", True),
     ("logprobs", 0),
     ("top_logprobs", 5),
-    ("stop", ["\n"]),
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
     ("response_format", {"type": "json_object"}),
@@ -67,9 +67,29 @@ def test_another_value_would_change_the_answer_and_is_refused(name, value):
     assert f"send {fields.CHAT[name]}, or nothing" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("form", "body", "name", "why"),
+    [
+        (ChatBody, TALK, "audio", "replies are text and images"),
+        (ResponsesBody, {"input": "hi"}, "previous_response_id", "nothing is stored"),
+    ],
+)
+def test_what_is_never_honoured_says_why(form, body, name, why):
+    assert to_form(body | {name: None}, form) == to_form(body, form)
+    with pytest.raises(ApiError, match=why) as caught:
+        to_form(body | {name: "x"}, form)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, name, "unknown_parameter")
+
+
+def test_what_only_changes_draws_is_refused_only_then():
+    assert to_form(TALK | {"top_k": 40, "min_p": 0.1}, ChatBody) == to_form(TALK, ChatBody)
+    with pytest.raises(ApiError, match="send -1 or 0, or nothing"):
+        to_form(TALK | {"top_k": 40, "temperature": 0.7}, ChatBody)
+
+
 def test_blank_strings_and_nulls_inside_are_neutral_too():
-    assert to_form(GENERATION | {"negative_prompt": " \n"}, ImagesBody) == to_form(GENERATION, ImagesBody)
-    written = {"response_format": {"type": "text", "json_schema": None}, "stop": ""}
+    assert to_form(TALK | {"verbosity": " medium "}, ChatBody) == to_form(TALK, ChatBody)
+    written = {"response_format": {"type": "text", "json_schema": None}, "stop": [""]}
     assert to_form(TALK | written, ChatBody) == to_form(TALK, ChatBody)
 
 

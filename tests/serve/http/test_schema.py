@@ -7,6 +7,7 @@ from serve.http.forms.base import MAX_PROMPT
 from serve.http.forms.bodies import to_form
 from serve.http.forms.chat import ChatBody
 from serve.http.forms.conversations import MAX_TOKENS
+from serve.http.forms.messages import Picture
 from tests.serve.client import question
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,x"}}
@@ -109,7 +110,7 @@ def test_a_long_conversation_is_counted():
 
 def test_the_image_is_found_after_a_system_message():
     body = read({"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "?"}, IMAGE]})
-    assert body.image == ("messages.1.content.1.image_url.url", "data:,x")
+    assert body.pictures == (Picture(path="messages.1.content.1.image_url.url", url="data:,x"),)
 
 
 @pytest.mark.parametrize(
