@@ -9,7 +9,7 @@ GPU_VERBS := parity step resume draw encode
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full test test-fast lint docs package bench bench-data gpu lmms clean
+.PHONY: help demo demo-full serve test test-fast lint docs package bench bench-data gpu lmms clean
 .DELETE_ON_ERROR:
 
 help:  ## what can be made
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## data, training, evaluation and a served model on this compute
 
 demo-full: $(STAMP)  ## the same with half an hour to learn; results in runs/demo-full
 	$(BIN)/blip3o demo --full
+
+serve: $(STAMP)  ## the demo's model over HTTP with a web page, from its store, until Ctrl-C
+	$(BIN)/blip3o serve --demo
 
 # A file's tests stay together: they share what the first of them made. In UTF-8 whatever the locale, for names of files.
 test: $(STAMP)  ## the test suite, in two processes

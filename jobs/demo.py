@@ -25,6 +25,7 @@ from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
 from cluster.local_s3 import LocalS3
 from jobs.commands.demo_console import LOG, SHOWN, STEPS, closing_lines, say, step
+from jobs.commands.demo_store import BASE, BUCKET, BUNDLE, FOLDER, STORE
 from jobs.commands.progress import bar
 from jobs.common import UsageError, entry_point, join_ray, leave_ray, program_path
 
@@ -33,11 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BUCKET = "blip3o"
-STORE = "store"  # the folder of the object store, in that of the demo
-BASE = f"s3://{BUCKET}"
 PLACES = (f"data.root={BASE}/data", f"run.storage={BASE}/runs")
-BUNDLE = f"{BASE}/bundles/demo"
 STAGES = ("encoder", "understand", "generate", "instruct", "decoder")  # of the shipped pipelines, in their order
 EVALUATED = ("understanding", "generation", "scenes", "held_out", "provenance")
 
@@ -277,7 +274,7 @@ def command(
     if quick and full:
         raise UsageError("--quick and --full are two sizes: give one of them")
     scale = QUICK if quick else FULL if full else USUAL
-    run_demo(out or Path("runs/demo-full" if full else "runs/demo"), scale=scale, fresh=fresh)
+    run_demo(out or (Path("runs/demo-full") if full else FOLDER), scale=scale, fresh=fresh)
 
 
 main = entry_point("demo", command)

@@ -11,18 +11,9 @@ from typing import Annotated
 
 import typer
 
-from blip3o.errors import ConfigError
-from cluster.local_s3 import LocalS3, holds_store
+from cluster.local_s3 import LocalS3
+from jobs.commands.demo_store import BASE, BUNDLE, find_store
 from jobs.common import entry_point
-from jobs.demo import BASE, BUNDLE, STORE
-
-
-def find_store(folder: Path) -> Path:
-    """The data of the store in a demo's folder, or the folder itself. Raises `ConfigError` if neither is a store's."""
-    for found in (folder / STORE, folder):
-        if holds_store(found):
-            return found
-    raise ConfigError(f"{folder} holds no store: give the folder of a demo (`blip3o demo --out {folder}` makes one)")
 
 
 def instructions(folder: Path, environment: dict[str, str]) -> str:

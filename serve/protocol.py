@@ -148,8 +148,12 @@ class Backend(Protocol):
     `DeadlineError` or `EngineError`. Cancelling a call, or closing a stream, frees the request's rows.
     """
 
+    async def check(self) -> None:
+        """Returns if requests can be answered. Does not wait behind them."""
+        ...
+
     async def describe(self) -> ModelInfo:
-        """The model's properties."""
+        """The model's properties, which never change."""
         ...
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:

@@ -9,7 +9,7 @@ DECIDED_BY_NAME = {
     "blip3o/model/unified.py": 1,
     "blip3o/train/deepspeed/gather.py": 1,
     "blip3o/model/decoders/autoencoder.py": 1,
-    "serve/deployments.py": 1,
+    "serve/deployments/replica.py": 1,
 }
 
 

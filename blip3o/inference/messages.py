@@ -7,7 +7,7 @@ A message is `{"role": …, "content": …}`; its content is a string or a list 
     {"type": "image", "image": picture}                                      # a PIL image, or a path
 
 Functions of `ChatMessage` hold what Python and HTTP share: the order of roles, the place of an image, the template's
-turns. `serve.schema` calls them too.
+turns. `serve.http.forms` calls them too.
 """
 
 import os

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o import log
+from jobs.commands.demo_store import FOLDER
 
 LOG = "demo.log"  # what libraries say, next to all messages; in the demo's folder
 SHOWN = ("jobs.common", "jobs.training.progress", "jobs.commands.interruption")  # whose messages are not for it alone
@@ -47,7 +48,7 @@ def closing_lines(summary: dict[str, Any], out: Path, *, program: str) -> list[s
         f"  log      {out / LOG}",
         "what next:",
         f'  {program} generate --bundle {folder}/bundle "two red circles"',
-        f"  {program} serve --bundle {folder}/bundle",
+        f"  {program} serve --demo" + ("" if out == FOLDER else f" --folder {folder}"),
         f"  {program} store {folder}",
     ]
 

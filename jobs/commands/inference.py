@@ -10,7 +10,8 @@ from blip3o.device import DeviceKind
 from blip3o.errors import DataError, RequestError
 from blip3o.inference.arguments import MAX_GUIDANCE, MAX_STEPS
 from blip3o.inference.precision import Precision
-from jobs.common import parameters_of, with_parameters
+from jobs.commands.remote import API_KEY, RemoteModel
+from jobs.common import UsageError, parameters_of, with_parameters
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,19 +21,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """The options of both commands: which bundle, and how it computes."""
+    """The options of both commands: which bundle, and how it computes; or which server."""
 
-    bundle: Annotated[str, typer.Option(metavar="URI", help="The bundle to use, as `blip3o export` wrote it.")]
+    bundle: Annotated[
+        str | None, typer.Option(metavar="URI", help="The bundle to use, as `blip3o export` wrote it.")
+    ] = None
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help=f"A running server to use instead, http://127.0.0.1:8000; ${API_KEY} is sent to it."
+        ),
+    ] = None
     device: Annotated[DeviceKind, typer.Option(help="What computes.")] = "cpu"
     precision: Annotated[
         Precision, typer.Option(help="Of weights and arithmetic; auto is bf16 on a GPU and fp32 on the CPU.")
     ] = "auto"
 
-    def load(self) -> "Blip3oPipeline":
-        """The bundle's pipeline. Raises as `load_bundle` does, and `ConfigError` without the GPU asked for."""
+    def model(self) -> "Blip3oPipeline | RemoteModel":
+        """The bundle's pipeline, or the server.
+
+        Raises `UsageError` for neither or both, `RequestError` for a bad address, `ConfigError` without the GPU asked
+        for, and as `load_bundle` does.
+        """
         import blip3o
         from blip3o.device import select
 
+        if self.url is not None:
+            if self.bundle is not None or (self.device, self.precision) != ("cpu", "auto"):
+                raise UsageError("--url asks a server, which has its bundle, device and precision: give none of them")
+            return RemoteModel(self.url)
+        if self.bundle is None:
+            raise UsageError("Missing option '--bundle' (or --url, to ask a running server)")
         return blip3o.load(self.bundle, device=select(self.device), precision=self.precision)
 
 
@@ -57,7 +76,7 @@ def generate(
     """Generate images from a prompt."""
     images = (
         Loading(**loading)
-        .load()
+        .model()
         .generate(prompt, seed=seed, n=n, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     )
     save_image(side_by_side(images), out)
@@ -77,7 +96,7 @@ def chat(
     if not question.strip():
         raise RequestError("the question is empty: say what to ask")
     picture = open_image(image) if image else None
-    print(Loading(**loading).load().chat(question, image=picture, max_tokens=max_tokens))
+    print(Loading(**loading).model().chat(question, image=picture, max_tokens=max_tokens))
 
 
 def open_image(path: Path) -> "Image.Image":

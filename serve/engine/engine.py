@@ -60,6 +60,11 @@ class EngineStats:
     step_age_s: float | None
     totals: Mapping[str, int]
 
+    @property
+    def in_work(self) -> int:
+        """Rows and conversations that have not ended."""
+        return self.rows_running + self.rows_waiting + self.rows_decoding + self.chats_waiting
+
 
 class Engine:
     """Serves many requests with one model.

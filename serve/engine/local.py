@@ -28,6 +28,10 @@ class LocalBackend:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    async def check(self) -> None:
+        """Raises `UnavailableError` if the engine is not running."""
+        self._engine.check()
+
     async def describe(self) -> ModelInfo:
         """The model's properties. Raises `UnavailableError` if the engine is not running."""
         self._engine.check()

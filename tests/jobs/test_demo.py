@@ -9,7 +9,8 @@ from typer.main import get_command
 from blip3o.errors import ConfigError
 from jobs import cli
 from jobs.commands.demo_console import closing_lines
-from jobs.demo import BASE, FULL, QUICK, STAGES, USUAL, Demo, main, run_demo
+from jobs.commands.demo_store import BASE
+from jobs.demo import FULL, QUICK, STAGES, USUAL, Demo, main, run_demo
 from jobs.index import stages_with_new_sources
 
 

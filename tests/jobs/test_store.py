@@ -12,7 +12,7 @@ from cluster import local_s3
 from cluster.local_s3 import LOCK
 from cluster.ports import LOOPBACK, free_ports
 from jobs import store
-from jobs.demo import STORE
+from jobs.commands.demo_store import STORE, find_store
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_what_cannot_be_started_is_told_in_one_line(served, demo, tmp_path, caps
 
 
 def test_the_data_may_be_named_too(demo):
-    assert store.find_store(demo) == store.find_store(demo / STORE) == demo / STORE
+    assert find_store(demo) == find_store(demo / STORE) == demo / STORE
 
 
 def test_ctrl_c_stops_it_without_a_traceback(served, demo):

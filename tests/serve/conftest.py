@@ -55,3 +55,14 @@ def pipeline(reference):
     # Found once: a test that counts passes of a network then sees none that only look for widths.
     copied.__dict__.update({name: getattr(reference, name) for name in WIDTHS})
     return copied
+
+
+@pytest.fixture(scope="session")
+def talking(reference):
+    """The pipeline with a head that knows only words: replies of the random one hold no text."""
+    pipeline = replace(reference, model=deepcopy(reference.model))
+    table = pipeline.model.get_parameter("backbone.hf.model.language_model.embed_tokens.weight")
+    words = [i for i in range(len(table)) if i < len(pipeline.tokenizer) and pipeline.tokenizer.decode([i]).isalpha()]
+    with torch.no_grad():
+        table[[i for i in range(len(table)) if i not in words]] = 0
+    return pipeline

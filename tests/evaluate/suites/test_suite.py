@@ -9,7 +9,7 @@ from blip3o.errors import DataError
 from blip3o.evaluate.metrics.intervals import bootstrap
 from blip3o.evaluate.records import Item, Judge, Judgement
 from blip3o.evaluate.suites.suite import collect_values, item_seed, items_digest, mean
-from serve.schema import MAX_SEED
+from serve.http.forms.images import MAX_SEED
 
 
 def items(*keys, samples=2):

@@ -10,7 +10,7 @@ import torch
 
 from blip3o.data.text.templates import Turn
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.config import ServeConfig
+from serve.config.options import ServeConfig
 from serve.engine.decoding import DecodeBatch, DecodeStage, FinishedRow
 from serve.engine.engine import Engine
 from serve.engine.requests import Generation, Requests

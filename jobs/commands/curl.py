@@ -1,0 +1,13 @@
+"""Lines that a user can paste to try a server: an image to a file, a question, the models."""
+
+
+def examples(url: str) -> tuple[str, ...]:
+    """Three commands for curl 7.82 or later; the first writes circle.png. Each fits in 80 columns, line by line."""
+    return (
+        f"curl -s {url}/v1/images/generations \\\n"
+        """  --json '{"prompt": "a red circle", "seed": 1}' |\n"""
+        r"""  sed 's/.*"b64_json":"\([^"]*\)".*/\1/' | base64 -d > circle.png""",
+        f"curl -sN {url}/v1/chat/completions \\\n"
+        """  --json '{"messages": [{"role": "user", "content": "Hi"}], "stream": true}'""",
+        f"curl -s {url}/v1/models",
+    )

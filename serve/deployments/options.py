@@ -1,0 +1,56 @@
+"""What Serve is told about the deployments, in the form of its config files. Imports no Ray.
+
+None of it restarts a replica when it changes, except `ray_actor_options`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serve.config.options import ServeConfig
+
+GENERATOR = "Generator"
+INGRESS = "Ingress"
+_POLICY = "serve.deployments.autoscaling:RowsAndWork"
+_HEADROOM = 16  # requests beyond those that a replica can hold: it rejects them itself, with a time to retry
+_INGRESS_CPUS = 0.1
+_INGRESS_REQUESTS = 1000
+_LOOK_BACK_S = 5
+_HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 20}  # three failures in a row replace a replica
+
+
+def generator_options(config: ServeConfig) -> dict[str, Any]:
+    """The replicas of the model."""
+    return {
+        "name": GENERATOR,
+        "autoscaling_config": {
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.target_rows or config.batch_size,  # the policy reads it as rows
+            "look_back_period_s": _LOOK_BACK_S,
+            "upscale_delay_s": config.upscale_delay_s,
+            "downscale_delay_s": config.downscale_delay_s,
+            "policy": {"policy_function": _POLICY, "policy_kwargs": {"target_wait_s": config.target_wait_s}},
+        },
+        # An overloaded engine rejects requests at once, with a time to retry. Serve's limit per replica is higher than
+        # the replica's, so that rejections never queue behind images.
+        "max_ongoing_requests": config.max_requests + _HEADROOM,
+        "max_queued_requests": config.max_waiting,
+        "graceful_shutdown_timeout_s": config.drain_timeout_s,
+        "max_surge_percent": 100,
+        "ray_actor_options": {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+        **_HEALTH,
+    }
+
+
+def ingress_options(config: ServeConfig, models: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The HTTP API, with its routing table. Serve spreads its replicas over the nodes."""
+    return {
+        "name": INGRESS,
+        "num_replicas": config.ingress_replicas,
+        "user_config": {"models": {name: [dict(target) for target in targets] for name, targets in models.items()}},
+        "max_ongoing_requests": _INGRESS_REQUESTS,
+        "graceful_shutdown_timeout_s": config.drain_timeout_s,
+        "max_surge_percent": 100,
+        "ray_actor_options": {"num_cpus": _INGRESS_CPUS},
+        **_HEALTH,
+    }

@@ -1,0 +1,96 @@
+"""Links to images that expire: signed, absolute, and backed by the memory or by a folder of an object store.
+
+With several ingress replicas, use a folder, and keys or $BLIP3O_URL_SECRET, from which the signature is made: each
+replica has a memory of its own.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from blip3o import settings, storage
+from serve.http.config import HttpConfig
+from serve.http.errors import ApiError
+
+VARIABLE = "BLIP3O_URL_SECRET"
+PATH = "/v1/images/{name}/content"
+_GONE = "the link has expired, or its image is not here any more: generate it again with its seed"
+
+
+class _Store(Protocol):
+    async def put(self, name: str, data: bytes) -> None: ...
+
+    async def get(self, name: str) -> bytes | None: ...
+
+
+class _Memory:
+    """The latest files, up to a number of bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+
+    async def put(self, name: str, data: bytes) -> None:
+        self._files[name] = data
+        self._bytes += len(data)
+        while self._bytes > self._most_bytes:
+            _, oldest = self._files.popitem(last=False)
+            self._bytes -= len(oldest)
+
+    async def get(self, name: str) -> bytes | None:
+        return self._files.get(name)
+
+
+class _Folder:
+    """A folder. Its files stay; let the object store's lifecycle rules remove them."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = storage.normalize(uri)
+
+    async def put(self, name: str, data: bytes) -> None:
+        await asyncio.to_thread(storage.write_bytes, storage.join(self._uri, name), data)
+
+    async def get(self, name: str) -> bytes | None:
+        uri = storage.join(self._uri, name)
+        return await asyncio.to_thread(lambda: storage.read_bytes(uri) if storage.exists(uri) else None)
+
+
+class Links:
+    """Makes links to images, and reads them."""
+
+    def __init__(
+        self, config: HttpConfig, key_digests: Iterable[bytes] = (), *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._store: _Store = _Folder(config.url_store) if config.url_store else _Memory(config.url_memory_bytes)
+        given = (settings.get(VARIABLE) or "").encode("utf-8", "surrogateescape")
+        known = given or b"".join(sorted(key_digests))
+        self._secret = hashlib.sha256(b"links " + known).digest() if known else secrets.token_bytes(32)
+
+    async def make(self, data: bytes, suffix: str, base_url: str) -> str:
+        """An absolute link to a file. `base_url` is the server's address as the client knows it."""
+        name = f"{secrets.token_hex(16)}.{suffix}"
+        await self._store.put(name, data)
+        expires = int(self._clock() + self._config.url_seconds)
+        base = (self._config.public_url or base_url).rstrip("/")
+        return f"{base}{PATH.format(name=name)}?expires={expires}&signature={self._sign(name, str(expires))}"
+
+    async def read(self, name: str, expires: str, signature: str) -> bytes:
+        """The file behind a link. Raises `ApiError` 403 if the link is not ours, 404 if it has expired."""
+        if not hmac.compare_digest(self._sign(name, expires).encode(), signature.encode("utf-8", "surrogatepass")):
+            raise ApiError(403, "the signature of the link is not this server's", code="invalid_signature")
+        data = await self._store.get(name) if self._clock() < int(expires) else None
+        if data is None:
+            raise ApiError(404, _GONE, code="expired")
+        return data
+
+    def _sign(self, name: str, expires: str) -> str:
+        text = f"{name} {expires}".encode("utf-8", "surrogatepass")
+        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()

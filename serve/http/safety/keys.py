@@ -1,0 +1,174 @@
+"""API keys: several named ones, with a rate and a share of the concurrency each.
+
+Only digests are kept, and every comparison takes the same time. Limits hold in each ingress replica by itself.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, model_validator
+from starlette.requests import HTTPConnection
+
+from blip3o import settings, storage
+from blip3o.config.base import Frozen
+from blip3o.config.yaml_reader import load_yaml
+from blip3o.errors import ConfigError
+from serve.http.config import HttpConfig
+from serve.http.errors import ApiError
+
+VARIABLE = "BLIP3O_API_KEYS"
+_EVERYBODY = ""  # the owner of requests without a key
+_FORM = f"{VARIABLE}=NAME:KEY,NAME:KEY"
+
+
+class ApiKey(Frozen):
+    """What a key file says of one name."""
+
+    key: str = Field(default="", description="the key; give sha256 instead to keep it out of the file")
+    sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", description="SHA-256 of the key, hexadecimal")
+    requests_per_minute: int | None = Field(default=None, ge=1, description="requests in a minute; no limit if omitted")
+    concurrent_requests: int | None = Field(default=None, ge=1, description="requests at a time; no limit if omitted")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file says
+        return {"key": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_one(self) -> "ApiKey":
+        if bool(self.key) == bool(self.sha256):
+            raise ValueError("give either key or sha256")
+        return self
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the key."""
+        return bytes.fromhex(self.sha256) if self.sha256 else _digest(self.key)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def read_keys(config: HttpConfig) -> Mapping[str, ApiKey]:
+    """The keys of the environment and of the key file, by name.
+
+    Raises `ConfigError` if one is invalid or two have the same name, `StorageError` if the file cannot be read.
+    """
+    pairs = [part.strip() for part in (settings.get(VARIABLE) or "").split(",") if part.strip()]
+    named = [tuple(pair.split(":", 1)) for pair in pairs]
+    if any(len(pair) != 2 or not all(pair) for pair in named):
+        raise ConfigError(f"{VARIABLE} holds an entry without a name or a key: write {_FORM}")
+    keys: dict[str, ApiKey] = {}
+    for name, value in [*named, *_of_file(config.keys_file)]:
+        if name in keys:
+            raise ConfigError(f"there are two API keys named '{name}': give each a name of its own")
+        try:
+            keys[str(name)] = ApiKey.model_validate(value)
+        except ValidationError as error:  # its own message would quote the key
+            [fault, *_] = error.errors(include_input=False)
+            place = ".".join(str(part) for part in fault["loc"])
+            raise ConfigError(f"API key '{name}': {place} {fault['msg']}: see docs/serving.md") from None
+    return keys
+
+
+def _of_file(uri: str) -> list[tuple[str, Any]]:
+    if not uri:
+        return []
+    parsed = load_yaml(storage.read_bytes(storage.normalize(uri)).decode(), uri)
+    if not isinstance(parsed, dict) or not parsed:
+        raise ConfigError(f"{uri} holds no API keys: write lines of the form NAME: KEY")
+    return list(parsed.items())
+
+
+class Access:
+    """Who may ask. `admit` is entered for the time of a request."""
+
+    def __init__(
+        self, config: HttpConfig, keys: Mapping[str, ApiKey], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._config = config
+        self._digests = {name: key.digest for name, key in keys.items()}
+        self._limits = {name: _Limits(key, clock) for name, key in keys.items()}
+
+    def owner(self, connection: HTTPConnection) -> str:
+        """The name of the key that a request has; empty if none is needed.
+
+        Raises `ApiError` 401 for a missing or unknown key, and for a connection from elsewhere if there are no keys.
+        """
+        if self._config.auth == "off":
+            return _EVERYBODY
+        if not self._digests:
+            if _is_loopback(connection):
+                return _EVERYBODY
+            message = f"this server has no API keys, so it serves only its own machine: set {VARIABLE}, or auth to off"
+            raise ApiError(401, message, code="invalid_api_key")
+        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise ApiError(401, "there is no API key: send 'Authorization: Bearer KEY'", code="invalid_api_key")
+        sent, found = _digest(key.strip()), ""
+        for name, digest in self._digests.items():  # all of them: the time says nothing about which is close
+            found = name if hmac.compare_digest(sent, digest) else found
+        if not found:
+            raise ApiError(401, "the API key is not known here", code="invalid_api_key")
+        return found
+
+    @contextmanager
+    def admit(self, owner: str) -> Iterator[None]:
+        """Counts a request of an owner while it runs. Raises `ApiError` 429 beyond the limits of the key."""
+        limits = self._limits.get(owner)
+        if limits is None:
+            yield
+            return
+        limits.take()
+        try:
+            yield
+        finally:
+            limits.running -= 1
+
+
+class _Limits:
+    """A bucket of requests that fills up over a minute, and the number of running ones."""
+
+    def __init__(self, key: ApiKey, clock: Callable[[], float]) -> None:
+        self._key, self._clock = key, clock
+        self._left, self._seen = float(key.requests_per_minute or 0), clock()
+        self.running = 0
+
+    def take(self) -> None:
+        """Takes the place of a request. Raises `ApiError` 429."""
+        most = self._key.concurrent_requests
+        if most is not None and self.running >= most:
+            message = f"this API key may have {most} requests at a time: wait for one to end"
+            raise ApiError(429, message, code="concurrency_limit_exceeded", headers={"retry-after": "1"})
+        rate = self._key.requests_per_minute
+        if rate is not None:
+            now = self._clock()
+            self._left = min(rate, self._left + (now - self._seen) * rate / 60)
+            self._seen = now
+            if self._left < 1:
+                wait = str(math.ceil((1 - self._left) * 60 / rate))
+                message = f"this API key may send {rate} requests a minute: try again in {wait} s"
+                raise ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": wait})
+            self._left -= 1
+        self.running += 1
+
+
+def _is_loopback(connection: HTTPConnection) -> bool:
+    """Whether a connection came to a loopback address, which only this machine reaches.
+
+    A web page can make its own name point to 127.0.0.1, and then the browser sends that name as the host.
+    """
+    server = connection.scope.get("server")
+    try:
+        names = (server[0] if server else "", urlsplit(f"//{connection.headers.get('host', '')}").hostname or "")
+        return all(name == "localhost" or ipaddress.ip_address(name).is_loopback for name in names)
+    except ValueError:  # a name, or no host at all
+        return False

@@ -1,0 +1,144 @@
+"""The outermost layer: request ids, limits of the body, headers of every reply, and a record of every request."""
+
+import asyncio
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from blip3o.errors import one_line
+from serve.http.config import HttpConfig
+from serve.http.errors import CLIENT_GONE, ID
+
+# The page adds a content security policy of its own.
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cache-control": "no-store",
+}
+_READ_ON = 4  # as many times the largest body are read before the connection ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One request, without anything that its sender wrote. `key` is the name of the API key; `route` a route's path."""
+
+    request_id: str
+    method: str
+    route: str
+    status: int
+    seconds: float
+    sent_bytes: int
+    key: str
+
+
+Report = Callable[[Record], None]
+
+
+class RequestMiddleware:
+    """Gives each request an id, limits the size of its body and its time, and strips trailing slashes from its path."""
+
+    def __init__(self, app: ASGIApp, config: HttpConfig, reports: Sequence[Report]) -> None:
+        self._app = app
+        self._config = config
+        self._reports = reports
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})["request_id"] = f"req_{secrets.token_hex(12)}"
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        reply = _Reply(send, scope["state"]["request_id"])
+        began = time.monotonic()
+        try:
+            await self._app(scope, _BoundedBody(scope, receive, self._config).receive, reply.send)
+        finally:
+            route = scope.get("route")
+            record = Record(
+                request_id=scope["state"]["request_id"],
+                method=one_line(scope["method"], limit=20),
+                route=route.path if route else "",
+                status=reply.status,
+                seconds=round(time.monotonic() - began, 4),
+                sent_bytes=reply.sent_bytes,
+                key=scope["state"].get("owner", ""),
+            )
+            for report in self._reports:
+                report(record)
+
+
+class _Reply:
+    """Sends a reply, with the headers of all replies."""
+
+    def __init__(self, send: Send, identity: str) -> None:
+        self._send = send
+        self._headers = {**_HEADERS, ID: identity}
+        self.status = CLIENT_GONE  # until there is another one
+        self.sent_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        """One message of the reply."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(raw=list(message["headers"]))
+            for name, value in self._headers.items():
+                headers.setdefault(name, value)
+            message = {**message, "headers": headers.raw}
+        self.sent_bytes += len(message.get("body", b""))
+        await self._send(message)
+
+
+class _BoundedBody:
+    """Receives a body of bounded size in bounded time."""
+
+    def __init__(self, scope: Scope, receive: Receive, config: HttpConfig) -> None:
+        self._receive = receive
+        self._config = config
+        claimed = Headers(scope=scope).get("content-length", "")
+        self._claimed = int(claimed) if claimed.isdecimal() and len(claimed) < 20 else 0
+        self._seen = 0
+        self._end: float | None = None
+        self._whole = False
+
+    async def receive(self) -> Message:
+        """The next message. Raises `HTTPException` 413 for a body that is too large, 408 for one that is too slow."""
+        if self._whole:  # then only the disconnect follows
+            return await self._receive()
+        message = await self._next()
+        while self._is_large():
+            # Most clients read a reply only once their body is sent: it is read on, but not kept.
+            if self._whole or self._seen > _READ_ON * self._config.max_body_bytes:
+                raise HTTPException(413, f"the body is larger than {self._config.max_body_bytes} bytes")
+            message = await self._next()
+        return message
+
+    def _is_large(self) -> bool:
+        return max(self._claimed, self._seen) > self._config.max_body_bytes
+
+    async def _next(self) -> Message:
+        clock = asyncio.get_running_loop().time
+        self._end = self._end or clock() + self._config.read_timeout_s
+        try:
+            async with asyncio.timeout_at(self._end):
+                message = await self._receive()
+        except TimeoutError:
+            seconds = f"{self._config.read_timeout_s:g}"
+            raise HTTPException(408, f"the body did not arrive within {seconds} s: send it faster") from None
+        self._seen += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        return message
+
+
+def log_access(record: Record) -> None:
+    """Writes a line of JSON to stderr."""
+    sys.stderr.write(json.dumps({"time": round(time.time(), 3), **asdict(record)}) + "\n")
+    sys.stderr.flush()

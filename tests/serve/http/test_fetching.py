@@ -1,0 +1,132 @@
+"""Fetching images: allowed hosts only, no private address, redirects checked, bounded; against a real https server."""
+
+import http.server
+import ssl
+import subprocess
+import threading
+
+import pytest
+
+from blip3o.errors import RequestError
+from serve.http.safety.fetching import Fetcher, is_public
+
+SIZE = 100_000
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """Answers by the path."""
+
+    def do_GET(self):
+        status, headers, data = 200, {}, b"image"
+        if self.path.startswith("/to?"):
+            status, headers = 302, {"location": self.path[4:]}
+        elif self.path == "/large":
+            data = b"x" * SIZE
+        elif self.path == "/missing":
+            status = 404
+        elif self.path == "/slow":
+            self.server.held.wait(60)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    server.held = threading.Event()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"https://localhost:{server.server_port}", ssl.create_default_context(cafile=str(certificate))
+    server.held.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetcher(tls, **options):
+    defaults = {"hosts": ("localhost",), "max_bytes": SIZE - 1, "timeout_s": 20, "may_connect": lambda _: True}
+    return Fetcher(**defaults | {"tls": tls} | options)
+
+
+def test_an_image_of_an_allowed_host_is_fetched_also_over_a_redirect(pages):
+    url, tls = pages
+    for path in ("/a.png", "/to?/a.png", f"/to?{url}/a.png", "/to?/to?/to?/a.png"):
+        assert fetcher(tls).fetch(url + path) == b"image"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/missing", "status 404"),
+        ("/large", "more than 99999 bytes"),
+        ("/to?https://elsewhere.example/x", "names the host 'elsewhere.example'"),
+        ("/to?http://localhost/x", "not a plain https URL"),
+        ("/to?file:///etc/passwd", "not a plain https URL"),
+        ("/to?/to?/to?/to?/a.png", "redirects more than 3 times"),
+    ],
+)
+def test_what_may_not_be_fetched_is_not(pages, path, said):
+    url, tls = pages
+    with pytest.raises(RequestError, match=said):
+        fetcher(tls).fetch(url + path)
+
+
+def test_a_private_address_is_refused_before_anything_is_sent(pages):
+    url, tls = pages
+    with pytest.raises(RequestError, match="has an address that is not public"):
+        fetcher(tls, may_connect=is_public).fetch(url + "/a.png")
+
+
+def test_a_slow_host_and_an_unknown_certificate_end_in_an_error(pages):
+    url, tls = pages
+    with pytest.raises(RequestError, match="TimeoutError"):
+        fetcher(tls, timeout_s=0.5).fetch(url + "/slow")
+    with pytest.raises(RequestError, match="SSLCertVerificationError"):
+        fetcher(None).fetch(url + "/a.png")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me@localhost/x", "https://localhost.example/x", "https://127.0.0.1/x", "https://[::1", "https:"]
+)
+def test_other_urls_are_refused(url):
+    with pytest.raises(RequestError):
+        fetcher(None).fetch(url)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:169.254.169.254", False),
+        ("64:ff9b::7f00:1", False),
+    ],
+)
+def test_public_addresses_are_those_of_the_internet(address, public):
+    assert is_public(address) is public
