@@ -85,6 +85,9 @@ def configure_ray() -> None:
     poll (2 s by default), so we poll more often. A thread that is left behind when a command is stopped must not start
     a new Ray by its next call. glibc keeps the memory that torch's CPU tensors free: if it went back
     to the kernel, the kernel would zero it again for the next step.
+
+    Serve takes three checks, 10 s apart, to notice that a proxy is dead, and kills one that takes 5 s to start, as on
+    a busy laptop. Its replicas report their load every 10 s, which is how late it would add one.
     """
     export(
         {
@@ -96,6 +99,10 @@ def configure_ray() -> None:
             "RAY_DATA_LOG_LEVEL": "WARNING",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_ENABLE_AUTO_CONNECT": "0",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+            "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
         }
     )
     sys.executable = plain_interpreter(sys.executable, sys.prefix)

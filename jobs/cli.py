@@ -28,7 +28,7 @@ from jobs import (
     tokenizer,
     train,
 )
-from jobs.commands import convert, data, inference, model, recipes, runs
+from jobs.commands import convert, data, deploy, inference, model, recipes, runs
 from jobs.common import new_app, run_app
 
 # Panel of `--help` → name → a command, or an application with commands of its own.
@@ -57,7 +57,7 @@ VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "convert": convert.app,
         "adopt": adopt.command,
     },
-    "Serve": {"serve": serve.command},
+    "Serve": {"serve": serve.command, "deploy": deploy.deploy},
 }
 ALIASES = {"recipe": "recipes"}
 HELP = "Train and serve a unified image understanding and generation model, from image-text shards to HTTP."

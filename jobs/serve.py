@@ -1,8 +1,7 @@
 """`blip3o serve --bundle URI [--port 8000] [--batch-size 8 …]`: serves a bundle over HTTP until Ctrl-C.
 
 `--demo` instead of `--bundle` serves what `blip3o demo` left, from its store, which is started next to the server.
-For your own machine, and for the demo: it listens on 127.0.0.1. On a cluster, use a Serve config or
-`serve run serve.app:app bundle=URI`.
+For your own machine, and for the demo: it listens on 127.0.0.1. For a cluster, there is `blip3o deploy`.
 """
 
 import inspect
@@ -34,6 +33,7 @@ HOST = LOOPBACK
 APP = "blip3o"
 # Where they differ from `ServeConfig`'s: a laptop has few cores.
 DEFAULTS: dict[str, Any] = {"num_cpus": 0.5, "ingress_replicas": 1}
+_NO_OPTIONS = ("bundle", "bundle_sha256", "http")  # the first is an argument, the last has options of its own
 # Serve gives its proxy 5 s to start and kills it after the third time; a busy laptop may need longer.
 _CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}}
 
@@ -58,7 +58,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     the port is taken, the cluster serves something already, or the model does not come up.
     """
     # A replica has another current folder.
-    config = _config({"bundle": storage.absolute(bundle), **DEFAULTS, **(options or {})})
+    config = build_config({"bundle": storage.absolute(bundle), **DEFAULTS, **(options or {})})
     _check(config, port)
     join_ray()
     from ray import serve as ray_serve
@@ -68,8 +68,8 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     if others := ray_serve.status().applications:
         # Port and proxy would still be theirs, and stopping this server would stop them too.
         raise ServiceError(
-            f"this Ray serves {', '.join(others)} already: deploy next to it with `serve run serve.app:app "
-            "bundle=URI`, or start without RAY_ADDRESS"
+            f"this Ray serves {', '.join(others)} already: add to it with `blip3o deploy --bundle URI --address "
+            "DASHBOARD`, or start without RAY_ADDRESS"
         )
     http = {"host": HOST, "port": port, "request_timeout_s": config.request_timeout_s}
     ray_serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": _CONTROLLER})
@@ -81,7 +81,7 @@ def start(bundle: str, *, port: int = 8000, options: dict[str, Any] | None = Non
     return ServeHandle(url=f"http://{HOST}:{port}")
 
 
-def _config(values: dict[str, Any]) -> ServeConfig:
+def build_config(values: dict[str, Any]) -> ServeConfig:
     """The config of options, of which those of `HttpConfig` are its field `http`. Raises `ConfigError`."""
     http: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -107,27 +107,35 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+def options_of_config(defaults: dict[str, Any] | None) -> list[inspect.Parameter]:
+    """The options of a command that are `ServeConfig`'s and its `http`'s: described there, and only there.
+
+    Their defaults are the configs', other than `defaults`; with None, an option that is not given is None.
+    """
+    fields = [
+        *((name, field) for name, field in ServeConfig.model_fields.items() if name not in _NO_OPTIONS),
+        *HttpConfig.model_fields.items(),
+    ]
+    return [_option(name, field, defaults) for name, field in fields]
+
+
+def _option(name: str, field: FieldInfo, defaults: dict[str, Any] | None) -> inspect.Parameter:
     """A field of a config as an option; several values are one option several times."""
     several = field.annotation == tuple[str, ...]
+    kind: Any = list[str] if several else field.annotation
+    if defaults is None:
+        kind, default = kind | None, None
+    else:
+        default = list(field.default) if several else defaults.get(name, field.default)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=list(field.default) if several else DEFAULTS.get(name, field.default),
-        annotation=Annotated[
-            list[str] if several else field.annotation, typer.Option(help=_sentence(field.description or ""))
-        ],
+        default=default,
+        annotation=Annotated[kind, typer.Option(help=_sentence(field.description or ""))],
     )
 
 
-# The options of the command that are `ServeConfig`'s and its `http`'s: described there, and only there.
-_CONFIGURED = [
-    *(_option(name, field) for name, field in ServeConfig.model_fields.items() if name not in ("bundle", "http")),
-    *(_option(name, field) for name, field in HttpConfig.model_fields.items()),
-]
-
-
-@with_parameters(_CONFIGURED)
+@with_parameters(options_of_config(DEFAULTS))
 def command(
     *,
     bundle: Annotated[

@@ -22,6 +22,11 @@ class ReplicaConfig(Frozen):
     """The model of one replica and how it computes."""
 
     bundle: str = Field(description="URI of the folder that `blip3o export` wrote")
+    bundle_sha256: str = Field(
+        default="",
+        pattern="^([0-9a-f]{64})?$",
+        description="sha256 of the bundle's bundle.json; a replica that finds another bundle there does not start",
+    )
     batch_size: int = Field(default=4, ge=1, description="images that one replica denoises together")
     decode_batch_size: int | None = Field(
         default=None,

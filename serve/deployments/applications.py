@@ -13,6 +13,8 @@ from serve.deployments.ingress import Ingress
 from serve.deployments.options import INGRESS, generator_options, ingress_options
 from serve.deployments.replica import Generator
 
+_STARTS = 2  # of a replica that fails in its constructor, until its deployment has failed; no config file may say it
+
 
 def build_app(config: ServeConfig) -> Application:
     """A bundle with a face of its own: `Ingress` in front of `Generator`."""
@@ -23,7 +25,8 @@ def build_app(config: ServeConfig) -> Application:
 
 def build_model(config: ServeConfig) -> Application:
     """The replicas of a bundle, for a face of its own application or of another one."""
-    return cast(Application, _deployment(Generator, generator_options(config)).bind(config.replica))
+    options = generator_options(config) | {"max_constructor_retry_count": _STARTS}
+    return cast(Application, _deployment(Generator, options).bind(config.replica))
 
 
 def build_face(config: FaceConfig) -> Application:

@@ -143,7 +143,7 @@ def _value(reply: object) -> object:
 
 
 def _raise_unless_lost(error: Exception, *, is_last: bool) -> None:
-    """Returns if a replica was lost and there is another attempt. Else raises `BusyError` or `UnavailableError`."""
+    """Raises `BusyError` or `UnavailableError`, unless a replica was lost and there is another attempt."""
     if isinstance(error, BackPressureError):
         raise BusyError(_RETRY_AFTER_S) from None
     if is_last or isinstance(error, DeploymentUnavailableError):

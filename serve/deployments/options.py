@@ -36,7 +36,6 @@ def generator_options(config: ServeConfig) -> dict[str, Any]:
         "max_ongoing_requests": config.max_requests + _HEADROOM,
         "max_queued_requests": config.max_waiting,
         "graceful_shutdown_timeout_s": config.drain_timeout_s,
-        "max_constructor_retry_count": 2,
         "max_surge_percent": 100,
         "ray_actor_options": {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         **_HEALTH,

@@ -23,8 +23,9 @@ class Progress:
 
     def check(self, totals: Mapping[str, int], *, has_work: bool) -> None:
         """Raises `StuckError` if nothing was finished since a check `limit_s` seconds ago, and there was work since."""
+        now = self._clock()
         done = {name: count for name, count in totals.items() if name not in _NO_PROGRESS}
         if done != self._seen or not has_work:
-            self._seen, self._since = done, self._clock()
-        if (age_s := self._clock() - self._since) > self._limit_s:
+            self._seen, self._since = done, now
+        if (age_s := now - self._since) > self._limit_s:
             raise StuckError(f"the engine has finished no step for {age_s:.0f} s, and has work")

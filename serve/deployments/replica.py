@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, TypeVar
 
 from blip3o.data.text.templates import Turn
-from blip3o.errors import Blip3oError, RequestError
+from blip3o.errors import Blip3oError, BundleError, RequestError
 from serve.config.options import ReplicaConfig
 from serve.deployments.autoscaling import ROWS, WORK
 from serve.deployments.progress import Progress
@@ -39,8 +39,8 @@ class Generator:
     def __init__(self, config: ReplicaConfig) -> None:
         """Loads the bundle and warms it up: Serve sends no request before.
 
-        Raises `BundleError` if it is invalid, `ConfigError` if a reserved GPU is not visible or cannot run it as
-        configured.
+        Raises `BundleError` if it is invalid or another one than was deployed, `ConfigError` if a reserved GPU is not
+        visible or cannot run it as configured.
         """
         import torch
 
@@ -59,6 +59,11 @@ class Generator:
             precision=config.precision,
             execution=config.execution,
         )
+        if config.bundle_sha256 not in ("", pipeline.bundle_sha256):
+            raise BundleError(
+                f"{config.bundle} holds another bundle than was deployed ({pipeline.bundle_sha256[:12]}…, not "
+                f"{config.bundle_sha256[:12]}…): deploy it again, to a URI of its own"
+            )
         self._engine = Engine(pipeline, max_waiting=config.max_waiting)
         self._engine.start()
         self._backend = LocalBackend(self._engine)

@@ -17,6 +17,7 @@ from serve.protocol import BusyError, DeadlineError, EngineError, UnavailableErr
 
 logger = logging.getLogger(__name__)
 
+RESTART_S = 5  # seconds in which a lost replica is likely to be replaced
 CLIENT_GONE = 499  # nobody receives it: for the log
 ID = "x-request-id"
 
@@ -56,7 +57,7 @@ def as_api_error(error: Exception, subject: str | None = None) -> ApiError:
     if isinstance(error, BusyError):
         return ApiError(429, str(error), code="queue_full", headers={"retry-after": str(error.retry_after_s)})
     if isinstance(error, UnavailableError):
-        return ApiError(503, str(error), code="unavailable")
+        return ApiError(503, str(error), code="unavailable", headers={"retry-after": str(RESTART_S)})
     if isinstance(error, DeadlineError):  # another attempt would only add to the load
         return ApiError(503, str(error), code="deadline_exceeded", headers={"x-should-retry": "false"})
     if isinstance(error, RequestError | ConfigError):  # the latter: a tokenizer that has no token for some of the text

@@ -13,7 +13,7 @@ from serve.http.links import Links
 from serve.http.pictures import Pictures
 from serve.http.safety.filters import Guard, load_filter
 from serve.http.safety.keys import Access, read_keys
-from serve.protocol import Backend, ModelInfo
+from serve.protocol import Backend, ModelInfo, UnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,10 @@ class Face:
         return [ServedModel(name=name, backend=self._backends[name]) for name in self._backends]
 
     def model(self, name: str | None) -> ServedModel:
-        """A model by name, or the default. Raises `ApiError` 404."""
+        """A model by name, or the default. Raises `ApiError` 404, `UnavailableError` if there is no model."""
         known = list(self._backends)
+        if not known:
+            raise UnavailableError("no model is deployed yet: try again")
         chosen = known[0] if name is None else name
         if chosen not in known:
             named = ", ".join(f"'{each}'" for each in known)

@@ -290,13 +290,13 @@ class Broken:
     def __init__(self, error, described):
         self._error, self._described = error, described
 
-    async def describe(self):
+    async def check(self):
         if isinstance(self._error, UnavailableError):
             raise self._error
-        return self._described
 
-    async def check(self):
-        await self.describe()
+    async def describe(self):
+        await self.check()
+        return self._described
 
     async def generate(self, _):
         raise self._error
@@ -333,22 +333,24 @@ def test_backend_errors_have_their_status(reference, error, status, code):
             answer = raw("POST", server.url + path, {param: content, "stream": stream})
             assert_refusal(answer, status, code=code, param=param if status == 400 else None)
             assert "secret" not in answer.text
-            assert answer.headers["retry-after"] == ("7" if status == 429 else None)
+            assert answer.headers["retry-after"] == {429: "7", 503: "5" if code == "unavailable" else None}.get(status)
         assert raw("GET", server.url + "/ready").status == (503 if code == "unavailable" else 200)
         assert raw("GET", server.url + "/health").status == 200
 
 
-def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch, stream):
     stepping, go_on, cancelled = threading.Event(), threading.Event(), threading.Event()
     engine, original = Engine(pipeline), pipeline.model.dit.forward
+    submit = engine.generate
 
     def forward(*args):
         stepping.set()
         assert go_on.wait(60)
         return original(*args)
 
-    def generate(request, submit=engine.generate):
-        future = submit(request)
+    def generate(*args):
+        future = submit(*args)
         future.add_done_callback(lambda future: future.cancelled() and cancelled.set())
         return future
 
@@ -357,7 +359,7 @@ def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch):
     engine.start()
     with Server(build_api(LocalBackend(engine), NAME)) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
-        body = json.dumps({"prompt": "a red circle", "num_inference_steps": 100})
+        body = json.dumps({"prompt": "a red circle", "num_inference_steps": 100, "stream": stream})
         connection.request("POST", IMAGES, body, {"content-type": "application/json"})
         assert stepping.wait(60)
         connection.close()

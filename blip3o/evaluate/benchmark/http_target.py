@@ -39,11 +39,13 @@ TIMEOUT_S = 600.0  # of one request: a large model on a busy server takes long
 class HttpTarget:
     """The server at `url` (with or without `/v1`), asked by `requests` threads at a time.
 
-    A reply to a question has at most `max_new_tokens`.
+    `model` is its name there; if omitted, the first one that the server lists. A reply to a question has at most
+    `max_new_tokens`.
     """
 
     url: str
     requests: int = 1
+    model: str = ""
     sampler: SamplerOverrides = SamplerOverrides()
     max_new_tokens: int = MAX_NEW_TOKENS
 
@@ -64,7 +66,11 @@ class HttpTarget:
         listed = self._call("/v1/models", patient=False)
         if not listed.get("data"):
             raise ServiceError(f"{self._base}/v1/models names no model: is a model served there?")
-        model = listed["data"][0]
+        models = {each["id"]: each for each in listed["data"]}
+        name = self.model or next(iter(models))
+        if name not in models:
+            raise ServiceError(f"{self._base}/v1/models does not name '{name}', but {', '.join(models)}")
+        model = models[name]
         sampler = asdict(self.sampler)
         used = {name: model.get(name) if value is None else value for name, value in sampler.items()}
         named = {"target": "http", "url": self._base, "model": model["id"], "size": model.get("size")}

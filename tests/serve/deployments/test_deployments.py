@@ -4,36 +4,19 @@ import http.client
 import json
 import re
 import time
-from pathlib import Path
 
-import openai
 import pytest
 from PIL import Image
 from ray import serve as ray_serve
 
 from blip3o.errors import BundleError, ConfigError, ServiceError
 from cluster.ports import free_ports
-from jobs.serve import APP, start
+from jobs.serve import start
+from serve.deployments import configs
+from serve.deployments.options import GENERATOR
 from tests.serve.client import assert_refusal, data_url, opened, question, raw
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
-
-
-@pytest.fixture(scope="module")
-def server(ray_cluster, bundle):
-    options = {"name": "nano", "num_cpus": 0.2, "max_waiting": 10, "max_replicas": 2, "min_replicas": 2}
-    folder = Path(bundle)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder.parent)  # the replicas run elsewhere
-        handle = start(folder.name, port=free_ports(1)[0], options=options)
-    yield handle
-    handle.stop()
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_every_replica_gives_the_pipelines_image(client, reference):
@@ -55,7 +38,8 @@ def test_chat_sees_the_image(client, reference):
 
 def test_page_health_and_model(server, client):
     assert raw("GET", server.url + "/health").json == {"status": "ok"}
-    for path in ("/health", "/v1/models", "/v1/models/"):
+    assert raw("GET", server.url + "/ready").json == {"status": "ready"}
+    for path in ("/health", "/ready", "/v1/models", "/v1/models/"):
         assert raw("HEAD", server.url + path).status == raw("GET", server.url + path).status == 200
     assert "<html" in raw("GET", server.url + "/").text
     assert [model.id for model in client.models.list()] == ["nano"]
@@ -74,7 +58,7 @@ def test_refusals_cross_the_processes(server):
 
 def test_overload_is_refused_and_a_client_that_leaves_frees_its_place(server):
     """Clients that never read their replies fill both replicas; their going is noticed there, and makes room again."""
-    replicas = ray_serve.get_deployment_handle("Generator", APP)
+    replicas = ray_serve.get_deployment_handle(GENERATOR, configs.application_name(server.config))
     images = {"prompt": "a red circle", "n": 10, "num_inference_steps": 250}
     headers = {"content-type": "application/json"}
     leaving = []
@@ -104,20 +88,9 @@ def _poll(ask, is_good, timeout_s=60):
 def test_errors_of_serving_are_one_line(server, bundle, tmp_path):
     with pytest.raises(BundleError, match="is not a bundle"):
         start(str(tmp_path), port=free_ports(1)[0])
-    with pytest.raises(ConfigError, match="option widht: .*options: bundle, batch_size"):
+    with pytest.raises(ConfigError, match="option widht: .*options: .*bundle, "):
         start(bundle, port=free_ports(1)[0], options={"widht": 3})
-    with pytest.raises(ServiceError, match="this Ray serves blip3o already: deploy next to it"):
+    with pytest.raises(ServiceError, match="this Ray serves blip3o, nano-.* already: add to it with `blip3o deploy"):
         start(bundle, port=free_ports(1)[0])
     with pytest.raises(ServiceError, match="is taken"):
         start(bundle, port=int(server.url.rpartition(":")[2]))
-
-
-def test_the_app_is_built_from_a_config_files_arguments(bundle):
-    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
-
-    from serve.app import app
-
-    built = build(app, {"bundle": bundle, "batch_size": "2", "num_cpus": "0.5"})
-    generator = built._bound_deployment.init_args[0]._bound_deployment
-    assert generator.init_args[0].batch_size == 2
-    assert generator.ray_actor_options["num_cpus"] == 0.5

@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 
 from serve.config.options import ServeConfig
-from serve.deployments.applications import build_app
 from serve.deployments.replica import Generator
 
 
@@ -25,20 +24,6 @@ def test_a_replica_computes_as_configured(bundle):
     info, pipeline = _described(bundle=bundle)
     assert info.precision == "fp32"  # auto, on the CPU
     assert pipeline.decode_rows == pipeline.batch_size == 4  # of a pixel decoder
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "decode_batch_size", "images"),
-    [(4, 1, 4 + 4 + 1), (16, 1, 16 + 16 + 1), (16, None, 16 + 16 + 16), (2, 8, 2 + 8 + 8)],
-)
-def test_a_replica_takes_a_request_for_each_image_and_conversation_that_it_can_hold(
-    batch_size, decode_batch_size, images
-):
-    """Rows in slots, in the decoder's queue and in the decoder; then those that wait, and conversations."""
-    config = ServeConfig(bundle="x", batch_size=batch_size, decode_batch_size=decode_batch_size, max_waiting=10)
-    assert config.max_requests == images + 10 + 10
-    generator = build_app(config)._bound_deployment.init_args[0]._bound_deployment
-    assert generator.max_ongoing_requests > config.max_requests  # a rejection and a health check do not wait
 
 
 def test_values_may_be_strings_as_on_serves_command_line(bundle):

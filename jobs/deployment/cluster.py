@@ -1,0 +1,64 @@
+"""A cluster through Ray Serve's REST API: what it serves, and a new config for it."""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+from blip3o.errors import ServiceError, one_line
+from serve.deployments.configs import Config
+
+_POLL_S = 0.3
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+
+
+class ServeCluster:
+    """The cluster whose dashboard is at `address`, as in `http://HEAD:8265`."""
+
+    def __init__(self, address: str) -> None:
+        """Raises `ServiceError` if nothing answers there."""
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+        self.address = address
+        try:
+            self._client = ServeSubmissionClient(address)
+        except (ConnectionError, RuntimeError) as error:
+            raise ServiceError(f"no Ray dashboard answers at {address}: {one_line(str(error))}") from error
+
+    def details(self) -> dict[str, Any]:
+        """What is served, as the REST API says it. Raises `ServiceError`."""
+        try:
+            found: dict[str, Any] = self._client.get_serve_details()
+        except (ConnectionError, RuntimeError) as error:
+            raise ServiceError(f"{self.address} does not say what it serves: {one_line(str(error))}") from error
+        return found
+
+    def apply(self, config: Config) -> None:
+        """Makes the cluster serve this config from now on; returns before it does. Raises `ServiceError`."""
+        try:
+            self._client.deploy_applications(config)
+        except (ConnectionError, RuntimeError) as error:
+            raise ServiceError(f"{self.address} does not take the Serve config: {one_line(str(error))}") from error
+
+    def wait(self, names: Collection[str], *, timeout_s: float) -> None:
+        """Returns when these applications run as configured, with all replicas.
+
+        Raises `ServiceError` if one of them fails, with Serve's message, or does not run within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self.details()["applications"]
+            states = {name: found.get(name, {}).get("status", "NOT_STARTED") for name in names}
+            for name, state in states.items():
+                if state in _FAILED:
+                    raise ServiceError(f"application {name} does not run: {_message(found[name])}")
+            if set(states.values()) == {"RUNNING"}:
+                return
+            if time.monotonic() > deadline:
+                raise ServiceError(f"after {timeout_s:.0f} s, not all applications run: {states}")
+            time.sleep(_POLL_S)
+
+
+def _message(application: dict[str, Any]) -> str:
+    messages = [application.get("message", "")]
+    messages += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
+    return one_line(" ".join(filter(None, messages)))[-600:]

@@ -1,0 +1,177 @@
+"""The steps of a roll-out. Until the last one, a failure puts the old state back, and users have noticed nothing.
+
+The new bundle starts next to the old one, gets a name of its own for the checks, then a share of the traffic, then all
+of it. The old one goes when it has answered its last requests. All of that changes a routing table; no process of the
+old bundle or the face restarts. In between, both bundles need their memory.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from blip3o.errors import Blip3oError, ServiceError
+from jobs.commands.interruption import Stopped, deaf
+from jobs.deployment.checks import Gate, smoke_test
+from jobs.deployment.cluster import ServeCluster
+from serve.config.options import ServeConfig
+from serve.deployments.configs import (
+    FACE,
+    NEXT,
+    Config,
+    application_name,
+    deployed_config,
+    face_application,
+    first_config,
+    model_application,
+    options_of,
+    routed,
+    routing_table,
+    running,
+    with_application,
+    with_table,
+)
+from serve.deployments.options import GENERATOR
+
+_POLL_S = 1.0
+_HEALTHY = ("STARTING", "RUNNING")
+
+
+def resolved(cluster: ServeCluster, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a `ServeConfig`: those that are given, and the others as the model has them on the cluster."""
+    current = deployed_config(cluster.details())
+    name = given.get("name", ServeConfig.model_fields["name"].default)
+    return {**(options_of(current, name) if current else {}), **given}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary:
+    """A `share` of the traffic goes to the new bundle for `seconds`, before all of it does."""
+
+    share: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A bundle that goes onto a cluster; `url` is the address of the face."""
+
+    cluster: ServeCluster
+    config: ServeConfig
+    url: str
+    gate: Gate
+    canary: Canary
+    start_timeout_s: float
+    echo: Callable[[str], None]
+
+    def run(self, *, host: str, port: int) -> None:
+        """Does it. Raises `ServiceError` after it has put the old state back, if there was one.
+
+        `host` and `port` are where a cluster that serves nothing yet shall listen.
+        """
+        current = deployed_config(self.cluster.details())
+        if current is None:
+            self._start(first_config(self.config, host=host, port=port))
+            return
+        new, old = application_name(self.config), running(routing_table(current), self.config.name)
+        current = self._settled(current, old)
+        current = with_application(current, face_application(self.config, routing_table(current)))
+        if old is None:
+            self._add(current, new)
+        elif new == old:
+            self._rescale(current)
+        else:
+            self._replace(current, old=old, new=new)
+
+    def _settled(self, current: Config, old: str | None) -> Config:
+        """The config without what a roll-out that was killed has left."""
+        if old is None:
+            return current
+        return with_table(current, routed(routing_table(current), self.config.name, {old: 1.0}))
+
+    def _start(self, first: Config) -> None:
+        self.echo("the cluster serves nothing yet: starting the face and the bundle")
+        self.cluster.apply(first)
+        self.cluster.wait([each["name"] for each in first["applications"]], timeout_s=self.start_timeout_s)
+        smoke_test(self.url, self.config.name)
+        self.echo(f"{self.config.name} serves {self.config.bundle} at {self.url}")
+
+    def _rescale(self, current: Config) -> None:
+        """The same replicas in another number: Serve starts or drains some, and restarts none."""
+        application = model_application(self.config)
+        self.cluster.apply(with_application(current, application))
+        self.cluster.wait([application["name"]], timeout_s=self.start_timeout_s)
+        self.echo(f"{self.config.name} serves this bundle already: only its scaling is changed")
+
+    def _add(self, current: Config, new: str) -> None:
+        """One more model behind the face."""
+        with self._restoring(current):
+            started = self._start_beside(current, new, shares={})
+            self._route(self._sharing(started, {new: 1.0}))
+        self.echo(f"{self.config.name} serves {self.config.bundle}, next to the other models")
+
+    def _replace(self, current: Config, *, old: str, new: str) -> None:
+        with self._restoring(current):
+            started = self._start_beside(current, new, shares={old: 1.0})
+            self.gate.check(self.url, self.config.name, self.config.name + NEXT, self.echo)
+            self._try_out(started, old=old, new=new)
+            self._route(self._sharing(started, {old: 0.0, new: 1.0}))
+        # Every face has the new table: no request goes to the old bundle, which leaves after its last replies.
+        self.cluster.apply(self._sharing(started, {new: 1.0}))
+        self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
+
+    def _start_beside(self, current: Config, new: str, *, shares: Mapping[str, float]) -> Config:
+        """Starts the new bundle, reachable only under a name of its own, and runs the smoke test on it."""
+        self.echo(f"starting {new}")
+        started = with_application(current, model_application(self.config))
+        self.cluster.apply(started)
+        self.cluster.wait([new], timeout_s=self.start_timeout_s)
+        started = self._sharing(started, shares, candidate=new)
+        self._route(started)
+        smoke_test(self.url, self.config.name + NEXT, instead_of=self.config.name if shares else "")
+        self.echo("the smoke test has passed")
+        return started
+
+    def _try_out(self, started: Config, *, old: str, new: str) -> None:
+        """Gives the new bundle its share of the traffic. Raises `ServiceError` if it loses a replica under it."""
+        if not (self.canary.share and self.canary.seconds):
+            return
+        share = self.canary.share
+        self.echo(f"{share:.0%} of the requests go to the new bundle for {self.canary.seconds:g} s")
+        self._route(self._sharing(started, {old: 1 - share, new: share}, candidate=new))
+        before, deadline = self._replicas(new), time.monotonic() + self.canary.seconds
+        while time.monotonic() < deadline:
+            if lost := before - self._replicas(new):
+                raise ServiceError(f"the new bundle has lost replicas under traffic: {', '.join(sorted(lost))}")
+            time.sleep(min(_POLL_S, self.canary.seconds))
+        smoke_test(self.url, self.config.name + NEXT)
+
+    def _replicas(self, application: str) -> set[str]:
+        """The replicas of a bundle that have not failed."""
+        deployments = self.cluster.details()["applications"].get(application, {}).get("deployments", {})
+        return {
+            replica["replica_id"]
+            for replica in deployments.get(GENERATOR, {}).get("replicas", ())
+            if replica["state"] in _HEALTHY
+        }
+
+    def _sharing(self, config: Config, shares: Mapping[str, float], candidate: str = "") -> Config:
+        """The config with these shares of the model's applications."""
+        return with_table(config, routed(routing_table(config), self.config.name, shares, candidate))
+
+    def _route(self, config: Config) -> None:
+        """Returns when every process of the face follows the config's table."""
+        self.cluster.apply(config)
+        self.cluster.wait([FACE], timeout_s=self.start_timeout_s)
+
+    @contextmanager
+    def _restoring(self, current: Config) -> Iterator[None]:
+        """Puts the old state back if the body fails, or is interrupted."""
+        try:
+            yield
+        except (Blip3oError, KeyboardInterrupt, Stopped):
+            with deaf():
+                self.cluster.apply(current)
+            self.echo("rolled back: the cluster serves what it served before")
+            raise

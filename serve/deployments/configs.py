@@ -1,0 +1,169 @@
+"""Serve configs as data: what `blip3o deploy` sends to a cluster, and how one step of a roll-out changes it. No I/O.
+
+A face has the address; each bundle is an application of its own. So bundles come and go, and share the traffic, by the
+face's routing table, which restarts nothing when it changes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from blip3o.errors import ServiceError
+from serve.config.options import ServeConfig
+from serve.deployments.options import INGRESS, generator_options, ingress_options
+from serve.routing import RoutingTable, Target
+
+Config = dict[str, Any]  # the content of Serve's config file
+FACE = "blip3o"  # the application that has the address
+_FACE_PATH = "serve.app:face"
+NEXT = "@next"  # behind a model's name: the bundle that is tried out
+
+
+def application_name(config: ServeConfig) -> str:
+    """The application of a bundle: the same for the same replicas, however many there are."""
+    what = json.dumps(config.replica.model_dump(), sort_keys=True)
+    return f"{config.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+
+
+def model_application(config: ServeConfig) -> Config:
+    """The application of a bundle. Only a change of its `args` replaces the replicas."""
+    return _plain(
+        {
+            "name": application_name(config),
+            "import_path": "serve.app:model",
+            "route_prefix": None,
+            "args": {"name": config.name, **config.replica.model_dump(exclude_defaults=True)},
+            "deployments": [generator_options(config)],
+        }
+    )
+
+
+def face_application(config: ServeConfig, table: RoutingTable) -> Config:
+    """The application that has the address."""
+    return _plain(
+        {
+            "name": FACE,
+            "import_path": _FACE_PATH,
+            "route_prefix": "/",
+            "args": {
+                "request_timeout_s": config.request_timeout_s,
+                "http": config.http.model_dump(exclude_defaults=True),
+            },
+            "deployments": [ingress_options(config, table.model_dump()["models"])],
+        }
+    )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - a value of a config
+    """The value as a person writes it: Serve restarts what has 20.0 where 20 was."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def first_config(config: ServeConfig, *, host: str, port: int) -> Config:
+    """The config of a cluster that serves one bundle."""
+    application = model_application(config)
+    table = RoutingTable(models={config.name: (Target(application=application["name"]),)})
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": port, "request_timeout_s": _plain(config.request_timeout_s)},
+        "applications": [face_application(config, table), application],
+    }
+
+
+def deployed_config(details: Mapping[str, Any]) -> Config | None:
+    """The config that a cluster runs, from the answer of Serve's REST API; None if it has no face.
+
+    Raises `ServiceError` if something else has the face's name.
+    """
+    applications = {name: each.get("deployed_app_config") for name, each in details.get("applications", {}).items()}
+    if FACE not in applications:
+        return None
+    face = applications[FACE]
+    if face is None or face.get("import_path") != _FACE_PATH:
+        raise ServiceError(
+            f"this cluster serves an application '{FACE}' that `blip3o deploy` has not made: delete it, or deploy it "
+            "the way it was deployed"
+        )
+    http = {name: details["http_options"][name] for name in ("host", "port")}
+    kept = {"proxy_location": details["proxy_location"], "http_options": http}
+    return {**kept, "applications": [each for each in applications.values() if each is not None]}
+
+
+def routing_table(config: Config) -> RoutingTable:
+    """The face's table."""
+    return RoutingTable.model_validate(_ingress(config)["user_config"])
+
+
+def with_table(config: Config, table: RoutingTable) -> Config:
+    """The config with another table, and without the applications that lost their last route by that."""
+    changed = deepcopy(config)
+    gone = routing_table(config).applications - table.applications
+    changed["applications"] = [each for each in changed["applications"] if each["name"] not in gone]
+    _ingress(changed)["user_config"] = _plain(table.model_dump())
+    return changed
+
+
+def with_application(config: Config, application: Config) -> Config:
+    """The config with an application more, or with another one of the same name."""
+    others = [each for each in config["applications"] if each["name"] != application["name"]]
+    return {**config, "applications": [*others, application]}
+
+
+def running(table: RoutingTable, name: str) -> str | None:
+    """The application that most of a model's requests go to; None if there is no such model."""
+    targets = table.models.get(name, ())
+    return max(targets, key=lambda target: target.share).application if targets else None
+
+
+def routed(table: RoutingTable, name: str, shares: Mapping[str, float], candidate: str = "") -> RoutingTable:
+    """The table with these shares of a model's applications; `candidate` is reachable under the name with `NEXT`.
+
+    Without shares, there is no such model.
+    """
+    models = {each: targets for each, targets in table.models.items() if each != name + NEXT}
+    if shares:
+        models[name] = tuple(Target(application=application, share=share) for application, share in shares.items())
+    if candidate:
+        models[name + NEXT] = (Target(application=candidate),)
+    return RoutingTable(models=models)
+
+
+def _ingress(config: Config) -> Config:
+    [face] = [each for each in config["applications"] if each["name"] == FACE]
+    [ingress] = [each for each in face["deployments"] if each["name"] == INGRESS]
+    found: Config = ingress
+    return found
+
+
+def options_of(config: Config, name: str) -> dict[str, Any]:
+    """The options that a cluster's config says, by the names of `ServeConfig` and `HttpConfig`.
+
+    Those of replicas are there only if it serves a model `name`.
+    """
+    [face] = [each for each in config["applications"] if each["name"] == FACE]
+    options = {
+        "ingress_replicas": _ingress(config)["num_replicas"],
+        "request_timeout_s": face["args"]["request_timeout_s"],
+        **face["args"]["http"],
+    }
+    application = running(routing_table(config), name)
+    if application is None:
+        return options
+    [model] = [each for each in config["applications"] if each["name"] == application]
+    [generator] = model["deployments"]
+    scaling = generator["autoscaling_config"]
+    copied = ("min_replicas", "max_replicas", "upscale_delay_s", "downscale_delay_s")
+    return {
+        **options,
+        **model["args"],
+        **{name: scaling[name] for name in copied},
+        "target_rows": scaling["target_ongoing_requests"],
+        **scaling["policy"]["policy_kwargs"],
+        "num_cpus": generator["ray_actor_options"]["num_cpus"],
+    }

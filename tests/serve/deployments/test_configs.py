@@ -1,0 +1,125 @@
+"""What Serve is told, in Python and in YAML: one meaning, valid for Ray, and timeouts that end in the right order."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import serve.config
+from cluster.validate import validate_serve
+from jobs.serve import build_config
+from serve.app import app, face, model
+from serve.config.options import FaceConfig, ServeConfig
+from serve.deployments import configs
+from serve.deployments.applications import build_app, build_model
+
+ROOT = Path(__file__).parents[3]
+FILES = {path.stem: path for path in Path(serve.config.__file__).parent.glob("*.yaml")}
+RAYSERVICE = yaml.safe_load((ROOT / "cluster/kuberay/rayservice.yaml").read_text())
+SHIPPED = {
+    "cpu": {"bundle": "/data/bundles/demo", "min_replicas": 2, "max_replicas": 4},
+    "gpu": {
+        "bundle": "s3://bucket/bundles/blip3o",
+        "batch_size": 16,
+        "num_gpus": 1,
+        "num_cpus": 4,
+        "min_replicas": 2,
+        "max_replicas": 8,
+    },
+}
+
+
+def _config(**options):
+    return build_config({"bundle": "s3://bucket/b", **options})
+
+
+def _text(config):
+    """What Serve compares: 20.0 is another text than 20, and restarts the replicas."""
+    return json.dumps(config, sort_keys=True)
+
+
+def test_the_files_are_what_the_options_mean():
+    assert set(FILES) == set(SHIPPED)
+    for name, path in FILES.items():
+        written = yaml.safe_load(path.read_text())
+        validate_serve(written)
+        for application in written["applications"]:
+            application["deployments"][0]["ray_actor_options"].pop("label_selector", None)
+        assert _text(written) == _text(configs.first_config(build_config(SHIPPED[name]), host="0.0.0.0", port=8000))
+
+
+def test_a_request_ends_before_its_replica_is_stopped_and_that_before_its_pod():
+    written = yaml.safe_load(RAYSERVICE["spec"]["serveConfigV2"])
+    pods = [group["template"]["spec"] for group in RAYSERVICE["spec"]["rayClusterConfig"]["workerGroupSpecs"]]
+    for config in [written, *(yaml.safe_load(path.read_text()) for path in FILES.values())]:
+        deployments = [each for application in config["applications"] for each in application["deployments"]]
+        drains = [deployment["graceful_shutdown_timeout_s"] for deployment in deployments]
+        assert config["http_options"]["request_timeout_s"] < min(drains)
+        assert max(drains) < min(pod["terminationGracePeriodSeconds"] for pod in pods)
+
+
+def test_what_is_changed_without_a_restart_is_no_argument_of_a_replica():
+    few, many = _config(), _config(max_replicas=9, min_replicas=3, target_rows=2, ingress_replicas=5, upscale_delay_s=1)
+    assert build_model(few)._bound_deployment.init_args == build_model(many)._bound_deployment.init_args
+    assert configs.application_name(few) == configs.application_name(many)
+    for one, other in ((few, many), (many, few)):
+        first, second = (configs.model_application(each) for each in (one, other))
+        assert first["args"] == second["args"] and first["deployments"] != second["deployments"]
+    assert configs.application_name(few) != configs.application_name(_config(batch_size=8))
+
+
+def test_a_roll_out_keeps_what_is_not_given():
+    given = {"name": "m", "num_cpus": 0.5, "min_replicas": 2, "max_replicas": 7, "target_wait_s": 3.0, "threads": 2}
+    config = configs.first_config(_config(**given, request_timeout_s=60.0, access_log=True), host="h", port=1)
+    options = configs.options_of(config, "m")
+    again = build_config(options)
+    assert again == _config(**given, target_rows=4.0, request_timeout_s=60.0, access_log=True)
+    assert _text(configs.first_config(again, host="h", port=1)) == _text(config)
+    assert "bundle" not in configs.options_of(config, "another") and options["ingress_replicas"] == 2
+
+
+def test_routes_and_applications_go_together():
+    config = configs.first_config(_config(), host="h", port=1)
+    old = configs.application_name(_config())
+    new = configs.model_application(_config(bundle="s3://bucket/new"))
+    beside = configs.with_application(config, new)
+    shared = configs.with_table(
+        beside, configs.routed(configs.routing_table(beside), "blip3o", {old: 0.9, new["name"]: 0.1}, new["name"])
+    )
+    assert list(configs.routing_table(shared).models) == ["blip3o", "blip3o@next"]
+    assert configs.running(configs.routing_table(shared), "blip3o") == old
+    moved = configs.with_table(shared, configs.routed(configs.routing_table(shared), "blip3o", {new["name"]: 1.0}))
+    assert [each["name"] for each in moved["applications"]] == ["blip3o", new["name"]]
+    back = configs.with_table(shared, configs.routed(configs.routing_table(shared), "blip3o", {old: 1.0}))
+    assert {each["name"] for each in back["applications"]} == {"blip3o", old}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "decode_batch_size", "images"),
+    [(4, 1, 4 + 4 + 1), (16, 1, 16 + 16 + 1), (16, None, 16 + 16 + 16), (2, 8, 2 + 8 + 8)],
+)
+def test_a_replica_takes_a_request_for_each_image_and_conversation_that_it_can_hold(
+    batch_size, decode_batch_size, images
+):
+    """Rows in slots, in the decoder's queue and in the decoder; then those that wait, and conversations."""
+    config = ServeConfig(bundle="x", batch_size=batch_size, decode_batch_size=decode_batch_size, max_waiting=10)
+    assert config.max_requests == images + 10 + 10
+    generator = build_app(config)._bound_deployment.init_args[0]._bound_deployment
+    assert generator.max_ongoing_requests > config.max_requests  # a rejection does not wait
+
+
+def test_the_applications_are_built_from_a_config_files_arguments():
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    built = build(app, {"bundle": "b", "batch_size": "2", "num_cpus": "0.5"})
+    generator = built._bound_deployment.init_args[0]._bound_deployment
+    assert generator.init_args[0].batch_size == 2
+    assert generator.ray_actor_options["num_cpus"] == 0.5
+    arguments = configs.face_application(
+        _config(access_log=True), configs.RoutingTable(models={"m": [{"application": "a"}]})
+    )["args"]
+    assert FaceConfig(**arguments).http.access_log
+    assert build(face, arguments)._bound_deployment.name == "Ingress"
+    application = configs.model_application(_config(batch_size=8))
+    assert build(model, application["args"])._bound_deployment.init_args[0].batch_size == 8

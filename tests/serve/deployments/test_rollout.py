@@ -1,0 +1,101 @@
+"""`blip3o deploy` on a real Serve under load: no request fails, a worse bundle never answers."""
+
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from blip3o.errors import ServiceError
+from jobs.deployment.rollout import Canary, resolved
+from jobs.serve import build_config
+from serve.deployments.configs import application_name, deployed_config, routing_table
+from serve.deployments.options import GENERATOR
+from tests.serve.client import raw
+from tests.serve.deployments.conftest import NAME
+
+
+@contextmanager
+def load(url, clients=3, **body):
+    """Clients that ask for images without a pause; yields the statuses of their replies so far."""
+    seen, done = Counter(), threading.Event()
+
+    def ask():
+        while not done.is_set():
+            asked = {"prompt": "x", "num_inference_steps": 1, **body}
+            seen[raw("POST", url + "/v1/images/generations", asked).status] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def _served(rollout):
+    return raw("GET", f"{rollout.url}/v1/models/{NAME}").json["bundle_sha256"]
+
+
+def _run(rollout, lines, **changes):
+    """A roll-out as the command line makes it: what is not given stays."""
+    given = {"name": NAME, **changes.pop("given")}
+    config = build_config(resolved(rollout.cluster, given))
+    replace(rollout, config=config, echo=lines.append, **changes).run(host="127.0.0.1", port=1)
+    return config
+
+
+def _replicas(rollout, state="RUNNING"):
+    """Names of the first bundle's replicas."""
+    deployments = rollout.cluster.details()["applications"][application_name(rollout.config)]["deployments"]
+    return {each["replica_id"] for each in deployments[GENERATOR]["replicas"] if each["state"] == state}
+
+
+def _until(condition):
+    for _ in range(600):
+        if condition():
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError("not within a minute")
+
+
+def test_a_change_of_scaling_restarts_nothing_and_replicas_follow_the_images_in_work(server):
+    before, lines = _replicas(server), []
+    given = {"bundle": server.config.bundle, "min_replicas": 1, "max_replicas": 2, "target_rows": 4.0}
+    config = _run(server, lines, given=given)
+    assert "only its scaling is changed" in lines[-1]
+    assert application_name(config) == application_name(server.config)
+    assert resolved(server.cluster, {"name": NAME})["min_replicas"] == 1
+    _until(lambda: len(_replicas(server)) == 1)
+    assert _replicas(server) < before
+    with load(server.url, clients=1, n=10, num_inference_steps=100) as seen:  # one request at a time
+        _until(lambda: len(_replicas(server)) == 2)
+    assert set(seen) == {200}
+
+
+def test_a_bundle_that_fails_a_check_gets_no_traffic(server, other_bundles):
+    before, lines = _served(server), []
+    with load(server.url) as seen:
+        with pytest.raises(ServiceError, match="cannot generate"):
+            _run(server, lines, given={"bundle": other_bundles["chats"]})
+        assert seen and set(seen) == {200}
+        assert _served(server) == before
+        assert list(routing_table(deployed_config(server.cluster.details())).models) == [NAME]
+    assert "rolled back" in lines[-1]
+
+
+def test_a_roll_out_under_load_fails_no_request(server, other_bundles):
+    before, old, lines = _served(server), application_name(server.config), []
+    with load(server.url) as seen:
+        config = _run(server, lines, given={"bundle": other_bundles["other"]}, canary=Canary(share=0.5, seconds=1.0))
+        assert _served(server) != before
+        answered = sum(seen.values())
+        _until(lambda: sum(seen.values()) > answered + 10)
+    assert set(seen) == {200}
+    applications = server.cluster.details()["applications"]
+    assert applications[application_name(config)]["status"] == "RUNNING"
+    assert applications.get(old, {}).get("status") in (None, "DELETING")
