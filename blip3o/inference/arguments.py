@@ -5,13 +5,14 @@ Every function raises `RequestError` with the value and the fix.
 
 import numbers
 import operator
-from collections.abc import Iterable
-from typing import SupportsIndex
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex, TypeGuard
 
 from blip3o.errors import RequestError, quoted
 
 MAX_STEPS = 1000  # noise levels that training knows
 MAX_GUIDANCE = 100
+MAX_TEMPERATURE = 2
 
 
 def type_of(value: object) -> str:
@@ -77,10 +78,26 @@ def check_steps(value: object) -> None:
 def check_guidance_scale(value: object) -> None:
     """Rejects anything but a number of 0 to `MAX_GUIDANCE`."""
     # NaN is neither below 0 nor within the limit; an int may be too large for a float.
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value < 0 or not value <= MAX_GUIDANCE:
+    if not _is_number(value) or value < 0 or not value <= MAX_GUIDANCE:
         raise RequestError(
             f"guidance_scale is {_shown(value)}: give a number, 0 or more, {MAX_GUIDANCE} or less; 1 is no guidance"
         )
+
+
+def check_sampling(temperature: object, top_p: object) -> None:
+    """Rejects anything but a temperature of 0 to `MAX_TEMPERATURE` and a `top_p` above 0, of at most 1."""
+    if not _is_number(temperature) or not 0 <= temperature <= MAX_TEMPERATURE:
+        raise RequestError(f"temperature is {_shown(temperature)}: give a number of 0 to {MAX_TEMPERATURE}")
+    if not _is_number(top_p) or not 0 < top_p <= 1:
+        raise RequestError(f"top_p is {_shown(top_p)}: give a number above 0, 1 or less")
+
+
+def parse_stop(stop: object) -> tuple[str, ...]:
+    """The texts before which a reply ends: one, or several."""
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"stop is {_shown(stop)}: give a string or a list of strings")
+    return tuple(texts)
 
 
 def check_text(text: object) -> None:
@@ -100,6 +117,10 @@ def check_negative_prompt(value: object) -> None:
         raise RequestError(
             f"negative_prompt is {_shown(value)}, but the unconditional branch of this model takes no text: omit it"
         )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _as_int(value: object) -> int | None:

@@ -22,6 +22,7 @@ from blip3o.data.text.templates import ChatTemplate, Turn
 from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.inference import arguments
+from blip3o.inference.chat import GREEDY, MAX_REPLY_TOKENS, Reply, ReplyBatch, ReplyText, Sampling, write_replies
 from blip3o.inference.messages import (
     Conversation,
     ImageSource,
@@ -37,7 +38,6 @@ from blip3o.rng import torch_generator
 
 DEFAULT_BATCH_SIZE = 4
 DEFAULT_MAX_TOKENS = 32
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a character decodes to while some of its bytes are missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +209,10 @@ class Blip3oPipeline:
         *,
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
     ) -> str:
         """The reply, of at most `max_tokens` tokens, to a question or to messages in OpenAI's format.
 
@@ -218,14 +222,14 @@ class Blip3oPipeline:
         >>> pipeline.chat([{"role": "user", "content": [ask, {"type": "image", "image": picture}]}])
 
         A conversation has at most one image (a PIL image, a path or a `data:` URL), in the user's first message; see
-        `blip3o.inference.messages`. Decoding is greedy, so the same conversation always gets the same reply.
+        `blip3o.inference.messages`. A `temperature` of 0 is greedy; above, tokens are drawn from the most likely ones
+        that hold `top_p` of the probability, by `seed`. So the same arguments always give the same reply. It ends
+        before the first of the texts in `stop`.
 
-        Raises `RequestError` for an invalid conversation, `PromptTooLongError` for one that is too long.
+        Raises `RequestError` for an invalid argument, `PromptTooLongError` for a conversation that is too long.
         """
-        arguments.check_positive_int("max_tokens", max_tokens)
-        turns, shown = parse_messages(messages, image)
-        images = None if shown is None else [shown]
-        return self.chat_batch([turns], images=images, max_tokens=max_tokens)[0]
+        sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        return "".join(self.stream_chat(messages, image=image, max_tokens=max_tokens, stop=stop, **sampling))
 
     def chat_batch(
         self,
@@ -234,7 +238,7 @@ class Blip3oPipeline:
         images: Sequence[ImageSource] | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> list[str]:
-        """One reply for each conversation, which is given as in `chat`; either all of them have an image or none has.
+        """One greedy reply for each conversation, which is given as in `chat`; either all have an image or none has.
 
         >>> pipeline.chat_batch(["What color is it?", "What is it?"], images=["one.png", "other.png"])
 
@@ -250,27 +254,23 @@ class Blip3oPipeline:
         *,
         image: ImageSource | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
     ) -> Iterator[str]:
         """The reply of `chat` as a stream of pieces, each yielded as soon as its tokens form whole characters.
 
         Raises `RequestError` as `chat` does. Tokens are computed only as the caller iterates.
         """
         arguments.check_positive_int("max_tokens", max_tokens)
+        arguments.check_sampling(temperature, top_p)
+        texts = arguments.parse_stop(stop)
         turns, shown = parse_messages(messages, image)
-        (_, prompt), *_ = self._prompts([turns], None if shown is None else [shown])
-        ids: list[int] = []
-        sent = ""
-        for tokens in self.model.backbone.stream(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids):
-            if tokens[0] is None:
-                break
-            ids.append(tokens[0])
-            text = self.tokenizer.decode(ids)
-            if not text.endswith(_INCOMPLETE):
-                yield text[len(sent) :]
-                sent = text
-        # An incomplete character at the end is decoded as in `chat`.
-        if ids and (rest := self.tokenizer.decode(ids)[len(sent) :]):
-            yield rest
+        prompt = self.chat_prompt(turns, () if shown is None else (shown,))
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=arguments.parse_seed(seed))
+        reply = self.new_reply(max_tokens=max_tokens, sampling=sampling, stop=texts)
+        yield from filter(None, write_replies(self.reply_batch(max_tokens), iter([(prompt, reply)])))
 
     @torch.inference_mode()
     def reply_ids(
@@ -282,11 +282,31 @@ class Blip3oPipeline:
     ) -> list[list[int]]:
         """As `chat_batch`, but token ids without the stop token; a reply of `max_tokens` ids may be truncated."""
         arguments.check_positive_int("max_tokens", max_tokens)
-        replies: list[list[int]] = []
-        for count, prompt in self._prompts(*parse_conversations(conversations, images)):
-            tokens = self.model.backbone.greedy(prompt, max_new_tokens=max_tokens, stop_ids=self._stop_ids)
-            replies += tokens[:count]
-        return replies
+        turns, shown = parse_conversations(conversations, images)
+        prompts = [
+            self.chat_prompt(each, () if shown is None else (shown[number],)) for number, each in enumerate(turns)
+        ]
+        replies = [self.new_reply(max_tokens=max_tokens) for _ in prompts]
+        for _ in write_replies(self.reply_batch(max_tokens), iter(zip(prompts, replies, strict=True))):
+            pass
+        return [reply.ids for reply in replies]
+
+    def reply_batch(self, max_tokens: int = MAX_REPLY_TOKENS) -> ReplyBatch:
+        """Empty rows for `batch_size` replies."""
+        return ReplyBatch(self.model.backbone, rows=self.batch_size, max_length=self.max_length, max_tokens=max_tokens)
+
+    def new_reply(self, *, max_tokens: int, sampling: Sampling = GREEDY, stop: Sequence[str] = ()) -> Reply:
+        """A reply of which nothing is written yet."""
+        stop_ids = frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
+        text = ReplyText(self.tokenizer.decode, stop)
+        return Reply(text=text, max_tokens=max_tokens, stop_ids=stop_ids, sampling=sampling)
+
+    def chat_prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
+        """A conversation with its images as one padded row. Raises `RequestError` as `chat_ids` does."""
+        ids, mask = self._pad([self.chat_ids(turns, with_image=bool(images))])
+        backbone = self.model.config.backbone
+        pixels = self._pixels(images, backbone.image_size, backbone.image_resize) if images else None
+        return Prompt(input_ids=ids, attention_mask=mask, pixels=pixels)
 
     def feature_noise(self, seed: int) -> Tensor:
         """The initial noise [L, F] of a seed's features."""
@@ -354,23 +374,6 @@ class Blip3oPipeline:
 
     def _pixels(self, images: Sequence[Image.Image], size: int, resize: ResizeConfig = CROP) -> Tensor:
         return torch.from_numpy(np.stack([to_square(image, size, resize) for image in images])).to(self.device)
-
-    @property
-    def _stop_ids(self) -> frozenset[int]:
-        return frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
-
-    def _prompts(
-        self, conversations: Sequence[Sequence[Turn]], images: Sequence[Image.Image] | None
-    ) -> Iterator[tuple[int, Prompt]]:
-        """Conversations in batches of `batch_size` rows, each with its number of real rows."""
-        with_image = images is not None
-        ids, mask = self._pad([self.chat_ids(turns, with_image=with_image) for turns in conversations])
-        tensors = [ids, mask]
-        if images is not None:
-            backbone = self.model.config.backbone
-            tensors.append(self._pixels(images, backbone.image_size, backbone.image_resize))
-        for count, rows in self._chunks(*tensors):
-            yield count, Prompt(input_ids=rows[0], attention_mask=rows[1], pixels=rows[2] if with_image else None)
 
     def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
         return _chunks(*tensors, size=self.batch_size)

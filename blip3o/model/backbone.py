@@ -1,13 +1,13 @@
 """The vision-language backbone behind one adaptor: Qwen2.5-VL, Qwen3 or Llama, of any size.
 
 It embeds prompts with images, computes query states against a cached prompt (the frozen prefix) or in one full pass,
-gives logits for the text loss, and generates text greedily with a KV cache, token by token. Prompts may be padded on
-either side; padding never changes a sample's result.
+and gives logits for the text loss. `language.replies` writes replies with it. Prompts may be padded on either side;
+padding never changes a sample's result.
 
 Legend: B batch, L prompt tokens, N queries, H hidden channels, S image side, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -219,37 +219,6 @@ class Backbone(nn.Module):
             return len(tokens)
         return rows_at_once(tokens, self.config.mlp_width * self.text.norm.weight.element_size())
 
-    @torch.no_grad()
-    def stream(
-        self, prompt: Prompt, *, max_new_tokens: int, stop_ids: Collection[int]
-    ) -> Iterator[tuple[int | None, ...]]:
-        """Greedy decoding as a stream: one token id per row at each step, None for a row that has stopped.
-
-        A stop token ends its row and is not yielded; the stream ends when all rows have stopped. Each step is one pass
-        of one token against the cache, computed when the caller asks for it.
-        """
-        cached = self.prefill(prompt)
-        token = self.logits(last_token_states(cached.states, prompt.attention_mask)).argmax(-1)
-        done = [False] * token.shape[0]
-        for step in range(max_new_tokens):
-            if step:
-                cached = self.extend(cached, self.text.embed_tokens(token)[:, None])
-                token = self.logits(cached.states[:, -1]).argmax(-1)
-            values = token.tolist()
-            done = [ended or value in stop_ids for ended, value in zip(done, values, strict=True)]
-            if all(done):
-                return
-            yield tuple(None if ended else value for ended, value in zip(done, values, strict=True))
-
-    def greedy(self, prompt: Prompt, *, max_new_tokens: int, stop_ids: Collection[int]) -> list[list[int]]:
-        """The greedy continuation of each row, up to but without a stop token."""
-        replies: list[list[int]] = [[] for _ in range(prompt.input_ids.shape[0])]
-        for tokens in self.stream(prompt, max_new_tokens=max_new_tokens, stop_ids=stop_ids):
-            for reply, token in zip(replies, tokens, strict=True):
-                if token is not None:
-                    reply.append(token)
-        return replies
-
 
 def concat_caches(parts: Sequence[PromptCache]) -> PromptCache:
     """Joins prompts that were prefilled in chunks to one batch."""
@@ -261,10 +230,3 @@ def concat_caches(parts: Sequence[PromptCache]) -> PromptCache:
         attention_mask=torch.cat([part.attention_mask for part in parts]),
         position=torch.cat([part.position for part in parts]),
     )
-
-
-def last_token_states(states_BLH: Tensor, attention_mask_BL: Tensor) -> Tensor:
-    """The states [B, H] at each row's last real token, with padding on either side."""
-    columns = torch.arange(attention_mask_BL.shape[1], device=attention_mask_BL.device)
-    last = (columns * attention_mask_BL).argmax(dim=1)
-    return states_BLH[torch.arange(states_BLH.shape[0], device=last.device), last]

@@ -20,10 +20,9 @@ from torch.nn import functional as F
 
 from blip3o.config.model import DiTConfig
 from blip3o.model.condition import Condition, Denoiser
-from blip3o.model.layers import SwiGLU, attend, rotary_grid, rotate, sinusoidal, split_heads
+from blip3o.model.layers import RowLinear, SwiGLU, attend, rotary_grid, rotate, sinusoidal, split_heads
 
 TIME_FREQUENCIES = 256
-CPU_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +63,6 @@ class CaptionProjection(nn.Module):
     def forward(self, states_BNH: Tensor) -> Tensor:
         """[B, N, condition_dim] → [B, N, C]."""
         return self.linear_2(F.gelu(self.linear_1(states_BNH), approximate="tanh"))
-
-
-class RowLinear(nn.Linear):
-    """A linear layer for one vector per sample, [B, in] → [B, out], whose rows do not depend on B in inference.
-
-    On a CPU, products of fewer than `CPU_ROWS` fp32 rows run other kernels, which round otherwise, so a row would
-    differ between batch sizes. Such batches are padded. The DiT's other products have a row for each token.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[B, in] → [B, out]."""
-        rows = input.shape[0]
-        if rows >= CPU_ROWS or input.device.type != "cpu" or torch.is_grad_enabled():
-            return super().forward(input)
-        return super().forward(torch.cat([input, input[-1:].expand(CPU_ROWS - rows, -1)]))[:rows]
 
 
 class TimestepEmbedder(nn.Module):

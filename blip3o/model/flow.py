@@ -9,18 +9,19 @@ which is one model evaluation per guidance branch:
 
 | solver | order | evaluations in N steps | |
 |---|---|---|---|
-| euler | 1 | N | upstream's; stateless, so the only one for rows of a batch that are at different steps |
+| euler | 1 | N | upstream's |
 | heun | 2 | 2 N − 1 | trapezoid with an Euler predictor; the last step, which ends at σ = 0, is an Euler step |
 | unipc | 2 | N | diffusers' UniPC (arXiv 2302.04867), multistep with a corrector, on the data prediction |
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blip3o.config.sampler import FlowConfig, SamplerConfig, Solver
+from blip3o.config.sampler import FlowConfig, Solver
 
 NUM_TRAIN_STEPS = 1000
 _LARGEST_UNIFORM = 1 - 2**-24  # of torch.rand in fp32
@@ -98,48 +99,105 @@ def euler_step(latents: Tensor, velocity: Tensor, sigma_B: Tensor, next_sigma_B:
     return latents + _column(next_sigma_B - sigma_B, latents) * velocity
 
 
+class Trajectory(ABC):
+    """The way of one sample, or of a batch at the same step, from noise to data: a solver with its memory.
+
+    `point` is where the next evaluation is wanted and `level` its noise level σ (or its time), a scalar; `advance`
+    takes the velocity there. At the end, `point` is the data. So samples at different steps can share an evaluation.
+    """
+
+    point: Tensor
+    level: Tensor
+    done: bool
+
+    def __init__(self, noise: Tensor, sigmas: Tensor) -> None:
+        """`noise` has any shape; `sigmas` [steps + 1] are those of `sampling_sigmas`."""
+        self.point, self.level, self.done = noise, sigmas[0], False
+        self._sigmas, self._step = sigmas, 0
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @abstractmethod
+    def _advance(self, velocity: Tensor) -> None:
+        """Sets `point`, `level` and `done`."""
+
+    def advance(self, velocity: Tensor) -> None:
+        """Takes the velocity at `point`."""
+        self._last = self.point, self.level, velocity
+        self._advance(velocity)
+
+    @property
+    def expected(self) -> Tensor:
+        """The data that the last evaluation expects, x̂ = z − σ v."""
+        assert self._last is not None, "nothing has been evaluated"
+        point, level, velocity = self._last
+        return point - level * velocity
+
+    def _move(self, latents: Tensor) -> None:
+        """To the next level."""
+        self._step += 1
+        self.point, self.level = latents, self._sigmas[self._step]
+        self.done = self._step == len(self._sigmas) - 1
+
+
+class Arrived(Trajectory):
+    """A trajectory of no steps."""
+
+    def __init__(self, data: Tensor) -> None:
+        super().__init__(data, torch.zeros(1, device=data.device))
+        self.done = True
+
+    def _advance(self, velocity: Tensor) -> None:
+        raise AssertionError("there are no steps")
+
+
+class _Euler(Trajectory):
+    def _advance(self, velocity: Tensor) -> None:
+        self._move(self.point + (self._sigmas[self._step + 1] - self.level) * velocity)
+
+
+class _Heun(Trajectory):
+    _start: tuple[Tensor, Tensor] | None = None  # latents and slope where a step begins, at its second evaluation
+
+    def _advance(self, velocity: Tensor) -> None:
+        sigma, following = self._sigmas[self._step], self._sigmas[self._step + 1]
+        if self._start is not None:
+            latents, slope = self._start
+            self._start = None
+            self._move(latents + (following - sigma) * ((slope + velocity) / 2))
+        elif self._step < len(self._sigmas) - 2:
+            self._start = self.point, velocity
+            self.point, self.level = self.point + (following - sigma) * velocity, following
+        else:  # σ = 0 is never trained
+            self._move(self.point + (following - sigma) * velocity)
+
+
+class _Unipc(Trajectory):
+    def __init__(self, noise: Tensor, sigmas: Tensor) -> None:
+        self._scheduler = _unipc_scheduler(sigmas)
+        # The scheduler works with the logarithm of the signal, so its first level is 1e-6 below one.
+        super().__init__(noise, self._scheduler.sigmas.to(noise.device))
+
+    def _advance(self, velocity: Tensor) -> None:
+        time = self._scheduler.timesteps[self._step]
+        self._move(self._scheduler.step(velocity, time, self.point, return_dict=False)[0])
+
+
+def trajectory(solver: Solver, noise: Tensor, steps: int, *, shift: float = 1.0) -> Trajectory:
+    """A solver at the start of `steps` steps from noise of any shape."""
+    return _SOLVERS[solver](noise, sampling_sigmas(steps, shift).to(noise.device))
+
+
 def integrate(velocity: Velocity, noise: Tensor, steps: int, *, solver: Solver = "euler", shift: float = 1.0) -> Tensor:
     """Integrates a velocity field from noise [B, …] to data in `steps` solver steps (evaluations: see the module)."""
-    return _SOLVERS[solver](velocity, noise, sampling_sigmas(steps, shift).to(noise.device))
+    way = trajectory(solver, noise, steps, shift=shift)
+    while not way.done:
+        way.advance(velocity(way.point, way.level.expand(noise.shape[0])))
+    return way.point
 
 
-def evaluations(sampler: SamplerConfig) -> int:
-    """Evaluations per guidance branch when sampling, counted by running the solver on a single number."""
-    seen: list[Tensor] = []
-
-    def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
-        seen.append(sigma_B)
-        return latents
-
-    integrate(velocity, torch.ones(1, 1), sampler.num_inference_steps, solver=sampler.solver)
-    return len(seen)
-
-
-def _euler(velocity: Velocity, latents: Tensor, sigmas: Tensor) -> Tensor:
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        sigma_B = sigma.expand(latents.shape[0])
-        latents = euler_step(latents, velocity(latents, sigma_B), sigma_B, following.expand(latents.shape[0]))
-    return latents
-
-
-def _heun(velocity: Velocity, latents: Tensor, sigmas: Tensor) -> Tensor:
-    last = len(sigmas) - 2
-    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        sigma_B, next_B = sigma.expand(latents.shape[0]), following.expand(latents.shape[0])
-        slope = velocity(latents, sigma_B)
-        if step < last:  # σ = 0 is never trained
-            slope = (slope + velocity(euler_step(latents, slope, sigma_B, next_B), next_B)) / 2
-        latents = euler_step(latents, slope, sigma_B, next_B)
-    return latents
-
-
-def _unipc(velocity: Velocity, latents: Tensor, sigmas: Tensor) -> Tensor:
-    scheduler = _unipc_scheduler(sigmas)
-    # The scheduler works with the logarithm of the signal, so its first level is 1e-6 below one.
-    for sigma, time in zip(scheduler.sigmas[:-1].to(latents.device), scheduler.timesteps, strict=True):
-        output = velocity(latents, sigma.expand(latents.shape[0]))
-        latents = scheduler.step(output, time, latents, return_dict=False)[0]
-    return latents
+def evaluations(solver: Solver, steps: int) -> int:
+    """Evaluations per guidance branch in `steps` steps."""
+    return 2 * steps - 1 if solver == "heun" else steps
 
 
 def _unipc_scheduler(sigmas: Tensor) -> Any:  # noqa: ANN401 - a diffusers scheduler
@@ -153,8 +211,4 @@ def _unipc_scheduler(sigmas: Tensor) -> Any:  # noqa: ANN401 - a diffusers sched
     return scheduler
 
 
-_SOLVERS: dict[Solver, Callable[[Velocity, Tensor, Tensor], Tensor]] = {
-    "euler": _euler,
-    "heun": _heun,
-    "unipc": _unipc,
-}
+_SOLVERS: dict[Solver, type[Trajectory]] = {"euler": _Euler, "heun": _Heun, "unipc": _Unipc}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 # Activations of this size fit a CPU's caches. The allocator also returns larger ones to the system and maps them again,
 # page by page, at every operation: a tower of 12 blocks then takes 25 % longer (benchmarks/train_step.py).
 CPU_BYTES = 2**22
+CPU_ROWS = 16
 
 
 def rows_at_once(batch: Tensor, row_bytes: int) -> int:
@@ -112,3 +113,47 @@ class SwiGLU(nn.Module):
     def forward(self, x_BLC: Tensor) -> Tensor:
         """[B, L, dim] → [B, L, dim]."""
         return self.linear_2(F.silu(self.linear_1(x_BLC)) * self.linear_3(x_BLC))
+
+
+class RowLinear(nn.Linear):
+    """A linear layer for one vector per sample, [B, in] → [B, out], whose rows do not depend on B in inference.
+
+    On a CPU, products of fewer than `CPU_ROWS` fp32 rows run other kernels, which round otherwise, so a row would
+    differ between batch sizes. Such batches are padded. Products with a row for each token have more rows.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, in] → [B, out]."""
+        rows = input.shape[0]
+        if rows >= CPU_ROWS or input.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(input)
+        return super().forward(torch.cat([input, input[-1:].expand(CPU_ROWS - rows, -1)]))[:rows]
+
+
+class RowConv2d(nn.Conv2d):
+    """A convolution whose samples do not depend on the size of the batch in inference.
+
+    On a CPU, torch chooses between two libraries by the number of samples: a single one, or fewer than 16 with a 1 x 1
+    kernel, go another way, which rounds otherwise. Here all go one way.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, C', h', w']."""
+        plain = input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled()
+        if plain or self.padding_mode != "zeros" or not torch.backends.mkldnn.is_available():
+            return super().forward(input)
+        # Contiguous: a single sample may be taken for one in another memory format.
+        return torch.ops.aten.mkldnn_convolution(
+            input.contiguous(), self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
+def make_rows_independent(module: nn.Module) -> None:
+    """Replaces, in place, what makes a sample depend on the size of its batch: convolutions, and linear layers.
+
+    For networks of other libraries whose linear layers take one vector per sample. Parameters stay the same objects.
+    """
+    exact = {nn.Conv2d: RowConv2d, nn.Linear: RowLinear}
+    for part in module.modules():
+        if type(part) in exact:
+            part.__class__ = exact[type(part)]

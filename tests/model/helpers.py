@@ -5,6 +5,7 @@ from torch import nn
 
 from blip3o.config.model import ModelConfig
 from blip3o.config.presets.models import PRESETS
+from blip3o.inference.chat import Reply, ReplyBatch, ReplyText, write_replies
 from blip3o.model.unified import PARTS, UnifiedModel, initialize
 
 IMAGE_TOKEN = 5
@@ -28,3 +29,14 @@ def nano_model(parts: tuple[str, ...] = PARTS) -> UnifiedModel:
     initialize(model, 0)
     randomise(model)
     return model
+
+
+@torch.inference_mode()
+def greedy(backbone, prompt, *, max_new_tokens, stop_ids, rows=None):
+    """Greedy replies to the rows of a prompt, token ids, `rows` of them written together."""
+    length = prompt.input_ids.shape[1]
+    batch = ReplyBatch(backbone, rows=rows or len(prompt.input_ids), max_length=length)
+    replies = [Reply(text=ReplyText(str), max_tokens=max_new_tokens, stop_ids=stop_ids) for _ in prompt.input_ids]
+    for _ in write_replies(batch, zip(prompt.split(1), replies, strict=True)):
+        pass
+    return [reply.ids for reply in replies]

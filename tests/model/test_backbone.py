@@ -6,7 +6,7 @@ import torch
 from blip3o.model.backbone import Prompt
 from blip3o.model.positions import multimodal_positions
 from tests.model.families import transformers_twin
-from tests.model.helpers import IMAGE_TOKEN, PAD, nano_model
+from tests.model.helpers import IMAGE_TOKEN, PAD, greedy, nano_model
 
 GRID = 2  # the nano preset shows 32-pixel images as 2 x 2 language tokens
 
@@ -105,14 +105,14 @@ def test_greedy_continuation_is_that_of_transformers(model):
     expected = transformers_twin(model.backbone).generate(
         input_ids=prompt.input_ids, attention_mask=prompt.attention_mask, max_new_tokens=6, do_sample=False
     )[:, 9:]
-    got = model.backbone.greedy(prompt, max_new_tokens=6, stop_ids=frozenset())
+    got = greedy(model.backbone, prompt, max_new_tokens=6, stop_ids=frozenset())
     assert got == expected.tolist()
 
 
 def test_greedy_of_a_short_row_ignores_its_padding_and_stops(model):
     prompt = ragged([16, 9], images=False)
-    both = model.backbone.greedy(prompt, max_new_tokens=5, stop_ids=frozenset())
+    both = greedy(model.backbone, prompt, max_new_tokens=5, stop_ids=frozenset())
     single = Prompt(input_ids=prompt.input_ids[1:, :9], attention_mask=prompt.attention_mask[1:, :9])
-    assert model.backbone.greedy(single, max_new_tokens=5, stop_ids=frozenset())[0] == both[1]
-    stopped = model.backbone.greedy(single, max_new_tokens=5, stop_ids=frozenset({both[1][2]}))
+    assert greedy(model.backbone, single, max_new_tokens=5, stop_ids=frozenset())[0] == both[1]
+    stopped = greedy(model.backbone, single, max_new_tokens=5, stop_ids=frozenset({both[1][2]}))
     assert stopped[0] == both[1][: both[1].index(both[1][2])]

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from blip3o.config.load import preset_model
-from blip3o.config.sampler import SamplerConfig
 from blip3o.model import describe
 from blip3o.model.flops import counted as costs
 
@@ -152,4 +151,4 @@ def test_the_vision_tower_attends_in_windows(small):
 
 @pytest.mark.parametrize(("solver", "expected"), [("euler", 7), ("heun", 13), ("unipc", 7)])
 def test_evaluations_are_those_of_the_solver(solver, expected):
-    assert costs.evaluations(SamplerConfig(num_inference_steps=7, solver=solver)) == expected
+    assert costs.evaluations(solver, 7) == expected

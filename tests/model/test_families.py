@@ -25,7 +25,7 @@ from tests.model.families import (
     row_of,
     transformers_twin,
 )
-from tests.model.helpers import IMAGE_TOKEN, nano_config
+from tests.model.helpers import IMAGE_TOKEN, greedy, nano_config
 
 LENGTHS = (24, 19, 21)
 # The same arithmetic in another blocking, fp32. Measured worst case 3e-6 on states of order 1.
@@ -187,13 +187,13 @@ def test_replies_are_numbered_natively_whatever_queries_are(built):
     batch = prompt(built.config, LENGTHS)
     assert torch.equal(upstream.hidden(batch), built.hidden(batch))
     options = {"max_new_tokens": 4, "stop_ids": ()}
-    assert upstream.greedy(batch, **options) == built.greedy(batch, **options)
+    assert greedy(upstream, batch, **options) == greedy(built, batch, **options)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_replies_are_those_of_transformers(built, side):
     batch = prompt(built.config, LENGTHS, side=side)
-    replies = built.greedy(batch, max_new_tokens=6, stop_ids=())
+    replies = greedy(built, batch, max_new_tokens=6, stop_ids=())
     for row in range(len(LENGTHS)):
         one = row_of(batch, row)
         expected = generate(built, one, count=6)
@@ -216,25 +216,18 @@ def test_text_generation_of_transformers_agrees(built):
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, use_cache=True
     )[0, 9:]
     batch = Prompt(input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert built.greedy(batch, max_new_tokens=6, stop_ids=())[0] == expected.tolist()
+    assert greedy(built, batch, max_new_tokens=6, stop_ids=())[0] == expected.tolist()
 
 
-def test_a_stream_computes_tokens_on_demand_and_rows_stop_independently(built):
+def test_rows_stop_independently_and_others_take_their_place(built):
     batch = prompt(built.config, LENGTHS, side="left")
-    whole = built.greedy(batch, max_new_tokens=6, stop_ids=())
+    whole = greedy(built, batch, max_new_tokens=6, stop_ids=())
     every = {stop: [reply.index(stop) if stop in reply else 6 for reply in whole] for stop in sorted({*sum(whole, [])})}
     # One row does stop before the others, and not at once.
     stop, ends = next(item for item in every.items() if any(0 < end < max(item[1]) for end in item[1]))
-    passes = []
-    handle = built.text.register_forward_hook(lambda *_: passes.append(1))
-    rows: list[list[int]] = [[] for _ in whole]
-    for step, tokens in enumerate(built.stream(batch, max_new_tokens=6, stop_ids={stop})):
-        assert len(passes) == step + 1
-        for row, token in zip(rows, tokens, strict=True):
-            if token is not None:
-                row.append(token)
-    handle.remove()
-    assert rows == [reply[:end] for reply, end in zip(whole, ends, strict=True)]
+    for rows in (1, 2, len(LENGTHS)):
+        replies = greedy(built, batch, max_new_tokens=6, stop_ids={stop}, rows=rows)
+        assert replies == [reply[:end] for reply, end in zip(whole, ends, strict=True)]
 
 
 def test_initialisation_reaches_every_parameter_of_every_family(built):

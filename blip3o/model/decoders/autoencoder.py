@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from blip3o.config.decoder import AutoencoderDecoderConfig, DcConfig, KlConfig
-from blip3o.model.decoders.base import Decoder, Operation
+from blip3o.model.decoders.base import Decoder, Operation, Tensors
+from blip3o.model.flow import Arrived, Trajectory
 
 
 def build_autoencoder(config: KlConfig | DcConfig) -> Any:  # noqa: ANN401 - a module of diffusers
@@ -69,7 +70,9 @@ def to_latents(autoencoder: Any, images_B3SS: Tensor) -> Tensor:  # noqa: ANN401
 def to_images(autoencoder: Any, latents_BChw: Tensor) -> Tensor:  # noqa: ANN401 - as above
     """Scaled latents [B, C, h, w] → images [B, 3, S, S], about −1 … 1."""
     scaled = latents_BChw / autoencoder.config.scaling_factor
-    return autoencoder.decode(scaled.to(autoencoder.dtype)).sample.to(latents_BChw.dtype)
+    # One by one: an image does not depend on its company, and one fills a device.
+    images = [autoencoder.decode(row.to(autoencoder.dtype)).sample for row in scaled.split(1)]
+    return torch.cat(images).to(latents_BChw.dtype)
 
 
 class AutoencoderDecoder(Decoder):
@@ -84,9 +87,21 @@ class AutoencoderDecoder(Decoder):
         """Images [B, 3, S, S] in −1 … 1 → latent tokens [B, h · w, C], row-major."""
         return to_latents(self.vae, images_B3SS).flatten(2).transpose(1, 2)
 
-    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
-        """Latent tokens [B, h · w, C] → images [B, 3, S, S]."""
-        return to_images(self.vae, inputs.transpose(1, 2).unflatten(-1, (self.grid, self.grid)))
+    def prepare(self, inputs: Tensor, null_LF: Tensor | None) -> Tensors:
+        """The latent tokens [B, h · w, C] as latents [B, C, h, w]."""
+        return (inputs.transpose(1, 2).unflatten(-1, (self.grid, self.grid)),)
+
+    def start(self, noise: Tensor, steps: int | None = None) -> Trajectory:
+        """No steps."""
+        return Arrived(noise)
+
+    def evaluate(self, point: Tensor, level_B: Tensor, prepared: Tensors) -> Tensor:
+        """Never called: there are no steps."""
+        raise AssertionError("an autoencoder takes no steps")
+
+    def images(self, reached: Tensor, prepared: Tensors) -> Tensor:
+        """The latents' images [B, 3, S, S]."""
+        return to_images(self.vae, prepared[0])
 
     def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The autoencoder's own decoder."""

@@ -21,10 +21,18 @@ from torch import Tensor, nn
 from blip3o.config.decoder import SanaDecoderConfig, SdxlDecoderConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.model.decoders.autoencoder import build_autoencoder, to_images, to_latents
-from blip3o.model.decoders.base import Decoder, Operation
-from blip3o.model.flow import NUM_TRAIN_STEPS, evaluations, guide, integrate, interpolate, noise_level, velocity_target
+from blip3o.model.decoders.base import Decoder, Operation, Tensors
+from blip3o.model.flow import (
+    NUM_TRAIN_STEPS,
+    Trajectory,
+    evaluations,
+    guide,
+    interpolate,
+    noise_level,
+    trajectory,
+    velocity_target,
+)
 
-Tensors = tuple[Tensor, ...]
 BETAS = (0.00085, 0.012)  # first and last β of SDXL's schedule, which is linear in √β
 
 
@@ -41,6 +49,7 @@ class LatentDecoder(Decoder):
     """Base of both decoders. The autoencoder's parameters have the prefix `vae.`; the trained network has its own."""
 
     config: SdxlDecoderConfig | SanaDecoderConfig
+    _condition_width: int  # tensors of `condition`
 
     def __init__(self, config: SdxlDecoderConfig | SanaDecoderConfig) -> None:
         super().__init__()
@@ -63,21 +72,32 @@ class LatentDecoder(Decoder):
     def predict(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors) -> Tensor:
         """The network's prediction of the target [B, C, h, w]."""
 
-    @abstractmethod
-    def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
-        """Noise → clean latents [B, C, h, w], guided against `null` if there is one."""
-
     @property
     @abstractmethod
     def evaluations(self) -> int:
         """Network evaluations per branch in one decode."""
 
-    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
-        """Features and noise → images [B, 3, S, S]. Give `null_LF`, the null branch's features, for guidance."""
-        null = None
-        if null_LF is not None:
-            null = tuple(part.expand(noise.shape[0], *part.shape[1:]) for part in self.condition(null_LF[None]))
-        return to_images(self.vae, self.sample(noise, self.condition(inputs), null))
+    def prepare(self, inputs: Tensor, null_LF: Tensor | None) -> Tensors:
+        """The condition of features [B, L, F], followed by that of `null_LF` for guidance, if there is one."""
+        condition = self.condition(inputs)
+        if null_LF is None:
+            return condition
+        null = self.condition(null_LF[None])
+        return *condition, *(part.expand(inputs.shape[0], *part.shape[1:]) for part in null)
+
+    def evaluate(self, point: Tensor, level_B: Tensor, prepared: Tensors) -> Tensor:
+        """The prediction [B, C, h, w], guided if there is a null condition: then one evaluation of both branches."""
+        width = self._condition_width
+        condition, null = prepared[:width], prepared[width:]
+        if not null:
+            return self.predict(point, level_B, condition)
+        both = tuple(torch.cat(pair) for pair in zip(condition, null, strict=True))
+        conditional, unconditional = self.predict(point.repeat(2, 1, 1, 1), level_B.repeat(2), both).chunk(2)
+        return guide(conditional, unconditional, self.config.guidance_scale)
+
+    def images(self, reached: Tensor, prepared: Tensors) -> Tensor:
+        """Clean latents → images."""
+        return to_images(self.vae, reached)
 
     def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The condition, the network for each branch and step, and the autoencoder's decoder."""
@@ -89,18 +109,12 @@ class LatentDecoder(Decoder):
         )
         yield Operation(name="latents to pixels", run=lambda: to_images(self.vae, noise))
 
-    def _guided(self, noisy_BChw: Tensor, time_B: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
-        if null is None:
-            return self.predict(noisy_BChw, time_B, condition)
-        both = tuple(torch.cat(pair) for pair in zip(condition, null, strict=True))
-        conditional, unconditional = self.predict(noisy_BChw.repeat(2, 1, 1, 1), time_B.repeat(2), both).chunk(2)
-        return guide(conditional, unconditional, self.config.guidance_scale)
-
 
 class SdxlDecoder(LatentDecoder):
     """Noise prediction by a U-Net: cross-attention to the tokens; their mean and six sizes join the time embedding."""
 
     config: SdxlDecoderConfig
+    _condition_width = 2
 
     def __init__(self, config: SdxlDecoderConfig, *, feature_dim: int) -> None:
         super().__init__(config)
@@ -132,21 +146,16 @@ class SdxlDecoder(LatentDecoder):
         output = self.unet(noisy_BChw.to(dtype), time_B, encoder_hidden_states=tokens, added_cond_kwargs=added)
         return output.sample.to(noisy_BChw.dtype)
 
-    def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
+    def start(self, noise: Tensor, steps: int | None = None) -> Trajectory:
         """diffusers' Euler scheduler in BLIP3-o's setting, one evaluation per step and branch."""
-        scheduler = _euler_scheduler(self.config.num_inference_steps)
-        latents = noise_BChw * scheduler.init_noise_sigma
-        for time in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(latents, time)
-            noise = self._guided(scaled, time.to(latents.device).expand(latents.shape[0]), condition, null)
-            latents = scheduler.step(noise, time, latents, return_dict=False)[0]
-        return latents
+        return _DiscreteEuler(noise, steps or self.config.num_inference_steps)
 
 
 class SanaDecoder(LatentDecoder):
     """Flow matching by SANA's transformer, on tokens that a connector maps to its caption width."""
 
     config: SanaDecoderConfig
+    _condition_width = 1
 
     def __init__(self, config: SanaDecoderConfig, *, feature_dim: int) -> None:
         super().__init__(config)
@@ -162,7 +171,7 @@ class SanaDecoder(LatentDecoder):
     @property
     def evaluations(self) -> int:
         """As many as the solver takes."""
-        return evaluations(self.config.sampler)
+        return evaluations(self.config.sampler.solver, self.config.sampler.num_inference_steps)
 
     def condition(self, features_BLF: Tensor) -> Tensors:
         """The tokens through the connector, [B, L, caption_width]."""
@@ -184,15 +193,36 @@ class SanaDecoder(LatentDecoder):
         )
         return output.sample.to(noisy_BChw.dtype)
 
-    def sample(self, noise_BChw: Tensor, condition: Tensors, null: Tensors | None) -> Tensor:
+    def evaluate(self, point: Tensor, level_B: Tensor, prepared: Tensors) -> Tensor:
+        """The guided velocity [B, C, h, w] at σ [B]."""
+        time = NUM_TRAIN_STEPS * level_B
+        return super().evaluate(point, time.trunc() if self.config.sampler.truncate_time else time, prepared)
+
+    def start(self, noise: Tensor, steps: int | None = None) -> Trajectory:
         """The flow from noise to latents by the configured solver."""
         sampler = self.config.sampler
+        return trajectory(sampler.solver, noise, steps or sampler.num_inference_steps, shift=sampler.shift)
 
-        def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
-            time = NUM_TRAIN_STEPS * sigma_B
-            return self._guided(latents, time.trunc() if sampler.truncate_time else time, condition, null)
 
-        return integrate(velocity, noise_BChw, sampler.num_inference_steps, solver=sampler.solver, shift=sampler.shift)
+class _DiscreteEuler(Trajectory):
+    """Noise prediction: `point` is the scaled latents until the end, `level` the time in 0 … 999."""
+
+    def __init__(self, noise: Tensor, steps: int) -> None:
+        self._scheduler = _euler_scheduler(steps)
+        super().__init__(noise, self._scheduler.timesteps.to(noise.device))
+        self._latents = noise * self._scheduler.init_noise_sigma
+        self.point = self._scheduler.scale_model_input(self._latents, self._scheduler.timesteps[0])
+
+    def _advance(self, velocity: Tensor) -> None:
+        times = self._scheduler.timesteps
+        self._latents = self._scheduler.step(velocity, times[self._step], self._latents, return_dict=False)[0]
+        self._step += 1
+        self.done = self._step == len(times)
+        if self.done:
+            self.point = self._latents
+        else:
+            self.level = self._sigmas[self._step]
+            self.point = self._scheduler.scale_model_input(self._latents, times[self._step])
 
 
 def signal_levels() -> Tensor:

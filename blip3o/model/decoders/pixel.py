@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip3o.config.decoder import DecoderConfig
-from blip3o.model.decoders.base import Decoder, Operation
-from blip3o.model.flow import integrate
+from blip3o.model.decoders.base import Decoder, Operation, Tensors
+from blip3o.model.flow import Trajectory, trajectory
+from blip3o.model.layers import RowConv2d, make_rows_independent
 
 
 def to_unit(pixels_BSS3: Tensor) -> Tensor:
@@ -34,8 +35,8 @@ class CoarseHead(nn.Module):
         super().__init__()
         self.grid = grid
         side = config.image_size // grid
-        self.expand = nn.Conv2d(feature_dim, config.coarse_width, kernel_size=3, padding=1)
-        self.draw = nn.Conv2d(config.coarse_width, 3 * side * side, kernel_size=1)
+        self.expand = RowConv2d(feature_dim, config.coarse_width, kernel_size=3, padding=1)
+        self.draw = RowConv2d(config.coarse_width, 3 * side * side, kernel_size=1)
         self.side = side
 
     def forward(self, features_BLF: Tensor) -> Tensor:
@@ -46,6 +47,8 @@ class CoarseHead(nn.Module):
 
 class PixelDecoder(Decoder):
     """Refines coarse images."""
+
+    previews = True
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -64,6 +67,7 @@ class PixelDecoder(Decoder):
             add_attention=False,
             norm_num_groups=8,
         )
+        make_rows_independent(self.unet)
 
     def clean(self, noisy_B3SS: Tensor, sigma_B: Tensor, coarse_B3SS: Tensor) -> Tensor:
         """The predicted clean image [B, 3, S, S] at noise level σ [B]."""
@@ -71,13 +75,21 @@ class PixelDecoder(Decoder):
         correction = self.unet(stacked.to(self.unet.dtype), 1000 * sigma_B, return_dict=True).sample
         return coarse_B3SS + F.pixel_shuffle(correction, self.config.fold).to(noisy_B3SS.dtype)
 
-    def forward(self, inputs: Tensor, noise: Tensor, null_LF: Tensor | None = None) -> Tensor:
-        """Coarse images and pixel noise, [B, 3, S, S] → images in −1 … 1 by Euler steps."""
+    def prepare(self, inputs: Tensor, null_LF: Tensor | None) -> Tensors:
+        """The coarse images [B, 3, S, S]."""
+        return (inputs,)
 
-        def velocity(noisy: Tensor, sigma_B: Tensor) -> Tensor:
-            return (noisy - self.clean(noisy, sigma_B, inputs)) / sigma_B.view(-1, 1, 1, 1)
+    def start(self, noise: Tensor, steps: int | None = None) -> Trajectory:
+        """Euler steps from pixel noise."""
+        return trajectory("euler", noise, steps or self.config.num_inference_steps)
 
-        return integrate(velocity, noise, self.config.num_inference_steps)
+    def evaluate(self, point: Tensor, level_B: Tensor, prepared: Tensors) -> Tensor:
+        """The velocity [B, 3, S, S] at noisy images and σ [B]."""
+        return (point - self.clean(point, level_B, prepared[0])) / level_B.view(-1, 1, 1, 1)
+
+    def images(self, reached: Tensor, prepared: Tensors) -> Tensor:
+        """The data are the images."""
+        return reached
 
     def operations(self, inputs: Tensor, noise: Tensor) -> Iterator[Operation]:
         """The U-Net at each step."""

@@ -55,7 +55,7 @@ def generation(model: UnifiedModel, prompt_tokens: int) -> Iterator[Cost]:
     yield Cost(
         name="velocity",
         flops=measure(lambda: model.denoiser(latents, time, condition)),
-        calls=branches * evaluations(config.sampler),
+        calls=branches * evaluations(config.sampler.solver, config.sampler.num_inference_steps),
     )
     yield from _decoding(model)
 

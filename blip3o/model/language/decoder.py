@@ -2,7 +2,8 @@
 
 Parameter names are those of `transformers`, so that published weights, checkpoints and adapters fit. No layer knows its
 number: all of them are one code object, which `torch.compile` compiles once. A layer takes and returns keys and values
-as plain tensors, and changes none: a cache may be read again, also by a layer that recomputes its activations.
+as plain tensors, and changes none: a cache may be read again, also by a layer that recomputes its activations. Only
+with `columns` it writes new keys and values into a cache, whose size then never changes.
 
 Legend: B batch, L tokens, S tokens with those of the cache, C channels, K key/value heads, D channels of one head.
 """
@@ -44,13 +45,26 @@ class Attention(nn.Module):
         return rotate_halves(keys.transpose(1, 2), rotary), self._heads(self.v_proj(x_BLC)).transpose(1, 2)
 
     def forward(
-        self, x_BLC: Tensor, rotary: Rotary, mask: Tensor | None, past: KeyValues | None, lengths: Tensor | None
+        self,
+        x_BLC: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None,
+        past: KeyValues | None,
+        lengths: Tensor | None,
+        columns: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalized states [B, L, C] → [B, L, C], and the keys and values, [B, K, S, D], those of `past` first."""
+        """Normalized states [B, L, C] → [B, L, C], and the keys and values, [B, K, S, D], those of `past` first.
+
+        With `columns` (int64 [B], L = 1), those of row b are written into column `columns[b]` of `past`, in place.
+        """
         queries = self._heads(self.q_proj(x_BLC))
         queries = rotate_halves((self.q_norm(queries) if self.normalizes else queries).transpose(1, 2), rotary)
         keys, values = self.keys_and_values(x_BLC, rotary)
-        if past is not None:
+        if past is not None and columns is not None:
+            for stored, new in zip(past, (keys, values), strict=True):
+                stored[torch.arange(len(columns), device=columns.device), :, columns] = new[:, :, 0]
+            keys, values = past
+        elif past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         return self.o_proj(attend_causally(queries, keys, values, mask, lengths)), keys, values
 
@@ -89,9 +103,10 @@ class DecoderLayer(nn.Module):
         mask: Tensor | None = None,
         past: KeyValues | None = None,
         lengths: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[B, L, C] → [B, L, C], and keys and values [B, K, S, D]. `mask` and `lengths`: see `attend_causally`."""
-        mixed, keys, values = self.self_attn(self.input_layernorm(x_BLC), rotary, mask, past, lengths)
+        mixed, keys, values = self.self_attn(self.input_layernorm(x_BLC), rotary, mask, past, lengths, columns)
         x_BLC = x_BLC + mixed
         return x_BLC + self.mlp(self.post_attention_layernorm(x_BLC)), keys, values
 
@@ -118,11 +133,13 @@ class Decoder(nn.Module):
         past: Cache | None = None,
         *,
         keep: bool = False,
+        columns: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """Embeddings → hidden states [B, L, C] after the last norm, and with `keep` a cache, else an empty one.
 
         `positions` are [B, L] or [3, B, L]; `mask` is additive, [B, 1, L, S]; without it, all tokens are real. The new
-        cache holds the tokens of `past`, then the new ones.
+        cache holds the tokens of `past`, then the new ones. With `columns` (int64 [B], L = 1), the new token of row b
+        is written into column `columns[b]` of `past`, in place, and S is that cache's size.
         """
         # Contiguous as the layers' outputs are, or compiled layers would need a graph of their own for the first.
         rotary, x = rotary_tables(self.config, positions), embeddings_BLC.contiguous()
@@ -132,7 +149,7 @@ class Decoder(nn.Module):
         mask = None if mask is None else by_group(mask, self.config.heads // self.config.kv_heads)
         cache: list[KeyValues] = []
         for number, layer in enumerate(self.layers):
-            x, keys, values = layer(x, rotary, mask, None if past is None else past[number])
+            x, keys, values = layer(x, rotary, mask, None if past is None else past[number], None, columns)
             if keep:
                 cache.append((keys, values))
         return self.norm(x), tuple(cache)
