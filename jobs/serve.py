@@ -149,7 +149,6 @@ def command(
     """Serve a bundle over HTTP on this machine, until Ctrl-C: OpenAI's API and a web page."""
     if demo == (bundle is not None) or (folder is not None and not demo):
         raise UsageError("Missing option '--bundle', or --demo, which --folder belongs to: give one of them")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as running:
         if demo:
             store = running.enter_context(LocalS3(data_dir=find_store(folder or FOLDER)))
@@ -159,6 +158,7 @@ def command(
         handle = start(bundle, port=port, options=options)
         running.callback(handle.stop)
         print("\n".join(_announcement(bundle, handle.url)), flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             signal.pause()
         except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from serve.http.routes.metrics import MetricsRoute
 from serve.http.routes.models import ModelRoutes
 from serve.http.routes.openapi import add_docs
 from serve.http.routes.responses import ResponsesRoute
-from serve.http.safety.middleware import RequestMiddleware, access_log
+from serve.http.safety.middleware import RequestMiddleware, log_access
 from serve.page.routes import page_router
 from serve.protocol import Backend
 
@@ -63,6 +63,6 @@ def build_models_api(
             allow_headers=["*"],
             expose_headers=[ID, HEADER, "retry-after"],
         )
-    reports = [metrics.count, *([access_log()] if config.access_log else [])]
+    reports = [metrics.count, *([log_access] if config.access_log else [])]
     api.add_middleware(RequestMiddleware, config=config, reports=reports)
     return api

@@ -28,7 +28,7 @@ HOSTS = {
 # First parts of absolute paths that a file may name: those of any Linux, routes of HTTP, and names made up in tests.
 KNOWN_FOLDERS = {
     *("bin", "data", "dev", "etc", "home/ray", "opt", "proc", "srv", "tmp", "usr", "var"),
-    *("api", "aws", "chat", "v1"),
+    *("api", "aws", "chat", "page", "v1"),
     *("a", "bucket", "nowhere", "secret"),
 }
 

@@ -56,7 +56,8 @@ function problemOf(response, error) {
     return new Problem(`This server asks for an API key: enter it at the top of the page. (${said})`, details);
   }
   if (status === 429) {
-    return new Problem(`The server is busy. Try again ${wait ? `in ${wait} s` : "in a moment"}.`, {...details, retryable: true});
+    const busy = `The server is busy. Try again ${wait ? `in ${wait} s` : "in a moment"}.`;
+    return new Problem(error?.code === "queue_full" ? busy : said, {...details, retryable: true});
   }
   if (status === 413) return new Problem(`That is too much to send. Choose a smaller picture. (${said})`, details);
   if (status === 503) return new Problem(`The model is not ready: ${said}`, {...details, retryable: true});
@@ -88,10 +89,15 @@ export async function* postForEvents(path, body, signal) {
     for (const data of events.map(dataOf).filter(Boolean)) {
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
-      if (event.error) throw new Problem(event.error.message, {requestId, param: event.error.param ?? "", retryable: true});
+      if (event.error) throw problemWithin(event.error, requestId);
       yield event;
     }
   }
+}
+
+// An error after the reply has begun.
+function problemWithin({message, type, param}, requestId) {
+  return new Problem(message, {requestId, param: param ?? "", retryable: type !== "invalid_request_error"});
 }
 
 function dataOf(event) {

@@ -117,13 +117,13 @@ class Watched(LocalBackend):
 
 
 @contextmanager
-def serving(pipeline, name="nano"):
+def serving(pipeline, name="nano", config=None):
     """A server whose engine runs in this process; `server.seen` are the conversations that came to it."""
     engine = Engine(pipeline)
     engine.start()
     backend = Watched(engine)
     try:
-        with Server(build_api(backend, name)) as server:
+        with Server(build_api(backend, name, config)) as server:
             server.seen = backend.seen
             yield server
     finally:

@@ -51,3 +51,14 @@ def reference(bundle):
 def pipeline(reference):
     """A copy that a test may patch."""
     return replace(reference, model=deepcopy(reference.model))
+
+
+@pytest.fixture(scope="session")
+def talking(reference):
+    """The pipeline with a head that knows only words: replies of the random one hold no text."""
+    pipeline = replace(reference, model=deepcopy(reference.model))
+    table = pipeline.model.get_parameter("backbone.hf.model.language_model.embed_tokens.weight")
+    words = [i for i in range(len(table)) if i < len(pipeline.tokenizer) and pipeline.tokenizer.decode([i]).isalpha()]
+    with torch.no_grad():
+        table[[i for i in range(len(table)) if i not in words]] = 0
+    return pipeline

@@ -19,13 +19,18 @@ from PIL import Image
 from serve.http.forms import fields
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
-PATHS = (CHAT, IMAGES, CHAT + "/", "/v1/models", "/v1/models/", "/v1/models/nano", "/v1/models/%ff%00", "/health", "/")
+RESPONSES, EDITS = "/v1/responses", "/v1/images/edits"
+PATHS = (
+    *(CHAT, IMAGES, RESPONSES, EDITS, "/v1/images/variations", CHAT + "/"),
+    *("/v1/models", "/v1/models/", "/v1/models/nano", "/v1/models/%ff%00"),
+    *("/health", "/ready", "/metrics", "/docs", "/openapi.json", "/"),
+    *("/v1/images/x/content", "/v1/images/%2e%2e%2fx/content?expires=%ff&signature=%00"),
+)
 ELSEWHERE = (
     "/v1",
     "/v1/nothing",
     "/chat/completions",
     "//v1/models",
-    "/v1/images/edits",
     "/%2e%2e/etc",
     "/?" + "a" * 900,
 )
@@ -132,8 +137,11 @@ class Requests:
         return sent
 
     def valid(self):
-        if self.random.random() < 0.3:
+        kind = self.random.random()
+        if kind < 0.3:
             return IMAGES, {"prompt": "a red circle", "n": 1, "size": "auto", "num_inference_steps": 1, "seed": 1}
+        if kind < 0.5:
+            return RESPONSES, self.response()
         parts = [{"type": "text", "text": "what?"}]
         if self.random.random() < 0.7:
             parts.append({"type": "image_url", "image_url": {"url": self.url(), "detail": "auto"}})
@@ -144,6 +152,14 @@ class Requests:
             {"role": "user", "content": "what colour?", "name": "x"},
         ]
         return CHAT, {"model": "nano", "messages": talk[: self.random.choice((2, 4))], "max_tokens": 2}
+
+    def response(self):
+        parts = [{"type": "input_text", "text": "what?"}]
+        if self.random.random() < 0.5:
+            parts.append({"type": "input_image", "image_url": self.url(), "detail": "auto"})
+        items = [{"role": "user", "content": parts}, {"type": "reasoning"}]
+        tools = [{"type": "image_generation", "num_inference_steps": 1}] if self.random.random() < 0.2 else []
+        return {"input": items, "max_output_tokens": 2, "tools": tools, "stream": self.random.random() < 0.3}
 
     def url(self):
         data = bytearray(self.random.choice(self.pictures))

@@ -338,17 +338,19 @@ def test_backend_errors_have_their_status(reference, error, status, code):
         assert raw("GET", server.url + "/health").status == 200
 
 
-def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch, stream):
     stepping, go_on, cancelled = threading.Event(), threading.Event(), threading.Event()
     engine, original = Engine(pipeline), pipeline.model.dit.forward
+    submit = engine.generate
 
     def forward(*args):
         stepping.set()
         assert go_on.wait(60)
         return original(*args)
 
-    def generate(request, submit=engine.generate):
-        future = submit(request)
+    def generate(*args):
+        future = submit(*args)
         future.add_done_callback(lambda future: future.cancelled() and cancelled.set())
         return future
 
@@ -357,7 +359,7 @@ def test_a_client_that_goes_away_cancels_its_request(pipeline, monkeypatch):
     engine.start()
     with Server(build_api(LocalBackend(engine), NAME)) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
-        body = json.dumps({"prompt": "a red circle", "num_inference_steps": 100})
+        body = json.dumps({"prompt": "a red circle", "num_inference_steps": 100, "stream": stream})
         connection.request("POST", IMAGES, body, {"content-type": "application/json"})
         assert stepping.wait(60)
         connection.close()

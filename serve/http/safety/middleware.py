@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import secrets
 import sys
 import time
@@ -139,17 +138,7 @@ class _BoundedBody:
         return message
 
 
-def access_log() -> Report:
-    """A report that writes a line of JSON to stderr for each request."""
-    logger = logging.getLogger("serve.access")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-
-    def write(record: Record) -> None:
-        logger.info(json.dumps({"time": round(time.time(), 3), **asdict(record)}))
-
-    return write
+def log_access(record: Record) -> None:
+    """Writes a line of JSON to stderr."""
+    sys.stderr.write(json.dumps({"time": round(time.time(), 3), **asdict(record)}) + "\n")
+    sys.stderr.flush()
