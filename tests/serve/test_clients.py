@@ -129,11 +129,13 @@ def blip3o(capsys, *arguments):
 @pytest.mark.parametrize("suffix", ["", "/", "/v1"])
 def test_generate_with_url_draws_what_the_bundle_draws(server, talking, tmp_path, capsys, suffix):
     """More images than one request may ask for, in one row."""
-    options = ["--seed", "3", "-n", "11", "--num-inference-steps", "2", "-o", str(tmp_path / "out.png")]
+    options = ["--seed", "3", "-n", "11", "--num-inference-steps", "2", "--negative-prompt", "a blue square"]
+    options += ["-o", str(tmp_path / "out.png")]
     code, out, _ = blip3o(capsys, "generate", "--url", server.url + suffix, "a red circle", *options)
     assert (code, out) == (0, f"wrote {tmp_path}/out.png (11 images, seed 3 to 13)\n")
     row = Image.open(tmp_path / "out.png")
-    expected = talking.generate("a red circle", seed=3, n=11, num_inference_steps=2)
+    steered = {"num_inference_steps": 2, "negative_prompt": "a blue square"}
+    expected = talking.generate("a red circle", seed=3, n=11, **steered)
     side = row.height
     drawn = [row.crop((side * i, 0, side * (i + 1), side)).tobytes() for i in range(11)]
     assert drawn == [image.tobytes() for image in expected]
