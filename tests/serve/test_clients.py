@@ -93,9 +93,9 @@ def test_the_javascript_client_gets_images_events_replies_and_errors(server, tal
     assert found["models"] == ["nano"]
     expected = talking.generate("a red circle", seed=5, n=2, num_inference_steps=3)
     assert [pixels(base64.b64decode(item)) for item in found["images"]] == [image.tobytes() for image in expected]
-    kinds = [(kind, number) for kind, number, _ in found["events"]]
-    partial = "image_generation.partial_image"
-    assert kinds == [(partial, 0), (partial, 1), ("image_generation.completed", None)]
+    kinds, numbers = zip(*[event[:2] for event in found["events"]], strict=True)
+    assert {*kinds[:-1]} == {"image_generation.partial_image"} and kinds[-1] == "image_generation.completed"
+    assert numbers in ((0, 1, None), (0, None), (1, None))  # a busy decoder leaves previews out
     assert pixels(base64.b64decode(found["events"][-1][2])) == expected[0].tobytes()
     assert found["reply"] == "".join(found["pieces"]) == talking.chat("What colour is it?", max_tokens=6)
     assert len(found["pieces"]) > 1
