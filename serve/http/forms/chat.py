@@ -44,7 +44,7 @@ class ChatBody(Drawing, Sampling):
         default=("text",),
         min_length=1,
         strict=False,
-        description='"image": an image of the last message, in message.images',
+        description='"image": one of the last message, in message.images',
     )
     stream: bool = Field(default=False, description="send the reply token by token, as server-sent events")
     stream_options: StreamOptions = Field(default=StreamOptions(), description="options of a streamed reply")
