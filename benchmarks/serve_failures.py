@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import psutil
 
@@ -46,7 +46,7 @@ VICTIMS = {
 }
 
 
-class Transport(httpx.HTTPTransport):
+class Transport(httpx2.HTTPTransport):
     """Counts what is no success, before the client tries again, and notes when replies come."""
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ class Transport(httpx.HTTPTransport):
         self.faults: Counter[str] = Counter()
         self.replies: list[float] = []
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """As the base class does."""
         try:
             response = super().handle_request(request)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             self.faults[type(error).__name__] += 1
             raise
         if response.status_code == 200:
@@ -73,7 +73,7 @@ class Load:
 
     def __init__(self, url: str) -> None:
         self._transport = Transport()
-        http = httpx.Client(transport=self._transport, timeout=PATIENCE_S)
+        http = httpx2.Client(transport=self._transport, timeout=PATIENCE_S)
         self._client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http)
         self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(CLIENTS)]
         self._done = threading.Event()

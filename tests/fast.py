@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STARTING_FIXTURES = {"ray_cluster", "s3"}  # of tests/conftest.py; a test's closure has them whoever asks for them
+STARTING_FIXTURES = {"browser", "ray_cluster", "s3"}  # a test's closure has them whoever asks for them
 STARTING_MODULES = (  # with what is below them
     *("benchmarks", "blip3o.data.sets.npm", "blip3o.data.stream", "cluster", "deepspeed", "jobs"),
     *("concurrent.futures.ProcessPoolExecutor", "multiprocessing", "ray", "subprocess", "torch.multiprocessing"),

@@ -71,13 +71,21 @@ def generate(
         float | None,
         typer.Option(min=0, max=MAX_GUIDANCE, help="Classifier-free guidance; the bundle's default if omitted."),
     ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance steers away from.")] = None,
     **loading: Any,  # noqa: ANN401 - the fields of `Loading`
 ) -> None:
     """Generate images from a prompt."""
     images = (
         Loading(**loading)
         .model()
-        .generate(prompt, seed=seed, n=n, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        .generate(
+            prompt,
+            seed=seed,
+            n=n,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+        )
     )
     save_image(side_by_side(images), out)
     drawn = f"1 image, seed {seed}" if n == 1 else f"{n} images, seed {seed} to {seed + n - 1}"

@@ -30,7 +30,7 @@ class RemoteModel:
             raise RequestError(f"--url {url} is no address of a server: write it as in http://127.0.0.1:8000")
         self._url = url.rstrip("/").removesuffix("/v1")
 
-    def generate(self, prompt: str, *, seed: int, n: int, **sampling: float | None) -> "list[Image.Image]":
+    def generate(self, prompt: str, *, seed: int, n: int, **sampling: float | str | None) -> "list[Image.Image]":
         """`n` images; those after the first ten are further requests, as the seeds of all count up from `seed`.
 
         Raises `RequestError`, `ConfigError` without a key that the server takes, `ServiceError` if it does not answer.

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from blip3o import storage
 from blip3o.data.images.decode import open_image
 from blip3o.errors import DataError, ServiceError, one_line
-from blip3o.evaluate.benchmark.http_target import HttpTarget
+from blip3o.evaluate.benchmark.http_target import HttpTarget, key_header
 from blip3o.evaluate.benchmark.plan import Plan, find_suites
 from blip3o.evaluate.judges.client import fetch
 
@@ -58,7 +58,7 @@ def _ask(url: str, route: str, body: Mapping[str, Any] | None) -> dict[str, Any]
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            status, headers, data = fetch(url + route, body, headers={}, timeout_s=_TIMEOUT_S)
+            status, headers, data = fetch(url + route, body, headers=key_header(), timeout_s=_TIMEOUT_S)
         except OSError as error:
             raise ServiceError(f"{url}{route} does not answer: {error}") from error
         if status == 200:

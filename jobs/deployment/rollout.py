@@ -107,13 +107,13 @@ class Rollout:
     def _add(self, current: Config, new: str) -> None:
         """One more model behind the face."""
         with self._restoring(current):
-            started = self._start_beside(current, new, shares={})
+            started = self._start_new(current, new, shares={})
             self._route(self._sharing(started, {new: 1.0}))
         self.echo(f"{self.config.name} serves {self.config.bundle}, next to the other models")
 
     def _replace(self, current: Config, *, old: str, new: str) -> None:
         with self._restoring(current):
-            started = self._start_beside(current, new, shares={old: 1.0})
+            started = self._start_new(current, new, shares={old: 1.0})
             self.gate.check(self.url, self.config.name, self.config.name + NEXT, self.echo)
             self._try_out(started, old=old, new=new)
             self._route(self._sharing(started, {old: 0.0, new: 1.0}))
@@ -121,7 +121,7 @@ class Rollout:
         self.cluster.apply(self._sharing(started, {new: 1.0}))
         self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
 
-    def _start_beside(self, current: Config, new: str, *, shares: Mapping[str, float]) -> Config:
+    def _start_new(self, current: Config, new: str, *, shares: Mapping[str, float]) -> Config:
         """Starts the new bundle, reachable only under a name of its own, and runs the smoke test on it."""
         self.echo(f"starting {new}")
         started = with_application(current, model_application(self.config))

@@ -107,7 +107,7 @@ class HandleBackend:
         raise AssertionError("the last attempt returns or raises")
 
     async def _stream(self, method: str, request: object, *, repeatable: bool) -> AsyncIterator[tuple[int, object]]:
-        """The events of a stream, each with the number of the attempt that made it; each attempt begins anew.
+        """The events of a stream, each with the number of its attempt; every attempt begins with the first event.
 
         A stream that is not `repeatable` has no second attempt once it has sent something.
         """

@@ -32,6 +32,8 @@ export class Chat {
   // Another picture is another conversation.
   restart() {
     this.stop();
+    this.running = null;
+    this.show(null);
     this.turns = [];
     $("talk").replaceChildren();
     $("chat-status").textContent = "";
@@ -75,11 +77,11 @@ export class Chat {
       turns.push({role: "assistant", content: said});
     } catch (error) {
       this.fail(error, {turns, asked, answer, question});
-    } finally {
-      this.running = null;
-      this.show(null);
-      if (document.activeElement === document.body) this.question.focus();
     }
+    if (this.running !== running) return;  // another conversation has begun
+    this.running = null;
+    this.show(null);
+    if (document.activeElement === document.body) this.question.focus();
   }
 
   // Reads the reply into its line; a screen reader hears it once it is complete.

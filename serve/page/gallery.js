@@ -29,7 +29,7 @@ export class Gallery {
 
 class Card {
   constructor(gallery, settings) {
-    Object.assign(this, {gallery, settings, done: false, url: ""});
+    Object.assign(this, {gallery, settings, done: false, share: 0});
     const waiting = make("div", {className: "waiting", textContent: "waiting…"});
     this.frame = make("div", {className: "frame"}, waiting);
     this.caption = make("figcaption", {}, make("p", {textContent: settings.prompt || "(a variation)"}), facts(settings));
@@ -37,14 +37,16 @@ class Card {
     this.element.setAttribute("aria-busy", "true");
   }
 
-  preview(url) {
+  // `share` is how much of the image is done. A busy server leaves previews out.
+  preview(url, share) {
+    this.share = share;
     this.frame.replaceChildren(picture(url, `Preview: ${this.settings.prompt}`));
     this.element.classList.add("preview");
   }
 
   finish(url, format) {
     const {gallery, settings} = this;
-    Object.assign(this, {done: true, url});
+    Object.assign(this, {done: true, share: 1});
     this.frame.replaceChildren(picture(url, settings.prompt || "a variation"));
     this.element.classList.remove("preview");
     this.element.removeAttribute("aria-busy");

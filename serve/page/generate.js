@@ -95,7 +95,7 @@ export class Generator {
     const cards = this.gallery.begin(each);
     const began = performance.now();
     this.running = new AbortController();
-    this.show(0, settings);
+    this.show(0);
     try {
       await this.receive(settings, cards, this.running.signal);
       const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -105,7 +105,7 @@ export class Generator {
     } finally {
       for (const card of cards) if (!card.done) card.remove();
       this.running = null;
-      this.show(null, settings);
+      this.show(null);
     }
   }
 
@@ -119,21 +119,21 @@ export class Generator {
     field.focus();
   }
 
-  // Progress counts previews and images that have come; null: nothing runs.
-  show(came, {n, partial_images: previews}) {
-    const running = came !== null;
+  // `share` is how much of all images is done, from 0 to 1; null: nothing runs.
+  show(share) {
+    const running = share !== null;
     $("generate-button").disabled = running;
     $("generate-stop").hidden = $("generate-progress").hidden = !running;
     if (!running) return;
     const bar = $("generate-progress");
-    if (came) bar.value = came / (n * (previews + 1));
+    if (share) bar.value = share;
     else { bar.removeAttribute("value"); $("generate-status").textContent = "Generating…"; }
   }
 
   async receive(settings, cards, signal) {
     const {path} = MODES[settings.mode];
     const body = await bodyOf(settings);
-    let came = 0, finished = 0;
+    let finished = 0;
     for await (const event of events(path, body, settings.mode, signal)) {
       const card = cards[event.index ?? finished];
       const url = `data:image/${event.output_format};base64,${event.b64_json}`;
@@ -142,9 +142,9 @@ export class Generator {
         finished += 1;
         if (finished < cards.length) $("generate-status").textContent = `Image ${finished} of ${cards.length} is ready.`;
       } else {
-        card.preview(url);
+        card.preview(url, (event.partial_image_index + 1) / (settings.partial_images + 1));
       }
-      this.show(came += 1, settings);
+      this.show(cards.reduce((sum, each) => sum + each.share, 0) / cards.length);
     }
   }
 }

@@ -6,11 +6,24 @@ import {Drawing} from "./drawing.js";
 const TAKEN = ["image/png", "image/jpeg", "image/webp"];  // by the server as they are
 const MAX_BYTES = 10 * 2 ** 20;
 const LARGEST_SIDE = 2048;
-let numbers = 0;
+const pickers = [];
+
+// A pasted picture goes to the picker next to the field that is in use, or else to the first one.
+document.addEventListener("paste", event => {
+  const file = [...event.clipboardData.files].find(each => each.type.startsWith("image/"));
+  const open = pickers.filter(each => each.place.checkVisibility());
+  const near = open.find(each => each.place.closest("section").contains(document.activeElement)) ?? open[0];
+  if (!file || !near) return;
+  event.preventDefault();
+  near.take(file);
+});
+
+// A file that misses its place must not replace the page.
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, event => event.preventDefault());
 
 export class PicturePicker {
   constructor(place, name) {
-    const id = `file-${numbers += 1}`;
+    const id = `file-${pickers.push(this)}`;
     this.url = "";
     this.onChange = () => {};
     this.place = place;
@@ -33,10 +46,6 @@ export class PicturePicker {
     place.ondragover = event => { event.preventDefault(); place.classList.add("over"); };
     place.ondragleave = () => place.classList.remove("over");
     place.ondrop = event => { event.preventDefault(); place.classList.remove("over"); this.take(event.dataTransfer.files[0]); };
-    document.addEventListener("paste", event => {
-      const file = [...event.clipboardData.files].find(each => each.type.startsWith("image/"));
-      if (file && place.checkVisibility()) { event.preventDefault(); this.take(file); }
-    });
   }
 
   focus() {

@@ -115,6 +115,11 @@ class Watched(LocalBackend):
         self.seen.append(request)
         return await super().chat(request)
 
+    async def stream_chat(self, request):
+        self.seen.append(request)
+        async for event in super().stream_chat(request):
+            yield event
+
 
 @contextmanager
 def serving(pipeline, name="nano", config=None, backend=Watched):

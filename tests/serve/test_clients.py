@@ -93,9 +93,9 @@ def test_the_javascript_client_gets_images_events_replies_and_errors(server, tal
     assert found["models"] == ["nano"]
     expected = talking.generate("a red circle", seed=5, n=2, num_inference_steps=3)
     assert [pixels(base64.b64decode(item)) for item in found["images"]] == [image.tobytes() for image in expected]
-    kinds = [(kind, number) for kind, number, _ in found["events"]]
-    partial = "image_generation.partial_image"
-    assert kinds == [(partial, 0), (partial, 1), ("image_generation.completed", None)]
+    kinds, numbers = zip(*[event[:2] for event in found["events"]], strict=True)
+    assert {*kinds[:-1]} == {"image_generation.partial_image"} and kinds[-1] == "image_generation.completed"
+    assert numbers in ((0, 1, None), (0, None), (1, None))  # a busy decoder leaves previews out
     assert pixels(base64.b64decode(found["events"][-1][2])) == expected[0].tobytes()
     assert found["reply"] == "".join(found["pieces"]) == talking.chat("What colour is it?", max_tokens=6)
     assert len(found["pieces"]) > 1
@@ -129,11 +129,13 @@ def blip3o(capsys, *arguments):
 @pytest.mark.parametrize("suffix", ["", "/", "/v1"])
 def test_generate_with_url_draws_what_the_bundle_draws(server, talking, tmp_path, capsys, suffix):
     """More images than one request may ask for, in one row."""
-    options = ["--seed", "3", "-n", "11", "--num-inference-steps", "2", "-o", str(tmp_path / "out.png")]
+    options = ["--seed", "3", "-n", "11", "--num-inference-steps", "2", "--negative-prompt", "a blue square"]
+    options += ["-o", str(tmp_path / "out.png")]
     code, out, _ = blip3o(capsys, "generate", "--url", server.url + suffix, "a red circle", *options)
     assert (code, out) == (0, f"wrote {tmp_path}/out.png (11 images, seed 3 to 13)\n")
     row = Image.open(tmp_path / "out.png")
-    expected = talking.generate("a red circle", seed=3, n=11, num_inference_steps=2)
+    steered = {"num_inference_steps": 2, "negative_prompt": "a blue square"}
+    expected = talking.generate("a red circle", seed=3, n=11, **steered)
     side = row.height
     drawn = [row.crop((side * i, 0, side * (i + 1), side)).tobytes() for i in range(11)]
     assert drawn == [image.tobytes() for image in expected]

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from blip3o import storage
+from blip3o import settings, storage
 from blip3o.data.images.decode import open_image
 from blip3o.errors import ConfigError, DataError, RequestError, ServiceError
 from blip3o.evaluate.benchmark.work import (
@@ -32,6 +32,7 @@ from blip3o.storage.s3 import TransientError
 
 T = TypeVar("T")
 
+API_KEY = "BLIP3O_API_KEY"
 TIMEOUT_S = 600.0  # of one request: a large model on a busy server takes long
 
 
@@ -153,9 +154,15 @@ class HttpTarget:
             raise ServiceError(f"{url} does not answer ({error}): is the server up?") from error
 
 
+def key_header() -> dict[str, str]:
+    """What names the user to a server that asks for keys: that of $BLIP3O_API_KEY, if it is set."""
+    key = settings.get(API_KEY)
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
 def _once(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
     try:
-        status, headers, data = fetch(url, body, headers={}, timeout_s=TIMEOUT_S)
+        status, headers, data = fetch(url, body, headers=key_header(), timeout_s=TIMEOUT_S)
     except (
         OSError,
         http.client.HTTPException,

@@ -83,9 +83,9 @@ def test_routes_and_applications_go_together():
     config = configs.first_config(_config(), host="h", port=1)
     old = configs.application_name(_config())
     new = configs.model_application(_config(bundle="s3://bucket/new"))
-    beside = configs.with_application(config, new)
+    both = configs.with_application(config, new)
     shared = configs.with_table(
-        beside, configs.routed(configs.routing_table(beside), "blip3o", {old: 0.9, new["name"]: 0.1}, new["name"])
+        both, configs.routed(configs.routing_table(both), "blip3o", {old: 0.9, new["name"]: 0.1}, new["name"])
     )
     assert list(configs.routing_table(shared).models) == ["blip3o", "blip3o@next"]
     assert configs.running(configs.routing_table(shared), "blip3o") == old

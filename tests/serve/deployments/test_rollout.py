@@ -1,10 +1,12 @@
 """`blip3o deploy` on a real Serve under load: no request fails, a worse bundle never answers."""
 
+import re
 import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from blip3o.errors import ServiceError
@@ -16,15 +18,28 @@ from tests.serve.client import raw
 from tests.serve.deployments.conftest import NAME
 
 
+class Seen:
+    """The replies to clients that ask without a pause: how many by status, and the images of those with a seed."""
+
+    def __init__(self):
+        self.statuses, self.images = Counter(), set()
+
+    def add(self, answer):
+        """Counts a reply; one that was streamed has its images in events, and a failure too."""
+        status = "error event" if '"error"' in answer.text else answer.status
+        found = re.findall(r'"b64_json": ?"([^"]+)"', answer.text)
+        self.images.add(tuple(sorted(found)))
+        self.statuses[status] += 1
+
+
 @contextmanager
 def load(url, clients=3, **body):
-    """Clients that ask for images without a pause; yields the statuses of their replies so far."""
-    seen, done = Counter(), threading.Event()
+    """Clients that ask for images without a pause; yields what they have seen so far."""
+    seen, done = Seen(), threading.Event()
 
     def ask():
         while not done.is_set():
-            asked = {"prompt": "x", "num_inference_steps": 1, **body}
-            seen[raw("POST", url + "/v1/images/generations", asked).status] += 1
+            seen.add(raw("POST", url + "/v1/images/generations", {"prompt": "x", "num_inference_steps": 1, **body}))
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
@@ -74,7 +89,20 @@ def test_a_change_of_scaling_restarts_nothing_and_replicas_follow_the_images_in_
     assert _replicas(server) < before
     with load(server.url, clients=1, n=10, num_inference_steps=100) as seen:  # one request at a time
         _until(lambda: len(_replicas(server)) == 2)
-    assert set(seen) == {200}
+    assert set(seen.statuses) == {200}
+
+
+def test_the_loss_of_a_replica_fails_no_request_and_changes_no_image(server):
+    body = {"seed": 5, "n": 2, "num_inference_steps": 250, "response_format": "b64_json"}
+    with load(server.url, 2, **body) as whole, load(server.url, 2, **body, stream=True) as streamed:
+        _until(lambda: whole.statuses.total() > 1 and streamed.statuses.total() > 1)
+        children = psutil.Process().children(recursive=True)
+        lost = next(child for child in children if f"{GENERATOR}." in " ".join(child.cmdline()))
+        lost.kill()
+        before = whole.statuses.total(), streamed.statuses.total()
+        _until(lambda: whole.statuses.total() > before[0] + 4 and streamed.statuses.total() > before[1] + 4)
+    assert set(whole.statuses) == set(streamed.statuses) == {200}
+    assert len(whole.images) == len(streamed.images) == 1 and whole.images == streamed.images
 
 
 def test_a_bundle_that_fails_a_check_gets_no_traffic(server, other_bundles):
@@ -82,7 +110,7 @@ def test_a_bundle_that_fails_a_check_gets_no_traffic(server, other_bundles):
     with load(server.url) as seen:
         with pytest.raises(ServiceError, match="cannot generate"):
             _run(server, lines, given={"bundle": other_bundles["chats"]})
-        assert seen and set(seen) == {200}
+        assert set(seen.statuses) == {200}
         assert _served(server) == before
         assert list(routing_table(deployed_config(server.cluster.details())).models) == [NAME]
     assert "rolled back" in lines[-1]
@@ -93,9 +121,9 @@ def test_a_roll_out_under_load_fails_no_request(server, other_bundles):
     with load(server.url) as seen:
         config = _run(server, lines, given={"bundle": other_bundles["other"]}, canary=Canary(share=0.5, seconds=1.0))
         assert _served(server) != before
-        answered = sum(seen.values())
-        _until(lambda: sum(seen.values()) > answered + 10)
-    assert set(seen) == {200}
+        answered = seen.statuses.total()
+        _until(lambda: seen.statuses.total() > answered + 10)
+    assert set(seen.statuses) == {200}
     applications = server.cluster.details()["applications"]
     assert applications[application_name(config)]["status"] == "RUNNING"
     assert applications.get(old, {}).get("status") in (None, "DELETING")

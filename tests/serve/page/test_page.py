@@ -1,12 +1,18 @@
 """A visitor generates, asks, draws, cancels and meets errors, in a real browser against a real server."""
 
+import asyncio
 import threading
 from itertools import pairwise
 
 import pytest
 from PIL import Image
 
-from tests.serve.client import data_url, question, serving
+from serve.api import build_api, build_models_api
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
+from serve.http.config import HttpConfig
+from serve.protocol import ChatDelta
+from tests.serve.client import Server, data_url, question, serving
 from tests.serve.page.page import alert, ask, cards, generate, picker, pixels, shown, wait_for_images, watch, watched
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
@@ -31,7 +37,8 @@ def test_previews_come_and_then_the_pipelines_images(page, talking):
     )
     seen = watched(page)
     previews = [url for alt, url in seen if alt == f"Preview: {prompt}"]
-    assert len(previews) == 2 * 3 and len(seen) == len(previews) + 2
+    # A busy decoder leaves previews out, but an idle one has room for the first of all.
+    assert 1 <= len(previews) <= 2 * 3 and len(seen) == len(previews) + 2
     assert {pixels(url).size for url in previews} == {expected[0].size}
 
 
@@ -40,7 +47,7 @@ def test_progress_rises_and_is_told(page):
     generate(page, "a red circle", Images=2, Steps=4, Previews=1)
     wait_for_images(page, 2)
     rising = watched(page)
-    assert rising == sorted(rising) and len({*rising}) >= 4 and rising[-1] == 1
+    assert rising == sorted(rising) and len({*rising}) >= 3 and rising[-1] == 1
     assert page.get_by_role("progressbar").is_hidden()
 
 
@@ -130,6 +137,42 @@ def test_a_format_that_the_server_does_not_take_is_converted_and_text_is_refused
     assert "notes.txt is not a picture" in alert(page)
 
 
+FILE_EVENT = """([kind, place, data]) => {
+    const bytes = Uint8Array.from(atob(data), each => each.charCodeAt(0));
+    const files = new DataTransfer();
+    files.items.add(new File([bytes], "picture.png", {type: "image/png"}));
+    const options = {bubbles: true, cancelable: true, clipboardData: files, dataTransfer: files};
+    const event = kind === "paste" ? new ClipboardEvent(kind, options) : new DragEvent(kind, options);
+    document.querySelector(place).dispatchEvent(event);
+    return event.defaultPrevented;
+}"""
+
+
+@pytest.mark.parametrize(("kind", "place"), [("paste", "#prompt"), ("drop", "#chat-picker")])
+def test_a_picture_is_pasted_or_dropped(page, kind, place):
+    url = data_url(PICTURE)
+    assert page.evaluate(FILE_EVENT, [kind, place, url.partition(",")[2]])
+    picker(page).get_by_role("img").wait_for()
+    assert shown(picker(page)) == url
+
+
+def test_one_of_several_models_is_chosen(open_page, talking):
+    engine = Engine(talking)
+    engine.start()
+    backends = dict.fromkeys(("one", "two"), LocalBackend(engine))
+    with Server(build_models_api(backends, HttpConfig())) as server:
+        page = open_page(server)
+        page.get_by_label("Model").select_option("two")
+        page.get_by_text("two · 32 × 32 pixels").wait_for()
+        generate(page, "a red circle", Images=1, Steps=2)
+        wait_for_images(page, 1)
+        page.get_by_label("Model").select_option("one")
+        with page.expect_request("**/v1/images/generations") as request:
+            cards(page).first.get_by_role("button", name="Re-run").click()
+        assert request.value.post_data_json["model"] == page.get_by_label("Model").input_value() == "two"
+    engine.close()
+
+
 @pytest.mark.parametrize("how", ["Stop", "Escape"])
 def test_stopping_ends_the_request_and_the_next_one_works(open_page, pipeline, monkeypatch, how):
     stepping, go_on, original = threading.Event(), threading.Event(), pipeline.model.dit.forward
@@ -139,8 +182,8 @@ def test_stopping_ends_the_request_and_the_next_one_works(open_page, pipeline, m
         assert go_on.wait(60)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline.model.dit, "forward", forward)
     with serving(pipeline) as server:
+        monkeypatch.setattr(pipeline.model.dit, "forward", forward)  # the engine has warmed up
         page = open_page(server)
         generate(page, "a red circle", Steps=200)
         assert stepping.wait(60)
@@ -154,3 +197,37 @@ def test_stopping_ends_the_request_and_the_next_one_works(open_page, pipeline, m
         generate(page, "a red circle", Images=1, Steps=2)
         wait_for_images(page, 1)
         assert cards(page).count() == 1
+
+
+class Hesitating(LocalBackend):
+    """Says two words of a reply and no more; `left` is set once nobody listens."""
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.left = threading.Event()
+
+    async def stream_chat(self, _):
+        try:
+            yield ChatDelta(text="It is")
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
+@pytest.mark.parametrize("how", ["Stop", "Start over"])
+def test_a_reply_is_stopped_and_the_next_question_can_be_asked(open_page, talking, how):
+    engine = Engine(talking)
+    engine.start()
+    backend = Hesitating(engine)
+    with Server(build_api(backend, "nano")) as server:
+        page = open_page(server)
+        for text in ("What is it?", "And now?"):
+            backend.left.clear()
+            page.get_by_label("Question").fill(text)
+            page.keyboard.press("Enter")
+            page.locator("#talk .assistant").last.get_by_text("It is").wait_for()
+            page.get_by_role("button", name=how).and_(page.locator("#chat button")).click()
+            assert backend.left.wait(60)
+        said = ["What is it?", "It is", "And now?", "It is"] if how == "Stop" else []
+        assert page.locator("#talk p").all_inner_texts() == said
+    engine.close()
