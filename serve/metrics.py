@@ -91,6 +91,10 @@ class EngineMetrics:
         assert not isinstance(value, Histogram), f"{name} is a histogram"
         return value
 
+    def total(self, name: str) -> float:
+        """The sum of a counter's or gauge's values over its labels."""
+        return sum(self.value(*key) for key in self.samples if key[0] == name)
+
 
 def _sum(one: Sample, other: Sample) -> Sample:
     if isinstance(one, Histogram):

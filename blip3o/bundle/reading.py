@@ -208,6 +208,7 @@ def load_bundle(
         device=where,
         batch_size=batch_size,
         decode_batch_size=decode_batch_size,
+        execution=execution,
         bundle_sha256=bundle.sha256,
     )
 

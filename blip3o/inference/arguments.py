@@ -111,12 +111,14 @@ def check_text(text: object) -> None:
         raise RequestError(f"the prompt has {what}, which is not valid text: send UTF-8") from error
 
 
-def check_negative_prompt(value: object) -> None:
-    """Refuses a negative prompt, as the server does: the unconditional branch of the sampler takes no text."""
-    if value not in (None, ""):
-        raise RequestError(
-            f"negative_prompt is {_shown(value)}, but the unconditional branch of this model takes no text: omit it"
-        )
+def check_sampler(num_inference_steps: object, guidance_scale: object, negative_prompt: object) -> None:
+    """Rejects what no image is sampled with; None is not given, and "" no negative prompt."""
+    if num_inference_steps is not None:
+        check_steps(num_inference_steps)
+    if guidance_scale is not None:
+        check_guidance_scale(guidance_scale)
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        raise RequestError(f"negative_prompt is {type_of(negative_prompt)}: give a string")
 
 
 def _is_number(value: object) -> TypeGuard[float]:

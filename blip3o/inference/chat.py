@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from blip3o.data.text.tokenizer import PAD, TURN_END, ChatTokenizer
 from blip3o.model.backbone import Backbone, Prompt
 from blip3o.model.language.replies import ReplyCache
 from blip3o.rng import torch_generator
@@ -117,6 +118,14 @@ class Reply:
             self.finish_reason = "length"
             piece += self.text.finish()
         return piece
+
+
+def new_reply(
+    tokenizer: ChatTokenizer, *, max_tokens: int, sampling: Sampling = GREEDY, stop: Sequence[str] = ()
+) -> Reply:
+    """A reply of which nothing is written yet."""
+    stop_ids = frozenset({tokenizer.ids[TURN_END], tokenizer.ids[PAD]})
+    return Reply(text=ReplyText(tokenizer.decode, stop), max_tokens=max_tokens, stop_ids=stop_ids, sampling=sampling)
 
 
 class ReplyBatch:

@@ -1,9 +1,8 @@
 """The trained model as one object: `generate` makes images, `chat` answers.
 
-The command line, evaluation and the server all use it. Every batch is padded to one fixed size and every prompt to one
-fixed length, so a request's arithmetic has the same shape whatever else is in its batch. The same prompt and seed give
-the same image on their own, in any batch, and at any position in it. Decoding to pixels has a batch size of its own:
-the finished images of a server come one by one, and padding them to the denoiser's would cost that many decodes.
+The command line, evaluation and the server all use it. Every prompt is padded to one length, and every batch to one of
+a few widths at which the bits of a row are the same (`blip3o.inference.widths`). So the same prompt and seed give the
+same image on their own, in any batch, and at any position in it.
 """
 
 import functools
@@ -15,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip3o.config.decoder import AnyDecoderConfig
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import CROP, to_square
 from blip3o.data.text.templates import ChatTemplate, Turn
-from blip3o.data.text.tokenizer import GENERATE, PAD, TURN_END, ChatTokenizer
+from blip3o.data.text.tokenizer import GENERATE, PAD, ChatTokenizer
+from blip3o.device import Execution
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.inference import arguments
-from blip3o.inference.chat import GREEDY, MAX_REPLY_TOKENS, Reply, ReplyBatch, ReplyText, Sampling, write_replies
+from blip3o.inference.chat import MAX_REPLY_TOKENS, ReplyBatch, Sampling, new_reply, write_replies
 from blip3o.inference.messages import (
     Conversation,
     ImageSource,
@@ -31,6 +30,7 @@ from blip3o.inference.messages import (
     parse_messages,
 )
 from blip3o.inference.precision import ResolvedPrecision
+from blip3o.inference.widths import chunks, decoder_widths, default_decode_batch_size, denoiser_widths, prompt_widths
 from blip3o.model.backbone import Prompt
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.unified import UnifiedModel
@@ -56,6 +56,7 @@ class Blip3oPipeline:
     device: torch.device
     batch_size: int = DEFAULT_BATCH_SIZE
     decode_batch_size: int | None = None  # None: `default_decode_batch_size`
+    execution: Execution = "eager"
     bundle_sha256: str = ""  # of the files it was loaded from; "" if it was built otherwise
 
     @property
@@ -67,6 +68,24 @@ class Blip3oPipeline:
     def precision(self) -> ResolvedPrecision:
         """The name of the dtype."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @functools.cached_property
+    def prompt_widths(self) -> tuple[int, ...]:
+        """The batch widths at which prompts are read; see `blip3o.inference.widths`."""
+        ids, mask = self._pad([[self.tokenizer.ids[GENERATE]] * self.max_length])
+        return prompt_widths(self.model, Prompt(input_ids=ids, attention_mask=mask), self.batch_size)
+
+    @functools.cached_property
+    def denoiser_widths(self) -> tuple[int, ...]:
+        """The rows, conditional and null ones, of a pass of the denoiser; only two if it is compiled or recorded."""
+        if self.execution != "eager":
+            return self.batch_size, 2 * self.batch_size
+        return denoiser_widths(self.model, 2 * self.batch_size)
+
+    @functools.cached_property
+    def decode_widths(self) -> tuple[int, ...]:
+        """The batch widths of the decoder to pixels, up to `decode_rows`."""
+        return decoder_widths(self.model, self.null_features, self.decode_rows)
 
     @property
     def decode_rows(self) -> int:
@@ -93,18 +112,22 @@ class Blip3oPipeline:
         gives the same images in a list as on its own. A list of seeds has one for each image. `num_inference_steps` and
         `guidance_scale` default to the bundle's; a `guidance_scale` of 1 turns guidance off and halves the cost.
 
-        Raises `RequestError` for an empty or too long prompt, a value of the wrong type or out of range, any
-        `negative_prompt` (the unconditional branch of this model takes no text), or a bundle without the parts for
-        generation.
+        Guidance steers away from the `negative_prompt`; without one, from the null condition of training.
+
+        Raises `RequestError` for an empty or too long prompt, a value of the wrong type or out of range, or a bundle
+        without the parts for generation.
         """
         self.require_generation()
-        arguments.check_negative_prompt(negative_prompt)
         arguments.check_positive_int("n", n)
         prompts = arguments.parse_prompts(prompt)
         seeds = arguments.parse_seeds(seed, prompts=len(prompts), n=n)
         repeated = [prompt for prompt in prompts for _ in range(n)]
         features = self.generate_features(
-            repeated, seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+            repeated,
+            seeds=seeds,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
         )
         return self.decode(features, seeds=seeds)
 
@@ -116,49 +139,58 @@ class Blip3oPipeline:
         seeds: int | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
     ) -> Tensor:
         """Features [n, L, F] for each prompt, with seeds as in `generate`. Raises `RequestError` as it does."""
         prompts = arguments.parse_prompts(prompts)
         seeds = arguments.parse_seeds(seeds, prompts=len(prompts))
-        if num_inference_steps is not None:
-            arguments.check_steps(num_inference_steps)
-        if guidance_scale is not None:
-            arguments.check_guidance_scale(guidance_scale)
-            guidance_scale = float(guidance_scale)
+        arguments.check_sampler(num_inference_steps, guidance_scale, negative_prompt)
         ids = [self.generation_ids(prompt) for prompt in prompts]
-        return self._features(ids, seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+        avoided = negative_prompt or ""
+        negative = self.generation_ids(avoided) if avoided.strip() else None
+        return self._features(
+            ids, seeds, negative=negative, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
 
     def _features(
         self,
         ids: Sequence[list[int]],
         seeds: Sequence[int],
         *,
+        negative: list[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
         sampler = self.model.config.sampler
         steps = sampler.num_inference_steps if num_inference_steps is None else num_inference_steps
-        guidance = sampler.guidance_scale if guidance_scale is None else guidance_scale
-        states = self._states(ids)
+        guidance = float(sampler.guidance_scale if guidance_scale is None else guidance_scale)
+        states = self.states_of(ids)
+        null = self.states_of([negative] * len(ids)) if negative else torch.zeros_like(states)
         noise = torch.stack([self.feature_noise(seed) for seed in seeds])
-        chunks = [
-            self.model.sample_features(rows, start, num_inference_steps=steps, guidance_scale=guidance)[:count]
-            for count, (rows, start) in self._chunks(states, noise)
+        branches = 1 if guidance == 1 else 2
+        widths = tuple(width // branches for width in self.denoiser_widths if width % branches == 0)
+        parts = [
+            self.model.sample_features(
+                rows, start, num_inference_steps=steps, guidance_scale=guidance, null_states_BNH=null_rows
+            )[:count]
+            for count, (rows, start, null_rows) in chunks(states, noise, null, widths=widths)
         ]
-        return torch.cat(chunks)
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def condition(self, prompts: str | Sequence[str]) -> Tensor:
         """Query states [n, N, H] of prompts. Raises `RequestError` for an empty or too long prompt."""
-        return self._states([self.generation_ids(prompt) for prompt in arguments.parse_prompts(prompts)])
+        return self.states_of([self.generation_ids(prompt) for prompt in arguments.parse_prompts(prompts)])
 
-    def _states(self, rows: Sequence[list[int]]) -> Tensor:
+    @torch.inference_mode()
+    def states_of(self, rows: Sequence[list[int]]) -> Tensor:
+        """Query states [n, N, H] of prompts, given as token ids; no row depends on the others."""
         ids, mask = self._pad(rows)
-        chunks = [
+        parts = [
             self.model.query_states(Prompt(input_ids=part, attention_mask=part_mask))[:count]
-            for count, (part, part_mask) in self._chunks(ids, mask)
+            for count, (part, part_mask) in chunks(ids, mask, widths=self.prompt_widths)
         ]
-        return torch.cat(chunks)
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def decode(self, features: Tensor, *, seeds: int | Sequence[int] | None = None) -> list[Image.Image]:
@@ -170,11 +202,11 @@ class Blip3oPipeline:
         seeds = arguments.parse_seeds(seeds, prompts=len(features))
         noise = torch.stack([self.pixel_noise(seed) for seed in seeds])
         null = self.null_features
-        chunks = [
+        parts = [
             self.model.decode(rows, start, null)[:count]
-            for count, (rows, start) in _chunks(features.to(self.device), noise, size=self.decode_rows)
+            for count, (rows, start) in chunks(features.to(self.device), noise, widths=self.decode_widths)
         ]
-        return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(chunks)).cpu().numpy()]
+        return [Image.fromarray(pixels) for pixels in to_pixels(torch.cat(parts)).cpu().numpy()]
 
     @torch.inference_mode()
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
@@ -187,7 +219,7 @@ class Blip3oPipeline:
         if "encoder" in self.model.config.parts:
             self._require_part("encoder", "generates and chats, but encodes no images")
         pixels = self._pixels(images, self.model.config.target_size, self.model.config.target_resize)
-        return torch.cat([self.model.features(rows)[:count] for count, (rows,) in self._chunks(pixels)])
+        return torch.cat([self.model.features(part)[:n] for n, (part,) in chunks(pixels, widths=(self.batch_size,))])
 
     @functools.cached_property
     def null_features(self) -> Tensor | None:
@@ -228,8 +260,10 @@ class Blip3oPipeline:
 
         Raises `RequestError` for an invalid argument, `PromptTooLongError` for a conversation that is too long.
         """
-        sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        return "".join(self.stream_chat(messages, image=image, max_tokens=max_tokens, stop=stop, **sampling))
+        pieces = self.stream_chat(
+            messages, image=image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop
+        )
+        return "".join(pieces)
 
     def chat_batch(
         self,
@@ -269,7 +303,7 @@ class Blip3oPipeline:
         turns, shown = parse_messages(messages, image)
         prompt = self.chat_prompt(turns, () if shown is None else (shown,))
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=arguments.parse_seed(seed))
-        reply = self.new_reply(max_tokens=max_tokens, sampling=sampling, stop=texts)
+        reply = new_reply(self.tokenizer, max_tokens=max_tokens, sampling=sampling, stop=texts)
         yield from filter(None, write_replies(self.reply_batch(max_tokens), iter([(prompt, reply)])))
 
     @torch.inference_mode()
@@ -286,7 +320,7 @@ class Blip3oPipeline:
         prompts = [
             self.chat_prompt(each, () if shown is None else (shown[number],)) for number, each in enumerate(turns)
         ]
-        replies = [self.new_reply(max_tokens=max_tokens) for _ in prompts]
+        replies = [new_reply(self.tokenizer, max_tokens=max_tokens) for _ in prompts]
         for _ in write_replies(self.reply_batch(max_tokens), iter(zip(prompts, replies, strict=True))):
             pass
         return [reply.ids for reply in replies]
@@ -294,12 +328,6 @@ class Blip3oPipeline:
     def reply_batch(self, max_tokens: int = MAX_REPLY_TOKENS) -> ReplyBatch:
         """Empty rows for `batch_size` replies."""
         return ReplyBatch(self.model.backbone, rows=self.batch_size, max_length=self.max_length, max_tokens=max_tokens)
-
-    def new_reply(self, *, max_tokens: int, sampling: Sampling = GREEDY, stop: Sequence[str] = ()) -> Reply:
-        """A reply of which nothing is written yet."""
-        stop_ids = frozenset({self.tokenizer.ids[TURN_END], self.tokenizer.ids[PAD]})
-        text = ReplyText(self.tokenizer.decode, stop)
-        return Reply(text=text, max_tokens=max_tokens, stop_ids=stop_ids, sampling=sampling)
 
     def chat_prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
         """A conversation with its images as one padded row. Raises `RequestError` as `chat_ids` does."""
@@ -354,10 +382,6 @@ class Blip3oPipeline:
         if not self.model.has(part):
             raise RequestError(f"this bundle has no {part} and {ability}: convert the checkpoint with its {part}")
 
-    def pad_batch(self, rows: Tensor) -> Tensor:
-        """Pads up to `batch_size` rows to `batch_size` by repeating the last one, [n, …] → [batch_size, …]."""
-        return _pad_rows(rows, self.batch_size)
-
     def _checked_length(self, ids: list[int]) -> list[int]:
         if len(ids) > self.max_length:
             raise PromptTooLongError(
@@ -374,22 +398,3 @@ class Blip3oPipeline:
 
     def _pixels(self, images: Sequence[Image.Image], size: int, resize: ResizeConfig = CROP) -> Tensor:
         return torch.from_numpy(np.stack([to_square(image, size, resize) for image in images])).to(self.device)
-
-    def _chunks(self, *tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-        return _chunks(*tensors, size=self.batch_size)
-
-
-def default_decode_batch_size(decoder: AnyDecoderConfig, batch_size: int) -> int:
-    """Images decoded together, unless configured: `batch_size` or 1, as suits the decoder."""
-    return batch_size if decoder.decodes_batches else 1
-
-
-def _pad_rows(rows: Tensor, size: int) -> Tensor:
-    return torch.cat([rows, rows[-1:].expand(size - rows.shape[0], *rows.shape[1:])])
-
-
-def _chunks(*tensors: Tensor, size: int) -> Iterator[tuple[int, list[Tensor]]]:
-    """Batches of `size` rows: the number of real rows, and each tensor's rows, padded."""
-    for start in range(0, tensors[0].shape[0], size):
-        parts = [tensor[start : start + size] for tensor in tensors]
-        yield parts[0].shape[0], [_pad_rows(part, size) for part in parts]

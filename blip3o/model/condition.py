@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 
 class Condition(ABC):
-    """Query states, prepared once for all steps of a flow. Subclasses differ only in their tensors.
-
-    It is a batch of rows, which a server may overwrite one by one.
-    """
+    """Query states, prepared once for all steps of a flow: a batch of rows. Subclasses differ only in their tensors."""
 
     @property
     @abstractmethod
@@ -26,15 +23,6 @@ class Condition(ABC):
     def joined(self, other: Self) -> Self:
         """The rows of both, these first: conditional and null rows for one pass of the denoiser."""
         return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
-
-    def first(self, rows: int) -> Self:
-        """Its first rows, as views."""
-        return self.with_tensors([tensor[:rows] for tensor in self.tensors])
-
-    def put(self, row: int, source: "Condition", source_row: int) -> None:
-        """Overwrites one row, in place, with a row of another batch of the same kind."""
-        for mine, theirs in zip(self.tensors, source.tensors, strict=True):
-            mine[row] = theirs[source_row]
 
 
 ConditionT = TypeVar("ConditionT", bound=Condition)

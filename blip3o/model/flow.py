@@ -94,11 +94,6 @@ def guide(conditional: Tensor, null: Tensor, guidance: Tensor | float) -> Tensor
     return null + guidance * (conditional - null)
 
 
-def euler_step(latents: Tensor, velocity: Tensor, sigma_B: Tensor, next_sigma_B: Tensor) -> Tensor:
-    """One explicit Euler step: z + (σ' − σ) v, σ per sample."""
-    return latents + _column(next_sigma_B - sigma_B, latents) * velocity
-
-
 class Trajectory(ABC):
     """The way of one sample, or of a batch at the same step, from noise to data: a solver with its memory.
 

@@ -101,16 +101,24 @@ class UnifiedModel(nn.Module):
         return self.latent_scale.restore(latents_BLF) if self.config.normalize_latents else latents_BLF
 
     def sample_features(
-        self, states_BNH: Tensor, noise_BLF: Tensor, *, num_inference_steps: int, guidance_scale: float
+        self,
+        states_BNH: Tensor,
+        noise_BLF: Tensor,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        null_states_BNH: Tensor | None = None,
     ) -> Tensor:
         """Samples features [B, L, F] from noise, given query states; a `guidance_scale` of 1 skips the null branch.
 
+        The null branch has `null_states_BNH`, those of a negative prompt, or zeros as in training.
         What depends only on the condition is computed once, not at each step. A guided step is one evaluation of the
         denoiser on 2 B rows, a step without guidance one on B rows.
         """
         sampler = self.config.sampler
         condition = self.denoiser.condition(states_BNH)
-        both = condition.joined(self.denoiser.condition(torch.zeros_like(states_BNH))) if guidance_scale != 1 else None
+        null_states = torch.zeros_like(states_BNH) if null_states_BNH is None else null_states_BNH
+        both = condition.joined(self.denoiser.condition(null_states)) if guidance_scale != 1 else None
 
         def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
             if both is None:

@@ -1,60 +1,114 @@
 """Decoding to pixels, in a thread of its own: finished rows leave their slots, and others take their place.
 
-The queue in front of the decoder is bounded. While it is full, finished rows stay in their slots, new rows wait, and
-the server's own queue fills up: a decoder that is slower than denoising ends in refused requests, not in memory.
+Images are decoded together, one evaluation of the decoder at a time; each may be at another step, so an image joins or
+leaves between two evaluations, also when its request is cancelled. The queue in front is bounded. While it is full,
+finished rows stay in their slots, new rows wait, and the server's own queue fills up: a decoder that is slower than
+denoising ends in refused requests, not in memory.
 """
 
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from blip3o.device import own_stream
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.engine.requests import Requests
-from serve.protocol import EngineError, FinishedImage, GenerateReply
+from blip3o.inference.widths import fitting, pad_rows
+from blip3o.model.decoders.base import Tensors
+from blip3o.model.decoders.pixel import to_pixels
+from blip3o.model.flow import Trajectory
+from serve.engine.requests import Requests, attempt
+from serve.engine.stage import Stage
+from serve.protocol import EngineError, FinishedImage, GenerateReply, PartialImage
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRow:
-    """The features [L, F] of image number `image` of request `number`, on the CPU."""
+    """The features [L, F] of image number `image` of request `number`, on the CPU; a preview if `partial` is given."""
 
     number: int
     image: int
     seed: int
     features: Tensor
+    partial: int | None = None
 
 
-class DecodeStage:
-    """Decodes rows in the order in which they were put, `decode_batch_size` at a time, and resolves their requests."""
+@dataclass(frozen=True, kw_only=True)
+class _Decoding:
+    row: FinishedRow
+    way: Trajectory
+    prepared: Tensors
+
+
+class DecodeBatch:
+    """Images that are decoded together, each at its own step."""
+
+    def __init__(self, pipeline: Blip3oPipeline) -> None:
+        self._pipeline, self._model = pipeline, pipeline.model
+        self._null = pipeline.null_features
+        self._images: list[_Decoding] = []
+
+    @property
+    def rows(self) -> list[FinishedRow]:
+        """The rows that are being decoded."""
+        return [image.row for image in self._images]
+
+    def put(self, row: FinishedRow) -> None:
+        """Starts an image. Raises `EngineError` for features that are no numbers."""
+        if not row.features.isfinite().all():
+            raise EngineError("the features are not finite")
+        decoder = self._model.decoder
+        inputs = pad_rows(row.features[None].to(self._pipeline.device), self._pipeline.decode_widths[0])
+        prepared = decoder.prepare(self._model.decoder_input(inputs), self._null)
+        steps = 1 if row.partial is not None and decoder.previews else None
+        way = decoder.start(self._pipeline.pixel_noise(row.seed), steps)
+        self._images.append(_Decoding(row=row, way=way, prepared=tuple(part[:1] for part in prepared)))
+
+    def remove(self, rows: Sequence[FinishedRow]) -> None:
+        """Gives up images."""
+        self._images = [image for image in self._images if not any(image.row is row for row in rows)]
+
+    def step(self) -> None:
+        """Advances all images that are not done, by one evaluation."""
+        images = [image for image in self._images if not image.way.done]
+        if not images:
+            return
+        padded = images + images[-1:] * (fitting(len(images), self._pipeline.decode_widths) - len(images))
+        output = self._model.decoder.evaluate(
+            torch.stack([image.way.point for image in padded]),
+            torch.stack([image.way.level for image in padded]),
+            tuple(torch.cat(parts) for parts in zip(*(image.prepared for image in padded), strict=True)),
+        )
+        for image, own in zip(images, output[: len(images)], strict=True):
+            image.way.advance(own)
+
+    def finished(self) -> list[tuple[FinishedRow, Image.Image]]:
+        """Takes out the images that are done."""
+        done = [image for image in self._images if image.way.done]
+        self._images = [image for image in self._images if not image.way.done]
+        return [(image.row, self._picture(image)) for image in done]
+
+    def _picture(self, image: _Decoding) -> Image.Image:
+        values = self._model.decoder.images(image.way.point[None], image.prepared)
+        return Image.fromarray(to_pixels(values)[0].cpu().numpy())
+
+
+class DecodeStage(Stage):
+    """Decodes rows in the order in which they were put, up to `decode_rows` together, and resolves their requests."""
+
+    name = "decode"
 
     def __init__(self, pipeline: Blip3oPipeline, requests: Requests) -> None:
-        self._pipeline = pipeline
-        self._requests = requests
-        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        super().__init__(pipeline, requests)
+        self._batch: DecodeBatch | None = None  # a replica that only chats has no decoder
         # Guarded by `requests.changed`.
         self._waiting: deque[FinishedRow] = deque()
         self._capacity = max(pipeline.batch_size, pipeline.decode_rows)
         self._decoding = 0
         self._seconds = 0.0
-
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Waits until the thread has ended: after its current batch, once the requests are closed."""
-        if self._thread.is_alive():
-            self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
 
     @property
     def rows(self) -> int:
@@ -84,45 +138,72 @@ class DecodeStage:
 
     # The thread runs everything below.
 
-    def _run(self) -> None:
-        try:
-            with torch.inference_mode(), own_stream(self._pipeline.device):
-                while rows := self._take():
-                    began = time.perf_counter()
-                    self._requests.batch_then_single(rows, self._decode)
-                    with self._requests.changed:
-                        self._seconds = (time.perf_counter() - began) / len(rows)
-                        self._decoding = 0
-        finally:
-            self._requests.close()
+    def has_work(self) -> bool:
+        """Whether an image can be decoded."""
+        self._drop_ended()
+        return bool(self._waiting or self._decoding)
 
-    def _take(self) -> list[FinishedRow]:
-        """The next rows of requests that have not ended; none once the requests are closed."""
+    def work(self) -> None:
+        """Takes in what fits, and advances all images by one evaluation."""
+        batch = self._batch = self._batch or DecodeBatch(self._pipeline)
+        began = time.perf_counter()
+        for row in self._take(batch):
+            self._requests.batch_then_single([row], lambda rows: batch.put(rows[0]))
+        rows = batch.rows
+        error = attempt(lambda: self._advance(batch))
+        if error is not None:
+            batch.remove(rows)
+            for row in rows:
+                self._alone(row, error, among=len(rows))
+        elif rows:
+            seconds = time.perf_counter() - began
+            self._requests.observe("blip3o_stage_seconds", seconds, self.name)
         with self._requests.changed:
-            while self._requests.is_open:
-                self._drop_ended()
-                if self._waiting:
-                    count = min(len(self._waiting), self._pipeline.decode_rows)
-                    self._decoding = count
-                    self._requests.changed.notify_all()
-                    return [self._waiting.popleft() for _ in range(count)]
-                self._requests.changed.wait()
-        return []
+            self._decoding = len(batch.rows)
 
-    def _decode(self, rows: Sequence[FinishedRow]) -> None:
-        features = torch.stack([row.features for row in rows])
-        if not features.isfinite().all():
-            raise EngineError("the features are not finite")
-        images = self._pipeline.decode(features, seeds=[row.seed for row in rows])
-        for row, image in zip(rows, images, strict=True):
+    def _take(self, batch: DecodeBatch) -> list[FinishedRow]:
+        """Drops images of requests that have ended; returns the rows that take their place."""
+        with self._requests.changed:
+            self._drop_ended()
+            batch.remove([row for row in batch.rows if row.number not in self._requests.generations])
+            count = min(len(self._waiting), self._pipeline.decode_rows - len(batch.rows))
+            taken = [self._waiting.popleft() for _ in range(count)]
+            self._decoding = len(batch.rows) + count
+            self._requests.changed.notify_all()
+            return taken
+
+    def _advance(self, batch: DecodeBatch) -> None:
+        batch.step()
+        for row, image in batch.finished():
+            self._deliver(row, image)
+
+    def _alone(self, row: FinishedRow, error: Exception, *, among: int) -> None:
+        """Decodes a row of a batch that has failed by itself, from its start, so that only the one at fault fails."""
+
+        def decode() -> None:
+            if among == 1:
+                raise error
+            batch = DecodeBatch(self._pipeline)
+            batch.put(row)
+            while batch.rows:
+                self._advance(batch)
+
+        failure = attempt(decode)
+        if failure is not None:
+            self._requests.fail(row.number, failure)
+
+    def _deliver(self, row: FinishedRow, image: Image.Image) -> None:
+        with self._requests.changed:
             generation = self._requests.generations.get(row.number)
             if generation is None:  # cancelled meanwhile
-                continue
-            self._requests.count("images")
+                return
+            if row.partial is not None:
+                generation.send(PartialImage(image=image, number=row.image, partial=row.partial))
+                return
+            self._requests.count("blip3o_images_total")
             generation.images[row.image] = image
-            if generation.on_event:
-                generation.on_event(FinishedImage(image=image, number=row.image))
+            generation.send(FinishedImage(image=image, number=row.image))
             if len(generation.images) == len(generation.request.seeds):
                 in_order = tuple(generation.images[number] for number in range(len(generation.images)))
-                reply = GenerateReply(images=in_order, prompt_tokens=generation.prompt_tokens)
+                reply = GenerateReply(images=in_order, prompt_tokens=len(generation.prompts[0]))
                 self._requests.resolve(row.number, reply)

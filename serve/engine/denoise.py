@@ -1,87 +1,108 @@
-"""The batch of rows that are being denoised, each with its own latents, noise schedule, guidance and condition.
+"""The rows that are denoised together, each with its own trajectory, guidance and conditions.
 
-A step is one evaluation of the denoiser on the conditional and null rows of all W slots, if any row uses guidance, and
-one on the conditional rows, if any row uses none. So its arithmetic always has the shapes that
-`Blip3oPipeline.generate` uses, 2 W rows with guidance and W without, and a row's values do not depend on the others.
-The caller assigns slots.
-
-Legend: W slots, L latent tokens, F channels.
+A step is one evaluation of the denoiser on the conditional rows of all slots that step, and the null rows of those that
+use guidance, padded to a width at which the bits of a row are those of `Blip3oPipeline.generate`. A solver keeps its
+memory per row. The caller assigns slots.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip3o.inference.pipeline import Blip3oPipeline
-from blip3o.model.condition import Condition as ModelCondition
-from blip3o.model.flow import euler_step, sampling_sigmas
+from blip3o.inference.widths import chunks, fitting
+from blip3o.model.condition import Condition
+from blip3o.model.flow import Trajectory, guide, trajectory
+
+__all__ = ["Condition", "DenoiseBatch", "prepare"]
+
+
+def prepare(pipeline: Blip3oPipeline, states: Sequence[Tensor]) -> list[Condition]:
+    """What the denoiser makes of query states [N, H], each a batch of one row."""
+    stacked = torch.stack(list(states)).to(pipeline.device)
+    prepared: list[Condition] = []
+    for count, (rows,) in chunks(stacked, widths=pipeline.denoiser_widths):
+        batch = pipeline.model.denoiser.condition(rows)
+        prepared += [_row(batch, row) for row in range(count)]
+    return prepared
+
+
+def _row(batch: Condition, row: int) -> Condition:
+    return batch.with_tensors([tensor[row : row + 1].clone() for tensor in batch.tensors])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
-    """A prompt's condition for all steps: one row of the batch in which it was prepared."""
-
-    batch: ModelCondition
-    row: int
-
-
-def prepare(pipeline: Blip3oPipeline, prompts: Sequence[str]) -> list[Condition]:
-    """Conditions of up to `batch_size` prompts, in one pass."""
-    batch = pipeline.model.denoiser.condition(pipeline.pad_batch(pipeline.condition(prompts)))
-    return [Condition(batch=batch, row=row) for row in range(len(prompts))]
+class _Row:
+    way: Trajectory
+    conditions: tuple[Condition, ...]  # the prompt's, and the null one if the row uses guidance
+    guidance: float
 
 
 class DenoiseBatch:
     """The state of denoising in a fixed number of slots. A row stays in its slot until another one replaces it."""
 
     def __init__(self, pipeline: Blip3oPipeline) -> None:
-        """All slots hold zeros under the null condition."""
-        config, size = pipeline.model.config, pipeline.batch_size
-        self._model = pipeline.model
-        self._shift = config.sampler.shift
-        shape = (size, config.num_queries, config.backbone.hidden_size)
-        zeros = torch.zeros(shape, device=pipeline.device, dtype=pipeline.dtype)
-        null = self._model.denoiser.condition(zeros)
-        self._both = null.joined(null)  # W conditional rows, which `put` overwrites, then W null rows
-        self._conditional = self._both.first(size)
-        self._latents = torch.zeros(size, *pipeline.model.latent_shape, device=pipeline.device)
-        self._guidance = [1.0] * size
-        self._sigmas = [sampling_sigmas(1)] * size
+        """All slots are empty."""
+        self._pipeline, self._model = pipeline, pipeline.model
+        config = pipeline.model.config
+        zeros = torch.zeros(config.num_queries, config.backbone.hidden_size, dtype=pipeline.dtype)
+        [self._null] = prepare(pipeline, [zeros])
+        self._rows: dict[int, _Row] = {}
+        self._joined: tuple[list[Condition], Any] = ([], None)  # the conditions of the last pass, and their batch
 
     def put(
-        self, slot: int, noise_LF: Tensor, *, condition: Condition, num_inference_steps: int, guidance_scale: float
+        self,
+        slot: int,
+        noise_LF: Tensor,
+        *,
+        condition: Condition,
+        num_inference_steps: int,
+        guidance_scale: float,
+        negative: Condition | None = None,
     ) -> None:
         """Starts a row from noise under a condition; a `guidance_scale` of 1 means no guidance."""
-        self._both.put(slot, condition.batch, condition.row)
-        self._latents[slot] = noise_LF
-        self._guidance[slot] = guidance_scale
-        self._sigmas[slot] = sampling_sigmas(num_inference_steps, self._shift)
+        sampler = self._model.config.sampler
+        self._rows[slot] = _Row(
+            way=trajectory(sampler.solver, noise_LF, num_inference_steps, shift=sampler.shift),
+            conditions=(condition,) if guidance_scale == 1 else (condition, negative or self._null),
+            guidance=guidance_scale,
+        )
 
-    def step(self, done_W: Sequence[int | None]) -> None:
-        """Advances rows by one step. `done_W` gives the steps that each row has taken; None leaves a slot unchanged."""
-        sigma, following = self._noise_levels(done_W)
-        stepping = [slot for slot, done in enumerate(done_W) if done is not None]
-        guided = [slot for slot in stepping if self._guidance[slot] != 1]
-        plain = [slot for slot in stepping if self._guidance[slot] == 1]
-        velocity = torch.zeros_like(self._latents)
-        if guided:
-            guidance = torch.tensor(self._guidance, device=self._latents.device)
-            velocity[guided] = self._model.guided_velocity(self._both, self._latents, sigma, guidance)[guided]
-        if plain:
-            velocity[plain] = self._model.velocity(self._conditional, self._latents, sigma)[plain]
-        self._latents = euler_step(self._latents, velocity, sigma, following)
+    def step(self, slots: Sequence[int]) -> None:
+        """Advances the rows in these slots by one evaluation, in one pass."""
+        rows = [self._rows[slot] for slot in slots]
+        guided = [row for row in rows if len(row.conditions) > 1]
+        conditions = [row.conditions[0] for row in rows] + [row.conditions[1] for row in guided]
+        ways = [row.way for row in (*rows, *guided)]
+        padding = fitting(len(ways), self._pipeline.denoiser_widths) - len(ways)
+        ways += ways[-1:] * padding
+        conditions += conditions[-1:] * padding
+        velocity = self._model.velocity(
+            self._batch_of(conditions),
+            torch.stack([way.point for way in ways]),
+            torch.stack([way.level for way in ways]),
+        )
+        null = dict(zip(map(id, guided), velocity[len(rows) :], strict=False))
+        for number, row in enumerate(rows):
+            own = velocity[number]
+            row.way.advance(guide(own, null[id(row)], row.guidance) if id(row) in null else own)
 
     def features(self, slot: int) -> Tensor:
-        """The features [L, F] of the latents in a slot, as a copy."""
-        return self._model.to_features(self._latents[slot].clone())
+        """The features [L, F] of the latents in a slot."""
+        return self._model.to_features(self._rows[slot].way.point)
 
-    def _noise_levels(self, done_W: Sequence[int | None]) -> tuple[Tensor, Tensor]:
-        """σ before and after the step, each [W]; both are equal in slots that do not advance."""
-        pairs = [
-            torch.ones(2) if done is None else sigmas[done : done + 2]
-            for sigmas, done in zip(self._sigmas, done_W, strict=True)
-        ]
-        sigma, following = torch.stack(pairs).to(self._latents.device).unbind(1)
-        return sigma, following
+    def expected(self, slot: int) -> Tensor:
+        """The features [L, F] that the last evaluation of a slot expects at the end."""
+        return self._model.to_features(self._rows[slot].way.expected)
+
+    def _batch_of(self, conditions: list[Condition]) -> Condition:
+        """All of them as one batch; joined again only when they have changed."""
+        known, batch = self._joined
+        if len(known) != len(conditions) or any(one is not other for one, other in zip(known, conditions, strict=True)):
+            tensors = zip(*(condition.tensors for condition in conditions), strict=True)
+            batch = conditions[0].with_tensors([torch.cat(each) for each in tensors])
+            self._joined = conditions, batch
+        return batch

@@ -9,7 +9,6 @@ from typing import TypeVar
 from serve.engine.engine import Engine
 from serve.metrics import EngineMetrics
 from serve.protocol import (
-    ChatDelta,
     ChatEvent,
     ChatReply,
     ChatRequest,
@@ -53,9 +52,8 @@ class LocalBackend:
 
     async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """The pieces of a reply, and the reply; closing the iterator drops the request."""
-        reply = await self.chat(request)
-        yield ChatDelta(text=reply.text)
-        yield reply
+        async for event in _stream(functools.partial(self._engine.chat, request)):
+            yield event
 
     async def metrics(self) -> EngineMetrics:
         """The engine's metrics."""

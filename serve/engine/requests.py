@@ -1,4 +1,4 @@
-"""The requests that have not ended, and the totals: what the engine's threads share.
+"""The requests that have not ended, and the counts: what the engine's threads share.
 
 A request ends once: resolved, failed or cancelled, by whichever thread is first. Whoever still holds one of its rows
 finds it gone, and drops the row.
@@ -7,20 +7,24 @@ finds it gone, and drops the row.
 import functools
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from PIL import Image
+from torch import Tensor
 
 from blip3o.device import fatal_errors
 from blip3o.errors import Blip3oError
 from serve.engine.denoise import Condition
+from serve.metrics import EngineMetrics, Recorder
 from serve.protocol import (
+    ChatEvent,
     ChatReply,
     ChatRequest,
+    DeadlineError,
     EngineError,
     GenerateReply,
     GenerateRequest,
@@ -29,29 +33,46 @@ from serve.protocol import (
 )
 
 logger = logging.getLogger(__name__)
+Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Chat:
-    """A conversation that waits for its reply."""
+    """A conversation without a reply. `ids` are the prompt's; `began` is its arrival, by the engine's clock."""
 
     number: int
     request: ChatRequest
     prompt_tokens: int
+    began: float
     future: "Future[ChatReply]" = field(default_factory=Future)
+    on_event: Callable[[ChatEvent], None] | None = None
+    kind = "chat"
 
 
 @dataclass(kw_only=True)
 class Generation:
-    """A request for images. `images` has those that are decoded, by number: image i has seed i, whenever it is done."""
+    """A request for images.
+
+    `prompts` are the token ids of the prompt and, if it has one, of the negative prompt. `states` are their query
+    states [N, H] on the CPU, once they were read, and `conditions` what the denoiser makes of them. `images` has those
+    that are decoded, by number: image i has seed i, whenever it is done.
+    """
 
     number: int
     request: GenerateRequest
-    prompt_tokens: int
+    prompts: Sequence[tuple[int, ...]]
+    began: float
     future: "Future[GenerateReply]" = field(default_factory=Future)
-    condition: Condition | None = None
-    images: dict[int, Image.Image] = field(default_factory=dict)
     on_event: Callable[[ImageEvent], None] | None = None
+    states: Sequence[Tensor] | None = None
+    conditions: Sequence[Condition] | None = None
+    images: dict[int, Image.Image] = field(default_factory=dict)
+    kind = "generate"
+
+    def send(self, event: ImageEvent) -> None:
+        """Gives an event to who listens."""
+        if self.on_event:
+            self.on_event(event)
 
 
 class _HasNumber(Protocol):
@@ -65,12 +86,13 @@ N = TypeVar("N", bound=_HasNumber)
 class Requests:
     """A table of requests by number. `changed` guards it and everything else that the threads share."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
         self.changed = threading.Condition()
         self.is_open = True
         self.generations: dict[int, Generation] = {}
         self.chats: dict[int, Chat] = {}
-        self.totals: Counter[str] = Counter()
+        self.clock = clock
+        self._recorder = Recorder()
 
     def add(self, request: Generation | Chat) -> None:
         """Accepts a request. If its future is cancelled, it ends at once."""
@@ -81,32 +103,66 @@ class Requests:
         future: Future[Any] = request.future
         future.add_done_callback(functools.partial(self._drop_cancelled, request.number))
 
+    def wait_for(self, ready: Callable[[], object]) -> bool:
+        """Waits until `ready`, or the requests are closed; returns whether they are open. Ends requests in time."""
+        with self.changed:
+            while self.is_open:
+                self.expire()
+                if ready():
+                    break
+                due = min((self._due(each) for each in self._all), default=None)
+                self.changed.wait(None if due is None or due == float("inf") else max(due - self.clock(), 0.001))
+            return self.is_open
+
+    def expire(self) -> None:
+        """Ends the requests that are over their deadline."""
+        with self.changed:
+            late = [request for request in self._all if self._due(request) <= self.clock()]
+            for request in late:
+                assert request.request.deadline_s is not None, "a request without a deadline is never late"
+                self.fail(request.number, DeadlineError(request.request.deadline_s))
+
+    @property
+    def _all(self) -> list[Generation | Chat]:
+        return [*self.generations.values(), *self.chats.values()]
+
+    @staticmethod
+    def _due(request: Generation | Chat) -> float:
+        limit = request.request.deadline_s
+        return float("inf") if limit is None else request.began + limit
+
     def _drop_cancelled(self, number: int, future: "Future[Any]") -> None:
         if future.cancelled() and self._remove(number):
-            self.count("cancelled")
+            self.count("blip3o_cancelled_total")
 
-    def _remove(self, number: int) -> "Future[Any] | None":
-        """Ends a request; returns its future, or None if it had ended before."""
+    def _remove(self, number: int) -> Generation | Chat | None:
+        """Ends a request; returns it, or None if it had ended before."""
         with self.changed:
             request = self.generations.pop(number, None) or self.chats.pop(number, None)
             self.changed.notify_all()
-        return request.future if request else None
+        return request
 
     def resolve(self, number: int, reply: GenerateReply | ChatReply) -> None:
         """Ends a request with its reply."""
-        future = self._remove(number)
-        if future and future.set_running_or_notify_cancel():
+        request = self._remove(number)
+        if not request:
+            return
+        self.observe("blip3o_e2e_latency_seconds", self.clock() - request.began, request.kind)
+        self.count("blip3o_request_success_total", request.kind)
+        future: Future[Any] = request.future
+        if future.set_running_or_notify_cancel():
             future.set_result(reply)
 
     def fail(self, number: int, error: Exception) -> None:
         """Ends a request with an error; one that is not the client's becomes an `EngineError`, and is logged."""
-        future = self._remove(number)
-        if not future:
+        request = self._remove(number)
+        if not request:
             return
         if not isinstance(error, Blip3oError):
             logger.error("request %d failed", number, exc_info=error)
             error = EngineError("the model failed on this request")
-        self.count("failed")
+        self.count("blip3o_errors_total", type(error).__name__)
+        future: Future[Any] = request.future
         if future.set_running_or_notify_cancel():
             future.set_exception(error)
 
@@ -121,10 +177,24 @@ class Requests:
         for number in [*self.generations, *self.chats]:
             self.fail(number, UnavailableError("the engine has stopped: try again"))
 
-    def count(self, what: str) -> None:
-        """Adds one to a total."""
+    def count(self, name: str, label: str = "", *, by: float = 1) -> None:
+        """Adds to a counter of `serve.metrics`."""
         with self.changed:
-            self.totals[what] += 1
+            self._recorder.add(name, label, by=by)
+
+    def observe(self, name: str, value: float, label: str = "") -> None:
+        """Adds an observation to a histogram of `serve.metrics`."""
+        with self.changed:
+            self._recorder.observe(name, value, label)
+
+    def admitted(self, request: Generation | Chat) -> None:
+        """Notes that a request has waited until now for its first row."""
+        self.observe("blip3o_queue_seconds", self.clock() - request.began, request.kind)
+
+    def metrics(self, gauges: Mapping[tuple[str, str], float]) -> EngineMetrics:
+        """All counts, with these gauges."""
+        with self.changed:
+            return self._recorder.snapshot(gauges)
 
     def batch_then_single(self, items: Sequence[N], action: Callable[[Sequence[N]], None]) -> None:
         """Runs `action` on all items; if it raises, on each one by itself, so that only the request at fault fails."""

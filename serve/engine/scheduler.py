@@ -1,18 +1,21 @@
 """Decides which row occupies which slot of the batch. Pure: no torch, no threads, no clock.
 
-One image is one row. Rows enter free slots in order of arrival, whatever their number of steps. They leave after their
-last step, when the decoder has room, again in order of arrival; rows in slots never wait for each other. A `Schedule`
-is a value: every decision returns a new one.
+One image is one row. Rows enter free slots in the order of a fair queue (`serve.engine.fairness`), once their prompt
+was read. They leave after their last evaluation of the denoiser, when the decoder has room, in order of arrival; rows
+in slots never wait for each other. A `Schedule` is a value: every decision returns a new one.
 """
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Self
+
+from serve.engine.fairness import FairQueue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Image number `image` of request `request`, after `done` of its `steps` denoising steps.
+    """Image number `image` of request `request`, after `done` of its `steps` evaluations.
 
     Later requests have higher numbers.
     """
@@ -25,16 +28,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The batch's slots, and the rows that wait for one, first come, first served."""
+    """The batch's slots, and the requests that wait for one."""
 
     slots: tuple[Row | None, ...]
-    waiting: tuple[Row, ...] = ()
+    queue: FairQueue
     max_waiting: int
 
     @classmethod
     def empty(cls, *, batch_size: int, max_waiting: int) -> Self:
         """`batch_size` free slots, and a queue of `max_waiting` rows behind them."""
-        return cls(slots=(None,) * batch_size, max_waiting=max_waiting)
+        return cls(slots=(None,) * batch_size, queue=FairQueue(), max_waiting=max_waiting)
 
     @property
     def running(self) -> tuple[Row, ...]:
@@ -42,19 +45,24 @@ class Schedule:
         return tuple(row for row in self.slots if row is not None)
 
     @property
+    def waiting(self) -> int:
+        """Rows that wait for a slot."""
+        return self.queue.rows
+
+    @property
     def has_steps(self) -> bool:
-        """Whether a step would advance a row, one in a slot or one that can enter a free slot."""
-        return any(row.done < row.steps for row in self.running) or (None in self.slots and bool(self.waiting))
+        """Whether a step would advance a row that is in a slot."""
+        return any(row.done < row.steps for row in self.running)
 
     @property
     def requests(self) -> frozenset[int]:
         """The requests that have rows here."""
-        return frozenset(row.request for row in (*self.running, *self.waiting))
+        return frozenset(row.request for row in self.running) | self.queue.requests
 
     @property
     def free_capacity(self) -> int:
         """How many more rows can be submitted: free slots plus free places in the queue."""
-        return len(self.slots) + self.max_waiting - len(self.running) - len(self.waiting)
+        return len(self.slots) + self.max_waiting - len(self.running) - self.waiting
 
     @property
     def unstarted(self) -> dict[int, Row]:
@@ -69,25 +77,41 @@ class Schedule:
 
     @property
     def steps_ahead(self) -> float:
-        """Denoising steps of the batch until all submitted rows are finished, if every slot were used."""
-        return sum(row.steps - row.done for row in (*self.running, *self.waiting)) / len(self.slots)
+        """Evaluations of the batch until all submitted rows are finished, if every slot were used."""
+        running = sum(row.steps - row.done for row in self.running)
+        return (running + sum(entry.left * entry.cost for entry in self.queue.entries)) / len(self.slots)
 
-    def submit(self, request: int, *, images: int, steps: int) -> Self:
+    def steps_until(self, *, images: int, steps: int) -> float:
+        """Evaluations of the batch until a request that came now would be finished, at the latest.
+
+        No request that comes later is counted; one of a higher priority may still delay it.
+        """
+        return self.steps_ahead + math.ceil(images / len(self.slots)) * steps
+
+    def submit(self, request: int, *, images: int, steps: int, owner: str = "", priority: int = 0) -> Self:
         """Queues a request's rows. The caller checks `free_capacity` first."""
         assert images <= self.free_capacity, f"{images} rows, room for {self.free_capacity}"
-        rows = tuple(Row(request=request, image=image, steps=steps) for image in range(images))
-        return replace(self, waiting=self.waiting + rows)
+        queue = self.queue.add(request, owner=owner, priority=priority, cost=steps, rows=images)
+        return replace(self, queue=queue)
 
-    def admit(self) -> Self:
-        """Moves rows from the head of the queue to free slots, lowest slot first."""
-        queue = iter(self.waiting)
-        slots = tuple(next(queue, None) if row is None else row for row in self.slots)
-        return replace(self, slots=slots, waiting=tuple(queue))
+    def can_admit(self, ready: Collection[int]) -> bool:
+        """Whether `admit` would fill a slot."""
+        return None in self.slots and not self.queue.requests.isdisjoint(ready)
+
+    def admit(self, ready: Collection[int]) -> Self:
+        """Moves rows of the requests in `ready` from the queue to free slots, lowest slot first."""
+        slots, queue = list(self.slots), self.queue
+        for slot, row in enumerate(slots):
+            entry = queue.next(ready) if row is None else None
+            if entry is not None:
+                slots[slot] = Row(request=entry.request, image=entry.row, steps=int(entry.cost))
+                queue = queue.take(entry)
+        return replace(self, slots=tuple(slots), queue=queue)
 
     @property
-    def done(self) -> tuple[int | None, ...]:
-        """The steps that the row in each slot has taken; None where no row takes another one."""
-        return tuple(None if row is None or row.done == row.steps else row.done for row in self.slots)
+    def stepping(self) -> tuple[int, ...]:
+        """The slots whose row takes another step."""
+        return tuple(slot for slot, row in enumerate(self.slots) if row is not None and row.done < row.steps)
 
     def advance(self) -> Self:
         """Counts one step for every row in a slot that is not finished."""
@@ -101,19 +125,13 @@ class Schedule:
     def without(self, request: int) -> Self:
         """Removes all rows of a request; the others stay where they are."""
         slots = tuple(None if row and row.request == request else row for row in self.slots)
-        return replace(self, slots=slots, waiting=tuple(row for row in self.waiting if row.request != request))
+        return replace(self, slots=slots, queue=self.queue.without(request))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChatTicket:
-    """The properties that decide which conversations can be answered in one batch."""
+def partial_steps(steps: int, count: int) -> tuple[int, ...]:
+    """After which of its evaluations a row gets a preview: `count`, evenly over the first part, fewer if there are few.
 
-    request: int
-    with_image: bool
-    max_tokens: int
-
-
-def next_chats(waiting: Sequence[ChatTicket], *, batch_size: int) -> tuple[int, ...]:
-    """The next requests to answer in one batch: the oldest, and up to `batch_size - 1` later ones like it."""
-    kind = [(ticket.with_image, ticket.max_tokens) for ticket in waiting[:1]]
-    return tuple(ticket.request for ticket in waiting if (ticket.with_image, ticket.max_tokens) in kind)[:batch_size]
+    The first comes early: the whole takes two intervals after the last one.
+    """
+    after = {math.ceil(steps * (number + 1) / (count + 2)) for number in range(count)}
+    return tuple(sorted(step for step in after if step < steps))

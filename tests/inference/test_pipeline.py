@@ -85,13 +85,14 @@ def test_steps_are_evaluations(pipeline, steps, guidance, evaluations):
     assert len(calls) == evaluations
 
 
-def test_every_batch_of_arithmetic_has_one_shape(pipeline):
-    shapes = set()
-    hook = pipeline.model.dit.register_forward_hook(lambda _, args, __: shapes.add(tuple(args[0].shape)))
-    for count in (1, 4, 7):
+def test_a_batch_of_arithmetic_has_the_smallest_width_that_fits(pipeline):
+    _, rows = pipeline.denoiser_widths, []
+    hook = pipeline.model.dit.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    for count in (1, 3, 4, 7):
         pipeline.generate_features(PROMPTS[:count], seeds=SEEDS[:count], num_inference_steps=1)
+    pipeline.generate_features(PROMPTS[:3], seeds=SEEDS[:3], num_inference_steps=1, guidance_scale=1)
     hook.remove()
-    assert shapes == {(2 * BATCH_SIZE, *pipeline.model.latent_shape)}  # conditional and null rows in one pass
+    assert rows == [2, 8, 8, 8, 8, 4]  # conditional and null rows in one pass
 
 
 def test_a_reply_is_the_same_on_its_own_and_in_a_batch(pipeline):
@@ -194,7 +195,7 @@ def test_a_list_of_prompts_gives_the_images_of_each_prompt(pipeline):
         ("a", {"guidance_scale": -1}, "guidance_scale is -1: give a number, 0 or more"),
         ("a", {"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ("a", {"guidance_scale": "3"}, "guidance_scale is '3'"),
-        ("a", {"negative_prompt": "blur"}, "negative_prompt is 'blur'.* omit it"),
+        ("a", {"negative_prompt": 3}, "negative_prompt is of type int: give a string"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_before_anything_is_computed(pipeline, prompt, options, said):
@@ -317,6 +318,13 @@ def test_a_bundle_is_not_loaded_with_options_that_cannot_be(options, said):
         load_bundle(**{"uri": "/nowhere", **options})
 
 
+def test_a_negative_prompt_takes_the_place_of_the_null_condition(pipeline, images):
+    options = {"seed": SEEDS[0], "guidance_scale": 0.0}
+    [away] = pipeline.generate(PROMPTS[0], negative_prompt=PROMPTS[1], **options)
+    assert same([away], pipeline.generate(PROMPTS[1], seed=SEEDS[0], guidance_scale=1.0))  # v = v_null at scale 0
+    assert not same([away], pipeline.generate(PROMPTS[0], **options))
+
+
 def test_an_empty_negative_prompt_changes_nothing(pipeline, images):
     assert np.array_equal(images[0], pipeline.generate(PROMPTS[0], seed=SEEDS[0], negative_prompt="")[0])
 
@@ -361,8 +369,9 @@ def test_prompts_and_seeds_belong_together(pipeline, prompts, seeds):
 
 @pytest.mark.parametrize("image", [None, picture(3)])
 def test_a_streamed_reply_is_the_whole_reply_in_pieces_of_whole_characters(pipeline, image):
-    whole = pipeline.chat("what is this?", image=image, max_tokens=24)
-    pieces = list(pipeline.stream_chat("what is this?", image=image, max_tokens=24))
+    options = {"image": image, "max_tokens": 24, "temperature": 1.0, "seed": 3}
+    whole = pipeline.chat("what is this?", **options)
+    pieces = list(pipeline.stream_chat("what is this?", **options))
     assert "".join(pieces) == whole
     assert len(pieces) > 3
 

@@ -32,8 +32,9 @@ from blip3o.evaluate.benchmark.work import (
     share_seconds,
     token_limit_identity,
 )
-from blip3o.inference.pipeline import Blip3oPipeline, default_decode_batch_size
+from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.inference.precision import Precision, resolve_precision
+from blip3o.inference.widths import default_decode_batch_size
 from blip3o.model.unified import initialize
 
 UNTRAINED_SEED = 0  # of the fresh weights

@@ -11,7 +11,7 @@ import torch
 from blip3o.data.text.templates import Turn
 from blip3o.inference.pipeline import Blip3oPipeline
 from serve.config.options import ServeConfig
-from serve.engine.decoding import DecodeStage, FinishedRow
+from serve.engine.decoding import DecodeBatch, DecodeStage, FinishedRow
 from serve.engine.engine import Engine
 from serve.engine.requests import Generation, Requests
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
@@ -33,20 +33,20 @@ def _bytes(pipeline, seeds, *, steps=1):
 
 
 class Gate:
-    """Stands before `Blip3oPipeline.decode`: every call waits until the gate is open."""
+    """Stands before the decoder: no image passes until the gate is open. `seeds` are those of images that came."""
 
     def __init__(self, monkeypatch):
         self.entered, self.open = threading.Semaphore(0), threading.Event()
         self.seeds = []
-        original = Blip3oPipeline.decode
+        original = DecodeBatch.put
 
-        def decode(pipeline, features, *, seeds):
-            self.seeds.append(list(seeds))
+        def put(batch, row):
+            self.seeds.append(row.seed)
             self.entered.release()
             assert self.open.wait(TIMEOUT)
-            return original(pipeline, features, seeds=seeds)
+            original(batch, row)
 
-        monkeypatch.setattr(Blip3oPipeline, "decode", decode)
+        monkeypatch.setattr(DecodeBatch, "put", put)
 
 
 @pytest.fixture
@@ -102,12 +102,6 @@ def test_a_slow_decoder_fills_its_queue_then_the_slots_then_refuses(pipeline, ga
         assert [len(future.result(TIMEOUT).images) for future in futures] == [1, 4, 4, 4, 3, 3]
 
 
-def _a_turn_later(engine):
-    """Conversations are answered before rows are admitted, advanced and handed over: a second one, after all of it."""
-    for _ in range(2):
-        engine.chat(_ask()).result(TIMEOUT)
-
-
 def test_a_later_row_does_not_overtake_an_earlier_one_in_a_higher_slot(pipeline, reference, gate):
     """Seed 10 ends in the last slot; its neighbour, seed 11, gets the first one, of a request that is cancelled."""
     with _running(pipeline) as engine:
@@ -122,14 +116,15 @@ def test_a_later_row_does_not_overtake_an_earlier_one_in_a_higher_slot(pipeline,
         assert victim.cancel()
         while engine.stats().rows_waiting:
             engine.chat(_ask()).result(TIMEOUT)
-        _a_turn_later(engine)
+        while len(engine._denoiser.schedule.finished) < 4:
+            engine.chat(_ask()).result(TIMEOUT)
         gate.open.set()
         for future in [*futures, *others]:
             future.result(TIMEOUT)
         assert [image.tobytes() for image in pair.result(TIMEOUT).images] == _bytes(
             replace(reference, decode_batch_size=1), [10, 11]
         )
-    assert gate.seeds[:9] == [[1], [0], [1], [2], [3], [6], [7], [10], [11]]
+    assert gate.seeds[:9] == [1, 0, 1, 2, 3, 6, 7, 10, 11]
 
 
 @pytest.mark.parametrize("decode_batch_size", [1, 3])
@@ -141,7 +136,7 @@ def test_images_of_a_reply_are_in_seed_order_in_whatever_order_they_are_decoded(
     assert len(set(expected)) == 3
     for order in itertools.permutations(range(3)):
         requests = Requests()
-        generation = Generation(number=0, request=_generate(seeds=seeds), prompt_tokens=3)
+        generation = Generation(number=0, request=_generate(seeds=seeds), prompts=[(1, 2, 3)], began=0.0)
         requests.add(generation)
         stage = DecodeStage(pipeline, requests)
         stage.put([FinishedRow(number=0, image=i, seed=seeds[i], features=features[i]) for i in order])
@@ -164,26 +159,47 @@ def test_a_request_that_is_cancelled_while_it_is_decoded_frees_its_rows(pipeline
         assert [image.tobytes() for image in neighbour.result(TIMEOUT).images] == _bytes(
             replace(reference, decode_batch_size=1), [1]
         )
-        assert gate.seeds == [[7], [1], [1]]  # neither 8 nor 9; the last is the comparison's
+        assert gate.seeds == [7, 1]  # neither 8 nor 9
         assert engine.stats().totals["images"] == 1
 
 
-def test_an_image_that_cannot_be_decoded_ends_only_its_own_request(pipeline, monkeypatch):
-    original = Blip3oPipeline.decode
+def test_an_image_that_cannot_be_decoded_ends_only_its_own_request(pipeline, reference, monkeypatch):
+    """Four are decoded together. The others are decoded again, each by itself, to the same bytes."""
+    original, poison = pipeline.model.decoder.evaluate, pipeline.pixel_noise(2)
 
-    def decode(pipeline, features, *, seeds):
-        if 2 in seeds:
-            raise ValueError("poison")
-        return original(pipeline, features, seeds=seeds)
+    def evaluate(point, level, prepared):
+        assert not any(torch.equal(row, poison) for row in point), "poison"
+        return original(point, level, prepared)
 
-    monkeypatch.setattr(Blip3oPipeline, "decode", decode)
-    engine = Engine(pipeline)  # four images at a time
+    monkeypatch.setattr(pipeline.model.decoder, "evaluate", evaluate)
+    engine = Engine(pipeline)
     good, bad, other = (engine.generate(_generate(seeds=seeds)) for seeds in ([1], [2, 3], [4]))
     engine.start()
-    assert len(good.result(TIMEOUT).images) == len(other.result(TIMEOUT).images) == 1
+    for future, seed in ((good, 1), (other, 4)):
+        assert [image.tobytes() for image in future.result(TIMEOUT).images] == _bytes(reference, [seed])
     with pytest.raises(EngineError, match="the model failed on this request"):
         bad.result(TIMEOUT)
     engine.close()
+
+
+def test_cancelling_frees_an_image_between_two_steps_of_the_decoder(pipeline, reference, monkeypatch):
+    evaluated, futures, original = [], [], pipeline.model.decoder.evaluate
+
+    def evaluate(point, level, prepared):
+        evaluated.append(len(point))
+        if len(evaluated) == 1:
+            futures[0].cancel()
+        return original(point, level, prepared)
+
+    monkeypatch.setattr(pipeline.model.decoder, "evaluate", evaluate)
+    engine = Engine(pipeline)
+    futures += [engine.generate(_generate(seeds=[seed])) for seed in (1, 2)]
+    engine.start()
+    assert [image.tobytes() for image in futures[1].result(TIMEOUT).images] == _bytes(reference, [2])
+    engine.close()
+    steps = pipeline.model.config.decoder.num_inference_steps
+    assert sum(evaluated) <= 2 * steps  # not one step more of the first than the one that had begun
+    assert engine.stats().totals["images"] == 1
 
 
 def test_closing_waits_for_the_decoder_and_fails_what_is_left(pipeline, gate):
@@ -215,19 +231,19 @@ def test_a_defect_in_the_decoders_loop_fails_everything_and_is_seen_by_the_healt
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("failing", ["decode", "reply_ids", "condition", "denoiser"])
+@pytest.mark.parametrize("failing", ["decode", "chat_prompt", "states_of", "denoiser"])
 def test_an_error_that_loses_the_gpu_ends_everything_and_is_seen_by_the_health_check(pipeline, monkeypatch, failing):
     """As real ones, it lasts. What else waits is not answered by a replica that is lost."""
 
     def fail(*_, **__):
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    if failing == "denoiser":
-        monkeypatch.setattr(pipeline.model.dit, "forward", fail)
-    else:
-        monkeypatch.setattr(Blip3oPipeline, failing, fail)
+    target, name = {"denoiser": (pipeline.model.dit, "forward"), "decode": (DecodeBatch, "put")}.get(
+        failing, (Blip3oPipeline, failing)
+    )
+    monkeypatch.setattr(target, name, fail)
     engine = Engine(pipeline)
-    futures = [engine.chat(_ask()), *(engine.generate(_generate(seeds=[seed], steps=9)) for seed in range(9))]
+    futures = [engine.chat(_ask()), *(engine.generate(_generate(seeds=[seed], steps=200)) for seed in range(9))]
     engine.start()
     with pytest.raises(UnavailableError):
         futures[-1].result(TIMEOUT)
@@ -240,14 +256,14 @@ def test_an_error_that_loses_the_gpu_ends_everything_and_is_seen_by_the_health_c
 
 
 def test_memory_that_ran_out_ends_only_its_request(pipeline, monkeypatch):
-    original = Blip3oPipeline.decode
+    original = Blip3oPipeline.pixel_noise
 
-    def decode(pipeline, features, *, seeds):
-        if 2 in seeds:
+    def pixel_noise(pipeline, seed):
+        if seed == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(pipeline, features, seeds=seeds)
+        return original(pipeline, seed)
 
-    monkeypatch.setattr(Blip3oPipeline, "decode", decode)
+    monkeypatch.setattr(Blip3oPipeline, "pixel_noise", pixel_noise)
     with _running(pipeline) as engine:
         with pytest.raises(EngineError):
             engine.generate(_generate(seeds=[2])).result(TIMEOUT)

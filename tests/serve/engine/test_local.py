@@ -32,7 +32,9 @@ def test_a_stream_of_images_has_each_one_and_then_the_reply(engine):
 
 def test_a_stream_of_text_is_the_reply(engine):
     engine.start()
-    request = ChatRequest(turns=(Turn(role="user", text="What colour is it?"),), images=(), max_tokens=6)
+    request = ChatRequest(
+        turns=(Turn(role="user", text="What colour is it?"),), images=(), max_tokens=6, temperature=1.0, seed=1
+    )
     *deltas, reply = asyncio.run(_all(LocalBackend(engine).stream_chat(request)))
     assert {type(event) for event in deltas} == {ChatDelta} and type(reply) is ChatReply
     assert "".join(delta.text for delta in deltas) == reply.text

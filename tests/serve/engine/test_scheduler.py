@@ -1,145 +1,140 @@
-"""Admission is first come, first served, steps are counted exactly, and a row in a slot never moves or waits."""
+"""The scheduler and its fair queue: capacity, order, and that nothing starves or is lost."""
 
-from dataclasses import replace
-
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.engine.scheduler import ChatTicket, Row, Schedule, next_chats
+from serve.engine.fairness import FairQueue
+from serve.engine.scheduler import Schedule, partial_steps
 
-REQUESTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), max_size=8)
-
-
-def _submit(schedule, number, images, steps):
-    return schedule.submit(number, images=images, steps=steps) if images <= schedule.free_capacity else schedule
-
-
-def _turn(schedule):
-    advanced = schedule.admit().advance()
-    return advanced.release(advanced.finished)
-
-
-def test_rows_of_different_step_counts_share_the_batch():
-    schedule = Schedule.empty(batch_size=2, max_waiting=4)
-    schedule = schedule.submit(7, images=1, steps=3).submit(8, images=2, steps=1).admit()
-    assert schedule.slots == (Row(request=7, image=0, steps=3), Row(request=8, image=0, steps=1))
-    assert schedule.waiting == (Row(request=8, image=1, steps=1),)
-    schedule = schedule.advance()
-    assert list(schedule.finished) == [1]
-    schedule = schedule.release([1]).admit()
-    assert schedule.slots == (Row(request=7, image=0, steps=3, done=1), Row(request=8, image=1, steps=1))
-    assert list(schedule.unstarted) == [1]
-
-
-def test_room_counts_free_slots_and_free_places():
-    schedule = Schedule.empty(batch_size=2, max_waiting=3)
-    assert schedule.free_capacity == 5
-    schedule = schedule.submit(0, images=4, steps=1)
-    assert schedule.free_capacity == schedule.admit().free_capacity == 1
-    assert _turn(schedule).free_capacity == 3
-    with pytest.raises(AssertionError, match="2 rows, room for 1"):
-        schedule.submit(1, images=2, steps=1)
-
-
-def test_a_finished_row_keeps_its_slot_until_it_is_released_and_takes_no_further_step():
-    schedule = Schedule.empty(batch_size=2, max_waiting=9).submit(0, images=1, steps=1).submit(1, images=2, steps=3)
-    schedule = schedule.admit().advance().advance()
-    assert list(schedule.finished) == [0]
-    assert schedule.done == (None, 2)
-    assert schedule.has_steps
-    schedule = schedule.advance()
-    assert list(schedule.finished) == [0, 1]
-    assert not schedule.has_steps  # a row waits, and no slot is free
-    assert schedule.release([1]).has_steps
-    assert schedule.release([1]).admit().done == (None, 0)
-
-
-@given(
-    requests=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=6, max_size=12),
-    batch_size=st.integers(2, 4),
-    turns=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 40)), min_size=10, max_size=30),
+QUICK = settings(deadline=None, max_examples=40)
+SUBMITS = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 6), st.sampled_from("ab"), st.integers(0, 1)), min_size=1, max_size=12
 )
-def test_a_slow_decoder_gets_finished_rows_in_order_of_arrival_whatever_slot_they_are_in(requests, batch_size, turns):
-    """A turn is how many requests come, for how many rows there is room, and which request is cancelled."""
-    schedule = Schedule.empty(batch_size=batch_size, max_waiting=99)
-    coming = list(enumerate(requests))
-    for count, room, victim in turns:
-        for number, (images, steps) in coming[:count]:
-            schedule = _submit(schedule, number, images, steps)
-        coming = coming[count:]
-        schedule = schedule.admit().advance().without(victim)
-        handed = list(schedule.finished.items())[:room]
-        schedule = schedule.release([slot for slot, _ in handed])
-        left = [(row.request, row.image) for row in schedule.finished.values()]
-        taken = [(row.request, row.image) for _, row in handed]
-        assert taken + left == sorted(taken + left)
 
 
-def test_steps_ahead_is_the_work_over_the_batch_size():
-    schedule = Schedule.empty(batch_size=2, max_waiting=9).submit(0, images=3, steps=4)
-    assert schedule.steps_ahead == 6
-    assert schedule.admit().advance().steps_ahead == 5
+def _served(queue):
+    """The requests of the rows in the order in which they are served."""
+    order = []
+    while (entry := queue.next()) is not None:
+        order.append(entry.request)
+        queue = queue.take(entry)
+    return order
 
 
-def test_a_cancelled_request_frees_its_slots_and_places_and_moves_nobody():
-    schedule = Schedule.empty(batch_size=3, max_waiting=9)
-    schedule = schedule.submit(0, images=1, steps=2).submit(1, images=3, steps=2).submit(2, images=1, steps=2).admit()
-    left = schedule.without(1)
-    assert left.slots == (schedule.slots[0], None, None)
-    assert left.waiting == (Row(request=2, image=0, steps=2),)
-    assert left.without(1) == left
+def _queue(*requests):
+    queue = FairQueue()
+    for number, request in enumerate(requests):
+        queue = queue.add(number, **request)
+    return queue
 
 
-@given(requests=REQUESTS, batch_size=st.integers(1, 4), arrivals=st.lists(st.integers(0, 3), max_size=8))
-def test_every_row_takes_exactly_its_steps_in_order_of_arrival(requests, batch_size, arrivals):
-    schedule = Schedule.empty(batch_size=batch_size, max_waiting=99)
-    entered, steps_taken, turns = [], {}, 0
-    coming = list(enumerate(requests))
-    while coming or schedule.requests:
-        count = arrivals[turns] if turns < len(arrivals) else len(coming)
-        for number, (images, steps) in coming[:count]:
-            schedule = _submit(schedule, number, images, steps)
-        coming = coming[count:]
-        before = schedule.slots
-        schedule = schedule.admit()
-        assert all(old in (None, new) for old, new in zip(before, schedule.slots, strict=True))  # nobody moves
-        assert not schedule.waiting or None not in schedule.slots  # no slot stays free while a row waits
-        entered += [(row.request, row.image) for row in schedule.unstarted.values()]
-        for row in schedule.running:
-            steps_taken[row.request, row.image] = steps_taken.get((row.request, row.image), 0) + 1
-        assert schedule.has_steps == bool(schedule.running)
+@QUICK
+@given(SUBMITS, st.integers(1, 4), st.data())
+def test_every_row_steps_as_often_as_it_must_and_no_slot_idles(submits, slots, data):
+    schedule, taken, waiting = Schedule.empty(batch_size=slots, max_waiting=99), {}, list(enumerate(submits))
+    while waiting or schedule.requests:
+        for _ in range(data.draw(st.integers(0 if schedule.requests else 1, 3))):
+            if waiting and waiting[0][1][0] <= schedule.free_capacity:
+                number, (images, steps, owner, priority) = waiting.pop(0)
+                schedule = schedule.submit(number, images=images, steps=steps, owner=owner, priority=priority)
+        schedule = schedule.admit(schedule.queue.requests)
+        assert None not in schedule.slots or not schedule.waiting
+        for slot in schedule.stepping:
+            row = schedule.slots[slot]
+            taken[row.request, row.image] = taken.get((row.request, row.image), 0) + 1
         schedule = schedule.advance()
-        schedule = schedule.release(schedule.finished)
-        turns += 1
-    expected = {(number, image): steps for number, (images, steps) in enumerate(requests) for image in range(images)}
-    assert steps_taken == expected
-    assert entered == sorted(expected)
+        schedule = schedule.release(list(schedule.finished))
+    expected = {(n, image): steps for n, (images, steps, *_) in enumerate(submits) for image in range(images)}
+    assert taken == expected
 
 
-@given(requests=REQUESTS, batch_size=st.integers(1, 4), turns=st.integers(0, 5), victim=st.integers(0, 7))
-def test_cancelling_leaves_the_others_as_they_were(requests, batch_size, turns, victim):
-    schedule = Schedule.empty(batch_size=batch_size, max_waiting=99)
-    for number, (images, steps) in enumerate(requests):
-        schedule = schedule.submit(number, images=images, steps=steps)
-    for _ in range(turns):
-        schedule = _turn(schedule)
+@QUICK
+@given(SUBMITS, st.integers(0, 11))
+def test_a_request_that_ends_leaves_nothing_and_moves_no_other(submits, victim):
+    schedule = Schedule.empty(batch_size=3, max_waiting=99)
+    for number, (images, steps, owner, priority) in enumerate(submits):
+        schedule = schedule.submit(number, images=images, steps=steps, owner=owner, priority=priority)
+    schedule = schedule.admit(range(6)).advance()
     left = schedule.without(victim)
-    mine = [row for row in (*schedule.running, *schedule.waiting) if row.request == victim]
-    assert left.free_capacity == schedule.free_capacity + len(mine)
-    assert [row for row in schedule.waiting if row not in mine] == list(left.waiting)
-    assert all(new == (None if old in mine else old) for old, new in zip(schedule.slots, left.slots, strict=True))
+    assert victim not in left.requests
+    assert [row for row in left.slots if row] == [row for row in schedule.running if row.request != victim]
+    freed = sum(images for number, (images, *_) in enumerate(submits) if number == victim)
+    assert left.free_capacity == schedule.free_capacity + freed
 
 
-def test_chats_of_the_oldest_ones_kind_are_answered_together():
-    oldest = ChatTicket(request=3, with_image=True, max_tokens=8)
-    others = [
-        replace(oldest, request=4, with_image=False),
-        replace(oldest, request=5),
-        replace(oldest, request=6, max_tokens=9),
-        replace(oldest, request=7),
-        replace(oldest, request=8),
-    ]
-    assert next_chats([oldest, *others], batch_size=3) == (3, 5, 7)
-    assert next_chats(others[:1], batch_size=3) == (4,)
-    assert next_chats([], batch_size=3) == ()
+def test_rows_enter_only_when_their_prompt_was_read():
+    schedule = Schedule.empty(batch_size=2, max_waiting=9).submit(0, images=2, steps=1).submit(1, images=1, steps=1)
+    assert schedule.can_admit([1]) and not schedule.can_admit([])
+    assert [row.request for row in schedule.admit([1]).running] == [1]
+
+
+def test_a_priority_goes_first():
+    queue = _queue({"cost": 1}, {"cost": 1, "priority": 2}, {"cost": 1, "priority": 1})
+    assert _served(queue) == [1, 2, 0]
+
+
+@QUICK
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 10), st.integers(1, 30)), min_size=2, max_size=9),
+)
+def test_owners_with_rows_queued_share_the_work_whatever_they_queue(requests):
+    """While both have rows, two owners' work differs by at most the largest row of each."""
+    queue = _queue(*({"owner": owner, "rows": rows, "cost": cost} for owner, rows, cost in requests))
+    work = dict.fromkeys("abc", 0.0)
+    largest = {name: max((cost for owner, _, cost in requests if owner == name), default=0) for name in work}
+    waiting = {owner for owner, *_ in requests}
+    while (entry := queue.next()) is not None:
+        work[entry.owner] += entry.cost
+        queue = queue.take(entry)
+        for one in waiting:
+            for other in waiting:
+                assert abs(work[one] - work[other]) <= largest[one] + largest[other]
+        waiting &= {left.owner for left in queue.entries}
+
+
+def test_a_request_of_one_image_passes_one_of_ten():
+    queue = _queue({"cost": 30, "rows": 10})
+    for _ in range(3):
+        queue = queue.take(queue.next())
+    assert _served(queue.add(1, cost=30)).index(1) <= 1
+
+
+@QUICK
+@given(st.integers(2, 10), st.integers(1, 30), st.integers(1, 30))
+def test_no_stream_of_small_requests_starves_a_large_one(rows, large, small):
+    """One small request comes for each row that is served, for ever: all rows of the large one are served in time."""
+    queue = FairQueue().add(0, cost=large, rows=rows)
+    served = 0
+    for number in range(1, 200 * rows):
+        queue = queue.add(number, cost=small)
+        entry = queue.next()
+        served += entry.request == 0
+        queue = queue.take(entry)
+        if served == rows:
+            break
+    assert served == rows and number * small <= rows * (large + small) + small * rows
+
+
+def test_an_owner_who_comes_late_has_no_claim_on_the_past():
+    queue = _queue({"owner": "a", "cost": 1, "rows": 100})
+    for _ in range(50):
+        queue = queue.take(queue.next())
+    order = _served(queue.add(1, owner="b", cost=1, rows=10))
+    assert order[:20].count(1) in (9, 10) and order[0] in (0, 1)
+
+
+@QUICK
+@given(st.integers(1, 60), st.integers(1, 3))
+def test_previews_come_in_order_before_the_end_the_first_within_a_third(steps, count):
+    after = partial_steps(steps, count)
+    assert len(after) <= count and list(after) == sorted(set(after)) and all(0 < step < steps for step in after)
+    if steps >= 5:
+        assert len(after) == count and after[0] <= -(-steps // 3)
+
+
+def test_the_estimate_counts_what_is_ahead():
+    schedule = Schedule.empty(batch_size=2, max_waiting=9).submit(0, images=4, steps=10)
+    assert schedule.steps_ahead == 20
+    assert schedule.steps_until(images=3, steps=5) == 30
+    schedule = schedule.admit([0]).advance()
+    assert schedule.steps_ahead == 19
