@@ -27,10 +27,6 @@ class Pictures:
 
     async def read_all(self, asked: Sequence[Picture], info: ModelInfo, guard: Guard) -> tuple[Image.Image, ...]:
         """The images of a conversation: RGB, at the size of the model's input. Raises `ApiError` with their path."""
-        if len(asked) > max(info.max_images_in_chat, 1):  # of none, the message is another one
-            first = asked[info.max_images_in_chat].path
-            message = f"{first}: the model reads at most {info.max_images_in_chat} images in a conversation"
-            raise ApiError(400, message, param=first, code="invalid_image")
         images = [await asyncio.to_thread(self._read, picture, info) for picture in asked]
         for picture, image in zip(asked, images, strict=True):
             await guard.image(image, picture.path)

@@ -117,14 +117,14 @@ class Watched(LocalBackend):
 
 
 @contextmanager
-def serving(pipeline, name="nano", config=None):
+def serving(pipeline, name="nano", config=None, backend=Watched):
     """A server whose engine runs in this process; `server.seen` are the conversations that came to it."""
     engine = Engine(pipeline)
     engine.start()
-    backend = Watched(engine)
+    watched = backend(engine)
     try:
-        with Server(build_api(backend, name, config)) as server:
-            server.seen = backend.seen
+        with Server(build_api(watched, name, config)) as server:
+            server.seen = watched.seen
             yield server
     finally:
         engine.close()

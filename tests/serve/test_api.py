@@ -202,6 +202,7 @@ IMAGE_FAULTS = [
     ({"prompt": "x", "partial_images": 4}, "invalid_value", "partial_images"),
     ({"prompt": "x", "quality": "best"}, "invalid_value", "quality"),
     ({"prompt": "x", "response_format": "file"}, "invalid_value", "response_format"),
+    ({"prompt": "x", "response_format": "url", "stream": True}, "invalid_value", "response_format"),
     ([], "invalid_value", None),
     (b"{", "invalid_json", None),
     (b"\xff\xfe", "invalid_json", None),

@@ -29,12 +29,22 @@ class ChatBody(Drawing, Sampling):
 
     messages: tuple[Message, ...] = Field(min_length=1, strict=False, description="the conversation")
     model: str | None = Field(default=None, description="the served model's name, if given")
-    max_tokens: Whole | None = Field(default=None, ge=1, description=f"most tokens of the reply, {MAX_TOKENS} at most")
-    max_completion_tokens: Whole | None = Field(default=None, ge=1, description="newer name of max_tokens")
+    max_tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="older name of max_completion_tokens, which takes precedence",
+        json_schema_extra={"mapped_to": "max_completion_tokens"},
+    )
+    max_completion_tokens: Whole | None = Field(
+        default=None, ge=1, description=f"most tokens of the reply, capped at {MAX_TOKENS}; {DEFAULT_TOKENS} if omitted"
+    )
     n: Whole = Field(default=1, description="only 1")
     stop: Stops = Field(default=(), max_length=MAX_STOPS, description="the reply ends before the first of these texts")
     modalities: tuple[Literal["text", "image"], ...] = Field(
-        default=("text",), min_length=1, strict=False, description='"image" draws the last message too'
+        default=("text",),
+        min_length=1,
+        strict=False,
+        description='"image": one of the last message, in message.images',
     )
     stream: bool = Field(default=False, description="send the reply token by token, as server-sent events")
     stream_options: StreamOptions = Field(default=StreamOptions(), description="options of a streamed reply")

@@ -1,12 +1,12 @@
 """The bodies of the images routes: generations as JSON, edits and variations as multipart forms."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from blip3o.inference.arguments import MAX_GUIDANCE
 from serve.http.forms import fields
-from serve.http.forms.base import MAX_PROMPT, Body, Whole
+from serve.http.forms.base import MAX_PROMPT, Body, Whole, fault
 from serve.protocol import MAX_IMAGES, MAX_PARTIAL_IMAGES
 
 MAX_SEED = 2**53 - 1 - MAX_IMAGES  # every JSON client can represent the seeds up to seed + n
@@ -51,7 +51,12 @@ class Sampling(Body):
     negative_prompt: str = Field(
         default="", max_length=MAX_PROMPT, description="what guidance leads away from; no effect at guidance_scale 1"
     )
-    quality: Quality = Field(default="auto", description="sampling steps as a multiple of the model's default")
+    quality: Quality = Field(
+        default="auto",
+        description="sampling steps, as a multiple of the model's default: low 1/2, auto, standard and medium 1, high "
+        "and hd 2, xhigh 3, max 4",
+        json_schema_extra={"mapped_to": "num_inference_steps"},
+    )
 
     def steps(self, default: int) -> int:
         """Sampling steps, for a model whose default is `default`."""
@@ -75,6 +80,13 @@ class ImageOptions(Sampling):
     partial_images: Whole = Field(
         default=0, ge=0, le=MAX_PARTIAL_IMAGES, description="previews of each image, if it is streamed"
     )
+
+    @model_validator(mode="after")
+    def _streams_have_no_links(self) -> Self:
+        if self.stream and self.response_format == "url":
+            message = "streamed images come as b64_json, as in OpenAI's API: leave response_format or stream out"
+            raise fault(("response_format",), self.response_format, message)
+        return self
 
 
 class ImagesBody(ImageOptions):

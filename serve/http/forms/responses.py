@@ -68,10 +68,12 @@ class ResponsesBody(Drawing):
     neutral = fields.RESPONSES
 
     input: Items = Field(min_length=1, strict=False, description="a question, or a conversation")
-    instructions: str | None = Field(default=None, description="a system message before the input")
+    instructions: str | None = Field(
+        default=None, description="a system message before the input", json_schema_extra={"mapped_to": "input"}
+    )
     model: str | None = Field(default=None, description="the served model's name, if given")
     max_output_tokens: Whole | None = Field(
-        default=None, ge=1, description=f"most tokens of the reply, {MAX_TOKENS} at most"
+        default=None, ge=1, description=f"most tokens of the reply, capped at {MAX_TOKENS}; {DEFAULT_TOKENS} if omitted"
     )
     tools: tuple[ImageTool, ...] = Field(
         default=(), max_length=1, strict=False, description="only image_generation: the response is an image"

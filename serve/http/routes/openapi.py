@@ -44,6 +44,7 @@ _GETS = {
     "/openapi.json": (_JSON, "This description."),
     "/docs": ("text/html", "This description, for people."),
 }
+_REF = "/".join(("#", "components", "schemas", "{model}"))
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}
 :root{color-scheme:light dark}table{border-collapse:collapse;width:100%}
 td,th{border-bottom:1px solid #8884;padding:.3rem .6rem;text-align:left;vertical-align:top}
@@ -94,18 +95,18 @@ def _post(path: str, schemas: Json) -> Json:
     schemas[form.__name__] = schema
     has_stream = "stream" in form.model_fields
     contents: Json = {_JSON: {}} | ({_EVENTS: {}} if has_stream else {})
-    body = {"required": True, "content": {kind: {"schema": {"$ref": f"#/components/schemas/{form.__name__}"}}}}
+    body = {"required": True, "content": {kind: {"schema": {"$ref": _REF.format(model=form.__name__)}}}}
     return {**_operation(text, contents), "requestBody": body}
 
 
 def _operation(text: str, contents: Json) -> Json:
-    error = {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    error = {_JSON: {"schema": {"$ref": _REF.format(model="Error")}}}
     errors = {status: {"description": why, "content": error} for status, why in _ERRORS.items()}
     return {"summary": text, "responses": {"200": {"description": "the reply", "content": contents}, **errors}}
 
 
 def _schema(form: type[Body], *, is_form: bool) -> Json:
-    schema = form.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = form.model_json_schema(ref_template=_REF)
     for name, rule in form.neutral.items():
         schema["properties"].setdefault(name, _neutral(rule))
     if is_form:

@@ -23,7 +23,7 @@ _HEADERS = {
     "x-frame-options": "DENY",
     "cache-control": "no-store",
 }
-_READ_ON = 4  # as many times the largest body are read before the connection is cut
+_READ_ON = 4  # as many times the largest body are read before the connection ends
 
 
 @dataclass(frozen=True, kw_only=True)

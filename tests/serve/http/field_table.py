@@ -1,0 +1,118 @@
+"""The tables of docs/serving.md that are made from the code: `python -m tests.serve.http.field_table` renews them."""
+
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from serve.http.config import HttpConfig
+from serve.http.forms import fields
+from serve.http.forms.chat import ChatBody, StreamOptions
+from serve.http.forms.images import EditsForm, ImagesBody, VariationsForm
+from serve.http.forms.messages import ImagePart, ImageUrl, InputImage, InputMessage, Message, TextPart
+from serve.http.forms.responses import ImageTool, ResponsesBody
+
+FORMS = {
+    "`POST /v1/images/generations`": ImagesBody,
+    "`POST /v1/images/edits`, in addition to those of generations": EditsForm,
+    "`POST /v1/images/variations`, in addition to those of generations": VariationsForm,
+    "`POST /v1/chat/completions`": ChatBody,
+    "`stream_options` of a chat completion": StreamOptions,
+    "A message of a chat completion": Message,
+    "A part `image_url` of a message": ImagePart,
+    "`image_url` in it": ImageUrl,
+    "`POST /v1/responses`": ResponsesBody,
+    "An item of `input`": InputMessage,
+    "A part `input_image` of an item": InputImage,
+    "The tool `image_generation` of a response": ImageTool,
+    "A part with text, of a message or an item": TextPart,
+}
+HEAD = "| field | treatment | meaning |\n|---|---|---|\n"
+
+
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
+_UNKNOWN = "refused: `unknown_parameter`"
+
+
+def rows(form):
+    """Name, treatment and meaning of each field of a form; of the multipart forms, what differs from generations."""
+    own, common = list(_rows(form)), list(_rows(ImagesBody))
+    if form not in (EditsForm, VariationsForm):
+        return own
+    missing = [(name, _UNKNOWN, "this route has none") for name, *_ in common if name not in [row[0] for row in own]]
+    return [row for row in own if row not in common] + missing
+
+
+def _rows(form):
+    for name, field in form.model_fields.items():
+        mapped = (field.json_schema_extra or {}).get("mapped_to")
+        needed = "required" if field.is_required() else ""
+        meaning = "; ".join(part for part in (field.description, _values(field), _bounds(field), needed) if part)
+        yield name, f"mapped to `{mapped}`" if mapped else "honoured", meaning
+    for name, rule in form.neutral.items():
+        if isinstance(rule, fields.Ignored):
+            yield name, "ignored", rule.why
+        elif isinstance(rule, fields.Refused):
+            yield name, _UNKNOWN, rule.why
+        else:
+            when = "ignored at temperature 0, else" if name in fields.DRAWING else "ignored"
+            yield (
+                name,
+                f"{when} at " + " or ".join(f"`{value}`" for value in str(rule).split(" or ")),
+                f"else {_UNKNOWN}",
+            )
+
+
+def _values(field):
+    """The values of a choice."""
+    inner = [field.annotation, *get_args(field.annotation)]
+    choices = [get_args(each) for each in inner if get_origin(each) is Literal]
+    return " or ".join(f"`{value}`" for value in choices[0]) if choices and len(choices[0]) > 1 else ""
+
+
+def _bounds(field):
+    found = {
+        name: getattr(item, name)
+        for item in field.metadata
+        for name in ("ge", "le", "max_length")
+        if getattr(item, name, None) is not None
+    }
+    if "ge" in found and "le" in found:
+        return f"{found['ge']} to {found['le']}"
+    if "ge" in found:
+        return f"{found['ge']} or more" if found["ge"] > -(2**53) else ""
+    unit = "characters" if field.annotation is str else "items"
+    return f"at most {found['max_length']} {unit}" if "max_length" in found else ""
+
+
+def table(form):
+    """The table of a form, in Markdown."""
+    return HEAD + "".join(f"| `{name}` | {how} | {what} |\n" for name, how, what in rows(form))
+
+
+def tables():
+    """All tables of fields, each under its heading."""
+    return "\n".join(f"### {title}\n\n{table(form)}" for title, form in FORMS.items())
+
+
+def options():
+    """The table of `HttpConfig`, as options of `blip3o serve`."""
+    lines = [
+        f"| `--{name.replace('_', '-')}` | {_default(field.default)} | {field.description} |\n"
+        for name, field in HttpConfig.model_fields.items()
+    ]
+    return "| option | default | what it decides |\n|---|---|---|\n" + "".join(lines)
+
+
+def _default(value):
+    return f"`{value}`" if value not in ("", ()) else ""
+
+
+def written(text):
+    """The text of docs/serving.md with tables made from the code: the options, and at its end the fields."""
+    head, _, rest = text.partition("| option | default | what it decides |\n")
+    rest = rest[rest.index("\n\n") + 1 :]
+    middle, title, _ = rest.partition("## All fields\n\n")
+    return head + options() + middle + title + tables()
+
+
+if __name__ == "__main__":
+    DOCS.write_text(written(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
