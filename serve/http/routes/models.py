@@ -1,10 +1,12 @@
 """What a client or a load balancer asks about the server: its models, whether it lives, whether it is ready."""
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter
 
 from serve.http.face import Face, ServedModel
+from serve.protocol import UnavailableError
 
 _READ = ["GET", "HEAD"]  # load balancers request only the headers
 
@@ -27,10 +29,12 @@ class ModelRoutes:
         return {"status": "ok"}
 
     async def ready(self) -> dict[str, str]:
-        """200 if every model can answer."""
+        """200 if a model can answer. One that cannot, such as a bundle on trial, must not take the others with it."""
         for model in self._face.models():
-            await model.backend.check()
-        return {"status": "ready"}
+            with suppress(UnavailableError):
+                await model.backend.check()
+                return {"status": "ready"}
+        raise UnavailableError("no model can answer: try again")
 
     async def models(self) -> dict[str, Any]:
         """All models."""
