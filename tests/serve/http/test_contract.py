@@ -2,17 +2,14 @@
 
 import base64
 import io
-import itertools
 import json
 import urllib.request
-from dataclasses import replace
 
 import openai
 import pytest
 from PIL import Image
 
 from serve.http.files import HEADER
-from serve.protocol import PartialImage
 from tests.serve.client import Watched, data_url, opened, question, raw, serving
 
 NAME = "nano"
@@ -33,19 +30,9 @@ def provenance(data):
     return json.loads(image.info.get("blip3o") or image.getexif()[0x010E])
 
 
-class Previewing(Watched):
-    """Shows each image in one colour a preview, whatever the engine thinks of it meanwhile."""
-
-    async def stream_images(self, request):
-        for number, partial in itertools.product(range(len(request.seeds)), range(request.partial_images)):
-            yield PartialImage(image=Image.new("RGB", (32, 32), (partial, 0, 0)), number=number, partial=partial)
-        async for event in super().stream_images(replace(request, partial_images=0)):
-            yield event
-
-
 @pytest.fixture(scope="module")
 def server(reference):
-    with serving(reference, NAME, backend=Previewing) as server:
+    with serving(reference, NAME, backend=Watched) as server:
         yield server
 
 
@@ -71,8 +58,10 @@ def test_a_stream_has_the_images_of_the_reply(client, reference, n):
     assert sum(event.usage.total_tokens for event in done) == whole.usage.total_tokens
     for number in range(n):
         own = [event for event in previews if event.index == number]
-        assert [event.partial_image_index for event in own] == [0, 1]
-        assert len({event.b64_json for event in own}) == 2
+        # The engine leaves out a preview while its decoder is at work, as it may be for another image.
+        indices = [event.partial_image_index for event in own]
+        assert indices == [0, 1] if n == 1 else indices in ([], [0], [1], [0, 1])
+        assert len({event.b64_json for event in own}) == len(own)
         places = [i for i, event in enumerate(events) if event.index == number]
         assert events[places[-1]].type == "image_generation.completed"
     for event in events:
