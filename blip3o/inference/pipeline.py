@@ -167,8 +167,8 @@ class Blip3oPipeline:
         states = self.states_of(ids)
         null = self.states_of([negative] * len(ids)) if negative else torch.zeros_like(states)
         noise = torch.stack([self.feature_noise(seed) for seed in seeds])
-        branches = 1 if guidance == 1 else 2
-        widths = tuple(width // branches for width in self.denoiser_widths if width % branches == 0)
+        found = tuple(w // 2 for w in self.denoiser_widths if w > 1) if guidance != 1 else self.denoiser_widths
+        widths = tuple(width for width in found if width <= self.batch_size) or found
         parts = [
             self.model.sample_features(
                 rows, start, num_inference_steps=steps, guidance_scale=guidance, null_states_BNH=null_rows

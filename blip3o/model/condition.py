@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Generic, Self, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 
@@ -19,10 +18,6 @@ class Condition(ABC):
     @abstractmethod
     def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
         """A condition of the same kind that holds these tensors, in the order of `tensors`."""
-
-    def joined(self, other: Self) -> Self:
-        """The rows of both, these first: conditional and null rows for one pass of the denoiser."""
-        return self.with_tensors([torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True)])
 
 
 ConditionT = TypeVar("ConditionT", bound=Condition)

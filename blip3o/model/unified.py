@@ -116,14 +116,15 @@ class UnifiedModel(nn.Module):
         denoiser on 2 B rows, a step without guidance one on B rows.
         """
         sampler = self.config.sampler
-        condition = self.denoiser.condition(states_BNH)
+        guided = guidance_scale != 1
         null_states = torch.zeros_like(states_BNH) if null_states_BNH is None else null_states_BNH
-        both = condition.joined(self.denoiser.condition(null_states)) if guidance_scale != 1 else None
+        # Both in one pass: all passes of a batch have one number of rows.
+        condition = self.denoiser.condition(torch.cat([states_BNH, null_states]) if guided else states_BNH)
 
         def velocity(latents: Tensor, sigma_B: Tensor) -> Tensor:
-            if both is None:
-                return self.velocity(condition, latents, sigma_B)
-            return self.guided_velocity(both, latents, sigma_B, guidance_scale)
+            if guided:
+                return self.guided_velocity(condition, latents, sigma_B, guidance_scale)
+            return self.velocity(condition, latents, sigma_B)
 
         return self.to_features(
             integrate(velocity, noise_BLF, num_inference_steps, solver=sampler.solver, shift=sampler.shift)

@@ -31,15 +31,6 @@ def test_any_number_of_steps_ends_at_the_prediction(head, solver, steps):
     assert torch.allclose(reached, condition.prediction, atol=1e-5)
 
 
-def test_a_row_of_a_condition_can_be_put_into_another_batch(head):
-    mine, theirs = head.condition(torch.randn(2, 4, 6)), head.condition(torch.randn(3, 4, 6))
-    kept = mine.prediction[0].clone()
-    with torch.no_grad():
-        mine.put(1, theirs, 2)
-    assert torch.equal(mine.prediction[1], theirs.prediction[2])
-    assert torch.equal(mine.prediction[0], kept)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
