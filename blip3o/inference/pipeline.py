@@ -42,7 +42,7 @@ DEFAULT_MAX_TOKENS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Blip3oPipeline:
-    """A model ready to use. It always runs batches of `batch_size` rows, and decodes `decode_batch_size` at a time.
+    """A model ready to use. It runs batches of at most `batch_size` rows, and decodes `decode_batch_size` at a time.
 
     >>> pipeline = blip3o.load("runs/demo/bundle")
     >>> pipeline.generate("a red circle", seed=1)[0].save("out.png")
@@ -72,7 +72,9 @@ class Blip3oPipeline:
     @functools.cached_property
     def prompt_widths(self) -> tuple[int, ...]:
         """The batch widths at which prompts are read; see `blip3o.inference.widths`."""
-        ids, mask = self._pad([[self.tokenizer.ids[GENERATE]] * self.max_length])
+        ids, mask = self._pad(
+            [[self.tokenizer.ids[GENERATE]] * max(self.max_length - n, 1) for n in range(self.batch_size)]
+        )
         return prompt_widths(self.model, Prompt(input_ids=ids, attention_mask=mask), self.batch_size)
 
     @functools.cached_property
@@ -89,7 +91,7 @@ class Blip3oPipeline:
 
     @property
     def decode_rows(self) -> int:
-        """The number of rows in every batch of the decoder."""
+        """The most rows in a batch of the decoder."""
         return self.decode_batch_size or default_decode_batch_size(self.model.config.decoder, self.batch_size)
 
     def generate(
@@ -212,8 +214,7 @@ class Blip3oPipeline:
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
         """Images → their features [n, L, F], computed as generation targets are.
 
-        An image is a PIL image or a path, as in `chat`. Raises `RequestError` if one cannot be read, or if the bundle
-        has no encoder.
+        Images are as in `chat`. Raises `RequestError` if one cannot be read, or if the bundle has no encoder.
         """
         images = load_images(images)
         if "encoder" in self.model.config.parts:
@@ -225,8 +226,7 @@ class Blip3oPipeline:
     def null_features(self) -> Tensor | None:
         """Features [L, F] of the decoder's null branch, computed once; None if the decoder has no such branch.
 
-        They are those of a black image or, as in upstream's pipeline, generated with seed 0 for a prompt of only
-        `[IMG]`.
+        They are those of a black image or, as upstream's, generated with seed 0 for a prompt of only `[IMG]`.
         """
         branch = self.model.config.decoder.null_branch
         if branch is None:

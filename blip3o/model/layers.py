@@ -139,12 +139,14 @@ class RowConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, h, w] → [B, C', h', w']."""
-        plain = input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled()
-        if plain or self.padding_mode != "zeros" or not torch.backends.mkldnn.is_available():
+        if input.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(input)
-        # Contiguous: a single sample may be taken for one in another memory format.
+        input = input.contiguous()  # a single sample may be taken for one in another memory format
+        one_way = input.dtype != torch.float32 or self.padding_mode != "zeros"
+        if one_way or not torch.backends.mkldnn.is_available():
+            return super().forward(input)
         return torch.ops.aten.mkldnn_convolution(
-            input.contiguous(), self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+            input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
 
 
