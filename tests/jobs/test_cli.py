@@ -190,7 +190,7 @@ def test_ports_that_cannot_be(refused, bundle, taken_port):
         (
             ("--batch-sise", "4"),
             2,
-            "No such option: --batch-sise (Possible options: --batch-size, --decode-batch-size)",
+            "No such option: --batch-sise (Possible options: --batch-size, --decode-batch-size",
         ),
         (("--batch-size", "many"), 2, "Invalid value for '--batch-size': "),
         (("--batch-size", "0"), 1, "option batch_size: "),

@@ -103,7 +103,7 @@ def test_a_misspelt_verb_names_the_nearest(verb, capsys):
     ("argv", "fault"),
     [
         (["data", "biuld"], "No such command 'biuld'. Did you mean 'build'?"),
-        (["generate", "x", "--bundel", "y"], "No such option: --bundel (Possible options: --bundle)"),
+        (["generate", "x", "--bundel", "y"], "No such option: --bundel (Possible options: --bundle"),
         (["train"], "Missing argument 'RECIPE'."),
         (["evaluate"], "give RECIPE --bundle URI for its held-out data, or --suite NAME --target URI for benchmarks"),
         (["evaluate", "tiny"], "a recipe needs --bundle: the folder that `blip3o export` wrote"),
