@@ -203,7 +203,11 @@ class Engine:
         with self._requests.changed:
             self._denoiser.drop_ended()
             fits = len(request.seeds) <= self._denoiser.schedule.free_capacity
-            in_time = request.deadline_s is None or self._denoiser.seconds_until(request) <= request.deadline_s
+            # Estimates come from the last step: without work, a slow one would refuse all requests for ever.
+            is_idle = not self._requests.generations
+            in_time = (
+                is_idle or request.deadline_s is None or self._denoiser.seconds_until(request) <= request.deadline_s
+            )
             self._accept(fits=fits and in_time, seconds=self._denoiser.seconds_ahead())
             generation = Generation(
                 number=next(self._numbers),
@@ -225,7 +229,8 @@ class Engine:
         prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=bool(request.images)))
         with self._requests.changed:
             seconds = self._chats.seconds_ahead()
-            in_time = request.deadline_s is None or seconds <= request.deadline_s
+            has_row = len(self._requests.chats) < self._pipeline.batch_size
+            in_time = has_row or request.deadline_s is None or seconds <= request.deadline_s
             self._accept(fits=self._chats.waiting < self._max_waiting and in_time, seconds=seconds)
             chat = Chat(
                 number=next(self._numbers),
