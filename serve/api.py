@@ -3,7 +3,7 @@
 `serve.http` has its parts. A client that disconnects cancels its request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
@@ -32,15 +32,21 @@ def build_api(backend: Backend, model_name: str, config: HttpConfig | None = Non
 
 
 def build_models_api(
-    backends: Mapping[str, Backend], config: HttpConfig, *, request_timeout_s: float = REQUEST_TIMEOUT_S
+    backends: Mapping[str, Backend],
+    config: HttpConfig,
+    *,
+    request_timeout_s: float = REQUEST_TIMEOUT_S,
+    processes: Callable[[], int] = lambda: 1,
 ) -> FastAPI:
     """The FastAPI app that serves backends by the names of their models. The first one is the default.
+
+    `processes` is how many there are of it, behind one address.
 
     Raises `ConfigError` if API keys or the content filter are not as configured.
     """
     api = FastAPI(title="blip3o", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     add_error_handlers(api)
-    face = Face(backends, config, request_timeout_s=request_timeout_s)
+    face = Face(backends, config, request_timeout_s=request_timeout_s, processes=processes)
     keyed, open_to_all = APIRouter(dependencies=[Depends(face.admit)]), APIRouter()
     metrics = MetricsRoute(face)
     metrics.add_to(open_to_all)

@@ -95,6 +95,11 @@ class EngineMetrics:
         """The sum of a counter's or gauge's values over its labels."""
         return sum(self.value(*key) for key in self.samples if key[0] == name)
 
+    def observations(self, name: str) -> int:
+        """The number of a histogram's observations over its labels."""
+        found = (value for key, value in self.samples.items() if key[0] == name)
+        return sum(value.count for value in found if isinstance(value, Histogram))
+
 
 def _sum(one: Sample, other: Sample) -> Sample:
     if isinstance(one, Histogram):

@@ -8,6 +8,7 @@ from blip3o.errors import ServiceError, one_line
 from serve.deployments.configs import Config
 
 _POLL_S = 0.3
+_ERRORS = (OSError, RuntimeError)  # the first are those of requests, which are no ConnectionErrors of Python
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -21,14 +22,14 @@ class ServeCluster:
         self.address = address
         try:
             self._client = ServeSubmissionClient(address)
-        except (ConnectionError, RuntimeError) as error:
+        except _ERRORS as error:
             raise ServiceError(f"no Ray dashboard answers at {address}: {one_line(str(error))}") from error
 
     def details(self) -> dict[str, Any]:
         """What is served, as the REST API says it. Raises `ServiceError`."""
         try:
             found: dict[str, Any] = self._client.get_serve_details()
-        except (ConnectionError, RuntimeError) as error:
+        except _ERRORS as error:
             raise ServiceError(f"{self.address} does not say what it serves: {one_line(str(error))}") from error
         return found
 
@@ -36,7 +37,7 @@ class ServeCluster:
         """Makes the cluster serve this config from now on; returns before it does. Raises `ServiceError`."""
         try:
             self._client.deploy_applications(config)
-        except (ConnectionError, RuntimeError) as error:
+        except _ERRORS as error:
             raise ServiceError(f"{self.address} does not take the Serve config: {one_line(str(error))}") from error
 
     def wait(self, names: Collection[str], *, timeout_s: float) -> None:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from blip3o.errors import Blip3oError, ServiceError
-from jobs.commands.interruption import Stopped, deaf
+from blip3o.errors import ServiceError
+from jobs.commands.interruption import deaf
 from jobs.deployment.checks import Gate, smoke_test
 from jobs.deployment.cluster import ServeCluster
 from serve.config.options import ServeConfig
@@ -26,11 +26,13 @@ from serve.deployments.configs import (
     first_config,
     model_application,
     options_of,
+    placed_like,
     routed,
     routing_table,
     running,
     with_application,
     with_table,
+    without_strays,
 )
 from serve.deployments.options import GENERATOR
 
@@ -76,19 +78,26 @@ class Rollout:
             return
         new, old = application_name(self.config), running(routing_table(current), self.config.name)
         current = self._settled(current, old)
-        current = with_application(current, face_application(self.config, routing_table(current)))
-        if old is None:
-            self._add(current, new)
-        elif new == old:
-            self._rescale(current)
-        else:
-            self._replace(current, old=old, new=new)
+        with self._restoring(current):
+            face = face_application(self.config, routing_table(current))
+            current = with_application(current, placed_like(face, FACE, current))
+            if old is None:
+                self._add(current, new)
+            elif new == old:
+                self._rescale(current)
+            else:
+                current = self._replace(current, old=old, new=new)
+        if old not in (None, new):
+            # Every face has the new table: no request goes to the old bundle, which leaves after its last replies.
+            self.cluster.apply(self._sharing(current, {new: 1.0}))
+            self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
 
     def _settled(self, current: Config, old: str | None) -> Config:
         """The config without what a roll-out that was killed has left."""
-        if old is None:
-            return current
-        return with_table(current, routed(routing_table(current), self.config.name, {old: 1.0}))
+        table = routing_table(current)
+        if old is not None:
+            current = with_table(current, routed(table, self.config.name, {old: 1.0}))
+        return without_strays(current, self.config.name)
 
     def _start(self, first: Config) -> None:
         self.echo("the cluster serves nothing yet: starting the face and the bundle")
@@ -100,36 +109,39 @@ class Rollout:
     def _rescale(self, current: Config) -> None:
         """The same replicas in another number: Serve starts or drains some, and restarts none."""
         application = model_application(self.config)
+        application = placed_like(application, application["name"], current)
         self.cluster.apply(with_application(current, application))
         self.cluster.wait([application["name"]], timeout_s=self.start_timeout_s)
         self.echo(f"{self.config.name} serves this bundle already: only its scaling is changed")
 
     def _add(self, current: Config, new: str) -> None:
         """One more model behind the face."""
-        with self._restoring(current):
-            started = self._start_new(current, new, shares={})
-            self._route(self._sharing(started, {new: 1.0}))
+        started = self._start_new(current, new, old=None)
+        self._route(self._sharing(started, {new: 1.0}))
         self.echo(f"{self.config.name} serves {self.config.bundle}, next to the other models")
 
-    def _replace(self, current: Config, *, old: str, new: str) -> None:
-        with self._restoring(current):
-            started = self._start_new(current, new, shares={old: 1.0})
-            self.gate.check(self.url, self.config.name, self.config.name + NEXT, self.echo)
-            self._try_out(started, old=old, new=new)
-            self._route(self._sharing(started, {old: 0.0, new: 1.0}))
-        # Every face has the new table: no request goes to the old bundle, which leaves after its last replies.
-        self.cluster.apply(self._sharing(started, {new: 1.0}))
-        self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
+    def _replace(self, current: Config, *, old: str, new: str) -> Config:
+        """Moves the traffic; returns the config, in which the old bundle still runs."""
+        started = self._start_new(current, new, old=old)
+        self.gate.check(self.url, self.config.name, self.config.name + NEXT, self.echo)
+        self._try_out(started, old=old, new=new)
+        self._route(self._sharing(started, {old: 0.0, new: 1.0}))
+        return started
 
-    def _start_new(self, current: Config, new: str, *, shares: Mapping[str, float]) -> Config:
-        """Starts the new bundle, reachable only under a name of its own, and runs the smoke test on it."""
+    def _start_new(self, current: Config, new: str, *, old: str | None) -> Config:
+        """Starts the new bundle, reachable only under a name of its own, and runs the smoke test on it.
+
+        It must do what the old one can, unless that does not run: then there is nothing to lose.
+        """
         self.echo(f"starting {new}")
-        started = with_application(current, model_application(self.config))
+        started = with_application(current, placed_like(model_application(self.config), old, current))
         self.cluster.apply(started)
         self.cluster.wait([new], timeout_s=self.start_timeout_s)
-        started = self._sharing(started, shares, candidate=new)
+        started = self._sharing(started, {} if old is None else {old: 1.0}, candidate=new)
         self._route(started)
-        smoke_test(self.url, self.config.name + NEXT, instead_of=self.config.name if shares else "")
+        status = self.cluster.details()["applications"].get(old, {}).get("status")
+        compared = self.config.name if status == "RUNNING" else ""
+        smoke_test(self.url, self.config.name + NEXT, instead_of=compared)
         self.echo("the smoke test has passed")
         return started
 
@@ -170,7 +182,7 @@ class Rollout:
         """Puts the old state back if the body fails, or is interrupted."""
         try:
             yield
-        except (Blip3oError, KeyboardInterrupt, Stopped):
+        except BaseException:  # also a defect, or the end of this process: the traffic must not stay where it is
             with deaf():
                 self.cluster.apply(current)
             self.echo("rolled back: the cluster serves what it served before")

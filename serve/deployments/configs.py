@@ -18,6 +18,7 @@ from serve.routing import RoutingTable, Target
 Config = dict[str, Any]  # the content of Serve's config file
 FACE = "blip3o"  # the application that has the address
 _FACE_PATH = "serve.app:face"
+_MODEL_PATH = "serve.app:model"
 NEXT = "@next"  # behind a model's name: the bundle that is tried out
 
 
@@ -32,7 +33,7 @@ def model_application(config: ServeConfig) -> Config:
     return _plain(
         {
             "name": application_name(config),
-            "import_path": "serve.app:model",
+            "import_path": _MODEL_PATH,
             "route_prefix": None,
             "args": {"name": config.name, **config.replica.model_dump(exclude_defaults=True)},
             "deployments": [generator_options(config)],
@@ -113,6 +114,31 @@ def with_application(config: Config, application: Config) -> Config:
     """The config with an application more, or with another one of the same name."""
     others = [each for each in config["applications"] if each["name"] != application["name"]]
     return {**config, "applications": [*others, application]}
+
+
+def without_strays(config: Config, name: str) -> Config:
+    """The config without bundles of a model to which no route leads: a roll-out that was killed has left them."""
+    routed_to = routing_table(config).applications
+
+    def is_stray(application: Config) -> bool:
+        is_bundle = application.get("import_path") == _MODEL_PATH and application["name"] not in routed_to
+        return is_bundle and application.get("args", {}).get("name") == name
+
+    return {**config, "applications": [each for each in config["applications"] if not is_stray(each)]}
+
+
+def placed_like(application: Config, name: str | None, config: Config) -> Config:
+    """The application on the nodes of another one of a config, by what its file says beyond CPUs and GPUs."""
+    others = [each for each in config["applications"] if each["name"] == name]
+    said = {
+        deployment["name"]: deployment.get("ray_actor_options", {})
+        for other in others
+        for deployment in other.get("deployments", ())
+    }
+    placed = deepcopy(application)
+    for deployment in placed["deployments"]:
+        deployment["ray_actor_options"] = {**said.get(deployment["name"], {}), **deployment["ray_actor_options"]}
+    return placed
 
 
 def running(table: RoutingTable, name: str) -> str | None:

@@ -64,4 +64,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
-        return build_models_api(self._models, self._http, request_timeout_s=self._request_timeout_s)
+        return build_models_api(
+            self._models,
+            self._http,
+            request_timeout_s=self._request_timeout_s,
+            processes=lambda: ray_serve.get_replica_context().world_size,
+        )

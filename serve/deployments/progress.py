@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from blip3o.errors import Blip3oError
 
-_NO_PROGRESS = ("cancelled", "rejected")  # totals that grow while the engine is stuck
+_NO_PROGRESS = ("cancelled", "rejected", "late")  # totals that grow while the engine is stuck
 
 
 class StuckError(Blip3oError):

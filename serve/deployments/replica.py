@@ -134,7 +134,7 @@ class Generator:
         """
         self._engine.check()
         stats = self._engine.stats()
-        self._progress.check(stats.totals, has_work=stats.in_work > 0)
+        self._progress.check({**stats.totals, "passes": stats.passes}, has_work=stats.in_work > 0)
 
     def __del__(self) -> None:
         """Called by Serve when the replica stops; there is no engine if the constructor failed."""

@@ -88,6 +88,7 @@ class ChatStage(Stage):
                 return
             self._queue = self._queue.take(entry)
             chat = self._rows[row] = self._requests.chats[entry.request]
+            chat.admitted = self._requests.clock()
             self.running = len(self._rows)
         self._requests.admitted(chat)
         error = attempt(lambda: self._start(batch, row, chat))
@@ -130,7 +131,7 @@ class ChatStage(Stage):
             return
         self._free(batch, row)
         with self._requests.changed:
-            self._seconds = self._requests.clock() - chat.began
+            self._seconds = self._requests.clock() - chat.admitted
             self._requests.count("blip3o_tokens_total", "prompt", by=chat.prompt_tokens)
             self._requests.count("blip3o_tokens_total", "reply", by=len(reply.ids))
             self._requests.resolve(

@@ -108,7 +108,8 @@ class DecodeStage(Stage):
         self._waiting: deque[FinishedRow] = deque()
         self._capacity = max(pipeline.batch_size, pipeline.decode_rows)
         self._decoding = 0
-        self._seconds = 0.0
+        self._seconds = 0.0  # of an image, by those that were done last
+        self._spent = 0.0  # since then; only the thread reads it
 
     @property
     def rows(self) -> int:
@@ -158,8 +159,11 @@ class DecodeStage(Stage):
         elif rows:
             seconds = time.perf_counter() - began
             self._requests.observe("blip3o_stage_seconds", seconds, self.name)
+            self._spent += seconds
         with self._requests.changed:
             self._decoding = len(batch.rows)
+            if done := len(rows) - self._decoding:
+                self._seconds, self._spent = self._spent / done, 0.0
 
     def _take(self, batch: DecodeBatch) -> list[FinishedRow]:
         """Drops images of requests that have ended; returns the rows that take their place."""

@@ -25,13 +25,14 @@ from serve.engine.condition import ConditionStage
 from serve.engine.decoding import DecodeStage
 from serve.engine.requests import Chat, Clock, Generation, Requests
 from serve.engine.stepping import DenoiseStage
-from serve.metrics import EngineMetrics, Histogram
+from serve.metrics import EngineMetrics
 from serve.protocol import (
     Ability,
     BusyError,
     ChatEvent,
     ChatReply,
     ChatRequest,
+    DeadlineError,
     GenerateReply,
     GenerateRequest,
     ImageEvent,
@@ -46,24 +47,26 @@ _RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Rows in slots, in the queue and at the decoder, conversations in the queue, and totals since the start.
+    """Rows in slots, in the queue and at the decoder, conversations, and totals since the start.
 
     `seconds_ahead`: about how long until all images are done. `step_age_s`: how long ago the last denoising step ended,
-    if there was one and rows are in slots.
+    if there was one and rows are in slots. `passes`: those of all stages, a token of all replies is one.
     """
 
     rows_running: int
     rows_waiting: int
     rows_decoding: int
+    chats_running: int
     chats_waiting: int
     seconds_ahead: float
     step_age_s: float | None
+    passes: int
     totals: Mapping[str, int]
 
     @property
     def in_work(self) -> int:
         """Rows and conversations that have not ended."""
-        return self.rows_running + self.rows_waiting + self.rows_decoding + self.chats_waiting
+        return self.rows_running + self.rows_waiting + self.rows_decoding + self.chats_running + self.chats_waiting
 
 
 class Engine:
@@ -142,16 +145,17 @@ class Engine:
         return frozenset({"chat", "generate"} if generates else {"chat"})
 
     def stats(self) -> EngineStats:
-        """The current load; `totals` counts images, chats, steps, and cancelled, rejected and failed requests."""
+        """The current load; `totals` counts images, chats, steps, and cancelled, rejected, late and failed requests."""
         metrics = self.metrics()
-        steps = metrics.samples.get(("blip3o_denoise_step_seconds", ""))
+        late = metrics.value("blip3o_errors_total", DeadlineError.__name__)
         totals = {
             "images": metrics.value("blip3o_images_total"),
             "chats": metrics.value("blip3o_request_success_total", "chat"),
-            "steps": steps.count if isinstance(steps, Histogram) else 0,
+            "steps": metrics.observations("blip3o_denoise_step_seconds"),
             "cancelled": metrics.value("blip3o_cancelled_total"),
             "rejected": metrics.value("blip3o_rejected_total"),
-            "failed": metrics.total("blip3o_errors_total"),
+            "late": late,
+            "failed": metrics.total("blip3o_errors_total") - late,
         }
         with self._requests.changed:
             self._denoiser.drop_ended()
@@ -161,9 +165,11 @@ class Engine:
                 rows_running=len(schedule.running),
                 rows_waiting=schedule.waiting,
                 rows_decoding=self._decoder.rows,
+                chats_running=self._chats.running,
                 chats_waiting=self._chats.waiting,
                 seconds_ahead=self._denoiser.seconds_ahead(),
                 step_age_s=self._requests.clock() - stepped_at if running and stepped_at is not None else None,
+                passes=metrics.observations("blip3o_stage_seconds"),
                 totals={name: int(value) for name, value in totals.items() if value},
             )
 
@@ -197,7 +203,11 @@ class Engine:
         with self._requests.changed:
             self._denoiser.drop_ended()
             fits = len(request.seeds) <= self._denoiser.schedule.free_capacity
-            in_time = request.deadline_s is None or self._denoiser.seconds_until(request) <= request.deadline_s
+            # Estimates come from the last step: without work, a slow one would refuse all requests for ever.
+            is_idle = not self._requests.generations
+            in_time = (
+                is_idle or request.deadline_s is None or self._denoiser.seconds_until(request) <= request.deadline_s
+            )
             self._accept(fits=fits and in_time, seconds=self._denoiser.seconds_ahead())
             generation = Generation(
                 number=next(self._numbers),
@@ -219,7 +229,8 @@ class Engine:
         prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=bool(request.images)))
         with self._requests.changed:
             seconds = self._chats.seconds_ahead()
-            in_time = request.deadline_s is None or seconds <= request.deadline_s
+            has_row = len(self._requests.chats) < self._pipeline.batch_size
+            in_time = has_row or request.deadline_s is None or seconds <= request.deadline_s
             self._accept(fits=self._chats.waiting < self._max_waiting and in_time, seconds=seconds)
             chat = Chat(
                 number=next(self._numbers),

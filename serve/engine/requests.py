@@ -38,12 +38,13 @@ Clock = Callable[[], float]
 
 @dataclass(kw_only=True)
 class Chat:
-    """A conversation without a reply. `ids` are the prompt's; `began` is its arrival, by the engine's clock."""
+    """A conversation without a reply. By the engine's clock, it came at `began`, and got its row at `admitted`."""
 
     number: int
     request: ChatRequest
     prompt_tokens: int
     began: float
+    admitted: float = 0.0
     future: "Future[ChatReply]" = field(default_factory=Future)
     on_event: Callable[[ChatEvent], None] | None = None
     kind = "chat"

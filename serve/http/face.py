@@ -1,7 +1,7 @@
 """What all routes share: the models behind them, who asks, and how requests and replies are treated."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -30,15 +30,22 @@ class Face:
     Raises `ConfigError` if its keys or its content filter are not as configured.
     """
 
-    def __init__(self, backends: Mapping[str, Backend], config: HttpConfig, *, request_timeout_s: float) -> None:
-        """`backends` may change while the API runs: each request looks its model up once."""
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        config: HttpConfig,
+        *,
+        request_timeout_s: float,
+        processes: Callable[[], int] = lambda: 1,
+    ) -> None:
+        """`backends` may change while the API runs: each request looks its model up once. So may `processes`."""
         self.config = config
         self.request_timeout_s = request_timeout_s
         self.created = int(time.time())
         self._backends = backends
         keys = read_keys(config)
         self._access = Access(config, keys)
-        self.links = Links(config, [key.digest for key in keys.values()])
+        self.links = Links(config, [key.digest for key in keys.values()], processes=processes)
         self.pictures = Pictures(config)
         self._filter = load_filter(config.content_filter)
 

@@ -1,7 +1,7 @@
 """Links to images that expire: signed, absolute, and backed by the memory or by a folder of an object store.
 
-With several ingress replicas, use a folder, and keys or $BLIP3O_URL_SECRET, from which the signature is made: each
-replica has a memory of its own.
+With several ingress replicas, a folder is needed, and keys or $BLIP3O_URL_SECRET, from which the signature is made:
+each replica has a memory of its own. Without them, no link is made that only one of the replicas could read.
 """
 
 import asyncio
@@ -65,14 +65,30 @@ class Links:
     """Makes links to images, and reads them."""
 
     def __init__(
-        self, config: HttpConfig, key_digests: Iterable[bytes] = (), *, clock: Callable[[], float] = time.time
+        self,
+        config: HttpConfig,
+        key_digests: Iterable[bytes] = (),
+        *,
+        processes: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`processes` is how many there are of this API, behind one address."""
         self._config = config
-        self._clock = clock
+        self._clock, self._processes = clock, processes
         self._store: _Store = _Folder(config.url_store) if config.url_store else _Memory(config.url_memory_bytes)
         given = (settings.get(VARIABLE) or "").encode("utf-8", "surrogateescape")
         known = given or b"".join(sorted(key_digests))
         self._secret = hashlib.sha256(b"links " + known).digest() if known else secrets.token_bytes(32)
+        self._is_shared = bool(config.url_store and known)
+
+    def require_shared(self) -> None:
+        """Raises `ApiError` 400 if another process of this API could not read the links that this one makes."""
+        if self._processes() > 1 and not self._is_shared:
+            message = (
+                f"this server has {self._processes()} processes, and links to a file in the memory of one: ask for "
+                f"b64_json; the operator can set url_store, and API keys or {VARIABLE}"
+            )
+            raise ApiError(400, message, param="response_format", code="unsupported_by_server")
 
     async def make(self, data: bytes, suffix: str, base_url: str) -> str:
         """An absolute link to a file. `base_url` is the server's address as the client knows it."""

@@ -39,6 +39,8 @@ class ImageRoutes:
     async def generations(self, request: Request) -> Response:
         """Generates images from a prompt."""
         body = await read_body(request, ImagesBody)
+        if body.response_format == "url":
+            self._face.links.require_shared()
         model = self._face.model(body.model)
         info = await model.backend.describe()
         generation = plan(self._face, request, info, prompt=body.prompt, sampling=body, wanted=_wanted(body))

@@ -64,5 +64,5 @@ def test_work_that_stands_still_is_noticed_and_idleness_is_not():
     progress.check({"steps": 2}, has_work=True)
     progress.check({"steps": 2, "rejected": 5, "cancelled": 1}, has_work=True)  # nothing of it is done
     with pytest.raises(StuckError, match="no step for 11 s"):
-        progress.check({"steps": 2, "rejected": 9}, has_work=True)
+        progress.check({"steps": 2, "rejected": 9, "late": 3}, has_work=True)
     progress.check({"steps": 3, "rejected": 9}, has_work=True)

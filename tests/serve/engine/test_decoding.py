@@ -84,6 +84,18 @@ def test_steps_and_conversations_do_not_wait_for_the_decoder(pipeline, reference
         assert [image.tobytes() for image in second.result(TIMEOUT).images] == _bytes(single, [2], steps=3)
 
 
+def test_the_time_ahead_counts_images_in_the_decoder(pipeline, gate):
+    with _running(pipeline) as engine:
+        gate.open.set()
+        engine.generate(_generate()).result(TIMEOUT)
+        gate.open.clear()
+        engine.generate(_generate(seeds=[2]))
+        assert gate.entered.acquire(timeout=TIMEOUT) and gate.entered.acquire(timeout=TIMEOUT)
+        ahead = engine.stats().seconds_ahead  # all steps are done
+        gate.open.set()
+    assert ahead > 0
+
+
 def test_a_slow_decoder_fills_its_queue_then_the_slots_then_refuses(pipeline, gate):
     with _running(pipeline, max_waiting=10) as engine:
         # 1 in the decoder, 4 in its queue, 4 in slots, 10 waiting

@@ -14,6 +14,7 @@ from PIL import Image
 
 from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
+from blip3o.inference.chat import ReplyBatch
 from blip3o.inference.pipeline import Blip3oPipeline
 from serve.engine.engine import Engine
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
@@ -222,6 +223,15 @@ def test_a_conversation_waits_for_no_image_and_an_image_for_no_conversation(pipe
     assert not chat.done()
     token.let_go()
     chat.result(TIMEOUT)
+
+
+def test_a_conversation_is_work_until_it_ends_and_each_of_its_tokens_is_progress(engine, monkeypatch):
+    seen, step = [], ReplyBatch.step
+    monkeypatch.setattr(ReplyBatch, "step", lambda batch: seen.append(engine.stats()) or step(batch))
+    reply = engine.chat(_ask(max_tokens=4))
+    engine.start()
+    assert reply.result(TIMEOUT).reply_tokens == 4
+    assert [(stats.in_work, stats.passes, dict(stats.totals)) for stats in seen] == [(1, 1, {}), (1, 2, {}), (1, 3, {})]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(engine):

@@ -124,8 +124,11 @@ def test_a_request_over_its_deadline_ends_and_one_that_cannot_be_in_time_is_refu
     with pytest.raises(DeadlineError, match=r"not done within its 5 s"):
         late.result(TIMEOUT)
     patient.result(TIMEOUT)
+    hasty = GenerateRequest(**{**vars(request), "deadline_s": 1e-9})
+    assert engine.generate(hasty).result(TIMEOUT).images  # nothing is ahead, and the clock stands still
+    engine.generate(GenerateRequest(**{**vars(request), "deadline_s": None, "num_inference_steps": 900}))
     with pytest.raises(BusyError):
-        engine.generate(GenerateRequest(**{**vars(request), "deadline_s": 1e-9}))
+        engine.generate(hasty)
     assert engine.metrics().value("blip3o_errors_total", "DeadlineError") == 1
     engine.close()
 

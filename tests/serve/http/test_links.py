@@ -59,6 +59,16 @@ def test_the_memory_holds_the_latest_files():
     assert [run(links.read, *parts(url)) for url in urls[1:]] == [b"\1" * 5, b"\2" * 5]
 
 
+def test_no_link_is_made_that_only_one_of_several_processes_could_read(tmp_path):
+    folder = HttpConfig(url_store=str(tmp_path))
+    for config, digests in ((HttpConfig(), [b"a"]), (folder, [])):
+        Links(config, digests, processes=lambda: 1).require_shared()
+        with pytest.raises(ApiError, match="2 processes") as caught:
+            Links(config, digests, processes=lambda: 2).require_shared()
+        assert (caught.value.status, caught.value.code) == (400, "unsupported_by_server")
+    Links(folder, [b"a"], processes=lambda: 2).require_shared()
+
+
 def test_replicas_with_one_secret_and_one_folder_read_each_others_links(tmp_path, monkeypatch):
     config = HttpConfig(url_store=str(tmp_path), public_url="https://images.example.com/")
     one, other = Links(config, [b"a", b"b"]), Links(config, [b"b", b"a"])
