@@ -10,14 +10,15 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from blip3o.errors import Blip3oError
+from blip3o.errors import ConfigError, RequestError
 from serve.http.errors import CLIENT_GONE, ApiError, as_api_error, error_body
-from serve.protocol import DeadlineError, EngineError
+from serve.protocol import BusyError, DeadlineError, EngineError, UnavailableError
 
 T = TypeVar("T")
 
 DONE = "data: [DONE]\n\n"
-_EXPECTED = (ApiError, Blip3oError, EngineError)
+# Anything else is a bug, which the app logs.
+_EXPECTED = (ApiError, RequestError, ConfigError, BusyError, UnavailableError, DeadlineError, EngineError)
 
 
 class Client:
@@ -117,3 +118,6 @@ class _EventStream(Response):
         except ApiError as error:
             if error.status != CLIENT_GONE:
                 yield event(error_body(error))
+        except Exception as error:
+            yield event(error_body(as_api_error(error)))
+            raise

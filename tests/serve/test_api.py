@@ -11,12 +11,12 @@ from PIL import Image
 
 from blip3o.config.resize import ResizeConfig
 from blip3o.data.images.decode import to_square
-from blip3o.errors import ConfigError, PromptTooLongError, RequestError
+from blip3o.errors import ConfigError, PromptTooLongError, RequestError, StorageError
 from serve.api import build_api
 from serve.engine.engine import Engine
 from serve.engine.local import LocalBackend
 from serve.http.config import HttpConfig
-from serve.protocol import BusyError, DeadlineError, EngineError, UnavailableError
+from serve.protocol import BusyError, ChatDelta, DeadlineError, EngineError, UnavailableError
 from tests.serve.client import Server, assert_refusal, data_url, opened, question, raw, serving
 
 NAME = "nano"
@@ -325,9 +325,10 @@ class Broken:
         (EngineError("the model failed on this request"), 500, "internal_error"),
         (DeadlineError(2), 503, "deadline_exceeded"),
         (KeyError("/secret/path"), 500, "internal_error"),
+        (StorageError("/secret/path"), 500, "internal_error"),
     ],
 )
-def test_backend_errors_have_their_status(reference, error, status, code):
+def test_backend_errors_have_their_status(reference, caplog, error, status, code):
     with Server(build_api(Broken(error, Engine(reference).describe()), NAME)) as server:
         asked = [(IMAGES, "prompt", "x"), (CHAT, "messages", question("x")), ("/v1/responses", "input", "x")]
         for (path, param, content), stream in itertools.product(asked, (False, True)):
@@ -337,6 +338,22 @@ def test_backend_errors_have_their_status(reference, error, status, code):
             assert answer.headers["retry-after"] == {429: "7", 503: "5" if code == "unavailable" else None}.get(status)
         assert raw("GET", server.url + "/ready").status == (503 if code == "unavailable" else 200)
         assert raw("GET", server.url + "/health").status == 200
+    assert ("/secret/path" in caplog.text) == ("secret" in str(error))  # a bug is logged
+
+
+def test_a_bug_in_a_stream_is_its_last_event(reference, caplog):
+    class Breaking(Broken):
+        async def stream_chat(self, _):
+            yield ChatDelta(text="a")
+            raise self._error
+
+    backend = Breaking(KeyError("/secret/path"), Engine(reference).describe())
+    with Server(build_api(backend, NAME)) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            chunks = client.chat.completions.create(model=NAME, messages=question("x"), stream=True)
+            with pytest.raises(openai.APIError, match="^the server failed on this request$"):
+                list(chunks)
+    assert "/secret/path" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -6,9 +6,9 @@ means "not given", as in OpenAI's clients. Types are JSON's, without coercion; 1
 """
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from serve.http.forms import fields
@@ -29,6 +29,11 @@ def _whole(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+
+T = TypeVar("T")
+
+# A list whose first fault ends the checks: only one is reported, and a client may send a million.
+Listed = Annotated[tuple[T, ...], FailFast()]
 
 
 class Body(BaseModel):

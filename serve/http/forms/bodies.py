@@ -20,6 +20,11 @@ from serve.http.forms.fields import quoted
 
 B = TypeVar("B", bound=Body)
 
+# A body could otherwise hold millions, whose checks would stop the process for minutes. A conversation has at most
+# `MAX_PROMPT` characters of text and comes nowhere near, and base64 has no brackets.
+_MAX_CONTAINERS = 50_000
+_MAX_NAMES = 1000
+
 _CODES = {
     "extra_forbidden": UNKNOWN,
     UNKNOWN: UNKNOWN,
@@ -78,6 +83,9 @@ def parse_json(data: bytes) -> object:
     """The value of a JSON text. Raises `ApiError`, with the position if there is one."""
     if not data.strip():
         raise ApiError(400, "the body is empty: send a JSON object", code="missing_required_parameter")
+    if (count := data.count(b"{") + data.count(b"[")) > _MAX_CONTAINERS:
+        message = f"the body has {count} brackets that open, at most {_MAX_CONTAINERS} are read: send less"
+        raise ApiError(400, message, code="invalid_json")
     try:
         text = data.decode(json.detect_encoding(data))
         parsed: object = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
@@ -101,6 +109,8 @@ def _refuse_constant(name: str) -> object:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MAX_NAMES:
+        raise _NotJsonError(f"an object has {len(pairs)} names, at most {_MAX_NAMES} are read")
     made = dict(pairs)
     if len(made) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)

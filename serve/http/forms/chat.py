@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from blip3o.data.text.templates import Turn
 from blip3o.inference import messages
 from serve.http.forms import fields
-from serve.http.forms.base import Body, Whole
+from serve.http.forms.base import Body, Listed, Whole
 from serve.http.forms.conversations import DEFAULT_TOKENS, MAX_STOPS, MAX_TOKENS, Drawing, Stops, check_conversation
 from serve.http.forms.images import Sampling
 from serve.http.forms.messages import Message, Picture, pictures
@@ -27,7 +27,7 @@ class ChatBody(Drawing, Sampling):
 
     neutral = fields.CHAT
 
-    messages: tuple[Message, ...] = Field(min_length=1, strict=False, description="the conversation")
+    messages: Listed[Message] = Field(min_length=1, strict=False, description="the conversation")
     model: str | None = Field(default=None, description="the served model's name, if given")
     max_tokens: Whole | None = Field(
         default=None,
@@ -40,7 +40,7 @@ class ChatBody(Drawing, Sampling):
     )
     n: Whole = Field(default=1, description="only 1")
     stop: Stops = Field(default=(), max_length=MAX_STOPS, description="the reply ends before the first of these texts")
-    modalities: tuple[Literal["text", "image"], ...] = Field(
+    modalities: Listed[Literal["text", "image"]] = Field(
         default=("text",),
         min_length=1,
         strict=False,

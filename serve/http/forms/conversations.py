@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from blip3o.inference import messages
-from serve.http.forms.base import MAX_PROMPT, Body, Whole, fault
+from serve.http.forms.base import MAX_PROMPT, Body, Listed, Whole, fault
 from serve.http.forms.messages import Message
 
 MAX_TOKENS = 512
@@ -22,7 +22,7 @@ def _listed(value: Any) -> Any:  # noqa: ANN401 - whatever JSON the client sent
 
 
 StopText = Annotated[str, Field(max_length=MAX_STOP)]
-Stops = Annotated[tuple[StopText, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+Stops = Annotated[Listed[StopText], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
 
 
 class Drawing(Body):

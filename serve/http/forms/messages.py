@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, PlainValidator, TypeAdapter, field_validator, model_validator
 
 from serve.http.forms import fields
-from serve.http.forms.base import Body
+from serve.http.forms.base import Body, Listed
 
 Detail = Literal["auto", "low", "high", "original"]
 Role = Literal["system", "developer", "user", "assistant"]
@@ -124,8 +124,8 @@ def _read_input_part(value: object) -> Part:
 
 
 Parts = tuple[Part, ...]
-_CHAT_PARTS: TypeAdapter[Parts] = TypeAdapter(tuple[Annotated[Part, PlainValidator(_read_chat_part)], ...])
-_INPUT_PARTS: TypeAdapter[Parts] = TypeAdapter(tuple[Annotated[Part, PlainValidator(_read_input_part)], ...])
+_CHAT_PARTS: TypeAdapter[Parts] = TypeAdapter(Listed[Annotated[Part, PlainValidator(_read_chat_part)]])
+_INPUT_PARTS: TypeAdapter[Parts] = TypeAdapter(Listed[Annotated[Part, PlainValidator(_read_input_part)]])
 
 
 class Message(Body):

@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, model_va
 from blip3o.data.text.templates import Turn
 from blip3o.inference import messages
 from serve.http.forms import fields
-from serve.http.forms.base import Whole, fault
+from serve.http.forms.base import Listed, Whole, fault
 from serve.http.forms.conversations import DEFAULT_TOKENS, MAX_TOKENS, Drawing, check_conversation
 from serve.http.forms.images import OutputFormat, Sampling
 from serve.http.forms.messages import InputMessage, Picture, pictures
@@ -55,7 +55,7 @@ def _name_of(value: object) -> object:
 
 
 Item = Annotated[InputMessage | None, PlainValidator(_read_item, json_schema_input_type=dict[str, Any])]
-Items = Annotated[tuple[Item, ...], BeforeValidator(_listed, json_schema_input_type=str | list[dict[str, Any]])]
+Items = Annotated[Listed[Item], BeforeValidator(_listed, json_schema_input_type=str | list[dict[str, Any]])]
 Choice = Annotated[
     Literal["none", "auto", "required", "image_generation"],
     BeforeValidator(_name_of, json_schema_input_type=str | dict[str, Any]),
@@ -75,7 +75,7 @@ class ResponsesBody(Drawing):
     max_output_tokens: Whole | None = Field(
         default=None, ge=1, description=f"most tokens of the reply, capped at {MAX_TOKENS}; {DEFAULT_TOKENS} if omitted"
     )
-    tools: tuple[ImageTool, ...] = Field(
+    tools: Listed[ImageTool] = Field(
         default=(), max_length=1, strict=False, description="only image_generation: the response is an image"
     )
     tool_choice: Choice = Field(default="auto", description='"none" leaves the tool out; else the tool given is used')

@@ -39,7 +39,7 @@ _POSTS: dict[str, tuple[type[Body], str, str]] = {
 _GETS = {
     "/v1/models": (_JSON, "The models."),
     "/health": (_JSON, "200 while this process answers."),
-    "/ready": (_JSON, "200 if every model can answer."),
+    "/ready": (_JSON, "200 if a model can answer."),
     "/metrics": ("text/plain", "Prometheus metrics."),
     "/openapi.json": (_JSON, "This description."),
     "/docs": ("text/html", "This description, for people."),

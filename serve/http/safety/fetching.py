@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
@@ -56,7 +57,7 @@ class Fetcher:
                 found = self._get(url, end)
                 if isinstance(found, bytes):
                     return found
-                url = urljoin(url, found)
+                url = _joined(url, found)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             # The kind says enough: more would tell a stranger about our network.
             raise RequestError(
@@ -67,7 +68,7 @@ class Fetcher:
     def _get(self, url: str, end: float) -> bytes | str:
         """The bytes, or where a redirect leads."""
         host, port, target = self._checked(url)
-        connection = _Pinned(self._address(host, port), host, port, self.tls or ssl.create_default_context(), end)
+        connection = _Pinned(self._addresses(host, port), host, port, self.tls or ssl.create_default_context(), end)
         try:
             connection.request("GET", target, headers={"accept": "image/*", "user-agent": "blip3o"})
             reply = connection.getresponse()
@@ -106,30 +107,44 @@ class Fetcher:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return host, port, target
 
-    def _address(self, host: str, port: int) -> str:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    def _addresses(self, host: str, port: int) -> list[str]:
+        """In the system's order: an IPv6 address comes last, or fails at once, where there is no IPv6."""
+        addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         if not all(self.may_connect(address) for address in addresses):
             raise RequestError(f"names the host {quoted(host)}, which has an address that is not public")
-        return min(addresses)
+        return addresses
 
 
 class _Pinned(http.client.HTTPSConnection):
-    """A connection to an address that was checked, under the name of its host."""
+    """A connection to the first of some checked addresses that answers, under the name of their host."""
 
-    def __init__(self, address: str, host: str, port: int, tls: ssl.SSLContext, end: float) -> None:
+    def __init__(self, addresses: list[str], host: str, port: int, tls: ssl.SSLContext, end: float) -> None:
         super().__init__(host, port, context=tls)
-        self._address, self._tls, self._end = address, tls, end
+        self._addresses, self._tls, self._end = addresses, tls, end
 
     def connect(self) -> None:
         """Connects, within the time that is left."""
-        plain = socket.create_connection((self._address, self.port), timeout=_left(self._end))
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        self.sock = self._tls.wrap_socket(self._plain(), server_hostname=self.host)
         self.hurry(self._end)
+
+    def _plain(self) -> socket.socket:
+        *others, last = self._addresses
+        for address in others:
+            with suppress(OSError):  # that of the last one is reported
+                return socket.create_connection((address, self.port), timeout=_left(self._end) / 2)
+        return socket.create_connection((last, self.port), timeout=_left(self._end))
 
     def hurry(self, end: float) -> None:
         """Bounds the next operation by the time that is left. Raises `TimeoutError` if none is."""
         if self.sock is not None:  # the reply has ended
             self.sock.settimeout(_left(end))
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise RequestError("redirects to what is no URL: send the image as a data URL") from None
 
 
 def _left(end: float) -> float:

@@ -26,6 +26,8 @@ from serve.http.errors import ApiError
 VARIABLE = "BLIP3O_API_KEYS"
 _EVERYBODY = ""  # the owner of requests without a key
 _FORM = f"{VARIABLE}=NAME:KEY,NAME:KEY"
+_CHALLENGE = {"www-authenticate": "Bearer"}  # HTTP wants one with every 401
+_OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
 class ApiKey(Frozen):
@@ -109,15 +111,15 @@ class Access:
             if _is_loopback(connection):
                 return _EVERYBODY
             message = f"this server has no API keys, so it serves only its own machine: set {VARIABLE}, or auth to off"
-            raise ApiError(401, message, code="invalid_api_key")
+            raise _unknown(message)
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise ApiError(401, "there is no API key: send 'Authorization: Bearer KEY'", code="invalid_api_key")
+            raise _unknown("there is no API key: send 'Authorization: Bearer KEY'")
         sent, found = _digest(key.strip()), ""
         for name, digest in self._digests.items():  # all of them: the time says nothing about which is close
             found = name if hmac.compare_digest(sent, digest) else found
         if not found:
-            raise ApiError(401, "the API key is not known here", code="invalid_api_key")
+            raise _unknown("the API key is not known here")
         return found
 
     @contextmanager
@@ -132,6 +134,10 @@ class Access:
             yield
         finally:
             limits.running -= 1
+
+
+def _unknown(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key", headers=_CHALLENGE)
 
 
 class _Limits:
@@ -164,8 +170,11 @@ class _Limits:
 def _is_loopback(connection: HTTPConnection) -> bool:
     """Whether a connection came to a loopback address, which only this machine reaches.
 
-    A web page can make its own name point to 127.0.0.1, and then the browser sends that name as the host.
+    A web page can make its own name point to 127.0.0.1, and then the browser sends that name as the host. A proxy on
+    this machine connects from here on behalf of anybody.
     """
+    if any(name in connection.headers for name in _OF_PROXIES):
+        return False
     server = connection.scope.get("server")
     try:
         names = (server[0] if server else "", urlsplit(f"//{connection.headers.get('host', '')}").hostname or "")

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from serve.http.errors import ApiError
 from serve.http.forms.bodies import parse_json, to_form
 from serve.http.forms.chat import ChatBody
 from serve.http.forms.images import ImagesBody
+from serve.http.forms.responses import ResponsesBody
 from tests.serve.client import assert_refusal, question, raw, serving
 from tests.serve.request_fuzz import Requests, fuzz, has_place
 
@@ -35,9 +37,11 @@ def server(reference):
         (b'{"n": -Infinity}', "-Infinity is not a JSON value"),
         (b'{"a": {"n": 1, "n": 2}}', "the name 'n' twice"),
         (b'{"prompt": "caf\xe9"}', "not UTF-8 (byte 0xe9 at position 15)"),
-        (b"[" * 200_000, "nested too deeply"),
+        (b"[" * 40_000, "nested too deeply"),
         (b'{"n": ' + b"1" * 5000 + b"}", "thousands of digits"),
         (b"\x1f\x8b\x08\x00\x00", "not UTF-8"),
+        (b"[" + b",".join([b"{}"] * 50_000) + b"]", "50001 brackets"),
+        (json.dumps({str(number): 1 for number in range(1001)}).encode(), "1001 names"),
     ],
 )
 def test_invalid_json_is_reported_with_its_position(data, said):
@@ -79,6 +83,21 @@ def test_a_fault_names_its_path_and_value(form, value, said, param):
         to_form(value, form)
     assert said in caught.value.message and len(caught.value.message) < 400
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("form", "value"),
+    [
+        *((ChatBody, TALK | {name: [0] * 1000}) for name in ("messages", "modalities", "stop")),
+        (ChatBody, {"messages": [{"role": "user", "content": [0] * 1000}]}),
+        *((ResponsesBody, {"input": "x", name: [0] * 1000}) for name in ("input", "tools")),
+        (ResponsesBody, {"input": [{"role": "user", "content": [0] * 1000}]}),
+    ],
+)
+def test_a_list_is_checked_up_to_its_first_fault(form, value):
+    with pytest.raises(ValidationError) as caught:
+        form.model_validate(value)
+    assert caught.value.error_count() <= 2  # pydantic looks at one more
 
 
 @pytest.mark.parametrize(

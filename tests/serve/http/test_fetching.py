@@ -1,6 +1,7 @@
 """Fetching images: allowed hosts only, no private address, redirects checked, bounded; against a real https server."""
 
 import http.server
+import socket
 import ssl
 import subprocess
 import threading
@@ -76,6 +77,7 @@ def test_an_image_of_an_allowed_host_is_fetched_also_over_a_redirect(pages):
         ("/to?https://elsewhere.example/x", "names the host 'elsewhere.example'"),
         ("/to?http://localhost/x", "not a plain https URL"),
         ("/to?file:///etc/passwd", "not a plain https URL"),
+        ("/to?https://[::1", "redirects to what is no URL"),
         ("/to?/to?/to?/to?/a.png", "redirects more than 3 times"),
     ],
 )
@@ -89,6 +91,19 @@ def test_a_private_address_is_refused_before_anything_is_sent(pages):
     url, tls = pages
     with pytest.raises(RequestError, match="has an address that is not public"):
         fetcher(tls, may_connect=is_public).fetch(url + "/a.png")
+
+
+def test_an_address_that_does_not_answer_is_passed_over(pages, monkeypatch):
+    url, tls = pages
+    kind, real = (socket.AF_INET, socket.SOCK_STREAM, 6, ""), socket.getaddrinfo
+    found = [(*kind, (address, 0)) for address in ("0:0:0:0:0:0:0:1", "127.0.0.1")]  # IPv6 comes first
+
+    def resolve(host, *args, **options):
+        return found if host == "localhost" else real(host, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", resolve)
+        assert fetcher(tls).fetch(url + "/a.png") == b"image"
 
 
 def test_a_slow_host_and_an_unknown_certificate_end_in_an_error(pages):

@@ -20,8 +20,8 @@ class Clock:
         return self.now
 
 
-def request(*, key=None, server="127.0.0.1", host="127.0.0.1:8000", scheme="Bearer"):
-    headers = [(b"host", host.encode())]
+def request(*, key=None, server="127.0.0.1", host="127.0.0.1:8000", scheme="Bearer", more=()):
+    headers = [(b"host", host.encode()), *more]
     if key is not None:
         headers.append((b"authorization", f"{scheme} {key}".encode()))
     return Request({"type": "http", "server": (server, 8000), "headers": headers, "path": "/", "scheme": "http"})
@@ -39,6 +39,7 @@ def test_everything_else_is_refused_also_on_this_machine(key):
         Access(HttpConfig(), KEYS).owner(request(key=key))
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
     assert "s3cret" not in caught.value.message
+    assert caught.value.headers == {"www-authenticate": "Bearer"}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,14 @@ def test_without_keys_only_this_machine_is_served(server, host):
     with pytest.raises(ApiError, match="set BLIP3O_API_KEYS, or auth to off"):
         closed.owner(request(server=server, host=host))
     assert Access(HttpConfig(auth="off"), {}).owner(request(server=server, host=host)) == ""
+
+
+@pytest.mark.parametrize("header", [b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via"])
+def test_without_keys_a_proxy_on_this_machine_is_nobody(header):
+    proxied = request(more=[(header, b"203.0.113.9")])
+    with pytest.raises(ApiError, match="set BLIP3O_API_KEYS, or auth to off"):
+        Access(HttpConfig(), {}).owner(proxied)
+    assert Access(HttpConfig(), KEYS).owner(request(key="s3cret", more=[(header, b"203.0.113.9")])) == "ann"
 
 
 def test_a_rate_is_a_bucket_that_fills_up():
