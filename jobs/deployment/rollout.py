@@ -7,7 +7,7 @@ old bundle or the face restarts. In between, both bundles need their memory.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,11 +179,13 @@ class Rollout:
 
     @contextmanager
     def _restoring(self, current: Config) -> Iterator[None]:
-        """Puts the old state back if the body fails, or is interrupted."""
-        try:
+        """Puts the old state back unless the body ends well: also after a defect or a signal."""
+        with ExitStack() as undo:
+            undo.callback(self._restore, current)
             yield
-        except BaseException:  # also a defect, or the end of this process: the traffic must not stay where it is
-            with deaf():
-                self.cluster.apply(current)
-            self.echo("rolled back: the cluster serves what it served before")
-            raise
+            undo.pop_all()
+
+    def _restore(self, current: Config) -> None:
+        with deaf():
+            self.cluster.apply(current)
+        self.echo("rolled back: the cluster serves what it served before")

@@ -203,7 +203,7 @@ class Engine:
         with self._requests.changed:
             self._denoiser.drop_ended()
             fits = len(request.seeds) <= self._denoiser.schedule.free_capacity
-            # Estimates come from the last step: without work, a slow one would refuse all requests for ever.
+            # Estimates come from the last step: without work, a slow one would refuse all later requests.
             is_idle = not self._requests.generations
             in_time = (
                 is_idle or request.deadline_s is None or self._denoiser.seconds_until(request) <= request.deadline_s
