@@ -21,6 +21,10 @@ DONE = "data: [DONE]\n\n"
 _EXPECTED = (ApiError, RequestError, ConfigError, BusyError, UnavailableError, DeadlineError, EngineError)
 
 
+class _DefectError(Exception):
+    """A bug, which is its cause, ended the work for a reply."""
+
+
 class Client:
     """The client of a request whose body has been read. Its next message can only be that it disconnects.
 
@@ -43,6 +47,9 @@ class Client:
             left = self._end - asyncio.get_running_loop().time()
             await asyncio.wait({task, self._gone}, return_when=asyncio.FIRST_COMPLETED, timeout=left)
             if task.done():
+                error = None if task.cancelled() else task.exception()
+                if error is not None and not isinstance(error, _EXPECTED):
+                    raise _DefectError from error
                 return task.result()
             if not self._gone.done():
                 raise DeadlineError(self._seconds)
@@ -118,6 +125,6 @@ class _EventStream(Response):
         except ApiError as error:
             if error.status != CLIENT_GONE:
                 yield event(error_body(error))
-        except Exception as error:
+        except _DefectError as error:
             yield event(error_body(as_api_error(error)))
             raise
