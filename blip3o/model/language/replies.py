@@ -36,6 +36,7 @@ class ReplyCache:
         for stored, new in zip(self._cache, read.cache, strict=True):
             for mine, theirs in zip(stored, new, strict=True):
                 mine[row, :, :width] = theirs[0]
+                mine[row, :, width:] = 0  # a masked column still counts 0 times its value, which may be NaN
         self._real[row] = False
         self._real[row, :width] = prompt.attention_mask[0].bool()
         self._column[row] = width
