@@ -1,8 +1,8 @@
 """The optimizer of a stage: AdamW, or Muon for matrices and AdamW for all other parameters.
 
-Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest
-matrix with orthonormal rows or columns, so that every direction moves by the same amount. The scale of arXiv 2502.16982
-gives its updates the size of AdamW's: one learning rate and one weight decay serve both.
+Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest matrix with orthonormal rows or columns, so
+that every direction moves by the same amount. The scale of arXiv 2502.16982 gives its updates the size of AdamW's: one
+learning rate and one weight decay serve both.
 """
 
 import math
