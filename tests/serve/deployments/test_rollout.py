@@ -92,7 +92,7 @@ def test_a_change_of_scaling_restarts_nothing_and_replicas_follow_the_images_in_
     assert set(seen.statuses) == {200}
 
 
-def _replicas() -> list[psutil.Process]:
+def _replica_processes() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [child for child in children if f"{GENERATOR}." in " ".join(child.cmdline())]
 
@@ -103,7 +103,7 @@ def test_the_loss_of_a_replica_fails_no_request_and_changes_no_image(server):
         _until(lambda: whole.statuses.total() > 1 and streamed.statuses.total() > 1)
         found: list[psutil.Process] = []
         # A replica's process is named after the method that runs in it, so not at every moment.
-        _until(lambda: found.extend(_replicas()) or bool(found))
+        _until(lambda: found.extend(_replica_processes()) or bool(found))
         found[0].kill()
         before = whole.statuses.total(), streamed.statuses.total()
         _until(lambda: whole.statuses.total() > before[0] + 4 and streamed.statuses.total() > before[1] + 4)
