@@ -1,7 +1,6 @@
 """What engines have in common: stages that share one table of requests, and how they start, stop and refuse."""
 
 import itertools
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,10 @@ from blip3o.inference.pipeline import Blip3oPipeline
 from serve.engine.requests import Clock, Requests
 from serve.engine.stage import Stage
 from serve.metrics import EngineMetrics
-from serve.protocol import BusyError, DeadlineError, GenerateRequest, UnavailableError
+from serve.protocol import DeadlineError, GenerateRequest, UnavailableError, busy
 
 DEFAULT_MAX_WAITING = 64
 DEFAULT_CACHE_BYTES = 64 * 2**20
-_RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +87,6 @@ class EngineBase(ABC):
         if not fits:
             self._requests.count("blip3o_rejected_total")
             raise busy(seconds)
-
-
-def busy(seconds: float) -> BusyError:
-    """The error of a full queue from which about `seconds` are left."""
-    least, most = _RETRY_AFTER_S
-    return BusyError(min(max(math.ceil(seconds), least), most))
 
 
 def prompts_of(pipeline: Blip3oPipeline, request: GenerateRequest) -> list[tuple[int, ...]]:
