@@ -124,7 +124,7 @@ class DecodeStage(Stage):
         self._batch: DecodeBatch | None = None  # a replica that only chats has no decoder
         # Guarded by `requests.changed`.
         self._waiting: deque[FinishedRow] = deque()
-        self.capacity = max(pipeline.batch_size, pipeline.decode_rows)
+        self._capacity = max(pipeline.batch_size, pipeline.decode_rows)
         self._decoding = 0
         self._seconds = 0.0  # of an image, by those that were done last
         self._spent = 0.0  # since then; only the thread reads it
@@ -138,7 +138,7 @@ class DecodeStage(Stage):
     def room(self) -> int:
         """How many rows may be put. The caller holds the lock; only `put` takes room away."""
         self._drop_ended()
-        return self.capacity - len(self._waiting)
+        return self._capacity - len(self._waiting)
 
     def seconds_ahead(self, rows: int) -> float:
         """How long `rows` more rows take after those that are here. The caller holds the lock."""

@@ -10,6 +10,7 @@ memory, as in the whole engine.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -150,9 +151,9 @@ class SplitBackend:
         read = await self._stages.condition(replace(request, deadline_s=self._left(due)))
         message = DenoiseRequest(request=replace(request, deadline_s=self._left(due)), states=read.states)
         images: dict[int, Image.Image] = {}
-        last: dict[int, asyncio.Task[None]] = {}  # of each image
+        previews: dict[int, list[asyncio.Task[None]]] = defaultdict(list)  # of each image, in order
 
-        async def decode(row: DenoisedRow, before: asyncio.Task[None] | None) -> None:
+        async def decode(row: DenoisedRow, earlier: list[asyncio.Task[None]]) -> None:
             image = await self._undecoded.decode(
                 DecodeRequest(
                     features=row.features,
@@ -161,8 +162,8 @@ class SplitBackend:
                     deadline_s=self._left(due),
                 )
             )
-            if before is not None:  # decoders may overtake each other
-                await before
+            for each in earlier:  # another decoder has it still: it would come too late
+                each.cancel()
             if row.partial is not None:
                 send(PartialImage(image=image, number=row.image, partial=row.partial))
                 return
@@ -173,8 +174,12 @@ class SplitBackend:
             async with asyncio.TaskGroup() as decoding:
                 async with aclosing(self._stages.denoise(message)) as rows:
                     async for row in rows:
-                        if row.partial is None or self._undecoded.rows < self._preview_rows:
-                            last[row.image] = decoding.create_task(decode(row, last.get(row.image)))
+                        if row.partial is not None and self._undecoded.rows >= self._preview_rows:
+                            continue
+                        earlier = previews[row.image]
+                        task = decoding.create_task(decode(row, list(earlier)))
+                        if row.partial is not None:
+                            earlier.append(task)
                 self._denoised.add(id(images))
         except ExceptionGroup as failed:  # the first one has cancelled the others
             raise failed.exceptions[0] from None

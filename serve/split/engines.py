@@ -6,10 +6,11 @@ They run the stages of `serve.engine` as they are, so what a request gives has t
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,7 +31,7 @@ from serve.engine.fairness import FairQueue
 from serve.engine.requests import Clock, Generation, Requests
 from serve.engine.stepping import DenoiseStage
 from serve.metrics import EngineMetrics
-from serve.protocol import FinishedImage, GenerateRequest, PartialImage
+from serve.protocol import MAX_IMAGES, FinishedImage, GenerateRequest, PartialImage
 from serve.split.messages import Array, Conditioned, DecodeRequest, DenoisedRow, DenoiseRequest
 
 
@@ -197,6 +198,18 @@ class DenoiseEngine(StageEngine):
             self._requests.add(generation)
         return generation.future
 
+    def warm_up_requests(self) -> Iterator[DenoiseRequest]:
+        """One request for each shape that a denoiser which is compiled or recorded has a program for; else two."""
+        pipeline, config = self._pipeline, self._pipeline.model.config
+        zeros = np.zeros((config.num_queries, config.backbone.hidden_size), np.float32)
+        most = 1 if pipeline.execution == "eager" else min(pipeline.batch_size, MAX_IMAGES)
+        for guidance_scale in (1.0, 2.0):
+            for images in (2**power for power in range(most.bit_length())):
+                request = GenerateRequest(
+                    prompt="", seeds=tuple(range(images)), num_inference_steps=1, guidance_scale=guidance_scale
+                )
+                yield DenoiseRequest(request=request, states=(zeros,))
+
     def _state(self, array: Array) -> Tensor:
         return torch.tensor(array).to(self._pipeline.dtype)
 
@@ -218,12 +231,25 @@ class DenoiseEngine(StageEngine):
             return self._requests.metrics(gauges)
 
 
+class _RowStage(DecodeStage):
+    """Has a queue twice as long as in the whole engine: the next rows come from another process."""
+
+    def __init__(self, pipeline: Blip3oPipeline, requests: Requests) -> None:
+        super().__init__(pipeline, requests)
+        self._capacity *= 2
+
+    @property
+    def capacity(self) -> int:
+        """The most rows that wait."""
+        return self._capacity
+
+
 class DecodeEngine(StageEngine):
     """Makes pixels. Each row is a request."""
 
     def __init__(self, pipeline: Blip3oPipeline, *, clock: Clock = time.monotonic) -> None:
         super().__init__(pipeline, max_waiting=0, clock=clock)
-        self._stage = DecodeStage(pipeline, self._requests)
+        self._stage = _RowStage(pipeline, self._requests)
         self._stages = (self._stage,)
 
     @property

@@ -6,7 +6,7 @@ from blip3o.bundle.reading import load_bundle, open_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.errors import BundleError
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.split.messages import Stage
+from serve.config.options import Stage
 
 _DECODES = ("coarse", "decoder")
 

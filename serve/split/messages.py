@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -11,8 +11,6 @@ from serve.metrics import EngineMetrics
 from serve.protocol import Backend, GenerateRequest
 
 Array = np.ndarray
-Stage = Literal["condition", "denoise", "decode", "chat"]
-STAGES: tuple[Stage, ...] = ("condition", "denoise", "decode", "chat")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from serve.config.options import STAGES
 from serve.engine.engine import Engine
 from serve.protocol import ChatRequest
 from serve.split.coordinator import SplitBackend
 from serve.split.engines import ConditionEngine, DecodeEngine, DenoiseEngine
 from serve.split.loading import load_stage
 from serve.split.local import LocalStages
-from serve.split.messages import STAGES
 
 TIMEOUT = 60
 _load = functools.cache(load_stage)  # with their batch widths, once found
