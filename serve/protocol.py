@@ -3,6 +3,7 @@
 Everything can be pickled, so both may run in different processes. Imports no torch: the HTTP API runs without it.
 """
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -21,6 +22,7 @@ FinishReason = Literal["stop", "length"]
 
 MAX_IMAGES = 10  # of one request, as in OpenAI's API
 MAX_PARTIAL_IMAGES = 3  # of one image, as in OpenAI's API
+_RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,12 @@ class BusyError(Blip3oError):
     def __str__(self) -> str:
         """The message for the client."""
         return f"the server's queue is full: try again in {self.retry_after_s} s"
+
+
+def busy(seconds: float) -> BusyError:
+    """The error of a full queue that takes about `seconds`."""
+    least, most = _RETRY_AFTER_S
+    return BusyError(min(max(math.ceil(seconds), least), most))
 
 
 class DeadlineError(Blip3oError):

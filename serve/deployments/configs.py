@@ -11,8 +11,8 @@ from copy import deepcopy
 from typing import Any
 
 from blip3o.errors import ServiceError
-from serve.config.options import ServeConfig
-from serve.deployments.options import INGRESS, generator_options, ingress_options
+from serve.config.options import STAGES, ServeConfig, StageConfig
+from serve.deployments.options import GENERATOR, INGRESS, STAGE_NAMES, ingress_options, model_options
 from serve.routing import RoutingTable, Target
 
 Config = dict[str, Any]  # the content of Serve's config file
@@ -24,7 +24,7 @@ NEXT = "@next"  # behind a model's name: the bundle that is tried out
 
 def application_name(config: ServeConfig) -> str:
     """The application of a bundle: the same for the same replicas, however many there are."""
-    what = json.dumps(config.replica.model_dump(), sort_keys=True)
+    what = json.dumps({**config.replica.model_dump(), **_layout_arguments(config)}, sort_keys=True)
     return f"{config.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
@@ -35,10 +35,24 @@ def model_application(config: ServeConfig) -> Config:
             "name": application_name(config),
             "import_path": _MODEL_PATH,
             "route_prefix": None,
-            "args": {"name": config.name, **config.replica.model_dump(exclude_defaults=True)},
-            "deployments": [generator_options(config)],
+            "args": {
+                "name": config.name,
+                **config.replica.model_dump(exclude_defaults=True),
+                **_layout_arguments(config),
+            },
+            "deployments": model_options(config),
         }
     )
+
+
+def _layout_arguments(config: ServeConfig) -> dict[str, Any]:
+    """What replicas of the split layout are built from, beyond what all replicas are."""
+    if config.layout == "all-in-one":
+        return {}
+    differ = {
+        stage: {"num_gpus": gpus} for stage in STAGES if (gpus := config.of_stage(stage).num_gpus) != config.num_gpus
+    }
+    return {"layout": config.layout} | ({"stages": differ} if differ else {})
 
 
 def face_application(config: ServeConfig, table: RoutingTable) -> Config:
@@ -137,7 +151,8 @@ def placed_like(application: Config, name: str | None, config: Config) -> Config
     }
     placed = deepcopy(application)
     for deployment in placed["deployments"]:
-        deployment["ray_actor_options"] = {**said.get(deployment["name"], {}), **deployment["ray_actor_options"]}
+        old = said.get(deployment["name"], said.get(GENERATOR, {}))  # another layout may have had other deployments
+        deployment["ray_actor_options"] = {**old, **deployment["ray_actor_options"]}
     return placed
 
 
@@ -182,14 +197,34 @@ def options_of(config: Config, name: str) -> dict[str, Any]:
     if application is None:
         return options
     [model] = [each for each in config["applications"] if each["name"] == application]
-    [generator] = model["deployments"]
-    scaling = generator["autoscaling_config"]
+    own = {**options, **model["args"]}
+    if own.get("layout", "all-in-one") == "all-in-one":
+        [generator] = model["deployments"]
+        return own | _scaling(generator)
+    scaling = {each["name"]: each for each in model["deployments"]}
+    stages = {stage: _scaling(scaling[STAGE_NAMES[stage]]) for stage in STAGES}
+    # What an option of the whole changes is what no stage has otherwise.
+    whole = {**stages["denoise"], "num_gpus": own.get("num_gpus", 0)}
+    differ = {
+        stage: {name: found[name] for name in StageConfig.model_fields if found[name] != whole[name]}
+        for stage, found in stages.items()
+    }
+    return {
+        **own,
+        **whole,
+        "coordinator_replicas": scaling[GENERATOR]["num_replicas"],
+        "stages": {stage: found for stage, found in differ.items() if found},
+    }
+
+
+def _scaling(deployment: Config) -> dict[str, Any]:
+    """The options of scaling that a deployment's config says."""
+    scaling, actor = deployment["autoscaling_config"], deployment["ray_actor_options"]
     copied = ("min_replicas", "max_replicas", "upscale_delay_s", "downscale_delay_s")
     return {
-        **options,
-        **model["args"],
         **{name: scaling[name] for name in copied},
         "target_rows": scaling["target_ongoing_requests"],
         **scaling["policy"]["policy_kwargs"],
-        "num_cpus": generator["ray_actor_options"]["num_cpus"],
+        "num_cpus": actor["num_cpus"],
+        "num_gpus": actor["num_gpus"],
     }

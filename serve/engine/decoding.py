@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -34,6 +35,23 @@ class FinishedRow:
     seed: int
     features: Tensor
     partial: int | None = None
+
+
+class RowSink(Protocol):
+    """Where rows go when they are denoised: the decoder of this process, or whoever sends them to another one."""
+
+    @property
+    def room(self) -> int:
+        """How many rows may be put. The caller holds the lock; only `put` takes room away."""
+        ...
+
+    def put(self, rows: Sequence[FinishedRow]) -> None:
+        """Takes rows, at most `room`."""
+        ...
+
+    def seconds_ahead(self, rows: int) -> float:
+        """How long `rows` more rows take after those that are here. The caller holds the lock."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

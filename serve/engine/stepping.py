@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.flow import evaluations
-from serve.engine.decoding import DecodeStage, FinishedRow
+from serve.engine.decoding import FinishedRow, RowSink
 from serve.engine.denoise import DenoiseBatch, prepare
 from serve.engine.requests import Generation, Requests, attempt
 from serve.engine.scheduler import Row, Schedule, partial_steps
@@ -19,8 +19,8 @@ class DenoiseStage(Stage):
 
     name = "denoise"
 
-    def __init__(self, pipeline: Blip3oPipeline, requests: Requests, decoder: DecodeStage, *, max_waiting: int) -> None:
-        """At most `max_waiting` rows wait for a slot."""
+    def __init__(self, pipeline: Blip3oPipeline, requests: Requests, decoder: RowSink, *, max_waiting: int) -> None:
+        """At most `max_waiting` rows wait for a slot. `decoder` takes those that are done."""
         super().__init__(pipeline, requests)
         self._decoder = decoder
         # Guarded by `requests.changed`; the arithmetic runs without it. Only this thread changes the slots.
@@ -31,6 +31,15 @@ class DenoiseStage(Stage):
     def evaluations(self, request: GenerateRequest) -> int:
         """Evaluations of the denoiser, per branch, of each of a request's rows."""
         return evaluations(self._pipeline.model.config.sampler.solver, request.num_inference_steps)
+
+    def accepts(self, request: GenerateRequest) -> bool:
+        """Whether a request's rows fit into the queue and can be done in time. The caller holds the lock."""
+        self.drop_ended()
+        if len(request.seeds) > self.schedule.free_capacity:
+            return False
+        # Estimates come from the last step: without work, a slow one would refuse all later requests.
+        is_idle = not self._requests.generations
+        return is_idle or request.deadline_s is None or self.seconds_until(request) <= request.deadline_s
 
     def seconds_until(self, request: GenerateRequest) -> float:
         """About how long a request takes that comes now. The caller holds the lock.
