@@ -94,6 +94,8 @@ def build_config(values: dict[str, Any]) -> ServeConfig:
     except ValidationError as error:
         known = ", ".join([*(name for name in ServeConfig.model_fields if name != "http"), *HttpConfig.model_fields])
         first = error.errors()[0]
+        if not first["loc"]:  # options that do not fit each other
+            raise ConfigError(explain(first)) from error
         raise ConfigError(f"option {first['loc'][0]}: {explain(first)} (options: {known})") from error
 
 

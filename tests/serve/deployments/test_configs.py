@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import serve.config
+from blip3o.errors import ConfigError, ServiceError
 from cluster.validate import validate_serve
 from jobs.serve import build_config
 from serve.app import app, face, model
@@ -77,6 +78,32 @@ def test_a_roll_out_keeps_what_is_not_given():
     assert again == _config(**given, target_rows=4.0, request_timeout_s=60.0, access_log=True)
     assert _text(configs.first_config(again, host="h", port=1)) == _text(config)
     assert "bundle" not in configs.options_of(config, "another") and options["ingress_replicas"] == 2
+
+
+def test_spare_replicas_come_on_top_of_the_least():
+    config = configs.first_config(_config(min_replicas=2, max_replicas=4, spare_replicas=1), host="h", port=1)
+    scaling = config["applications"][1]["deployments"][0]["autoscaling_config"]
+    assert scaling["min_replicas"] == 3 and scaling["policy"]["policy_kwargs"]["spare_replicas"] == 1
+    again = build_config(configs.options_of(config, "blip3o"))
+    assert (again.min_replicas, again.spare_replicas) == (2, 1)
+    with pytest.raises(ConfigError, match="min_replicas 2 with 1 to spare is above max_replicas 2"):
+        _config(min_replicas=2, max_replicas=2, spare_replicas=1)
+
+
+def test_a_hand_written_config_has_defaults_or_a_clear_error():
+    config = configs.first_config(_config(request_timeout_s=60), host="h", port=1)
+    face, model = config["applications"]
+    del face["args"]
+    assert build_config(configs.options_of(config, "blip3o")).request_timeout_s == 300
+    for where, whole, key in (
+        ("Generator of this cluster says no autoscaling_config", model["deployments"][0], "autoscaling_config"),
+        ("says no args", model, "args"),
+        ("blip3o.Ingress of this cluster says no user_config", face["deployments"][0], "user_config"),
+        ("blip3o of this cluster says no deployments", face, "deployments"),
+    ):
+        del whole[key]
+        with pytest.raises(ServiceError, match=where):
+            configs.options_of(config, "blip3o")
 
 
 def test_routes_and_applications_go_together():

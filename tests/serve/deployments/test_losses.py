@@ -4,9 +4,33 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import ray.exceptions
 from starlette.testclient import TestClient
 
+from serve.deployments.losses import BUSY, LOST, UNAVAILABLE
 from serve.deployments.proxy import WaitForRoutes
+
+DEFECTS = {  # a request that ends in one of them would do so again: 500, and a line in the log
+    *("ActorAlreadyExistsError", "ActorHandleNotFoundError", "AsyncioActorExit", "AuthenticationError"),
+    *("CrossLanguageError", "GetTimeoutError", "ObjectRefStreamEndOfStreamError", "PlasmaObjectNotAvailable"),
+    *("OufOfBandObjectRefSerializationException", "RayCgraphCapacityExceeded", "RayChannelError"),
+    *("RayChannelTimeoutError", "RayDirectTransportError", "RaySystemError", "RayTaskError", "RuntimeEnvSetupError"),
+    *("StreamingGeneratorReplayInconsistentError", "UnserializableException", "UserCodeException"),
+}
+
+
+def test_every_kind_of_ray_error_is_a_loss_or_a_defect():
+    kinds = {
+        each
+        for each in vars(ray.exceptions).values()
+        if isinstance(each, type) and issubclass(each, ray.exceptions.RayError)
+    } - {ray.exceptions.RayError}
+    for kind in kinds:
+        groups = [group for group in (BUSY, UNAVAILABLE, LOST) if issubclass(kind, group)]
+        assert len(groups) == (kind.__name__ not in DEFECTS), kind
+    assert {kind.__name__ for kind in kinds} > DEFECTS
+    for kind in ("ObjectLostError", "OwnerDiedError", "ActorDiedError", "NodeDiedError", "ObjectFetchTimedOutError"):
+        assert issubclass(getattr(ray.exceptions, kind), LOST)
 
 
 @pytest.fixture
