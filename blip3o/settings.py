@@ -78,6 +78,16 @@ def cache_dir() -> Path:
         raise ConfigError(f"there is no home folder for the cache {chosen}: set BLIP3O_CACHE to a full path") from error
 
 
+# What nodes that serve are started with; cluster/kuberay/rayservice.yaml says it too.
+RAY_SERVE = {
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.deployments.proxy:middlewares",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+}
+
+
 def configure_ray() -> None:
     """Sets the environment that each of our Ray processes needs. Call it before Ray is imported.
 
@@ -100,11 +110,7 @@ def configure_ray() -> None:
             "RAY_DATA_LOG_LEVEL": "WARNING",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_ENABLE_AUTO_CONNECT": "0",
-            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.deployments.proxy:middlewares",
-            "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
-            "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+            **RAY_SERVE,
         }
     )
     sys.executable = plain_interpreter(sys.executable, sys.prefix)

@@ -17,7 +17,6 @@ from serve.deployments.applications import build_app, build_model
 
 ROOT = Path(__file__).parents[3]
 FILES = {path.stem: path for path in Path(serve.config.__file__).parent.glob("*.yaml")}
-RAYSERVICE = yaml.safe_load((ROOT / "cluster/kuberay/rayservice.yaml").read_text())
 SHIPPED = {
     "cpu": {"bundle": "/data/bundles/demo", "min_replicas": 2, "max_replicas": 4},
     "gpu": {
@@ -48,16 +47,6 @@ def test_the_files_are_what_the_options_mean():
         for application in written["applications"]:
             application["deployments"][0]["ray_actor_options"].pop("label_selector", None)
         assert _text(written) == _text(configs.first_config(build_config(SHIPPED[name]), host="0.0.0.0", port=8000))
-
-
-def test_a_request_ends_before_its_replica_is_stopped_and_that_before_its_pod():
-    written = yaml.safe_load(RAYSERVICE["spec"]["serveConfigV2"])
-    pods = [group["template"]["spec"] for group in RAYSERVICE["spec"]["rayClusterConfig"]["workerGroupSpecs"]]
-    for config in [written, *(yaml.safe_load(path.read_text()) for path in FILES.values())]:
-        deployments = [each for application in config["applications"] for each in application["deployments"]]
-        drains = [deployment["graceful_shutdown_timeout_s"] for deployment in deployments]
-        assert config["http_options"]["request_timeout_s"] < min(drains)
-        assert max(drains) < min(pod["terminationGracePeriodSeconds"] for pod in pods)
 
 
 def test_what_is_changed_without_a_restart_is_no_argument_of_a_replica():
