@@ -99,21 +99,23 @@ class Transport(httpx2.HTTPTransport):
 class Load:
     """Clients that ask for images without a pause."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, clients: int = CLIENTS, images: int = 1, steps: int = STEPS) -> None:
+        """`images` of `steps` steps by each call of each client."""
+        self._images, self._steps = images, steps
         self._transport = Transport()
         http = httpx2.Client(transport=self._transport, timeout=PATIENCE_S)
         self._client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http)
-        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(CLIENTS)]
+        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(clients)]
         self._done = threading.Event()
         self._calls: list[tuple[float, float]] = []  # when they ended, and how long they took
         self.lost = 0
 
     def _ask(self, seed: int) -> None:
-        body = {"seed": seed, "num_inference_steps": STEPS}
+        body = {"seed": seed, "num_inference_steps": self._steps}
         while not self._done.is_set():
             began = time.monotonic()
             try:
-                self._client.images.generate(prompt="a red circle", extra_body=body)
+                self._client.images.generate(prompt="a red circle", n=self._images, extra_body=body)
             except openai.APIError:
                 self.lost += 1
             self._calls.append((time.monotonic(), time.monotonic() - began))
@@ -129,6 +131,11 @@ class Load:
         self._done.set()
         for thread in self._threads:
             thread.join()
+
+    @property
+    def answered(self) -> int:
+        """Calls that have ended."""
+        return len(self._calls)
 
     @property
     def faults(self) -> dict[str, int]:

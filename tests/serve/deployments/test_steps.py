@@ -9,6 +9,8 @@ import yaml
 
 from blip3o.errors import ServiceError
 from cluster.ports import LOOPBACK
+from cluster.validate import validate_serve
+from jobs.commands.deploy import write_config
 from jobs.deployment import rollout
 from jobs.deployment.checks import Gate
 from jobs.deployment.cluster import ServeCluster
@@ -137,6 +139,14 @@ def test_what_a_killed_roll_out_has_left_goes_and_other_applications_stay(memory
         memory.config = configs.with_application(memory.config, application)
     new = _run(memory)
     assert {each["name"] for each in memory.config["applications"]} == {configs.FACE, new, another["name"], "mine"}
+
+
+def test_what_is_served_can_be_written_for_a_manifest(memory, tests_passed, tmp_path):
+    new, path = _run(memory), tmp_path / "serve.yaml"
+    write_config(memory, path)
+    written = yaml.safe_load(path.read_text())
+    validate_serve(written)
+    assert written == memory.config and _named(written, new)
 
 
 class _Dashboard(http.server.BaseHTTPRequestHandler):
