@@ -42,7 +42,7 @@ from serve.deployments.configs import application_name
 from serve.deployments.options import GENERATOR
 
 NAME, CLIENTS, STEPS = "nano", 4, 4
-SETTLE_S, WATCH_S, PATIENCE_S = 5.0, 5.0, 300.0
+SETTLE_S, WATCH_S, PATIENCE_S = 3.0, 3.0, 300.0
 VICTIMS = {
     "controller": "ray::ServeController",
     "proxy": "ray::ProxyActor",
