@@ -6,8 +6,6 @@ replicas must not kill all of them.
 """
 
 import asyncio
-import functools
-import operator
 from collections.abc import AsyncIterator, Hashable
 from typing import cast
 
@@ -15,7 +13,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve.metrics import EngineMetrics
+from serve.deployments.broadcast import ask_all
 from serve.protocol import (
     BusyError,
     ChatDelta,
@@ -28,12 +26,12 @@ from serve.protocol import (
     ImageEvent,
     ModelInfo,
     PartialImage,
+    ReplicaMetrics,
     UnavailableError,
 )
 
 _RETRY_AFTER_S = 5  # if Serve's own queue is full; a full engine gives an estimate
 _ATTEMPTS = 2
-_CHECK_S = 10  # for all replicas to say that they are there
 
 
 class HandleBackend:
@@ -51,16 +49,13 @@ class HandleBackend:
 
     async def check(self) -> None:
         """Raises `UnavailableError` if no replica answers. Does not pass through their queues."""
-        for reply in await self._ask_all("describe"):
-            if not isinstance(reply, BaseException):
-                return
-        raise UnavailableError("no replica of the model answers: try again")
+        if not (await ask_all(self._handle, "describe", until_first=True)).values:
+            raise UnavailableError("no replica of the model answers: try again")
 
-    async def metrics(self) -> EngineMetrics:
-        """The sum over all replicas."""
-        replies = await self._ask_all("metrics")
-        found = [reply for reply in replies if isinstance(reply, EngineMetrics)]
-        return functools.reduce(operator.add, found, EngineMetrics(samples={}))
+    async def metrics(self) -> ReplicaMetrics:
+        """Those of every replica that answers."""
+        replies = await ask_all(self._handle, "metrics")
+        return ReplicaMetrics(replicas=dict(replies.values), silent=replies.silent)
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Images; cancellation frees their rows in the replica."""
@@ -125,14 +120,6 @@ class HandleBackend:
                 _raise_unless_lost(error, is_last=attempt == _ATTEMPTS - 1 or (has_sent and not repeatable))
             else:
                 return
-
-    async def _ask_all(self, method: str) -> list[object]:
-        """Every replica's reply, or its exception; none if there is no replica."""
-        try:
-            response = self._handle.broadcast(method)
-            return cast(list[object], await response.results_async(timeout_s=_CHECK_S, return_exceptions=True))
-        except (DeploymentUnavailableError, TimeoutError):
-            return []
 
 
 def _value(reply: object) -> object:

@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, TypeVar
 
+from ray import serve as ray_serve
+
 from blip3o.data.text.templates import Turn
 from blip3o.errors import Blip3oError, BundleError, RequestError
 from serve.config.options import ReplicaConfig
@@ -114,9 +116,9 @@ class Generator:
         async for event in _errors_as_values(self._backend.stream_chat(request)):
             yield event
 
-    async def metrics(self) -> EngineMetrics:
-        """The metrics of this replica."""
-        return self._engine.metrics()
+    async def metrics(self) -> tuple[str, EngineMetrics]:
+        """The name of this replica, and its metrics."""
+        return ray_serve.get_replica_context().replica_id.unique_id, self._engine.metrics()
 
     async def stats(self) -> "EngineStats":
         """The load and the totals of this replica."""
