@@ -6,7 +6,7 @@ in slots never wait for each other. A `Schedule` is a value: every decision retu
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -135,3 +135,11 @@ def partial_steps(steps: int, count: int) -> tuple[int, ...]:
     """
     after = {math.ceil(steps * (number + 1) / (count + 2)) for number in range(count)}
     return tuple(sorted(step for step in after if step < steps))
+
+
+def first_half(requests: Sequence[int]) -> int:
+    """How many rows of a queue, given by their requests, are at least half of it, and divide no run of one request."""
+    count = (len(requests) + 1) // 2
+    while 0 < count < len(requests) and requests[count] == requests[count - 1]:
+        count += 1
+    return count
