@@ -9,6 +9,7 @@ Previews take the rows of a pass that would be padding. Beyond that, they delay 
 are dropped if there is no room for them.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from blip3o.model.decoders.base import Tensors
 from blip3o.model.decoders.pixel import to_pixels
 from blip3o.model.flow import Trajectory
 from serve.engine.requests import Requests, attempt
-from serve.engine.scheduler import first_half
+from serve.engine.scheduler import decoders_half
 from serve.engine.stage import Stage
 from serve.protocol import EngineError, FinishedImage, GenerateReply, PartialImage
 
@@ -147,18 +148,18 @@ class DecodeStage(Stage):
     name = "decode"
 
     def __init__(
-        self, pipeline: Blip3oPipeline, requests: Requests, denoiser_idles: Callable[[], bool] = lambda: False
+        self, pipeline: Blip3oPipeline, requests: Requests, denoising: Callable[[], float] = lambda: math.inf
     ) -> None:
-        """`denoiser_idles`: whether no image of this process is on its way to here. Called with the lock held."""
+        """`denoising`: how many rows a thread of this process has yet to denoise. It is called with the lock held."""
         super().__init__(pipeline, requests)
         self._batch: DecodeBatch | None = None  # a replica that only chats has no decoder
-        self._denoiser_idles = denoiser_idles
+        self._denoising = denoising
         # Guarded by `requests.changed`.
         self._waiting: deque[FinishedRow] = deque()
         self._previews: deque[FinishedRow] = deque()
         self._capacity = max(pipeline.batch_size, pipeline.decode_rows)
         self._decoding = 0
-        self._later = 0  # waiting rows that are decoded after the first half
+        self._later = 0  # waiting rows that are decoded when the others are done
         self._seconds = 0.0  # of an image, by those that were done last
         self._spent = 0.0  # since then; only the thread reads it
 
@@ -242,18 +243,18 @@ class DecodeStage(Stage):
         """How many of the waiting rows to take in, next to `images` that are being decoded.
 
         On a CPU, threads have cores of their own. If all rows came here at once, and their clients ask for the next
-        images when these are done, denoiser and decoder would take turns for ever. So half of the requests go first;
-        from then on, both have work.
+        images when these are done, denoiser and decoder would take turns for ever. So the decoder takes half of what
+        there is in both, and the rest when that is done; from then on, both have work.
         """
-        if self._pipeline.device.type == "cpu" and self._denoiser_idles():
-            if images and self._later:
-                return 0
-            if not images and not self._later:
-                first = first_half([row.number for row in self._waiting])
-                self._later = len(self._waiting) - first
-                return min(first, self._pipeline.decode_rows)
-        self._later = 0
-        return min(len(self._waiting), self._pipeline.decode_rows - images)
+        waiting = len(self._waiting)
+        count = waiting
+        if self._pipeline.device.type == "cpu" and (images or not self._later):
+            requests = [row.number for row in self._waiting]
+            widths, denoising = self._pipeline.decode_widths, self._denoising()
+            half = decoders_half(requests, decoding=images, denoising=denoising, widths=widths)
+            count = half if half == waiting or not self._later else 0
+        self._later = waiting - count
+        return min(count, self._pipeline.decode_rows - images)
 
     def _advance(self, batch: DecodeBatch) -> None:
         batch.step()

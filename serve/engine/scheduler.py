@@ -137,9 +137,14 @@ def partial_steps(steps: int, count: int) -> tuple[int, ...]:
     return tuple(sorted(step for step in after if step < steps))
 
 
-def first_half(requests: Sequence[int]) -> int:
-    """How many rows of a queue, given by their requests, are at least half of it, and divide no run of one request."""
-    count = (len(requests) + 1) // 2
-    while 0 < count < len(requests) and requests[count] == requests[count - 1]:
+def decoders_half(waiting: Sequence[int], *, decoding: int, denoising: float, widths: Sequence[int]) -> int:
+    """How many rows the decoder takes in to have half of all, rounded up to a width, and no run of one request divided.
+
+    `waiting` has the requests of the rows that wait for it; `decoding` rows are in it, and `denoising` come later.
+    """
+    half = (len(waiting) + decoding + denoising) / 2
+    width = min((width for width in widths if width >= half), default=max(widths))
+    count = min(max(width - decoding, 0), len(waiting))
+    while 0 < count < len(waiting) and waiting[count] == waiting[count - 1]:
         count += 1
     return count

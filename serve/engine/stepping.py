@@ -74,10 +74,10 @@ class DenoiseStage(Stage):
                 self.schedule = self.schedule.without(number)
 
     @property
-    def idles(self) -> bool:
-        """Whether no row is denoised or waits for that. The caller holds the lock."""
+    def rows_ahead(self) -> int:
+        """Rows that are denoised or wait for that. The caller holds the lock."""
         self.drop_ended()
-        return not self.schedule.has_steps and not self.schedule.waiting
+        return self.schedule.waiting + sum(row.done < row.steps for row in self.schedule.running)
 
     @property
     def _ready(self) -> list[int]:
