@@ -4,7 +4,7 @@ Everything can be pickled, so both may run in different processes. Imports no to
 """
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -143,6 +143,18 @@ class ModelInfo:
     prompt_tokens_limit: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReplicaMetrics:
+    """Metrics by the name of the replica, which no other one ever gets. `silent` replicas did not answer in time."""
+
+    replicas: Mapping[str, EngineMetrics]
+    silent: int = 0
+
+    def __add__(self, other: "ReplicaMetrics") -> "ReplicaMetrics":
+        """Those of both."""
+        return ReplicaMetrics(replicas={**self.replicas, **other.replicas}, silent=self.silent + other.silent)
+
+
 class Backend(Protocol):
     """Whatever answers requests: an engine in this process, or a deployment behind a handle.
 
@@ -174,8 +186,8 @@ class Backend(Protocol):
         """Answers a conversation; yields the text piece by piece, and at last the reply."""
         ...
 
-    async def metrics(self) -> EngineMetrics:
-        """Counters and histograms since the start, and the current load."""
+    async def metrics(self) -> ReplicaMetrics:
+        """What each replica has counted since its start, and its current load. Does not wait behind requests."""
         ...
 
 

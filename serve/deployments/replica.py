@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from ray import serve as ray_serve
+
 from blip3o.data.text.templates import Turn
 from blip3o.errors import BundleError, RequestError
 from serve.config.options import ReplicaConfig, Stage
@@ -13,7 +15,6 @@ from serve.deployments.autoscaling import ROWS, WORK
 from serve.deployments.phases import Phases
 from serve.deployments.progress import Progress
 from serve.deployments.replies import error_as_value, errors_as_values
-from serve.metrics import EngineMetrics
 from serve.protocol import (
     MAX_IMAGES,
     ChatEvent,
@@ -23,6 +24,7 @@ from serve.protocol import (
     GenerateRequest,
     ImageEvent,
     ModelInfo,
+    ReplicaMetrics,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +66,12 @@ def open_pipeline(config: ReplicaConfig, stage: Stage | None = None) -> "Blip3oP
     return pipeline
 
 
+def replica_name() -> str:
+    """The name of this replica, which no other one ever gets."""
+    name: str = ray_serve.get_replica_context().replica_id.unique_id
+    return name
+
+
 class Replica:
     """A process with an engine, as Serve sees it: its load, its health and its end."""
 
@@ -75,9 +83,9 @@ class Replica:
         self._engine.start()
         self._progress = Progress(stuck_after_s, time.monotonic)
 
-    async def metrics(self) -> EngineMetrics:
-        """The metrics of this replica."""
-        return self._engine.metrics()
+    async def metrics(self) -> ReplicaMetrics:
+        """The metrics of this replica, by its name."""
+        return ReplicaMetrics(replicas={replica_name(): self._engine.metrics()})
 
     async def stats(self) -> "EngineStats":
         """The load and the totals of this replica."""

@@ -5,20 +5,21 @@ stage by itself. Conversations have a `Generator` of their own. The coordinator 
 `Generator`: the HTTP API sees no difference. It imports no torch.
 """
 
+import asyncio
+import functools
+import operator
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import cast
 
 import numpy as np
 from PIL import Image
-from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.config.options import ReplicaConfig
 from serve.deployments.handles import HandleBackend
-from serve.deployments.replica import Replica, open_pipeline
+from serve.deployments.replica import Replica, open_pipeline, replica_name
 from serve.deployments.replies import error_as_value, errors_as_values
-from serve.metrics import EngineMetrics
 from serve.protocol import (
     ChatEvent,
     ChatReply,
@@ -27,11 +28,13 @@ from serve.protocol import (
     GenerateRequest,
     ImageEvent,
     ModelInfo,
+    ReplicaMetrics,
     UnavailableError,
 )
 from serve.split.coordinator import SplitBackend
 from serve.split.messages import Conditioned, DecodeRequest, DenoisedRow, DenoiseRequest
 
+_TIMEOUT_S = 3  # for stages to answer a coordinator, which has `TIMEOUT_S` to answer the HTTP API
 _WARM_UP = GenerateRequest(prompt="a circle", seeds=(0,), num_inference_steps=1, guidance_scale=1.0)
 
 
@@ -114,8 +117,8 @@ class _StageHandle(HandleBackend):
                     yield row
 
     async def check(self) -> None:
-        """Raises `UnavailableError` if no replica answers."""
-        if not [reply for reply in await self._ask_all("stats") if not isinstance(reply, BaseException)]:
+        """Raises `UnavailableError` if no replica is well."""
+        if not (await self._ask_all("check_health", until_first=True)).values:
             raise UnavailableError("no replica of a stage of the model answers: try again")
 
 
@@ -129,17 +132,23 @@ class HandleStages:
         decode: DeploymentHandle,
         chat: DeploymentHandle,
     ) -> None:
-        self._condition, self._denoise, self._decode = map(_StageHandle, (condition, denoise, decode))
-        self.chat = HandleBackend(chat)
+        self._condition = _StageHandle(condition, timeout_s=_TIMEOUT_S)
+        self._denoise = _StageHandle(denoise, timeout_s=_TIMEOUT_S)
+        self._decode = _StageHandle(decode, timeout_s=_TIMEOUT_S)
+        self.chat = HandleBackend(chat, timeout_s=_TIMEOUT_S)
 
     async def check(self) -> None:
         """Raises `UnavailableError` if a stage has no replica that answers."""
-        for stage in (self._condition, self._denoise, self._decode, self.chat):
-            await stage.check()
+        await asyncio.gather(*(stage.check() for stage in self._all))
 
-    async def metrics(self) -> list[EngineMetrics]:
-        """Of the stages of images."""
-        return [await stage.metrics() for stage in (self._condition, self._denoise, self._decode)]
+    async def metrics(self) -> ReplicaMetrics:
+        """Those of the replicas of all stages."""
+        found = await asyncio.gather(*(stage.metrics() for stage in self._all))
+        return functools.reduce(operator.add, found)
+
+    @property
+    def _all(self) -> tuple[HandleBackend, ...]:
+        return self._condition, self._denoise, self._decode, self.chat
 
     async def condition(self, request: GenerateRequest) -> Conditioned:
         """Reads a request's prompts."""
@@ -166,7 +175,9 @@ class Coordinator:
         config: ReplicaConfig,
     ) -> None:
         stages = HandleStages(condition, denoise, decode, chat)
-        self._backend = SplitBackend(stages, max_waiting=config.max_waiting, preview_rows=config.batch_size)
+        self._backend = SplitBackend(
+            stages, name=replica_name(), max_waiting=config.max_waiting, preview_rows=config.batch_size
+        )
 
     async def describe(self) -> ModelInfo | Exception:
         """The model's properties, or the error if a stage has no replica."""
@@ -190,7 +201,6 @@ class Coordinator:
         async for event in errors_as_values(self._backend.stream_chat(request)):
             yield event
 
-    async def metrics(self) -> EngineMetrics:
-        """What this coordinator has counted; the first one adds what the stages have."""
-        is_first = ray_serve.get_replica_context().rank.rank == 0
-        return await self._backend.metrics(with_stages=is_first)
+    async def metrics(self) -> ReplicaMetrics:
+        """What this coordinator and the replicas of all stages have counted: any coordinator knows the latter."""
+        return await self._backend.metrics()

@@ -63,7 +63,7 @@ class Engine(EngineBase):
         `cache_bytes` bounds the cache of prompts that were read; 0 keeps none.
         """
         super().__init__(pipeline, max_waiting=max_waiting, clock=clock)
-        self._decoder = DecodeStage(pipeline, self._requests)
+        self._decoder = DecodeStage(pipeline, self._requests, lambda: self._denoiser.rows_ahead)
         self._denoiser = DenoiseStage(pipeline, self._requests, self._decoder, max_waiting=max_waiting)
         self._condition = ConditionStage(pipeline, self._requests, self._order, cache_bytes=cache_bytes)
         self._chats = ChatStage(pipeline, self._requests)

@@ -2,12 +2,12 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 from serve.engine.engine import Engine
-from serve.metrics import EngineMetrics
 from serve.protocol import (
     ChatEvent,
     ChatReply,
@@ -16,6 +16,7 @@ from serve.protocol import (
     GenerateRequest,
     ImageEvent,
     ModelInfo,
+    ReplicaMetrics,
 )
 
 EventT = TypeVar("EventT")
@@ -55,9 +56,9 @@ class LocalBackend:
         async for event in stream(functools.partial(self._engine.chat, request)):
             yield event
 
-    async def metrics(self) -> EngineMetrics:
-        """The engine's metrics."""
-        return self._engine.metrics()
+    async def metrics(self) -> ReplicaMetrics:
+        """The engine's metrics: it is the only replica, for as long as its process lives."""
+        return ReplicaMetrics(replicas={str(os.getpid()): self._engine.metrics()})
 
 
 async def stream(start: Callable[[Callable[[EventT], None]], "Future[ReplyT]"]) -> AsyncIterator[EventT | ReplyT]:

@@ -74,6 +74,12 @@ class DenoiseStage(Stage):
                 self.schedule = self.schedule.without(number)
 
     @property
+    def rows_ahead(self) -> int:
+        """Rows that are denoised or wait for that. The caller holds the lock."""
+        self.drop_ended()
+        return self.schedule.waiting + sum(row.done < row.steps for row in self.schedule.running)
+
+    @property
     def _ready(self) -> list[int]:
         return [number for number, each in self._requests.generations.items() if each.states is not None]
 
@@ -151,7 +157,7 @@ class DenoiseStage(Stage):
         self._preview({slot: self.schedule.slots[slot] for slot in slots})
 
     def _preview(self, rows: Mapping[int, Row | None]) -> None:
-        """Gives the decoder previews that are due, where it has room: an image never waits for one."""
+        """Gives the decoder previews that are due; it drops those for which it has no room."""
         for slot, row in rows.items():
             with self._requests.changed:
                 generation = self._requests.generations.get(row.request) if row else None
@@ -174,7 +180,7 @@ class DenoiseStage(Stage):
             self.schedule = self.schedule.release(given)
 
     def _give(self, rows: Mapping[int, Row], *, partial: int | None = None) -> list[int]:
-        """Puts rows into the decoder's queue, as far as there is room; returns their slots."""
+        """Puts rows into the decoder's queue, finished ones as far as there is room; returns their slots."""
         features = self._batch.features if partial is None else self._batch.expected
         with self._requests.changed:
             requests = {row.request: self._requests.generations.get(row.request) for row in rows.values()}
@@ -190,6 +196,6 @@ class DenoiseStage(Stage):
             if (generation := requests[row.request]) is not None
         }
         with self._requests.changed:
-            given = list(found)[: self._decoder.room]
+            given = list(found)[: self._decoder.room if partial is None else None]
             self._decoder.put([found[slot] for slot in given])
         return given

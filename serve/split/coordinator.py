@@ -18,7 +18,7 @@ from dataclasses import replace
 from PIL import Image
 
 from blip3o.errors import Blip3oError, RequestError
-from serve.metrics import EngineMetrics, Recorder
+from serve.metrics import Recorder
 from serve.protocol import (
     BusyError,
     ChatEvent,
@@ -32,29 +32,27 @@ from serve.protocol import (
     ImageEvent,
     ModelInfo,
     PartialImage,
+    ReplicaMetrics,
     busy,
 )
 from serve.split.messages import DecodeRequest, DenoisedRow, DenoiseRequest, Stages
-
-# What stages count of a request, it counts once here.
-_OF_REQUESTS = (
-    "blip3o_request_success_total",
-    "blip3o_e2e_latency_seconds",
-    "blip3o_cancelled_total",
-    "blip3o_rejected_total",
-    "blip3o_errors_total",
-)
 
 
 class SplitBackend:
     """Answers requests with stages. One event loop."""
 
     def __init__(
-        self, stages: Stages, *, max_waiting: int, preview_rows: int, clock: Callable[[], float] = time.monotonic
+        self,
+        stages: Stages,
+        *,
+        name: str,
+        max_waiting: int,
+        preview_rows: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """From `max_waiting` rows that are not decoded on, requests are refused; from `preview_rows` on, there are no
-        previews."""
-        self._stages, self._clock = stages, clock
+        previews. `name` is this replica's in the metrics."""
+        self._stages, self._name, self._clock = stages, name, clock
         self._max_waiting, self._preview_rows = max_waiting, preview_rows
         self._undecoded = _Undecoded(stages, clock)
         self._denoised: set[int] = set()  # requests that only the decoder works on
@@ -83,16 +81,10 @@ class SplitBackend:
             async for event in events:
                 yield event
 
-    async def metrics(self, *, with_stages: bool = True) -> EngineMetrics:
-        """What is counted here, and what the stages count: of several coordinators, one asks them."""
-        total = self._recorder.snapshot({("blip3o_requests_running", "generate"): float(len(self._denoised))})
-        if with_stages:
-            for metrics in await self._stages.metrics():
-                total += EngineMetrics(
-                    samples={key: value for key, value in metrics.samples.items() if key[0] not in _OF_REQUESTS}
-                )
-            total += await self._stages.chat.metrics()
-        return total
+    async def metrics(self) -> ReplicaMetrics:
+        """What is counted here, and in the stages."""
+        own = self._recorder.snapshot({("blip3o_requests_running", "generate"): float(len(self._denoised))})
+        return ReplicaMetrics(replicas={self._name: own}) + await self._stages.metrics()
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Images; cancellation frees their rows in every stage."""

@@ -6,7 +6,7 @@ They run the stages of `serve.engine` as they are, so what a request gives has t
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -34,15 +34,23 @@ from serve.metrics import EngineMetrics
 from serve.protocol import MAX_IMAGES, FinishedImage, GenerateRequest, PartialImage
 from serve.split.messages import Array, Conditioned, DecodeRequest, DenoisedRow, DenoiseRequest
 
+_OF_REQUESTS = (
+    "blip3o_request_success_total",
+    "blip3o_e2e_latency_seconds",
+    "blip3o_cancelled_total",
+    "blip3o_rejected_total",
+    "blip3o_errors_total",
+)
+
 
 class StageEngine(EngineBase):
     """One stage of images."""
 
     def stats(self) -> EngineStats:
         """The current load."""
-        metrics = self.metrics()
-        done = int(metrics.value("blip3o_request_success_total", "generate"))  # also those that the cache answered
         with self._requests.changed:
+            metrics = self._requests.metrics({})
+            done = int(metrics.value("blip3o_request_success_total", "generate"))  # also those that the cache answered
             running, waiting, seconds = self._load()
             return EngineStats(
                 rows_running=running,
@@ -51,6 +59,16 @@ class StageEngine(EngineBase):
                 passes=passes(metrics),
                 totals={**totals(metrics), "requests": done},
             )
+
+    def metrics(self) -> EngineMetrics:
+        """As of `Engine`, without what the coordinator counts, once for each request."""
+        with self._requests.changed:
+            found = self._requests.metrics({(name, "generate"): float(value) for name, value in self._gauges().items()})
+        return EngineMetrics(samples={key: value for key, value in found.samples.items() if key[0] not in _OF_REQUESTS})
+
+    @abstractmethod
+    def _gauges(self) -> Mapping[str, int]:
+        """Requests that wait and run, by the names of their metrics. The caller holds the lock."""
 
     @abstractmethod
     def _load(self) -> tuple[int, int, float]:
@@ -138,11 +156,8 @@ class ConditionEngine(StageEngine):
     def _load(self) -> tuple[int, int, float]:
         return 0, len(self._requests.generations), self._stage.seconds_ahead()
 
-    def metrics(self) -> EngineMetrics:
-        """As of `Engine`: none of these requests has a row yet."""
-        with self._requests.changed:
-            waiting = float(len(self._requests.generations))
-            return self._requests.metrics({("blip3o_requests_waiting", "generate"): waiting})
+    def _gauges(self) -> Mapping[str, int]:
+        return {"blip3o_requests_waiting": len(self._requests.generations)}  # none of them has a row yet
 
 
 class _Sender:
@@ -218,17 +233,11 @@ class DenoiseEngine(StageEngine):
         schedule = self._stage.schedule
         return len(schedule.running), schedule.waiting, self._stage.seconds_ahead()
 
-    def metrics(self) -> EngineMetrics:
-        """As of `Engine`."""
-        with self._requests.changed:
-            self._stage.drop_ended()
-            rows = {row.request for row in self._stage.schedule.running}
-            waiting = self._stage.schedule.queue.requests - rows
-            gauges = {
-                ("blip3o_requests_running", "generate"): float(len(rows)),
-                ("blip3o_requests_waiting", "generate"): float(len(waiting)),
-            }
-            return self._requests.metrics(gauges)
+    def _gauges(self) -> Mapping[str, int]:
+        self._stage.drop_ended()
+        rows = {row.request for row in self._stage.schedule.running}
+        waiting = self._stage.schedule.queue.requests - rows
+        return {"blip3o_requests_running": len(rows), "blip3o_requests_waiting": len(waiting)}
 
 
 class _RowStage(DecodeStage):
@@ -290,7 +299,5 @@ class DecodeEngine(StageEngine):
     def _load(self) -> tuple[int, int, float]:
         return self._stage.rows, 0, self._stage.seconds_ahead(0)
 
-    def metrics(self) -> EngineMetrics:
-        """As of `Engine`; a request may have rows in several decoders, so those that run are counted elsewhere."""
-        with self._requests.changed:
-            return self._requests.metrics({})
+    def _gauges(self) -> Mapping[str, int]:
+        return {}  # a request may have rows in several decoders

@@ -8,8 +8,7 @@ from PIL import Image
 
 from serve.engine.engine import Engine
 from serve.engine.local import LocalBackend, stream
-from serve.metrics import EngineMetrics
-from serve.protocol import GenerateRequest
+from serve.protocol import GenerateRequest, ReplicaMetrics
 from serve.split.engines import ConditionEngine, DecodeEngine, DenoiseEngine
 from serve.split.messages import Conditioned, DecodeRequest, DenoisedRow, DenoiseRequest
 
@@ -47,9 +46,11 @@ class LocalStages:
             engine.check()
         await self.chat.check()
 
-    async def metrics(self) -> list[EngineMetrics]:
-        """Of the stages of images."""
-        return [engine.metrics() for engine in (self._condition, self._denoise, self._decode)]
+    async def metrics(self) -> ReplicaMetrics:
+        """Those of all stages."""
+        engines = {"condition": self._condition, "denoise": self._denoise, "decode": self._decode}
+        own = ReplicaMetrics(replicas={name: engine.metrics() for name, engine in engines.items()})
+        return own + await self.chat.metrics()
 
     async def condition(self, request: GenerateRequest) -> Conditioned:
         """Reads a request's prompts."""

@@ -7,8 +7,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from serve.metrics import EngineMetrics
-from serve.protocol import Backend, GenerateRequest
+from serve.protocol import Backend, GenerateRequest, ReplicaMetrics
 
 Array = np.ndarray
 
@@ -66,8 +65,8 @@ class Stages(Protocol):
         """Returns if every stage can answer. Does not wait behind requests."""
         ...
 
-    async def metrics(self) -> list[EngineMetrics]:
-        """Of condition, denoise and decode."""
+    async def metrics(self) -> ReplicaMetrics:
+        """Those of all stages. Requests for images are not in them: whoever joins the stages counts those."""
         ...
 
     async def condition(self, request: GenerateRequest) -> Conditioned:

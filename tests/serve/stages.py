@@ -29,7 +29,7 @@ class Split:
     def backend(self) -> SplitBackend:
         """A backend for the current event loop."""
         stages = LocalStages(**self.engines)
-        return SplitBackend(stages, max_waiting=self.max_waiting, preview_rows=self.max_waiting)
+        return SplitBackend(stages, name="coordinator", max_waiting=self.max_waiting, preview_rows=self.max_waiting)
 
     def answer(self, requests) -> list[list[Any]]:
         """The events of each request, all asked at once; an error is the last one."""
