@@ -9,6 +9,7 @@ replica, it also says where its successor's time went.
 """
 
 import argparse
+import json
 import signal
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from jobs.deployment.rollout import Canary, Rollout
 from jobs.serve import build_config
 from serve.deployments.configs import application_name
 from serve.deployments.options import GENERATOR
+from serve.http.files import HEADER
 
 NAME, CLIENTS, STEPS = "nano", 4, 4
 SETTLE_S, WATCH_S, PATIENCE_S = 3.0, 3.0, 300.0
@@ -81,6 +83,7 @@ class Transport(httpx2.HTTPTransport):
         super().__init__()
         self.faults: Counter[str] = Counter()
         self.replies: list[float] = []
+        self.bundles: Counter[str] = Counter()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """As the base class does."""
@@ -91,6 +94,7 @@ class Transport(httpx2.HTTPTransport):
             raise
         if response.status_code == 200:
             self.replies.append(time.monotonic())
+            self.bundles[json.loads(response.headers[HEADER])["bundle"]] += 1
         else:
             self.faults[str(response.status_code)] += 1
         return response
@@ -131,6 +135,11 @@ class Load:
         self._done.set()
         for thread in self._threads:
             thread.join()
+
+    @property
+    def bundles(self) -> dict[str, int]:
+        """Replies with images, by the sha256 of the bundle that made them."""
+        return dict(self._transport.bundles)
 
     @property
     def answered(self) -> int:
@@ -220,7 +229,7 @@ def _all_run(details: dict[str, Any]) -> bool:
 
 @contextmanager
 def served(bundle: str, *, nodes: int, options: dict[str, Any]) -> Iterator[tuple[Rollout, Callable[[], None]]]:
-    """A server on so many nodes, and what kills the last node."""
+    """A server on that number of nodes, and what kills the last node."""
     import ray
     from ray import serve as ray_serve
     from ray.cluster_utils import Cluster

@@ -48,7 +48,7 @@ class Replicas:
         return round(time.monotonic() - self._began, 1)
 
     def wait_for(self, count: int) -> float:
-        """Seconds until exactly so many run and no more are wanted; notes every change until then."""
+        """Seconds until exactly that number runs and is wanted; notes every change until then."""
         began = time.monotonic()
         while True:
             application = self._server.cluster.details()["applications"][application_name(self._server.config)]

@@ -1,4 +1,4 @@
-"""Tells replicas that were lost from those that the autoscaler has removed. Pure: no cluster, no clock."""
+"""Distinguishes replicas that were lost from those that the autoscaler has removed. Pure: no cluster, no clock."""
 
 from collections.abc import Collection
 

@@ -24,7 +24,7 @@ _FACE_PATH = "serve.app:face"
 _MODEL_PATH = "serve.app:model"
 NEXT = "@next"  # behind a model's name: the bundle that is tried out
 _UNKNOWN_FORM = (
-    "{where} of this cluster says no {what}, which `blip3o deploy` goes on from: write it as serve/config/cpu.yaml "
+    "{where} of this cluster says no {what}, which `blip3o deploy` starts from: write it as serve/config/cpu.yaml "
     "does, and `serve deploy` that first"
 )
 
