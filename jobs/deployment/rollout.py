@@ -81,6 +81,7 @@ class Rollout:
             return
         new, old = application_name(self.config), running(routing_table(current), self.config.name)
         current = self._settled(current, old)
+        self._take_back_traffic(routing_table(current))  # of a roll-out that was killed
         with self._restoring(current):
             face = face_application(self.config, routing_table(current))
             current = with_application(current, placed_like(face, FACE, current))
@@ -198,11 +199,13 @@ class Rollout:
         self.echo("rolled back: the cluster serves what it served before")
 
     def _take_back_traffic(self, old: RoutingTable) -> None:
-        """Until no request is on the way to the new bundle, which is about to leave; none if it had no traffic."""
-        name, found = self.config.name, deployed_config(self.cluster.details())
-        shares = {each.application: each.share for each in routing_table(found).models.get(name, ())} if found else {}
-        back = {each.application: each.share for each in old.models.get(name, ())}
-        if found is None or not any(share for application, share in shares.items() if application not in back):
+        """Gives a model's old bundle all requests, and returns when none is on its way to another one."""
+        found = deployed_config(self.cluster.details())
+        back = _shares(old, self.config.name)
+        if not back or found is None:
+            return
+        shares = _shares(routing_table(found), self.config.name)
+        if not any(share for application, share in shares.items() if application not in back):
             return
         self.cluster.apply(self._sharing(found, dict.fromkeys(shares, 0.0) | back))
         self.cluster.wait([FACE], timeout_s=_FACE_S)
@@ -220,3 +223,8 @@ class Rollout:
             return
         self.echo(f"waiting {self.config.request_timeout_s:g} s for requests on their way to the bundle that leaves")
         time.sleep(self.config.request_timeout_s)
+
+
+def _shares(table: RoutingTable, name: str) -> dict[str, float]:
+    """The share of each application of a model."""
+    return {each.application: each.share for each in table.models.get(name, ())}

@@ -143,15 +143,15 @@ def stock_load(url, clients=3):
     """Clients of OpenAI's library; yields what they have seen: replies and calls by status or kind of error."""
     replies, calls, done = Counter(), Counter(), threading.Event()
     http = openai.DefaultHttpxClient(event_hooks={"response": [lambda reply: replies.update([reply.status_code])]})
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http)
 
     def ask():
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http) as client:
-            while not done.is_set():
-                try:
-                    client.images.generate(prompt="x", extra_body={"num_inference_steps": 1})
-                    calls["done"] += 1
-                except openai.APIError as error:
-                    calls[repr(error)] += 1
+        while not done.is_set():
+            try:
+                client.images.generate(prompt="x", extra_body={"num_inference_steps": 1})
+                calls["done"] += 1
+            except openai.APIError as error:
+                calls[repr(error)] += 1
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
@@ -162,6 +162,7 @@ def stock_load(url, clients=3):
         done.set()
         for thread in threads:
             thread.join()
+        client.close()
 
 
 def test_the_loss_of_a_proxy_and_of_a_node_is_nothing_that_a_client_does_not_try_again(server, other_node):
