@@ -87,7 +87,8 @@ def configure_ray() -> None:
     to the kernel, the kernel would zero it again for the next step.
 
     Serve takes three checks, 10 s apart, to notice that a proxy is dead, and kills one that takes 5 s to start, as on
-    a busy laptop. Its replicas report their load every 10 s, which is how late it would add one.
+    a busy laptop. Its replicas report their load every 10 s, which is how late it would add one. Its proxy has no
+    limits of its own against hostile clients.
     """
     export(
         {
@@ -99,6 +100,7 @@ def configure_ray() -> None:
             "RAY_DATA_LOG_LEVEL": "WARNING",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_ENABLE_AUTO_CONNECT": "0",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.safety.proxy:middlewares",
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
             "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",

@@ -22,7 +22,7 @@ class HttpConfig(Frozen):
     )
     max_body_bytes: int = Field(default=32 * MIB, ge=1024, description="most bytes of a request's body")
     max_bodies_bytes: int = Field(
-        default=512 * MIB, ge=1024, description="most bytes of the bodies of all requests that one process of the API holds"
+        default=512 * MIB, ge=1024, description="most bytes of all bodies that one process of the API holds at a time"
     )
     max_image_bytes: int = Field(default=10 * MIB, ge=1, description="most bytes of an image that is sent")
     max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of it, before it is decoded")

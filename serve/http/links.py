@@ -1,8 +1,8 @@
 """Links to images that expire: signed, absolute, and backed by the memory or by a folder of an object store.
 
-With several ingress replicas, a folder is needed, and $BLIP3O_URL_SECRET, from which the signature is made: each replica
-has a memory of its own. Without them, no link is made that only one of the replicas could read. The signature is never
-made of the API keys: whoever has a link could try short ones on it.
+With several ingress replicas, a folder is needed, and $BLIP3O_URL_SECRET, from which the signature is made: each
+replica has a memory of its own. Without them, no link is made that only one of the replicas could read. The signature
+is never made of the API keys: whoever has a link could try short ones on it.
 """
 
 import asyncio
@@ -74,7 +74,10 @@ class Links:
         processes: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`processes` is how many there are of this API, behind one address. Raises `ConfigError` for a short secret."""
+        """`processes` is how many there are of this API, behind one address.
+
+        Raises `ConfigError` if the secret is short.
+        """
         self._config = config
         self._clock, self._processes = clock, processes
         self._store: _Store = _Folder(config.url_store) if config.url_store else _Memory(config.url_memory_bytes)

@@ -7,7 +7,7 @@ limit to those that do.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -38,7 +38,7 @@ class Pictures:
         self._fetches = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
         # A decode cannot be interrupted, so a client that leaves must not let the next one in: each has a thread.
         self._decodes = ThreadPoolExecutor(config.decoding_images, thread_name_prefix="decode")
-        self._decoding: set[Future[object]] = set()
+        self._decoding: set[Future[Any]] = set()
 
     async def read_all(self, asked: Sequence[Picture], info: ModelInfo, guard: Guard) -> tuple[Image.Image, ...]:
         """The images of a conversation: RGB, at the size of the model's input. Raises `ApiError` with their path."""
