@@ -136,7 +136,7 @@ class Access:
                 return _EVERYBODY
             message = f"this server has no API keys, so it serves only its own machine: set {VARIABLE}, or auth to off"
             raise _unknown(message)
-        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+        scheme, _, key = _only(connection, "authorization").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise _unknown("there is no API key: send 'Authorization: Bearer KEY'")
         sent, found = _digest(key.strip()), ""
@@ -148,9 +148,11 @@ class Access:
 
     def _refuse_foreign_page(self, connection: HTTPConnection) -> None:
         """A page of any web site can send to this machine from its user's browser, which adds the page's origin."""
-        origin = connection.headers.get("origin")
-        own = urlsplit(origin or "").netloc.lower() == connection.headers.get("host", "").lower()
-        if origin is not None and not own and origin not in self._config.cors_origins:
+        if "origin" not in connection.headers:
+            return
+        origin = _only(connection, "origin")
+        own = urlsplit(origin).netloc.lower() == _only(connection, "host").lower()
+        if not own and origin not in self._config.cors_origins:
             message = "a web page of another origin asks, and this server has no API keys: add it to cors_origins"
             raise ApiError(403, message, code="origin_not_allowed")
 
@@ -166,6 +168,12 @@ class Access:
             yield
         finally:
             limits.running -= 1
+
+
+def _only(connection: HTTPConnection, name: str) -> str:
+    """The value of a header; empty if there are several, of which a proxy in front may have read another one."""
+    values = connection.headers.getlist(name)
+    return values[0] if len(values) == 1 else ""
 
 
 def _unknown(message: str) -> ApiError:
@@ -213,9 +221,9 @@ def _is_loopback(connection: HTTPConnection) -> bool:
     """
     if any(name in connection.headers for name in _OF_PROXIES):
         return False
-    server = connection.scope.get("server")
+    server, host = connection.scope.get("server"), _only(connection, "host")
     try:
-        names = (server[0] if server else "", urlsplit(f"//{connection.headers.get('host', '')}").hostname or "")
-        return all(name == "localhost" or ipaddress.ip_address(name).is_loopback for name in names)
+        names = (server[0] if server else "", urlsplit(f"//{host}").hostname or "")
+        return "@" not in host and all(name == "localhost" or ipaddress.ip_address(name).is_loopback for name in names)
     except ValueError:  # a name, or no host at all
         return False

@@ -52,6 +52,9 @@ def test_everything_else_is_refused_also_on_this_machine(key):
         ("127.0.0.1", "images.example.com"),  # a page whose name was made to point here
         ("127.0.0.1", ""),
         ("127.0.0.1", "[::1"),
+        ("127.0.0.1", "images.example.com@127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1.example.com"),
+        ("127.0.0.1", "2130706433"),
         ("", "127.0.0.1"),
     ],
 )
@@ -62,6 +65,19 @@ def test_without_keys_only_this_machine_is_served(server, host):
     with pytest.raises(ApiError, match="set BLIP3O_API_KEYS, or auth to off"):
         closed.owner(request(server=server, host=host))
     assert Access(HttpConfig(auth="off"), {}).owner(request(server=server, host=host)) == ""
+
+
+def test_a_header_that_is_there_twice_is_not_trusted():
+    open_to_me, keyed = Access(HttpConfig(), {}), Access(HttpConfig(), KEYS)
+    mine = (b"origin", b"http://127.0.0.1:8000")
+    for access, asked in (
+        (open_to_me, request(more=[(b"host", b"images.example.com")])),
+        (open_to_me, request(more=[mine, (b"origin", b"https://evil.example")])),
+        (keyed, request(key="s3cret", more=[(b"authorization", b"Bearer other")])),
+    ):
+        with pytest.raises(ApiError):
+            access.owner(asked)
+    assert open_to_me.owner(request(more=[mine])) == ""
 
 
 @pytest.mark.parametrize("header", [b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via"])
