@@ -22,8 +22,8 @@ from serve.engine.local import LocalBackend
 class Server:
     """An app on a free port of the loopback interface, in a thread."""
 
-    def __init__(self, app):
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    def __init__(self, app, **options):
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", **options))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -14,7 +14,7 @@ from blip3o.data.sets.npm import NpmPackage, fetch
 from jobs import cli
 from jobs.commands.curl import examples
 from tests.docs_commands import ROOT
-from tests.serve.client import serving
+from tests.serve.client import raw, serving
 
 # The newest that names no newest Node.js: Debian's is older.
 OPENAI = NpmPackage(
@@ -100,6 +100,9 @@ def test_the_javascript_client_gets_images_events_replies_and_errors(server, tal
     assert found["reply"] == "".join(found["pieces"]) == talking.chat("What colour is it?", max_tokens=6)
     assert len(found["pieces"]) > 1
     assert found["errors"] == [["NotFoundError", 404, "model"], ["BadRequestError", 400, "n"]]
+    metrics = raw("GET", server.url + "/metrics").text
+    while "blip3o_cancelled_total" not in metrics:  # the stream that was stopped
+        metrics = raw("GET", server.url + "/metrics").text
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")
