@@ -1,4 +1,4 @@
-"""The dashboard and the alerts read metrics that a real server shows, by the labels that they have; docs say the same."""
+"""The dashboard and the alerts read metrics that a real server shows, by labels that they have; docs say the same."""
 
 import json
 import re
