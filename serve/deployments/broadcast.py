@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-_TIMEOUT_S = 5  # below the ten seconds that Prometheus gives a scrape
+TIMEOUT_S = 5  # below the ten seconds that Prometheus gives a scrape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +19,19 @@ class Replies:
     silent: int = 0
 
 
-async def ask_all(handle: DeploymentHandle, method: str, *, until_first: bool = False) -> Replies:
+async def ask_all(
+    handle: DeploymentHandle, method: str, *, until_first: bool = False, timeout_s: float = TIMEOUT_S
+) -> Replies:
     """Calls a method of every replica; one that hangs does not hold up the replies of the others.
 
     With `until_first`, returns as soon as one has answered.
     """
     clock = asyncio.get_running_loop().time
-    end = clock() + _TIMEOUT_S
+    end = clock() + timeout_s
     try:
         # Not `results_async`, which returns all results or, if one replica hangs, none.
         sent = handle.broadcast(method)._fetch_replica_results_async()
-        calls = await asyncio.wait_for(sent, _TIMEOUT_S)
+        calls = await asyncio.wait_for(sent, timeout_s)
     except (DeploymentUnavailableError, TimeoutError):
         return Replies()
     pending = {asyncio.ensure_future(call.get_async()) for call in calls}
