@@ -25,7 +25,7 @@ PAGES = ("serving", "http-api", "deploying", "monitoring")
 ELSEWHERE = {
     "make serve": "tests/jobs/test_serve.py",
     "python -m cluster.validate": "tests/cluster/test_validate.py",
-    "python -m benchmarks.serve_failures": "benchmarks/serve_failures.py",  # minutes
+    "python -m benchmarks.": "tests/serve/deployments/test_rollout.py",  # minutes; the tests have short forms
     "ray start": "cluster/aws.yaml",  # a Ray that stays; of the nodes there
     "kubectl apply": "cluster/kuberay/rayservice.yaml",  # needs a cluster; the file is validated
 }
