@@ -9,7 +9,8 @@ from jobs.loadtest.plots import cumulative, legend, scatter
 
 Result = Mapping[str, Any]
 
-_COLUMNS = ("requests", "failed", "mean s", "p50", "p95", "p99", "first p50")
+_COLUMNS = ("requests", "failed", "mean s", "p50", "p95", "p99", "1st p50")
+_WIDTHS = (9, 7, 8, 8, 8, 8, 8)
 
 
 def as_text(result: Result) -> str:
@@ -49,7 +50,7 @@ def _objective(result: Result) -> list[str]:
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
-    return f"{label[:24]:24}" + "".join(f"{cell:>8}" if cell != "first p50" else f"{cell:>10}" for cell in cells)
+    return f"{label[:24]:24}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
 
 
 def _cells(row: Result) -> list[str]:

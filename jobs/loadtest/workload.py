@@ -125,7 +125,7 @@ class Workload:
         due = 0.0
         for number in itertools.count():
             work = self.works[random.choice(len(self.works), p=[share / sum(shares) for share in shares])]
-            prompt = self.prompts[random.integers(len(self.prompts))]
+            prompt = self.prompts[int(random.integers(len(self.prompts)))]
             due += random.exponential(1 / rate) if rate else 0
             body = work.body(prompt, self.seed + number * MAX_IMAGES, self.model)
             yield Call(work=work, body=body, due=due if rate else None)
