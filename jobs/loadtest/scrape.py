@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from blip3o.errors import ServiceError
+from serve.metrics import SCOPES
 
-Samples = Mapping[tuple[str, str], float]  # by (name, value of its own label), summed over models
+Samples = Mapping[tuple[str, str], float]  # by (name, value of its own label), summed over replicas
 
 _LINE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_WHERE = {"le", *(label for labels in SCOPES.values() for label in labels)}  # who counted it, not what
 _TIMEOUT_S = 30
 
 
@@ -29,7 +31,7 @@ def parse(text: str) -> Samples:
     """Prometheus' text format; buckets of histograms are left out."""
     samples: dict[tuple[str, str], float] = {}
     for name, labels, value in _LINE.findall("\n".join(line for line in text.split("\n") if line[:1] != "#")):
-        own = [text for label, text in _LABEL.findall(labels) if label not in ("model", "le")]
+        own = [text for label, text in _LABEL.findall(labels) if label not in _WHERE]
         if not name.endswith("_bucket"):
             key = name, ",".join(own)
             samples[key] = samples.get(key, 0.0) + float(value)
