@@ -109,17 +109,17 @@ def test_a_loop_keeps_as_many_requests_in_flight_as_it_may_and_no_more(due):
 
 
 METRICS = """# HELP blip3o_stage_seconds One pass of a stage.
-blip3o_stage_seconds_bucket{model="a",stage="decode",le="0.005"} 3
-blip3o_stage_seconds_sum{model="a",stage="decode"} 0.5
-blip3o_stage_seconds_count{model="a",stage="decode"} 4
-blip3o_stage_seconds_sum{model="b",stage="decode"} 1.5
-blip3o_stage_seconds_count{model="b",stage="decode"} 6
-blip3o_batch_rows_sum{model="a"} 30
-blip3o_batch_rows_count{model="a"} 10
-blip3o_queue_seconds_sum{model="a",kind="generate"} 2
-blip3o_queue_seconds_count{model="a",kind="generate"} 8
-blip3o_cache_hits_total{model="a",kind="condition"} 5
-blip3o_cache_misses_total{model="a",kind="condition"} 2
+blip3o_stage_seconds_bucket{model="a",application="a-1",replica="x",stage="decode",le="0.005"} 3
+blip3o_stage_seconds_sum{model="a",application="a-1",replica="x",stage="decode"} 0.5
+blip3o_stage_seconds_count{model="a",application="a-1",replica="x",stage="decode"} 4
+blip3o_stage_seconds_sum{model="b",application="b-1",replica="y",stage="decode"} 1.5
+blip3o_stage_seconds_count{model="b",application="b-1",replica="y",stage="decode"} 6
+blip3o_batch_rows_sum{model="a",application="a-1",replica="x"} 30
+blip3o_batch_rows_count{model="a",application="a-1",replica="x"} 10
+blip3o_queue_seconds_sum{model="a",application="a-1",replica="x",kind="generate"} 2
+blip3o_queue_seconds_count{model="a",application="a-1",replica="x",kind="generate"} 8
+blip3o_cache_hits_total{model="a",application="a-1",replica="x",kind="condition"} 5
+blip3o_cache_misses_total{model="a",application="a-1",replica="x",kind="condition"} 2
 """
 
 
