@@ -303,8 +303,8 @@ def test_an_error_in_one_reply_of_a_batch_ends_only_this_one(talking, monkeypatc
     forward, add = ReplyBatch.forward, ReplyText.add
 
     def poison(batch):
-        logits = forward(batch)
-        return {row: logits[row] * (torch.nan if row == 1 else 1) for row in logits}
+        bad_rows = {row for row, reply in batch.running.items() if "poison" in reply.text._stop}
+        return {row: logits * (torch.nan if row in bad_rows else 1) for row, logits in forward(batch).items()}
 
     def fail(text, token):
         assert text._stop != ["poison"], "poison"
