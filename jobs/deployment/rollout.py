@@ -22,6 +22,7 @@ from serve.deployments.configs import (
     Config,
     application_name,
     deployed_config,
+    draining,
     face_application,
     first_config,
     model_application,
@@ -38,6 +39,7 @@ from serve.deployments.options import GENERATOR
 
 _POLL_S = 1.0
 _HEALTHY = ("STARTING", "RUNNING")
+_IDLE_S = 60.0  # until Serve has noticed that a deployment is idle
 
 
 def resolved(cluster: ServeCluster, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class Rollout:
                 current = self._replace(current, old=old, new=new)
         if old not in (None, new):
             # Every face has the new table: no request goes to the old bundle, which leaves after its last replies.
-            self.cluster.apply(self._sharing(current, {new: 1.0}))
+            self._drop(current, self._sharing(current, {new: 1.0}))
             self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
 
     def _settled(self, current: Config, old: str | None) -> Config:
@@ -164,7 +166,8 @@ class Rollout:
         deployments = self.cluster.details()["applications"].get(application, {}).get("deployments", {})
         return {
             replica["replica_id"]
-            for replica in deployments.get(GENERATOR, {}).get("replicas", ())
+            for deployment in deployments.values()
+            for replica in deployment.get("replicas", ())
             if replica["state"] in _HEALTHY
         }
 
@@ -177,6 +180,15 @@ class Rollout:
         self.cluster.apply(config)
         self.cluster.wait([FACE], timeout_s=self.start_timeout_s)
 
+    def _drop(self, current: Config, target: Config) -> None:
+        """Serves `target` instead of `current`; what it drops has no route, and answers its last requests before."""
+        if leaving := draining(current, target):
+            self.cluster.apply(leaving)
+            kept = {each["name"] for each in target["applications"]}
+            names = [each["name"] for each in leaving["applications"] if each["name"] not in kept]
+            self.cluster.wait_for_none(names, GENERATOR, timeout_s=self.config.drain_timeout_s + _IDLE_S)
+        self.cluster.apply(target)
+
     @contextmanager
     def _restoring(self, current: Config) -> Iterator[None]:
         """Puts the old state back unless the body ends well: also after a defect or a signal."""
@@ -187,5 +199,5 @@ class Rollout:
 
     def _restore(self, current: Config) -> None:
         with deaf():
-            self.cluster.apply(current)
+            self._drop(deployed_config(self.cluster.details()) or current, current)
         self.echo("rolled back: the cluster serves what it served before")

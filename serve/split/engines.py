@@ -252,6 +252,12 @@ class _RowStage(DecodeStage):
         """The most rows that wait."""
         return self._capacity
 
+    @property
+    def rows(self) -> int:
+        """Rows that wait or are being decoded, without those of clients that have left."""
+        self._drop_ended()
+        return super().rows
+
 
 class DecodeEngine(StageEngine):
     """Makes pixels. Each row is a request."""
