@@ -27,6 +27,8 @@ def as_text(result: Result) -> str:
         lines.append(f"rows in a denoising step: {result['stages']['rows_mean']:g} on average")
     for kind, cache in (result["stages"] or {}).get("cache", {}).items():
         lines.append(f"cache of {kind}: {cache['hits']} hits, {cache['misses']} misses")
+    if result["stages"] and not result["stages"]["complete"]:
+        lines.append("a replica ended in between: its passes are not counted")
     return "\n".join(lines)
 
 

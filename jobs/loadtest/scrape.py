@@ -1,24 +1,23 @@
 """The server's own figures, from `/metrics` before and after a load: time per stage, width of batches, the cache."""
 
 import re
-import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from blip3o.errors import ServiceError
-from serve.metrics import SCOPES
+from serve.metrics import METRICS
 
-Samples = Mapping[tuple[str, str], float]  # by (name, value of its own label), summed over replicas
+Samples = Mapping[tuple[str, str], float]  # by (name, all labels)
 
 _LINE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_WHERE = {"le", *(label for labels in SCOPES.values() for label in labels)}  # who counted it, not what
+_ENDING = re.compile(r"_(sum|count)$")
 _TIMEOUT_S = 30
 
 
 def scrape(url: str) -> Samples:
-    """All counters and gauges, and the sums and counts of histograms. Raises `ServiceError` if there are none."""
+    """All series but the buckets of histograms. Raises `ServiceError` if there are none."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=_TIMEOUT_S) as response:
             return parse(response.read().decode())
@@ -28,34 +27,42 @@ def scrape(url: str) -> Samples:
 
 
 def parse(text: str) -> Samples:
-    """Prometheus' text format; buckets of histograms are left out."""
-    samples: dict[tuple[str, str], float] = {}
-    for name, labels, value in _LINE.findall("\n".join(line for line in text.split("\n") if line[:1] != "#")):
-        own = [text for label, text in _LABEL.findall(labels) if label not in _WHERE]
-        if not name.endswith("_bucket"):
-            key = name, ",".join(own)
-            samples[key] = samples.get(key, 0.0) + float(value)
-    return samples
+    """Prometheus' text format."""
+    lines = "\n".join(line for line in text.split("\n") if line[:1] != "#")
+    found = _LINE.findall(lines)
+    return {(name, labels): float(value) for name, labels, value in found if not name.endswith("_bucket")}
 
 
-def stages(before: Samples, after: Samples) -> dict[str, Any] | None:
-    """What the server did in between; None if a counter fell, as it does when a replica is replaced."""
-    gained = {key: value - before.get(key, 0.0) for key, value in after.items()}
-    if any(gained[key] < 0 for key in gained if key[0].endswith(("_total", "_count"))):
-        return None
-    found: dict[str, Any] = {}
-    for name, label in sorted(gained):
-        passes = gained[name, label]
-        if name == "blip3o_stage_seconds_count" and passes:
-            seconds = gained["blip3o_stage_seconds_sum", label]
-            found[label] = {"passes": int(passes), "seconds": round(seconds, 4), "mean_s": round(seconds / passes, 6)}
-    steps = gained.get(("blip3o_batch_rows_count", ""), 0.0)
-    kinds = {label for name, label in gained if name.startswith("blip3o_cache_")}
-    cache = {
-        kind: {what: int(gained.get((f"blip3o_cache_{what}_total", kind), 0.0)) for what in ("hits", "misses")}
-        for kind in sorted(kinds)
+def stages(before: Samples, after: Samples) -> dict[str, Any]:
+    """What the server did in between. It is not `complete` if a replica ended, whose counters ended with it."""
+    gained: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for (name, labels), value in after.items():
+        gained[name, _own(name, labels)] += value - before.get((name, labels), 0.0)
+    passes: dict[str, Any] = {}
+    for (name, stage), count in sorted(gained.items()):
+        if name == "blip3o_stage_seconds_count" and count:
+            seconds = gained["blip3o_stage_seconds_sum", stage]
+            passes[stage] = {"passes": int(count), "seconds": round(seconds, 4), "mean_s": round(seconds / count, 6)}
+    kinds = sorted(label for name, label in gained if name == "blip3o_cache_hits_total")
+    return {
+        "passes": passes,
+        "rows_mean": _mean(gained, "blip3o_batch_rows", ""),
+        "queue_mean_s": _mean(gained, "blip3o_queue_seconds", "generate"),
+        "cache": {
+            kind: {what: int(gained[f"blip3o_cache_{what}_total", kind]) for what in ("hits", "misses")}
+            for kind in kinds
+        },
+        "complete": all(series in after for series in before if _ENDING.search(series[0])),
     }
-    rows = round(gained["blip3o_batch_rows_sum", ""] / steps, 2) if steps else None
-    queued = gained.get(("blip3o_queue_seconds_count", "generate"), 0.0)
-    waited = round(gained["blip3o_queue_seconds_sum", "generate"] / queued, 4) if queued else None
-    return {"passes": found, "rows_mean": rows, "queue_mean_s": waited, "cache": cache}
+
+
+def _own(name: str, labels: str) -> str:
+    """The value of a metric's own label; the others say who counted it."""
+    spec = METRICS.get(_ENDING.sub("", name))
+    found = re.search(rf'(?:^|,){spec.label}="([^"]*)"', labels) if spec and spec.label else None
+    return found[1] if found else ""
+
+
+def _mean(gained: Mapping[tuple[str, str], float], name: str, label: str) -> float | None:
+    count = gained[f"{name}_count", label]
+    return round(gained[f"{name}_sum", label] / count, 4) if count else None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.serving.bundles import write_untrained
+from benchmarks.serve_load.bundles import write_untrained
 from blip3o.bundle.reading import load_bundle
 from jobs.cli import main
 from jobs.loadtest.client import Client
@@ -121,7 +121,7 @@ def test_a_load_test_prints_a_table_and_writes_json_and_a_page(server, tmp_path,
     assert sum(row["requests"] for row in result["kinds"].values()) == 9
     assert {row["requests"] for row in result["alone"].values()} == {1} and len(result["alone"]) == 3
     images = sum(outcome["images"] for outcome in outcomes)
-    assert result["stages"]["cache"]["condition"]["hits"] + result["stages"]["cache"]["condition"]["misses"] > 0
+    assert result["stages"]["cache"]["condition"]["misses"] > 0
     assert result["load"]["images_per_s"] == pytest.approx(images / result["seconds"], rel=0.01)
     assert re.search(r"^all +9 +0 ", printed, re.MULTILINE) and "stage denoise: " in printed
     page = (tmp_path / "a.html").read_text()

@@ -108,32 +108,35 @@ def test_a_loop_keeps_as_many_requests_in_flight_as_it_may_and_no_more(due):
     assert (len(phase.outcomes), phase.sent, phase.most_at_once, phase.at_once) == (12, 12, 3, 0)
 
 
-METRICS = """# HELP blip3o_stage_seconds One pass of a stage.
-blip3o_stage_seconds_bucket{model="a",application="a-1",replica="x",stage="decode",le="0.005"} 3
-blip3o_stage_seconds_sum{model="a",application="a-1",replica="x",stage="decode"} 0.5
-blip3o_stage_seconds_count{model="a",application="a-1",replica="x",stage="decode"} 4
-blip3o_stage_seconds_sum{model="b",application="b-1",replica="y",stage="decode"} 1.5
-blip3o_stage_seconds_count{model="b",application="b-1",replica="y",stage="decode"} 6
-blip3o_batch_rows_sum{model="a",application="a-1",replica="x"} 30
-blip3o_batch_rows_count{model="a",application="a-1",replica="x"} 10
-blip3o_queue_seconds_sum{model="a",application="a-1",replica="x",kind="generate"} 2
-blip3o_queue_seconds_count{model="a",application="a-1",replica="x",kind="generate"} 8
-blip3o_cache_hits_total{model="a",application="a-1",replica="x",kind="condition"} 5
-blip3o_cache_misses_total{model="a",application="a-1",replica="x",kind="condition"} 2
+WHO = 'model="m",application="",replica='
+METRICS = f"""# HELP blip3o_stage_seconds One pass of a stage.
+blip3o_stage_seconds_bucket{{{WHO}"a",stage="decode",le="0.005"}} 3
+blip3o_stage_seconds_sum{{{WHO}"a",stage="decode"}} 0.5
+blip3o_stage_seconds_count{{{WHO}"a",stage="decode"}} 4
+blip3o_stage_seconds_sum{{{WHO}"b",stage="decode"}} 1.5
+blip3o_stage_seconds_count{{{WHO}"b",stage="decode"}} 6
+blip3o_batch_rows_sum{{{WHO}"a"}} 30
+blip3o_batch_rows_count{{{WHO}"a"}} 10
+blip3o_queue_seconds_sum{{{WHO}"a",kind="generate"}} 2
+blip3o_queue_seconds_count{{{WHO}"a",kind="generate"}} 8
+blip3o_cache_hits_total{{{WHO}"a",kind="condition"}} 5
+blip3o_cache_misses_total{{{WHO}"a",kind="condition"}} 2
 """
+BEFORE = f"""blip3o_stage_seconds_sum{{{WHO}"b",stage="decode"}} 1
+blip3o_stage_seconds_count{{{WHO}"b",stage="decode"}} 5
+"""
+GONE = f'blip3o_stage_seconds_count{{{WHO}"c",stage="decode"}} 100\n'
 
 
 def test_stages_are_what_the_server_did_in_between():
-    before = parse(
-        'blip3o_stage_seconds_sum{model="a",stage="decode"} 1\nblip3o_stage_seconds_count{model="a",stage="decode"} 5\n'
-    )
-    assert stages(before, parse(METRICS)) == {
+    expected = {
         "passes": {"decode": {"passes": 5, "seconds": 1.0, "mean_s": 0.2}},
         "rows_mean": 3.0,
         "queue_mean_s": 0.25,
         "cache": {"condition": {"hits": 5, "misses": 2}},
     }
-    assert stages(parse(METRICS), before) is None  # a counter fell: a replica was replaced
+    assert stages(parse(BEFORE), parse(METRICS)) == {**expected, "complete": True}
+    assert stages(parse(BEFORE + GONE), parse(METRICS)) == {**expected, "complete": False}
 
 
 @pytest.mark.parametrize(("most", "ticks"), [(0.93, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (7, [0, 2, 4, 6, 8]), (0, [0])])

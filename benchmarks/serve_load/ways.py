@@ -14,6 +14,7 @@ from ray import serve as ray_serve
 from cluster.ports import LOOPBACK, free_ports
 from jobs.common import join_ray, leave_ray
 from serve.config.options import ReplicaConfig, ServeConfig
+from serve.deployments.applications import build_model
 from serve.deployments.ingress import Ingress
 from serve.deployments.options import GENERATOR, generator_options, ingress_options
 from serve.deployments.replica import Generator
@@ -60,6 +61,11 @@ def start_way(name: str, way: type[Generator], config: ServeConfig) -> None:
     """Starts replicas of a way, as an application of its own."""
     deployment = ray_serve.deployment(way, **generator_options(config))
     ray_serve.run(deployment.bind(config.replica), name=name, route_prefix=None)
+
+
+def start_model(name: str, config: ServeConfig) -> None:
+    """Starts a model as `blip3o serve` would, in the layout of its config."""
+    ray_serve.run(build_model(config), name=name, route_prefix=None)
 
 
 def start_face(config: ServeConfig, names: list[str]) -> None:

@@ -124,14 +124,14 @@ def cache(url: str, model: str, *, count: int) -> dict[str, Any]:
     ]
     before = scrape(url)
     latencies = [outcome.latency for outcome in ask(url, calls, clients=1).outcomes][2:]
-    counted = stages(before, scrape(url))
+    counted = stages(before, scrape(url))["cache"]["condition"]
     hit, miss = statistics.median(latencies[::2]), statistics.median(latencies[1::2])
     return {
         "hit_ms": round(1000 * hit, 1),
         "miss_ms": round(1000 * miss, 1),
         "saved_ms": round(1000 * (miss - hit), 1),
         "steps": work.steps,
-        "counted": counted["cache"] if counted else None,
+        "counted": counted,
     }
 
 

@@ -1,16 +1,6 @@
-"""Step batching against other ways to serve, and what Ray Serve and the HTTP API add to the latency.
-
-    python -m benchmarks.serve_load [--bundle URI] [--rounds 5] [--parts throughput low_load cache autoscaling]
-
-All ways run behind one HTTP API on this machine, with the same engine at the same width and the same requests, images
-of 10, 20, 30 and 50 steps; `benchmarks/serving/ways.py` has them. Before, they must give the same images. `ratio` is
-the throughput of step batching over one request at a time, `ratio_batch` that over `@serve.batch`; medians of rounds.
-`overhead_ms` is the median latency of one image at a time over HTTP less that of a call of the engine in this process.
-How long a killed process is missed, `python -m benchmarks.serve_failures` measures.
-"""
+"""The comparison: starts everything, measures part by part, and keeps the result."""
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,18 +10,19 @@ from typing import Any
 import torch
 
 from benchmarks._measure import RESULTS, keep
-from benchmarks.serving import measures
-from benchmarks.serving.bundles import picture, write_untrained
-from benchmarks.serving.ways import WAYS, running_replicas, serving, start_face, start_way
+from benchmarks.serve_load import measures
+from benchmarks.serve_load.bundles import picture, write_untrained
+from benchmarks.serve_load.ways import WAYS, running_replicas, serving, start_face, start_model, start_way
 from blip3o import log, settings
-from blip3o.errors import ServiceError
 from jobs.serve import build_config
 from serve.config.options import ServeConfig
 from serve.engine.engine import Engine
 from serve.protocol import GenerateRequest
 
-SCALED = "scaled"
+SUMMARY = "Step batching against other ways to serve, and what Ray Serve and the HTTP API add to the latency."
+SCALED, SPLIT = "scaled", "split"
 PARTS = ("throughput", "low_load", "cache", "autoscaling")
+MORE_PARTS = ("layouts",)  # a process for each stage: for a machine with memory for them
 WIDTH, ROUNDS, REQUESTS, CLIENTS, EACH = 16, 5, 64, 32, 10
 PATIENCE_S = 120.0
 # For the replicas that come and go; the defaults of `ServeConfig` are 5 s and 300 s.
@@ -51,6 +42,9 @@ def start(bundle: str, chosen: argparse.Namespace) -> None:
         configs[SCALED] = config_of(bundle, SCALED, chosen.width, max_replicas=2, **DELAYS)
     for name, config in configs.items():
         start_way(name, WAYS.get(name, WAYS["steps"]), config)
+    if "layouts" in chosen.parts:
+        configs[SPLIT] = config_of(bundle, SPLIT, chosen.width, layout="split", coordinator_replicas=1)
+        start_model(SPLIT, configs[SPLIT])
     start_face(config_of(bundle, "face", chosen.width), list(configs))
 
 
@@ -109,6 +103,14 @@ def autoscaling(url: str, chosen: argparse.Namespace) -> dict[str, Any]:
     return {**found, **DELAYS}
 
 
+def layouts(url: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """One replica that does all of the work, against one of each stage."""
+    found = measures.throughputs(
+        url, ("steps", SPLIT), requests=chosen.requests, clients=chosen.clients, rounds=chosen.rounds
+    )
+    return {"all_in_one": found["steps"], "split": found[SPLIT]}
+
+
 def measured(url: str, chosen: argparse.Namespace, bundle: str) -> dict[str, Any]:
     """The parts that were asked for."""
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -116,6 +118,7 @@ def measured(url: str, chosen: argparse.Namespace, bundle: str) -> dict[str, Any
         "low_load": lambda: low_load(url, chosen, bundle),
         "cache": lambda: {"cache": measures.cache(url, "steps", count=2 * chosen.each)},
         "autoscaling": lambda: {"autoscaling": autoscaling(url, chosen)},
+        "layouts": lambda: {"layouts": layouts(url, chosen)},
     }
     result: dict[str, Any] = {"ratio": None, "ours": None, "other": None, "unit": "images/s", "n": chosen.rounds}
     for name in chosen.parts:
@@ -127,9 +130,9 @@ def measured(url: str, chosen: argparse.Namespace, bundle: str) -> dict[str, Any
 
 def main(argv: list[str] | None = None) -> int:
     """Prints what is measured, and the result as a line of JSON, which it keeps in a file."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve_load", description=SUMMARY)
     parser.add_argument("--bundle", help="URI; default: the tiny preset with random weights")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, *MORE_PARTS), default=list(PARTS))
     for name, default, words in (
         ("width", WIDTH, "batch_size of all ways"),
         ("rounds", ROUNDS, "rounds that count"),
@@ -149,10 +152,3 @@ def main(argv: list[str] | None = None) -> int:
         result = measured(url, chosen, bundle)
     keep("serve_load", {**result, "width": chosen.width, "clients": chosen.clients}, chosen.results)
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ServiceError as error:
-        sys.exit(f"serve_load: {error}")
