@@ -128,6 +128,9 @@ class Engine(EngineBase):
                 ("blip3o_requests_waiting", "generate"): len(waiting - rows),
                 ("blip3o_requests_running", "chat"): self._chats.running,
                 ("blip3o_requests_waiting", "chat"): self._chats.waiting,
+                ("blip3o_rows", "running"): len(self._denoiser.schedule.running),
+                ("blip3o_rows", "waiting"): self._denoiser.schedule.waiting,
+                ("blip3o_rows", "decoding"): self._decoder.rows,
             }
             return self._requests.metrics({name: float(value) for name, value in gauges.items()})
 

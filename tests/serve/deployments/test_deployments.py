@@ -73,7 +73,7 @@ def test_overload_is_refused_and_a_client_that_leaves_frees_its_place(server):
     assert int(refused.headers["retry-after"]) >= 1
     scrape = parse(raw("GET", server.url + "/metrics").text)  # full queues do not hold it up
     assert scrape.values("blip3o_replicas", state="silent") == [0]
-    assert sum(scrape.values("blip3o_requests_running", kind="generate")) > 0
+    assert sum(scrape.values("blip3o_rows", state="waiting")) > 0
     assert sum(scrape.values("blip3o_rejected_total")) > 0
     for connection in leaving:
         connection.close()
