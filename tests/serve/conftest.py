@@ -18,7 +18,7 @@ from blip3o.model.unified import initialize
 from blip3o.rng import torch_generator
 
 MAX_LENGTH = 160
-WIDTHS = ("prompt_widths", "denoiser_widths", "decode_widths")
+WIDTHS = ("prompt_widths", "denoiser_widths", "decode_widths", "reply_rows")
 
 
 def _wake(name, parameter):
