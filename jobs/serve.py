@@ -94,7 +94,9 @@ def build_config(values: dict[str, Any]) -> ServeConfig:
     except ValidationError as error:
         known = ", ".join([*(name for name in ServeConfig.model_fields if name != "http"), *HttpConfig.model_fields])
         first = error.errors()[0]
-        raise ConfigError(f"option {first['loc'][0]}: {explain(first)} (options: {known})") from error
+        if not first["loc"]:  # options that do not fit each other
+            raise ConfigError(explain(first)) from error
+        raise ConfigError(f"option {'.'.join(map(str, first['loc']))}: {explain(first)} (options: {known})") from error
 
 
 def _check(config: ServeConfig, port: int) -> None:

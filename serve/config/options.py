@@ -110,6 +110,12 @@ class ServeConfig(ReplicaConfig, FaceConfig):
     name: str = Field(default="blip3o", min_length=1, description="the model's name in the API")
     min_replicas: int = Field(default=1, ge=1, description="smallest number of replicas; 2 survive the loss of one")
     max_replicas: int = Field(default=1, ge=1, description="largest number of replicas, under load")
+    spare_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="replicas beyond those that the load or min_replicas needs, up to max_replicas: ready when one is "
+        "lost, or when the load jumps",
+    )
     target_rows: float = Field(
         default=0,
         ge=0,
@@ -152,9 +158,16 @@ class ServeConfig(ReplicaConfig, FaceConfig):
 
     @model_validator(mode="after")
     def _ordered(self) -> "ServeConfig":
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}: raise that")
+        self._check_replicas("")
         return self
+
+    def _check_replicas(self, where: str) -> None:
+        least = self.min_replicas + self.spare_replicas
+        if least > self.max_replicas:
+            spare = f" with {self.spare_replicas} to spare" if self.spare_replicas else ""
+            raise ValueError(
+                f"{where}min_replicas {self.min_replicas}{spare} is above max_replicas {self.max_replicas}: raise that"
+            )
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "ServeConfig":
@@ -162,8 +175,7 @@ class ServeConfig(ReplicaConfig, FaceConfig):
             return self
         stages = {stage: self.of_stage(stage) for stage in STAGES}
         for stage, own in stages.items():
-            if (least := own.min_replicas) > (most := own.max_replicas):
-                raise ValueError(f"stages.{stage}: min_replicas {least} is above max_replicas {most}: raise that")
+            own._check_replicas(f"stages.{stage}: ")
         if self.precision == "auto" and len({own.num_gpus > 0 for own in stages.values()}) > 1:
             raise ValueError("precision auto is another one on a GPU than on the CPU, and stages differ: say which")
         return self

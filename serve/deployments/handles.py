@@ -9,11 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator, Hashable
 from typing import cast
 
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.deployments.broadcast import TIMEOUT_S, Replies, ask_all
+from serve.deployments.losses import BUSY, LOST, UNAVAILABLE
 from serve.protocol import (
     BusyError,
     ChatDelta,
@@ -105,7 +104,7 @@ class HandleBackend:
             except asyncio.CancelledError:
                 response.cancel()
                 raise
-            except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+            except (*BUSY, *UNAVAILABLE, *LOST) as error:
                 _raise_unless_lost(error, is_last=attempt == _ATTEMPTS - 1)
         raise AssertionError("the last attempt returns or raises")
 
@@ -124,7 +123,7 @@ class HandleBackend:
             except (asyncio.CancelledError, GeneratorExit):
                 events.cancel()
                 raise
-            except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+            except (*BUSY, *UNAVAILABLE, *LOST) as error:
                 _raise_unless_lost(error, is_last=attempt == _ATTEMPTS - 1 or (has_sent and not repeatable))
             else:
                 return
@@ -139,9 +138,9 @@ def _value(reply: object) -> object:
 
 def _raise_unless_lost(error: Exception, *, is_last: bool) -> None:
     """Raises `BusyError` or `UnavailableError`, unless a replica was lost and there is another attempt."""
-    if isinstance(error, BackPressureError):
+    if isinstance(error, BUSY):
         raise BusyError(_RETRY_AFTER_S) from None
-    if is_last or isinstance(error, DeploymentUnavailableError):
+    if is_last or isinstance(error, UNAVAILABLE):
         raise UnavailableError("the model's replica was lost: try again") from error
 
 

@@ -21,16 +21,19 @@ _HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 20}  # three fa
 
 def generator_options(config: ServeConfig) -> dict[str, Any]:
     """The replicas of the model."""
+    arguments = {"target_wait_s": config.target_wait_s}
+    if config.spare_replicas:
+        arguments["spare_replicas"] = config.spare_replicas
     return {
         "name": GENERATOR,
         "autoscaling_config": {
-            "min_replicas": config.min_replicas,
+            "min_replicas": config.min_replicas + config.spare_replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": config.target_rows or config.batch_size,  # the policy reads it as rows
             "look_back_period_s": _LOOK_BACK_S,
             "upscale_delay_s": config.upscale_delay_s,
             "downscale_delay_s": config.downscale_delay_s,
-            "policy": {"policy_function": _POLICY, "policy_kwargs": {"target_wait_s": config.target_wait_s}},
+            "policy": {"policy_function": _POLICY, "policy_kwargs": arguments},
         },
         # An overloaded engine rejects requests at once, with a time to retry. Serve's limit per replica is higher than
         # the replica's, so that rejections never queue behind images.

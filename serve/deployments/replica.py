@@ -12,6 +12,7 @@ from blip3o.data.text.templates import Turn
 from blip3o.errors import BundleError, RequestError
 from serve.config.options import ReplicaConfig, Stage
 from serve.deployments.autoscaling import ROWS, WORK
+from serve.deployments.phases import Phases
 from serve.deployments.progress import Progress
 from serve.deployments.replies import error_as_value, errors_as_values
 from serve.protocol import (
@@ -44,12 +45,11 @@ def open_pipeline(config: ReplicaConfig, stage: Stage | None = None) -> "Blip3oP
     """
     import torch
 
-    from blip3o.bundle.reading import load_bundle
     from blip3o.device import select
-    from serve.split.loading import load_stage
+    from serve.split.loading import load_stage, load_whole
 
     torch.set_num_threads(config.threads)
-    pipeline = (functools.partial(load_stage, stage) if stage else load_bundle)(
+    pipeline = (functools.partial(load_stage, stage) if stage else load_whole)(
         config.bundle,
         device=select("gpu" if config.num_gpus else "cpu"),
         batch_size=config.batch_size,
@@ -115,13 +115,20 @@ class Generator(Replica):
 
     def __init__(self, config: ReplicaConfig, stage: Stage | None = None) -> None:
         """Loads the bundle and warms it up: Serve sends no request before. Raises as `open_pipeline` does."""
+        self._phases = Phases()
         from serve.engine.engine import Engine
         from serve.engine.local import LocalBackend
 
-        engine = Engine(open_pipeline(config, stage), max_waiting=config.max_waiting)
+        self._phases.end("imports")
+        pipeline = open_pipeline(config, stage)
+        self._phases.end("load")
+        engine = Engine(pipeline, max_waiting=config.max_waiting)
         self._begin(engine, stuck_after_s=config.stuck_after_s)
         self._backend = LocalBackend(engine)
+        self._phases.end("widths")
         self._warm_up(engine, config)
+        self._phases.end("warm_up")
+        self._phases.log()
 
     def _warm_up(self, engine: "Engine", config: ReplicaConfig) -> None:
         """Makes one of everything that requests ask for, so that the first of them is not the slowest.
@@ -144,6 +151,10 @@ class Generator(Replica):
             logger.info("the bundle cannot generate images: nothing to warm up there")
         turns = (Turn(role="user", text=_WARM_UP),)
         engine.chat(ChatRequest(turns=turns, images=(), max_tokens=1)).result()
+
+    async def start_seconds(self) -> dict[str, float]:
+        """How long each phase of the start took."""
+        return self._phases.seconds
 
     async def describe(self) -> ModelInfo | Exception:
         """The model's properties, or the error."""
