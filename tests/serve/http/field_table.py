@@ -42,7 +42,7 @@ Options of `blip3o serve` and `blip3o deploy`. In Python and in a Serve config, 
 ### Model and replicas
 
 {replicas}
-Some defaults of `blip3o serve` are others: `--num-cpus` is 0.5, `--ingress-replicas` and `--coordinator-replicas` are 1.
+Some defaults of `blip3o serve` differ: `--num-cpus` is 0.5, `--ingress-replicas` and `--coordinator-replicas` are 1.
 `blip3o deploy` leaves what you do not give as it is on the cluster.
 
 ### HTTP API
