@@ -80,6 +80,9 @@ METRICS: Mapping[str, MetricSpec] = {
         label="class",
         known=("EngineError", "DeadlineError", "UnavailableError"),
     ),
+    "blip3o_ready": MetricSpec(
+        kind="gauge", help="Whether replicas answer for all that the bundle does: 1 or 0.", scope="application"
+    ),
     "blip3o_replicas": MetricSpec(
         kind="gauge",
         help="Replicas that answered this scrape (ready), and that did not in time (silent).",

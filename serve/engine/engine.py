@@ -165,7 +165,8 @@ class Engine(EngineBase):
             seconds = self._chats.seconds_ahead()
             has_row = len(self._requests.chats) < self._pipeline.batch_size
             in_time = has_row or request.deadline_s is None or seconds <= request.deadline_s
-            self._accept(fits=self._chats.waiting < self._max_waiting and in_time, seconds=seconds)
+            fits = self._chats.admits(request.owner, places=self._max_waiting)
+            self._accept(fits=fits and in_time, seconds=seconds)
             chat = Chat(
                 number=next(self._numbers),
                 request=request,
