@@ -24,6 +24,7 @@ from serve.deployments.configs import (
     Config,
     application_name,
     deployed_config,
+    draining,
     face_application,
     first_config,
     model_application,
@@ -36,11 +37,13 @@ from serve.deployments.configs import (
     with_table,
     without_strays,
 )
+from serve.deployments.options import GENERATOR
 from serve.routing import RoutingTable
 
 _POLL_S = 1.0
 _ON_THE_WAY_S = 1.0  # for requests that have chosen a bundle and have not reached it
 _FACE_S = 60.0  # for all processes of the face to take back the traffic
+_IDLE_S = 60.0  # until Serve has noticed that a deployment is idle
 
 
 def resolved(cluster: ServeCluster, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +97,7 @@ class Rollout:
         if old not in (None, new):
             # Every face has the new table: no request chooses the old bundle, which leaves after its last replies.
             self._let_requests_arrive()
-            self.cluster.apply(self._sharing(current, {new: 1.0}))
+            self._drop(current, self._sharing(current, {new: 1.0}))
             self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
 
     def _settled(self, current: Config, old: str | None) -> Config:
@@ -181,6 +184,15 @@ class Rollout:
         self.cluster.apply(config)
         self.cluster.wait([FACE], timeout_s=self.start_timeout_s)
 
+    def _drop(self, current: Config, target: Config) -> None:
+        """Serves `target` instead of `current`; what it drops has no route, and answers its last requests before."""
+        if leaving := draining(current, target):
+            self.cluster.apply(leaving)
+            kept = {each["name"] for each in target["applications"]}
+            names = [each["name"] for each in leaving["applications"] if each["name"] not in kept]
+            self.cluster.wait_for_none(names, GENERATOR, timeout_s=self.config.drain_timeout_s + _IDLE_S)
+        self.cluster.apply(target)
+
     @contextmanager
     def _restoring(self, current: Config) -> Iterator[None]:
         """Puts the old state back unless the body ends well: also after a defect or a signal."""
@@ -191,11 +203,13 @@ class Rollout:
 
     def _restore(self, current: Config) -> None:
         with deaf():
+            before = current
             try:
                 self._take_back_traffic(routing_table(current))
+                before = deployed_config(self.cluster.details()) or current
             except ServiceError as error:  # what counts is that the old state comes back
                 self.echo(f"requests to the new bundle may fail: {error}")
-            self.cluster.apply(current)
+            self._drop(before, current)
         self.echo("rolled back: the cluster serves what it served before")
 
     def _take_back_traffic(self, old: RoutingTable) -> None:

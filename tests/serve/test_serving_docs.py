@@ -25,9 +25,9 @@ PAGES = ("serving", "http-api", "deploying", "monitoring")
 ELSEWHERE = {
     "make serve": "tests/jobs/test_serve.py",
     "python -m cluster.validate": "tests/cluster/test_validate.py",
-    "python -m benchmarks.serve_failures": "benchmarks/serve_failures.py",  # minutes
+    "python -m benchmarks.": "tests/serve/deployments/test_rollout.py",  # minutes; the tests have short forms
     "ray start": "cluster/aws.yaml",  # a Ray that stays; of the nodes there
-    "kubectl apply": "cluster/kuberay/rayservice.yaml",  # needs a cluster; the file is validated
+    "kubectl": "cluster/kuberay/rayservice.yaml",  # needs a cluster; the file is validated
 }
 
 
@@ -188,7 +188,8 @@ def test_commands_that_deploy(bundle, folder, capsys, line):
     assert cli.main([*words[words.index("blip3o") + 1 :], "--dry-run"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     validate_serve(config)
-    assert config["http_options"]["host"] == "0.0.0.0", "others reach it"
+    host = "0.0.0.0" if "--url" in words else "127.0.0.1"
+    assert config["http_options"]["host"] == host, "what others reach is said in the command"
 
 
 def test_the_example_for_prometheus_names_files_that_exist():

@@ -18,6 +18,8 @@ pre{background:#8882;border-radius:6px;padding:.8rem 1rem;white-space:pre-wrap}
 table{border-collapse:collapse;width:100%}
 td,th{border-bottom:1px solid #8884;padding:.35rem .7rem .35rem 0;text-align:left;vertical-align:top}
 td:first-child{min-width:8rem}summary{cursor:pointer;margin:.8rem 0}
+@media(max-width:45rem){tr,td{display:block}th{display:none}
+td{border:0;padding:.1rem 0}tr{border-bottom:1px solid #8884;padding:.4rem 0}}
 b{font-weight:600}.tag{border-radius:4px;background:#8883;font-size:13px;padding:0 .4em}"""
 
 
