@@ -2,7 +2,7 @@
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,37 +20,53 @@ from serve.engine.engine import Engine
 from serve.protocol import GenerateRequest
 
 SUMMARY = "Step batching against other ways to serve, and what Ray Serve and the HTTP API add to the latency."
-SCALED, SPLIT = "scaled", "split"
+SCALED = "scaled"
 PARTS = ("throughput", "low_load", "cache", "autoscaling")
-MORE_PARTS = ("layouts",)  # a process for each stage: for a machine with memory for them
+MORE_PARTS = ("tuning",)  # replicas of every variant: for a machine with memory for them
 WIDTH, ROUNDS, REQUESTS, CLIENTS, EACH = 16, 5, 64, 32, 10
 PATIENCE_S = 120.0
+# What a replica may have instead, by the name of its model. The first is what the others are compared with.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "steps": {},
+    "width-1": {"batch_size": 1},
+    "width-4": {"batch_size": 4},
+    "decode-1": {"decode_batch_size": 1},
+    "threads-2": {"threads": 2},
+    "replicas-2": {"min_replicas": 2, "max_replicas": 2},
+    "split": {"layout": "split", "coordinator_replicas": 1},
+}
 # For the replicas that come and go; the defaults of `ServeConfig` are 5 s and 300 s.
 DELAYS = {"upscale_delay_s": 1, "downscale_delay_s": 5}
 
 
 def config_of(bundle: str, name: str, width: int, **more: Any) -> ServeConfig:  # noqa: ANN401 - fields of the config
-    """A way's config: one replica, and little of the CPUs that Ray counts, as all ways wait side by side."""
+    """A model's config: one replica, and little of the CPUs that Ray counts, as all ways wait side by side."""
     options = {"bundle": bundle, "name": name, "batch_size": width, "num_cpus": 0.5, "ingress_replicas": 1}
     return build_config({**options, **more})
 
 
-def start(bundle: str, chosen: argparse.Namespace) -> None:
-    """Starts all ways, and the HTTP API in front of them."""
-    configs = {name: config_of(bundle, name, chosen.width) for name in WAYS}
+def start(bundle: str, chosen: argparse.Namespace) -> list[str]:
+    """Starts what the parts need, and the HTTP API in front of it; returns the names of the models."""
+    configs = {"steps": config_of(bundle, "steps", chosen.width)}
+    start_way("steps", WAYS["steps"], configs["steps"])
+    if "throughput" in chosen.parts:
+        for name in sorted(WAYS.keys() - configs):
+            configs[name] = config_of(bundle, name, chosen.width)
+            start_way(name, WAYS[name], configs[name])
     if "autoscaling" in chosen.parts:
         configs[SCALED] = config_of(bundle, SCALED, chosen.width, max_replicas=2, **DELAYS)
-    for name, config in configs.items():
-        start_way(name, WAYS.get(name, WAYS["steps"]), config)
-    if "layouts" in chosen.parts:
-        configs[SPLIT] = config_of(bundle, SPLIT, chosen.width, layout="split", coordinator_replicas=1)
-        start_model(SPLIT, configs[SPLIT])
+        start_model(SCALED, configs[SCALED])
+    if "tuning" in chosen.parts:
+        for name in sorted(VARIANTS.keys() - configs):
+            configs[name] = config_of(bundle, name, chosen.width, **VARIANTS[name])
+            start_model(name, configs[name])
     start_face(config_of(bundle, "face", chosen.width), list(configs))
+    return list(configs)
 
 
-def check_same_images(url: str) -> None:
-    """Stops unless all ways give the same image."""
-    if len({picture(url, model=name, seed=7, steps=5) for name in WAYS}) != 1:
+def check_same_images(url: str, models: Sequence[str]) -> None:
+    """Stops unless all models give the same image."""
+    if len({picture(url, model=name, seed=7, steps=5) for name in models}) != 1:
         raise SystemExit("the ways give different images: nothing to compare")
 
 
@@ -103,12 +119,19 @@ def autoscaling(url: str, chosen: argparse.Namespace) -> dict[str, Any]:
     return {**found, **DELAYS}
 
 
-def layouts(url: str, chosen: argparse.Namespace) -> dict[str, Any]:
-    """One replica that does all of the work, against one of each stage."""
+def tuning(url: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Throughput of every variant, its p95, and its latency at low load."""
     found = measures.throughputs(
-        url, ("steps", SPLIT), requests=chosen.requests, clients=chosen.clients, rounds=chosen.rounds
+        url, list(VARIANTS), requests=chosen.requests, clients=chosen.clients, rounds=chosen.rounds
     )
-    return {"all_in_one": found["steps"], "split": found[SPLIT]}
+    return {
+        name: {
+            "images_per_s": row["images_per_s"],
+            "p95_s": row["latency_s"]["p95"],
+            "alone_ms": measures.alone(url, name, count=chosen.each),
+        }
+        for name, row in found.items()
+    }
 
 
 def measured(url: str, chosen: argparse.Namespace, bundle: str) -> dict[str, Any]:
@@ -118,7 +141,7 @@ def measured(url: str, chosen: argparse.Namespace, bundle: str) -> dict[str, Any
         "low_load": lambda: low_load(url, chosen, bundle),
         "cache": lambda: {"cache": measures.cache(url, "steps", count=2 * chosen.each)},
         "autoscaling": lambda: {"autoscaling": autoscaling(url, chosen)},
-        "layouts": lambda: {"layouts": layouts(url, chosen)},
+        "tuning": lambda: {"tuning": tuning(url, chosen)},
     }
     result: dict[str, Any] = {"ratio": None, "ours": None, "other": None, "unit": "images/s", "n": chosen.rounds}
     for name in chosen.parts:
@@ -147,8 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.configure_ray()
     with tempfile.TemporaryDirectory() as folder, serving() as url:
         bundle = chosen.bundle or write_untrained(f"{folder}/bundle", "tiny")
-        start(bundle, chosen)
-        check_same_images(url)
+        check_same_images(url, start(bundle, chosen))
         result = measured(url, chosen, bundle)
     keep("serve_load", {**result, "width": chosen.width, "clients": chosen.clients}, chosen.results)
     return 0

@@ -61,7 +61,7 @@ def url(replicas):
 
 
 def test_the_last_line_is_the_result(url, bundle, tmp_path, capsys):
-    comparison.check_same_images(url)
+    comparison.check_same_images(url, list(WAYS))
     keep("serve_load", comparison.measured(url, argparse.Namespace(**SIZES), bundle), tmp_path)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     ways = result["ways"]
