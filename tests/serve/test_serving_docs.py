@@ -24,6 +24,7 @@ PAGES = ("serving", "http-api", "deploying", "monitoring")
 # Commands that are not run in this file, and why that is enough.
 ELSEWHERE = {
     "make serve": "tests/jobs/test_serve.py",
+    "blip3o bench-serve": "tests/jobs/loadtest/test_command.py",
     "python -m cluster.validate": "tests/cluster/test_validate.py",
     "python -m benchmarks.": "tests/serve/deployments/test_rollout.py",  # minutes; the tests have short forms
     "python -m benchmarks.serve_load": "tests/benchmarks/test_serve_load.py",
