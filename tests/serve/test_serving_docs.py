@@ -28,7 +28,6 @@ ELSEWHERE = {
     "python -m cluster.validate": "tests/cluster/test_validate.py",
     "python -m benchmarks.": "tests/serve/deployments/test_rollout.py",  # minutes; the tests have short forms
     "python -m benchmarks.serve_load": "tests/benchmarks/test_serve_load.py",
-    "blip3o bench-serve": "tests/jobs/loadtest/test_command.py",
     "ray start": "cluster/aws.yaml",  # a Ray that stays; of the nodes there
     "kubectl": "cluster/kuberay/rayservice.yaml",  # needs a cluster; the file is validated
 }
