@@ -1,4 +1,4 @@
-"""New bundles on a server under load, good and bad: `python -m benchmarks.serve_rollout --bundle runs/demo/bundle`.
+"""New bundles on a server under load, good and bad: `python -m benchmarks.serving.rollout --bundle runs/demo/bundle`.
 
 Four clients of the stock `openai` library ask for images without a pause, while `blip3o deploy`'s own code rolls out
 

@@ -1,4 +1,4 @@
-"""Replicas that follow the load, 1 → 3 → 1, without a failed request: `python -m benchmarks.serve_scaling`.
+"""Replicas that follow the load, 1 → 3 → 1, without a failed request: `python -m benchmarks.serving.scaling`.
 
 One client of the stock `openai` library asks for an image after the other; then eight ask for four images each, without
 a pause, until there are three replicas; then the one alone again, until there is one. The table has a line for every
