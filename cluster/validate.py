@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cluster.validate")  # also when run as __main__
 
 KUBERNETES_VERSION = "1.33"
+_KUBERNETES_GRACE_S = 30  # of a pod that does not say
 _GPU_INSTANCE = re.compile(r"(p|g)\d")  # EC2's families with NVIDIA GPUs
 # Where each kind of manifest describes its cluster, below `spec`.
 _CLUSTER_SPECS: dict[str, tuple[str, ...]] = {
@@ -139,7 +140,9 @@ def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
         _check_pod_template(where, template)
     spec = manifest["spec"]
     if "serveConfigV2" in spec:
-        validate_serve(_embedded(spec, "serveConfigV2"))
+        served = _embedded(spec, "serveConfigV2")
+        validate_serve(served)
+        _check_grace(served, spec["rayClusterConfig"].get("workerGroupSpecs", []))
     if "runtimeEnvYAML" in spec:
         validate_runtime_env(_embedded(spec, "runtimeEnvYAML"))
 
@@ -236,6 +239,43 @@ def validate_serve(config: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {_one_line(first['msg'])}") from error
     _refuse_unknown_keys("serve config", config, understood)
+    _check_drain(config)
+
+
+def _drains(config: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds that replicas have for their last requests, by deployment."""
+    from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S as DEFAULT
+
+    return {
+        f"{application['name']}.{deployment['name']}": deployment.get("graceful_shutdown_timeout_s", DEFAULT)
+        for application in config["applications"]
+        for deployment in application.get("deployments", [])
+    }
+
+
+def _check_drain(config: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if a replica that is stopped may have requests that take longer than it has."""
+    longest = config.get("http_options", {}).get("request_timeout_s")
+    for name, seconds in _drains(config).items():
+        if longest is not None and seconds <= longest:
+            raise ConfigError(
+                f"{name}: graceful_shutdown_timeout_s {seconds:g} is not above http_options.request_timeout_s "
+                f"{longest:g}: its last requests would be cut off"
+            )
+
+
+def _check_grace(config: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `ConfigError` if Kubernetes ends a pod before the replicas in it have drained."""
+    drains = _drains(config)
+    slowest = max(drains, key=lambda name: drains[name], default="")
+    for group in groups:
+        pod = group["template"].get("spec", {})
+        grace = pod.get("terminationGracePeriodSeconds", _KUBERNETES_GRACE_S)
+        if slowest and grace <= drains[slowest]:
+            raise ConfigError(
+                f"worker group {group['groupName']}: terminationGracePeriodSeconds {grace} is not above "
+                f"graceful_shutdown_timeout_s {drains[slowest]:g} of {slowest}"
+            )
 
 
 def _refuse_unknown_keys(where: str, given: object, understood: object) -> None:

@@ -104,8 +104,13 @@ class Reply:
     finish_reason: FinishReason | None = None
 
     def take(self, logits_V: Tensor) -> str:
-        """Chooses the next token; returns the new text. Sets `finish_reason` if the reply is complete."""
+        """Chooses the next token; returns the new text. Sets `finish_reason` if the reply is complete.
+
+        Raises `FloatingPointError` for logits that are no numbers: any token would be as likely.
+        """
         assert self.finish_reason is None, "the reply has ended"
+        if not logits_V.isfinite().all():
+            raise FloatingPointError("the logits of the next token are not finite")
         token = self.sampling.choose(logits_V, len(self.ids))
         if token in self.stop_ids:
             self.finish_reason = "stop"
@@ -156,17 +161,25 @@ class ReplyBatch:
         self.replies[row] = None if reply.finish_reason else reply
         return piece
 
-    def step(self) -> dict[int, str]:
-        """Adds a token to every running reply in one pass; returns the new text by row. Frees rows that are done."""
-        running = self.running
+    def forward(self) -> dict[int, Tensor]:
+        """The logits [V] of the next token of every running reply, by row, in one pass."""
         tokens = [0 if reply is None else reply.ids[-1] for reply in self.replies]
         active = [reply is not None for reply in self.replies]
         logits = self._cache.step(torch.tensor(tokens, device=self._device), torch.tensor(active, device=self._device))
-        pieces = {row: reply.take(logits[row]) for row, reply in running.items()}
-        for row, reply in running.items():
-            if reply.finish_reason:
-                self.remove(row)
-        return pieces
+        return {row: logits[row] for row in self.running}
+
+    def take(self, row: int, logits_V: Tensor) -> str:
+        """Adds the next token to a row's reply, given its logits; returns the new text. Frees the row if it is done."""
+        reply = self.replies[row]
+        assert reply is not None, f"row {row} has no reply"
+        piece = reply.take(logits_V)
+        if reply.finish_reason:
+            self.remove(row)
+        return piece
+
+    def step(self) -> dict[int, str]:
+        """Adds a token to every running reply in one pass; returns the new text by row."""
+        return {row: self.take(row, logits) for row, logits in self.forward().items()}
 
     def remove(self, row: int) -> None:
         """Frees a row."""

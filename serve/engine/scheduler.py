@@ -6,7 +6,7 @@ in slots never wait for each other. A `Schedule` is a value: every decision retu
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -64,6 +64,10 @@ class Schedule:
         """How many more rows can be submitted: free slots plus free places in the queue."""
         return len(self.slots) + self.max_waiting - len(self.running) - self.waiting
 
+    def admits(self, owner: str, images: int) -> bool:
+        """Whether a request of so many images may be submitted."""
+        return self.queue.admits(owner, images, free=self.free_capacity, places=self.max_waiting)
+
     @property
     def unstarted(self) -> dict[int, Row]:
         """The rows that have not taken a step yet, by slot."""
@@ -89,7 +93,7 @@ class Schedule:
         return self.steps_ahead + math.ceil(images / len(self.slots)) * steps
 
     def submit(self, request: int, *, images: int, steps: int, owner: str = "", priority: int = 0) -> Self:
-        """Queues a request's rows. The caller checks `free_capacity` first."""
+        """Queues a request's rows. The caller asks `admits` first."""
         assert images <= self.free_capacity, f"{images} rows, room for {self.free_capacity}"
         queue = self.queue.add(request, owner=owner, priority=priority, cost=steps, rows=images)
         return replace(self, queue=queue)
@@ -135,3 +139,16 @@ def partial_steps(steps: int, count: int) -> tuple[int, ...]:
     """
     after = {math.ceil(steps * (number + 1) / (count + 2)) for number in range(count)}
     return tuple(sorted(step for step in after if step < steps))
+
+
+def decoders_half(waiting: Sequence[int], *, decoding: int, denoising: float, widths: Sequence[int]) -> int:
+    """How many rows the decoder takes in to have half of all, rounded up to a width, and no run of one request divided.
+
+    `waiting` has the requests of the rows that wait for it; `decoding` rows are in it, and `denoising` come later.
+    """
+    half = (len(waiting) + decoding + denoising) / 2
+    width = min((width for width in widths if width >= half), default=max(widths))
+    count = min(max(width - decoding, 0), len(waiting))
+    while 0 < count < len(waiting) and waiting[count] == waiting[count - 1]:
+        count += 1
+    return count

@@ -195,6 +195,29 @@ def test_a_slip_in_the_serve_config_is_named(path, value, message):
         validate.validate_serve(_changed(SERVE, path, value))
 
 
+def test_a_request_that_may_outlive_its_replica_or_its_pod_is_named():
+    served = yaml.safe_load(RAYSERVICE["spec"]["serveConfigV2"])
+    long = copy.deepcopy(served)
+    long["http_options"]["request_timeout_s"] = 330
+    with pytest.raises(ConfigError, match=r"blip3o.Ingress: graceful_shutdown_timeout_s 330 is not above .* 330"):
+        validate.validate_serve(long)
+    silent = copy.deepcopy(served)
+    del silent["applications"][1]["deployments"][0]["graceful_shutdown_timeout_s"]
+    with pytest.raises(ConfigError, match="Generator: graceful_shutdown_timeout_s 20 is not above"):
+        validate.validate_serve(silent)
+    grace = "spec.rayClusterConfig.workerGroupSpecs.1.template.spec.terminationGracePeriodSeconds"
+    for seconds in (330, 30):
+        with pytest.raises(ConfigError, match=f"generator: terminationGracePeriodSeconds {seconds} is not above"):
+            validate.validate_kuberay(_changed(RAYSERVICE, grace, seconds), crds=None)
+
+
+def test_every_pod_that_serves_has_the_settings_that_our_own_nodes_have():
+    cluster = RAYSERVICE["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        assert {each["name"]: each["value"] for each in container["env"]} == settings.RAY_SERVE
+
+
 def test_the_service_manifest_checks_its_serve_config():
     broken = RAYSERVICE["spec"]["serveConfigV2"].replace("import_path", "import_pth")
     with pytest.raises(ConfigError, match="import_path"):

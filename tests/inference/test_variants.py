@@ -1,5 +1,7 @@
 """Every objective and every kind of decoder samples through one interface, from a bundle to images, and is served."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from serve.engine.engine import Engine
 from serve.protocol import GenerateRequest
 from tests.bundles import write_nano_bundle
 from tests.model.variants import VARIANTS, model_config
+from tests.serve.stages import split
 
 PROMPTS, SEEDS = ["a red circle", "It is green.", "a blue star"], [3, 5, 8]
 SAMPLERS = {
@@ -25,18 +28,22 @@ SAMPLERS = {
 
 
 @pytest.fixture(scope="module")
-def pipeline_of(tmp_path_factory):
+def bundle_of(tmp_path_factory):
+    """A function from a variant's name to the URI of its bundle, each written once."""
+
+    @functools.cache
+    def bundle(name):
+        uri = str(tmp_path_factory.mktemp("bundle"))
+        write_nano_bundle(uri, model=with_sampler(name) if name in SAMPLERS else model_config(name))
+        return uri
+
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def pipeline_of(bundle_of):
     """A function from a variant's name to its pipeline, each built once."""
-    built = {}
-
-    def pipeline(name):
-        if name not in built:
-            uri = str(tmp_path_factory.mktemp("bundle"))
-            write_nano_bundle(uri, model=with_sampler(name) if name in SAMPLERS else model_config(name))
-            built[name] = load_bundle(uri, batch_size=2)
-        return built[name]
-
-    return pipeline
+    return functools.cache(lambda name: load_bundle(bundle_of(name), batch_size=2))
 
 
 def with_sampler(name):
@@ -95,6 +102,22 @@ def test_every_solver_is_served(pipeline_of, name):
         [expected] = pipeline.generate(request.prompt, seed=request.seeds[0], **options)
         assert future.result(60).images[0].tobytes() == expected.tobytes()
     engine.close()
+
+
+@pytest.mark.parametrize("name", ["clip_flow normalised", "clip_mse", "vae_flow kl", "sdxl", "sana"])
+def test_stages_with_only_their_parts_serve_every_model(bundle_of, pipeline_of, name):
+    requests = [
+        GenerateRequest(prompt=prompt, seeds=(seed,), num_inference_steps=2, guidance_scale=2.0)
+        for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    with split(bundle_of(name), batch_size=2) as stages:
+        replies = [events[-1] for events in stages.answer(requests)]
+    expected = pipeline_of(name).generate(PROMPTS, seed=SEEDS, num_inference_steps=2, guidance_scale=2.0)
+    assert [reply.images[0].tobytes() for reply in replies] == [image.tobytes() for image in expected]
+    parts = {stage: engine._pipeline.model for stage, engine in stages.engines.items()}
+    assert [stage for stage, model in parts.items() if model.has("backbone")] == ["condition", "chat"]
+    assert [stage for stage, model in parts.items() if model.generates] == ["denoise"]
+    assert [stage for stage, model in parts.items() if model.has("decoder")] == ["decode"]
 
 
 @pytest.mark.parametrize("name", ["shifted", "truncated", "heun", "unipc"])

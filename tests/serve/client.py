@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import socket
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -133,3 +134,10 @@ def serving(pipeline, name="nano", config=None, backend=Watched):
             yield server
     finally:
         engine.close()
+
+
+def output(command, folder, **options):
+    """What a program prints that runs in a folder."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout

@@ -4,25 +4,16 @@ import base64
 import io
 import json
 import shutil
-import subprocess
-import tarfile
 
 import pytest
 from PIL import Image
 
-from blip3o.data.sets.npm import NpmPackage, fetch
 from jobs import cli
 from jobs.commands.curl import examples
 from tests.docs_commands import ROOT
-from tests.serve.client import raw, serving
+from tests.serve.client import output, raw, serving
 
-# The newest that names no newest Node.js: Debian's is older.
-OPENAI = NpmPackage(
-    name="openai",
-    version="6.49.0",
-    sha256="e48de0f4c5dbecebdeb864233f5ea49be07cd3e0ff3bd3e1e6745dc5e168cced",
-)
-JSON = """--json '{"prompt": "a red circle", "seed": 1}'"""
+JSON = "-H 'Content-Type: application/json'"
 README_URL = "http://127.0.0.1:8000"
 CONTRACT = ROOT / "tests" / "serve" / "javascript" / "contract.mjs"
 
@@ -31,32 +22,6 @@ CONTRACT = ROOT / "tests" / "serve" / "javascript" / "contract.mjs"
 def server(talking):
     with serving(talking) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def javascript(tmp_path_factory):
-    """Runs a module of JavaScript in a folder that has the `openai` package; returns what it prints."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: apt-get install npm")
-    folder = tmp_path_factory.mktemp("javascript")
-    with tarfile.open(fetch(OPENAI)) as archive:
-        archive.extractall(folder, filter="data")
-    (folder / "node_modules").mkdir()
-    (folder / "package").rename(folder / "node_modules" / "openai")
-
-    def run(source, *arguments):
-        (folder / "example.mjs").write_text(source)
-        return output(["node", "example.mjs", *arguments], folder)
-
-    run.folder = folder
-    return run
-
-
-def output(command, folder, **options):
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, **options)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return done.stdout
 
 
 def pixels(data):
@@ -110,7 +75,7 @@ def test_the_lines_for_curl_that_are_printed_and_those_of_the_readme(server, tal
     image, chat, models = examples(server.url)
     assert all(len(line) <= 80 for lines in examples(README_URL) for line in lines.splitlines())
     [expected] = talking.generate("a red circle", seed=1)
-    in_readme = readme_block(f"curl -s {README_URL}/v1/images/generations {JSON} |", server)
+    in_readme = readme_block(f"curl -s {README_URL}/v1/images/generations {JSON} \\", server)
     for command in (image, in_readme):
         output(["bash", "-c", command], tmp_path)
         assert pixels((tmp_path / "circle.png").read_bytes()) == expected.tobytes()

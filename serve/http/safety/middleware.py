@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import re
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.errors import one_line
 from serve.http.config import HttpConfig
-from serve.http.errors import CLIENT_GONE, ID, ApiError
+from serve.http.errors import CLIENT_GONE, ApiError
+from serve.http.ids import ID, is_id, new_id
 
 # The page adds a content security policy of its own.
 _HEADERS = {
@@ -24,18 +23,16 @@ _HEADERS = {
     "x-frame-options": "DENY",
     "cache-control": "no-store",
 }
+EVENT_STREAM = "text/event-stream"
 _READ_ON = 2  # as many times the largest body are read before the connection ends
-_OWN_ID = re.compile(r"req_[0-9a-f]{24}")
-
-
-def new_id() -> str:
-    """An id for a request."""
-    return f"req_{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One request, without anything that its sender wrote. `key` is the name of the API key; `route` a route's path."""
+    """One request, without anything that its sender wrote. `key` is the name of the API key; `route` a route's path.
+
+    `first_event_s` is when a streamed reply began, seconds after the request's arrival; None if it was not streamed.
+    """
 
     request_id: str
     method: str
@@ -44,6 +41,7 @@ class Record:
     seconds: float
     sent_bytes: int
     key: str
+    first_event_s: float | None = None
 
 
 Report = Callable[[Record], None]
@@ -64,7 +62,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(ID, "")  # of the proxy in front, whose log has it too
-        scope.setdefault("state", {})["request_id"] = given if _OWN_ID.fullmatch(given) else new_id()
+        scope.setdefault("state", {})["request_id"] = given if is_id(given) else new_id()
         scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         reply = _Reply(send, scope["state"]["request_id"], self._config.write_timeout_s)
         body = _BoundedBody(scope, receive, self._config, self._bodies)
@@ -84,6 +82,7 @@ class RequestMiddleware:
                 seconds=round(time.monotonic() - began, 4),
                 sent_bytes=reply.sent_bytes,
                 key=scope["state"].get("owner", ""),
+                first_event_s=None if reply.stream_began is None else round(reply.stream_began - began, 4),
             )
             for report in self._reports:
                 report(record)
@@ -102,12 +101,15 @@ class _Reply:
         self._timeout_s = timeout_s
         self.status = CLIENT_GONE  # until there is another one
         self.sent_bytes = 0
+        self.stream_began: float | None = None
 
     async def send(self, message: Message) -> None:
         """One message of the reply. Raises `_StalledError` if the client has not taken enough of it in time."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(raw=list(message["headers"]))
+            if headers.get("content-type", "").startswith(EVENT_STREAM):
+                self.stream_began = time.monotonic()  # a stream starts with its first event, not before
             for name, value in self._headers.items():
                 headers.setdefault(name, value)
             message = {**message, "headers": headers.raw}
