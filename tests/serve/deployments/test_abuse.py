@@ -3,7 +3,8 @@
 import socket
 import time
 
-from benchmarks.serve_abuse import Attack, growth
+from benchmarks.serve_abuse.attack import Attack
+from benchmarks.serve_abuse.measure import growth
 from tests.serve.client import raw
 from tests.serve.http.test_slow_clients import HEAD
 
