@@ -10,9 +10,10 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from serve.http.config import HttpConfig
-from serve.http.errors import ID, add_error_handlers
+from serve.http.errors import add_error_handlers
 from serve.http.face import Face
 from serve.http.files import HEADER
+from serve.http.ids import ID
 from serve.http.routes.chat import ChatRoute
 from serve.http.routes.images import ImageRoutes
 from serve.http.routes.metrics import MetricsRoute, OwnSources, Sources

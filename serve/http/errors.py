@@ -13,13 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from blip3o.errors import ConfigError, PromptTooLongError, RequestError, one_line
+from serve.http.ids import ID
 from serve.protocol import BusyError, DeadlineError, EngineError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 RESTART_S = 5  # seconds in which a lost replica is likely to be replaced
 CLIENT_GONE = 499  # nobody receives it: for the log
-ID = "x-request-id"
 
 
 class ApiError(Exception):

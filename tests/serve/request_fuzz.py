@@ -11,7 +11,9 @@ import http.client
 import io
 import json
 import random
+import struct
 import time
+import zlib
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -53,6 +55,22 @@ HEADERS = (
     },
 )
 STRINGS = ("", " ", "x", "auto", "\ud800", "a\udcffb", "\0", "\x1b[31m", "\u202e", "{x}", "%s", "é" * 50, "x" * 40_000)
+PARTS = (
+    *(
+        "image[]",
+        "mask",
+        "prompt",
+        '"stream"',
+        '"a\u202e"',
+        '"\\""',
+        "",
+        '"',
+        '"x"; filename="a/../b"',
+        "é",
+        "a; name=b",
+    ),
+    *("x\r\nContent-Type: multipart/mixed; boundary=b", "x; name*=utf-8''%ff; name*0=a", "x\r\nContent-Length: 9"),
+)
 URLS = (
     "",
     "data:",
@@ -81,14 +99,27 @@ RAW = (
 HUGE = (b"[" * 100_000, b'{"a":' * 50_000, b'{"n":' + b"9" * 5000 + b"}", b'{"n":1,"n":2}', b'{"prompt":"\\ud800"}')
 
 
-def encoded(file_format, *, size=(9, 7), **options):
+def encoded(file_format, *, size=(9, 7), mode="RGB", **options):
     buffer = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").resize(size).save(buffer, format=file_format, **options)
+    Image.linear_gradient("L").convert(mode).resize(size).save(buffer, format=file_format, **options)
     return buffer.getvalue()
 
 
+def chunk(name, data):
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_chunks(*chunks):
+    """A PNG with more chunks after its head."""
+    return WHOLE[0][:33] + b"".join(chunks) + WHOLE[0][33:]
+
+
 WHOLE = tuple(encoded(name) for name in ("png", "jpeg", "webp"))
-# Whole, truncated, of other formats, of none; and one whose header claims 65,535 times the allowed pixels.
+BOMB = zlib.compress(b"\0" * 20_000_000, 9)
+FRAMES = [Image.new("RGB", (9, 7), color) for color in ("red", "blue")]
+# Whole, truncated, of other formats, of none; one whose header claims 65,535 times the allowed pixels; texts, profiles
+# and pixels that unpack to far more; animations; other colour spaces and depths; strips.
 PICTURES = (
     *WHOLE,
     *(data[: len(data) // 2] for data in WHOLE),
@@ -99,6 +130,18 @@ PICTURES = (
     b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     b"%PDF-1.7",
     gzip.compress(WHOLE[0]),
+    *(
+        with_chunks(chunk(name, b"a\0" + gap + BOMB))
+        for name, gap in ((b"zTXt", b"\0"), (b"iCCP", b"\0"), (b"iTXt", b"\1\0\0\0"))
+    ),
+    with_chunks(*[chunk(b"tEXt", b"a\0b")] * 500),
+    with_chunks(chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12\0\3\xff\xff\xff\xff\0\0\0\0" * 99)),
+    WHOLE[0][:33] + chunk(b"IDAT", BOMB) + chunk(b"IEND", b""),
+    WHOLE[0][:33] + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""),
+    *(encoded(name, save_all=True, append_images=FRAMES) for name in ("png", "webp")),
+    *(encoded("png", mode=mode) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
+    *(encoded("jpeg", mode=mode, progressive=True) for mode in ("L", "CMYK", "YCbCr")),
+    *(encoded("png", size=size) for size in ((3000, 1), (1, 3000))),
 )
 
 
@@ -126,6 +169,8 @@ class Requests:
         draw = self.random
         if draw.random() < 0.15:
             return Sent(draw.choice(METHODS), draw.choice(PATHS + ELSEWHERE), draw.choice(RAW), draw.choice(HEADERS))
+        if draw.random() < 0.1:
+            return self.form()
         path, body = self.valid()
         for _ in range(draw.choice((0, 0, 1, 1, 1, 2, 4))):
             body = self.mutated(body)
@@ -152,6 +197,19 @@ class Requests:
             {"role": "user", "content": "what colour?", "name": "x"},
         ]
         return CHAT, {"model": "nano", "messages": talk[: self.random.choice((2, 4))], "max_tokens": 2}
+
+    def form(self):
+        """An edit, with a part or a byte that should not be there."""
+        draw = self.random
+        parts = [("prompt", b"x"), ("image", draw.choice(self.pictures)), ("n", b"2"), ("seed", b"1")]
+        parts += [(draw.choice(PARTS), draw.choice(RAW)) for _ in range(draw.choice((0, 1, 1, 2, 99)))]
+        head = "--b\r\nContent-Disposition: form-data; name={}\r\n\r\n"
+        pieces = [head.format(name).encode() + data + b"\r\n" for name, data in parts if draw.random() < 0.9]
+        body = bytearray(b"".join(pieces) + b"--b--\r\n")
+        for _ in range(draw.choice((0, 0, 1, 3))):
+            body[draw.randrange(len(body))] = draw.randrange(256)
+        boundary = draw.choice(("b", "b", "b", "b", '"b"', "c", "b; boundary=c", "b; boundary*0=c", "", "\xff"))
+        return Sent("POST", EDITS, bytes(body), {"content-type": f"multipart/form-data; boundary={boundary}"})
 
     def response(self):
         parts = [{"type": "input_text", "text": "what?"}]
@@ -253,7 +311,7 @@ def check(sent, status, headers, body):
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}, about
     assert error["message"] and "\n" not in error["message"] and len(error["message"]) < 1000, about
-    if error["param"] is not None and sent.method == "POST":
+    if error["param"] is not None and sent.method == "POST" and sent.path != EDITS:
         missing = error["code"] == "missing_required_parameter"
         assert has_place(json.loads(sent.body), error["param"], missing=missing), about
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import re
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.errors import one_line
 from serve.http.config import HttpConfig
-from serve.http.errors import CLIENT_GONE, ID, ApiError
+from serve.http.errors import CLIENT_GONE, ApiError
+from serve.http.ids import ID, is_id, new_id
 
 # The page adds a content security policy of its own.
 _HEADERS = {
@@ -26,12 +25,6 @@ _HEADERS = {
 }
 EVENT_STREAM = "text/event-stream"
 _READ_ON = 2  # as many times the largest body are read before the connection ends
-_OWN_ID = re.compile(r"req_[0-9a-f]{24}")
-
-
-def new_id() -> str:
-    """An id for a request."""
-    return f"req_{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +62,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(ID, "")  # of the proxy in front, whose log has it too
-        scope.setdefault("state", {})["request_id"] = given if _OWN_ID.fullmatch(given) else new_id()
+        scope.setdefault("state", {})["request_id"] = given if is_id(given) else new_id()
         scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         reply = _Reply(send, scope["state"]["request_id"], self._config.write_timeout_s)
         body = _BoundedBody(scope, receive, self._config, self._bodies)

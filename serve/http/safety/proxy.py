@@ -15,8 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve.http.errors import ID, ApiError, error_body
-from serve.http.safety.middleware import new_id
+from serve.http.ids import ID, new_id
 
 # Serve reads them as UTF-8, and fails on anything else.
 _READ_BY_SERVE = (
@@ -25,7 +24,7 @@ _READ_BY_SERVE = (
     b"x-session-id",
     b"serve-multiplexed-model-id",
 )
-_TOO_LARGE = ApiError(431, "the request's head is too large: send fewer and shorter headers")
+_TOO_LARGE = "the request's head is too large: send fewer and shorter headers"
 
 
 def guards() -> list[Middleware]:
@@ -158,7 +157,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            body = json.dumps(error_body(_TOO_LARGE)).encode()
+            error = {"message": _TOO_LARGE, "type": "invalid_request_error", "param": None, "code": None}
+            body = json.dumps({"error": error}).encode()
             head = f"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(f"{head}content-type: application/json\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()

@@ -1,5 +1,6 @@
 """Bytes and headers of a request: anything but JSON is rejected with OpenAI's error body; and the fuzz test."""
 
+import base64
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from serve.http.forms.chat import ChatBody
 from serve.http.forms.images import ImagesBody
 from serve.http.forms.responses import ResponsesBody
 from tests.serve.client import assert_refusal, question, raw, serving
-from tests.serve.request_fuzz import Requests, fuzz, has_place
+from tests.serve.request_fuzz import PICTURES, Requests, fuzz, has_place
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 TALK = {"messages": question("What colour?"), "max_tokens": 1}
@@ -161,6 +162,16 @@ def test_no_request_gets_a_500_or_an_error_about_a_field_it_does_not_have(server
     monkeypatch.setattr("serve.http.forms.chat.MAX_TOKENS", 4)  # long replies are not the point
     counts = fuzz(server.port, seed=seed, requests=250)
     assert counts[200] > 20 and counts[400] > 100
+
+
+def test_pictures_of_all_kinds_are_read_or_refused(server):
+    """Also those that unpack to far more than they are, move, or have other colours and depths."""
+    statuses = [raw("POST", server.url + CHAT, asking(picture)).status for picture in PICTURES]
+    assert set(statuses) == {200, 400} and statuses.count(200) > len(PICTURES) // 2
+
+
+def asking(picture):
+    return {"messages": question("?", "data:;base64," + base64.b64encode(picture).decode()), "max_tokens": 1}
 
 
 def test_the_fuzz_is_a_function_of_its_seed_and_knows_a_bad_place():

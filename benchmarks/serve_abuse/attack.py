@@ -1,39 +1,19 @@
-"""Attacks a server with many clients at once: `python -m benchmarks.serve_abuse`.
+"""Clients that attack a server, and what they are answered."""
 
-Of 50 clients, 22 ask for images and conversations, as many rows as fill the queue of the replica five times; the others
-send malformed requests, leave before the reply, send a head or a body byte by byte, send nothing, or do not read what
-they asked for. After a warm-up, the memory of the proxy, the ingress and the replica is read every second. `ratio` is
-the largest of their growths, last third over first third: 1 is flat. What no server should answer is counted: 5xx other
-than 503, and 429 without `Retry-After`.
-"""
-
-import argparse
 import http.client
 import json
 import random
 import socket
-import statistics
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-import psutil
+from cluster.ports import LOOPBACK
 
-from benchmarks._measure import RESULTS, keep
-from benchmarks.serve_failures import write_nano
-from blip3o import log, settings
-from cluster.ports import LOOPBACK, free_ports
-from jobs.serve import start
-
-CLIENTS, SECONDS, WARM_UP_S = 50, 60.0, 30.0
-MAX_WAITING, BATCH = 10, 4  # rows of the replica: 50 clients want five times as many
-PROCESSES = {"proxy": "ray::ProxyActor", "ingress": "Ingress", "replica": "Generator"}
+CLIENTS = 50
 IMAGES, CHAT = "/v1/images/generations", "/v1/chat/completions"
 _TIMEOUT_S = 120.0
 _LONGEST_WAIT_S = 1.0  # that a client keeps of a Retry-After: the attack is to stay one
@@ -174,84 +154,3 @@ def _request(body: dict[str, Any]) -> bytes:
     data = json.dumps(body).encode()
     head = f"POST {IMAGES} HTTP/1.1\r\nHost: {LOOPBACK}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
-
-
-def memory() -> dict[str, float]:
-    """Resident memory of this program's proxy, ingress and replica, MiB: the most of each kind."""
-    found: dict[str, float] = {}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            line = " ".join(process.cmdline())
-            for kind in (kind for kind, mark in PROCESSES.items() if mark in line):
-                found[kind] = max(found.get(kind, 0.0), process.memory_info().rss / 2**20)
-    return found
-
-
-def watch(seconds: float) -> list[dict[str, float]]:
-    """The memory, once a second."""
-    samples = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        samples.append(memory())
-        time.sleep(1)
-    return samples
-
-
-def growth(samples: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """By process: the median of the first third and of the last third, MiB."""
-    third = max(1, len(samples) // 3)
-    return {
-        kind: {
-            "before": round(statistics.median(sample[kind] for sample in samples[:third]), 1),
-            "after": round(statistics.median(sample[kind] for sample in samples[-third:]), 1),
-        }
-        for kind in PROCESSES
-    }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Prints what the clients were answered, and the result as a line of JSON, which it keeps in a file."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--clients", type=int, default=CLIENTS)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--warm-up", type=float, default=WARM_UP_S)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    chosen = parser.parse_args(argv)
-    log.configure()
-    settings.configure_ray()
-    [port] = free_ports(1)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = write_nano(f"{folder}/bundle")
-        server = start(bundle, port=port, options={"max_waiting": MAX_WAITING, "batch_size": BATCH})
-        try:
-            with Attack(port, clients=chosen.clients) as attack:
-                watch(chosen.warm_up)
-                samples = watch(chosen.seconds)
-        finally:
-            server.stop()
-    found = growth(samples)
-    worst = max(found.values(), key=lambda each: each["after"] / each["before"])
-    faults = {what: count for what, count in attack.faults.items() if count}
-    for what, count in sorted(attack.statuses.items()):
-        print(f"{what}: {count}")
-    keep(
-        "serve_abuse",
-        {
-            "ratio": round(worst["after"] / worst["before"], 3),
-            "ours": worst["after"],
-            "other": worst["before"],
-            "unit": "MiB",
-            "n": len(samples),
-            "memory": found,
-            "served": len(attack.served),
-            "median_s": round(statistics.median(attack.served), 2) if attack.served else None,
-            "faults": faults,
-            "replies": dict(sorted(attack.statuses.items())),
-        },
-        chosen.results,
-    )
-    return 1 if faults or not attack.served else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
