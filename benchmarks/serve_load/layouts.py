@@ -1,4 +1,4 @@
-"""The layouts all-in-one and split side by side: `python -m benchmarks.serve_layouts`.
+"""The layouts all-in-one and split side by side: `python -m benchmarks.serve_load.layouts`.
 
 A client asks for one image after the other, each of one denoising step of a model so small that its arithmetic hardly
 counts: so the ratio of the medians says what the way through the processes of the stages costs. Then the weights that
