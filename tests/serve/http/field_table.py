@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from pydantic import BaseModel
-
 from serve.config.options import ReplicaConfig, ServeConfig
 from serve.http.config import HttpConfig
 from serve.http.forms import fields
@@ -44,7 +42,7 @@ Options of `blip3o serve` and `blip3o deploy`. In Python and in a Serve config, 
 ### Model and replicas
 
 {replicas}
-`blip3o serve` has three other defaults: `--num-cpus` is 0.5, `--ingress-replicas` and `--coordinator-replicas` are 1.
+Some defaults of `blip3o serve` differ: `--num-cpus` is 0.5, `--ingress-replicas` and `--coordinator-replicas` are 1.
 `blip3o deploy` leaves what you do not give as it is on the cluster.
 
 ### HTTP API
@@ -137,8 +135,7 @@ def options(fields, without=()):
 def _default(field):
     if field.is_required():
         return "required"
-    is_empty = field.default in ("", (), None) or isinstance(field.default, BaseModel)
-    return "" if is_empty else f"`{field.default}`"
+    return f"`{field.default}`" if field.default not in ("", (), None) else ""
 
 
 def page():
