@@ -302,13 +302,13 @@ class Stepped:
         self.requests, self.events = Requests(), []
         self.stage = DecodeStage(self._pipeline, self.requests, **options)
 
-    def put(self, number, *, partial=None, images=1):
-        """A row of a request that is added if it is new; returns the request."""
+    def put(self, number, *, partial=None, images=1, only=None):
+        """The rows of a request, or only one of them; adds the request if it is new, and returns it."""
         if number not in self.requests.generations:
             request = Generation(number=number, request=_generate(seeds=range(images)), prompts=[(1,)], began=0.0)
             request.on_event = self.events.append
             self.requests.add(request)
-        for image in range(images):
+        for image in range(images) if only is None else [only]:
             features = self._pipeline.feature_noise(image)
             row = FinishedRow(number=number, image=image, seed=image, features=features, partial=partial)
             self.stage.put([row])
@@ -358,6 +358,12 @@ def test_previews_are_in_order_and_none_comes_after_its_image(pipeline, monkeypa
     *partials, image, other = stepped.events
     assert [event.partial for event in partials] == [0, 1, 2] and isinstance(image, FinishedImage)
     assert request.future.done() and other.partial == 0
+    late = Stepped(pipeline, monkeypatch, decode_batch_size=1)
+    late.put(1, images=2, only=0)
+    late.put(1, images=2, only=0, partial=2)
+    while late.step():
+        pass
+    assert [type(event) for event in late.events] == [FinishedImage]
 
 
 @pytest.mark.parametrize(
