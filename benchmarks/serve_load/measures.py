@@ -114,6 +114,13 @@ def first_partial(url: str, model: str, *, count: int) -> dict[str, Any]:
     return {"first_ms": round(1000 * first, 1), "whole_ms": round(1000 * whole, 1), "share": round(first / whole, 3)}
 
 
+def alone(url: str, model: str, *, count: int) -> float:
+    """Median latency of an image at low load, ms."""
+    workload = Workload(works=[Work(kind="image", guidance=GUIDANCE)], prompts=scenes(1), model=model)
+    outcomes = ask(url, workload.one_of_each(count + 1), clients=1).outcomes[1:]
+    return round(1000 * statistics.median(outcome.latency for outcome in outcomes), 1)
+
+
 def cache(url: str, model: str, *, count: int) -> dict[str, Any]:
     """Latency of a prompt that the cache has, and of one that it has not, in turns; medians, ms, and its counters."""
     work = Work(kind="image", steps=MIXED_STEPS[0], guidance=GUIDANCE)

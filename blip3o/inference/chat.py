@@ -5,6 +5,7 @@ written at the same time. A token that is drawn takes its random number from (se
 gives the same reply in any company.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor
 
 from blip3o.data.text.tokenizer import PAD, TURN_END, ChatTokenizer
-from blip3o.model.backbone import Backbone, Prompt
+from blip3o.errors import ConfigError
+from blip3o.inference.widths import candidates
+from blip3o.model.backbone import Backbone, Prefilled, Prompt
 from blip3o.model.language.replies import ReplyCache
 from blip3o.rng import torch_generator
 
+logger = logging.getLogger(__name__)
 FinishReason = Literal["stop", "length"]
 
 MAX_REPLY_TOKENS = 512  # of a reply, by default: the cache's columns behind the prompt
@@ -181,9 +185,35 @@ class ReplyBatch:
         """Adds a token to every running reply in one pass; returns the new text by row."""
         return {row: self.take(row, logits) for row, logits in self.forward().items()}
 
+    def try_step(self, prompt: Prompt, read: Prefilled, tokens_W: Tensor, active_W: Tensor) -> Tensor:
+        """The logits [W, V] after these tokens, with the same prompt before each of the active ones."""
+        for row in active_W.nonzero().flatten().tolist():
+            self._cache.place(row, prompt, read)
+        return self._cache.step(tokens_W, active_W)
+
     def remove(self, row: int) -> None:
         """Frees a row."""
         self.replies[row] = None
+
+
+@torch.inference_mode()
+def reply_rows(backbone: Backbone, prompt: Prompt, largest: int) -> int:
+    """The most rows, up to `largest`, at which a token's logits depend neither on its row nor on the other rows.
+
+    Tried after a prompt [1, L], with another token in each row: in order, in reverse, and one row by itself.
+    """
+    read = backbone.prefill(prompt)
+    for rows in reversed(candidates(largest)):
+        batch = ReplyBatch(backbone, rows=rows, max_length=prompt.input_ids.shape[1])
+        tokens = torch.arange(rows, device=prompt.input_ids.device)
+        active = torch.ones_like(tokens, dtype=torch.bool)
+        expected = batch.try_step(prompt, read, tokens, active)
+        reverse = batch.try_step(prompt, read, tokens.flip(0), active)
+        alone = batch.try_step(prompt, read, tokens, tokens == rows // 2)[rows // 2]
+        if torch.equal(reverse.flip(0), expected) and torch.equal(alone, expected[rows // 2]):
+            return rows
+        logger.warning("chat: of %d rows, one's bits depend on its place: fewer are used on this machine", rows)
+    raise ConfigError("a token of a reply has other bits at every run: use another precision")
 
 
 def write_replies(batch: ReplyBatch, prompts: Iterator[tuple[Prompt, Reply]]) -> Iterator[str]:

@@ -71,6 +71,7 @@ class Engine(EngineBase):
 
     def _warm_up(self) -> None:
         pipeline = self._pipeline
+        _ = pipeline.reply_rows
         if "generate" in self._abilities:
             # Before the threads, as two of them would compute what both need.
             _ = pipeline.prompt_widths, pipeline.denoiser_widths, pipeline.null_features, pipeline.decode_widths

@@ -65,7 +65,7 @@ class Schedule:
         return len(self.slots) + self.max_waiting - len(self.running) - self.waiting
 
     def admits(self, owner: str, images: int) -> bool:
-        """Whether a request of so many images may be submitted."""
+        """Whether a request of this many images may be submitted."""
         return self.queue.admits(owner, images, free=self.free_capacity, places=self.max_waiting)
 
     @property

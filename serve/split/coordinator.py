@@ -9,6 +9,7 @@ memory, as in the whole engine.
 """
 
 import asyncio
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from dataclasses import replace
 from PIL import Image
 
 from blip3o.errors import Blip3oError, RequestError
+from serve.engine.fairness import FairQueue
 from serve.metrics import Recorder
 from serve.protocol import (
     BusyError,
@@ -126,7 +128,7 @@ class SplitBackend:
         """Makes the images, or raises `BusyError` before, or `DeadlineError` when the time is over."""
         limit = request.deadline_s
         is_hopeless = limit is not None and self._undecoded.rows > 0 and self._undecoded.seconds > limit
-        if self._undecoded.rows >= self._max_waiting or is_hopeless:
+        if not self._undecoded.admits(request.owner, places=self._max_waiting) or is_hopeless:
             raise busy(self._undecoded.seconds)
         due = None if limit is None else self._clock() + limit
         try:
@@ -146,14 +148,13 @@ class SplitBackend:
         previews: dict[int, list[asyncio.Task[None]]] = defaultdict(list)  # of each image, in order
 
         async def decode(row: DenoisedRow, earlier: list[asyncio.Task[None]]) -> None:
-            image = await self._undecoded.decode(
-                DecodeRequest(
-                    features=row.features,
-                    seed=request.seeds[row.image],
-                    is_partial=row.partial is not None,
-                    deadline_s=self._left(due),
-                )
+            message = DecodeRequest(
+                features=row.features,
+                seed=request.seeds[row.image],
+                is_partial=row.partial is not None,
+                deadline_s=self._left(due),
             )
+            image = await self._undecoded.decode(message, owner=request.owner)
             for each in earlier:  # another decoder has it still: it would come too late
                 each.cancel()
             if row.partial is not None:
@@ -190,16 +191,25 @@ class _Undecoded:
 
     def __init__(self, stages: Stages, clock: Callable[[], float]) -> None:
         self._stages, self._clock = stages, clock
-        self.rows = 0
+        self._queue, self._numbers = FairQueue(), itertools.count()
         self.seconds = 0.0  # from a row's arrival here to its pixels, the last one
 
-    async def decode(self, request: DecodeRequest) -> Image.Image:
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return self._queue.rows
+
+    def admits(self, owner: str, *, places: int) -> bool:
+        """Whether an owner may get a row more, if there are `places`."""
+        return self._queue.admits(owner, 1, free=places - self.rows, places=places)
+
+    async def decode(self, request: DecodeRequest, *, owner: str) -> Image.Image:
         """The pixels of a row."""
-        began = self._clock()
-        self.rows += 1
+        began, number = self._clock(), next(self._numbers)
+        self._queue = self._queue.add(number, owner=owner, cost=1)
         try:
             image = await self._stages.decode(request)
         finally:
-            self.rows -= 1
+            self._queue = self._queue.without(number)
         self.seconds = self._clock() - began
         return image

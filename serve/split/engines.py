@@ -98,6 +98,10 @@ class _PromptStage(ConditionStage):
         request = generation.request
         self._queue = self._queue.add(generation.number, owner=request.owner, priority=request.priority, cost=1)
 
+    def admits(self, owner: str, *, places: int) -> bool:
+        """Whether an owner's request may wait, if `places` may. The caller holds the lock."""
+        return self._queue.admits(owner, 1, free=places - len(self._in_order()), places=places)
+
     def seconds_ahead(self) -> float:
         """About how long until all prompts are read. The caller holds the lock."""
         return len(self._in_order()) * self._seconds
@@ -146,7 +150,7 @@ class ConditionEngine(StageEngine):
         """Queues a request's prompts. Raises as `Engine.generate` does."""
         prompts = prompts_of(self._pipeline, request)
         with self._requests.changed:
-            fits = len(self._requests.generations) < self._max_waiting
+            fits = self._stage.admits(request.owner, places=self._max_waiting)
             self._accept(fits=fits, seconds=self._stage.seconds_ahead())
             generation = self._generation(request, prompts)
             self._stage.submit(generation)

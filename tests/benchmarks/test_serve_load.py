@@ -20,7 +20,7 @@ from serve.protocol import GenerateRequest
 from tests.serve.client import Server
 
 _CHECK = "_warn_if_max_batch_size_exceeds_max_ongoing_requests"
-SIZES = {"width": 4, "rounds": 2, "requests": 8, "clients": 4, "each": 2, "parts": ["throughput", "low_load", "cache"]}
+SIZES = {"width": 4, "rounds": 2, "requests": 8, "clients": 4, "each": 2}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,13 @@ def url(replicas):
 
 
 def test_the_last_line_is_the_result(url, bundle, tmp_path, capsys):
-    comparison.check_same_images(url)
-    keep("serve_load", comparison.measured(url, argparse.Namespace(**SIZES), bundle), tmp_path)
+    comparison.check_same_images(url, list(WAYS))
+    found = comparison.NOTHING | {}
+    for part in ("low_load", "cache", "engine", "throughput"):
+        found |= comparison.measured(url, part, argparse.Namespace(**SIZES), bundle)
+    keep(comparison.NAME, found, tmp_path)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["engine"]["ratio"] == pytest.approx(result["engine"]["steps"] / result["engine"]["single"], rel=0.02)
     ways = result["ways"]
     assert result["ratio"] == pytest.approx(ways["steps"]["images_per_s"] / ways["single"]["images_per_s"], rel=0.02)
     assert result["ratio_batch"] == pytest.approx(result["ours"] / ways["whole"]["images_per_s"], rel=0.02)
@@ -73,6 +77,14 @@ def test_the_last_line_is_the_result(url, bundle, tmp_path, capsys):
     assert 0 < result["first_partial"]["share"] < 1
     # Of a known and a new prompt each time, the new one alone is read.
     assert result["cache"]["counted"] == {"hits": 4, "misses": 6}
+
+
+def test_every_part_says_which_models_it_needs():
+    assert set(comparison.MODELS) == {*comparison.PARTS, *comparison.MORE_PARTS}
+    known = {*WAYS, *comparison.VARIANTS, comparison.SCALED}
+    assert {model for models in comparison.MODELS.values() for model in models} == known
+    for name, fields in comparison.VARIANTS.items():
+        comparison.config_of("memory", name, 16, **fields)  # raises for a field that is none
 
 
 def test_ways_are_compared_under_the_same_requests():

@@ -165,11 +165,8 @@ def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipe
     assert torch.equal(sana.null_features, sana.encode([Image.new("RGB", (50, 40))])[0])
     ids = [sdxl.tokenizer.ids[GENERATE]]  # upstream calls its text generator, which takes ready ChatML, with ""
     assert sdxl.null_features.shape == sdxl.model.latent_shape
-    states, mask = sdxl._pad([ids, ids])
-    from blip3o.model.backbone import Prompt
-
     with torch.inference_mode():
-        conditions = sdxl.model.query_states(Prompt(input_ids=states, attention_mask=mask))
+        conditions = sdxl.model.query_states(sdxl._padded([ids, ids]))
         noise = sdxl.feature_noise(0).expand(2, -1, -1)
         expected = sdxl.model.sample_features(conditions, noise, num_inference_steps=4, guidance_scale=3.0)
     assert torch.equal(sdxl.null_features, expected[0])

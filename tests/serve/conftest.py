@@ -28,7 +28,7 @@ OPENAI = NpmPackage(
     version="6.49.0",
     sha256="e48de0f4c5dbecebdeb864233f5ea49be07cd3e0ff3bd3e1e6745dc5e168cced",
 )
-WIDTHS = ("prompt_widths", "denoiser_widths", "decode_widths")
+WIDTHS = ("prompt_widths", "denoiser_widths", "decode_widths", "reply_rows")
 
 
 def _wake(name, parameter):

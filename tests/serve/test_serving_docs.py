@@ -24,8 +24,10 @@ PAGES = ("serving", "http-api", "deploying", "monitoring")
 # Commands that are not run in this file, and why that is enough.
 ELSEWHERE = {
     "make serve": "tests/jobs/test_serve.py",
+    "blip3o bench-serve": "tests/jobs/loadtest/test_command.py",
     "python -m cluster.validate": "tests/cluster/test_validate.py",
     "python -m benchmarks.": "tests/serve/deployments/test_rollout.py",  # minutes; the tests have short forms
+    "python -m benchmarks.serve_load": "tests/benchmarks/test_serve_load.py",
     "ray start": "cluster/aws.yaml",  # a Ray that stays; of the nodes there
     "kubectl": "cluster/kuberay/rayservice.yaml",  # needs a cluster; the file is validated
 }

@@ -2,7 +2,7 @@
 
 uvicorn, which the proxy runs, bounds neither the size of a request's head nor the time until it is there, and keeps a
 reply for as long as its client does not read it. One head of some hundred megabytes takes all of the proxy's time, so
-that Serve kills it. `serve.deployments.proxy` puts this into each proxy.
+that Serve kills it. `serve.deployments.proxy` loads `guards` into each proxy; see docs/deploying.md.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""New bundles on a server under load, good and bad: `python -m benchmarks.serve_rollout --bundle runs/demo/bundle`.
+"""New bundles on a server under load, good and bad: `python -m benchmarks.serving.rollout --bundle runs/demo/bundle`.
 
 Four clients of the stock `openai` library ask for images without a pause, while `blip3o deploy`'s own code rolls out
 
@@ -46,7 +46,7 @@ def write_variants(bundle: str, folder: str) -> dict[str, str]:
         "worse": (sealed.config, {name: _shuffled(name, tensor) for name, tensor in tensors.items()}),
         "mute": (
             sealed.config.model_copy(update={"parts": without}),
-            {name: tensor for name, tensor in tensors.items() if not name.startswith(("decoder.", "coarse."))},
+            {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")},
         ),
         "same": (sealed.config, tensors),
     }
