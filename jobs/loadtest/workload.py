@@ -91,7 +91,7 @@ def parse_work(text: str) -> Work:
 
 
 def scenes(count: int) -> list[str]:
-    """`count` different prompts. Raises `ConfigError` if there are not so many."""
+    """`count` different prompts. Raises `ConfigError` if there are fewer."""
     colors = itertools.permutations(_COLORS, 2)
     every = [f"a {a} {b} {c} a {d} {e}" for a, d in colors for c in _PLACES for b in _SHAPES for e in _SHAPES]
     if not 1 <= count <= len(every):
@@ -131,7 +131,7 @@ class Workload:
             yield Call(work=work, body=body, due=due if rate else None)
 
     def one_of_each(self, times: int) -> Iterator[Call]:
-        """Each kind of request so many times, in turns."""
+        """Each kind of request this many times, in turns."""
         for number in range(times):
             for work in self.works:
                 prompt = self.prompts[number % len(self.prompts)]
