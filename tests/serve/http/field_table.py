@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from pydantic import BaseModel
+
 from serve.config.options import ReplicaConfig, ServeConfig
 from serve.http.config import HttpConfig
 from serve.http.forms import fields
@@ -135,7 +137,8 @@ def options(fields, without=()):
 def _default(field):
     if field.is_required():
         return "required"
-    return f"`{field.default}`" if field.default not in ("", (), None) else ""
+    is_empty = field.default in ("", (), None) or isinstance(field.default, BaseModel)
+    return "" if is_empty else f"`{field.default}`"
 
 
 def page():
