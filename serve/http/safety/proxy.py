@@ -1,7 +1,7 @@
 """What Serve's HTTP proxy lacks against clients that are hostile or slow, loaded into it by Serve itself.
 
 uvicorn, which the proxy runs, bounds neither the size of a request's head nor the time until it is there, and keeps a
-reply for as long as its client does not read it. One head of some hundred megabytes takes all of the proxy's time, so
+reply for as long as its client does not read it. One head without end takes all of the proxy's time, so
 that Serve kills it. `serve.deployments.proxy` loads `guards` into each proxy; see docs/deploying.md.
 """
 

@@ -7,8 +7,10 @@ from contextlib import suppress
 
 import anyio
 import pytest
+import uvicorn.protocols.http.auto
 
 from serve.api import build_api
+from serve.deployments.proxy import middlewares
 from serve.engine.engine import Engine
 from serve.engine.local import LocalBackend
 from serve.http.config import HttpConfig
@@ -203,3 +205,11 @@ def test_all_bodies_together_are_bounded():
 
     anyio.run(main)
     assert replies == [200, 200, 200]
+
+
+def test_a_proxy_of_serve_speaks_by_the_guarded_protocol(monkeypatch):
+    monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", uvicorn.protocols.http.auto.AutoHTTPProtocol)
+    assert middlewares()[-1].cls is ProxyHeaders  # the outermost
+    config = uvicorn.Config(app)
+    config.load()
+    assert config.http_protocol_class is GuardedProtocol
