@@ -1,8 +1,9 @@
-"""A node that the cloud takes back is drained first: `python -m cluster.notice --address HEAD:6379`, on each worker node.
+"""A node that the cloud takes back is drained first: `python -m cluster.notice --address HEAD:6379`, on each worker.
 
-AWS announces the end of a spot instance two minutes before, in the instance's metadata, and tells no one else. This asks
-for it every few seconds and then drains the Ray node, as `ray drain-node` does: a training run saves a checkpoint, Serve
-moves its replicas. On Kubernetes the pod is told to leave, and its `preStop` hook drains with `--now`.
+AWS announces the end of a spot instance two minutes before, in the instance's metadata, and tells no one else. This
+asks for it every few seconds and then drains the Ray node, as `ray drain-node` does: a training run saves a checkpoint,
+Serve moves its replicas. On Kubernetes the pod is told to leave, and its `preStop` hook drains with `--now`,
+which returns when the node's work has ended.
 """
 
 import argparse
@@ -55,7 +56,7 @@ class InstanceMetadata:
         try:
             return datetime.fromisoformat(json.loads(answer)["time"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ServiceError(f"{self._endpoint}{NOTICE_PATH} answers {answer[:200]!r}, which names no time") from error
+            raise ServiceError(f"{self._endpoint}{NOTICE_PATH} says {answer[:99]!r}, which names no time") from error
 
     def _get(self, path: str) -> bytes:
         """Asks with the token; once more with a new one if it has expired."""
@@ -130,8 +131,20 @@ def drain(address: str, node: str, seconds: float) -> None:
     logger.info("node %s is drained: %.0f s are left", node, seconds)
 
 
+def wait_until_idle(address: str, node: str, seconds: float) -> None:
+    """Returns when a node has no work left, or has left the cluster, or the seconds are over."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if node not in {active.node_id for active in get_cluster_status(address).active_nodes}:
+            return
+        time.sleep(1)
+    logger.warning("node %s still has work after %.0f s", node, seconds)
+
+
 def main(arguments: list[str]) -> int:
-    """Waits for the notice, or not, and drains the node; returns 1 if that fails."""
+    """Drains the node after AWS's notice, or now, and then waits for the end of its work; returns 1 if that fails."""
     parser = argparse.ArgumentParser(prog="python -m cluster.notice", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--address", default=settings.get("RAY_ADDRESS"), help="HOST:PORT of Ray's head (RAY_ADDRESS)")
     parser.add_argument("--node-id", help="the node to drain (the one on this machine)")
@@ -143,7 +156,10 @@ def main(arguments: list[str]) -> int:
         parser.error("--address is missing, and RAY_ADDRESS is not set")
     try:
         left = chosen.seconds if chosen.now else wait_for_notice(InstanceMetadata())
-        drain(chosen.address, chosen.node_id or own_node(chosen.address), left)
+        node = chosen.node_id or own_node(chosen.address)
+        drain(chosen.address, node, left)
+        if chosen.now:
+            wait_until_idle(chosen.address, node, left)
     except Blip3oError as error:
         logger.error("%s", error)
         return 1

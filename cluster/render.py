@@ -41,7 +41,6 @@ JOBS = {
     "encode": {"preprocess": "parallel.data_labels", "encoder": "parallel.encoder_labels"},
     "evaluate": {"encoder": "parallel.encoder_labels"},
 }
-WORKER_GROUP_START_TIMEOUT_S = 600  # a GPU node takes minutes to come up
 REQUEST_TIMEOUT_S, DRAIN_S, POD_GRACE_S = 300, 330, 360  # a request ends before its replica, and that before its pod
 
 
@@ -109,7 +108,7 @@ def _context(values: Values) -> dict[str, Any]:
         "subclusters": SUBCLUSTERS,
         "entrypoints": {verb: _entrypoint(verb, values) for verb in JOBS},
         "ray_version": version("ray"),
-        "start_timeout_s": WORKER_GROUP_START_TIMEOUT_S,
+        "python_tag": f"py{sys.version_info.major}{sys.version_info.minor}",
         "request_timeout_s": REQUEST_TIMEOUT_S,
         "drain_s": DRAIN_S,
         "pod_grace_s": POD_GRACE_S,

@@ -1,4 +1,4 @@
-"""What differs from one team's clusters to another's: the content of `cluster/values.yaml`, from which all is rendered."""
+"""What differs from one team's clusters to another's: `cluster/values.yaml`, from which all is rendered."""
 
 from typing import Annotated, Self
 

@@ -8,18 +8,19 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
-from blip3o import settings
 from blip3o.errors import ServiceError
 from cluster import notice
 from cluster.local_ray import LocalRay
+from tests.cluster.waiting import wait_for_end
 
 LOOPBACK = "127.0.0.1"
 
 
 class _Metadata(BaseHTTPRequestHandler):
-    """Tokens are numbered, and only the last one is valid; `answers` are given one after the other, the last for ever."""
+    """Tokens are numbered, and only the last one is valid; of `answers`, the last one is given for ever."""
 
     tokens = 0
     answers: list[tuple[int, str]]
@@ -81,28 +82,27 @@ def test_what_is_no_metadata_service_is_an_error():
         notice.InstanceMetadata(f"http://{LOOPBACK}:9").notice()
 
 
-def test_a_notice_drains_the_node_that_it_is_for(service, monkeypatch):
-    """The raylet of a drained node without work ends by itself; the head stays."""
+def test_a_notice_drains_the_node_that_it_is_for(service, monkeypatch, caplog):
+    """The raylet of a drained node ends once it has no work; the head stays."""
     from ray._raylet import GcsClient
 
-    ray = str(Path(sys.executable).with_name("ray"))
     service.answers[:] = [_announced(30)]
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)
     with LocalRay(num_cpus=0, dashboard=False, object_store_bytes=100_000_000) as head:
         only = notice.own_node(head.address)
-        command = [ray, "start", "--block", f"--address={head.address}", "--num-cpus=1", "--object-store-memory=80000000"]
-        worker = subprocess.Popen(command, env=settings.child_environment({}), stdout=subprocess.PIPE, text=True)
+        ray = str(Path(sys.executable).with_name("ray"))
+        options = [f"--address={head.address}", "--num-cpus=1", "--object-store-memory=80000000"]
+        worker = subprocess.Popen([ray, "start", "--block", *options], stdout=subprocess.PIPE, text=True)
         try:
             next(line for line in worker.stdout if "Ray runtime started" in line)
-            nodes = GcsClient(address=head.address).get_all_node_info(timeout=10)
-            [second] = {node.hex() for node in nodes} - {only}
+            [raylet] = [each for each in psutil.Process(worker.pid).children() if each.name() == "raylet"]
+            [second] = {node.hex() for node in GcsClient(address=head.address).get_all_node_info(timeout=10)} - {only}
             with pytest.raises(ServiceError, match="2 nodes of the cluster .* --node-id"):
                 notice.own_node(head.address)
             assert notice.main(["--address", head.address, "--node-id", second]) == 0
-            worker.communicate(timeout=60)
-            assert notice.own_node(head.address) == only
+            wait_for_end(raylet)
+            assert notice.main(["--now", "--seconds", "20", "--address", head.address, "--node-id", second]) == 0
+            assert "still has work" not in caplog.text
         finally:
             worker.kill()
-            worker.wait()
-
-
+            worker.communicate()

@@ -16,7 +16,7 @@ from serve.deployments.applications import build_app, build_model
 
 ROOT = Path(__file__).parents[3]
 FILES = {path.stem: path for path in Path(serve.config.__file__).parent.glob("*.yaml")}
-RAYSERVICE = yaml.safe_load((ROOT / "cluster/kuberay/rayservice.yaml").read_text())
+RAYSERVICE = yaml.safe_load((ROOT / "cluster/kuberay/serve/rayservice.yaml").read_text())
 SHIPPED = {
     "cpu": {"bundle": "/data/bundles/demo", "min_replicas": 2, "max_replicas": 4},
     "gpu": {
