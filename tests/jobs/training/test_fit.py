@@ -9,8 +9,7 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console
 
-from blip3o import log
-from blip3o import settings
+from blip3o import log, settings
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
