@@ -78,6 +78,16 @@ def cache_dir() -> Path:
         raise ConfigError(f"there is no home folder for the cache {chosen}: set BLIP3O_CACHE to a full path") from error
 
 
+# What nodes that serve are started with; cluster/kuberay/rayservice.yaml says it too.
+RAY_SERVE = {
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.deployments.proxy:middlewares",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+}
+
+
 def configure_ray() -> None:
     """Sets the environment that each of our Ray processes needs. Call it before Ray is imported.
 
@@ -87,7 +97,8 @@ def configure_ray() -> None:
     to the kernel, the kernel would zero it again for the next step.
 
     Serve takes three checks, 10 s apart, to notice that a proxy is dead, and kills one that takes 5 s to start, as on
-    a busy laptop. Its replicas report their load every 10 s, which is how late it would add one.
+    a busy laptop; one that has no routes yet answers 404. Its replicas report their load every 10 s, which is how late
+    it would add one.
     """
     export(
         {
@@ -99,10 +110,7 @@ def configure_ray() -> None:
             "RAY_DATA_LOG_LEVEL": "WARNING",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_ENABLE_AUTO_CONNECT": "0",
-            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-            "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
-            "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+            **RAY_SERVE,
         }
     )
     sys.executable = plain_interpreter(sys.executable, sys.prefix)

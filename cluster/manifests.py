@@ -109,19 +109,3 @@ def _check_gpu_pod(where: str, pod: Spec) -> None:
         raise ConfigError(f"{where}.nodeSelector is missing: the pod could get any GPU")
     if not any(each.get("key") == _GPU for each in pod.get("tolerations", [])):
         raise ConfigError(f"{where}.tolerations has none for {_GPU}: nodes with GPUs are tainted")
-
-
-def check_timeouts(serve: Spec, pods: list[Spec]) -> None:
-    """A request ends before its replica is stopped, and that before its pod. Raises `ConfigError`."""
-    request = serve.get("http_options", {}).get("request_timeout_s")
-    drains = [
-        deployment.get("graceful_shutdown_timeout_s", 20)
-        for application in serve["applications"]
-        for deployment in application.get("deployments", [])
-    ]
-    graces = [pod.get("spec", {}).get("terminationGracePeriodSeconds", 30) for pod in pods]
-    if request is None or not request < min(drains) or not max(drains) < min(graces):
-        raise ConfigError(
-            f"http_options.request_timeout_s {request} < graceful_shutdown_timeout_s {drains} < the pods' "
-            f"terminationGracePeriodSeconds {graces} does not hold: requests would be cut off"
-        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from blip3o import log
+from blip3o import log, settings
 from blip3o.config.load import explain
 from blip3o.config.yaml_reader import load_yaml
 from blip3o.errors import Blip3oError, ConfigError
@@ -41,7 +41,7 @@ JOBS = {
     "encode": {"preprocess": "parallel.data_labels", "encoder": "parallel.encoder_labels"},
     "evaluate": {"encoder": "parallel.encoder_labels"},
 }
-REQUEST_TIMEOUT_S, DRAIN_S, POD_GRACE_S = 300, 330, 360  # a request ends before its replica, and that before its pod
+POD_GRACE_S = 360  # of pods that serve: longer than a replica drains, and that longer than a request takes
 
 
 def load_values(path: Path) -> Values:
@@ -109,9 +109,9 @@ def _context(values: Values) -> dict[str, Any]:
         "entrypoints": {verb: _entrypoint(verb, values) for verb in JOBS},
         "ray_version": version("ray"),
         "python_tag": f"py{sys.version_info.major}{sys.version_info.minor}",
-        "request_timeout_s": REQUEST_TIMEOUT_S,
-        "drain_s": DRAIN_S,
         "pod_grace_s": POD_GRACE_S,
+        "serve_environment": settings.RAY_SERVE,
+        "serve_environment_words": "\n    ".join(f"{name}={value}" for name, value in settings.RAY_SERVE.items()),
     }
 
 

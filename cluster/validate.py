@@ -11,7 +11,7 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from cluster.launchers import located, validate_launcher
 from cluster.manifests import (
     KUBERNETES_VERSION,
     check_labels,
-    check_timeouts,
     check_workload,
     validate_kustomization,
     validate_plain,
@@ -37,6 +36,7 @@ from cluster.policies import validate_policy
 
 logger = logging.getLogger("cluster.validate")  # also when run as __main__
 
+_KUBERNETES_GRACE_S = 30  # of a pod that does not say
 # Where each kind of manifest describes its cluster, below `spec`.
 _CLUSTER_SPECS: dict[str, tuple[str, ...]] = {
     "RayCluster": (),
@@ -109,7 +109,7 @@ def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
         groups = _cluster_spec(manifest).get("workerGroupSpecs", [])
         for where, wanted in _selectors(serve):
             check_labels(f"spec.serveConfigV2: {where}", wanted, [group.get("labels", {}) for group in groups])
-        check_timeouts(serve, [template for _, template in pods[1:]])
+        _check_grace(serve, groups)
     if "runtimeEnvYAML" in spec:
         validate_runtime_env(_embedded(spec, "runtimeEnvYAML"))
 
@@ -219,6 +219,43 @@ def validate_serve(config: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {one_line(first['msg'])}") from error
     _refuse_unknown_keys("serve config", config, understood)
+    _check_drain(config)
+
+
+def _drains(config: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds that replicas have for their last requests, by deployment."""
+    from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S as DEFAULT
+
+    return {
+        f"{application['name']}.{deployment['name']}": deployment.get("graceful_shutdown_timeout_s", DEFAULT)
+        for application in config["applications"]
+        for deployment in application.get("deployments", [])
+    }
+
+
+def _check_drain(config: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if a replica that is stopped may have requests that take longer than it has."""
+    longest = config.get("http_options", {}).get("request_timeout_s")
+    for name, seconds in _drains(config).items():
+        if longest is not None and seconds <= longest:
+            raise ConfigError(
+                f"{name}: graceful_shutdown_timeout_s {seconds:g} is not above http_options.request_timeout_s "
+                f"{longest:g}: its last requests would be cut off"
+            )
+
+
+def _check_grace(config: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `ConfigError` if Kubernetes ends a pod before the replicas in it have drained."""
+    drains = _drains(config)
+    slowest = max(drains, key=lambda name: drains[name], default="")
+    for group in groups:
+        pod = group["template"].get("spec", {})
+        grace = pod.get("terminationGracePeriodSeconds", _KUBERNETES_GRACE_S)
+        if slowest and grace <= drains[slowest]:
+            raise ConfigError(
+                f"worker group {group['groupName']}: terminationGracePeriodSeconds {grace} is not above "
+                f"graceful_shutdown_timeout_s {drains[slowest]:g} of {slowest}"
+            )
 
 
 def _check_arguments(application: Mapping[str, Any]) -> None:

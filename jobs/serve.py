@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from blip3o import settings, storage
@@ -32,7 +32,7 @@ from serve.http.config import HttpConfig
 HOST = LOOPBACK
 APP = "blip3o"
 # Where they differ from `ServeConfig`'s: a laptop has few cores.
-DEFAULTS: dict[str, Any] = {"num_cpus": 0.5, "ingress_replicas": 1}
+DEFAULTS: dict[str, Any] = {"num_cpus": 0.5, "ingress_replicas": 1, "coordinator_replicas": 1}
 _NO_OPTIONS = ("bundle", "bundle_sha256", "http")  # the first is an argument, the last has options of its own
 # Serve gives its proxy 5 s to start and kills it after the third time; a busy laptop may need longer.
 _CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}}
@@ -94,6 +94,8 @@ def build_config(values: dict[str, Any]) -> ServeConfig:
     except ValidationError as error:
         known = ", ".join([*(name for name in ServeConfig.model_fields if name != "http"), *HttpConfig.model_fields])
         first = error.errors()[0]
+        if not first["loc"]:  # options that do not fit each other
+            raise ConfigError(explain(first)) from error
         raise ConfigError(f"option {first['loc'][0]}: {explain(first)} (options: {known})") from error
 
 
@@ -120,13 +122,14 @@ def options_of_config(defaults: dict[str, Any] | None) -> list[inspect.Parameter
 
 
 def _option(name: str, field: FieldInfo, defaults: dict[str, Any] | None) -> inspect.Parameter:
-    """A field of a config as an option; several values are one option several times."""
+    """A field of a config as an option; several values are one option several times, a group of fields is YAML."""
     several = field.annotation == tuple[str, ...]
-    kind: Any = list[str] if several else field.annotation
+    is_group = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    kind: Any = list[str] if several else str if is_group else field.annotation
     if defaults is None:
         kind, default = kind | None, None
     else:
-        default = list(field.default) if several else defaults.get(name, field.default)
+        default = list(field.default) if several else "{}" if is_group else defaults.get(name, field.default)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

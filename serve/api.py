@@ -15,7 +15,7 @@ from serve.http.face import Face
 from serve.http.files import HEADER
 from serve.http.routes.chat import ChatRoute
 from serve.http.routes.images import ImageRoutes
-from serve.http.routes.metrics import MetricsRoute
+from serve.http.routes.metrics import MetricsRoute, OwnSources, Sources
 from serve.http.routes.models import ModelRoutes
 from serve.http.routes.openapi import add_docs
 from serve.http.routes.responses import ResponsesRoute
@@ -37,10 +37,12 @@ def build_models_api(
     *,
     request_timeout_s: float = REQUEST_TIMEOUT_S,
     processes: Callable[[], int] = lambda: 1,
+    sources: Sources | None = None,
 ) -> FastAPI:
     """The FastAPI app that serves backends by the names of their models. The first one is the default.
 
-    `processes` is how many there are of it, behind one address.
+    `processes` is how many there are of it, behind one address. `sources` are those of the metrics, if there are others
+    than this process and `backends`.
 
     Raises `ConfigError` if API keys or the content filter are not as configured.
     """
@@ -48,8 +50,8 @@ def build_models_api(
     add_error_handlers(api)
     face = Face(backends, config, request_timeout_s=request_timeout_s, processes=processes)
     keyed, open_to_all = APIRouter(dependencies=[Depends(face.admit)]), APIRouter()
-    metrics = MetricsRoute(face)
-    metrics.add_to(open_to_all)
+    sources = sources or OwnSources(backends)
+    MetricsRoute(sources).add_to(open_to_all)
     ImageRoutes(face).add_to(keyed, open_to_all)
     ModelRoutes(face).add_to(keyed, open_to_all)
     ChatRoute(face).add_to(keyed)
@@ -69,6 +71,6 @@ def build_models_api(
             allow_headers=["*"],
             expose_headers=[ID, HEADER, "retry-after"],
         )
-    reports = [metrics.count, *([log_access] if config.access_log else [])]
+    reports = [sources.counts.add, *([log_access] if config.access_log else [])]
     api.add_middleware(RequestMiddleware, config=config, reports=reports)
     return api

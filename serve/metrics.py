@@ -1,6 +1,8 @@
-"""The metrics of an engine, as values: counted in a replica, added over replicas, rendered by the HTTP API.
+"""The server's metrics as values: counted in the process that knows them, rendered by whichever process is asked.
 
-A metric has at most one label. Names and labels are in `METRICS`; the unit is the name's ending, as Prometheus wants.
+A metric has at most one label of its own. `/metrics` adds the labels of its scope: who counted it. So a counter belongs
+to one process for all of its life, and never falls while that process lives. Names and labels are in `METRICS`; the
+unit is the name's ending, as Prometheus wants.
 """
 
 from bisect import bisect_left
@@ -9,6 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["gauge", "counter", "histogram"]
+Scope = Literal["replica", "application", "route", "ingress"]
+
+# What `/metrics` adds to a metric's own label. A replica's name is never used again.
+SCOPES: Mapping[Scope, tuple[str, ...]] = {
+    "replica": ("model", "application", "replica"),
+    "application": ("model", "application"),
+    "route": ("ingress", "route"),
+    "ingress": (),
+}
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -16,18 +27,30 @@ _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec:
-    """What a metric is. `label` is the name of its label, "" if it has none; `bounds` are a histogram's."""
+    """What a metric is. `label` is the name of its label, "" if it has none; `bounds` are a histogram's.
+
+    A counter is 0 from the start for the labels in `known`: of a series that begins at 1, Prometheus misses the first.
+    """
 
     kind: Kind
     help: str
     label: str = ""
+    known: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
+    scope: Scope = "replica"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels in `/metrics`, without `le` of a histogram's buckets."""
+        return (*SCOPES[self.scope], *([self.label] if self.label else []))
 
 
 METRICS: Mapping[str, MetricSpec] = {
     "blip3o_requests_running": MetricSpec(kind="gauge", help="Requests with a row in the batch.", label="kind"),
     "blip3o_requests_waiting": MetricSpec(kind="gauge", help="Requests with no row in the batch yet.", label="kind"),
-    "blip3o_request_success_total": MetricSpec(kind="counter", help="Requests that were answered.", label="kind"),
+    "blip3o_request_success_total": MetricSpec(
+        kind="counter", help="Requests that were answered.", label="kind", known=("generate", "chat")
+    ),
     "blip3o_e2e_latency_seconds": MetricSpec(
         kind="histogram", help="From a request's arrival at the engine to its reply.", label="kind", bounds=_SECONDS
     ),
@@ -39,13 +62,51 @@ METRICS: Mapping[str, MetricSpec] = {
         kind="histogram", help="One denoising step of the batch.", bounds=_SECONDS
     ),
     "blip3o_batch_rows": MetricSpec(kind="histogram", help="Rows that a denoising step advanced.", bounds=_ROWS),
-    "blip3o_cache_hits_total": MetricSpec(kind="counter", help="Cache look-ups that found an entry.", label="kind"),
-    "blip3o_cache_misses_total": MetricSpec(kind="counter", help="Cache look-ups that found none.", label="kind"),
-    "blip3o_images_total": MetricSpec(kind="counter", help="Images that were finished."),
-    "blip3o_tokens_total": MetricSpec(kind="counter", help="Tokens of prompts and of replies.", label="kind"),
-    "blip3o_cancelled_total": MetricSpec(kind="counter", help="Requests that the client cancelled."),
-    "blip3o_rejected_total": MetricSpec(kind="counter", help="Requests that the queue refused."),
-    "blip3o_errors_total": MetricSpec(kind="counter", help="Requests that failed, by the error.", label="class"),
+    "blip3o_cache_hits_total": MetricSpec(
+        kind="counter", help="Cache look-ups that found an entry.", label="kind", known=("condition",)
+    ),
+    "blip3o_cache_misses_total": MetricSpec(
+        kind="counter", help="Cache look-ups that found none.", label="kind", known=("condition",)
+    ),
+    "blip3o_images_total": MetricSpec(kind="counter", help="Images that were finished.", known=("",)),
+    "blip3o_tokens_total": MetricSpec(
+        kind="counter", help="Tokens of prompts and of replies.", label="kind", known=("prompt", "reply")
+    ),
+    "blip3o_cancelled_total": MetricSpec(kind="counter", help="Requests that the client cancelled.", known=("",)),
+    "blip3o_rejected_total": MetricSpec(kind="counter", help="Requests that the queue refused.", known=("",)),
+    "blip3o_errors_total": MetricSpec(
+        kind="counter",
+        help="Requests that failed, by the error.",
+        label="class",
+        known=("EngineError", "DeadlineError", "UnavailableError"),
+    ),
+    "blip3o_replicas": MetricSpec(
+        kind="gauge",
+        help="Replicas that answered this scrape (ready), and that did not in time (silent).",
+        label="state",
+        scope="application",
+    ),
+    "blip3o_http_requests_total": MetricSpec(
+        kind="counter", help="HTTP requests that were answered.", label="status", scope="route"
+    ),
+    "blip3o_http_request_seconds": MetricSpec(
+        kind="histogram",
+        help="From an HTTP request's arrival to the end of its reply.",
+        bounds=_SECONDS,
+        scope="route",
+    ),
+    "blip3o_http_first_event_seconds": MetricSpec(
+        kind="histogram",
+        help="From an HTTP request's arrival to the first event of its stream.",
+        bounds=_SECONDS,
+        scope="route",
+    ),
+    "blip3o_ingress_replicas": MetricSpec(
+        kind="gauge",
+        help="Processes of the HTTP API that answered this scrape (ready), and that did not in time (silent).",
+        label="state",
+        scope="ingress",
+    ),
 }
 
 
@@ -62,12 +123,6 @@ class Histogram:
         """All observations."""
         return sum(self.counts)
 
-    def __add__(self, other: "Histogram") -> "Histogram":
-        """The observations of both."""
-        assert self.bounds == other.bounds, f"{self.bounds} and {other.bounds}"
-        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        return Histogram(bounds=self.bounds, counts=counts, sum=self.sum + other.sum)
-
 
 Sample = float | Histogram
 
@@ -77,13 +132,6 @@ class EngineMetrics:
     """The values by (name, label's value); "" for a metric without a label. A metric never counted has no value."""
 
     samples: Mapping[tuple[str, str], Sample]
-
-    def __add__(self, other: "EngineMetrics") -> "EngineMetrics":
-        """The sum over two replicas."""
-        samples = dict(self.samples)
-        for key, value in other.samples.items():
-            samples[key] = _sum(samples[key], value) if key in samples else value
-        return EngineMetrics(samples=samples)
 
     def value(self, name: str, label: str = "") -> float:
         """A counter's or gauge's value, 0 if it was never counted."""
@@ -101,20 +149,19 @@ class EngineMetrics:
         return sum(value.count for value in found if isinstance(value, Histogram))
 
 
-def _sum(one: Sample, other: Sample) -> Sample:
-    if isinstance(one, Histogram):
-        assert isinstance(other, Histogram), "a histogram and a number"
-        return one + other
-    assert not isinstance(other, Histogram), "a number and a histogram"
-    return one + other
-
-
 @dataclass
 class Recorder:
-    """Counts. Its caller holds the lock that guards it."""
+    """Counts what belongs to one scope. Its caller holds the lock that guards it."""
 
+    scope: Scope = "replica"
     _numbers: dict[tuple[str, str], float] = field(default_factory=dict)
     _counts: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Starts the counters whose labels are known at 0."""
+        for name, spec in METRICS.items():
+            if spec.scope == self.scope:
+                self._numbers.update({(name, label): 0.0 for label in spec.known})
 
     def add(self, name: str, label: str = "", *, by: float = 1) -> None:
         """Adds to a counter."""

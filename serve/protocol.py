@@ -3,7 +3,8 @@
 Everything can be pickled, so both may run in different processes. Imports no torch: the HTTP API runs without it.
 """
 
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,6 +22,7 @@ FinishReason = Literal["stop", "length"]
 
 MAX_IMAGES = 10  # of one request, as in OpenAI's API
 MAX_PARTIAL_IMAGES = 3  # of one image, as in OpenAI's API
+_RETRY_AFTER_S = (1, 60)  # bounds of the `retry-after` of a rejected request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,18 @@ class ModelInfo:
     prompt_tokens_limit: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReplicaMetrics:
+    """Metrics by the name of the replica, which no other one ever gets. `silent` replicas did not answer in time."""
+
+    replicas: Mapping[str, EngineMetrics]
+    silent: int = 0
+
+    def __add__(self, other: "ReplicaMetrics") -> "ReplicaMetrics":
+        """Those of both."""
+        return ReplicaMetrics(replicas={**self.replicas, **other.replicas}, silent=self.silent + other.silent)
+
+
 class Backend(Protocol):
     """Whatever answers requests: an engine in this process, or a deployment behind a handle.
 
@@ -172,8 +186,8 @@ class Backend(Protocol):
         """Answers a conversation; yields the text piece by piece, and at last the reply."""
         ...
 
-    async def metrics(self) -> EngineMetrics:
-        """Counters and histograms since the start, and the current load."""
+    async def metrics(self) -> ReplicaMetrics:
+        """What each replica has counted since its start, and its current load. Does not wait behind requests."""
         ...
 
 
@@ -187,6 +201,12 @@ class BusyError(Blip3oError):
     def __str__(self) -> str:
         """The message for the client."""
         return f"the server's queue is full: try again in {self.retry_after_s} s"
+
+
+def busy(seconds: float) -> BusyError:
+    """The error of a full queue that takes about `seconds`."""
+    least, most = _RETRY_AFTER_S
+    return BusyError(min(max(math.ceil(seconds), least), most))
 
 
 class DeadlineError(Blip3oError):

@@ -6,6 +6,7 @@ Weights are read straight to their dtype and device, so there is never a second 
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -30,10 +31,15 @@ from blip3o.weights.safetensors_header import ForeignFileError, StoredTensor
 from blip3o.weights.safetensors_stream import load_file
 
 
-def build_model(config: BundleConfig, tokenizer: ChatTokenizer) -> UnifiedModel:
-    """The model's parts for inference, without weights."""
+def build_model(
+    config: BundleConfig, tokenizer: ChatTokenizer, *, parts: Collection[str] | None = None
+) -> UnifiedModel:
+    """The model's parts for inference, or those of `parts` among them, without weights."""
     return UnifiedModel(
-        config.model, image_token_id=tokenizer.ids[IMAGE_PAD], parts=config.parts, max_length=config.max_length
+        config.model,
+        image_token_id=tokenizer.ids[IMAGE_PAD],
+        parts=config.parts if parts is None else set(config.parts) & set(parts),
+        max_length=config.max_length,
     )
 
 
@@ -160,6 +166,7 @@ def load_bundle(
     decode_batch_size: int | None = None,
     precision: Precision = "auto",
     execution: Execution = "eager",
+    parts: Collection[str] | None = None,
 ) -> Blip3oPipeline:
     """Loads a bundle from a folder or an object store, and verifies every byte.
 
@@ -171,14 +178,13 @@ def load_bundle(
     bf16 on a GPU and fp32 on the CPU. It always runs batches of `batch_size` rows, and decodes `decode_batch_size`
     images at a time (by default 1; `batch_size` for the pixel decoder), so images equal those of a server with the same
     sizes. `execution` says how the denoiser runs: `eager`, `compile` (torch.compile) or `graph` (recorded once and
-    replayed, on a GPU).
+    replayed, on a GPU). With `parts` (see `blip3o.bundle.layout.PARTS`), only these are loaded, for a process that does
+    one step of the work.
 
     Raises `BundleError` if the folder is not a bundle, is incomplete, damaged, or of another format, `ConfigError` if
     the device does not exist, or cannot run in this precision or execution.
     """
-    for name, size in (("batch_size", batch_size), ("decode_batch_size", decode_batch_size)):
-        if size is not None or name == "batch_size":
-            check_positive_int(name, size)
+    _check_sizes(batch_size, decode_batch_size)
     if execution not in get_args(Execution):
         raise ConfigError(f"execution '{execution}' is unknown: use {', '.join(get_args(Execution))}")
     if not isinstance(uri, str | os.PathLike):
@@ -189,7 +195,7 @@ def load_bundle(
     bundle = open_bundle(uri)
     config = bundle.config
     with init_empty_weights():
-        model = build_model(config, bundle.tokenizer)
+        model = build_model(config, bundle.tokenizer, parts=parts)
     _load_weights(model, bundle, dtype, where)
     model = model.eval().requires_grad_(requires_grad=False).to(where)
     if model.generates:
@@ -211,6 +217,12 @@ def load_bundle(
         execution=execution,
         bundle_sha256=bundle.sha256,
     )
+
+
+def _check_sizes(batch_size: int, decode_batch_size: int | None) -> None:
+    check_positive_int("batch_size", batch_size)
+    if decode_batch_size is not None:
+        check_positive_int("decode_batch_size", decode_batch_size)
 
 
 def _device(name: torch.device | str | None) -> torch.device:

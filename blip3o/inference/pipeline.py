@@ -62,7 +62,7 @@ class Blip3oPipeline:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of weights and arithmetic. Noise, the flow's steps and features are fp32 in any case."""
-        return next(self.model.backbone.parameters()).dtype
+        return next(getattr(self.model, "backbone", self.model).parameters()).dtype
 
     @property
     def precision(self) -> ResolvedPrecision:

@@ -5,7 +5,8 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -15,6 +16,9 @@ from blip3o.bundle.layout import SEAL
 from blip3o.errors import BundleError, ConfigError
 from jobs.common import parameters_of, with_parameters
 from jobs.serve import build_config, options_of_config
+
+if TYPE_CHECKING:
+    from jobs.deployment.cluster import ServeCluster
 
 _SAFETY = "Roll-out"
 
@@ -40,6 +44,9 @@ class RolloutOptions:
     canary_share: Annotated[float, _option("Share of the requests during the trial.", min=0, max=0.5)] = 0.1
     canary_seconds: Annotated[float, _option("Length of the trial; 0 leaves it out.", min=0)] = 60
     start_timeout_seconds: Annotated[float, _option("How long the replicas may take to start.", min=1)] = 1800
+    config_out: Annotated[
+        Path | None, _option("Also write what the cluster serves then, as a Serve config.", "FILE", dir_okay=False)
+    ] = None
     dry_run: Annotated[bool, _option("Print the Serve config of a first deployment, and stop.")] = False
 
 
@@ -79,6 +86,18 @@ def deploy(
         start_timeout_s=options.start_timeout_seconds,
         echo=print,
     ).run(host=host, port=port)
+    if options.config_out:
+        write_config(cluster, options.config_out)
+
+
+def write_config(cluster: "ServeCluster", path: Path) -> None:
+    """Writes what a cluster serves, for `serve deploy` and for a manifest. Raises `ServiceError`."""
+    import yaml
+
+    from serve.deployments.configs import deployed_config
+
+    path.write_text(yaml.safe_dump(deployed_config(cluster.details()), sort_keys=False), encoding="utf-8")
+    print(f"{path}: what the cluster serves now")
 
 
 def _sha256(bundle: str) -> str:

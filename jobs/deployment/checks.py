@@ -1,6 +1,7 @@
 """What a bundle must do before it gets traffic: a smoke test over HTTP, and scores not below the running bundle's."""
 
 import base64
+import http.client
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ _PROMPT = "a red circle"
 _TIMEOUT_S = 300.0
 _PATIENCE_S = 60.0  # with a server that is busy or has just lost a replica
 _BUSY = (429, 503)
+_RESTART_S = 10.0  # for another process of the face or a proxy, if the one that was asked is lost
+_LOST = (500, 502, 504)
 
 
 def smoke_test(url: str, model: str, *, instead_of: str = "") -> None:
@@ -54,17 +57,22 @@ def _image(reply: Mapping[str, Any]) -> bytes:
 
 
 def _ask(url: str, route: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The JSON of a reply. Raises `ServiceError` for an error other than overload."""
-    deadline = time.monotonic() + _PATIENCE_S
+    """The JSON of a reply. Raises `ServiceError` for an error other than overload or the loss of a process."""
+    began = time.monotonic()
     while True:
+        seconds = time.monotonic() - began
         try:
             status, headers, data = fetch(url + route, body, headers=key_header(), timeout_s=_TIMEOUT_S)
-        except OSError as error:
-            raise ServiceError(f"{url}{route} does not answer: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            if seconds > _RESTART_S:
+                raise ServiceError(f"{url}{route} does not answer: {error}") from error
+            time.sleep(1)
+            continue
         if status == 200:
             found: dict[str, Any] = json.loads(data)
             return found
-        if status not in _BUSY or time.monotonic() > deadline:
+        patience_s = _PATIENCE_S if status in _BUSY else _RESTART_S if status in _LOST else 0
+        if seconds > patience_s:
             text = one_line(data.decode("utf-8", "replace"))[:300]
             raise ServiceError(f"{url}{route} answers {status}: {text}")
         time.sleep(float(headers.get("retry-after", 1)))

@@ -6,6 +6,7 @@ old bundle or the face restarts. In between, both bundles need their memory.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from blip3o.errors import ServiceError
 from jobs.commands.interruption import deaf
 from jobs.deployment.checks import Gate, smoke_test
 from jobs.deployment.cluster import ServeCluster
+from jobs.deployment.watch import Watch
 from serve.config.options import ServeConfig
 from serve.deployments.configs import (
     FACE,
@@ -34,10 +36,11 @@ from serve.deployments.configs import (
     with_table,
     without_strays,
 )
-from serve.deployments.options import GENERATOR
+from serve.routing import RoutingTable
 
 _POLL_S = 1.0
-_HEALTHY = ("STARTING", "RUNNING")
+_ON_THE_WAY_S = 1.0  # for requests that have chosen a bundle and have not reached it
+_FACE_S = 60.0  # for all processes of the face to take back the traffic
 
 
 def resolved(cluster: ServeCluster, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +91,8 @@ class Rollout:
             else:
                 current = self._replace(current, old=old, new=new)
         if old not in (None, new):
-            # Every face has the new table: no request goes to the old bundle, which leaves after its last replies.
+            # Every face has the new table: no request chooses the old bundle, which leaves after its last replies.
+            self._let_requests_arrive()
             self.cluster.apply(self._sharing(current, {new: 1.0}))
             self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
 
@@ -152,21 +156,20 @@ class Rollout:
         share = self.canary.share
         self.echo(f"{share:.0%} of the requests go to the new bundle for {self.canary.seconds:g} s")
         self._route(self._sharing(started, {old: 1 - share, new: share}, candidate=new))
-        before, deadline = self._replicas(new), time.monotonic() + self.canary.seconds
+        watches: defaultdict[str, Watch] = defaultdict(Watch)
+        deadline = time.monotonic() + self.canary.seconds
         while time.monotonic() < deadline:
-            if lost := before - self._replicas(new):
-                raise ServiceError(f"the new bundle has lost replicas under traffic: {', '.join(sorted(lost))}")
+            self._look(new, watches)
             time.sleep(min(_POLL_S, self.canary.seconds))
         smoke_test(self.url, self.config.name + NEXT)
 
-    def _replicas(self, application: str) -> set[str]:
-        """The replicas of a bundle that have not failed."""
+    def _look(self, application: str, watches: Mapping[str, Watch]) -> None:
+        """Raises `ServiceError` if a deployment of a bundle has lost a replica."""
         deployments = self.cluster.details()["applications"].get(application, {}).get("deployments", {})
-        return {
-            replica["replica_id"]
-            for replica in deployments.get(GENERATOR, {}).get("replicas", ())
-            if replica["state"] in _HEALTHY
-        }
+        for name, deployment in deployments.items():
+            living = [each["replica_id"] for each in deployment["replicas"] if each["state"] != "STOPPING"]
+            if lost := watches[name].look(living, deployment["target_num_replicas"]):
+                raise ServiceError(f"the new bundle has lost replicas under traffic: {', '.join(sorted(lost))}")
 
     def _sharing(self, config: Config, shares: Mapping[str, float], candidate: str = "") -> Config:
         """The config with these shares of the model's applications."""
@@ -187,5 +190,33 @@ class Rollout:
 
     def _restore(self, current: Config) -> None:
         with deaf():
+            try:
+                self._take_back_traffic(routing_table(current))
+            except ServiceError as error:  # what counts is that the old state comes back
+                self.echo(f"requests to the new bundle may fail: {error}")
             self.cluster.apply(current)
         self.echo("rolled back: the cluster serves what it served before")
+
+    def _take_back_traffic(self, old: RoutingTable) -> None:
+        """Until no request is on the way to the new bundle, which is about to leave; none if it had no traffic."""
+        name, found = self.config.name, deployed_config(self.cluster.details())
+        shares = {each.application: each.share for each in routing_table(found).models.get(name, ())} if found else {}
+        back = {each.application: each.share for each in old.models.get(name, ())}
+        if found is None or not any(share for application, share in shares.items() if application not in back):
+            return
+        self.cluster.apply(self._sharing(found, dict.fromkeys(shares, 0.0) | back))
+        self.cluster.wait([FACE], timeout_s=_FACE_S)
+        self._let_requests_arrive()
+
+    def _let_requests_arrive(self) -> None:
+        """Waits for requests to a bundle that gets no new ones and is about to leave.
+
+        The face chooses a bundle before it fetches pictures and asks a content filter, which may take all of a
+        request's time.
+        """
+        http = self.config.http
+        if not (http.fetch_hosts or http.content_filter):
+            time.sleep(_ON_THE_WAY_S)
+            return
+        self.echo(f"waiting {self.config.request_timeout_s:g} s for requests on their way to the bundle that leaves")
+        time.sleep(self.config.request_timeout_s)

@@ -4,7 +4,7 @@
 how many there are and what they may use; on a running server, a change of it restarts nothing.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,9 @@ from blip3o.inference.precision import DESCRIPTION, Precision
 from serve.http.config import HttpConfig
 from serve.protocol import MAX_IMAGES
 
+Layout = Literal["all-in-one", "split"]
+Stage = Literal["condition", "denoise", "decode", "chat"]
+STAGES: tuple[Stage, ...] = ("condition", "denoise", "decode", "chat")
 DRAIN_MARGIN_S = 30  # from the timeout of a request to that of a replica that drains
 
 
@@ -73,6 +76,25 @@ class ReplicaConfig(Frozen):
         return {**values, **{key: load_yaml(value, f"option {key}") for key, value in given.items()}}
 
 
+class StageConfig(Frozen):
+    """What a stage of the split layout has instead of the options of the same names; null: the same."""
+
+    min_replicas: int | None = Field(default=None, ge=1, description="smallest number of replicas of this stage")
+    max_replicas: int | None = Field(default=None, ge=1, description="largest number of them, under load")
+    target_rows: float | None = Field(default=None, ge=0, description="rows in work per replica; 0: batch_size")
+    num_cpus: float | None = Field(default=None, ge=0, description="logical CPUs per replica")
+    num_gpus: float | None = Field(default=None, ge=0, description="GPUs per replica; 0 runs it on the CPU")
+
+
+class StagesConfig(Frozen):
+    """The stages of the split layout. A row is a prompt, an image that is denoised or decoded, or a conversation."""
+
+    condition: StageConfig = Field(default=StageConfig(), description="reads prompts")
+    denoise: StageConfig = Field(default=StageConfig(), description="makes features")
+    decode: StageConfig = Field(default=StageConfig(), description="makes pixels")
+    chat: StageConfig = Field(default=StageConfig(), description="answers conversations")
+
+
 class FaceConfig(Frozen):
     """The HTTP API in front of models."""
 
@@ -88,6 +110,12 @@ class ServeConfig(ReplicaConfig, FaceConfig):
     name: str = Field(default="blip3o", min_length=1, description="the model's name in the API")
     min_replicas: int = Field(default=1, ge=1, description="smallest number of replicas; 2 survive the loss of one")
     max_replicas: int = Field(default=1, ge=1, description="largest number of replicas, under load")
+    spare_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="replicas beyond those that the load or min_replicas needs, up to max_replicas: ready when one is "
+        "lost, or when the load jumps",
+    )
     target_rows: float = Field(
         default=0,
         ge=0,
@@ -100,6 +128,23 @@ class ServeConfig(ReplicaConfig, FaceConfig):
     downscale_delay_s: float = Field(default=300, ge=0, description="seconds of idleness before one is removed")
     ingress_replicas: int = Field(default=2, ge=1, description="processes of the HTTP API, spread over the nodes")
     num_cpus: float = Field(default=1, ge=0, description="logical CPUs per replica; may be a fraction")
+    layout: Layout = Field(
+        default="all-in-one",
+        description="all-in-one: each replica does all of the work. split: prompts, denoising, decoding and "
+        "conversations have replicas of their own, which scale by themselves",
+    )
+    stages: StagesConfig = Field(
+        default=StagesConfig(),
+        description="with layout split, what differs for a stage, as YAML: '{decode: {max_replicas: 4}}'",
+    )
+    coordinator_replicas: int = Field(
+        default=2, ge=1, description="with layout split, processes that take requests from stage to stage"
+    )
+
+    def of_stage(self, stage: Stage) -> "ServeConfig":
+        """The config with what a stage has instead."""
+        differs: StageConfig = getattr(self.stages, stage)
+        return self.model_copy(update=differs.model_dump(exclude_none=True))
 
     @property
     def drain_timeout_s(self) -> float:
@@ -113,6 +158,24 @@ class ServeConfig(ReplicaConfig, FaceConfig):
 
     @model_validator(mode="after")
     def _ordered(self) -> "ServeConfig":
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}: raise that")
+        self._check_replicas("")
+        return self
+
+    def _check_replicas(self, where: str) -> None:
+        least = self.min_replicas + self.spare_replicas
+        if least > self.max_replicas:
+            spare = f" with {self.spare_replicas} to spare" if self.spare_replicas else ""
+            raise ValueError(
+                f"{where}min_replicas {self.min_replicas}{spare} is above max_replicas {self.max_replicas}: raise that"
+            )
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "ServeConfig":
+        if self.layout == "all-in-one":
+            return self
+        stages = {stage: self.of_stage(stage) for stage in STAGES}
+        for stage, own in stages.items():
+            own._check_replicas(f"stages.{stage}: ")
+        if self.precision == "auto" and len({own.num_gpus > 0 for own in stages.values()}) > 1:
+            raise ValueError("precision auto is another one on a GPU than on the CPU, and stages differ: say which")
         return self

@@ -8,10 +8,17 @@ from typing import Any, cast
 from ray import serve as ray_serve
 from ray.serve import Application
 
-from serve.config.options import FaceConfig, ServeConfig
+from serve.config.options import FaceConfig, ServeConfig, Stage
 from serve.deployments.ingress import Ingress
-from serve.deployments.options import INGRESS, generator_options, ingress_options
+from serve.deployments.options import (
+    INGRESS,
+    coordinator_options,
+    generator_options,
+    ingress_options,
+    stage_options,
+)
 from serve.deployments.replica import Generator
+from serve.deployments.stages import Condition, Coordinator, Decode, Denoise
 
 _STARTS = 2  # of a replica that fails in its constructor, until its deployment has failed; no config file may say it
 
@@ -25,8 +32,24 @@ def build_app(config: ServeConfig) -> Application:
 
 def build_model(config: ServeConfig) -> Application:
     """The replicas of a bundle, for a face of its own application or of another one."""
-    options = generator_options(config) | {"max_constructor_retry_count": _STARTS}
-    return cast(Application, _deployment(Generator, options).bind(config.replica))
+    if config.layout == "all-in-one":
+        return _bound(Generator, generator_options(config), config.replica)
+    stages = [
+        _stage(config, "condition", Condition),
+        _stage(config, "denoise", Denoise),
+        _stage(config, "decode", Decode),
+        _stage(config, "chat", Generator, "chat"),
+    ]
+    return _bound(Coordinator, coordinator_options(config), *stages, config.replica)
+
+
+def _stage(config: ServeConfig, stage: Stage, target: Any, *more: Any) -> Application:  # noqa: ANN401 - as below
+    return _bound(target, stage_options(config, stage), config.of_stage(stage).replica, *more)
+
+
+def _bound(target: Any, options: dict[str, Any], *arguments: Any) -> Application:  # noqa: ANN401 - a class of ours
+    options = options | {"max_constructor_retry_count": _STARTS}
+    return cast(Application, _deployment(target, options).bind(*arguments))
 
 
 def build_face(config: FaceConfig) -> Application:

@@ -13,11 +13,15 @@ WORK = "work_s"  # seconds until the replica has done what it holds now
 
 
 class RowsAndWork:
-    """Enough replicas for the rows in work and for the wait ahead, whichever needs more."""
+    """Enough replicas for the rows in work and for the wait ahead, whichever needs more, and some to spare."""
 
-    def __init__(self, target_wait_s: float) -> None:
-        """`target_wait_s`: seconds of work per replica. The rows per replica are Serve's `target_ongoing_requests`."""
+    def __init__(self, target_wait_s: float, spare_replicas: int = 0) -> None:
+        """`target_wait_s`: seconds of work per replica. The rows per replica are Serve's `target_ongoing_requests`.
+
+        `spare_replicas` come on top of what the load needs; without load, Serve's lower bound has them.
+        """
         self._target_wait_s = target_wait_s
+        self._spare_replicas = spare_replicas
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:  # noqa: ANN401 - Serve's AutoscalingContext
         """The number of replicas wanted, as a fraction, and no state. Called by Serve at every tick.
@@ -29,4 +33,4 @@ class RowsAndWork:
         rows = max(sum(reports.get(ROWS, {}).values()) + waiting, context.total_num_requests)
         work_s = sum(reports.get(WORK, {}).values())
         target_rows = context.config.get_target_ongoing_requests()
-        return max(rows / target_rows, work_s / self._target_wait_s), {}
+        return max(rows / target_rows, work_s / self._target_wait_s) + self._spare_replicas, {}

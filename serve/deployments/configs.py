@@ -4,15 +4,18 @@ A face has the address; each bundle is an application of its own. So bundles com
 face's routing table, which restarts nothing when it changes.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from blip3o.errors import ServiceError
-from serve.config.options import ServeConfig
-from serve.deployments.options import INGRESS, generator_options, ingress_options
+from pydantic import ValidationError
+
+from blip3o.errors import ServiceError, one_line
+from serve.config.options import STAGES, ServeConfig, StageConfig
+from serve.deployments.options import GENERATOR, INGRESS, STAGE_NAMES, ingress_options, model_options
 from serve.routing import RoutingTable, Target
 
 Config = dict[str, Any]  # the content of Serve's config file
@@ -20,11 +23,15 @@ FACE = "blip3o"  # the application that has the address
 _FACE_PATH = "serve.app:face"
 _MODEL_PATH = "serve.app:model"
 NEXT = "@next"  # behind a model's name: the bundle that is tried out
+_UNKNOWN_FORM = (
+    "{where} of this cluster says no {what}, which `blip3o deploy` starts from: write it as serve/config/cpu.yaml "
+    "does, and `serve deploy` that first"
+)
 
 
 def application_name(config: ServeConfig) -> str:
     """The application of a bundle: the same for the same replicas, however many there are."""
-    what = json.dumps(config.replica.model_dump(), sort_keys=True)
+    what = json.dumps({**config.replica.model_dump(), **_layout_arguments(config)}, sort_keys=True)
     return f"{config.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
@@ -35,10 +42,24 @@ def model_application(config: ServeConfig) -> Config:
             "name": application_name(config),
             "import_path": _MODEL_PATH,
             "route_prefix": None,
-            "args": {"name": config.name, **config.replica.model_dump(exclude_defaults=True)},
-            "deployments": [generator_options(config)],
+            "args": {
+                "name": config.name,
+                **config.replica.model_dump(exclude_defaults=True),
+                **_layout_arguments(config),
+            },
+            "deployments": model_options(config),
         }
     )
+
+
+def _layout_arguments(config: ServeConfig) -> dict[str, Any]:
+    """What replicas of the split layout are built from, beyond what all replicas are."""
+    if config.layout == "all-in-one":
+        return {}
+    differ = {
+        stage: {"num_gpus": gpus} for stage in STAGES if (gpus := config.of_stage(stage).num_gpus) != config.num_gpus
+    }
+    return {"layout": config.layout} | ({"stages": differ} if differ else {})
 
 
 def face_application(config: ServeConfig, table: RoutingTable) -> Config:
@@ -97,8 +118,11 @@ def deployed_config(details: Mapping[str, Any]) -> Config | None:
 
 
 def routing_table(config: Config) -> RoutingTable:
-    """The face's table."""
-    return RoutingTable.model_validate(_ingress(config)["user_config"])
+    """The face's table. Raises `ServiceError` if a person has written the config without one."""
+    try:
+        return RoutingTable.model_validate(_part(_ingress(config), f"{FACE}.{INGRESS}", "user_config"))
+    except ValidationError as error:
+        raise ServiceError(f"{FACE}.{INGRESS}: user_config is no routing table: {one_line(error)}") from error
 
 
 def with_table(config: Config, table: RoutingTable) -> Config:
@@ -137,7 +161,8 @@ def placed_like(application: Config, name: str | None, config: Config) -> Config
     }
     placed = deepcopy(application)
     for deployment in placed["deployments"]:
-        deployment["ray_actor_options"] = {**said.get(deployment["name"], {}), **deployment["ray_actor_options"]}
+        old = said.get(deployment["name"], said.get(GENERATOR, {}))  # another layout may have had other deployments
+        deployment["ray_actor_options"] = {**old, **deployment["ray_actor_options"]}
     return placed
 
 
@@ -161,9 +186,24 @@ def routed(table: RoutingTable, name: str, shares: Mapping[str, float], candidat
 
 
 def _ingress(config: Config) -> Config:
-    [face] = [each for each in config["applications"] if each["name"] == FACE]
-    [ingress] = [each for each in face["deployments"] if each["name"] == INGRESS]
-    found: Config = ingress
+    return _named(_part(_named(config["applications"], FACE, ""), FACE, "deployments"), INGRESS, FACE)
+
+
+def _named(parts: Sequence[Config], name: str, where: str) -> Config:
+    """The application or deployment of that name. Raises `ServiceError` if there is none."""
+    for part in parts:
+        if part.get("name") == name:
+            return part
+    raise ServiceError(_UNKNOWN_FORM.format(where=where or "the Serve config", what=name))
+
+
+def _part(config: Config, where: str, *keys: str) -> Any:  # noqa: ANN401 - a value of a config
+    """What a config says below these keys. Raises `ServiceError` if it does not."""
+    found: Any = config
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            raise ServiceError(_UNKNOWN_FORM.format(where=where, what=".".join(keys)))
+        found = found[key]
     return found
 
 
@@ -172,24 +212,45 @@ def options_of(config: Config, name: str) -> dict[str, Any]:
 
     Those of replicas are there only if it serves a model `name`.
     """
-    [face] = [each for each in config["applications"] if each["name"] == FACE]
+    said = _named(config["applications"], FACE, "").get("args") or {}
     options = {
-        "ingress_replicas": _ingress(config)["num_replicas"],
-        "request_timeout_s": face["args"]["request_timeout_s"],
-        **face["args"]["http"],
+        "ingress_replicas": _part(_ingress(config), f"{FACE}.{INGRESS}", "num_replicas"),
+        **{key: value for key, value in said.items() if key != "http"},
+        **said.get("http", {}),
     }
     application = running(routing_table(config), name)
     if application is None:
         return options
-    [model] = [each for each in config["applications"] if each["name"] == application]
-    [generator] = model["deployments"]
-    scaling = generator["autoscaling_config"]
-    copied = ("min_replicas", "max_replicas", "upscale_delay_s", "downscale_delay_s")
+    model = _named(config["applications"], application, "")
+    own = {**options, **_part(model, application, "args")}
+    deployments = _part(model, application, "deployments")
+    generator = _named(deployments, GENERATOR, application)
+    if own.get("layout", "all-in-one") == "all-in-one":
+        return own | _scaling(generator, application)
+    stages = {stage: _scaling(_named(deployments, STAGE_NAMES[stage], application), application) for stage in STAGES}
+    # What an option of the whole changes is what no stage has otherwise.
+    whole = {**stages["denoise"], "num_gpus": own.get("num_gpus", 0)}
+    differ = {
+        stage: {name: found[name] for name in StageConfig.model_fields if found[name] != whole[name]}
+        for stage, found in stages.items()
+    }
     return {
-        **options,
-        **model["args"],
-        **{name: scaling[name] for name in copied},
-        "target_rows": scaling["target_ongoing_requests"],
-        **scaling["policy"]["policy_kwargs"],
-        "num_cpus": generator["ray_actor_options"]["num_cpus"],
+        **own,
+        **whole,
+        "coordinator_replicas": _part(generator, f"{application}.{GENERATOR}", "num_replicas"),
+        "stages": {stage: found for stage, found in differ.items() if found},
+    }
+
+
+def _scaling(deployment: Config, application: str) -> dict[str, Any]:
+    """The options of scaling that a deployment's config says. Raises `ServiceError` if it lacks one of them."""
+    where = f"{application}.{deployment['name']}"
+    said = functools.partial(_part, deployment, where, "autoscaling_config")
+    policy = said("policy", "policy_kwargs")
+    return {
+        **{name: said(name) for name in ("max_replicas", "upscale_delay_s", "downscale_delay_s")},
+        "min_replicas": said("min_replicas") - policy.get("spare_replicas", 0),
+        "target_rows": said("target_ongoing_requests"),
+        **policy,
+        **{name: _part(deployment, where, "ray_actor_options", name) for name in ("num_cpus", "num_gpus")},
     }

@@ -6,16 +6,13 @@ replicas must not kill all of them.
 """
 
 import asyncio
-import functools
-import operator
 from collections.abc import AsyncIterator, Hashable
 from typing import cast
 
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve.metrics import EngineMetrics
+from serve.deployments.broadcast import TIMEOUT_S, Replies, ask_all
+from serve.deployments.losses import BUSY, LOST, UNAVAILABLE
 from serve.protocol import (
     BusyError,
     ChatDelta,
@@ -28,19 +25,20 @@ from serve.protocol import (
     ImageEvent,
     ModelInfo,
     PartialImage,
+    ReplicaMetrics,
     UnavailableError,
 )
 
 _RETRY_AFTER_S = 5  # if Serve's own queue is full; a full engine gives an estimate
 _ATTEMPTS = 2
-_CHECK_S = 10  # for all replicas to say that they are there
 
 
 class HandleBackend:
     """The replicas of one bundle."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle, *, timeout_s: float = TIMEOUT_S) -> None:
+        """`timeout_s` is how long replicas have to say that they live, and what they have counted."""
+        self._handle, self._timeout_s = handle, timeout_s
         self._info: ModelInfo | None = None
 
     async def describe(self) -> ModelInfo:
@@ -51,16 +49,17 @@ class HandleBackend:
 
     async def check(self) -> None:
         """Raises `UnavailableError` if no replica answers. Does not pass through their queues."""
-        for reply in await self._ask_all("describe"):
-            if not isinstance(reply, BaseException):
-                return
-        raise UnavailableError("no replica of the model answers: try again")
+        if not (await self._ask_all("describe", until_first=True)).values:
+            raise UnavailableError("no replica of the model answers: try again")
 
-    async def metrics(self) -> EngineMetrics:
-        """The sum over all replicas."""
+    async def metrics(self) -> ReplicaMetrics:
+        """Those of every replica that answers, and of those that it knows."""
         replies = await self._ask_all("metrics")
-        found = [reply for reply in replies if isinstance(reply, EngineMetrics)]
-        return functools.reduce(operator.add, found, EngineMetrics(samples={}))
+        found: list[ReplicaMetrics] = list(replies.values)
+        return ReplicaMetrics(
+            replicas={name: metrics for each in found for name, metrics in each.replicas.items()},
+            silent=replies.silent + max((each.silent for each in found), default=0),
+        )
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Images; cancellation frees their rows in the replica."""
@@ -94,6 +93,9 @@ class HandleBackend:
             if fresh:
                 yield ChatDelta(text=fresh)
 
+    async def _ask_all(self, method: str, *, until_first: bool = False) -> Replies:
+        return await ask_all(self._handle, method, until_first=until_first, timeout_s=self._timeout_s)
+
     async def _call(self, method: str, *args: object) -> object:
         for attempt in range(_ATTEMPTS):
             response = getattr(self._handle, method).remote(*args)
@@ -102,7 +104,7 @@ class HandleBackend:
             except asyncio.CancelledError:
                 response.cancel()
                 raise
-            except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+            except (*BUSY, *UNAVAILABLE, *LOST) as error:
                 _raise_unless_lost(error, is_last=attempt == _ATTEMPTS - 1)
         raise AssertionError("the last attempt returns or raises")
 
@@ -121,18 +123,10 @@ class HandleBackend:
             except (asyncio.CancelledError, GeneratorExit):
                 events.cancel()
                 raise
-            except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+            except (*BUSY, *UNAVAILABLE, *LOST) as error:
                 _raise_unless_lost(error, is_last=attempt == _ATTEMPTS - 1 or (has_sent and not repeatable))
             else:
                 return
-
-    async def _ask_all(self, method: str) -> list[object]:
-        """Every replica's reply, or its exception; none if there is no replica."""
-        try:
-            response = self._handle.broadcast(method)
-            return cast(list[object], await response.results_async(timeout_s=_CHECK_S, return_exceptions=True))
-        except (DeploymentUnavailableError, TimeoutError):
-            return []
 
 
 def _value(reply: object) -> object:
@@ -144,9 +138,9 @@ def _value(reply: object) -> object:
 
 def _raise_unless_lost(error: Exception, *, is_last: bool) -> None:
     """Raises `BusyError` or `UnavailableError`, unless a replica was lost and there is another attempt."""
-    if isinstance(error, BackPressureError):
+    if isinstance(error, BUSY):
         raise BusyError(_RETRY_AFTER_S) from None
-    if is_last or isinstance(error, DeploymentUnavailableError):
+    if is_last or isinstance(error, UNAVAILABLE):
         raise UnavailableError("the model's replica was lost: try again") from error
 
 

@@ -1,5 +1,6 @@
 """The HTTP deployment: routes requests of the API to the applications of their models. Imports no torch."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,9 +9,12 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.api import build_models_api
+from serve.deployments.broadcast import ask_all
 from serve.deployments.handles import HandleBackend
 from serve.deployments.options import GENERATOR
 from serve.http.config import HttpConfig
+from serve.http.counts import HttpCounts, RouteMetrics
+from serve.http.routes.metrics import ApplicationMetrics, IngressMetrics
 from serve.protocol import Backend
 from serve.routing import RoutingTable, Target, Turns
 
@@ -37,6 +41,12 @@ class Models(Mapping[str, Backend]):
             return HandleBackend(self._own)
         return HandleBackend(ray_serve.get_deployment_handle(GENERATOR, application))
 
+    @property
+    def applications(self) -> list[tuple[str, str, Backend]]:
+        """Each application once, after the first model that it answers for."""
+        models = {target.application: name for name, targets in reversed(self._targets.items()) for target in targets}
+        return [(model, name, self._backends[name]) for name, model in models.items()]
+
     def __getitem__(self, name: str) -> Backend:
         return self._backends[self._turns[name].next(self._targets[name])]
 
@@ -50,11 +60,37 @@ class Models(Mapping[str, Backend]):
         return len(self._targets)
 
 
+class FleetSources:
+    """The sources of the metrics: all applications, and all processes of this deployment."""
+
+    def __init__(self, models: Models) -> None:
+        self.counts = HttpCounts()
+        self._models = models
+        self._peers: DeploymentHandle | None = None
+
+    async def applications(self) -> list[ApplicationMetrics]:
+        """Those of every application that requests may go to."""
+        found = self._models.applications
+        metrics = await asyncio.gather(*(backend.metrics() for _, _, backend in found))
+        return [
+            ApplicationMetrics(model=model, application=name, metrics=each)
+            for (model, name, _), each in zip(found, metrics, strict=True)
+        ]
+
+    async def ingress(self) -> IngressMetrics:
+        """Those of every process of the HTTP API."""
+        context = ray_serve.get_replica_context()
+        self._peers = self._peers or ray_serve.get_deployment_handle(context.deployment, context.app_name)
+        replies = await ask_all(self._peers, "route_metrics")
+        return IngressMetrics(processes=dict(replies.values), silent=replies.silent)
+
+
 class Ingress:
     """One process of the HTTP API."""
 
     def __init__(self, generator: DeploymentHandle | None, http: HttpConfig, request_timeout_s: float) -> None:
         self._models = Models(generator)
+        self._sources = FleetSources(self._models)
         self._http = http
         self._request_timeout_s = request_timeout_s
 
@@ -69,4 +105,9 @@ class Ingress:
             self._http,
             request_timeout_s=self._request_timeout_s,
             processes=lambda: ray_serve.get_replica_context().world_size,
+            sources=self._sources,
         )
+
+    async def route_metrics(self) -> tuple[str, RouteMetrics]:
+        """The name of this process, and what it has counted. Called by whichever process is asked for `/metrics`."""
+        return ray_serve.get_replica_context().replica_id.unique_id, self._sources.counts.snapshot()

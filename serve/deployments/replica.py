@@ -1,122 +1,91 @@
 """One replica of the model: an engine with a bounded queue, in a process of its own. Only replicas import torch."""
 
+import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from ray import serve as ray_serve
 
 from blip3o.data.text.templates import Turn
-from blip3o.errors import Blip3oError, BundleError, RequestError
-from serve.config.options import ReplicaConfig
+from blip3o.errors import BundleError, RequestError
+from serve.config.options import ReplicaConfig, Stage
 from serve.deployments.autoscaling import ROWS, WORK
+from serve.deployments.phases import Phases
 from serve.deployments.progress import Progress
-from serve.metrics import EngineMetrics
+from serve.deployments.replies import error_as_value, errors_as_values
 from serve.protocol import (
     MAX_IMAGES,
     ChatEvent,
     ChatReply,
     ChatRequest,
-    EngineError,
     GenerateReply,
     GenerateRequest,
     ImageEvent,
     ModelInfo,
+    ReplicaMetrics,
 )
 
 if TYPE_CHECKING:
-    from serve.engine.engine import EngineStats
-
-T = TypeVar("T")
+    from blip3o.inference.pipeline import Blip3oPipeline
+    from serve.engine.base import EngineBase, EngineStats
+    from serve.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 _WARM_UP = "a circle"
 
 
-class Generator:
-    """One replica of the model."""
+def open_pipeline(config: ReplicaConfig, stage: Stage | None = None) -> "Blip3oPipeline":
+    """The bundle as configured, or what one stage needs of it.
 
-    def __init__(self, config: ReplicaConfig) -> None:
-        """Loads the bundle and warms it up: Serve sends no request before.
+    Raises `BundleError` if it is invalid or another one than was deployed, `ConfigError` if a reserved GPU is not
+    visible or cannot run it as configured.
+    """
+    import torch
 
-        Raises `BundleError` if it is invalid or another one than was deployed, `ConfigError` if a reserved GPU is not
-        visible or cannot run it as configured.
-        """
-        import torch
+    from blip3o.bundle.reading import load_bundle
+    from blip3o.device import select
+    from serve.split.loading import load_stage
 
-        from blip3o.bundle.reading import load_bundle
-        from blip3o.device import select
-        from serve.engine.engine import Engine
-        from serve.engine.local import LocalBackend
-
-        torch.set_num_threads(config.threads)
-        device = select("gpu" if config.num_gpus else "cpu")
-        pipeline = load_bundle(
-            config.bundle,
-            device=device,
-            batch_size=config.batch_size,
-            decode_batch_size=config.decode_batch_size,
-            precision=config.precision,
-            execution=config.execution,
+    torch.set_num_threads(config.threads)
+    pipeline = (functools.partial(load_stage, stage) if stage else load_bundle)(
+        config.bundle,
+        device=select("gpu" if config.num_gpus else "cpu"),
+        batch_size=config.batch_size,
+        decode_batch_size=config.decode_batch_size,
+        precision=config.precision,
+        execution=config.execution,
+    )
+    if config.bundle_sha256 not in ("", pipeline.bundle_sha256):
+        raise BundleError(
+            f"{config.bundle} holds another bundle than was deployed ({pipeline.bundle_sha256[:12]}…, not "
+            f"{config.bundle_sha256[:12]}…): deploy it again, to a URI of its own"
         )
-        if config.bundle_sha256 not in ("", pipeline.bundle_sha256):
-            raise BundleError(
-                f"{config.bundle} holds another bundle than was deployed ({pipeline.bundle_sha256[:12]}…, not "
-                f"{config.bundle_sha256[:12]}…): deploy it again, to a URI of its own"
-            )
-        self._engine = Engine(pipeline, max_waiting=config.max_waiting)
+    return pipeline
+
+
+def replica_name() -> str:
+    """The name of this replica, which no other one ever gets."""
+    name: str = ray_serve.get_replica_context().replica_id.unique_id
+    return name
+
+
+class Replica:
+    """A process with an engine, as Serve sees it: its load, its health and its end."""
+
+    _engine: "EngineBase"
+
+    def _begin(self, engine: "EngineBase", *, stuck_after_s: float) -> None:
+        """Starts the engine, which must finish something every `stuck_after_s` seconds while it has work."""
+        self._engine = engine
         self._engine.start()
-        self._backend = LocalBackend(self._engine)
-        self._progress = Progress(config.stuck_after_s, time.monotonic)
-        self._warm_up(config)
+        self._progress = Progress(stuck_after_s, time.monotonic)
 
-    def _warm_up(self, config: ReplicaConfig) -> None:
-        """Makes one of everything that requests ask for, so that the first of them is not the slowest.
-
-        A denoiser that is compiled or recorded has one program for each width of the batch: each one runs.
-        """
-        most = 1 if config.execution == "eager" else min(config.batch_size, MAX_IMAGES)
-        try:
-            for guidance_scale in (1.0, 2.0):
-                for images in (2**power for power in range(most.bit_length())):
-                    self._engine.generate(
-                        GenerateRequest(
-                            prompt=_WARM_UP,
-                            seeds=tuple(range(images)),
-                            num_inference_steps=1,
-                            guidance_scale=guidance_scale,
-                        )
-                    ).result()
-        except RequestError:  # a bundle that only chats
-            logger.info("the bundle cannot generate images: nothing to warm up there")
-        turns = (Turn(role="user", text=_WARM_UP),)
-        self._engine.chat(ChatRequest(turns=turns, images=(), max_tokens=1)).result()
-
-    async def describe(self) -> ModelInfo | Exception:
-        """The model's properties, or the error."""
-        return await _error_as_value(self._backend.describe())
-
-    async def generate(self, request: GenerateRequest) -> GenerateReply | Exception:
-        """Images, or the error."""
-        return await _error_as_value(self._backend.generate(request))
-
-    async def chat(self, request: ChatRequest) -> ChatReply | Exception:
-        """A reply, or the error."""
-        return await _error_as_value(self._backend.chat(request))
-
-    async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent | Exception]:
-        """Images as they are done, and the reply, or the error."""
-        async for event in _errors_as_values(self._backend.stream_images(request)):
-            yield event
-
-    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent | Exception]:
-        """The pieces of a reply, and the reply, or the error."""
-        async for event in _errors_as_values(self._backend.stream_chat(request)):
-            yield event
-
-    async def metrics(self) -> EngineMetrics:
-        """The metrics of this replica."""
-        return self._engine.metrics()
+    async def metrics(self) -> ReplicaMetrics:
+        """The metrics of this replica, by its name."""
+        return ReplicaMetrics(replicas={replica_name(): self._engine.metrics()})
 
     async def stats(self) -> "EngineStats":
         """The load and the totals of this replica."""
@@ -142,18 +111,70 @@ class Generator:
             self._engine.close()
 
 
-async def _error_as_value(work: Awaitable[T]) -> T | Exception:
-    """Returns expected errors instead of raising them, since Serve logs a traceback for every exception."""
-    try:
-        return await work
-    except (Blip3oError, EngineError) as error:
-        return error
+class Generator(Replica):
+    """One replica of the model, or of its stage for conversations."""
 
+    def __init__(self, config: ReplicaConfig, stage: Stage | None = None) -> None:
+        """Loads the bundle and warms it up: Serve sends no request before. Raises as `open_pipeline` does."""
+        self._phases = Phases()
+        from serve.engine.engine import Engine
+        from serve.engine.local import LocalBackend
 
-async def _errors_as_values(events: AsyncIterator[T]) -> AsyncIterator[T | Exception]:
-    """As `_error_as_value`, for a stream: an error is its last item."""
-    try:
-        async for event in events:
+        self._phases.end("imports")
+        pipeline = open_pipeline(config, stage)
+        self._phases.end("load")
+        engine = Engine(pipeline, max_waiting=config.max_waiting)
+        self._begin(engine, stuck_after_s=config.stuck_after_s)
+        self._backend = LocalBackend(engine)
+        self._phases.end("widths")
+        self._warm_up(engine, config)
+        self._phases.end("warm_up")
+        self._phases.log()
+
+    def _warm_up(self, engine: "Engine", config: ReplicaConfig) -> None:
+        """Makes one of everything that requests ask for, so that the first of them is not the slowest.
+
+        A denoiser that is compiled or recorded has one program for each width of the batch: each one runs.
+        """
+        most = 1 if config.execution == "eager" else min(config.batch_size, MAX_IMAGES)
+        try:
+            for guidance_scale in (1.0, 2.0):
+                for images in (2**power for power in range(most.bit_length())):
+                    engine.generate(
+                        GenerateRequest(
+                            prompt=_WARM_UP,
+                            seeds=tuple(range(images)),
+                            num_inference_steps=1,
+                            guidance_scale=guidance_scale,
+                        )
+                    ).result()
+        except RequestError:  # a bundle that only chats
+            logger.info("the bundle cannot generate images: nothing to warm up there")
+        turns = (Turn(role="user", text=_WARM_UP),)
+        engine.chat(ChatRequest(turns=turns, images=(), max_tokens=1)).result()
+
+    async def start_seconds(self) -> dict[str, float]:
+        """How long each phase of the start took."""
+        return self._phases.seconds
+
+    async def describe(self) -> ModelInfo | Exception:
+        """The model's properties, or the error."""
+        return await error_as_value(self._backend.describe())
+
+    async def generate(self, request: GenerateRequest) -> GenerateReply | Exception:
+        """Images, or the error."""
+        return await error_as_value(self._backend.generate(request))
+
+    async def chat(self, request: ChatRequest) -> ChatReply | Exception:
+        """A reply, or the error."""
+        return await error_as_value(self._backend.chat(request))
+
+    async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent | Exception]:
+        """Images as they are done, and the reply, or the error."""
+        async for event in errors_as_values(self._backend.stream_images(request)):
             yield event
-    except (Blip3oError, EngineError) as error:
-        yield error
+
+    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent | Exception]:
+        """The pieces of a reply, and the reply, or the error."""
+        async for event in errors_as_values(self._backend.stream_chat(request)):
+            yield event

@@ -49,6 +49,11 @@ class ChatStage(Stage):
         """About how long a conversation takes that comes now. The caller holds the lock."""
         return (self.waiting / self._pipeline.batch_size + 1) * self._seconds
 
+    @property
+    def seconds_left(self) -> float:
+        """About how long until all conversations that are here have ended. The caller holds the lock."""
+        return (self.waiting + self.running) / self._pipeline.batch_size * self._seconds
+
     def _drop_queued(self) -> None:
         for number in self._queue.requests - self._requests.chats.keys():
             self._queue = self._queue.without(number)

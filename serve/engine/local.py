@@ -2,12 +2,12 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 from serve.engine.engine import Engine
-from serve.metrics import EngineMetrics
 from serve.protocol import (
     ChatEvent,
     ChatReply,
@@ -16,6 +16,7 @@ from serve.protocol import (
     GenerateRequest,
     ImageEvent,
     ModelInfo,
+    ReplicaMetrics,
 )
 
 EventT = TypeVar("EventT")
@@ -43,7 +44,7 @@ class LocalBackend:
 
     async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent]:
         """Images as they are done, and the reply; closing the iterator frees their rows."""
-        async for event in _stream(functools.partial(self._engine.generate, request)):
+        async for event in stream(functools.partial(self._engine.generate, request)):
             yield event
 
     async def chat(self, request: ChatRequest) -> ChatReply:
@@ -52,15 +53,15 @@ class LocalBackend:
 
     async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """The pieces of a reply, and the reply; closing the iterator drops the request."""
-        async for event in _stream(functools.partial(self._engine.chat, request)):
+        async for event in stream(functools.partial(self._engine.chat, request)):
             yield event
 
-    async def metrics(self) -> EngineMetrics:
-        """The engine's metrics."""
-        return self._engine.metrics()
+    async def metrics(self) -> ReplicaMetrics:
+        """The engine's metrics: it is the only replica, for as long as its process lives."""
+        return ReplicaMetrics(replicas={str(os.getpid()): self._engine.metrics()})
 
 
-async def _stream(start: Callable[[Callable[[EventT], None]], "Future[ReplyT]"]) -> AsyncIterator[EventT | ReplyT]:
+async def stream(start: Callable[[Callable[[EventT], None]], "Future[ReplyT]"]) -> AsyncIterator[EventT | ReplyT]:
     """The events that an engine sends from its threads, and the result of the future that `start` returns."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[EventT | None] = asyncio.Queue()

@@ -26,9 +26,7 @@ from serve.protocol import (
     ChatRequest,
     DeadlineError,
     EngineError,
-    GenerateReply,
     GenerateRequest,
-    ImageEvent,
     UnavailableError,
 )
 
@@ -56,21 +54,22 @@ class Generation:
 
     `prompts` are the token ids of the prompt and, if it has one, of the negative prompt. `states` are their query
     states [N, H] on the CPU, once they were read, and `conditions` what the denoiser makes of them. `images` has those
-    that are decoded, by number: image i has seed i, whenever it is done.
+    that are decoded, by number: image i has seed i, whenever it is done. A stage that runs by itself sends and replies
+    with what it makes; the whole engine with an `ImageEvent` and a `GenerateReply`.
     """
 
     number: int
     request: GenerateRequest
     prompts: Sequence[tuple[int, ...]]
     began: float
-    future: "Future[GenerateReply]" = field(default_factory=Future)
-    on_event: Callable[[ImageEvent], None] | None = None
+    future: "Future[Any]" = field(default_factory=Future)
+    on_event: Callable[[Any], None] | None = None
     states: Sequence[Tensor] | None = None
     conditions: Sequence[Condition] | None = None
     images: dict[int, Image.Image] = field(default_factory=dict)
     kind = "generate"
 
-    def send(self, event: ImageEvent) -> None:
+    def send(self, event: object) -> None:
         """Gives an event to who listens."""
         if self.on_event:
             self.on_event(event)
@@ -143,7 +142,7 @@ class Requests:
             self.changed.notify_all()
         return request
 
-    def resolve(self, number: int, reply: GenerateReply | ChatReply) -> None:
+    def resolve(self, number: int, reply: object) -> None:
         """Ends a request with its reply."""
         request = self._remove(number)
         if not request:

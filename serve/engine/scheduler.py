@@ -6,7 +6,7 @@ in slots never wait for each other. A `Schedule` is a value: every decision retu
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -135,3 +135,16 @@ def partial_steps(steps: int, count: int) -> tuple[int, ...]:
     """
     after = {math.ceil(steps * (number + 1) / (count + 2)) for number in range(count)}
     return tuple(sorted(step for step in after if step < steps))
+
+
+def decoders_half(waiting: Sequence[int], *, decoding: int, denoising: float, widths: Sequence[int]) -> int:
+    """How many rows the decoder takes in to have half of all, rounded up to a width, and no run of one request divided.
+
+    `waiting` has the requests of the rows that wait for it; `decoding` rows are in it, and `denoising` come later.
+    """
+    half = (len(waiting) + decoding + denoising) / 2
+    width = min((width for width in widths if width >= half), default=max(widths))
+    count = min(max(width - decoding, 0), len(waiting))
+    while 0 < count < len(waiting) and waiting[count] == waiting[count - 1]:
+        count += 1
+    return count

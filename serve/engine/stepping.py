@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from blip3o.inference.pipeline import Blip3oPipeline
 from blip3o.model.flow import evaluations
-from serve.engine.decoding import DecodeStage, FinishedRow
+from serve.engine.decoding import FinishedRow, RowSink
 from serve.engine.denoise import DenoiseBatch, prepare
 from serve.engine.requests import Generation, Requests, attempt
 from serve.engine.scheduler import Row, Schedule, partial_steps
@@ -19,8 +19,8 @@ class DenoiseStage(Stage):
 
     name = "denoise"
 
-    def __init__(self, pipeline: Blip3oPipeline, requests: Requests, decoder: DecodeStage, *, max_waiting: int) -> None:
-        """At most `max_waiting` rows wait for a slot."""
+    def __init__(self, pipeline: Blip3oPipeline, requests: Requests, decoder: RowSink, *, max_waiting: int) -> None:
+        """At most `max_waiting` rows wait for a slot. `decoder` takes those that are done."""
         super().__init__(pipeline, requests)
         self._decoder = decoder
         # Guarded by `requests.changed`; the arithmetic runs without it. Only this thread changes the slots.
@@ -31,6 +31,15 @@ class DenoiseStage(Stage):
     def evaluations(self, request: GenerateRequest) -> int:
         """Evaluations of the denoiser, per branch, of each of a request's rows."""
         return evaluations(self._pipeline.model.config.sampler.solver, request.num_inference_steps)
+
+    def accepts(self, request: GenerateRequest) -> bool:
+        """Whether a request's rows fit into the queue and can be done in time. The caller holds the lock."""
+        self.drop_ended()
+        if len(request.seeds) > self.schedule.free_capacity:
+            return False
+        # Estimates come from the last step: without work, a slow one would refuse all later requests.
+        is_idle = not self._requests.generations
+        return is_idle or request.deadline_s is None or self.seconds_until(request) <= request.deadline_s
 
     def seconds_until(self, request: GenerateRequest) -> float:
         """About how long a request takes that comes now. The caller holds the lock.
@@ -63,6 +72,12 @@ class DenoiseStage(Stage):
         with self._requests.changed:
             for number in self.schedule.requests - self._requests.generations.keys():
                 self.schedule = self.schedule.without(number)
+
+    @property
+    def rows_ahead(self) -> int:
+        """Rows that are denoised or wait for that. The caller holds the lock."""
+        self.drop_ended()
+        return self.schedule.waiting + sum(row.done < row.steps for row in self.schedule.running)
 
     @property
     def _ready(self) -> list[int]:
@@ -142,7 +157,7 @@ class DenoiseStage(Stage):
         self._preview({slot: self.schedule.slots[slot] for slot in slots})
 
     def _preview(self, rows: Mapping[int, Row | None]) -> None:
-        """Gives the decoder previews that are due, where it has room: an image never waits for one."""
+        """Gives the decoder previews that are due; it drops those for which it has no room."""
         for slot, row in rows.items():
             with self._requests.changed:
                 generation = self._requests.generations.get(row.request) if row else None
@@ -165,7 +180,7 @@ class DenoiseStage(Stage):
             self.schedule = self.schedule.release(given)
 
     def _give(self, rows: Mapping[int, Row], *, partial: int | None = None) -> list[int]:
-        """Puts rows into the decoder's queue, as far as there is room; returns their slots."""
+        """Puts rows into the decoder's queue, finished ones as far as there is room; returns their slots."""
         features = self._batch.features if partial is None else self._batch.expected
         with self._requests.changed:
             requests = {row.request: self._requests.generations.get(row.request) for row in rows.values()}
@@ -181,6 +196,6 @@ class DenoiseStage(Stage):
             if (generation := requests[row.request]) is not None
         }
         with self._requests.changed:
-            given = list(found)[: self._decoder.room]
+            given = list(found)[: self._decoder.room if partial is None else None]
             self._decoder.put([found[slot] for slot in given])
         return given

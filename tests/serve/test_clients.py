@@ -22,7 +22,7 @@ OPENAI = NpmPackage(
     version="6.49.0",
     sha256="e48de0f4c5dbecebdeb864233f5ea49be07cd3e0ff3bd3e1e6745dc5e168cced",
 )
-JSON = """--json '{"prompt": "a red circle", "seed": 1}'"""
+JSON = "-H 'Content-Type: application/json'"
 README_URL = "http://127.0.0.1:8000"
 CONTRACT = ROOT / "tests" / "serve" / "javascript" / "contract.mjs"
 
@@ -107,7 +107,7 @@ def test_the_lines_for_curl_that_are_printed_and_those_of_the_readme(server, tal
     image, chat, models = examples(server.url)
     assert all(len(line) <= 80 for lines in examples(README_URL) for line in lines.splitlines())
     [expected] = talking.generate("a red circle", seed=1)
-    in_readme = readme_block(f"curl -s {README_URL}/v1/images/generations {JSON} |", server)
+    in_readme = readme_block(f"curl -s {README_URL}/v1/images/generations {JSON} \\", server)
     for command in (image, in_readme):
         output(["bash", "-c", command], tmp_path)
         assert pixels((tmp_path / "circle.png").read_bytes()) == expected.tobytes()

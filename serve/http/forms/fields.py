@@ -3,7 +3,7 @@
 SDKs and frameworks send many fields at such values. The rule: a field is rejected only if it would change the answer.
 A field below is `Ignored` (no value changes the answer), `Neutral` (the listed values do not; others are rejected) or
 `Refused` (any value would). A field that is neither here nor in a form of `serve.http.forms` is rejected unless it is
-null. docs/serving.md has these tables too.
+null. docs/serving-reference.md has these tables too.
 """
 
 import json

@@ -23,12 +23,16 @@ _HEADERS = {
     "x-frame-options": "DENY",
     "cache-control": "no-store",
 }
+EVENT_STREAM = "text/event-stream"
 _READ_ON = 4  # as many times the largest body are read before the connection ends
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One request, without anything that its sender wrote. `key` is the name of the API key; `route` a route's path."""
+    """One request, without anything that its sender wrote. `key` is the name of the API key; `route` a route's path.
+
+    `first_event_s` is when a streamed reply began, seconds after the request's arrival; None if it was not streamed.
+    """
 
     request_id: str
     method: str
@@ -37,6 +41,7 @@ class Record:
     seconds: float
     sent_bytes: int
     key: str
+    first_event_s: float | None = None
 
 
 Report = Callable[[Record], None]
@@ -71,6 +76,7 @@ class RequestMiddleware:
                 seconds=round(time.monotonic() - began, 4),
                 sent_bytes=reply.sent_bytes,
                 key=scope["state"].get("owner", ""),
+                first_event_s=None if reply.stream_began is None else round(reply.stream_began - began, 4),
             )
             for report in self._reports:
                 report(record)
@@ -84,12 +90,15 @@ class _Reply:
         self._headers = {**_HEADERS, ID: identity}
         self.status = CLIENT_GONE  # until there is another one
         self.sent_bytes = 0
+        self.stream_began: float | None = None
 
     async def send(self, message: Message) -> None:
         """One message of the reply."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(raw=list(message["headers"]))
+            if headers.get("content-type", "").startswith(EVENT_STREAM):
+                self.stream_began = time.monotonic()  # a stream starts with its first event, not before
             for name, value in self._headers.items():
                 headers.setdefault(name, value)
             message = {**message, "headers": headers.raw}

@@ -26,7 +26,28 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="session")
-def rollout(ray_cluster, bundle):
+def other_node(ray_cluster):
+    """A second node, on which Serve has a proxy and half of the replicas, until a test kills it."""
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    address = ray_cluster.get_runtime_context().gcs_address
+    sizes = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100_000_000}
+    ports = {"node_manager_port": 0, "min_worker_port": 0, "max_worker_port": 0, "dashboard_agent_listen_port": None}
+    params = RayParams(gcs_address=address, redis_address=address, include_log_monitor=False, **sizes, **ports)
+    node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    yield node
+    if node.any_processes_alive():
+        kill_node(node)
+
+
+def kill_node(node):
+    """SIGKILL for all of its processes."""
+    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+
+
+@pytest.fixture(scope="session")
+def rollout(ray_cluster, other_node, bundle):
     """The roll-out of the first bundle; `replace` makes another one of it."""
     from ray import serve as ray_serve
     from ray.dashboard.utils import ray_address_to_api_server_url

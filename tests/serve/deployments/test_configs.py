@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import serve.config
+from blip3o.errors import ConfigError, ServiceError
 from cluster.validate import validate_serve
 from jobs.serve import build_config
 from serve.app import app, face, model
@@ -16,7 +17,6 @@ from serve.deployments.applications import build_app, build_model
 
 ROOT = Path(__file__).parents[3]
 FILES = {path.stem: path for path in Path(serve.config.__file__).parent.glob("*.yaml")}
-RAYSERVICE = yaml.safe_load((ROOT / "cluster/kuberay/serve/rayservice.yaml").read_text())
 SHIPPED = {
     "cpu": {"bundle": "/data/bundles/demo", "min_replicas": 2, "max_replicas": 4},
     "gpu": {
@@ -49,16 +49,6 @@ def test_the_files_are_what_the_options_mean():
         assert _text(written) == _text(configs.first_config(build_config(SHIPPED[name]), host="0.0.0.0", port=8000))
 
 
-def test_a_request_ends_before_its_replica_is_stopped_and_that_before_its_pod():
-    written = yaml.safe_load(RAYSERVICE["spec"]["serveConfigV2"])
-    pods = [group["template"]["spec"] for group in RAYSERVICE["spec"]["rayClusterConfig"]["workerGroupSpecs"]]
-    for config in [written, *(yaml.safe_load(path.read_text()) for path in FILES.values())]:
-        deployments = [each for application in config["applications"] for each in application["deployments"]]
-        drains = [deployment["graceful_shutdown_timeout_s"] for deployment in deployments]
-        assert config["http_options"]["request_timeout_s"] < min(drains)
-        assert max(drains) < min(pod["terminationGracePeriodSeconds"] for pod in pods)
-
-
 def test_what_is_changed_without_a_restart_is_no_argument_of_a_replica():
     few, many = _config(), _config(max_replicas=9, min_replicas=3, target_rows=2, ingress_replicas=5, upscale_delay_s=1)
     assert build_model(few)._bound_deployment.init_args == build_model(many)._bound_deployment.init_args
@@ -77,6 +67,32 @@ def test_a_roll_out_keeps_what_is_not_given():
     assert again == _config(**given, target_rows=4.0, request_timeout_s=60.0, access_log=True)
     assert _text(configs.first_config(again, host="h", port=1)) == _text(config)
     assert "bundle" not in configs.options_of(config, "another") and options["ingress_replicas"] == 2
+
+
+def test_spare_replicas_come_on_top_of_the_least():
+    config = configs.first_config(_config(min_replicas=2, max_replicas=4, spare_replicas=1), host="h", port=1)
+    scaling = config["applications"][1]["deployments"][0]["autoscaling_config"]
+    assert scaling["min_replicas"] == 3 and scaling["policy"]["policy_kwargs"]["spare_replicas"] == 1
+    again = build_config(configs.options_of(config, "blip3o"))
+    assert (again.min_replicas, again.spare_replicas) == (2, 1)
+    with pytest.raises(ConfigError, match="min_replicas 2 with 1 to spare is above max_replicas 2"):
+        _config(min_replicas=2, max_replicas=2, spare_replicas=1)
+
+
+def test_a_hand_written_config_has_defaults_or_a_clear_error():
+    config = configs.first_config(_config(request_timeout_s=60), host="h", port=1)
+    face, model = config["applications"]
+    del face["args"]
+    assert build_config(configs.options_of(config, "blip3o")).request_timeout_s == 300
+    for where, whole, key in (
+        ("Generator of this cluster says no autoscaling_config", model["deployments"][0], "autoscaling_config"),
+        ("says no args", model, "args"),
+        ("blip3o.Ingress of this cluster says no user_config", face["deployments"][0], "user_config"),
+        ("blip3o of this cluster says no deployments", face, "deployments"),
+    ):
+        del whole[key]
+        with pytest.raises(ServiceError, match=where):
+            configs.options_of(config, "blip3o")
 
 
 def test_routes_and_applications_go_together():

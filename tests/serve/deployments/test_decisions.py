@@ -5,19 +5,20 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
+from jobs.deployment.watch import Watch
 from serve.deployments.autoscaling import ROWS, WORK, RowsAndWork
 from serve.deployments.progress import Progress, StuckError
 from serve.routing import RoutingTable, Target, Turns
 
 
-def _wanted(*, rows=(), work=(), requests=0.0, queued=0.0, target_rows=4, target_wait_s=20):
+def _wanted(*, rows=(), work=(), requests=0.0, queued=0.0, target_rows=4, target_wait_s=20, **more):
     context = SimpleNamespace(
         aggregated_metrics={ROWS: dict(enumerate(rows)), WORK: dict(enumerate(work))} if rows else None,
         total_num_requests=requests,
         total_queued_requests=queued,
         config=SimpleNamespace(get_target_ongoing_requests=lambda: target_rows),
     )
-    replicas, state = RowsAndWork(target_wait_s)(context)
+    replicas, state = RowsAndWork(target_wait_s, **more)(context)
     assert state == {}
     return replicas
 
@@ -31,10 +32,20 @@ def _wanted(*, rows=(), work=(), requests=0.0, queued=0.0, target_rows=4, target
         ({"rows": [2.0, 2.0], "work": [90.0, 30.0], "requests": 2}, 6),  # few rows of many steps
         ({"rows": [4.0, 4.0], "work": [1.0, 1.0], "requests": 12, "queued": 4}, 3),  # those in front of the replicas
         ({"requests": 8}, 2),  # before the first report
+        ({"requests": 8, "spare_replicas": 1}, 3),
     ],
 )
 def test_replicas_follow_rows_and_work_not_requests(load, replicas):
     assert _wanted(**load) == replicas
+
+
+def test_a_replica_that_the_autoscaler_removes_is_not_lost():
+    watch = Watch()
+    assert not watch.look({"a", "b"}, 2)
+    assert not watch.look({"a", "b", "c"}, 3)
+    assert not watch.look({"a", "b", "c"}, 2)  # it says so before it does
+    assert not watch.look({"a", "c"}, 2)
+    assert watch.look({"a", "d"}, 2) == {"b", "c"}  # one more than that: replaced, since Serve wants as many
 
 
 def test_turns_keep_to_the_shares_in_any_stretch():

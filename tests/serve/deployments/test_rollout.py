@@ -6,6 +6,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
+import openai
 import psutil
 import pytest
 
@@ -15,7 +16,7 @@ from jobs.serve import build_config
 from serve.deployments.configs import application_name, deployed_config, routing_table
 from serve.deployments.options import GENERATOR
 from tests.serve.client import raw
-from tests.serve.deployments.conftest import NAME
+from tests.serve.deployments.conftest import NAME, kill_node
 
 
 class Seen:
@@ -81,20 +82,22 @@ def _until(condition):
 def test_a_change_of_scaling_restarts_nothing_and_replicas_follow_the_images_in_work(server):
     before, lines = _replicas(server), []
     given = {"bundle": server.config.bundle, "min_replicas": 1, "max_replicas": 2, "target_rows": 4.0}
-    config = _run(server, lines, given=given)
-    assert "only its scaling is changed" in lines[-1]
-    assert application_name(config) == application_name(server.config)
-    assert resolved(server.cluster, {"name": NAME})["min_replicas"] == 1
-    _until(lambda: len(_replicas(server)) == 1)
+    with load(server.url, clients=1) as few:
+        config = _run(server, lines, given=given)
+        assert "only its scaling is changed" in lines[-1]
+        assert application_name(config) == application_name(server.config)
+        assert resolved(server.cluster, {"name": NAME})["min_replicas"] == 1
+        _until(lambda: len(_replicas(server)) == 1)
+    assert set(few.statuses) == {200}
     assert _replicas(server) < before
     with load(server.url, clients=1, n=10, num_inference_steps=100) as seen:  # one request at a time
         _until(lambda: len(_replicas(server)) == 2)
     assert set(seen.statuses) == {200}
 
 
-def _replica_processes() -> list[psutil.Process]:
+def _processes(title: str) -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if f"{GENERATOR}." in " ".join(child.cmdline())]
+    return [child for child in children if title in " ".join(child.cmdline())]
 
 
 def test_the_loss_of_a_replica_fails_no_request_and_changes_no_image(server):
@@ -103,7 +106,7 @@ def test_the_loss_of_a_replica_fails_no_request_and_changes_no_image(server):
         _until(lambda: whole.statuses.total() > 1 and streamed.statuses.total() > 1)
         found: list[psutil.Process] = []
         # A replica's process is named after the method that runs in it, so not at every moment.
-        _until(lambda: found.extend(_replica_processes()) or bool(found))
+        _until(lambda: found.extend(_processes(f"{GENERATOR}.")) or bool(found))
         found[0].kill()
         before = whole.statuses.total(), streamed.statuses.total()
         _until(lambda: whole.statuses.total() > before[0] + 4 and streamed.statuses.total() > before[1] + 4)
@@ -133,3 +136,49 @@ def test_a_roll_out_under_load_fails_no_request(server, other_bundles):
     applications = server.cluster.details()["applications"]
     assert applications[application_name(config)]["status"] == "RUNNING"
     assert applications.get(old, {}).get("status") in (None, "DELETING")
+
+
+@contextmanager
+def stock_load(url, clients=3):
+    """Clients of OpenAI's library; yields what they have seen: replies and calls by status or kind of error."""
+    replies, calls, done = Counter(), Counter(), threading.Event()
+    http = openai.DefaultHttpxClient(event_hooks={"response": [lambda reply: replies.update([reply.status_code])]})
+
+    def ask():
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http) as client:
+            while not done.is_set():
+                try:
+                    client.images.generate(prompt="x", extra_body={"num_inference_steps": 1})
+                    calls["done"] += 1
+                except openai.APIError as error:
+                    calls[repr(error)] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield replies, calls
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_the_loss_of_a_proxy_and_of_a_node_is_nothing_that_a_client_does_not_try_again(server, other_node):
+    def proxies():
+        return [each["status"] for each in server.cluster.details()["proxies"].values()]
+
+    def all_run():
+        return {each["status"] for each in server.cluster.details()["applications"].values()} == {"RUNNING"}
+
+    with stock_load(server.url) as (replies, calls):
+        _until(lambda: proxies() == ["HEALTHY"] * 2 and calls["done"] > 5)
+        victim = _processes("ray::ProxyActor")[0]
+        victim.kill()
+        _until(lambda: not victim.is_running() and proxies() == ["HEALTHY"] * 2)
+        kill_node(other_node)
+        _until(lambda: proxies() == ["HEALTHY"] and all_run())
+        answered = calls["done"]
+        _until(lambda: calls["done"] > answered + 5)
+    assert set(calls) == {"done"}
+    assert 404 not in replies

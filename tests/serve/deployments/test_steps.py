@@ -9,6 +9,8 @@ import yaml
 
 from blip3o.errors import ServiceError
 from cluster.ports import LOOPBACK
+from cluster.validate import validate_serve
+from jobs.commands.deploy import write_config
 from jobs.deployment import rollout
 from jobs.deployment.checks import Gate
 from jobs.deployment.cluster import ServeCluster
@@ -22,7 +24,7 @@ class Memory:
     """The part of `ServeCluster` that a roll-out needs."""
 
     def __init__(self, config, states):
-        self.config, self.states = config, states
+        self.config, self.states, self.applied = config, states, []
 
     def details(self):
         """What is served."""
@@ -40,6 +42,7 @@ class Memory:
     def apply(self, config):
         """Serves it."""
         self.config = config
+        self.applied.append(config)
 
     def wait(self, names, *, timeout_s):
         """All run at once."""
@@ -55,7 +58,7 @@ def memory():
     return Memory(yaml.safe_load(FILES["gpu"].read_text()), {})
 
 
-def _run(memory, **given):
+def _run(memory, canary=Canary(share=0, seconds=0), **given):  # noqa: B008 - frozen
     config = build_config(resolved(memory, {"bundle": "s3://bucket/new", **given}))
     lines = []
     Rollout(
@@ -63,7 +66,7 @@ def _run(memory, **given):
         config=config,
         url="http://nowhere",
         gate=Gate(suites=()),
-        canary=Canary(share=0, seconds=0),
+        canary=canary,
         start_timeout_s=1,
         echo=lines.append,
     ).run(host=LOOPBACK, port=1)
@@ -87,6 +90,27 @@ def test_whatever_goes_wrong_all_is_as_it_was_also_the_face(memory, monkeypatch,
     with pytest.raises(type(error)):
         _run(memory, request_timeout_s=60)
     assert memory.config == before
+
+
+def test_a_bundle_that_fails_as_a_canary_loses_its_traffic_before_it_leaves(memory, monkeypatch):
+    tests = iter([None, ServiceError("worse under load")])
+
+    def fail_later(*args, **kwargs):
+        if error := next(tests):
+            raise error
+
+    monkeypatch.setattr(rollout, "smoke_test", fail_later)
+    before = configs.deployed_config(memory.details())
+    [old] = configs.routing_table(before).models["blip3o"]
+    with pytest.raises(ServiceError, match="under load"):
+        _run(memory, Canary(share=0.5, seconds=0.01))
+    *_, canary, without_traffic, last = memory.applied
+    [_, new] = configs.routing_table(canary).models["blip3o"]
+    assert new.share == 0.5
+    assert _named(without_traffic, new.application)
+    shares = {each.application: each.share for each in configs.routing_table(without_traffic).models["blip3o"]}
+    assert shares == {old.application: 1, new.application: 0}
+    assert last == before
 
 
 def test_a_new_bundle_and_its_face_stay_on_the_nodes_that_the_file_names(memory, tests_passed):
@@ -117,20 +141,40 @@ def test_what_a_killed_roll_out_has_left_goes_and_other_applications_stay(memory
     assert {each["name"] for each in memory.config["applications"]} == {configs.FACE, new, another["name"], "mine"}
 
 
-class _Version(http.server.BaseHTTPRequestHandler):
+def test_what_is_served_can_be_written_for_a_manifest(memory, tests_passed, tmp_path):
+    new, path = _run(memory), tmp_path / "serve.yaml"
+    write_config(memory, path)
+    written = yaml.safe_load(path.read_text())
+    validate_serve(written)
+    assert written == memory.config and _named(written, new)
+
+
+class _Dashboard(http.server.BaseHTTPRequestHandler):
+    """Says its version, and every second time what it serves."""
+
+    asked = 0
+
     def do_GET(self):
-        self.send_response(200)
+        is_version = self.path.endswith("/version")
+        type(self).asked += not is_version
+        self.send_response(200 if is_version or self.asked % 2 == 0 else 503)
         self.end_headers()
-        self.wfile.write(json.dumps({"version": "4", "ray_version": "2", "ray_commit": ""}).encode())
+        self.wfile.write(json.dumps({"version": "4", "ray_version": "2", "ray_commit": "", "served": 1}).encode())
 
     def log_message(self, *args):
         """Nothing."""
 
 
 def test_a_dashboard_that_goes_away_is_an_error_of_the_service():
-    with http.server.HTTPServer((LOOPBACK, 0), _Version) as server:
+    with http.server.HTTPServer((LOOPBACK, 0), _Dashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        cluster = ServeCluster(f"http://{LOOPBACK}:{server.server_port}")
+        cluster = ServeCluster(f"http://{LOOPBACK}:{server.server_port}", patience_s=0)
+        with pytest.raises(ServiceError, match="does not say what it serves: Request failed with status code 503"):
+            cluster.details()
+        patient = ServeCluster(cluster.address)
+        _Dashboard.asked = 0
+        assert patient.details()["served"] == 1
+        assert _Dashboard.asked == 2
         server.shutdown()
     with pytest.raises(ServiceError, match="does not say what it serves"):
         cluster.details()

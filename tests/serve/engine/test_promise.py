@@ -1,5 +1,7 @@
-"""The engine's promise: the same request gives the same bytes in any company, at any width, with a cache or without."""
+"""The engine's promise: the same request gives the same bytes in any company, at any width, with a cache or without,
+in one engine or in one for each stage."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -18,6 +20,7 @@ from serve.protocol import (
     GenerateRequest,
     PartialImage,
 )
+from tests.serve.stages import split
 
 TIMEOUT = 60
 PROMPTS = ("a red circle", "It is green.", "a blue square")
@@ -81,16 +84,26 @@ def _served(reference, requests, *, batch_size, **options):
     return replies, events
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def _served_by_stages(bundle, requests, *, batch_size, cache_bytes):
+    with split(bundle, batch_size=batch_size, cache_bytes=cache_bytes) as stages:
+        answers = stages.answer(requests)
+    return [events[-1] for events in answers], [events[:-1] for events in answers]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=st.lists(REQUESTS | CHATS, min_size=1, max_size=6),
     batch_size=st.sampled_from([1, 2, 4, 8, 16]),
     cache_bytes=st.sampled_from([0, 5000, 2**20]),
+    is_split=st.booleans(),
 )
-def test_company_width_and_cache_change_no_byte(reference, alone, requests, batch_size, cache_bytes):
+def test_company_width_cache_and_layout_change_no_byte(
+    reference, bundle, alone, requests, batch_size, cache_bytes, is_split
+):
     """A reply in text is compared at one number of rows: that of a matrix product decides its last bits."""
     requests = [each for each in requests if batch_size == 4 or isinstance(each, GenerateRequest)]
-    replies, events = _served(reference, requests, batch_size=batch_size, cache_bytes=cache_bytes)
+    served = functools.partial(_served_by_stages, bundle) if is_split else functools.partial(_served, reference)
+    replies, events = served(requests, batch_size=batch_size, cache_bytes=cache_bytes)
     for request, reply, seen in zip(requests, replies, events, strict=True):
         if isinstance(request, ChatRequest):
             assert reply.text == alone(request) == "".join(event.text for event in seen)
@@ -99,6 +112,11 @@ def test_company_width_and_cache_change_no_byte(reference, alone, requests, batc
         assert [image.tobytes() for image in reply.images] == alone(request)
         finished = {event.number: event.image for event in seen if isinstance(event, FinishedImage)}
         assert finished == dict(enumerate(reply.images))
+        for number in finished:  # previews come in order, before their image
+            order = [
+                event.partial if isinstance(event, PartialImage) else 9 for event in seen if event.number == number
+            ]
+            assert order == sorted(order)
 
 
 def test_previews_come_before_their_image_and_approach_it(reference):

@@ -1,8 +1,9 @@
-"""The tables of docs/serving.md that are made from the code: `python -m tests.serve.http.field_table` renews them."""
+"""docs/serving-reference.md, made from the code: `python -m tests.serve.http.field_table` renews it."""
 
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from serve.config.options import ReplicaConfig, ServeConfig
 from serve.http.config import HttpConfig
 from serve.http.forms import fields
 from serve.http.forms.chat import ChatBody, StreamOptions
@@ -28,7 +29,35 @@ FORMS = {
 HEAD = "| field | treatment | meaning |\n|---|---|---|\n"
 
 
-DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
+DOCS = Path(__file__).parents[3] / "docs" / "serving-reference.md"
+PAGE = """\
+# Options and fields
+
+This page is made from the code. [Serving](serving.md) and the [HTTP API](http-api.md) say what they are for.
+
+## Options
+
+Options of `blip3o serve` and `blip3o deploy`. In Python and in a Serve config, their names have underscores.
+
+### Model and replicas
+
+{replicas}
+Two defaults of `blip3o serve` are others: `--num-cpus` is 0.5 and `--ingress-replicas` is 1. `blip3o deploy` leaves what
+you do not give as it is on the cluster.
+
+### HTTP API
+
+In a Serve config, they are fields of `http`.
+
+{http}
+## Fields of requests
+
+- **honoured**: the field has its effect.
+- **mapped**: the field sets another one.
+- **ignored**: the field is accepted, and changes nothing. "Ignored at" lists the only values for which that is so.
+- **refused**: a request with the field fails with 400 and this code, unless its value is `null`.
+
+{fields}"""
 _UNKNOWN = "refused: `unknown_parameter`"
 
 
@@ -93,26 +122,28 @@ def tables():
     return "\n".join(f"### {title}\n\n{table(form)}" for title, form in FORMS.items())
 
 
-def options():
-    """The table of `HttpConfig`, as options of `blip3o serve`."""
+def options(fields, without=()):
+    """The table of a config's fields, as options."""
     lines = [
-        f"| `--{name.replace('_', '-')}` | {_default(field.default)} | {field.description} |\n"
-        for name, field in HttpConfig.model_fields.items()
+        f"| `--{name.replace('_', '-')}` | {_default(field)} | {field.description} |\n"
+        for name, field in fields.items()
+        if name not in without
     ]
     return "| option | default | what it decides |\n|---|---|---|\n" + "".join(lines)
 
 
-def _default(value):
-    return f"`{value}`" if value not in ("", ()) else ""
+def _default(field):
+    if field.is_required():
+        return "required"
+    return f"`{field.default}`" if field.default not in ("", (), None) else ""
 
 
-def written(text):
-    """The text of docs/serving.md with tables made from the code: the options, and at its end the fields."""
-    head, _, rest = text.partition("| option | default | what it decides |\n")
-    rest = rest[rest.index("\n\n") + 1 :]
-    middle, title, _ = rest.partition("## All fields\n\n")
-    return head + options() + middle + title + tables()
+def page():
+    """The whole page."""
+    first = {**ReplicaConfig.model_fields, **ServeConfig.model_fields}
+    replicas = options(first, without=("bundle_sha256", "http"))
+    return PAGE.format(replicas=replicas, http=options(HttpConfig.model_fields), fields=tables())
 
 
 if __name__ == "__main__":
-    DOCS.write_text(written(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCS.write_text(page(), encoding="utf-8")

@@ -167,7 +167,7 @@ def test_unknown_nested_fields_are_rejected_with_their_path(server, change, para
 
 def test_the_docs_have_every_field_and_option():
     text = field_table.DOCS.read_text(encoding="utf-8")
-    assert text == field_table.written(text), "python -m tests.serve.http.field_table renews the tables"
+    assert text == field_table.page(), "python -m tests.serve.http.field_table renews the page"
 
 
 @pytest.mark.parametrize(

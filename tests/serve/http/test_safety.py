@@ -12,6 +12,7 @@ from blip3o.errors import ConfigError
 from serve.http.config import HttpConfig
 from serve.http.safety.filters import load_filter
 from tests.serve.client import assert_refusal, data_url, question, raw, serving
+from tests.serve.prometheus import parse
 
 CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 PROMPT = {"prompt": "a red circle", "num_inference_steps": 1}
@@ -159,18 +160,23 @@ def test_a_filter_that_is_not_there_stops_the_start():
 
 
 def test_metrics_count_the_requests_and_what_the_engine_did(server):
-    before = raw("GET", server.url + "/metrics").text
+    def scraped():
+        return parse(raw("GET", server.url + "/metrics").text)
+
+    raw("GET", server.url + "/x")
+    before = scraped()
     assert sent(server, PROMPT | {"n": 2}).status == 200
-    after = raw("GET", server.url + "/metrics").text
+    assert sent(server, PROMPT | {"stream": True}).status == 200
+    after = scraped()
 
-    def value(text, line):
-        [found] = [each for each in text.splitlines() if each.startswith(line + " ")] or ["x 0"]
-        return float(found.split()[1])
+    def gained(name, **labels):
+        return sum(after.values(name, **labels)) - sum(before.values(name, **labels))
 
-    ok = f'blip3o_http_requests_total{{route="{IMAGES}",status="200"}}'
-    assert value(after, ok) == value(before, ok) + 1
-    made = 'blip3o_images_total{model="nano"}'
-    assert value(after, made) == value(before, made) + 2
-    for line in after.splitlines():
-        assert line.startswith("# ") or float(line.rsplit(" ", 1)[1]) >= 0
-    assert 'route="other"' in raw("GET", server.url + "/metrics").text or raw("GET", server.url + "/x").status == 404
+    assert gained("blip3o_http_requests_total", route=IMAGES, status="200") == 2
+    assert gained("blip3o_http_request_seconds_count", route=IMAGES) == 2
+    assert gained("blip3o_http_first_event_seconds_count", route=IMAGES) == 1
+    assert gained("blip3o_images_total", model="nano") == 3
+    assert after.values("blip3o_replicas", model="nano", state="ready") == [1]
+    assert after.values("blip3o_http_requests_total", route="other", status="404")
+    assert not [each for each in after.series if each.value < 0]
+    assert all(after.counters[key] >= value for key, value in before.counters.items())
