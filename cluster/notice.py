@@ -1,6 +1,6 @@
 """A node that the cloud takes back is drained first: `python -m cluster.notice --address HEAD:6379`, on each worker.
 
-AWS announces the end of a spot instance two minutes before, in the instance's metadata, and tells no one else. This
+AWS announces the end of a spot instance two minutes before, in the instance's metadata and nowhere else. This
 asks for it every few seconds and then drains the Ray node, as `ray drain-node` does: a training run saves a checkpoint,
 Serve moves its replicas. On Kubernetes the pod is told to leave, and its `preStop` hook drains with `--now`,
 which returns when the node's work has ended.
@@ -118,7 +118,7 @@ def own_node(address: str) -> str:
 
 
 def drain(address: str, node: str, seconds: float) -> None:
-    """Tells the cluster that a node leaves in so many seconds. Raises `ServiceError` if it refuses."""
+    """Announces to the cluster that a node leaves in `seconds`. Raises `ServiceError` if it refuses."""
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 

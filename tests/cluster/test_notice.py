@@ -20,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class _Metadata(BaseHTTPRequestHandler):
-    """Tokens are numbered, and only the last one is valid; of `answers`, the last one is given for ever."""
+    """Tokens are numbered, and only the last one is valid; of `answers`, the last one is repeated."""
 
     tokens = 0
     answers: list[tuple[int, str]]
@@ -35,14 +35,14 @@ class _Metadata(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def do_PUT(self):
-        assert self.path == "/latest/api/token" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        assert self.path == f"/{notice.TOKEN_PATH}" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
         type(self).tokens += 1
         self._say(200, f"token-{self.tokens}")
 
     def do_GET(self):
         if self.headers["X-aws-ec2-metadata-token"] != f"token-{self.tokens}":
             return self._say(401, "")
-        assert self.path == "/latest/meta-data/spot/instance-action"
+        assert self.path == f"/{notice.NOTICE_PATH}"
         self._say(*(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]))
 
 
