@@ -35,11 +35,11 @@ SUBCLUSTERS = {
     "ingress": "ingress",
     "generator": "serve",
 }
-# The verbs that a RayJob runs, with the worker groups that each uses and the recipe's keys that choose them.
+# The verbs that a RayJob runs, with the worker groups that each uses and the recipe's keys that choose their nodes.
 JOBS = {
     "train": {"preprocess": "parallel.data_labels", "trainer": "parallel.worker_labels"},
     "encode": {"preprocess": "parallel.data_labels", "encoder": "parallel.encoder_labels"},
-    "evaluate": {"encoder": "parallel.encoder_labels"},
+    "evaluate": {"encoder": ""},  # wherever a GPU is
 }
 POD_GRACE_S = 360  # of pods that serve: longer than a replica drains, and that longer than a request takes
 
@@ -80,7 +80,7 @@ def _entrypoint(verb: str, values: Values) -> str:
     """The command of a job, a line for each option."""
     store = f"s3://{values.bucket}"
     options = {"run.storage": f"{store}/runs", "data.root": f"{store}/data"}
-    options |= {key: f"{{ray-subcluster: {SUBCLUSTERS[group]}}}" for group, key in JOBS[verb].items()}
+    options |= {key: f"{{ray-subcluster: {SUBCLUSTERS[group]}}}" for group, key in JOBS[verb].items() if key}
     words = [f"python -m jobs.{verb} {values.recipe}"]
     if verb == "evaluate":
         words.append(f"--bundle {store}/{values.bundle}")

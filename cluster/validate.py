@@ -33,6 +33,7 @@ from cluster.manifests import (
     validate_pod_monitor,
 )
 from cluster.policies import validate_policy
+from cluster.render import load_values
 
 logger = logging.getLogger("cluster.validate")  # also when run as __main__
 
@@ -82,6 +83,9 @@ def _validate_document(path: Path, document: dict[str, Any]) -> str:
     elif path.suffix == ".json":
         validate_policy(path.stem, document)
         return "IAM policy"
+    elif {"bucket", "images"} <= document.keys():
+        load_values(path)
+        return "values file"
     else:
         validate_launcher(document)
         return "Ray cluster launcher config"
@@ -142,6 +146,8 @@ def _pod_templates(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str,
     if "headGroupSpec" not in cluster:
         raise ConfigError(f"{'.'.join(path)}.headGroupSpec is missing")
     yield f"{'.'.join(path)}.headGroupSpec.template", cluster["headGroupSpec"].get("template", {})
+    if "submitterPodTemplate" in manifest["spec"]:
+        yield "spec.submitterPodTemplate", manifest["spec"]["submitterPodTemplate"]
     for index, group in enumerate(cluster.get("workerGroupSpecs", [])):
         where = f"{'.'.join(path)}.workerGroupSpecs.{index}"
         least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)

@@ -9,11 +9,7 @@ from cluster import render
 
 CLUSTER = Path(render.__file__).parent
 VALUES = CLUSTER / "values.yaml"
-SHIPPED = sorted(
-    path
-    for path in CLUSTER.rglob("*")
-    if path.suffix in (".yaml", ".json") and path != VALUES or path.name == "Dockerfile"
-)
+SHIPPED = sorted(path for path in CLUSTER.rglob("*") if path.suffix in (".yaml", ".json") or path.name == "Dockerfile")
 
 
 def load(name):

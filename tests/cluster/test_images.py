@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from blip3o.errors import ConfigError
+from cluster.docker import rehearse
 from cluster.docker.dependencies import dependencies
 from cluster.images import validate_dockerfile
 from tests.cluster.files import CLUSTER
@@ -36,6 +37,16 @@ def test_a_slip_in_the_dockerfile_is_named(written, slip, message):
     assert written in DOCKERFILE
     with pytest.raises(ConfigError, match=message):
         validate_dockerfile(DOCKERFILE.replace(written, slip))
+
+
+def test_a_rehearsal_runs_the_commands_of_the_last_stage():
+    """The project's own dependencies, those of an extra, and then the project; resolved, or installed and imported."""
+    dry, whole = (rehearse.commands(DOCKERFILE, install=install) for install in (False, True))
+    assert len(dry) == 2 and all("pip install --dry-run" in line for line in dry)
+    assert (
+        whole[-1].startswith("cd /tmp && python -c")
+        and [line.replace(" --dry-run --quiet", "") for line in dry] == whole[:-1]
+    )
 
 
 def test_hadolint_finds_nothing():

@@ -45,6 +45,11 @@ WORKER = "spec.rayClusterSpec.workerGroupSpecs.1"
         (f"{WORKER}.minReplicas", 9, "minReplicas 9 exceeds maxReplicas 8"),
         ("spec.rayClusterSpec.rayVersion", "2.59.0", "rayVersion has Ray 2.59.0"),
         ("spec.rayClusterSpec.authOptions", None, "authOptions.mode is not 'token'"),
+        (
+            "spec.submitterPodTemplate.spec.securityContext",
+            None,
+            "submitterPodTemplate.spec.securityContext.runAsNonRoot",
+        ),
         ("spec.activeDeadlineSeconds", None, "activeDeadlineSeconds is missing"),
         (f"{WORKER}.labels.ray-subcluster", "training", "parallel.worker_labels wants nodes with {'ray-subcluster'"),
         (f"{WORKER}.template.spec.securityContext", {}, "runAsNonRoot is not true"),
