@@ -16,7 +16,7 @@ import urllib.request
 from datetime import UTC, datetime
 
 from blip3o import log, settings
-from blip3o.errors import Blip3oError, ServiceError
+from blip3o.errors import Blip3oError, ServiceError, one_line
 
 logger = logging.getLogger("cluster.notice")  # also when run as __main__
 
@@ -103,12 +103,11 @@ def wait_for_notice(metadata: InstanceMetadata, *, poll_s: float = POLL_S) -> fl
 def own_node(address: str) -> str:
     """The hexadecimal id of the living Ray node on this machine. Raises `ServiceError` if there is not exactly one."""
     import ray
-    from ray._raylet import GcsClient
 
     own = ray.util.get_node_ip_address()
     alive = {
         node.hex(): info.node_manager_address
-        for node, info in GcsClient(address=address).get_all_node_info(timeout=10).items()
+        for node, info in ray._raylet.GcsClient(address=address).get_all_node_info(timeout=10).items()
         if info.state == 0  # GcsNodeInfo.ALIVE
     }
     here = [node for node, ip in alive.items() if ip == own]
@@ -119,12 +118,12 @@ def own_node(address: str) -> str:
 
 def drain(address: str, node: str, seconds: float) -> None:
     """Announces to the cluster that a node leaves in `seconds`. Raises `ServiceError` if it refuses."""
-    from ray._raylet import GcsClient
+    import ray
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     deadline_ms = int((time.time() + seconds) * 1000)
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    client = GcsClient(address=address)
+    client = ray._raylet.GcsClient(address=address)
     accepted, why = client.drain_node(node, reason, "the cloud takes the node back", deadline_ms)
     if not accepted:
         raise ServiceError(f"the cluster at {address} does not drain node {node}: {why}")
@@ -154,6 +153,8 @@ def main(arguments: list[str]) -> int:
     log.configure()
     if not chosen.address:
         parser.error("--address is missing, and RAY_ADDRESS is not set")
+    from ray.exceptions import RpcError
+
     try:
         left = chosen.seconds if chosen.now else wait_for_notice(InstanceMetadata())
         node = chosen.node_id or own_node(chosen.address)
@@ -162,6 +163,9 @@ def main(arguments: list[str]) -> int:
             wait_until_idle(chosen.address, node, left)
     except Blip3oError as error:
         logger.error("%s", error)
+        return 1
+    except RpcError as error:
+        logger.error("no answer from Ray's head at %s: %s", chosen.address, one_line(error))
         return 1
     return 0
 
