@@ -32,7 +32,8 @@ def validate_launcher(config: Mapping[str, Any]) -> None:
     cloud = prepared["provider"]["type"]
     for name, node_type in prepared["available_node_types"].items():
         where = f"available_node_types.{name}"
-        _check_label(where, node_type, is_head=name == prepared["head_node_type"])
+        if cloud in ("aws", "gcp"):
+            _check_label(where, node_type, is_head=name == prepared["head_node_type"])
         _check_numbers(where, node_type, prepared)
         if cloud == "aws":
             _check_aws(f"{where}.node_config", node_type, prepared)
