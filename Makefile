@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 # recovery and elastic kill runs for a quarter of an hour and more, and compare weights, not speed.
 # serve_rollout needs a trained bundle.
-BENCHMARKS := $(filter-out __init__ recovery elastic serve_rollout,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
+BENCHMARKS := $(filter-out __init__ recovery elastic serve_rollout,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))) serve_load
 GPU_VERBS := parity step resume draw encode
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 

@@ -235,11 +235,11 @@ def served(bundle: str, *, nodes: int, options: dict[str, Any]) -> Iterator[tupl
     from ray.cluster_utils import Cluster
     from ray.dashboard.utils import ray_address_to_api_server_url
 
-    head = {"num_cpus": 4, "include_dashboard": True, "object_store_memory": 150_000_000}
+    dashboard, port = free_ports(2)
+    head = {"num_cpus": 4, "dashboard_port": dashboard, "include_dashboard": True, "object_store_memory": 150_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     others = [cluster.add_node(num_cpus=2, object_store_memory=100_000_000) for _ in range(nodes - 1)]
     ray.init(cluster.address, log_to_driver=False)
-    port = free_ports(1)[0]
     server = Rollout(
         cluster=ServeCluster(ray_address_to_api_server_url(cluster.address)),
         config=build_config({"bundle": bundle, "name": NAME, **options}),

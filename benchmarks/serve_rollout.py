@@ -46,7 +46,7 @@ def write_variants(bundle: str, folder: str) -> dict[str, str]:
         "worse": (sealed.config, {name: _shuffled(name, tensor) for name, tensor in tensors.items()}),
         "mute": (
             sealed.config.model_copy(update={"parts": without}),
-            {name: tensor for name, tensor in tensors.items() if not name.startswith(("decoder.", "coarse."))},
+            {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")},
         ),
         "same": (sealed.config, tensors),
     }

@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Replicas:
         """Seconds since the beginning."""
         return round(time.monotonic() - self._began, 1)
 
-    def wait_for(self, count: int) -> float:
-        """Seconds until exactly that number runs and is wanted; notes every change until then."""
+    def wait_until(self, is_enough: Callable[[int], bool]) -> float:
+        """Seconds until the number that runs is as wished; notes every change until then."""
         began = time.monotonic()
         while True:
             application = self._server.cluster.details()["applications"][application_name(self._server.config)]
@@ -59,7 +59,7 @@ class Replicas:
                 self.changes.append({"second": self.now, **found})
                 print(f"second {self.now:5.1f}: {running} run, {found['wanted']} wanted", flush=True)
             seconds = time.monotonic() - began
-            if (running, found["wanted"]) == (count, count) or seconds > PATIENCE_S:
+            if is_enough(running) or seconds > PATIENCE_S:
                 return round(seconds, 1)
             time.sleep(POLL_S)
 
@@ -87,11 +87,11 @@ def main(argv: list[str] | None = None) -> int:
 def measure(server: Rollout, steady: Load, burst: Load) -> dict[str, Any]:
     """The reaction to a burst and to its end, as the result has it; `ratio` is down over up."""
     replicas = Replicas(server)
-    replicas.wait_for(1)
+    replicas.wait_until(lambda running: running == 1)
     with burst:
-        second = replicas.wait_for(2)
-        third = second + replicas.wait_for(MOST)
-    down = replicas.wait_for(1)
+        second = replicas.wait_until(lambda running: running > 1)
+        third = second + replicas.wait_until(lambda running: running == MOST)
+    down = replicas.wait_until(lambda running: running == 1)
     faults = {kind: steady.faults.get(kind, 0) + burst.faults.get(kind, 0) for kind in steady.faults | burst.faults}
     return {
         "ratio": round(down / third, 2),

@@ -97,8 +97,8 @@ def configure_ray() -> None:
     to the kernel, the kernel would zero it again for the next step.
 
     Serve takes three checks, 10 s apart, to notice that a proxy is dead, and kills one that takes 5 s to start, as on
-    a busy laptop; one that has no routes yet answers 404. Its replicas report their load every 10 s, which is how late
-    it would add one.
+    a busy laptop; one that has no routes yet answers 404, and it has no limits of its own against hostile clients. Its
+    replicas report their load every 10 s, which is how late it would add one.
     """
     export(
         {

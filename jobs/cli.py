@@ -30,6 +30,7 @@ from jobs import (
 )
 from jobs.commands import convert, data, deploy, inference, model, recipes, runs
 from jobs.common import new_app, run_app
+from jobs.loadtest import command as loadtest
 
 # Panel of `--help` → name → a command, or an application with commands of its own.
 VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
@@ -57,7 +58,7 @@ VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "convert": convert.app,
         "adopt": adopt.command,
     },
-    "Serve": {"serve": serve.command, "deploy": deploy.deploy},
+    "Serve": {"serve": serve.command, "deploy": deploy.deploy, "bench-serve": loadtest.bench_serve},
 }
 ALIASES = {"recipe": "recipes"}
 HELP = "Train and serve a unified image understanding and generation model, from image-text shards to HTTP."

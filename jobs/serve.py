@@ -96,7 +96,7 @@ def build_config(values: dict[str, Any]) -> ServeConfig:
         first = error.errors()[0]
         if not first["loc"]:  # options that do not fit each other
             raise ConfigError(explain(first)) from error
-        raise ConfigError(f"option {first['loc'][0]}: {explain(first)} (options: {known})") from error
+        raise ConfigError(f"option {'.'.join(map(str, first['loc']))}: {explain(first)} (options: {known})") from error
 
 
 def _check(config: ServeConfig, port: int) -> None:

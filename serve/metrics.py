@@ -48,6 +48,11 @@ class MetricSpec:
 METRICS: Mapping[str, MetricSpec] = {
     "blip3o_requests_running": MetricSpec(kind="gauge", help="Requests with a row in the batch.", label="kind"),
     "blip3o_requests_waiting": MetricSpec(kind="gauge", help="Requests with no row in the batch yet.", label="kind"),
+    "blip3o_rows": MetricSpec(
+        kind="gauge",
+        help="Images in the batch (running), waiting for a place in it, and at the decoder (decoding).",
+        label="state",
+    ),
     "blip3o_request_success_total": MetricSpec(
         kind="counter", help="Requests that were answered.", label="kind", known=("generate", "chat")
     ),
@@ -79,6 +84,9 @@ METRICS: Mapping[str, MetricSpec] = {
         help="Requests that failed, by the error.",
         label="class",
         known=("EngineError", "DeadlineError", "UnavailableError"),
+    ),
+    "blip3o_ready": MetricSpec(
+        kind="gauge", help="Whether replicas answer for all that the bundle does: 1 or 0.", scope="application"
     ),
     "blip3o_replicas": MetricSpec(
         kind="gauge",

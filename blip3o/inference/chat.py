@@ -5,6 +5,7 @@ written at the same time. A token that is drawn takes its random number from (se
 gives the same reply in any company.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor
 
 from blip3o.data.text.tokenizer import PAD, TURN_END, ChatTokenizer
-from blip3o.model.backbone import Backbone, Prompt
+from blip3o.errors import ConfigError
+from blip3o.inference.widths import candidates
+from blip3o.model.backbone import Backbone, Prefilled, Prompt
 from blip3o.model.language.replies import ReplyCache
 from blip3o.rng import torch_generator
 
+logger = logging.getLogger(__name__)
 FinishReason = Literal["stop", "length"]
 
 MAX_REPLY_TOKENS = 512  # of a reply, by default: the cache's columns behind the prompt
@@ -104,8 +108,13 @@ class Reply:
     finish_reason: FinishReason | None = None
 
     def take(self, logits_V: Tensor) -> str:
-        """Chooses the next token; returns the new text. Sets `finish_reason` if the reply is complete."""
+        """Chooses the next token; returns the new text. Sets `finish_reason` if the reply is complete.
+
+        Raises `FloatingPointError` for logits that are no numbers: any token would be as likely.
+        """
         assert self.finish_reason is None, "the reply has ended"
+        if not logits_V.isfinite().all():
+            raise FloatingPointError("the logits of the next token are not finite")
         token = self.sampling.choose(logits_V, len(self.ids))
         if token in self.stop_ids:
             self.finish_reason = "stop"
@@ -156,21 +165,55 @@ class ReplyBatch:
         self.replies[row] = None if reply.finish_reason else reply
         return piece
 
-    def step(self) -> dict[int, str]:
-        """Adds a token to every running reply in one pass; returns the new text by row. Frees rows that are done."""
-        running = self.running
+    def forward(self) -> dict[int, Tensor]:
+        """The logits [V] of the next token of every running reply, by row, in one pass."""
         tokens = [0 if reply is None else reply.ids[-1] for reply in self.replies]
         active = [reply is not None for reply in self.replies]
         logits = self._cache.step(torch.tensor(tokens, device=self._device), torch.tensor(active, device=self._device))
-        pieces = {row: reply.take(logits[row]) for row, reply in running.items()}
-        for row, reply in running.items():
-            if reply.finish_reason:
-                self.remove(row)
-        return pieces
+        return {row: logits[row] for row in self.running}
+
+    def take(self, row: int, logits_V: Tensor) -> str:
+        """Adds the next token to a row's reply, given its logits; returns the new text. Frees the row if it is done."""
+        reply = self.replies[row]
+        assert reply is not None, f"row {row} has no reply"
+        piece = reply.take(logits_V)
+        if reply.finish_reason:
+            self.remove(row)
+        return piece
+
+    def step(self) -> dict[int, str]:
+        """Adds a token to every running reply in one pass; returns the new text by row."""
+        return {row: self.take(row, logits) for row, logits in self.forward().items()}
+
+    def try_step(self, prompt: Prompt, read: Prefilled, tokens_W: Tensor, active_W: Tensor) -> Tensor:
+        """The logits [W, V] after these tokens, with the same prompt before each of the active ones."""
+        for row in active_W.nonzero().flatten().tolist():
+            self._cache.place(row, prompt, read)
+        return self._cache.step(tokens_W, active_W)
 
     def remove(self, row: int) -> None:
         """Frees a row."""
         self.replies[row] = None
+
+
+@torch.inference_mode()
+def reply_rows(backbone: Backbone, prompt: Prompt, largest: int) -> int:
+    """The most rows, up to `largest`, at which a token's logits depend neither on its row nor on the other rows.
+
+    Tried after a prompt [1, L], with another token in each row: in order, in reverse, and one row by itself.
+    """
+    read = backbone.prefill(prompt)
+    for rows in reversed(candidates(largest)):
+        batch = ReplyBatch(backbone, rows=rows, max_length=prompt.input_ids.shape[1])
+        tokens = torch.arange(rows, device=prompt.input_ids.device)
+        active = torch.ones_like(tokens, dtype=torch.bool)
+        expected = batch.try_step(prompt, read, tokens, active)
+        reverse = batch.try_step(prompt, read, tokens.flip(0), active)
+        alone = batch.try_step(prompt, read, tokens, tokens == rows // 2)[rows // 2]
+        if torch.equal(reverse.flip(0), expected) and torch.equal(alone, expected[rows // 2]):
+            return rows
+        logger.warning("chat: of %d rows, one's bits depend on its place: fewer are used on this machine", rows)
+    raise ConfigError("a token of a reply has other bits at every run: use another precision")
 
 
 def write_replies(batch: ReplyBatch, prompts: Iterator[tuple[Prompt, Reply]]) -> Iterator[str]:

@@ -21,14 +21,8 @@ from blip3o.data.text.tokenizer import GENERATE, PAD, ChatTokenizer
 from blip3o.device import Execution
 from blip3o.errors import PromptTooLongError, RequestError
 from blip3o.inference import arguments
-from blip3o.inference.chat import MAX_REPLY_TOKENS, ReplyBatch, Sampling, new_reply, write_replies
-from blip3o.inference.messages import (
-    Conversation,
-    ImageSource,
-    load_images,
-    parse_conversations,
-    parse_messages,
-)
+from blip3o.inference.chat import MAX_REPLY_TOKENS, ReplyBatch, Sampling, new_reply, reply_rows, write_replies
+from blip3o.inference.messages import Conversation, ImageSource, load_images, parse_conversations, parse_messages
 from blip3o.inference.precision import ResolvedPrecision
 from blip3o.inference.widths import chunks, decoder_widths, default_decode_batch_size, denoiser_widths, prompt_widths
 from blip3o.model.backbone import Prompt
@@ -72,17 +66,15 @@ class Blip3oPipeline:
     @functools.cached_property
     def prompt_widths(self) -> tuple[int, ...]:
         """The batch widths at which prompts are read; see `blip3o.inference.widths`."""
-        ids, mask = self._pad(
-            [[self.tokenizer.ids[GENERATE]] * max(self.max_length - n, 1) for n in range(self.batch_size)]
-        )
-        return prompt_widths(self.model, Prompt(input_ids=ids, attention_mask=mask), self.batch_size)
+        token, longest = self.tokenizer.ids[GENERATE], self.max_length
+        prompt = self._padded([[token] * max(longest - n, 1) for n in range(self.batch_size)])
+        return prompt_widths(self.model, prompt, self.batch_size)
 
     @functools.cached_property
     def denoiser_widths(self) -> tuple[int, ...]:
-        """The rows, conditional and null ones, of a pass of the denoiser; only two if it is compiled or recorded."""
-        if self.execution != "eager":
-            return self.batch_size, 2 * self.batch_size
-        return denoiser_widths(self.model, 2 * self.batch_size)
+        """The rows, conditional and null ones, of a pass of the denoiser; at most two if it is compiled or recorded."""
+        shapes = () if self.execution == "eager" else (self.batch_size, 2 * self.batch_size)
+        return denoiser_widths(self.model, 2 * self.batch_size, shapes)
 
     @functools.cached_property
     def decode_widths(self) -> tuple[int, ...]:
@@ -187,10 +179,10 @@ class Blip3oPipeline:
     @torch.inference_mode()
     def states_of(self, rows: Sequence[list[int]]) -> Tensor:
         """Query states [n, N, H] of prompts, given as token ids; no row depends on the others."""
-        ids, mask = self._pad(rows)
+        prompt = self._padded(rows)
         parts = [
-            self.model.query_states(Prompt(input_ids=part, attention_mask=part_mask))[:count]
-            for count, (part, part_mask) in chunks(ids, mask, widths=self.prompt_widths)
+            self.model.query_states(Prompt(input_ids=ids, attention_mask=mask))[:count]
+            for count, (ids, mask) in chunks(prompt.input_ids, prompt.attention_mask, widths=self.prompt_widths)
         ]
         return torch.cat(parts)
 
@@ -325,16 +317,20 @@ class Blip3oPipeline:
             pass
         return [reply.ids for reply in replies]
 
+    @functools.cached_property
+    def reply_rows(self) -> int:
+        """The replies that are written together: `batch_size`, or as many as have the same bits in any row."""
+        return reply_rows(self.model.backbone, self._padded([[self.tokenizer.ids[GENERATE]]]), self.batch_size)
+
     def reply_batch(self, max_tokens: int = MAX_REPLY_TOKENS) -> ReplyBatch:
-        """Empty rows for `batch_size` replies."""
-        return ReplyBatch(self.model.backbone, rows=self.batch_size, max_length=self.max_length, max_tokens=max_tokens)
+        """Empty rows for `reply_rows` replies."""
+        return ReplyBatch(self.model.backbone, rows=self.reply_rows, max_length=self.max_length, max_tokens=max_tokens)
 
     def chat_prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
         """A conversation with its images as one padded row. Raises `RequestError` as `chat_ids` does."""
-        ids, mask = self._pad([self.chat_ids(turns, with_image=bool(images))])
         backbone = self.model.config.backbone
         pixels = self._pixels(images, backbone.image_size, backbone.image_resize) if images else None
-        return Prompt(input_ids=ids, attention_mask=mask, pixels=pixels)
+        return self._padded([self.chat_ids(turns, with_image=bool(images))], pixels)
 
     def feature_noise(self, seed: int) -> Tensor:
         """The initial noise [L, F] of a seed's features."""
@@ -389,12 +385,12 @@ class Blip3oPipeline:
             )
         return ids
 
-    def _pad(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    def _padded(self, rows: Sequence[list[int]], pixels: Tensor | None = None) -> Prompt:
         pad = self.tokenizer.ids[PAD]
         ids = torch.tensor([row + [pad] * (self.max_length - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(self.max_length) < lengths[:, None]).long()
-        return ids.to(self.device), mask.to(self.device)
+        return Prompt(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), pixels=pixels)
 
     def _pixels(self, images: Sequence[Image.Image], size: int, resize: ResizeConfig = CROP) -> Tensor:
         return torch.from_numpy(np.stack([to_square(image, size, resize) for image in images])).to(self.device)

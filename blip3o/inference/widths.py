@@ -1,17 +1,19 @@
 """Batch widths: every pass runs at the smallest of a few widths that fits, padded.
 
-A processor may round a row's products otherwise when there are more rows, or fewer. So each network is tried once at
-every width, which counts only if its rows have the bits that they have at the largest. In bf16 the rounding of results
-hides most of such differences, also from this trial.
+A processor may round a row's products otherwise when there are more rows, or fewer, or at another place among them. So
+each network is tried once at every width. A width counts only if a row has the same bits at every place, and those that
+it has at the largest width that counts. In bf16 the rounding of results hides most of such differences, also from this
+trial.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from blip3o.config.decoder import AnyDecoderConfig
+from blip3o.errors import ConfigError
 from blip3o.model.backbone import Prompt
 from blip3o.model.unified import UnifiedModel
 from blip3o.rng import torch_generator
@@ -29,23 +31,37 @@ def candidates(largest: int) -> tuple[int, ...]:
     return (*(2**n for n in range((largest - 1).bit_length())), largest)
 
 
-def exact_widths(largest: int, run: Callable[[Tensor], Tensor], *, what: str) -> tuple[int, ...]:
-    """The widths at which `run` gives each of `largest` different rows the bits it has when all are run together.
+def exact_widths(
+    largest: int, run: Callable[[Tensor], Tensor], *, what: str, among: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """The widths, of powers of two up to `largest` or of `among`, at which `run` gives a row one result.
 
-    `run` takes the numbers of the rows to run, int64 [width].
+    `run` takes the numbers of the rows to run, int64 [width]. Raises `ConfigError` if no width counts.
     """
-    if largest == 1:
-        return (1,)
     rows = torch.arange(largest)
-    expected = run(rows)
-    if not torch.equal(run(rows.flip(0)).flip(0), expected):
-        logger.warning("%s: a row of %d depends in its last bits on its position on this machine", what, largest)
-    exact = []
-    for width in candidates(largest)[:-1]:
-        groups = [group for group in rows.split(width) if len(group) == width]
-        if all(torch.equal(run(group), expected[group]) for group in groups):
+    orders = {"in order": rows, "in reverse": rows.flip(0), "shifted": rows.roll(1)}
+    exact: list[int] = []
+    expected: Tensor | None = None
+    for width in reversed(among or candidates(largest)):
+        results = [_run_in_groups(run, order, width) for order in orders.values()]
+        if not all(torch.equal(results[0], other) for other in results):
+            logger.warning("%s: at width %d, a row's bits depend on its place: not used on this machine", what, width)
+        elif expected is None or torch.equal(results[0], expected):
+            expected = results[0]
             exact.append(width)
-    return (*exact, largest)
+    if not exact:
+        raise ConfigError(
+            f"{what} gives a row other bits at another place of a batch, so no image would be the same twice: use "
+            "another precision, or execution eager"
+        )
+    return tuple(reversed(exact))
+
+
+def _run_in_groups(run: Callable[[Tensor], Tensor], order: Tensor, width: int) -> Tensor:
+    """The results of all rows, by number, when they run in this order, `width` together."""
+    padded = torch.cat([order, order[: -len(order) % width]])
+    results = torch.cat([run(group) for group in padded.split(width)])[: len(order)]
+    return results[order.argsort().to(results.device)]
 
 
 def fitting(rows: int, widths: tuple[int, ...]) -> int:
@@ -79,8 +95,8 @@ def prompt_widths(model: UnifiedModel, prompt: Prompt, largest: int) -> tuple[in
 
 
 @torch.inference_mode()
-def denoiser_widths(model: UnifiedModel, largest: int) -> tuple[int, ...]:
-    """Of the denoiser, and of preparing its conditions."""
+def denoiser_widths(model: UnifiedModel, largest: int, among: Sequence[int] = ()) -> tuple[int, ...]:
+    """Of the denoiser, and of preparing its conditions; one is above 1, so that rows with guidance fit into a pass."""
     weight = next(model.denoiser.parameters())
     states = _random(weight, largest, model.config.num_queries, model.config.backbone.hidden_size).to(weight.dtype)
     latents, sigma = _random(weight, largest, *model.latent_shape), torch.linspace(0.1, 1, largest).to(weight.device)
@@ -89,7 +105,10 @@ def denoiser_widths(model: UnifiedModel, largest: int) -> tuple[int, ...]:
         part = rows.to(weight.device)
         return model.velocity(model.denoiser.condition(states[part]), latents[part], sigma[part])
 
-    return exact_widths(largest, run, what="the denoiser")
+    widths = exact_widths(largest, run, what="the denoiser", among=among)
+    if widths[-1] == 1:
+        raise ConfigError("the denoiser gives two rows other bits than one: use another precision")
+    return widths
 
 
 @torch.inference_mode()

@@ -69,6 +69,19 @@ class ServeCluster:
                 raise ServiceError(f"after {timeout_s:.0f} s, not all applications run: {states}")
             time.sleep(_POLL_S)
 
+    def wait_for_none(self, names: Collection[str], deployment: str, *, timeout_s: float) -> None:
+        """Returns when these applications have no replica of a deployment, also none that stops; or after `timeout_s`.
+
+        Raises `ServiceError`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            found = self.details()["applications"]
+            left = [found.get(name, {}).get("deployments", {}).get(deployment, {}).get("replicas") for name in names]
+            if not any(left):
+                return
+            time.sleep(_POLL_S)
+
 
 def _message(application: dict[str, Any]) -> str:
     messages = [application.get("message", "")]

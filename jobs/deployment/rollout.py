@@ -24,6 +24,7 @@ from serve.deployments.configs import (
     Config,
     application_name,
     deployed_config,
+    draining,
     face_application,
     first_config,
     model_application,
@@ -36,11 +37,13 @@ from serve.deployments.configs import (
     with_table,
     without_strays,
 )
+from serve.deployments.options import GENERATOR
 from serve.routing import RoutingTable
 
 _POLL_S = 1.0
 _ON_THE_WAY_S = 1.0  # for requests that have chosen a bundle and have not reached it
 _FACE_S = 60.0  # for all processes of the face to take back the traffic
+_IDLE_S = 60.0  # until Serve has noticed that a deployment is idle
 
 
 def resolved(cluster: ServeCluster, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class Rollout:
             return
         new, old = application_name(self.config), running(routing_table(current), self.config.name)
         current = self._settled(current, old)
+        self._take_back_traffic(routing_table(current))  # of a roll-out that was killed
         with self._restoring(current):
             face = face_application(self.config, routing_table(current))
             current = with_application(current, placed_like(face, FACE, current))
@@ -93,7 +97,7 @@ class Rollout:
         if old not in (None, new):
             # Every face has the new table: no request chooses the old bundle, which leaves after its last replies.
             self._let_requests_arrive()
-            self.cluster.apply(self._sharing(current, {new: 1.0}))
+            self._drop(current, self._sharing(current, {new: 1.0}))
             self.echo(f"{self.config.name} serves {self.config.bundle}; the old bundle is leaving")
 
     def _settled(self, current: Config, old: str | None) -> Config:
@@ -180,6 +184,15 @@ class Rollout:
         self.cluster.apply(config)
         self.cluster.wait([FACE], timeout_s=self.start_timeout_s)
 
+    def _drop(self, current: Config, target: Config) -> None:
+        """Serves `target` instead of `current`; what it drops has no route, and answers its last requests before."""
+        if leaving := draining(current, target):
+            self.cluster.apply(leaving)
+            kept = {each["name"] for each in target["applications"]}
+            names = [each["name"] for each in leaving["applications"] if each["name"] not in kept]
+            self.cluster.wait_for_none(names, GENERATOR, timeout_s=self.config.drain_timeout_s + _IDLE_S)
+        self.cluster.apply(target)
+
     @contextmanager
     def _restoring(self, current: Config) -> Iterator[None]:
         """Puts the old state back unless the body ends well: also after a defect or a signal."""
@@ -190,19 +203,23 @@ class Rollout:
 
     def _restore(self, current: Config) -> None:
         with deaf():
+            before = current
             try:
                 self._take_back_traffic(routing_table(current))
+                before = deployed_config(self.cluster.details()) or current
             except ServiceError as error:  # what counts is that the old state comes back
                 self.echo(f"requests to the new bundle may fail: {error}")
-            self.cluster.apply(current)
+            self._drop(before, current)
         self.echo("rolled back: the cluster serves what it served before")
 
     def _take_back_traffic(self, old: RoutingTable) -> None:
-        """Until no request is on the way to the new bundle, which is about to leave; none if it had no traffic."""
-        name, found = self.config.name, deployed_config(self.cluster.details())
-        shares = {each.application: each.share for each in routing_table(found).models.get(name, ())} if found else {}
-        back = {each.application: each.share for each in old.models.get(name, ())}
-        if found is None or not any(share for application, share in shares.items() if application not in back):
+        """Gives a model's old bundle all requests, and returns when none is on its way to another one."""
+        found = deployed_config(self.cluster.details())
+        back = _shares(old, self.config.name)
+        if not back or found is None:
+            return
+        shares = _shares(routing_table(found), self.config.name)
+        if not any(share for application, share in shares.items() if application not in back):
             return
         self.cluster.apply(self._sharing(found, dict.fromkeys(shares, 0.0) | back))
         self.cluster.wait([FACE], timeout_s=_FACE_S)
@@ -220,3 +237,8 @@ class Rollout:
             return
         self.echo(f"waiting {self.config.request_timeout_s:g} s for requests on their way to the bundle that leaves")
         time.sleep(self.config.request_timeout_s)
+
+
+def _shares(table: RoutingTable, name: str) -> dict[str, float]:
+    """The share of each application of a model."""
+    return {each.application: each.share for each in table.models.get(name, ())}

@@ -140,6 +140,25 @@ def with_application(config: Config, application: Config) -> Config:
     return {**config, "applications": [*others, application]}
 
 
+def draining(config: Config, target: Config) -> Config | None:
+    """The target, with the split bundles that it drops from the config on their way out: none of their coordinators
+    stays when it is idle. None if it drops no such bundle.
+
+    Serve ends all deployments of an application at once. Requests between two stages would not survive that, so the
+    coordinators go first.
+    """
+    kept = {each["name"] for each in target["applications"]}
+    leaving = [deepcopy(each) for each in config["applications"] if each["name"] not in kept and _is_split(each)]
+    for application in leaving:
+        [coordinator] = [each for each in application["deployments"] if each["name"] == GENERATOR]
+        coordinator["autoscaling_config"]["min_replicas"] = 0
+    return {**target, "applications": [*target["applications"], *leaving]} if leaving else None
+
+
+def _is_split(application: Config) -> bool:
+    return bool(application.get("args", {}).get("layout") == "split")
+
+
 def without_strays(config: Config, name: str) -> Config:
     """The config without bundles of a model to which no route leads: a roll-out that was killed has left them."""
     routed_to = routing_table(config).applications
@@ -225,7 +244,7 @@ def options_of(config: Config, name: str) -> dict[str, Any]:
     own = {**options, **_part(model, application, "args")}
     deployments = _part(model, application, "deployments")
     generator = _named(deployments, GENERATOR, application)
-    if own.get("layout", "all-in-one") == "all-in-one":
+    if not _is_split(model):
         return own | _scaling(generator, application)
     stages = {stage: _scaling(_named(deployments, STAGE_NAMES[stage], application), application) for stage in STAGES}
     # What an option of the whole changes is what no stage has otherwise.
@@ -237,7 +256,7 @@ def options_of(config: Config, name: str) -> dict[str, Any]:
     return {
         **own,
         **whole,
-        "coordinator_replicas": _part(generator, f"{application}.{GENERATOR}", "num_replicas"),
+        "coordinator_replicas": _part(generator, f"{application}.{GENERATOR}", "autoscaling_config", "min_replicas"),
         "stages": {stage: found for stage, found in differ.items() if found},
     }
 

@@ -14,7 +14,7 @@ from serve.deployments.handles import HandleBackend
 from serve.deployments.options import GENERATOR
 from serve.http.config import HttpConfig
 from serve.http.counts import HttpCounts, RouteMetrics
-from serve.http.routes.metrics import ApplicationMetrics, IngressMetrics
+from serve.http.routes.metrics import ApplicationMetrics, IngressMetrics, ask_application
 from serve.protocol import Backend
 from serve.routing import RoutingTable, Target, Turns
 
@@ -70,12 +70,7 @@ class FleetSources:
 
     async def applications(self) -> list[ApplicationMetrics]:
         """Those of every application that requests may go to."""
-        found = self._models.applications
-        metrics = await asyncio.gather(*(backend.metrics() for _, _, backend in found))
-        return [
-            ApplicationMetrics(model=model, application=name, metrics=each)
-            for (model, name, _), each in zip(found, metrics, strict=True)
-        ]
+        return await asyncio.gather(*(ask_application(*each) for each in self._models.applications))
 
     async def ingress(self) -> IngressMetrics:
         """Those of every process of the HTTP API."""

@@ -67,7 +67,13 @@ def coordinator_options(config: ServeConfig) -> dict[str, Any]:
     """The processes in front of the stages, under the name of what they stand for."""
     return {
         "name": GENERATOR,
-        "num_replicas": config.coordinator_replicas,
+        # A fixed number; that it is autoscaled lets a roll-out take them to none when they are idle.
+        "autoscaling_config": {
+            "min_replicas": config.coordinator_replicas,
+            "max_replicas": config.coordinator_replicas,
+            "look_back_period_s": _LOOK_BACK_S,
+            "downscale_delay_s": 0,
+        },
         "max_ongoing_requests": _INGRESS_REQUESTS,
         "graceful_shutdown_timeout_s": config.drain_timeout_s,
         "max_surge_percent": 100,

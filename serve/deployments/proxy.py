@@ -1,4 +1,4 @@
-"""What Serve's HTTP proxies do until they know their routes. Only proxies import this.
+"""What Serve's HTTP proxies do until they know their routes, and all else that is loaded into them.
 
 A proxy listens before Serve's controller has told it the routes. In between, it answers 404, which no client tries
 again. `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names `middlewares`, and Serve calls it in each proxy that starts.
@@ -8,6 +8,10 @@ import asyncio
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.http.errors import as_api_error, refuse
+from serve.http.safety.proxy import guards
+from serve.protocol import UnavailableError
 
 _OWN_ROUTES = "/-/"  # of the proxy itself
 _HEALTH = "/-/healthz"  # 503 until the proxy has routes
@@ -62,13 +66,10 @@ def _path(scope: Scope) -> str:
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    from serve.http.errors import as_api_error, refuse  # 0.2 s that a proxy needs only here
-    from serve.protocol import UnavailableError
-
     response = refuse(as_api_error(UnavailableError("the server is starting: try again")))
     await response(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve."""
-    return [Middleware(WaitForRoutes)]
+    """Called by Serve before the proxy listens; the last one is the outermost, and sees every reply."""
+    return [Middleware(WaitForRoutes), *guards()]

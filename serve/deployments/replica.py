@@ -45,12 +45,11 @@ def open_pipeline(config: ReplicaConfig, stage: Stage | None = None) -> "Blip3oP
     """
     import torch
 
-    from blip3o.bundle.reading import load_bundle
     from blip3o.device import select
-    from serve.split.loading import load_stage
+    from serve.split.loading import load_stage, load_whole
 
     torch.set_num_threads(config.threads)
-    pipeline = (functools.partial(load_stage, stage) if stage else load_bundle)(
+    pipeline = (functools.partial(load_stage, stage) if stage else load_whole)(
         config.bundle,
         device=select("gpu" if config.num_gpus else "cpu"),
         batch_size=config.batch_size,

@@ -5,8 +5,12 @@ reads at most one prompt. So a token waits for at most one prompt and one pass o
 once a row is free, for one pass.
 """
 
+import functools
 import secrets
 import time
+from collections.abc import Callable
+
+from torch import Tensor
 
 from blip3o.inference.chat import Reply, ReplyBatch, Sampling, new_reply
 from blip3o.inference.pipeline import Blip3oPipeline
@@ -44,6 +48,10 @@ class ChatStage(Stage):
         """Conversations whose prompt was not read. The caller holds the lock."""
         self._drop_queued()
         return self._queue.rows
+
+    def admits(self, owner: str, *, places: int) -> bool:
+        """Whether an owner's conversation may wait, if `places` may. The caller holds the lock."""
+        return self._queue.admits(owner, 1, free=places - self.waiting, places=places)
 
     def seconds_ahead(self) -> float:
         """About how long a conversation takes that comes now. The caller holds the lock."""
@@ -96,10 +104,16 @@ class ChatStage(Stage):
             chat.admitted = self._requests.clock()
             self.running = len(self._rows)
         self._requests.admitted(chat)
-        error = attempt(lambda: self._start(batch, row, chat))
+        self._attempt(batch, row, lambda: self._start(batch, row, chat))
+
+    def _attempt(self, batch: ReplyBatch, row: int, action: Callable[[], None]) -> None:
+        """Does something for one reply; an error ends this one."""
+        number = self._rows[row].number
+        error = attempt(action)
         if error is not None:
-            self._requests.fail(chat.number, error)
-            self._free(batch, row)
+            self._requests.fail(number, error)
+            if row in self._rows:
+                self._free(batch, row)
 
     def _start(self, batch: ReplyBatch, row: int, chat: Chat) -> None:
         request = chat.request
@@ -116,16 +130,23 @@ class ChatStage(Stage):
         if not running:
             return
         began = time.perf_counter()
-        pieces: dict[int, str] = {}
-        error = attempt(lambda: pieces.update(batch.step()))
+        logits: dict[int, Tensor] = {}
+        error = attempt(lambda: logits.update(batch.forward()))
         if error is not None:  # no reply is more at fault than another
             for row in running:
                 self._requests.fail(self._rows[row].number, error)
                 self._free(batch, row)
             return
+        pieces: dict[int, str] = {}
+        for row in running:
+            self._attempt(batch, row, functools.partial(self._take, batch, row, logits[row], pieces))
         self._requests.observe("blip3o_stage_seconds", time.perf_counter() - began, self.name)
-        for row, reply in running.items():
-            self._deliver(batch, row, reply, pieces[row])
+        for row, piece in pieces.items():
+            self._attempt(batch, row, functools.partial(self._deliver, batch, row, running[row], piece))
+
+    @staticmethod
+    def _take(batch: ReplyBatch, row: int, logits_V: Tensor, pieces: dict[int, str]) -> None:
+        pieces[row] = batch.take(row, logits_V)
 
     def _deliver(self, batch: ReplyBatch, row: int, reply: Reply, piece: str) -> None:
         chat = self._rows[row]

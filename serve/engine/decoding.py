@@ -243,7 +243,7 @@ class DecodeStage(Stage):
         """How many of the waiting rows to take in, next to `images` that are being decoded.
 
         On a CPU, threads have cores of their own. If all rows came here at once, and their clients ask for the next
-        images when these are done, denoiser and decoder would take turns for ever. So the decoder takes half of what
+        images when these are done, denoiser and decoder would take turns forever. So the decoder takes half of what
         there is in both, and the rest when that is done; from then on, both have work.
         """
         waiting = len(self._waiting)

@@ -77,18 +77,23 @@ class DenoiseBatch:
         guided = [row for row in rows if len(row.conditions) > 1]
         conditions = [row.conditions[0] for row in rows] + [row.conditions[1] for row in guided]
         ways = [row.way for row in (*rows, *guided)]
-        padding = fitting(len(ways), self._pipeline.denoiser_widths) - len(ways)
-        ways += ways[-1:] * padding
-        conditions += conditions[-1:] * padding
-        velocity = self._model.velocity(
-            self._batch_of(conditions),
-            torch.stack([way.point for way in ways]),
-            torch.stack([way.level for way in ways]),
-        )
+        widest = self._pipeline.denoiser_widths[-1]
+        parts = (slice(start, start + widest) for start in range(0, len(ways), widest))
+        velocity = torch.cat([self._velocity(ways[part], conditions[part]) for part in parts])
         null = dict(zip(map(id, guided), velocity[len(rows) :], strict=False))
         for number, row in enumerate(rows):
             own = velocity[number]
             row.way.advance(guide(own, null[id(row)], row.guidance) if id(row) in null else own)
+
+    def _velocity(self, ways: list[Trajectory], conditions: list[Condition]) -> Tensor:
+        """That of one pass, with the rows that pad it."""
+        padding = fitting(len(ways), self._pipeline.denoiser_widths) - len(ways)
+        ways = ways + ways[-1:] * padding
+        return self._model.velocity(
+            self._batch_of(conditions + conditions[-1:] * padding),
+            torch.stack([way.point for way in ways]),
+            torch.stack([way.level for way in ways]),
+        )
 
     def features(self, slot: int) -> Tensor:
         """The features [L, F] of the latents in a slot."""

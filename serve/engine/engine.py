@@ -71,6 +71,7 @@ class Engine(EngineBase):
 
     def _warm_up(self) -> None:
         pipeline = self._pipeline
+        _ = pipeline.reply_rows
         if "generate" in self._abilities:
             # Before the threads, as two of them would compute what both need.
             _ = pipeline.prompt_widths, pipeline.denoiser_widths, pipeline.null_features, pipeline.decode_widths
@@ -128,6 +129,9 @@ class Engine(EngineBase):
                 ("blip3o_requests_waiting", "generate"): len(waiting - rows),
                 ("blip3o_requests_running", "chat"): self._chats.running,
                 ("blip3o_requests_waiting", "chat"): self._chats.waiting,
+                ("blip3o_rows", "running"): len(self._denoiser.schedule.running),
+                ("blip3o_rows", "waiting"): self._denoiser.schedule.waiting,
+                ("blip3o_rows", "decoding"): self._decoder.rows,
             }
             return self._requests.metrics({name: float(value) for name, value in gauges.items()})
 
@@ -165,7 +169,8 @@ class Engine(EngineBase):
             seconds = self._chats.seconds_ahead()
             has_row = len(self._requests.chats) < self._pipeline.batch_size
             in_time = has_row or request.deadline_s is None or seconds <= request.deadline_s
-            self._accept(fits=self._chats.waiting < self._max_waiting and in_time, seconds=seconds)
+            fits = self._chats.admits(request.owner, places=self._max_waiting)
+            self._accept(fits=fits and in_time, seconds=seconds)
             chat = Chat(
                 number=next(self._numbers),
                 request=request,

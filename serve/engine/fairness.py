@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+KEPT_FREE = 10  # places for owners who have nothing here: the images of the largest request
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -54,6 +56,18 @@ class FairQueue:
             request=request, owner=owner, priority=priority, cost=cost, left=rows, tag=self.served.get(owner, 0.0)
         )
         return replace(self, entries=(*self.entries, entry))
+
+    def admits(self, owner: str, rows: int, *, free: int, places: int) -> bool:
+        """Whether `rows` more of an owner may wait, in a queue of `places` rows of which `free` are left.
+
+        An owner who has more than an equal share, counting one who may still come, leaves a few places free: so
+        whoever has nothing here gets in. Requests without an owner leave none, since nobody else will come.
+        """
+        own = sum(entry.left for entry in self.entries if entry.owner == owner)
+        owners = {entry.owner for entry in self.entries} | {owner}
+        if not owner or not own or own + rows <= places // (len(owners) + 1):
+            return rows <= free
+        return rows <= free - min(KEPT_FREE, places // 2)
 
     def next(self, among: Collection[int] | None = None) -> Entry | None:
         """The entry whose row is served next, of all or of these requests."""

@@ -64,6 +64,10 @@ class Schedule:
         """How many more rows can be submitted: free slots plus free places in the queue."""
         return len(self.slots) + self.max_waiting - len(self.running) - self.waiting
 
+    def admits(self, owner: str, images: int) -> bool:
+        """Whether a request of so many images may be submitted."""
+        return self.queue.admits(owner, images, free=self.free_capacity, places=self.max_waiting)
+
     @property
     def unstarted(self) -> dict[int, Row]:
         """The rows that have not taken a step yet, by slot."""
@@ -89,7 +93,7 @@ class Schedule:
         return self.steps_ahead + math.ceil(images / len(self.slots)) * steps
 
     def submit(self, request: int, *, images: int, steps: int, owner: str = "", priority: int = 0) -> Self:
-        """Queues a request's rows. The caller checks `free_capacity` first."""
+        """Queues a request's rows. The caller asks `admits` first."""
         assert images <= self.free_capacity, f"{images} rows, room for {self.free_capacity}"
         queue = self.queue.add(request, owner=owner, priority=priority, cost=steps, rows=images)
         return replace(self, queue=queue)

@@ -35,7 +35,7 @@ class DenoiseStage(Stage):
     def accepts(self, request: GenerateRequest) -> bool:
         """Whether a request's rows fit into the queue and can be done in time. The caller holds the lock."""
         self.drop_ended()
-        if len(request.seeds) > self.schedule.free_capacity:
+        if not self.schedule.admits(request.owner, len(request.seeds)):
             return False
         # Estimates come from the last step: without work, a slow one would refuse all later requests.
         is_idle = not self._requests.generations

@@ -21,9 +21,20 @@ class HttpConfig(Frozen):
         default="", description="YAML file or URI of API keys: each a name with its key, or with sha256 and limits"
     )
     max_body_bytes: int = Field(default=32 * MIB, ge=1024, description="most bytes of a request's body")
+    max_bodies_bytes: int = Field(
+        default=512 * MIB, ge=1024, description="most bytes of all bodies that one process of the API holds at a time"
+    )
     max_image_bytes: int = Field(default=10 * MIB, ge=1, description="most bytes of an image that is sent")
     max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of it, before it is decoded")
+    decoding_images: int = Field(
+        default=2,
+        ge=1,
+        description="images that one process of the API decodes at a time; each takes up to 24 bytes a pixel",
+    )
     read_timeout_s: float = Field(default=30, gt=0, description="longest time in which a body must arrive, seconds")
+    write_timeout_s: float = Field(
+        default=60, gt=0, description="longest time in which a client must take a piece of a reply, seconds"
+    )
     resize_images: bool = Field(
         default=False, description="whether `size` may differ from the model's own: its images are then resampled"
     )

@@ -27,7 +27,7 @@ class ServedModel:
 class Face:
     """The state of an HTTP API.
 
-    Raises `ConfigError` if its keys or its content filter are not as configured.
+    Raises `ConfigError` if its keys, the secret of its links or its content filter are not as configured.
     """
 
     def __init__(
@@ -43,9 +43,8 @@ class Face:
         self.request_timeout_s = request_timeout_s
         self.created = int(time.time())
         self._backends = backends
-        keys = read_keys(config)
-        self._access = Access(config, keys)
-        self.links = Links(config, [key.digest for key in keys.values()], processes=processes)
+        self._access = Access(config, read_keys(config), processes=processes)
+        self.links = Links(config, processes=processes)
         self.pictures = Pictures(config)
         self._filter = load_filter(config.content_filter)
 

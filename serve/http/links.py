@@ -1,7 +1,8 @@
 """Links to images that expire: signed, absolute, and backed by the memory or by a folder of an object store.
 
-With several ingress replicas, a folder is needed, and keys or $BLIP3O_URL_SECRET, from which the signature is made:
-each replica has a memory of its own. Without them, no link is made that only one of the replicas could read.
+With several ingress replicas, a folder is needed, and $BLIP3O_URL_SECRET, from which the signature is made: each
+replica has a memory of its own. Without them, no link is made that only one of the replicas could read. The signature
+is never made of the API keys: whoever has a link could try short ones on it.
 """
 
 import asyncio
@@ -10,14 +11,16 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 from blip3o import settings, storage
+from blip3o.errors import ConfigError
 from serve.http.config import HttpConfig
 from serve.http.errors import ApiError
 
 VARIABLE = "BLIP3O_URL_SECRET"
+_SHORTEST = 16  # characters
 PATH = "/v1/images/{name}/content"
 _GONE = "the link has expired, or its image is not here any more: generate it again with its seed"
 
@@ -67,26 +70,29 @@ class Links:
     def __init__(
         self,
         config: HttpConfig,
-        key_digests: Iterable[bytes] = (),
         *,
         processes: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`processes` is how many there are of this API, behind one address."""
+        """`processes` is how many there are of this API, behind one address.
+
+        Raises `ConfigError` if the secret is short.
+        """
         self._config = config
         self._clock, self._processes = clock, processes
         self._store: _Store = _Folder(config.url_store) if config.url_store else _Memory(config.url_memory_bytes)
         given = (settings.get(VARIABLE) or "").encode("utf-8", "surrogateescape")
-        known = given or b"".join(sorted(key_digests))
-        self._secret = hashlib.sha256(b"links " + known).digest() if known else secrets.token_bytes(32)
-        self._is_shared = bool(config.url_store and known)
+        if 0 < len(given) < _SHORTEST:
+            raise ConfigError(f"{VARIABLE} has fewer than {_SHORTEST} characters: take those of `openssl rand -hex 32`")
+        self._secret = hashlib.sha256(b"links " + given).digest() if given else secrets.token_bytes(32)
+        self._is_shared = bool(config.url_store and given)
 
     def require_shared(self) -> None:
         """Raises `ApiError` 400 if another process of this API could not read the links that this one makes."""
         if self._processes() > 1 and not self._is_shared:
             message = (
                 f"this server has {self._processes()} processes, and links to a file in the memory of one: ask for "
-                f"b64_json; the operator can set url_store, and API keys or {VARIABLE}"
+                f"b64_json; the operator can set url_store and {VARIABLE}"
             )
             raise ApiError(400, message, param="response_format", code="unsupported_by_server")
 

@@ -63,12 +63,12 @@ class StageEngine(EngineBase):
     def metrics(self) -> EngineMetrics:
         """As of `Engine`, without what the coordinator counts, once for each request."""
         with self._requests.changed:
-            found = self._requests.metrics({(name, "generate"): float(value) for name, value in self._gauges().items()})
+            found = self._requests.metrics({name: float(value) for name, value in self._gauges().items()})
         return EngineMetrics(samples={key: value for key, value in found.samples.items() if key[0] not in _OF_REQUESTS})
 
     @abstractmethod
-    def _gauges(self) -> Mapping[str, int]:
-        """Requests that wait and run, by the names of their metrics. The caller holds the lock."""
+    def _gauges(self) -> Mapping[tuple[str, str], int]:
+        """Requests and rows that wait and run, by the names and labels of their metrics. The caller holds the lock."""
 
     @abstractmethod
     def _load(self) -> tuple[int, int, float]:
@@ -156,8 +156,12 @@ class ConditionEngine(StageEngine):
     def _load(self) -> tuple[int, int, float]:
         return 0, len(self._requests.generations), self._stage.seconds_ahead()
 
-    def _gauges(self) -> Mapping[str, int]:
-        return {"blip3o_requests_waiting": len(self._requests.generations)}  # none of them has a row yet
+    def _gauges(self) -> Mapping[tuple[str, str], int]:
+        waiting = self._requests.generations.values()  # none of them has a row yet
+        return {
+            ("blip3o_requests_waiting", "generate"): len(waiting),
+            ("blip3o_rows", "waiting"): sum(len(each.request.seeds) for each in waiting),
+        }
 
 
 class _Sender:
@@ -233,11 +237,16 @@ class DenoiseEngine(StageEngine):
         schedule = self._stage.schedule
         return len(schedule.running), schedule.waiting, self._stage.seconds_ahead()
 
-    def _gauges(self) -> Mapping[str, int]:
+    def _gauges(self) -> Mapping[tuple[str, str], int]:
         self._stage.drop_ended()
-        rows = {row.request for row in self._stage.schedule.running}
-        waiting = self._stage.schedule.queue.requests - rows
-        return {"blip3o_requests_running": len(rows), "blip3o_requests_waiting": len(waiting)}
+        schedule = self._stage.schedule
+        running = {row.request for row in schedule.running}
+        return {
+            ("blip3o_requests_running", "generate"): len(running),
+            ("blip3o_requests_waiting", "generate"): len(schedule.queue.requests - running),
+            ("blip3o_rows", "running"): len(schedule.running),
+            ("blip3o_rows", "waiting"): schedule.waiting,
+        }
 
 
 class _RowStage(DecodeStage):
@@ -251,6 +260,12 @@ class _RowStage(DecodeStage):
     def capacity(self) -> int:
         """The most rows that wait."""
         return self._capacity
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait or are being decoded, without those of clients that have left."""
+        self._drop_ended()
+        return super().rows
 
 
 class DecodeEngine(StageEngine):
@@ -299,5 +314,5 @@ class DecodeEngine(StageEngine):
     def _load(self) -> tuple[int, int, float]:
         return self._stage.rows, 0, self._stage.seconds_ahead(0)
 
-    def _gauges(self) -> Mapping[str, int]:
-        return {}  # a request may have rows in several decoders
+    def _gauges(self) -> Mapping[tuple[str, str], int]:
+        return {("blip3o_rows", "decoding"): self._stage.rows}  # a request may have rows in several decoders

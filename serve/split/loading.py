@@ -6,7 +6,7 @@ from blip3o.bundle.reading import load_bundle, open_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.errors import BundleError
 from blip3o.inference.pipeline import Blip3oPipeline
-from serve.config.options import Stage
+from serve.config.options import STAGES, Stage
 
 _DECODES = ("coarse", "decoder")
 
@@ -21,6 +21,24 @@ def parts_of(stage: Stage, model: ModelConfig) -> tuple[str, ...]:
     }[stage]
 
 
+def parts_to_serve(model: ModelConfig) -> tuple[str, ...]:
+    """The parts that a replica of the layout all-in-one computes with: those of all stages, and of the null branch."""
+    stages = [parts_of(stage, model) for stage in STAGES]
+    return tuple(sorted({part for parts in (*stages, _null_parts(model)) for part in parts}))
+
+
+def _null_parts(model: ModelConfig) -> tuple[str, ...]:
+    """The parts that compute what the decoder's unconditional branch gets, once."""
+    if model.decoder.null_branch == "black":
+        return ("encoder",)
+    return ("backbone", "queries", *parts_of("denoise", model)) if model.decoder.null_branch == "prompt" else ()
+
+
+def load_whole(uri: str, **options: Any) -> Blip3oPipeline:  # noqa: ANN401 - those of `load_bundle`
+    """The pipeline of a replica that does everything, without the parts that serving does not use."""
+    return load_bundle(uri, parts=parts_to_serve(open_bundle(uri).config.model), **options)
+
+
 def load_stage(stage: Stage, uri: str, **options: Any) -> Blip3oPipeline:  # noqa: ANN401 - those of `load_bundle`
     """The pipeline of a stage; `options` as for `load_bundle`.
 
@@ -32,12 +50,9 @@ def load_stage(stage: Stage, uri: str, **options: Any) -> Blip3oPipeline:  # noq
     needed = parts_of(stage, bundle.model)
     if missing := {"queries", bundle.model.generation.predictor, "decoder"} - set(bundle.parts):
         raise BundleError(f"{uri} has no {min(missing)} and generates no images: serve it with layout all-in-one")
-    branch = bundle.model.decoder.null_branch if stage == "decode" else None
-    once = {None: (), "black": ("encoder",), "prompt": ("backbone", "queries", *parts_of("denoise", bundle.model))}[
-        branch
-    ]
+    once = _null_parts(bundle.model) if stage == "decode" else ()
     pipeline = load_bundle(uri, parts={*needed, *once}, **options)
-    if branch is not None:
+    if once:
         _ = pipeline.null_features
         for part in once:
             if pipeline.model.has(part):

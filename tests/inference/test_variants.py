@@ -1,5 +1,7 @@
 """Every objective and every kind of decoder samples through one interface, from a bundle to images, and is served."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from serve.engine.engine import Engine
 from serve.protocol import GenerateRequest
 from tests.bundles import write_nano_bundle
 from tests.model.variants import VARIANTS, model_config
+from tests.serve.stages import split
 
 PROMPTS, SEEDS = ["a red circle", "It is green.", "a blue star"], [3, 5, 8]
 SAMPLERS = {
@@ -25,18 +28,22 @@ SAMPLERS = {
 
 
 @pytest.fixture(scope="module")
-def pipeline_of(tmp_path_factory):
+def bundle_of(tmp_path_factory):
+    """A function from a variant's name to the URI of its bundle, each written once."""
+
+    @functools.cache
+    def bundle(name):
+        uri = str(tmp_path_factory.mktemp("bundle"))
+        write_nano_bundle(uri, model=with_sampler(name) if name in SAMPLERS else model_config(name))
+        return uri
+
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def pipeline_of(bundle_of):
     """A function from a variant's name to its pipeline, each built once."""
-    built = {}
-
-    def pipeline(name):
-        if name not in built:
-            uri = str(tmp_path_factory.mktemp("bundle"))
-            write_nano_bundle(uri, model=with_sampler(name) if name in SAMPLERS else model_config(name))
-            built[name] = load_bundle(uri, batch_size=2)
-        return built[name]
-
-    return pipeline
+    return functools.cache(lambda name: load_bundle(bundle_of(name), batch_size=2))
 
 
 def with_sampler(name):
@@ -97,6 +104,22 @@ def test_every_solver_is_served(pipeline_of, name):
     engine.close()
 
 
+@pytest.mark.parametrize("name", ["clip_flow normalised", "clip_mse", "vae_flow kl", "sdxl", "sana"])
+def test_stages_with_only_their_parts_serve_every_model(bundle_of, pipeline_of, name):
+    requests = [
+        GenerateRequest(prompt=prompt, seeds=(seed,), num_inference_steps=2, guidance_scale=2.0)
+        for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
+    ]
+    with split(bundle_of(name), batch_size=2) as stages:
+        replies = [events[-1] for events in stages.answer(requests)]
+    expected = pipeline_of(name).generate(PROMPTS, seed=SEEDS, num_inference_steps=2, guidance_scale=2.0)
+    assert [reply.images[0].tobytes() for reply in replies] == [image.tobytes() for image in expected]
+    parts = {stage: engine._pipeline.model for stage, engine in stages.engines.items()}
+    assert [stage for stage, model in parts.items() if model.has("backbone")] == ["condition", "chat"]
+    assert [stage for stage, model in parts.items() if model.generates] == ["denoise"]
+    assert [stage for stage, model in parts.items() if model.has("decoder")] == ["decode"]
+
+
 @pytest.mark.parametrize("name", ["shifted", "truncated", "heun", "unipc"])
 def test_a_samplers_options_act(pipeline_of, name):
     plain, other = pipeline_of("clip_flow"), pipeline_of(name)
@@ -142,11 +165,8 @@ def test_the_null_features_are_those_of_a_black_image_or_of_an_empty_prompt(pipe
     assert torch.equal(sana.null_features, sana.encode([Image.new("RGB", (50, 40))])[0])
     ids = [sdxl.tokenizer.ids[GENERATE]]  # upstream calls its text generator, which takes ready ChatML, with ""
     assert sdxl.null_features.shape == sdxl.model.latent_shape
-    states, mask = sdxl._pad([ids, ids])
-    from blip3o.model.backbone import Prompt
-
     with torch.inference_mode():
-        conditions = sdxl.model.query_states(Prompt(input_ids=states, attention_mask=mask))
+        conditions = sdxl.model.query_states(sdxl._padded([ids, ids]))
         noise = sdxl.feature_noise(0).expand(2, -1, -1)
         expected = sdxl.model.sample_features(conditions, noise, num_inference_steps=4, guidance_scale=3.0)
     assert torch.equal(sdxl.null_features, expected[0])

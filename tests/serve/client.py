@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import socket
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -22,8 +23,8 @@ from serve.engine.local import LocalBackend
 class Server:
     """An app on a free port of the loopback interface, in a thread."""
 
-    def __init__(self, app):
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    def __init__(self, app, **options):
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", **options))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -133,3 +134,10 @@ def serving(pipeline, name="nano", config=None, backend=Watched):
             yield server
     finally:
         engine.close()
+
+
+def output(command, folder, **options):
+    """What a program prints that runs in a folder."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout

@@ -1,5 +1,7 @@
 """A nano model as a bundle and as a pipeline, with random parts, so that every input affects the output."""
 
+import shutil
+import tarfile
 from copy import deepcopy
 from dataclasses import replace
 
@@ -13,12 +15,20 @@ from blip3o.bundle.writing import write_bundle
 from blip3o.config.model import ModelConfig
 from blip3o.config.presets.models import PRESETS
 from blip3o.config.recipe import TemplateConfig
+from blip3o.data.sets.npm import NpmPackage, fetch
 from blip3o.data.text.tokenizer import ChatTokenizer
 from blip3o.model.unified import initialize
 from blip3o.rng import torch_generator
+from tests.serve.client import output
 
 MAX_LENGTH = 160
-WIDTHS = ("prompt_widths", "denoiser_widths", "decode_widths")
+# The newest that names no newest Node.js: Debian's is older.
+OPENAI = NpmPackage(
+    name="openai",
+    version="6.49.0",
+    sha256="e48de0f4c5dbecebdeb864233f5ea49be07cd3e0ff3bd3e1e6745dc5e168cced",
+)
+WIDTHS = ("prompt_widths", "denoiser_widths", "decode_widths", "reply_rows")
 
 
 def _wake(name, parameter):
@@ -66,3 +76,23 @@ def talking(reference):
     with torch.no_grad():
         table[[i for i in range(len(table)) if i not in words]] = 0
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def javascript(tmp_path_factory):
+    """Runs a module of JavaScript in a folder that has the `openai` package; returns what it prints."""
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed: apt-get install npm")
+    folder = tmp_path_factory.mktemp("javascript")
+    with tarfile.open(fetch(OPENAI)) as archive:
+        archive.extractall(folder, filter="data")
+    (folder / "node_modules").mkdir()
+    (folder / "package").rename(folder / "node_modules" / "openai")
+
+    def run(source, *arguments):
+        (folder / "example.mjs").write_text(source)
+        return output(["node", "example.mjs", *arguments], folder)
+
+    run.folder = folder
+    return run

@@ -52,7 +52,7 @@ class Scrape:
 
 
 def parse(text):
-    """The scrape. Asserts that metrics come in one piece each, after their help and type, and that no series is twice."""
+    """The scrape. Asserts that each metric comes in one piece, after its help and type, and that no series is twice."""
     types, series, last = {}, [], None
     for line in text.splitlines():
         if meta := _META.fullmatch(line):

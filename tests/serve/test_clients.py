@@ -4,24 +4,15 @@ import base64
 import io
 import json
 import shutil
-import subprocess
-import tarfile
 
 import pytest
 from PIL import Image
 
-from blip3o.data.sets.npm import NpmPackage, fetch
 from jobs import cli
 from jobs.commands.curl import examples
 from tests.docs_commands import ROOT
-from tests.serve.client import serving
+from tests.serve.client import output, raw, serving
 
-# The newest that names no newest Node.js: Debian's is older.
-OPENAI = NpmPackage(
-    name="openai",
-    version="6.49.0",
-    sha256="e48de0f4c5dbecebdeb864233f5ea49be07cd3e0ff3bd3e1e6745dc5e168cced",
-)
 JSON = "-H 'Content-Type: application/json'"
 README_URL = "http://127.0.0.1:8000"
 CONTRACT = ROOT / "tests" / "serve" / "javascript" / "contract.mjs"
@@ -31,32 +22,6 @@ CONTRACT = ROOT / "tests" / "serve" / "javascript" / "contract.mjs"
 def server(talking):
     with serving(talking) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def javascript(tmp_path_factory):
-    """Runs a module of JavaScript in a folder that has the `openai` package; returns what it prints."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: apt-get install npm")
-    folder = tmp_path_factory.mktemp("javascript")
-    with tarfile.open(fetch(OPENAI)) as archive:
-        archive.extractall(folder, filter="data")
-    (folder / "node_modules").mkdir()
-    (folder / "package").rename(folder / "node_modules" / "openai")
-
-    def run(source, *arguments):
-        (folder / "example.mjs").write_text(source)
-        return output(["node", "example.mjs", *arguments], folder)
-
-    run.folder = folder
-    return run
-
-
-def output(command, folder, **options):
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, **options)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return done.stdout
 
 
 def pixels(data):
@@ -100,6 +65,9 @@ def test_the_javascript_client_gets_images_events_replies_and_errors(server, tal
     assert found["reply"] == "".join(found["pieces"]) == talking.chat("What colour is it?", max_tokens=6)
     assert len(found["pieces"]) > 1
     assert found["errors"] == [["NotFoundError", 404, "model"], ["BadRequestError", 400, "n"]]
+    metrics = raw("GET", server.url + "/metrics").text
+    while "blip3o_cancelled_total" not in metrics:  # the stream that was stopped
+        metrics = raw("GET", server.url + "/metrics").text
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed: apt-get install curl")

@@ -14,7 +14,7 @@ from torch import Tensor
 from blip3o.model.language.attention import additive_mask
 
 if TYPE_CHECKING:
-    from blip3o.model.backbone import Backbone, Prompt
+    from blip3o.model.backbone import Backbone, Prefilled, Prompt
 
 
 class ReplyCache:
@@ -31,7 +31,10 @@ class ReplyCache:
 
     def put(self, row: int, prompt: "Prompt") -> Tensor:
         """Reads one prompt [1, L] into a row, over what was there; returns the logits [V] of the first token."""
-        read = self._backbone.prefill(prompt)
+        return self.place(row, prompt, self._backbone.prefill(prompt))
+
+    def place(self, row: int, prompt: "Prompt", read: "Prefilled") -> Tensor:
+        """As `put`, with a prompt that was read before."""
         width = prompt.input_ids.shape[1]
         for stored, new in zip(self._cache, read.cache, strict=True):
             for mine, theirs in zip(stored, new, strict=True):

@@ -35,16 +35,20 @@ async def read_form(request: Request, form: type[F]) -> F:
     return to_form(parse_parts(data, boundary), form)
 
 
-def _parameters(value: str, name: str) -> Message:
+def _parameter(header: str, name: str) -> tuple[str, str]:
+    """What a header says before its parameters, in lower case, and one of these; "" if it has none."""
     message = Message()
-    message[name] = value
-    return message
+    message["content-type"] = header
+    try:
+        found = message.get_param(name)
+    except (LookupError, TypeError, ValueError):  # the library reads names as mail does (RFC 2231), and trips over some
+        found = None
+    return header.partition(";")[0].strip().lower(), found if isinstance(found, str) else ""
 
 
 def _boundary(content_type: str) -> bytes:
-    parsed = _parameters(content_type, "content-type")
-    boundary = parsed.get_boundary()
-    if parsed.get_content_type() != "multipart/form-data" or not boundary:
+    kind, boundary = _parameter(content_type, "boundary")
+    if kind != "multipart/form-data" or not boundary:
         found = f"Content-Type is '{one_line(content_type)}'" if content_type else "the Content-Type header is missing"
         raise ApiError(
             400,
@@ -88,9 +92,8 @@ def _part(piece: bytes) -> tuple[str, object]:
     for line in head[2:].decode("utf-8", "replace").split("\r\n"):
         name, _, text = line.partition(":")
         fields[name.strip().lower()] = text.strip()
-    parsed = _parameters(fields.get("content-disposition", ""), "content-disposition")
-    given = parsed.get_param("name", header="content-disposition")
-    if parsed.get_content_disposition() != "form-data" or not isinstance(given, str):
+    kind, given = _parameter(fields.get("content-disposition", ""), "name")
+    if kind != "form-data" or not given:
         raise _malformed("a part has no name in its Content-Disposition")
     key = given.removesuffix("[]") if given == "image[]" else given
     if key in _FILES:

@@ -1,6 +1,5 @@
 """`/v1/images/...`: generations, edits, variations, and the files behind links."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -98,7 +97,7 @@ class ImageRoutes:
 
     async def _open_all(self, images: tuple[bytes, ...], mask: bytes | None) -> None:
         for data, path in [*((image, "image") for image in images), *([(mask, "mask")] if mask else [])]:
-            await asyncio.to_thread(self._face.pictures.open, data, path)
+            await self._face.pictures.check(data, path)
 
 
 def _wanted(body: ImageOptions) -> Wanted:

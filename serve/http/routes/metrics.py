@@ -15,7 +15,7 @@ from fastapi.responses import Response
 
 from serve.http.counts import HttpCounts, RouteMetrics
 from serve.metrics import METRICS, SCOPES, EngineMetrics, Histogram, MetricSpec
-from serve.protocol import Backend, ReplicaMetrics
+from serve.protocol import Backend, ReplicaMetrics, UnavailableError
 
 _MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
@@ -23,11 +23,12 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 @dataclass(frozen=True, kw_only=True)
 class ApplicationMetrics:
-    """The replicas of one bundle, and the model that they answer for."""
+    """The replicas of one bundle, the model that they answer for, and whether they can."""
 
     model: str
     application: str
     metrics: ReplicaMetrics
+    is_ready: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,20 @@ class Sources(Protocol):
         ...
 
 
+async def ask_application(model: str, application: str, backend: Backend) -> ApplicationMetrics:
+    """Those of a backend; of one without replicas, too."""
+    metrics, refusal = await asyncio.gather(backend.metrics(), _refusal(backend))
+    return ApplicationMetrics(model=model, application=application, metrics=metrics, is_ready=refusal is None)
+
+
+async def _refusal(backend: Backend) -> UnavailableError | None:
+    try:
+        await backend.check()
+    except UnavailableError as error:
+        return error
+    return None
+
+
 class OwnSources:
     """The sources of an API that is one process, with a backend for each model."""
 
@@ -61,10 +76,7 @@ class OwnSources:
 
     async def applications(self) -> list[ApplicationMetrics]:
         """Those of the backends."""
-        return [
-            ApplicationMetrics(model=name, application="", metrics=await backend.metrics())
-            for name, backend in self._backends.items()
-        ]
+        return [await ask_application(name, "", backend) for name, backend in self._backends.items()]
 
     async def ingress(self) -> IngressMetrics:
         """Those of this process."""
@@ -101,6 +113,7 @@ def _of_applications(applications: list[ApplicationMetrics]) -> Iterator[_Group]
     for each in applications:
         labels = (each.model, each.application)
         yield _Group(labels=labels, metrics=_present("blip3o_replicas", each.metrics.replicas, each.metrics.silent))
+        yield _Group(labels=labels, metrics=EngineMetrics(samples={("blip3o_ready", ""): float(each.is_ready)}))
         for replica, metrics in sorted(each.metrics.replicas.items()):
             yield _Group(labels=(*labels, replica), metrics=metrics)
 

@@ -1,8 +1,5 @@
-"""`/openapi.json` and `/docs`: the API described from its forms, in one page that loads nothing from elsewhere."""
+"""`/openapi.json` and `/docs`: the API described from its forms."""
 
-import html
-import json
-from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,6 +11,8 @@ from serve.http.forms.base import Body
 from serve.http.forms.chat import ChatBody
 from serve.http.forms.images import EditsForm, ImagesBody, VariationsForm
 from serve.http.forms.responses import ResponsesBody
+from serve.http.routes.examples import REPLIES, REQUESTS
+from serve.http.routes.reference import IDLE, reference_page
 
 Json = dict[str, Any]
 
@@ -45,10 +44,7 @@ _GETS = {
     "/docs": ("text/html", "This description, for people."),
 }
 _REF = "/".join(("#", "components", "schemas", "{model}"))
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}
-:root{color-scheme:light dark}table{border-collapse:collapse;width:100%}
-td,th{border-bottom:1px solid #8884;padding:.3rem .6rem;text-align:left;vertical-align:top}
-code{font:14px ui-monospace,monospace}"""
+_KEYWORDS = {"ge": "minimum", "le": "maximum"}
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
 }
@@ -57,7 +53,7 @@ _PAGE_HEADERS = {
 def add_docs(open_to_all: APIRouter) -> None:
     """Adds both routes."""
     spec = describe_api()
-    page = _page(spec)
+    page = reference_page(spec)
 
     async def openapi() -> Response:
         return JSONResponse(spec)
@@ -94,9 +90,14 @@ def _post(path: str, schemas: Json) -> Json:
     schemas |= schema.pop("$defs", {})
     schemas[form.__name__] = schema
     has_stream = "stream" in form.model_fields
-    contents: Json = {_JSON: {}} | ({_EVENTS: {}} if has_stream else {})
-    body = {"required": True, "content": {kind: {"schema": {"$ref": _REF.format(model=form.__name__)}}}}
+    contents: Json = {_JSON: _with_example(REPLIES, path)} | ({_EVENTS: {}} if has_stream else {})
+    schema = {"schema": {"$ref": _REF.format(model=form.__name__)}}
+    body = {"required": True, "content": {kind: schema | _with_example(REQUESTS, path)}}
     return {**_operation(text, contents), "requestBody": body}
+
+
+def _with_example(examples: Json, path: str) -> Json:
+    return {"example": examples[path]} if path in examples else {}
 
 
 def _operation(text: str, contents: Json) -> Json:
@@ -106,22 +107,32 @@ def _operation(text: str, contents: Json) -> Json:
 
 
 def _schema(form: type[Body], *, is_form: bool) -> Json:
-    schema = form.model_json_schema(ref_template=_REF)
+    schema = _standard(form.model_json_schema(ref_template=_REF))
     for name, rule in form.neutral.items():
         schema["properties"].setdefault(name, _neutral(rule))
     if is_form:
         file = {"type": "string", "contentMediaType": "application/octet-stream"}
-        schema["properties"] |= {"image": {"type": "array", "items": file, "minItems": 1}}
-        schema["properties"] |= {"mask": file} if "mask" in schema["properties"] else {}
+        shapes: Json = {"image": {"type": "array", "items": file, "minItems": 1}, "mask": file}
+        for name in shapes.keys() & schema["properties"].keys():
+            schema["properties"][name] = shapes[name] | {"description": form.model_fields[name].description}
     return schema
+
+
+def _standard(schema: Any) -> Any:  # noqa: ANN401 - any part of a schema
+    """The schema with the keywords of JSON Schema, where pydantic leaves its own inside a union."""
+    if isinstance(schema, list):
+        return [_standard(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {_KEYWORDS.get(name, name): _standard(value) for name, value in schema.items()}
 
 
 def _neutral(rule: fields.Rule) -> Json:
     if isinstance(rule, fields.Ignored):
-        return {"description": f"no effect: {rule.why}"}
+        return {IDLE: True, "description": f"no effect: {rule.why}"}
     if isinstance(rule, fields.Refused):
-        return {"type": "null", "description": f"not offered: {rule.why}"}
-    return {"enum": [*rule.values, None], "description": "no effect at these values, which are the only ones"}
+        return {IDLE: True, "type": "null", "description": f"not offered: {rule.why}"}
+    return {IDLE: True, "enum": [*rule.values, None], "description": "no effect; only these values are accepted"}
 
 
 def _error_schema() -> Json:
@@ -132,26 +143,3 @@ def _error_schema() -> Json:
         "properties": {"message": {"type": "string"}, "type": {"type": "string"}, "param": text, "code": text},
     }
     return {"type": "object", "required": ["error"], "properties": {"error": inner}}
-
-
-def _page(spec: Json) -> str:
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>blip3o API</title><style>{_STYLE}</style>"]
-    parts += ["<h1>blip3o API</h1><p>As a document for programs: <a href=openapi.json>openapi.json</a>.</p>"]
-    for path, operations in spec["paths"].items():
-        for method, operation in operations.items():
-            parts.append(f"<h2><code>{method.upper()} {path}</code></h2><p>{html.escape(operation['summary'])}</p>")
-            parts.extend(_field_rows(operation, spec["components"]["schemas"]))
-    return "".join(parts)
-
-
-def _field_rows(operation: Json, schemas: Json) -> Iterator[str]:
-    contents = operation.get("requestBody", {}).get("content", {})
-    for content in contents.values():
-        schema = schemas[content["schema"]["$ref"].rpartition("/")[2]]
-        yield "<table><tr><th>field<th>default<th>meaning"
-        for name, prop in schema["properties"].items():
-            default = html.escape(json.dumps(prop["default"])) if "default" in prop else ""
-            needed = " (required)" if name in schema.get("required", ()) else ""
-            text = html.escape(prop.get("description", "")) + needed
-            yield f"<tr><td><code>{name}</code><td><code>{default}</code><td>{text}"
-        yield "</table>"

@@ -8,6 +8,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,15 +61,17 @@ class Fetcher:
                 url = _joined(url, found)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             # The kind says enough: more would tell a stranger about our network.
-            raise RequestError(
-                f"could not be fetched ({type(error).__name__}): send the image as a data URL"
-            ) from error
+            kind = TimeoutError if time.monotonic() >= end else type(error)
+            raise RequestError(f"could not be fetched ({kind.__name__}): send the image as a data URL") from error
         raise RequestError(f"redirects more than {_REDIRECTS} times: send the image as a data URL")
 
     def _get(self, url: str, end: float) -> bytes | str:
         """The bytes, or where a redirect leads."""
         host, port, target = self._checked(url)
         connection = _Pinned(self._addresses(host, port), host, port, self.tls or ssl.create_default_context(), end)
+        # A host that sends a byte now and then, as in a header without end, is always in time for the next one.
+        alarm = threading.Timer(_left(end), connection.interrupt)
+        alarm.start()
         try:
             connection.request("GET", target, headers={"accept": "image/*", "user-agent": "blip3o"})
             reply = connection.getresponse()
@@ -76,18 +79,20 @@ class Fetcher:
                 return reply.headers.get("location") or ""
             if reply.status != 200:
                 raise RequestError(f"answers with status {reply.status}: send the image as a data URL")
-            return self._read(reply, connection, end)
+            data = self._read(reply)
+            _left(end)  # else what has come may be a part
+            return data
         finally:
+            alarm.cancel()
             connection.close()
 
-    def _read(self, reply: http.client.HTTPResponse, connection: "_Pinned", end: float) -> bytes:
+    def _read(self, reply: http.client.HTTPResponse) -> bytes:
         pieces, size = [], 0
         while piece := reply.read1(_PIECE):
             size += len(piece)
             if size > self.max_bytes:
                 raise RequestError(f"has more than {self.max_bytes} bytes: send a smaller image")
             pieces.append(piece)
-            connection.hurry(end)
         return b"".join(pieces)
 
     def _checked(self, url: str) -> tuple[str, int, str]:
@@ -121,11 +126,14 @@ class _Pinned(http.client.HTTPSConnection):
     def __init__(self, addresses: list[str], host: str, port: int, tls: ssl.SSLContext, end: float) -> None:
         super().__init__(host, port, context=tls)
         self._addresses, self._tls, self._end = addresses, tls, end
+        self._connected: socket.socket | None = None  # `sock` is None while a reply is read that ends the connection
 
     def connect(self) -> None:
         """Connects, within the time that is left."""
-        self.sock = self._tls.wrap_socket(self._plain(), server_hostname=self.host)
-        self.hurry(self._end)
+        wrapped = self._tls.wrap_socket(self._plain(), server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock = self._connected = wrapped
+        wrapped.settimeout(_left(self._end))
+        wrapped.do_handshake()
 
     def _plain(self) -> socket.socket:
         *others, last = self._addresses
@@ -134,10 +142,11 @@ class _Pinned(http.client.HTTPSConnection):
                 return socket.create_connection((address, self.port), timeout=_left(self._end) / 2)
         return socket.create_connection((last, self.port), timeout=_left(self._end))
 
-    def hurry(self, end: float) -> None:
-        """Bounds the next operation by the time that is left. Raises `TimeoutError` if none is."""
-        if self.sock is not None:  # the reply has ended
-            self.sock.settimeout(_left(end))
+    def interrupt(self) -> None:
+        """Ends whatever another thread waits for on this connection."""
+        if self._connected is not None:
+            with suppress(OSError):  # it has ended already
+                socket.socket.shutdown(self._connected, socket.SHUT_RDWR)
 
 
 def _joined(url: str, location: str) -> str:

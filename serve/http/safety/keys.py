@@ -1,12 +1,14 @@
 """API keys: several named ones, with a rate and a share of the concurrency each.
 
-Only digests are kept, and every comparison takes the same time. Limits hold in each ingress replica by itself.
+Only digests are kept, and every comparison takes the same time. The processes of the API know nothing of each other's
+requests: each has an equal part of a limit, rounded up.
 """
 
 import hashlib
 import hmac
 import ipaddress
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ VARIABLE = "BLIP3O_API_KEYS"
 _EVERYBODY = ""  # the owner of requests without a key
 _FORM = f"{VARIABLE}=NAME:KEY,NAME:KEY"
 _CHALLENGE = {"www-authenticate": "Bearer"}  # HTTP wants one with every 401
+_SENDABLE = re.compile(r"[!-~]+")  # what a header holds between spaces: other keys could never match
 _OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
@@ -47,6 +50,8 @@ class ApiKey(Frozen):
     def _has_one(self) -> "ApiKey":
         if bool(self.key) == bool(self.sha256):
             raise ValueError("give either key or sha256")
+        if self.key and not _SENDABLE.fullmatch(self.key):
+            raise ValueError("a key is letters, digits and punctuation of ASCII, without spaces: choose another one")
         return self
 
     @property
@@ -62,23 +67,31 @@ def _digest(key: str) -> bytes:
 def read_keys(config: HttpConfig) -> Mapping[str, ApiKey]:
     """The keys of the environment and of the key file, by name.
 
-    Raises `ConfigError` if one is invalid or two have the same name, `StorageError` if the file cannot be read.
+    Raises `ConfigError` if one is invalid or two have the same name or key, `StorageError` if the file cannot be read.
     """
     pairs = [part.strip() for part in (settings.get(VARIABLE) or "").split(",") if part.strip()]
     named = [tuple(pair.split(":", 1)) for pair in pairs]
     if any(len(pair) != 2 or not all(pair) for pair in named):
         raise ConfigError(f"{VARIABLE} holds an entry without a name or a key: write {_FORM}")
     keys: dict[str, ApiKey] = {}
+    owners: dict[bytes, str] = {}
     for name, value in [*named, *_of_file(config.keys_file)]:
         if name in keys:
             raise ConfigError(f"there are two API keys named '{name}': give each a name of its own")
-        try:
-            keys[str(name)] = ApiKey.model_validate(value)
-        except ValidationError as error:  # its own message would quote the key
-            [fault, *_] = error.errors(include_input=False)
-            place = ".".join(str(part) for part in fault["loc"])
-            raise ConfigError(f"API key '{name}': {place} {fault['msg']}: see docs/serving.md") from None
+        keys[name] = key = _parsed(name, value)
+        if (other := owners.setdefault(key.digest, name)) != name:
+            raise ConfigError(f"the API keys named '{other}' and '{name}' are the same: give each a key of its own")
     return keys
+
+
+def _parsed(name: str, value: object) -> ApiKey:
+    try:
+        return ApiKey.model_validate(value)
+    except ValidationError as error:  # its own message would quote the key
+        [fault, *_] = error.errors(include_input=False)
+        place = ".".join(str(part) for part in fault["loc"])
+        hint = "see docs/serving.md" if isinstance(value, dict) else "put the key in quotes"
+        raise ConfigError(f"API key '{name}': {place} {fault['msg']}: {hint}") from None
 
 
 def _of_file(uri: str) -> list[tuple[str, Any]]:
@@ -87,6 +100,9 @@ def _of_file(uri: str) -> list[tuple[str, Any]]:
     parsed = load_yaml(storage.read_bytes(storage.normalize(uri)).decode(), uri)
     if not isinstance(parsed, dict) or not parsed:
         raise ConfigError(f"{uri} holds no API keys: write lines of the form NAME: KEY")
+    for name in parsed:
+        if not isinstance(name, str) or not name.strip():  # 7 and 07 would be one number, and "" is nobody
+            raise ConfigError(f"{uri} names a key {name!r}, which is no text: write the name in quotes")
     return list(parsed.items())
 
 
@@ -94,25 +110,33 @@ class Access:
     """Who may ask. `admit` is entered for the time of a request."""
 
     def __init__(
-        self, config: HttpConfig, keys: Mapping[str, ApiKey], *, clock: Callable[[], float] = time.monotonic
+        self,
+        config: HttpConfig,
+        keys: Mapping[str, ApiKey],
+        *,
+        processes: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`processes` is how many there are of this API, behind one address."""
         self._config = config
         self._digests = {name: key.digest for name, key in keys.items()}
-        self._limits = {name: _Limits(key, clock) for name, key in keys.items()}
+        self._limits = {name: _Limits(key, processes, clock) for name, key in keys.items()}
 
     def owner(self, connection: HTTPConnection) -> str:
         """The name of the key that a request has; empty if none is needed.
 
-        Raises `ApiError` 401 for a missing or unknown key, and for a connection from elsewhere if there are no keys.
+        Raises `ApiError` 401 for a missing or unknown key, and for a connection from elsewhere if there are no keys;
+        then also 403 for a web page of another origin.
         """
         if self._config.auth == "off":
             return _EVERYBODY
         if not self._digests:
             if _is_loopback(connection):
+                self._refuse_foreign_page(connection)
                 return _EVERYBODY
             message = f"this server has no API keys, so it serves only its own machine: set {VARIABLE}, or auth to off"
             raise _unknown(message)
-        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+        scheme, _, key = _only(connection, "authorization").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise _unknown("there is no API key: send 'Authorization: Bearer KEY'")
         sent, found = _digest(key.strip()), ""
@@ -121,6 +145,16 @@ class Access:
         if not found:
             raise _unknown("the API key is not known here")
         return found
+
+    def _refuse_foreign_page(self, connection: HTTPConnection) -> None:
+        """A page of any web site can send to this machine from its user's browser, which adds the page's origin."""
+        if "origin" not in connection.headers:
+            return
+        origin = _only(connection, "origin")
+        own = urlsplit(origin).netloc.lower() == _only(connection, "host").lower()
+        if not own and origin not in self._config.cors_origins:
+            message = "a web page of another origin asks, and this server has no API keys: add it to cors_origins"
+            raise ApiError(403, message, code="origin_not_allowed")
 
     @contextmanager
     def admit(self, owner: str) -> Iterator[None]:
@@ -136,6 +170,12 @@ class Access:
             limits.running -= 1
 
 
+def _only(connection: HTTPConnection, name: str) -> str:
+    """The value of a header; empty if there are several, of which a proxy in front may have read another one."""
+    values = connection.headers.getlist(name)
+    return values[0] if len(values) == 1 else ""
+
+
 def _unknown(message: str) -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers=_CHALLENGE)
 
@@ -143,28 +183,34 @@ def _unknown(message: str) -> ApiError:
 class _Limits:
     """A bucket of requests that fills up over a minute, and the number of running ones."""
 
-    def __init__(self, key: ApiKey, clock: Callable[[], float]) -> None:
-        self._key, self._clock = key, clock
-        self._left, self._seen = float(key.requests_per_minute or 0), clock()
+    def __init__(self, key: ApiKey, processes: Callable[[], int], clock: Callable[[], float]) -> None:
+        self._rate, self._most = key.requests_per_minute, key.concurrent_requests
+        self._processes, self._clock = processes, clock
+        self._spent, self._seen = 0.0, clock()
         self.running = 0
 
     def take(self) -> None:
         """Takes the place of a request. Raises `ApiError` 429."""
-        most = self._key.concurrent_requests
-        if most is not None and self.running >= most:
-            message = f"this API key may have {most} requests at a time: wait for one to end"
+        if self._most is not None and self.running >= self._part(self._most):
+            message = f"this API key may have {self._most} requests at a time: wait for one to end"
             raise ApiError(429, message, code="concurrency_limit_exceeded", headers={"retry-after": "1"})
-        rate = self._key.requests_per_minute
-        if rate is not None:
-            now = self._clock()
-            self._left = min(rate, self._left + (now - self._seen) * rate / 60)
-            self._seen = now
-            if self._left < 1:
-                wait = str(math.ceil((1 - self._left) * 60 / rate))
-                message = f"this API key may send {rate} requests a minute: try again in {wait} s"
-                raise ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": wait})
-            self._left -= 1
+        if self._rate is not None:
+            self._spend(self._rate)
         self.running += 1
+
+    def _spend(self, rate: int) -> None:
+        part, now = self._part(rate), self._clock()
+        self._spent = max(0.0, self._spent - (now - self._seen) * part / 60)
+        self._seen = now
+        if part - self._spent < 1:
+            wait = str(math.ceil((1 - part + self._spent) * 60 / part))
+            message = f"this API key may send {rate} requests a minute: try again in {wait} s"
+            raise ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": wait})
+        self._spent += 1
+
+    def _part(self, limit: int) -> int:
+        """This process's part of a limit."""
+        return math.ceil(limit / max(1, self._processes()))
 
 
 def _is_loopback(connection: HTTPConnection) -> bool:
@@ -175,9 +221,9 @@ def _is_loopback(connection: HTTPConnection) -> bool:
     """
     if any(name in connection.headers for name in _OF_PROXIES):
         return False
-    server = connection.scope.get("server")
+    server, host = connection.scope.get("server"), _only(connection, "host")
     try:
-        names = (server[0] if server else "", urlsplit(f"//{connection.headers.get('host', '')}").hostname or "")
-        return all(name == "localhost" or ipaddress.ip_address(name).is_loopback for name in names)
+        names = (server[0] if server else "", urlsplit(f"//{host}").hostname or "")
+        return "@" not in host and all(name == "localhost" or ipaddress.ip_address(name).is_loopback for name in names)
     except ValueError:  # a name, or no host at all
         return False

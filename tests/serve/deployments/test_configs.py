@@ -27,7 +27,18 @@ SHIPPED = {
         "min_replicas": 2,
         "max_replicas": 8,
     },
+    "gpu-split": {
+        "bundle": "s3://bucket/bundles/blip3o",
+        "batch_size": 16,
+        "num_gpus": 1,
+        "num_cpus": 4,
+        "min_replicas": 2,
+        "max_replicas": 8,
+        "layout": "split",
+        "stages": {"condition": {"num_gpus": 0.5, "max_replicas": 4}, "chat": {"num_gpus": 0.5}},
+    },
 }
+SPLIT = {"layout": "split", "min_replicas": 2, "max_replicas": 3}
 
 
 def _config(**options):
@@ -45,7 +56,8 @@ def test_the_files_are_what_the_options_mean():
         written = yaml.safe_load(path.read_text())
         validate_serve(written)
         for application in written["applications"]:
-            application["deployments"][0]["ray_actor_options"].pop("label_selector", None)
+            for deployment in application["deployments"]:
+                deployment["ray_actor_options"].pop("label_selector", None)
         assert _text(written) == _text(configs.first_config(build_config(SHIPPED[name]), host="0.0.0.0", port=8000))
 
 
@@ -57,6 +69,11 @@ def test_what_is_changed_without_a_restart_is_no_argument_of_a_replica():
         first, second = (configs.model_application(each) for each in (one, other))
         assert first["args"] == second["args"] and first["deployments"] != second["deployments"]
     assert configs.application_name(few) != configs.application_name(_config(batch_size=8))
+    stages = _config(**SPLIT), _config(**SPLIT, stages={"decode": {"max_replicas": 9, "target_rows": 2}})
+    one, other = (configs.model_application(each) for each in stages)
+    assert [one[name] == other[name] for name in ("name", "args", "deployments")] == [True, True, False]
+    on_gpu = _config(**SPLIT, precision="bf16", stages={"decode": {"num_gpus": 1}})
+    assert len({configs.application_name(each) for each in (*stages, on_gpu, few)}) == 3
 
 
 def test_a_roll_out_keeps_what_is_not_given():
@@ -67,6 +84,53 @@ def test_a_roll_out_keeps_what_is_not_given():
     assert again == _config(**given, target_rows=4.0, request_timeout_s=60.0, access_log=True)
     assert _text(configs.first_config(again, host="h", port=1)) == _text(config)
     assert "bundle" not in configs.options_of(config, "another") and options["ingress_replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        {},
+        {"decode": {"max_replicas": 9, "target_rows": 2.0}, "chat": {"num_cpus": 0.5}},
+        {"denoise": {"num_gpus": 1.0}, "condition": {"num_gpus": 0.5}},
+    ],
+)
+def test_a_roll_out_of_stages_keeps_what_is_not_given(stages):
+    config = configs.first_config(_config(**SPLIT, precision="fp32", num_gpus=2, stages=stages), host="h", port=1)
+    validate_serve(config)
+    options = configs.options_of(config, "blip3o")
+    assert _text(configs.first_config(build_config(options), host="h", port=1)) == _text(config)
+    more = build_config({**options, "max_replicas": 12})
+    assert more.of_stage("condition").max_replicas == 12
+    assert more.of_stage("decode").max_replicas == stages.get("decode", {}).get("max_replicas", 12)
+
+
+def test_coordinators_leave_before_their_stages():
+    """Serve ends an application's deployments at once, and requests are between two of them."""
+    config = configs.first_config(_config(**SPLIT), host="h", port=1)
+    old, new = config["applications"][1], configs.model_application(_config())
+    both = configs.with_application(config, new)
+    target = configs.with_table(both, configs.routed(configs.routing_table(both), "blip3o", {new["name"]: 1.0}))
+    leaving = configs.draining(both, target)
+    validate_serve(leaving)
+    *kept, last = leaving["applications"]
+    assert kept == target["applications"] and last["name"] == old["name"]
+    counts = {each["name"]: each["autoscaling_config"]["min_replicas"] for each in last["deployments"]}
+    assert counts == {"Generator": 0, "Condition": 2, "Denoise": 2, "Decode": 2, "Chat": 2}
+    assert configs.draining(target, configs.with_table(target, configs.routing_table(target))) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": {"decode": {"max_replicas": 1}}}, "stages.decode: min_replicas 2 is above max_replicas 1"),
+        ({"stages": {"decode": {"num_gpus": 1}}}, "precision auto is another one on a GPU"),
+        ({"stages": {"decoder": {}}}, "decoder"),
+        ({"stages": "{decode: {num_gpus: -1}}"}, "num_gpus"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        _config(**SPLIT, **options)
 
 
 def test_spare_replicas_come_on_top_of_the_least():
@@ -139,3 +203,7 @@ def test_the_applications_are_built_from_a_config_files_arguments():
     assert build(face, arguments)._bound_deployment.name == "Ingress"
     application = configs.model_application(_config(batch_size=8))
     assert build(model, application["args"])._bound_deployment.init_args[0].batch_size == 8
+    split = build(model, {"bundle": "b", "layout": "split", "stages": "{decode: {num_cpus: 0.25}}"})._bound_deployment
+    stages = [each._bound_deployment for each in split.init_args[:4]]
+    assert [each.name for each in stages] == ["Condition", "Denoise", "Decode", "Chat"] and split.name == "Generator"
+    assert [each.ray_actor_options["num_cpus"] for each in stages] == [1, 1, 0.25, 1]

@@ -15,6 +15,7 @@ from jobs.serve import start
 from serve.deployments import configs
 from serve.deployments.options import GENERATOR
 from tests.serve.client import assert_refusal, data_url, opened, question, raw
+from tests.serve.prometheus import parse
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
 
@@ -70,6 +71,10 @@ def test_overload_is_refused_and_a_client_that_leaves_frees_its_place(server):
     refused = _poll(lambda: raw("POST", url, images), lambda answer: answer.status == 429)
     assert_refusal(refused, 429, code="queue_full")
     assert int(refused.headers["retry-after"]) >= 1
+    scrape = parse(raw("GET", server.url + "/metrics").text)  # full queues do not hold it up
+    assert scrape.values("blip3o_replicas", state="silent") == [0]
+    assert sum(scrape.values("blip3o_rows", state="waiting")) > 0
+    assert sum(scrape.values("blip3o_rejected_total")) > 0
     for connection in leaving:
         connection.close()
     _poll(lambda: replicas.stats.remote().result(), lambda stats: stats.totals.get("cancelled"))

@@ -66,6 +66,6 @@ def test_a_replica_that_hangs_hides_no_other(both):
     replicas = [child for child in children if f"{GENERATOR}" in " ".join(child.cmdline())]
     with stopped(replicas[0]):
         found = scrape(both)
-        assert raw("GET", both.url + "/ready").status == 200
+        assert raw("GET", both.url + "/ready").status == 200 and found.values("blip3o_ready") == [1]
     assert found.values("blip3o_replicas", state="ready") == found.values("blip3o_replicas", state="silent") == [1]
     assert len(found["blip3o_denoise_step_seconds_count"]) == 1

@@ -17,6 +17,7 @@ from serve.deployments.configs import application_name, deployed_config, routing
 from serve.deployments.options import GENERATOR
 from tests.serve.client import raw
 from tests.serve.deployments.conftest import NAME, kill_node
+from tests.serve.prometheus import parse
 
 
 class Seen:
@@ -101,6 +102,7 @@ def _processes(title: str) -> list[psutil.Process]:
 
 
 def test_the_loss_of_a_replica_fails_no_request_and_changes_no_image(server):
+    counted = parse(raw("GET", server.url + "/metrics").text)
     body = {"seed": 5, "n": 2, "num_inference_steps": 250, "response_format": "b64_json"}
     with load(server.url, 2, **body) as whole, load(server.url, 2, **body, stream=True) as streamed:
         _until(lambda: whole.statuses.total() > 1 and streamed.statuses.total() > 1)
@@ -112,6 +114,15 @@ def test_the_loss_of_a_replica_fails_no_request_and_changes_no_image(server):
         _until(lambda: whole.statuses.total() > before[0] + 4 and streamed.statuses.total() > before[1] + 4)
     assert set(whole.statuses) == set(streamed.statuses) == {200}
     assert len(whole.images) == len(streamed.images) == 1 and whole.images == streamed.images
+    _assert_no_counter_fell(counted, parse(raw("GET", server.url + "/metrics").text))
+
+
+def _assert_no_counter_fell(before, after):
+    """A lost replica's series end, and no name comes back."""
+    shared = before.counters.keys() & after.counters.keys()
+    assert shared and all(after.counters[key] >= before.counters[key] for key in shared)
+    lost, kept = [{each.labels["replica"] for each in scrape["blip3o_images_total"]} for scrape in (before, after)]
+    assert len(lost - kept) == 1
 
 
 def test_a_bundle_that_fails_a_check_gets_no_traffic(server, other_bundles):
@@ -143,15 +154,15 @@ def stock_load(url, clients=3):
     """Clients of OpenAI's library; yields what they have seen: replies and calls by status or kind of error."""
     replies, calls, done = Counter(), Counter(), threading.Event()
     http = openai.DefaultHttpxClient(event_hooks={"response": [lambda reply: replies.update([reply.status_code])]})
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http)
 
     def ask():
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http) as client:
-            while not done.is_set():
-                try:
-                    client.images.generate(prompt="x", extra_body={"num_inference_steps": 1})
-                    calls["done"] += 1
-                except openai.APIError as error:
-                    calls[repr(error)] += 1
+        while not done.is_set():
+            try:
+                client.images.generate(prompt="x", extra_body={"num_inference_steps": 1})
+                calls["done"] += 1
+            except openai.APIError as error:
+                calls[repr(error)] += 1
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
@@ -162,6 +173,7 @@ def stock_load(url, clients=3):
         done.set()
         for thread in threads:
             thread.join()
+        client.close()
 
 
 def test_the_loss_of_a_proxy_and_of_a_node_is_nothing_that_a_client_does_not_try_again(server, other_node):

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from blip3o.data.text.templates import Turn
 from blip3o.inference.pipeline import Blip3oPipeline
@@ -14,7 +16,7 @@ from serve.config.options import ServeConfig
 from serve.engine.decoding import DecodeBatch, DecodeStage, FinishedRow
 from serve.engine.engine import Engine
 from serve.engine.requests import Generation, Requests
-from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
+from serve.protocol import BusyError, ChatRequest, EngineError, FinishedImage, GenerateRequest, UnavailableError
 
 TIMEOUT = 60
 
@@ -281,3 +283,94 @@ def test_memory_that_ran_out_ends_only_its_request(pipeline, monkeypatch):
             engine.generate(_generate(seeds=[2])).result(TIMEOUT)
         assert len(engine.generate(_generate(seeds=[1])).result(TIMEOUT).images) == 1
         engine.check()
+
+
+class Stepped:
+    """A decoder's stage whose passes a test makes one by one, and the number of rows of each pass."""
+
+    def __init__(self, pipeline, monkeypatch, *, decode_batch_size, **options):
+        self.passes, original = [], pipeline.model.decoder.evaluate
+        _ = pipeline.null_features
+
+        def evaluate(point, level, prepared):
+            self.passes.append(len(point))
+            return original(point, level, prepared)
+
+        self._pipeline = replace(pipeline, decode_batch_size=decode_batch_size)
+        _ = self._pipeline.decode_widths
+        monkeypatch.setattr(pipeline.model.decoder, "evaluate", evaluate)
+        self.requests, self.events = Requests(), []
+        self.stage = DecodeStage(self._pipeline, self.requests, **options)
+
+    def put(self, number, *, partial=None, images=1):
+        """A row of a request that is added if it is new; returns the request."""
+        if number not in self.requests.generations:
+            request = Generation(number=number, request=_generate(seeds=range(images)), prompts=[(1,)], began=0.0)
+            request.on_event = self.events.append
+            self.requests.add(request)
+        for image in range(images):
+            features = self._pipeline.feature_noise(image)
+            row = FinishedRow(number=number, image=image, seed=image, features=features, partial=partial)
+            self.stage.put([row])
+        return self.requests.generations[number]
+
+    @torch.inference_mode()
+    def step(self):
+        """One pass, if there is work; returns whether there was."""
+        with self.requests.changed:
+            has_work = self.stage.has_work()
+        if has_work:
+            self.stage.work()
+        return has_work
+
+
+@pytest.mark.parametrize("cheap", [True, False])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.sampled_from([1, 2, 4]), previews=st.lists(st.integers(0, 4), min_size=20, max_size=20))
+def test_a_preview_delays_an_image_by_one_pass_at_most(reference, cheap, rows, previews):
+    """Before each pass, previews of other requests come; an image comes whenever the decoder has a row for it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(reference.model.decoder, "previews", cheap, raising=False)
+        stepped = Stepped(reference, monkeypatch, decode_batch_size=rows)
+        steps = reference.model.config.decoder.num_inference_steps
+        came = {}
+        for passed, count in enumerate(previews):
+            for number in range(count):
+                stepped.put(1000 + number, partial=passed)
+            running = [number for number, (request, _) in came.items() if not request.future.done()]
+            if len(running) < rows and passed % 3:
+                came[passed] = stepped.put(passed), passed
+            stepped.step()
+            for request, first in came.values():
+                assert request.future.done() or passed - first < steps
+
+
+def test_previews_are_in_order_and_none_comes_after_its_image(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.model.decoder, "previews", False, raising=False)
+    stepped = Stepped(pipeline, monkeypatch, decode_batch_size=4)
+    for partial in range(3):
+        request = stepped.put(1, partial=partial)
+    stepped.step()
+    stepped.put(1)
+    stepped.put(2, partial=0)
+    while stepped.step():
+        pass
+    *partials, image, other = stepped.events
+    assert [event.partial for event in partials] == [0, 1, 2] and isinstance(image, FinishedImage)
+    assert request.future.done() and other.partial == 0
+
+
+@pytest.mark.parametrize(
+    ("denoising", "images", "passes"),
+    [(0, [1] * 8, [4, 4]), (8, [1] * 8, [8]), (0, [8], [8]), (0, [3, 1, 1, 1], [4, 2])],
+)
+def test_half_of_the_images_go_first_when_no_other_is_denoised(pipeline, monkeypatch, denoising, images, passes):
+    """So their clients can ask for the next ones while the second half is decoded. Then all that are left go."""
+    stepped = Stepped(pipeline, monkeypatch, decode_batch_size=8, denoising=lambda: denoising)
+    for number, count in enumerate(images):
+        stepped.put(number, images=count)
+    while stepped.step():
+        pass
+    steps = pipeline.model.config.decoder.num_inference_steps
+    assert stepped.passes == [rows for rows in passes for _ in range(steps)]
+    assert len(stepped.events) == sum(images)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from blip3o.data.text.templates import Turn
 from blip3o.errors import RequestError
-from blip3o.inference.chat import ReplyBatch
+from blip3o.inference.chat import ReplyBatch, ReplyText
 from blip3o.inference.pipeline import Blip3oPipeline
 from serve.engine.engine import Engine
 from serve.protocol import BusyError, ChatRequest, EngineError, GenerateRequest, UnavailableError
@@ -226,8 +226,8 @@ def test_a_conversation_waits_for_no_image_and_an_image_for_no_conversation(pipe
 
 
 def test_a_conversation_is_work_until_it_ends_and_each_of_its_tokens_is_progress(engine, monkeypatch):
-    seen, step = [], ReplyBatch.step
-    monkeypatch.setattr(ReplyBatch, "step", lambda batch: seen.append(engine.stats()) or step(batch))
+    seen, forward = [], ReplyBatch.forward
+    monkeypatch.setattr(ReplyBatch, "forward", lambda batch: seen.append(engine.stats()) or forward(batch))
     reply = engine.chat(_ask(max_tokens=4))
     engine.start()
     assert reply.result(TIMEOUT).reply_tokens == 4
@@ -296,6 +296,46 @@ def test_a_failed_conversation_ends_only_itself(pipeline, reference, monkeypatch
     with pytest.raises(EngineError):
         failed.result()
     assert answered.result().text == _reply(reference, _ask(PROMPTS[0]))
+
+
+@pytest.mark.parametrize("fault", ["logits", "text", "listener"])
+def test_an_error_in_one_reply_of_a_batch_ends_only_this_one(talking, monkeypatch, fault):
+    forward, add = ReplyBatch.forward, ReplyText.add
+
+    def poison(batch):
+        bad_rows = {row for row, reply in batch.running.items() if "poison" in reply.text._stop}
+        return {row: logits * (torch.nan if row in bad_rows else 1) for row, logits in forward(batch).items()}
+
+    def fail(text, token):
+        assert text._stop != ["poison"], "poison"
+        return add(text, token)
+
+    if fault == "logits":
+        monkeypatch.setattr(ReplyBatch, "forward", poison)
+    if fault == "text":
+        monkeypatch.setattr(ReplyText, "add", fail)
+    good, bad = [_ask(text, max_tokens=6) for text in PROMPTS[:2]], _ask(max_tokens=6, stop=("poison",))
+    engine = Engine(talking)
+    first, *_ = futures = [
+        engine.chat(request, (lambda _: 1 / 0) if fault == "listener" and request is bad else None)
+        for request in (good[0], bad, good[1])
+    ]
+    engine.start()
+    with pytest.raises(EngineError):
+        futures[1].result(TIMEOUT)
+    assert [first.result(TIMEOUT).text, futures[2].result(TIMEOUT).text] == [_reply(talking, each) for each in good]
+    engine.check()
+    engine.close()
+
+
+@pytest.mark.parametrize("ask", [_generate, _ask])
+def test_a_key_cannot_fill_the_queue_for_another(engine, ask):
+    """Half of the places, if there are few, are left to who has nothing there."""
+    request = replace(ask(), owner="greedy")
+    with pytest.raises(BusyError):
+        for _ in range(50):
+            _submit(engine, request)
+    assert not _submit(engine, replace(request, owner="other")).done()
 
 
 def test_an_image_that_is_not_finite_ends_only_its_own_request(pipeline, reference, monkeypatch):

@@ -119,6 +119,26 @@ def test_company_width_cache_and_layout_change_no_byte(
             assert order == sorted(order)
 
 
+def test_passes_of_fewer_rows_than_a_batch_change_no_byte(reference, alone):
+    """As on a machine on which a row's bits depend on its place in a larger batch."""
+    pipeline = replace(reference)
+    narrow = {"prompt_widths": (1,), "denoiser_widths": (2,), "decode_widths": (1, 2), "reply_rows": 2}
+    pipeline.__dict__.update(narrow, null_features=reference.null_features)
+    requests = [
+        GenerateRequest(prompt=prompt, seeds=(1, 2), num_inference_steps=3, guidance_scale=guidance)
+        for prompt, guidance in zip(PROMPTS, (2.3, 1.0, 2.3), strict=True)
+    ]
+    engine = Engine(pipeline)
+    futures = [engine.generate(request) for request in requests]
+    engine.start()
+    for request, future in zip(requests, futures, strict=True):
+        assert [image.tobytes() for image in future.result(TIMEOUT).images] == alone(request)
+    engine.close()
+    assert pipeline.generate(PROMPTS[0], seed=1, n=2, num_inference_steps=3, guidance_scale=2.3) == [
+        *futures[0].result().images
+    ]
+
+
 def test_previews_come_before_their_image_and_approach_it(reference):
     request = GenerateRequest(
         prompt=PROMPTS[0], seeds=(1,), num_inference_steps=8, guidance_scale=1.0, partial_images=3

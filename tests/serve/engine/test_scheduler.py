@@ -1,10 +1,13 @@
 """The scheduler and its fair queue: capacity, order, and that nothing starves or is lost."""
 
+import itertools
+import math
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.fairness import FairQueue
-from serve.engine.scheduler import Schedule, partial_steps
+from serve.engine.scheduler import Schedule, decoders_half, partial_steps
 
 QUICK = settings(deadline=None, max_examples=40)
 SUBMITS = st.lists(
@@ -138,3 +141,55 @@ def test_the_estimate_counts_what_is_ahead():
     assert schedule.steps_until(images=3, steps=5) == 30
     schedule = schedule.admit([0]).advance()
     assert schedule.steps_ahead == 19
+
+
+@QUICK
+@given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=40), st.integers(1, 16), st.integers(20, 64))
+def test_whoever_has_nothing_queued_gets_in_whatever_another_has_queued(requests, slots, max_waiting):
+    schedule = Schedule.empty(batch_size=slots, max_waiting=max_waiting)
+    for number, (images, starts) in enumerate(requests):
+        if schedule.admits("a", images):
+            schedule = schedule.submit(number, images=images, steps=1, owner="a")
+        if starts:
+            schedule = schedule.admit(schedule.requests)
+        assert schedule.admits("b", 10)
+
+
+@QUICK
+@given(st.integers(20, 64), st.integers(1, 5))
+def test_owners_that_want_it_share_the_queue(max_waiting, images):
+    """One has filled it; while rows are served, another who also asks for all it can gets a third at least."""
+    schedule, number = Schedule.empty(batch_size=1, max_waiting=max_waiting), itertools.count()
+
+    def fill(schedule, owner):
+        while schedule.admits(owner, images):
+            schedule = schedule.submit(next(number), images=images, steps=1, owner=owner)
+        return schedule
+
+    def waiting(owner):
+        return sum(entry.left for entry in schedule.queue.entries if entry.owner == owner)
+
+    schedule = fill(schedule, "a")
+    for _ in range(4 * max_waiting):
+        schedule = fill(fill(schedule, "a"), "b").admit(schedule.requests).advance()
+        schedule = schedule.release(list(schedule.finished))
+    assert min(waiting("a"), waiting("b")) >= max_waiting // 3 - images
+    assert waiting("a") + waiting("b") <= max_waiting + 1
+
+
+def test_requests_without_an_owner_may_fill_the_queue():
+    assert Schedule.empty(batch_size=1, max_waiting=20).submit(0, images=20, steps=1).admits("", 1)
+
+
+@QUICK
+@given(st.lists(st.integers(1, 4), max_size=16).map(sorted), st.integers(0, 16), st.integers(0, 32))
+def test_the_decoder_takes_half_of_the_rows_and_of_no_request_a_part(waiting, decoding, denoising):
+    widths = (1, 2, 4, 8, 16)
+    count = decoders_half(waiting, decoding=decoding, denoising=denoising, widths=widths)
+    assert 0 <= count <= len(waiting) and (count > 0 or decoding or not waiting)
+    assert len({*waiting[:count]} & {*waiting[count:]}) == 0
+    half = (len(waiting) + decoding + denoising) / 2
+    assert count == len(waiting) or count + decoding >= min(half, 16)
+    if len(set(waiting)) == len(waiting) and count:
+        assert count + decoding < 2 * max(half, 1)  # a width is less than twice what it is for
+    assert decoders_half(waiting, decoding=0, denoising=math.inf, widths=widths) == len(waiting)

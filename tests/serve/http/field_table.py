@@ -42,8 +42,8 @@ Options of `blip3o serve` and `blip3o deploy`. In Python and in a Serve config, 
 ### Model and replicas
 
 {replicas}
-Two defaults of `blip3o serve` are others: `--num-cpus` is 0.5 and `--ingress-replicas` is 1. `blip3o deploy` leaves what
-you do not give as it is on the cluster.
+Some defaults of `blip3o serve` differ: `--num-cpus` is 0.5, `--ingress-replicas` and `--coordinator-replicas` are 1.
+`blip3o deploy` leaves what you do not give as it is on the cluster.
 
 ### HTTP API
 

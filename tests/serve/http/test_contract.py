@@ -3,14 +3,21 @@
 import base64
 import io
 import json
+import threading
+import time
 import urllib.request
+from types import SimpleNamespace
 
 import openai
 import pytest
 from PIL import Image
 
+from serve.api import build_api
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
+from serve.http.config import HttpConfig
 from serve.http.files import HEADER
-from tests.serve.client import Watched, data_url, opened, question, raw, serving
+from tests.serve.client import Server, Watched, data_url, opened, question, raw, serving
 
 NAME = "nano"
 PROMPT = "a red circle"
@@ -230,3 +237,109 @@ def test_docs_and_description_load_nothing(server):
     assert "/v1/images/generations" in page.text and "http" + "://" not in page.text
     spec = raw("GET", server.url + "/openapi.json").json
     assert spec["components"]["schemas"]["ImagesBody"]["properties"]["quality"]["default"] == "auto"
+
+
+class Gate:
+    """Holds the denoiser of a pipeline until it is opened."""
+
+    def __init__(self, pipeline, monkeypatch):
+        self.open = threading.Event()
+        original = pipeline.model.dit.forward
+
+        def forward(*args):
+            assert self.open.wait(60)
+            return original(*args)
+
+        monkeypatch.setattr(pipeline.model.dit, "forward", forward)
+
+
+@pytest.fixture
+def gate(pipeline, monkeypatch):
+    gate = Gate(pipeline, monkeypatch)
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def held(pipeline, gate):
+    """A server whose denoiser waits, with ten places behind the batch; and its engine."""
+    engine = Engine(pipeline, max_waiting=10)
+    engine.start()
+    with Server(build_api(LocalBackend(engine), NAME)) as server:
+        yield server, engine
+        gate.open.set()
+    engine.close()
+
+
+def test_the_client_waits_as_long_as_a_full_queue_says_and_is_served(held, gate, reference, monkeypatch):
+    server, engine = held
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        gate.open.set()
+        for thread in filling:
+            thread.join()
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=1) as client:
+        filling = [threading.Thread(target=client.images.generate, kwargs={"prompt": "x", "n": n}) for n in (4, 10)]
+        for thread in filling:
+            thread.start()
+        while engine.stats().in_work < 14:  # the batch and the places behind it
+            client.models.list()
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.with_options(max_retries=0).images.generate(prompt="x")
+        assert (caught.value.code, caught.value.type) == ("queue_full", "rate_limit_error")
+        asked = int(caught.value.response.headers["retry-after"])
+        monkeypatch.setattr("openai._base_client.time", SimpleNamespace(sleep=wait, time=time.time))
+        reply = client.images.with_raw_response.generate(prompt=PROMPT, extra_body=SAMPLING)
+        assert waited == [asked] and reply.retries_taken == 1
+        [expected] = reference.generate([PROMPT], seed=[5], num_inference_steps=4, guidance_scale=2.0)
+        assert opened(reply.parse().data[0]) == expected.tobytes()
+
+
+@pytest.mark.parametrize("leave", ["close", "abandon"])
+def test_a_stream_that_is_closed_frees_its_rows(held, gate, leave):
+    server, engine = held
+    gate.open.set()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.images.generate(
+            prompt="x", n=10, stream=True, partial_images=3, extra_body={"num_inference_steps": 250}
+        )
+        next(iter(stream))
+        assert engine.stats().in_work >= 10
+        if leave == "close":
+            stream.close()
+    # The client has closed its connections.
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        while engine.stats().in_work:
+            client.models.list()
+    assert engine.stats().totals["cancelled"] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "call"),
+    [
+        (400, openai.BadRequestError, lambda client: client.images.generate(prompt="x", n=11)),
+        (404, openai.NotFoundError, lambda client: client.images.generate(prompt="x", model="other")),
+        (404, openai.NotFoundError, lambda client: client.embeddings.create(input="x", model=NAME)),
+        (413, openai.APIStatusError, lambda client: client.images.edit(prompt="x", image=b"x" * 70_000)),
+        (415, openai.APIStatusError, lambda client: client.post("/responses", cast_to=object, **GZIPPED)),
+    ],
+)
+def test_an_error_has_its_class_its_id_and_openais_body(small_bodies, status, kind, call):
+    with pytest.raises(kind) as caught:
+        call(small_bodies)
+    error = caught.value
+    assert error.status_code == status and error.request_id.startswith("req_")
+    assert error.type == "invalid_request_error" and error.body.keys() == {"message", "type", "param", "code"}
+
+
+GZIPPED = {"body": {"input": "x"}, "options": {"headers": {"content-encoding": "gzip"}}}
+
+
+@pytest.fixture(scope="module")
+def small_bodies(reference):
+    with serving(reference, NAME, HttpConfig(max_body_bytes=60_000)) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            yield client

@@ -5,11 +5,18 @@ import socket
 import ssl
 import subprocess
 import threading
+from types import SimpleNamespace
 
+import anyio
 import pytest
 
 from blip3o.errors import RequestError
+from serve.http.config import HttpConfig
+from serve.http.errors import ApiError
+from serve.http.forms.messages import Picture
+from serve.http.pictures import Pictures
 from serve.http.safety.fetching import Fetcher, is_public
+from serve.http.safety.filters import Guard
 
 SIZE = 100_000
 
@@ -27,11 +34,26 @@ class Pages(http.server.BaseHTTPRequestHandler):
             status = 404
         elif self.path == "/slow":
             self.server.held.wait(60)
+        elif self.path == "/endless":
+            self.trickle(b"HTTP/1.1 200 OK\r\nx: ")
+            return
+        elif self.path == "/endless-body":
+            self.trickle(b"HTTP/1.1 200 OK\r\n\r\n")
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+    def trickle(self, head):
+        """A byte now and then, which is always in time for the next one."""
+        try:
+            self.wfile.write(head)
+            while not self.server.held.wait(0.05):
+                self.wfile.write(b"x")
+        except OSError:
+            pass  # the other side has had enough
 
     def log_message(self, *_):
         pass
@@ -108,10 +130,29 @@ def test_an_address_that_does_not_answer_is_passed_over(pages, monkeypatch):
 
 def test_a_slow_host_and_an_unknown_certificate_end_in_an_error(pages):
     url, tls = pages
-    with pytest.raises(RequestError, match="TimeoutError"):
-        fetcher(tls, timeout_s=0.5).fetch(url + "/slow")
+    for path in ("/slow", "/endless", "/endless-body"):
+        with pytest.raises(RequestError, match="TimeoutError"):
+            fetcher(tls, timeout_s=0.5).fetch(url + path)
     with pytest.raises(RequestError, match="SSLCertVerificationError"):
         fetcher(None).fetch(url + "/a.png")
+
+
+def test_names_that_are_never_resolved_hold_no_request(pages, monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def resolve(*_, **__):
+        asked.set()
+        answer.wait(60)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    pictures = Pictures(HttpConfig(fetch_hosts=("localhost",), fetch_timeout_s=0.2))
+    asking = Picture(path="messages.0", url="https://localhost/a.png")
+    info = SimpleNamespace(vision_size=8)
+    with pytest.raises(ApiError, match="did not arrive within 0.2 s"):
+        anyio.run(pictures.read_all, [asking], info, Guard(None, ""))
+    assert asked.is_set() and not answer.is_set()
+    answer.set()
 
 
 @pytest.mark.parametrize(

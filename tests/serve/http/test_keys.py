@@ -1,5 +1,7 @@
 """API keys: who is let in, at what rate, and from where without one."""
 
+from contextlib import ExitStack
+
 import pytest
 from starlette.requests import Request
 
@@ -50,6 +52,9 @@ def test_everything_else_is_refused_also_on_this_machine(key):
         ("127.0.0.1", "images.example.com"),  # a page whose name was made to point here
         ("127.0.0.1", ""),
         ("127.0.0.1", "[::1"),
+        ("127.0.0.1", "images.example.com@127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1.example.com"),
+        ("127.0.0.1", "2130706433"),
         ("", "127.0.0.1"),
     ],
 )
@@ -62,12 +67,50 @@ def test_without_keys_only_this_machine_is_served(server, host):
     assert Access(HttpConfig(auth="off"), {}).owner(request(server=server, host=host)) == ""
 
 
+def test_a_header_that_is_there_twice_is_not_trusted():
+    open_to_me, keyed = Access(HttpConfig(), {}), Access(HttpConfig(), KEYS)
+    mine = (b"origin", b"http://127.0.0.1:8000")
+    for access, asked in (
+        (open_to_me, request(more=[(b"host", b"images.example.com")])),
+        (open_to_me, request(more=[mine, (b"origin", b"https://evil.example")])),
+        (keyed, request(key="s3cret", more=[(b"authorization", b"Bearer other")])),
+    ):
+        with pytest.raises(ApiError):
+            access.owner(asked)
+    assert open_to_me.owner(request(more=[mine])) == ""
+
+
 @pytest.mark.parametrize("header", [b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via"])
 def test_without_keys_a_proxy_on_this_machine_is_nobody(header):
     proxied = request(more=[(header, b"203.0.113.9")])
     with pytest.raises(ApiError, match="set BLIP3O_API_KEYS, or auth to off"):
         Access(HttpConfig(), {}).owner(proxied)
     assert Access(HttpConfig(), KEYS).owner(request(key="s3cret", more=[(header, b"203.0.113.9")])) == "ann"
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (None, True),  # no browser
+        ("http://127.0.0.1:8000", True),  # the page at /
+        ("https://friend.example", True),
+        ("https://evil.example", False),
+        ("http://127.0.0.1:3000", False),  # another program of this machine
+        ("http://evil.example/127.0.0.1:8000", False),
+        ("http://127.0.0.1:8000@evil.example", False),
+        ("null", False),  # a sandbox, or a file
+        ("", False),
+    ],
+)
+def test_without_keys_a_page_of_another_origin_is_refused(origin, allowed):
+    closed = Access(HttpConfig(cors_origins=("https://friend.example",)), {})
+    asked = request(more=[] if origin is None else [(b"origin", origin.encode())])
+    if allowed:
+        assert closed.owner(asked) == ""
+        return
+    with pytest.raises(ApiError, match="cors_origins") as caught:
+        closed.owner(asked)
+    assert (caught.value.status, caught.value.code) == (403, "origin_not_allowed")
 
 
 def test_a_rate_is_a_bucket_that_fills_up():
@@ -107,6 +150,20 @@ def test_a_share_of_the_concurrency_is_given_back():
         pass
 
 
+@pytest.mark.parametrize(("limit", "processes", "each"), [(4, 1, 4), (4, 2, 2), (5, 2, 3), (1, 3, 1)])
+def test_each_process_of_the_api_has_its_part_of_a_limit(limit, processes, each):
+    key = ApiKey(key="k", requests_per_minute=limit, concurrent_requests=limit)
+    access = Access(HttpConfig(), {"ann": key}, processes=lambda: processes, clock=Clock())
+    with ExitStack() as running:
+        for _ in range(each):
+            running.enter_context(access.admit("ann"))
+        with pytest.raises(ApiError, match=f"{limit} requests at a time"), access.admit("ann"):
+            pass
+    with pytest.raises(ApiError, match=f"{limit} requests a minute") as caught, access.admit("ann"):
+        pass
+    assert caught.value.headers == {"retry-after": str(-(-60 // each))}
+
+
 def test_keys_come_from_the_environment_and_from_a_file(tmp_path, monkeypatch):
     file = tmp_path / "keys.yaml"
     file.write_text("carl: plain\ndora:\n  sha256: " + "a" * 64 + "\n  requests_per_minute: 6\n")
@@ -128,6 +185,13 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path, monkeypatch):
         ("", "ann: {key: supersecret, rate: 3}", "API key 'ann'"),
         ("", "ann: {}", "either key or sha256"),
         ("", "[supersecret]", "NAME: KEY"),
+        ("", "ann: 1234", "put the key in quotes"),
+        ("", "7: supersecret\n'7': supersecret2", "names a key 7, which is no text: write the name in quotes"),
+        ("", "'': supersecret", "no text"),
+        ("ann:supersecret", "bob: supersecret", "'ann' and 'bob' are the same"),
+        ("ann:supersecret\u00e9", "", "without spaces"),
+        ("ann: supersecret", "", "without spaces"),
+        ("", "ann: 'supersecret '", "without spaces"),
     ],
 )
 def test_keys_that_cannot_be_are_named_and_not_shown(tmp_path, monkeypatch, variable, text, said):

@@ -5,9 +5,13 @@ from urllib.parse import parse_qs, urlsplit
 import anyio
 import pytest
 
+from blip3o.errors import ConfigError
 from serve.http.config import HttpConfig
 from serve.http.errors import ApiError
+from serve.http.face import Face
 from serve.http.links import Links
+
+SECRET = "0123456789abcdef"
 
 
 class Clock:
@@ -59,25 +63,45 @@ def test_the_memory_holds_the_latest_files():
     assert [run(links.read, *parts(url)) for url in urls[1:]] == [b"\1" * 5, b"\2" * 5]
 
 
-def test_no_link_is_made_that_only_one_of_several_processes_could_read(tmp_path):
+def test_no_link_is_made_that_only_one_of_several_processes_could_read(tmp_path, monkeypatch):
     folder = HttpConfig(url_store=str(tmp_path))
-    for config, digests in ((HttpConfig(), [b"a"]), (folder, [])):
-        Links(config, digests, processes=lambda: 1).require_shared()
+    for config, secret in ((HttpConfig(), SECRET), (folder, "")):
+        monkeypatch.setenv("BLIP3O_URL_SECRET", secret)
+        Links(config, processes=lambda: 1).require_shared()
         with pytest.raises(ApiError, match="2 processes") as caught:
-            Links(config, digests, processes=lambda: 2).require_shared()
+            Links(config, processes=lambda: 2).require_shared()
         assert (caught.value.status, caught.value.code) == (400, "unsupported_by_server")
-    Links(folder, [b"a"], processes=lambda: 2).require_shared()
+    monkeypatch.setenv("BLIP3O_URL_SECRET", SECRET)
+    Links(folder, processes=lambda: 2).require_shared()
 
 
 def test_replicas_with_one_secret_and_one_folder_read_each_others_links(tmp_path, monkeypatch):
     config = HttpConfig(url_store=str(tmp_path), public_url="https://images.example.com/")
-    one, other = Links(config, [b"a", b"b"]), Links(config, [b"b", b"a"])
+    monkeypatch.setenv("BLIP3O_URL_SECRET", SECRET)
+    one, other = Links(config), Links(config)
     url = run(one.make, b"image", "webp", "http://here")
     assert url.startswith("https://images.example.com/v1/images/")
     assert run(other.read, *parts(url)) == b"image"
-    monkeypatch.setenv("BLIP3O_URL_SECRET", "another")
-    with pytest.raises(ApiError, match="signature"):
-        run(Links(config, [b"a", b"b"]).read, *parts(url))
+    for secret in (SECRET[::-1], ""):
+        monkeypatch.setenv("BLIP3O_URL_SECRET", secret)
+        with pytest.raises(ApiError, match="signature"):
+            run(Links(config).read, *parts(url))
     next(tmp_path.iterdir()).unlink()
     with pytest.raises(ApiError, match="not here any more"):
         run(other.read, *parts(url))
+
+
+def test_a_signature_says_nothing_about_the_api_keys(monkeypatch):
+    """Else whoever has a link could try short keys on it."""
+    monkeypatch.setenv("BLIP3O_API_KEYS", "ann:short")
+    faces = [Face({}, HttpConfig(), request_timeout_s=1) for _ in range(2)]
+    url = run(faces[0].links.make, b"image", "png", "http://here")
+    with pytest.raises(ApiError, match="signature"):
+        run(faces[1].links.read, *parts(url))
+
+
+def test_a_secret_that_could_be_guessed_stops_the_start(monkeypatch):
+    monkeypatch.setenv("BLIP3O_URL_SECRET", "x" * 15)
+    with pytest.raises(ConfigError, match="fewer than 16 characters") as caught:
+        Links(HttpConfig())
+    assert "xxx" not in str(caught.value)

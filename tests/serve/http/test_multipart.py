@@ -57,6 +57,10 @@ def test_texts_become_the_types_of_json():
         (body(b"--b\r\n\r\nx\r\n"), "no head"),
         (body(b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n"), "no name"),
         (body(b'--b\r\nContent-Disposition: attachment; name="x"\r\n\r\nx\r\n'), "no name"),
+        *(
+            (body(b"--b\r\nContent-Disposition: form-data; " + name + b"\r\n\r\nx\r\n"), "no name")
+            for name in (b"name*=utf-8''%ff; name*0=a", b"name*=nocodec''x", b"name*0*=x''%e9; name*=y", b"name=")
+        ),
         (body(part("prompt", b"\xff")), "not UTF-8"),
         (body(part("prompt", b"x"), part("prompt", b"y")), "twice"),
         (body(part("mask", b"x"), part("mask", b"y")), "twice"),
@@ -88,6 +92,7 @@ def test_damaged_forms_are_read_or_refused():
     [
         ({"content-type": "application/json"}, 400, "unsupported_content_type"),
         ({"content-type": "multipart/form-data"}, 400, "unsupported_content_type"),
+        ({"content-type": "multipart/form-data; boundary*=x''b; boundary*0=b"}, 400, "unsupported_content_type"),
         ({"content-type": f"multipart/form-data; boundary={'b' * 71}"}, 400, "invalid_form"),
         ({"content-type": "multipart/form-data; boundary=b", "content-encoding": "gzip"}, 415, None),
     ],

@@ -24,4 +24,7 @@ found.errors = [];
 for (const wrong of [{...sampling, model: "gpt-image-1"}, {...sampling, n: 11}]) {
   await client.images.generate(wrong).catch(error => found.errors.push([error.constructor.name, error.status, error.param]));
 }
+const stopped = await client.images.generate({...sampling, n: 10, num_inference_steps: 250, stream: true, partial_images: 3});
+for await (const event of stopped) break;  // which ends the connection
+
 console.log(JSON.stringify(found));

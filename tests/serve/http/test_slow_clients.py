@@ -1,0 +1,205 @@
+"""Clients that are slow on purpose, or send what no client does: each loses its connection, and nobody else waits."""
+
+import json
+import queue
+import socket
+from contextlib import suppress
+
+import anyio
+import pytest
+
+from serve.api import build_api
+from serve.engine.engine import Engine
+from serve.engine.local import LocalBackend
+from serve.http.config import HttpConfig
+from serve.http.errors import ApiError
+from serve.http.safety.middleware import RequestMiddleware
+from serve.http.safety.proxy import GuardedProtocol, ProxyHeaders
+from tests.serve.client import Server, raw
+
+IMAGES = "/v1/images/generations"
+LARGE = 30_000_000  # bytes: more than the buffers of a connection hold
+
+
+class Impatient(GuardedProtocol):
+    """The limits, small."""
+
+    head_bytes, head_s, stall_s, most_connections = 4096, 0.5, 0.3, 40
+    lost = queue.SimpleQueue()
+
+    def connection_lost(self, exc):
+        super().connection_lost(exc)
+        self.lost.put(self.client)
+
+
+async def app(scope, receive, send):
+    """Answers with the headers that it got, or with a large body; `/wait` reads the body first."""
+    if scope["path"] == "/wait":
+        while (await receive()).get("more_body"):
+            pass
+    large = scope["path"] == "/large"
+    headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", b"of Serve")]})
+    await send({"type": "http.response.body", "body": b"x" * LARGE if large else json.dumps(headers).encode()})
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server(ProxyHeaders(app), http=Impatient) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server):
+    """Opens a connection, sends, and reads until the other side has ended it."""
+
+    def ask(*pieces):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            try:
+                for piece in pieces:
+                    connection.sendall(piece)
+                return b"".join(iter(lambda: connection.recv(65536), b""))
+            except (ConnectionResetError, BrokenPipeError):
+                return b""
+
+    return ask
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST /wait HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces", [(), (b"GE",), (HEAD + b"X: a",), (HEAD + b"\r\n" + b"GET",), (b"\r\n",)], ids=lambda pieces: len(pieces)
+)
+def test_a_head_that_does_not_come_ends_the_connection(connect, pieces):
+    answer = connect(*pieces)
+    assert answer.count(b"200 OK") == b"".join(pieces).count(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"GET /", HEAD + b"X: ", CHUNKED + b"0\r\nX: ", CHUNKED + b"1;x="],
+    ids=["path", "header", "trailer", "chunk"],
+)
+def test_a_head_without_end_is_cut(connect, server, start):
+    """Its time grows with the square of its size."""
+    answer = connect(start, *[b"a" * 65_536] * 400)
+    assert not answer or answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
+    assert raw("GET", server.url + "/").status == 200
+
+
+def test_a_head_that_is_too_large_is_refused_with_an_error(connect):
+    head, _, body = connect(HEAD + b"X: " + b"a" * 5000).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ") and json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_bodies_in_small_chunks_and_large_ones_are_read(connect, server):
+    small = b"1\r\nx\r\n" * 9000 + b"0\r\n\r\n"
+    close = CHUNKED.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    assert connect(close + small).startswith(b"HTTP/1.1 200 ")
+    assert raw("POST", server.url + "/wait", b" " * 3_000_000).status == 200
+    assert connect(HEAD + b"\r\n", HEAD + b"Connection: close\r\n\r\n").count(b"200 OK") == 2
+
+
+def test_a_client_that_does_not_read_loses_its_reply(server):
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        while Impatient.lost.get(timeout=60) != connection.getsockname():
+            pass
+        got = 0
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(65536):
+                got += len(piece)
+    assert got < LARGE
+
+
+def test_a_client_that_reads_gets_all_of_it(server):
+    assert len(raw("GET", server.url + "/large").text) == LARGE
+
+
+def test_more_connections_than_the_process_can_hold_are_closed(server):
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(60)]
+    try:
+        ended = [connection for connection in idle[45:] if not connection.recv(1)]
+        assert ended
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_serve_gets_only_headers_that_it_can_read(connect):
+    names = (b"x-request-timeout-seconds", b"X-Session-Id", b"serve_multiplexed_model_id", b"X-Request-Id", b"X-Mine")
+    sent = b"".join(name + b": \xff\r\n" for name in names)
+    head, _, body = connect(HEAD + sent + b"Connection: close\r\n\r\n").partition(b"\r\n\r\n")
+    seen = json.loads(body[body.index(b"{") : body.rindex(b"}") + 1])
+    assert seen.keys() == {"host", "x-mine", "connection", "x-request-id"}
+    assert head.lower().count(b"x-request-id") == 1 and seen["x-request-id"].encode() in head
+
+
+async def ask(api, body, send):
+    """One request to an app, by its own interface."""
+    messages = [{"type": "http.request", "body": body}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await anyio.sleep_forever()
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"localhost")]
+    scope = {"type": "http", "method": "POST", "path": IMAGES, "headers": headers, "query_string": b""}
+    scope |= {"server": ("127.0.0.1", 80), "scheme": "http", "client": ("127.0.0.1", 1), "http_version": "1.1"}
+    await api({**scope, "root_path": "", "raw_path": IMAGES.encode()}, receive, send)
+
+
+def test_a_client_that_does_not_read_frees_its_rows(reference):
+    engine = Engine(reference)
+    engine.start()
+    api = build_api(LocalBackend(engine), "nano", HttpConfig(write_timeout_s=0.1))
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            await anyio.sleep_forever()
+
+    asked = {"prompt": "x", "num_inference_steps": 250, "stream": True, "partial_images": 3, "n": 4}
+    try:
+        anyio.run(ask, api, json.dumps(asked).encode(), send)
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+        assert engine.stats().in_work == 0
+        assert engine.stats().totals["cancelled"] == 1
+    finally:
+        engine.close()
+
+
+def test_all_bodies_together_are_bounded():
+    """The second one is refused while the first is held, and not after."""
+    replies = []
+
+    async def send(message):
+        replies.append(message["status"])
+
+    async def main():
+        go_on = anyio.Event()
+
+        async def inner(scope, receive, send):
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await go_on.wait()
+
+        api = RequestMiddleware(inner, HttpConfig(max_body_bytes=1024, max_bodies_bytes=1500), [])
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, api, b" " * 1000, send)
+            group.start_soon(ask, api, b" " * 400, send)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(ApiError, match="try again") as caught:
+                await ask(api, b" " * 1000, send)
+            assert (caught.value.status, caught.value.headers) == (429, {"retry-after": "1"})
+            go_on.set()
+        await ask(api, b" " * 1000, send)
+
+    anyio.run(main)
+    assert replies == [200, 200, 200]
