@@ -107,6 +107,7 @@ class Kubernetes(Frozen):
     gateway: Name = Field(description="the gateway class that moves traffic between two clusters of an upgrade")
     redis: str = Field(description="host:port of the Redis that keeps the state of a serving head")
     redis_secret: Name = Field(description="a secret with the key `password`")
+    api_keys_secret: Name = Field(description="a secret with the key `keys`: what BLIP3O_API_KEYS holds, NAME:KEY,…")
     gpu_quota: int = Field(gt=0, description="the most GPUs of the namespace")
     job_hours: int = Field(gt=0, description="a job that takes longer is ended, in hours")
     head: Pods = Field(description="heads")

@@ -150,7 +150,8 @@ def test_every_pod_that_serves_has_the_settings_that_our_own_nodes_have():
     cluster = RAYSERVICE["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         [container] = group["template"]["spec"]["containers"]
-        assert {each["name"]: each["value"] for each in container["env"]} == settings.RAY_SERVE
+        assert {each["name"]: each["value"] for each in container["env"] if "value" in each} == settings.RAY_SERVE
+        assert [each["name"] for each in container["env"] if "valueFrom" in each] == ["BLIP3O_API_KEYS"]
 
 
 @pytest.mark.parametrize(
