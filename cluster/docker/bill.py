@@ -22,10 +22,10 @@ _CLASSIFIER = "License :: "
 def licences(distribution: Distribution) -> list[dict[str, Any]]:
     """What the metadata say: the SPDX expression, or the classifiers, or the first line of the free text."""
     metadata = distribution.metadata
-    if expression := metadata.get("License-Expression"):
-        return [{"expression": expression}]
+    if expressions := metadata.get_all("License-Expression"):
+        return [{"expression": expressions[0]}]
     classified = [line for line in metadata.get_all("Classifier") or [] if line.startswith(_CLASSIFIER)]
-    free = (metadata.get("License") or "").strip().partition("\n")[0]
+    free = (metadata.get_all("License") or [""])[0].strip().partition("\n")[0]
     stated = [line.rpartition(" :: ")[2] for line in classified] or ([free] if free else [])
     return [{"license": {"name": text}} for text in stated]
 
