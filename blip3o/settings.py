@@ -78,7 +78,7 @@ def cache_dir() -> Path:
         raise ConfigError(f"there is no home folder for the cache {chosen}: set BLIP3O_CACHE to a full path") from error
 
 
-# What nodes that serve are started with; cluster/kuberay/rayservice.yaml says it too.
+# What nodes that serve are started with, on Kubernetes and AWS too: cluster.render writes it into their files.
 RAY_SERVE = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",

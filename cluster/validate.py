@@ -1,35 +1,43 @@
 """Offline checks of cluster files: `python -m cluster.validate FILE…`. No cloud, no credentials, nothing is started.
 
-Launcher YAML: Ray's own preparation and schema, and EC2's RunInstances for the node configs. KubeRay manifests: the pod
-templates against Kubernetes' schemas (strict), the embedded Serve config and runtime environment against Ray's, and the
-whole against KubeRay's CRDs if KUBERAY_CRDS names a folder with their YAML.
+Launcher YAML: `cluster.launchers`. Manifests: Kubernetes' schemas (strict), the embedded Serve config and runtime
+environment by Ray's, the arguments in it by their own classes, the whole by KubeRay's CRDs if KUBERAY_CRDS names a
+folder with their YAML, and `cluster.manifests`. IAM policies: `cluster.policies`. Dockerfiles: `cluster.images`.
 Nothing that depends on an account or a cluster (quotas, profiles, images) is checked here.
 """
 
-import copy
 import functools
-import json
+import importlib
+import inspect
 import logging
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pydantic
 import yaml
 
 from blip3o import log, settings
+from blip3o.config.load import explain
 from blip3o.config.yaml_reader import load_yaml
-from blip3o.errors import Blip3oError, ConfigError
-
-if TYPE_CHECKING:
-    from jsonschema import ValidationError
+from blip3o.errors import Blip3oError, ConfigError, one_line
+from cluster.images import validate_dockerfile
+from cluster.launchers import located, validate_launcher
+from cluster.manifests import (
+    KUBERNETES_VERSION,
+    check_labels,
+    check_workload,
+    validate_kustomization,
+    validate_plain,
+    validate_pod_monitor,
+)
+from cluster.policies import validate_policy
+from cluster.render import load_values
 
 logger = logging.getLogger("cluster.validate")  # also when run as __main__
 
-KUBERNETES_VERSION = "1.33"
 _KUBERNETES_GRACE_S = 30  # of a pod that does not say
-_GPU_INSTANCE = re.compile(r"(p|g)\d")  # EC2's families with NVIDIA GPUs
 # Where each kind of manifest describes its cluster, below `spec`.
 _CLUSTER_SPECS: dict[str, tuple[str, ...]] = {
     "RayCluster": (),
@@ -39,91 +47,49 @@ _CLUSTER_SPECS: dict[str, tuple[str, ...]] = {
 
 
 def validate_file(path: Path) -> str:
-    """Checks one YAML file by its kind, and returns what it was checked as.
+    """Checks one file by its kind, and returns what it was checked as.
 
     Raises `ConfigError` that names the file, the place in it and the fault.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
-    document = load_yaml(data, str(path))
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: holds no mapping; expected a launcher config or a KubeRay manifest")
-    crds = settings.get("KUBERAY_CRDS")
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
     try:
-        if str(document.get("apiVersion", "")).startswith("ray.io/"):
-            validate_kuberay(document, crds=Path(crds) if crds else None)
-            return f"KubeRay {document['kind']}" + ("" if crds else " (without its CRD: KUBERAY_CRDS is not set)")
-        validate_launcher(document)
+        if path.name == "Dockerfile":
+            validate_dockerfile(text)
+            return "Dockerfile"
+        document = load_yaml(text.encode(), "file")
+        if not isinstance(document, dict):
+            raise ConfigError("holds no mapping; expected a launcher config, a manifest, a policy or a Dockerfile")
+        return _validate_document(path, document)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return "Ray cluster launcher config"
 
 
-def validate_launcher(config: Mapping[str, Any]) -> None:
-    """Checks a cluster-launcher config. Raises `ConfigError` naming the field."""
-    prepared = _prepared(config)
-    for name, node_type in prepared["available_node_types"].items():
-        where = f"available_node_types.{name}"
-        least, most = node_type.get("min_workers", 0), node_type["max_workers"]
-        if most > prepared["max_workers"]:
-            raise ConfigError(f"{where}.max_workers {most} exceeds max_workers {prepared['max_workers']}")
-        if least > most:
-            raise ConfigError(f"{where}.min_workers {least} exceeds its max_workers {most}")
-        if prepared["provider"]["type"] == "aws":
-            _check_ec2(f"{where}.node_config", node_type["node_config"])
-            _check_image(f"{where}.node_config", node_type)
-    _check_auth(prepared)
-
-
-def _prepared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with Ray's defaults filled in, checked against Ray's schema before and after that."""
-    import jsonschema
-    import ray.autoscaler
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text(encoding="utf-8"))
-    try:
-        jsonschema.Draft7Validator(schema).validate(dict(config))
-        prepared = prepare_config(copy.deepcopy(dict(config)))
-        validate_config(prepared)
-    except jsonschema.ValidationError as error:
-        raise ConfigError(_located(error)) from error
-    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise ConfigError(_one_line(error)) from error
-    return prepared
-
-
-def _check_ec2(where: str, node_config: Mapping[str, Any]) -> None:
-    import botocore.session
-    from botocore.validate import ParamValidator
-
-    ec2 = botocore.session.get_session().get_service_model("ec2")
-    # Ray takes a list of subnets, and puts one of them in the request.
-    given = {name: value for name, value in node_config.items() if name != "SubnetIds"}
-    request = {"MinCount": 1, "MaxCount": 1, **given}
-    faults = ParamValidator().validate(request, ec2.operation_model("RunInstances").input_shape)
-    if faults.has_errors():
-        raise ConfigError(f"{where}: {_one_line(faults.generate_report())}")
-
-
-def _check_image(where: str, node_type: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` for a GPU node whose image Ray would choose."""
-    node_config = node_type["node_config"]
-    has_gpu = node_type["resources"].get("GPU", 0) or _GPU_INSTANCE.match(str(node_config.get("InstanceType", "")))
-    if has_gpu and str(node_config.get("ImageId", "")).lower() in ("", "latest_dlami"):
-        raise ConfigError(
-            f"{where}.ImageId is missing: Ray would take its image of 2022, whose driver is too old for torch and for "
-            "the node's GPUs: name one with an NVIDIA driver of version 580 or later, as cluster/aws.yaml does"
-        )
-
-
-def _check_auth(config: Mapping[str, Any]) -> None:
-    for group in ("head_start_ray_commands", "worker_start_ray_commands"):
-        for command in config.get(group, []):
-            if "ray start" in command and "RAY_AUTH_MODE=" not in command:
-                raise ConfigError(f"{group}: `ray start` without RAY_AUTH_MODE: write RAY_AUTH_MODE=token before it")
+def _validate_document(path: Path, document: dict[str, Any]) -> str:
+    kind = str(document.get("kind"))
+    group = str(document.get("apiVersion", "")).partition("/")[0]
+    if group == "ray.io":
+        crds = settings.get("KUBERAY_CRDS")
+        validate_kuberay(document, crds=Path(crds) if crds else None)
+        return f"KubeRay {kind}" + ("" if crds else " (without its CRD: KUBERAY_CRDS is not set)")
+    if group == "kustomize.config.k8s.io":
+        validate_kustomization(document, path.parent)
+    elif group == "monitoring.coreos.com":
+        validate_pod_monitor(document)
+    elif group:
+        validate_plain(document)
+    elif path.suffix == ".json":
+        validate_policy(path.stem, document)
+        return "IAM policy"
+    elif {"bucket", "images"} <= document.keys():
+        load_values(path)
+        return "values file"
+    else:
+        validate_launcher(document)
+        return "Ray cluster launcher config"
+    return f"Kubernetes {kind}"
 
 
 def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
@@ -136,15 +102,28 @@ def validate_kuberay(manifest: Mapping[str, Any], *, crds: Path | None) -> None:
         raise ConfigError(f"kind '{kind}' is unknown; expected one of {', '.join(_CLUSTER_SPECS)}")
     if crds is not None:
         _check_crd(manifest, crds)
-    for where, template in _pod_templates(manifest):
+    pods = list(_pod_templates(manifest))
+    for where, template in pods:
         _check_pod_template(where, template)
     spec = manifest["spec"]
+    check_workload(manifest, _cluster_spec(manifest), iter(pods))
     if "serveConfigV2" in spec:
-        served = _embedded(spec, "serveConfigV2")
-        validate_serve(served)
-        _check_grace(served, spec["rayClusterConfig"].get("workerGroupSpecs", []))
+        serve = _embedded(spec, "serveConfigV2")
+        validate_serve(serve)
+        groups = _cluster_spec(manifest).get("workerGroupSpecs", [])
+        for where, wanted in _selectors(serve):
+            check_labels(f"spec.serveConfigV2: {where}", wanted, [group.get("labels", {}) for group in groups])
+        _check_grace(serve, groups)
     if "runtimeEnvYAML" in spec:
         validate_runtime_env(_embedded(spec, "runtimeEnvYAML"))
+
+
+def _selectors(serve: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The labels of the nodes that each deployment wants."""
+    for application in serve["applications"]:
+        for deployment in application.get("deployments", []):
+            wanted = deployment.get("ray_actor_options", {}).get("label_selector", {})
+            yield f"{application['name']}.{deployment['name']}", wanted
 
 
 def _embedded(spec: Mapping[str, Any], field: str) -> Any:  # noqa: ANN401 - whatever the YAML holds
@@ -154,14 +133,21 @@ def _embedded(spec: Mapping[str, Any], field: str) -> Any:  # noqa: ANN401 - wha
     return load_yaml(spec[field], f"spec.{field}")
 
 
+def _cluster_spec(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    cluster: Any = manifest
+    for key in ("spec", *_CLUSTER_SPECS[manifest["kind"]]):
+        cluster = cluster.get(key) or {}
+    return cluster if isinstance(cluster, Mapping) else {}
+
+
 def _pod_templates(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     path = ("spec", *_CLUSTER_SPECS[manifest["kind"]])
-    cluster: Any = manifest
-    for key in path:
-        cluster = cluster.get(key) or {}
+    cluster = _cluster_spec(manifest)
     if "headGroupSpec" not in cluster:
         raise ConfigError(f"{'.'.join(path)}.headGroupSpec is missing")
     yield f"{'.'.join(path)}.headGroupSpec.template", cluster["headGroupSpec"].get("template", {})
+    if "submitterPodTemplate" in manifest["spec"]:
+        yield "spec.submitterPodTemplate", manifest["spec"]["submitterPodTemplate"]
     for index, group in enumerate(cluster.get("workerGroupSpecs", [])):
         where = f"{'.'.join(path)}.workerGroupSpecs.{index}"
         least, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
@@ -178,7 +164,7 @@ def _check_pod_template(where: str, template: Mapping[str, Any]) -> None:
         kubernetes_validate.validate(wrapped, KUBERNETES_VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
         inside = ".".join(str(part) for part in list(error.path)[1:])
-        raise ConfigError(f"{where}{'.' if inside else ''}{inside}: {_one_line(error.message)}") from error
+        raise ConfigError(f"{where}{'.' if inside else ''}{inside}: {one_line(error.message)}") from error
 
 
 def _check_crd(manifest: Mapping[str, Any], crds: Path) -> None:
@@ -188,7 +174,7 @@ def _check_crd(manifest: Mapping[str, Any], crds: Path) -> None:
     try:
         jsonschema.Draft202012Validator(_crd_schema(crds, manifest["kind"], version)).validate(dict(manifest))
     except jsonschema.ValidationError as error:
-        raise ConfigError(_located(error)) from error
+        raise ConfigError(located(error)) from error
 
 
 @functools.lru_cache
@@ -223,7 +209,6 @@ def validate_serve(config: Mapping[str, Any]) -> None:
 
     Ray ignores unknown keys; here they are errors.
     """
-    import pydantic
     from ray.serve.config import AutoscalingConfig
     from ray.serve.schema import ServeDeploySchema
 
@@ -235,9 +220,10 @@ def validate_serve(config: Mapping[str, Any]) -> None:
                 if scaling:
                     _refuse_unknown_keys("autoscaling_config", scaling, AutoscalingConfig(**scaling).model_dump())
             validate_runtime_env(application.get("runtime_env", {}))
+            _check_arguments(application)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {_one_line(first['msg'])}") from error
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {one_line(first['msg'])}") from error
     _refuse_unknown_keys("serve config", config, understood)
     _check_drain(config)
 
@@ -278,6 +264,25 @@ def _check_grace(config: Mapping[str, Any], groups: Sequence[Mapping[str, Any]])
             )
 
 
+def _check_arguments(application: Mapping[str, Any]) -> None:
+    """Imports what the application is built by, and reads its `args` as that does.
+
+    Raises `ConfigError` if there is no such function, and pydantic's error for the arguments.
+    """
+    path = application["import_path"]
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"import_path '{path}' cannot be imported: {one_line(error)}") from error
+    expected = [parameter.annotation for parameter in inspect.signature(build).parameters.values()]
+    if expected and issubclass(expected[0], pydantic.BaseModel):
+        try:
+            expected[0].model_validate(application.get("args", {}))
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{path}: args: " + "; ".join(explain(item) for item in error.errors())) from error
+
+
 def _refuse_unknown_keys(where: str, given: object, understood: object) -> None:
     """Raises `ConfigError` for the first key of `given` that parsing dropped."""
     if isinstance(given, dict) and isinstance(understood, dict):
@@ -302,16 +307,7 @@ def validate_runtime_env(environment: Mapping[str, Any]) -> None:
     try:
         RuntimeEnv(**environment)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"runtime env: {_one_line(error)}") from error
-
-
-def _located(error: "ValidationError") -> str:
-    where = ".".join(str(part) for part in error.absolute_path) or "top level"
-    return f"{where}: {_one_line(error.message)}"
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())[:300]
+        raise ConfigError(f"runtime env: {one_line(error)}") from error
 
 
 def main(arguments: list[str]) -> int:

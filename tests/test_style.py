@@ -22,6 +22,7 @@ MAX_BROAD_EXCEPTS = 2
 # Hosts that a file may name: documentation, papers, and this machine. A new one is added here, with thought.
 HOSTS = {
     *("127.0.0.1", "localhost", "arxiv.org", "github.com", "huggingface.co", "www.apache.org", "www.w3.org"),
+    *("efa-installer.amazonaws.com", "storage.googleapis.com", "www.googleapis.com"),  # what nodes of a cloud ask
     *("git-lfs.github.com", "hawser.github.com"),  # stand in every pointer of Git LFS
 }
 

@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
+from blip3o import settings
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.training import ParallelConfig
 from blip3o.device import gpus_per_worker
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 # How often an elastic run looks for more nodes. A resize costs a restart from the newest checkpoint.
 RESIZE_SECONDS = 30.0
+NODE_START_SECONDS = 600  # a GPU node takes minutes to come up; an elastic run starts with what there is instead
 
 
 def requested_resources(pipeline: TrainingPipeline) -> tuple[float, float]:
@@ -103,6 +105,8 @@ def scaling_config(parallel: ParallelConfig, *, max_workers: int) -> "ScalingCon
     """The resources that Ray Train reserves for at most `max_workers` workers, and the nodes they may run on."""
     from ray.train import ScalingConfig
 
+    if parallel.min_workers == max_workers:
+        settings.export({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(NODE_START_SECONDS)})
     return ScalingConfig(
         num_workers=max_workers if parallel.min_workers == max_workers else (parallel.min_workers, max_workers),
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,

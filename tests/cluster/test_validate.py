@@ -9,11 +9,11 @@ import yaml
 from blip3o import settings
 from blip3o.errors import ConfigError
 from cluster import validate
+from tests.cluster.files import CLUSTER, SHIPPED, changed, load
 
-CLUSTER = Path(validate.__file__).parent
-AWS = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
-RAYJOB = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
-RAYSERVICE = yaml.safe_load((CLUSTER / "kuberay" / "rayservice.yaml").read_text())
+AWS = load("aws-train.yaml")
+RAYJOB = load("kuberay/jobs/train/rayjob.yaml")
+RAYSERVICE = load("kuberay/serve/rayservice.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -24,77 +24,9 @@ def crds():
     return Path(folder)
 
 
-@pytest.fixture
-def crds_if_any():
-    folder = settings.get("KUBERAY_CRDS")
-    return Path(folder) if folder else None
-
-
-def _changed(document, path, value):
-    """A copy with one entry, named by a dotted path, set; `None` removes it."""
-    changed = copy.deepcopy(document)
-    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    place = changed
-    for part in parents:
-        place = place[part]
-    if value is None:
-        del place[last]
-    else:
-        place[last] = value
-    return changed
-
-
-@pytest.mark.parametrize("path", sorted(CLUSTER.rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CLUSTER)))
 def test_every_shipped_file_is_valid(path):
     assert validate.validate_file(path)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("max_wrokers", 3, "max_wrokers"),
-        ("idle_timeout_minutes", "five", "idle_timeout_minutes: 'five'"),
-        ("provider", "aws", "provider: 'aws'"),
-        ("provider.type", "nowhere", "nowhere"),
-        ("head_node_type", "nope", "head_node_type"),
-        ("available_node_types.trainer.resources", None, "available_node_types.trainer: 'resources' is a required"),
-        ("available_node_types.trainer.resources.GPU", "eight", "available_node_types.trainer.resources.GPU: 'eight'"),
-        ("available_node_types.trainer.min_workers", 99, "sum of `min_workers`"),
-        ("available_node_types.trainer.min_workers", 9, "min_workers 9 exceeds its max_workers 8"),
-        ("available_node_types.trainer.max_workers", 25, "max_workers 25 exceeds max_workers 24"),
-        ("available_node_types.trainer.node_config.InstanceTyp", "x", 'node_config: Unknown .* "InstanceTyp"'),
-        ("available_node_types.trainer.node_config.InstanceMarketOptions.MarketType", 1, "MarketType"),
-        ("available_node_types.trainer.node_config.ImageId", None, "trainer.node_config.ImageId is missing: .* 580"),
-        ("available_node_types.trainer.node_config.ImageId", "latest_dlami", "trainer.node_config.ImageId is missing"),
-        ("worker_start_ray_commands.1", "ray start --address=$RAY_HEAD_IP:6379", "without RAY_AUTH_MODE"),
-    ],
-)
-def test_a_slip_in_the_launcher_config_is_named(path, value, message):
-    with pytest.raises(ConfigError, match=message):
-        validate.validate_launcher(_changed(AWS, path, value))
-
-
-def test_a_gpu_node_is_known_by_its_resources_or_its_instance_and_others_need_no_image():
-    trainer = "available_node_types.trainer"
-    imageless = _changed(AWS, f"{trainer}.node_config.ImageId", None)
-    hidden = _changed(imageless, f"{trainer}.resources", {"CPU": 192})
-    with pytest.raises(ConfigError, match="trainer.node_config.ImageId is missing"):
-        validate.validate_launcher(hidden)
-    validate.validate_launcher(_changed(hidden, f"{trainer}.node_config.InstanceType", "m6i.4xlarge"))
-
-
-def test_every_network_card_of_a_p5_has_one_efa_interface_in_the_group_and_subnet_of_all_nodes():
-    types = yaml.safe_load((CLUSTER / "aws-p5.yaml").read_text())["available_node_types"]
-    found = types["trainer"]["node_config"]["NetworkInterfaces"]
-    assert [card["NetworkCardIndex"] for card in found] == list(range(32))
-    assert [card["DeviceIndex"] for card in found] == [0] + [1] * 31
-    assert [card["InterfaceType"] for card in found] == ["efa"] + ["efa-only"] * 31
-    for name in ("head", "preprocess"):
-        config = types[name]["node_config"]
-        assert all([card["SubnetId"]] == config["SubnetIds"] for card in found)
-        assert all(card["Groups"] == config["SecurityGroupIds"] for card in found)
-    # Ray refuses a node with interfaces that has them elsewhere too.
-    assert not {"SubnetIds", "SecurityGroupIds"} & types["trainer"]["node_config"].keys()
 
 
 HEAD = "spec.rayClusterSpec.headGroupSpec.template.spec"
@@ -111,6 +43,21 @@ WORKER = "spec.rayClusterSpec.workerGroupSpecs.1"
         (f"{WORKER}.template.spec.containers.0.image", 7, "workerGroupSpecs.1.template.spec.containers.0.image: 7"),
         (f"{WORKER}.template.spec.tolerations.0.efect", "x", "tolerations.0: .*efect"),
         (f"{WORKER}.minReplicas", 9, "minReplicas 9 exceeds maxReplicas 8"),
+        ("spec.rayClusterSpec.rayVersion", "2.59.0", "rayVersion has Ray 2.59.0"),
+        ("spec.rayClusterSpec.authOptions", None, "authOptions.mode is not 'token'"),
+        (
+            "spec.submitterPodTemplate.spec.securityContext",
+            None,
+            "submitterPodTemplate.spec.securityContext.runAsNonRoot",
+        ),
+        ("spec.activeDeadlineSeconds", None, "activeDeadlineSeconds is missing"),
+        (f"{WORKER}.labels.ray-subcluster", "training", "parallel.worker_labels wants nodes with {'ray-subcluster'"),
+        (f"{WORKER}.template.spec.securityContext", {}, "runAsNonRoot is not true"),
+        (f"{WORKER}.template.spec.containers.0.securityContext", {}, "allowPrivilegeEscalation is not false"),
+        (f"{WORKER}.template.spec.containers.0.resources.limits.memory", None, "limits.memory is missing"),
+        (f"{WORKER}.template.spec.containers.0.image", "a/blip3o:1-ray2.60.0-py310-gpu", "has Python 3.10"),
+        (f"{WORKER}.template.spec.nodeSelector", None, "the pod could get any GPU"),
+        (f"{WORKER}.template.spec.tolerations", None, "tolerations has none for nvidia.com/gpu"),
         ("spec.runtimeEnvYAML", "env_varz: {A: b}", "unknown key 'env_varz'"),
         ("spec.runtimeEnvYAML", "env_vars: {A: 1}", "Dict\\[str, str\\]"),
         ("spec.runtimeEnvYAML", "- a", "expected a mapping"),
@@ -118,7 +65,7 @@ WORKER = "spec.rayClusterSpec.workerGroupSpecs.1"
 )
 def test_a_slip_in_the_job_manifest_is_named_without_crds(path, value, message):
     with pytest.raises(ConfigError, match=message):
-        validate.validate_kuberay(_changed(RAYJOB, path, value), crds=None)
+        validate.validate_kuberay(changed(RAYJOB, path, value), crds=None)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +82,13 @@ def test_a_slip_in_the_job_manifest_is_named_without_crds(path, value, message):
 def test_a_slip_in_the_job_manifest_is_named_by_its_crd(crds, path, value, message):
     validate.validate_kuberay(RAYJOB, crds=crds)
     with pytest.raises(ConfigError, match=message):
-        validate.validate_kuberay(_changed(RAYJOB, path, value), crds=crds)
+        validate.validate_kuberay(changed(RAYJOB, path, value), crds=crds)
 
 
 def test_the_service_manifest_keeps_to_its_crd(crds):
     validate.validate_kuberay(RAYSERVICE, crds=crds)
     with pytest.raises(ConfigError, match="spec: .*serveConfig"):
-        validate.validate_kuberay(_changed(RAYSERVICE, "spec.serveConfig", ""), crds=crds)
+        validate.validate_kuberay(changed(RAYSERVICE, "spec.serveConfig", ""), crds=crds)
 
 
 def test_a_folder_without_the_crd_is_named(tmp_path):
@@ -149,24 +96,12 @@ def test_a_folder_without_the_crd_is_named(tmp_path):
         validate.validate_kuberay(RAYJOB, crds=tmp_path)
 
 
-def test_the_variant_with_efa_is_valid_too(crds_if_any):
-    lines = (CLUSTER / "kuberay" / "rayjob.yaml").read_text().splitlines()
-    added = yaml.safe_load("\n".join(line.partition("#efa ")[2] for line in lines if "#efa " in line))
-    changed = copy.deepcopy(RAYJOB)
-    [container] = changed["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]["template"]["spec"]["containers"]
-    for kind, amounts in added.pop("resources").items():
-        container["resources"][kind].update(amounts)
-    assert not container.keys() & added.keys()
-    container.update(added)
-    assert container["resources"]["limits"]["vpc.amazonaws.com/efa"] == "32"
-    validate.validate_kuberay(changed, crds=crds_if_any)
-
-
 SERVE = {
     "applications": [
         {
             "name": "app",
             "import_path": "serve.app:app",
+            "args": {"bundle": "s3://bucket/b"},
             "deployments": [
                 {"name": "Engine", "autoscaling_config": {"max_replicas": 2}, "ray_actor_options": {"num_gpus": 1}}
             ],
@@ -192,7 +127,7 @@ DEPLOYMENT = "applications.0.deployments.0"
 def test_a_slip_in_the_serve_config_is_named(path, value, message):
     validate.validate_serve(SERVE)
     with pytest.raises(ConfigError, match=message):
-        validate.validate_serve(_changed(SERVE, path, value))
+        validate.validate_serve(changed(SERVE, path, value))
 
 
 def test_a_request_that_may_outlive_its_replica_or_its_pod_is_named():
@@ -208,39 +143,79 @@ def test_a_request_that_may_outlive_its_replica_or_its_pod_is_named():
     grace = "spec.rayClusterConfig.workerGroupSpecs.1.template.spec.terminationGracePeriodSeconds"
     for seconds in (330, 30):
         with pytest.raises(ConfigError, match=f"generator: terminationGracePeriodSeconds {seconds} is not above"):
-            validate.validate_kuberay(_changed(RAYSERVICE, grace, seconds), crds=None)
+            validate.validate_kuberay(changed(RAYSERVICE, grace, seconds), crds=None)
 
 
 def test_every_pod_that_serves_has_the_settings_that_our_own_nodes_have():
     cluster = RAYSERVICE["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         [container] = group["template"]["spec"]["containers"]
-        assert {each["name"]: each["value"] for each in container["env"]} == settings.RAY_SERVE
+        assert {each["name"]: each["value"] for each in container["env"] if "value" in each} == settings.RAY_SERVE
+        assert [each["name"] for each in container["env"] if "valueFrom" in each] == ["BLIP3O_API_KEYS"]
 
 
-def test_the_service_manifest_checks_its_serve_config():
-    broken = RAYSERVICE["spec"]["serveConfigV2"].replace("import_path", "import_pth")
-    with pytest.raises(ConfigError, match="import_path"):
-        validate.validate_kuberay(_changed(RAYSERVICE, "spec.serveConfigV2", broken), crds=None)
+@pytest.mark.parametrize(
+    ("written", "slip", "message"),
+    [
+        ("import_path", "import_pth", "import_path"),
+        ("serve.app:model", "serve.app:modell", "import_path 'serve.app:modell' cannot be imported"),
+        ("batch_size: 16,", "batch_sise: 16,", "serve.app:model: args: 'batch_sise'"),
+        (
+            "ray-subcluster: ingress",
+            "ray-subcluster: http",
+            "blip3o.Ingress wants nodes with {'ray-subcluster': 'http'}",
+        ),
+    ],
+)
+def test_the_service_manifest_checks_its_serve_config(written, slip, message):
+    assert written in RAYSERVICE["spec"]["serveConfigV2"]
+    broken = RAYSERVICE["spec"]["serveConfigV2"].replace(written, slip)
+    with pytest.raises(ConfigError, match=message):
+        validate.validate_kuberay(changed(RAYSERVICE, "spec.serveConfigV2", broken), crds=None)
 
 
 def test_the_command_line_reports_each_file(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(validate.log, "configure", lambda: None)
     caplog.set_level("INFO", logger="cluster.validate")
     broken = tmp_path / "broken.yaml"
-    broken.write_text(yaml.safe_dump(_changed(AWS, "max_wrokers", 1)))
-    assert validate.main([str(CLUSTER / "aws.yaml"), str(broken), str(tmp_path / "missing.yaml")]) == 1
+    broken.write_text(yaml.safe_dump(changed(AWS, "max_wrokers", 1)))
+    assert validate.main([str(CLUSTER / "aws-train.yaml"), str(broken), str(tmp_path / "missing.yaml")]) == 1
     valid, typo, missing = [record.message for record in caplog.records if record.name == "cluster.validate"]
-    assert "aws.yaml: valid Ray cluster launcher config" in valid
+    assert "aws-train.yaml: valid Ray cluster launcher config" in valid
     assert "broken.yaml: top level" in typo and "max_wrokers" in typo
     assert "missing.yaml" in missing and "No such file" in missing
-    assert validate.main([str(CLUSTER / "aws.yaml")]) == 0
+    assert validate.main([str(CLUSTER / "aws-train.yaml")]) == 0
     assert validate.main([]) == 2
 
 
-def test_no_shipped_file_holds_a_key_or_a_fixed_worker():
-    text = "".join(path.read_text() for path in CLUSTER.rglob("*.yaml"))
-    assert "AKIA" not in text and "SECRET_ACCESS_KEY" not in text
-    workers = [AWS["available_node_types"][name] for name in ("preprocess", "trainer")]
-    assert all(worker["min_workers"] == 0 for worker in workers)
-    assert all(worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} for worker in workers)
+@pytest.mark.parametrize(
+    ("name", "path", "value", "message"),
+    [
+        ("kuberay/base/quota.yaml", "spec.hardd", {}, "hardd"),
+        ("kuberay/base/networkpolicy.yaml", "kind", "NetworkPolice", "kind 'NetworkPolice' of networking"),
+        ("kuberay/base/podmonitor.yaml", "spec.podMetricEndpoints", [], "unknown key 'podMetricEndpoints'"),
+        ("kuberay/base/podmonitor.yaml", "spec.selector", None, "spec.selector is missing"),
+        ("kuberay/serve/kustomization.yaml", "resource", [], "unknown key 'resource'"),
+        ("kuberay/serve/kustomization.yaml", "resources.0", "../bass", "../bass does not exist"),
+        ("kuberay/serve/kustomization.yaml", "resources.3", None, "pdb-generator.yaml is in the folder"),
+        ("iam/worker.json", "Statement.0.Action.1", None, "the policy lacks s3:PutObject"),
+        ("iam/worker.json", "Statement.0.Action.1", "s3:*", r"the policy lacks s3:PutObject"),
+        ("iam/worker.json", "Statement.1.Action.0", "s3:ListBucket*", "s3:ListBucket is of a bucket"),
+        ("iam/worker.json", "Statement.0.Resource", "arn:aws:s3:::bucket", "s3:ListBucket is of a bucket"),
+        ("iam/head.json", "Statement.3.Resource", "*", "Resource is '\\*' for ec2:TerminateInstances"),
+        ("iam/head.json", "Statement.0.Effect", "Deny", "Effect is not 'Allow'"),
+        ("iam/head.json", "Version", "2008-10-17", "write 2012-10-17"),
+    ],
+)
+def test_a_slip_in_another_file_is_named(tmp_path, name, path, value, message):
+    folder = tmp_path / "kuberay" / "x"
+    folder.mkdir(parents=True)
+    (folder.parent / "base").mkdir()
+    (folder.parent / "base" / "kustomization.yaml").touch()
+    for other in (CLUSTER / name).parent.glob("*"):
+        (folder / other.name).write_bytes(other.read_bytes())
+    file = folder / Path(name).name
+    assert validate.validate_file(file)
+    file.write_text(yaml.safe_dump(changed(load(name), path, value)))
+    with pytest.raises(ConfigError, match=message):
+        validate.validate_file(file)

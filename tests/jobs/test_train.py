@@ -24,11 +24,15 @@ from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri,
 from blip3o.runs.paths import SNAPSHOT, events_folder, final_uri, tensorboard_folder
 from blip3o.runs.results import DESCRIPTION, read_description, read_final, write_final
 from blip3o.runs.rows import reproducible, rows_of
+from blip3o.storage.s3_connection import connection
 from blip3o.train.checkpoint.store import committed_step
+from cluster.policies import S3_ACTIONS
 from cluster.ports import LOOPBACK, free_ports
 from jobs.commands.runs import read_run
 from jobs.training.run import train, train_pipeline
 from jobs.training.validate import validate_weights
+from tests.cluster.s3_actions import Noted
+from tests.faults import FaultProxy
 from tests.jobs import world
 from tests.train.events import read_scalars
 
@@ -153,7 +157,19 @@ def test_one_worker_resumes_from_two_and_trains_alike(base, quiet):
 
 
 @pytest.fixture
-def nodes():
+def noted(s3, monkeypatch):
+    """The IAM actions of all requests to the store of processes that start from here on."""
+    noted = Noted()
+    with FaultProxy(connection().endpoint) as proxy:
+        proxy.follow(noted)
+        with monkeypatch.context() as patch:
+            for name, value in proxy.environment.items():
+                patch.setenv(name, value)
+            yield noted.actions
+
+
+@pytest.fixture
+def nodes(noted):
     """A cluster of a head and two labelled nodes: its address, its dashboard, and the label of each node by its id."""
     from ray.cluster_utils import Cluster
 
@@ -165,7 +181,8 @@ def nodes():
     cluster.shutdown()
 
 
-def test_a_run_on_labelled_nodes_equals_the_run_on_one_node(nodes, base, tmp_path, quiet):
+def test_a_run_on_labelled_nodes_equals_the_run_on_one_node(nodes, noted, base, tmp_path, quiet):
+    """And it asks of the store exactly what the role of a node allows."""
     from ray.util.state import list_actors
 
     undisturbed, expected = quiet
@@ -176,6 +193,7 @@ def test_a_run_on_labelled_nodes_equals_the_run_on_one_node(nodes, base, tmp_pat
     environment = settings.child_environment({"RAY_ADDRESS": address})
     done = subprocess.run([sys.executable, "-m", "jobs.train", file], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert noted == S3_ACTIONS
     spread = world.recipe(base, **options)
     assert figures(spread) == figures(undisturbed)
     assert train(spread)["sha256"] == expected["sha256"]

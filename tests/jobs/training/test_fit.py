@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 from rich.console import Console
 
-from blip3o import log
+from blip3o import log, settings
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.stream import data_config
 from blip3o.errors import ConfigError
@@ -22,11 +22,17 @@ from tests import recipes
 from tests.jobs import world
 
 
-def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says():
+def test_workers_are_placed_by_their_labels_and_reserve_what_the_recipe_says(monkeypatch):
+    timeout = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    monkeypatch.setenv(timeout, "")
+    monkeypatch.delenv(timeout)
+    scaling_config(recipes.recipe(parallel={"workers": {"min": 1, "max": 2}}).parallel, max_workers=2)
+    assert settings.get(timeout) is None
     labels = {"ray-subcluster": "training"}
     asked = {"workers": 2, "cpus_per_worker": 3.0}
     placed = scaling_config(recipes.recipe(parallel=asked | {"worker_labels": labels}).parallel, max_workers=2)
     assert (placed.num_workers, placed.use_gpu, placed.label_selector) == (2, False, labels)
+    assert settings.get(timeout) == "600"  # nodes may have to be started first
     assert placed.resources_per_worker == {"CPU": 3.0, "GPU": 0}
     assert scaling_config(recipes.recipe(parallel=asked).parallel, max_workers=2).label_selector is None
 
