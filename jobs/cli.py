@@ -29,6 +29,7 @@ from jobs import (
     train,
 )
 from jobs.commands import convert, data, deploy, inference, model, recipes, runs
+from jobs.commands.budget import command as budget
 from jobs.common import new_app, run_app
 
 # Panel of `--help` → name → a command, or an application with commands of its own.
@@ -42,6 +43,7 @@ VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "encode": encode.command,
     },
     "Train": {
+        "budget": budget.command,
         "preflight": preflight.command,
         "train": train.command,
         "runs": runs.runs,
