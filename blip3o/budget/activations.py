@@ -9,7 +9,7 @@ that depth and with one layer more, and continued in a straight line.
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
@@ -37,19 +37,30 @@ TOWERS: tuple[Tower, ...] = ("backbone", "dit", "encoder")
 class Activations:
     """Bytes of one micro-batch besides weights and sums of gradients.
 
-    `stored` are kept by the forward pass for the backward pass. `peak` is the most at any time, and `with_gradients`
-    the most together with the gradients of trained parameters that exist by then.
+    `stored` are kept by the forward pass for the backward pass. `forward` and `backward` are the most at any time of
+    each, and `backward_all` the most together with the gradients of trained parameters that exist by then.
     """
 
     stored: int
-    peak: int
-    with_gradients: int
+    forward: int
+    backward: int
+    backward_all: int
 
-    def extended(self, longer: "Activations", layers: int) -> "Activations":
-        """With `layers` layers more, if `longer` has one more."""
-        one, two = astuple(self), astuple(longer)
-        stored, peak, with_gradients = (a + layers * (b - a) for a, b in zip(one, two, strict=True))
-        return Activations(stored=stored, peak=peak, with_gradients=with_gradients)
+    @property
+    def peak(self) -> int:
+        """The most at any time, without gradients of parameters."""
+        return max(self.forward, self.backward)
+
+    @property
+    def with_gradients(self) -> int:
+        """The most at any time, gradients of parameters included."""
+        return max(self.forward, self.backward_all)
+
+    def extended(self, start: "Activations", longer: "Activations", layers: int) -> "Activations":
+        """With `layers` layers more than `start`, where `longer` has one more."""
+        values = zip(astuple(self), astuple(start), astuple(longer), strict=True)
+        stored, forward, backward, backward_all = (own + layers * (more - one) for own, one, more in values)
+        return Activations(stored=stored, forward=forward, backward=backward, backward_all=backward_all)
 
 
 def measure_activations(recipe: Recipe, *, recompute: bool, tokens: int | None = None) -> Activations:
@@ -59,21 +70,11 @@ def measure_activations(recipe: Recipe, *, recompute: bool, tokens: int | None =
     """
     depths = {name: _depth(recipe, name) for name in TOWERS}
     base = {name: min(depth, DEPTH) for name, depth in depths.items()}
-    first = _run(recipe, base, recompute=recompute, tokens=tokens)
-    found = first
+    start = found = _run(recipe, base, recompute=recompute, tokens=tokens)
     for name in TOWERS:
-        more = depths[name] - base[name]
-        if more:
+        if more := depths[name] - base[name]:
             longer = _run(recipe, base | {name: base[name] + 1}, recompute=recompute, tokens=tokens)
-            step = first.extended(longer, more)
-            found = found.extended(
-                Activations(
-                    stored=found.stored + step.stored - first.stored,
-                    peak=found.peak + step.peak - first.peak,
-                    with_gradients=found.with_gradients + step.with_gradients - first.with_gradients,
-                ),
-                1,
-            )
+            found = found.extended(start, longer, more)
     return found
 
 
@@ -84,20 +85,25 @@ def _depth(recipe: Recipe, tower: Tower) -> int:
 def _run(recipe: Recipe, depths: dict[Tower, int], *, recompute: bool, tokens: int | None) -> Activations:
     towers = {name: getattr(recipe.model, name).model_copy(update={"layers": n}) for name, n in depths.items()}
     shallow = recipe.model_copy(update={"model": recipe.model.model_copy(update=towers)})
-    module = _build(shallow, recompute=recompute)
+    module = build_for_counting(shallow, recompute=recompute)
     batch = to_device(module.prepare(make_micro_batch(shallow, tokens=tokens)), META)
     tracker = StorageTracker([*module.parameters(), *module.buffers(), *batch.values()])
     with _fused_attention(), shapes.patch(meta_nonzero_assume_all_nonzero=True), tracker:
         loss = torch.stack(list(module(batch).values())).sum()
-        stored = tracker.live
+        stored, forward = tracker.live, tracker.peak()
+        middle = tracker.changes
         torch.autograd.backward([loss])
     gradients = {_key(p.grad) for p in module.parameters() if p.grad is not None}
     return Activations(
-        stored=stored, peak=tracker.peak(without=gradients), with_gradients=tracker.peak(without=frozenset())
+        stored=stored,
+        forward=forward,
+        backward=tracker.peak(start=middle, without=gradients),
+        backward_all=tracker.peak(start=middle),
     )
 
 
-def _build(recipe: Recipe, *, recompute: bool) -> StageModule:
+def build_for_counting(recipe: Recipe, *, recompute: bool) -> StageModule:
+    """The stage's module on the meta device, as its engine has it: frozen parts, dtype, recomputation."""
     with META:
         module = build_stage_module(recipe, image_token_id=IMAGE_TOKEN, pad_id=PAD)
     for parameter in module.parameters():  # as the engine: buffers stay fp32
@@ -122,14 +128,19 @@ class StorageTracker(TorchDispatchMode):
         self._changes: list[tuple[int, int]] = []  # of a storage: its key and bytes, negative for a release
         self.live = 0
 
-    def peak(self, *, without: set[int] | frozenset[int]) -> int:
-        """The most bytes at any time, leaving out storages that live to the end under one of these keys."""
+    @property
+    def changes(self) -> int:
+        """The number of allocations and releases so far."""
+        return len(self._changes)
+
+    def peak(self, *, start: int = 0, without: Collection[int] = ()) -> int:
+        """The most bytes after `start` changes, leaving out storages that live to the end under one of these keys."""
         last = {key: number for number, (key, size) in enumerate(self._changes) if size > 0 and key in without}
         left_out = set(last.values())
         live = most = 0
         for number, (_, size) in enumerate(self._changes):
             live += 0 if number in left_out else size
-            most = max(most, live)
+            most = max(most, live) if number >= start - 1 else 0
         return most
 
     def _release(self, key: int, size: int) -> None:

@@ -5,6 +5,7 @@ at which a step needs most: in the backward pass, and in the optimizer step. Buc
 DeepSpeed's defaults (`runtime/zero/config.py`, 0.19.8), unless the recipe sets them. docs/budget.md has the formulas.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,37 +63,40 @@ def device_memory(recipe: Recipe, parameters: Parameters, activations: Activatio
     summed = parallel.zero_stage >= 2 or accumulates
     # At stage 2 the partition of this micro-batch's gradients stands next to the sum of the earlier ones.
     again = ELEMENT[parallel.precision] * share if parallel.zero_stage == 2 and accumulates else 0.0
+    in_use = activations.peak if summed else activations.with_gradients
+    working, buffers = max(_moments(recipe, parameters, stored=activations.stored, in_use=in_use), key=sum)
     return DeviceMemory(
         weights=0.0 if parallel.offload == "parameters" else held.weights,
         gradients=held.gradients,
         optimizer=held.optimizer if on_device else 0.0,
         average=held.average if on_device else 0.0,
-        activations=activations.peak if summed else activations.with_gradients,
-        buffers=again + _buckets(recipe) + _gathered(recipe, parameters),
+        activations=working,
+        buffers=again + buffers,
         step=again + _step(recipe, share, held.gradients) if on_device else again,
         summed_before=summed,
     )
 
 
-def _buckets(recipe: Recipe) -> float:
-    """The bucket that fills, a second one where reduction overlaps, and the copy that is reduced."""
+def _moments(recipe: Recipe, parameters: Parameters, *, stored: int, in_use: int) -> Iterator[tuple[float, float]]:
+    """Activations and buffers at the moments of the backward pass that may be the fullest.
+
+    Buffers are the bucket of gradients that fills, a second one where reduction overlaps, and the copy that is reduced.
+    At ZeRO 3 they are also the parameters that are gathered; before the backward pass those come with the buffer from
+    which they are copied.
+    """
     parallel = recipe.parallel
-    if parallel.zero_stage == 0:
-        return 0.0
     zero: dict[str, Any] = deepspeed_config(recipe)["zero_optimization"]
     bucket = zero.get("reduce_bucket_size", BUCKET) * ELEMENT[parallel.reduction_dtype]
-    if parallel.zero_stage == 1:  # reduced after the backward pass, when activations are gone
-        return float(bucket)
-    return float(bucket * (3 if parallel.overlaps else 2))
-
-
-def _gathered(recipe: Recipe, parameters: Parameters) -> float:
-    """At ZeRO 3, whole parameters, and the buffer of one gathering, from which they are copied."""
-    if recipe.parallel.zero_stage < 3:
-        return 0.0
-    everything = parameters.trained + parameters.frozen
-    once = max(PREFETCH, parameters.largest)
-    return ELEMENT[recipe.parallel.precision] * float(min(LIVE, everything) + min(once, everything))
+    if parallel.zero_stage < 3:
+        # At stage 1 gradients are reduced after the backward pass, when activations are gone.
+        copies = {0: 0, 1: 1, 2: 3 if parallel.overlaps else 2}[parallel.zero_stage]
+        yield float(in_use), float(copies * bucket)
+        return
+    element, everything = ELEMENT[parallel.precision], parameters.trained + parameters.frozen
+    whole = element * min(LIVE, everything)
+    once = element * min(max(PREFETCH, parameters.largest, parameters.largest_frozen), everything)
+    yield float(in_use), float(whole + 2 * bucket)
+    yield float(stored), float(whole + once + bucket)
 
 
 def _step(recipe: Recipe, share: float, gradients: float) -> float:

@@ -1,4 +1,4 @@
-"""A budget: everything that the other modules of this room say about one stage, and the time and money of the others."""
+"""A budget: all that the other modules of this room say about one stage, and the time and money of the others."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,19 +15,23 @@ from blip3o.budget.work import sample_flops
 from blip3o.config.recipe import Recipe
 from blip3o.errors import ConfigError
 from blip3o.train.preflight.memory import Parameters, count_parameters
+from blip3o.train.stages import stage_of
 
 ZERO_STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a budget is made for: a kind of GPU and how many, tokens of a prompt, images of the set, a load to serve."""
+    """What a budget is made for: a kind of GPU and how many, tokens of a prompt, images of the set, a load to serve.
+
+    Without a `load`, nothing is said about serving.
+    """
 
     gpu: str
     count: int
     tokens: int | None
     samples: float | None
-    load: float
+    load: float | None
     slo_s: float
 
 
@@ -57,17 +61,16 @@ class Budget:
     reading: Reading
     features: FeatureStore | None
     nodes: Nodes
-    serving: Serving
+    serving: Serving | None
     others: dict[str, Training]
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON values, with the peaks, which are sums."""
         figures = {
             name: asdict(getattr(self, name))
-            for name in ("request", "parameters", "memory", "training", "reading", "nodes", "serving")
+            for name in ("request", "parameters", "memory", "training", "reading", "nodes")
         }
         figures["memory"]["peak"] = self.memory.peak
-        figures["serving"]["image_s"] = self.serving.image_s
         return {
             "name": self.name,
             **figures,
@@ -76,6 +79,7 @@ class Budget:
             "by_zero_stage": [{**asdict(row), "peak": row.memory.peak} for row in self.by_zero_stage],
             "by_count": [asdict(plan) for plan in self.by_count],
             "features": None if self.features is None else asdict(self.features),
+            "serving": None if self.serving is None else {**asdict(self.serving), "image_s": self.serving.image_s},
             "others": {name: asdict(plan) for name, plan in self.others.items()},
         }
 
@@ -83,14 +87,14 @@ class Budget:
 def make_budget(stages: Sequence[Recipe], request: Request, prices: Prices) -> Budget:
     """The budget of the stage with the most work, and the time and money of the others.
 
-    Raises `ConfigError` for an unknown GPU, adapters, a recipe for the CPU or in fp32, and for GPUs that do not divide a
-    step.
+    Raises `ConfigError` for an unknown GPU, adapters, a recipe for the CPU or in fp32, and if the GPUs do not divide a
+    step's micro-batches.
     """
     for recipe in stages:
         _require_known(recipe)
     sized = [with_count(recipe, request.count) for recipe in stages]
     flops = {recipe.run.name: sample_flops(recipe, tokens=request.tokens) for recipe in sized}
-    sizes = {recipe.run.name: count_parameters(recipe) for recipe in sized}
+    sizes = _sizes(sized)
     plans = {
         it.run.name: plan_training(it, sizes[it.run.name], flops[it.run.name], gpu=request.gpu, prices=prices)
         for it in sized
@@ -123,16 +127,26 @@ def make_budget(stages: Sequence[Recipe], request: Request, prices: Prices) -> B
         if main.objective.stored_features
         else None,
         nodes=split_nodes(main, prices, gpu=request.gpu, images_per_s=training.images_per_s),
-        serving=plan_serving(
-            main.model,
-            prices,
-            gpu=request.gpu,
-            load=request.load,
-            slo_s=request.slo_s,
-            tokens=request.tokens or PROMPT_TOKENS,
-        ),
+        serving=_serving(main, request, prices),
         others={other: plan for other, plan in plans.items() if other != name},
     )
+
+
+def _sizes(stages: Sequence[Recipe]) -> dict[str, Parameters]:
+    """The numbers of parameters of each stage; stages that train the same parts of the same model are counted once."""
+    found: dict[str, Parameters] = {}
+    for number, recipe in enumerate(stages):
+        same = (it for it in stages[:number] if it.model == recipe.model and stage_of(it) == stage_of(recipe))
+        equal = next(same, None)
+        found[recipe.run.name] = count_parameters(recipe) if equal is None else found[equal.run.name]
+    return found
+
+
+def _serving(recipe: Recipe, request: Request, prices: Prices) -> Serving | None:
+    if request.load is None:
+        return None
+    tokens = request.tokens or PROMPT_TOKENS
+    return plan_serving(recipe.model, prices, gpu=request.gpu, load=request.load, slo_s=request.slo_s, tokens=tokens)
 
 
 def counts(recipe: Recipe) -> list[int]:
@@ -155,7 +169,7 @@ def _require_known(recipe: Recipe) -> None:
     parallel = recipe.parallel
     if (parallel.device, parallel.precision) != ("gpu", "bf16"):
         raise ConfigError(
-            f"a budget is for GPUs in bf16, and {recipe.run.name} computes on {parallel.device} in {parallel.precision}: "
+            f"a budget is for GPUs in bf16, and {recipe.run.name} is for {parallel.device} in {parallel.precision}: "
             "--set parallel.device=gpu --set parallel.precision=bf16"
         )
     if recipe.stage.lora is not None:

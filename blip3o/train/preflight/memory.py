@@ -39,11 +39,12 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """A stage's numbers of trained and of frozen parameters, and that of the largest trained tensor."""
+    """A stage's numbers of trained and of frozen parameters, and those of the largest trained and frozen tensors."""
 
     trained: int
     frozen: int
     largest: int = 0
+    largest_frozen: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,10 @@ def count_parameters(recipe: Recipe) -> Parameters:
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for parameter in module.parameters():
         sizes[parameter.requires_grad].append(parameter.numel())
-    return Parameters(trained=sum(sizes[True]), frozen=sum(sizes[False]), largest=max(sizes[True], default=0))
+    largest, largest_frozen = (max(sizes[trained], default=0) for trained in (True, False))
+    return Parameters(
+        trained=sum(sizes[True]), frozen=sum(sizes[False]), largest=largest, largest_frozen=largest_frozen
+    )
 
 
 def state_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> StateMemory:

@@ -26,7 +26,7 @@ def command(  # noqa: PLR0913 - one parameter an option
     samples: Annotated[
         float | None, typer.Option(min=1, help="Images of the set; if omitted, each is seen once.")
     ] = None,
-    load: Annotated[float, typer.Option(min=1e-6, help="Images a second to serve.")] = 1.0,
+    load: Annotated[float | None, typer.Option(min=1e-6, help="Images a second to serve: print replicas.")] = None,
     slo: Annotated[float, typer.Option(min=1e-3, help="Seconds within which 95 % of them must be done.")] = 10.0,
     took: Annotated[
         float | None, typer.Option(min=1e-6, help="Days that a known run took: print the MFU that they imply.")

@@ -1,5 +1,6 @@
 """The report of a budget as lines of at most 80 columns."""
 
+import math
 from collections.abc import Iterator
 
 from blip3o.budget.memory import DeviceMemory
@@ -78,7 +79,7 @@ def _time(budget: Budget) -> Iterator[str]:
     }
     yield from (f"  {part:<32}{seconds * 1e3:>9.1f}" for part, seconds in parts.items())
     kept = plan.checkpoints
-    yield f"  checkpoints {_share(kept.share)}, failures {_share(kept.lost)} of the time on top"
+    yield f"  checkpoints {kept.share:.2%}, failures {kept.lost:.2%} of the time on top"
     yield f"  one every {_time_of(kept.interval_s)} of {kept.stall_s:.1f} s each"
     yield f"  best by Young {_time_of(kept.young_s)}, by Daly {_time_of(kept.daly_s)}"
     yield from ("", f"training: {_line(plan)}")
@@ -110,8 +111,10 @@ def _data(budget: Budget, prices: Prices) -> Iterator[str]:
     read = budget.reading
     yield from ("", f"object store while training: {read.gbit_per_s:.2f} Gbit/s, {read.gets_per_s:,.0f} GET/s")
     if read.gets_per_s > PREFIX_GETS:
-        yield f"  above {PREFIX_GETS:,} GET/s: spread the shards over {read.gets_per_s / PREFIX_GETS:.0f} or more prefixes"
-    yield f"  {read.bytes_per_sample / 1e3:,.0f} kB and {read.gets_per_sample:.2f} GETs a sample, ${read.usd:,.0f} in all"
+        prefixes = math.ceil(read.gets_per_s / PREFIX_GETS)
+        yield f"  above {PREFIX_GETS:,} GET/s: spread the shards over {prefixes} or more prefixes"
+    each = f"{read.bytes_per_sample / 1e3:,.0f} kB and {read.gets_per_sample:.2f} GETs a sample"
+    yield f"  {each}, ${read.usd:,.0f} for requests in all"
     found = budget.features
     if found is None:
         return
@@ -139,6 +142,8 @@ def _nodes(budget: Budget, prices: Prices) -> Iterator[str]:
 
 def _serving(budget: Budget, prices: Prices) -> Iterator[str]:
     serving, request = budget.serving, budget.request
+    if serving is None:
+        return
     yield from ("", f"serving {request.load:g} images/s, 95 % of them within {request.slo_s:g} s")
     yield from (f"  {name:<32}{seconds:>9.3f} s" for name, seconds in serving.seconds.items())
     size = serving.weight_bytes / GIB
@@ -148,8 +153,8 @@ def _serving(budget: Budget, prices: Prices) -> Iterator[str]:
     if serving.replicas is None:
         yield f"  one image alone takes {serving.image_s:.3g} s: no number of replicas is enough"
         return
-    yield f"  {serving.replicas} replicas, busy {_share(serving.busy)} of the time: ${serving.usd_per_hour:,.2f} an hour,"
-    yield f"  ${serving.usd_per_1000_images:,.2f} for 1,000 images"
+    yield f"  {serving.replicas} replicas, busy {_share(serving.busy)} of the time"
+    yield f"  ${serving.usd_per_hour:,.2f} an hour, ${serving.usd_per_1000_images:,.2f} for 1,000 images"
 
 
 def _share(value: float) -> str:
