@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ SMALL = (
     "optim.micro_batches=4",
     "optim.ema_decay=0.99",
     "optim.muon=[]",
+    "model.dit.layers=2",
+    "stage.noise_draws=3",
 )
 SPREAD = ("parallel.reduce_bucket_size=300000",)  # smaller than the model, as a real one's is
 
@@ -88,10 +91,11 @@ class _Collects(Callback):
 
 
 def measured_peak(recipe: Recipe) -> int:
-    """Most bytes that torch's allocator held while this rank trained. All ranks of the group call it."""
+    """Most bytes that torch's allocator held while rank 0 trained; 0 on others. All ranks of the group call it."""
     gc.collect()
     rank = dist.get_rank()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    followed = profile(activities=[ProfilerActivity.CPU], profile_memory=True) if rank == 0 else nullcontext()
+    with followed as profiled:
         module = build_stage_module(recipe, image_token_id=IMAGE_TOKEN, pad_id=PAD)
         initialize(module.model, 0)
         freeze(module.model, stage_of(recipe))
@@ -109,7 +113,7 @@ def measured_peak(recipe: Recipe) -> int:
             pad_id=PAD,
             callbacks=[ema, _Collects()],
         ).run(0)
-    found = _peak(profiled, began)
+    found = _peak(profiled, began) if rank == 0 else 0
     release_engine(engine)
     return found
 
