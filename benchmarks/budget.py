@@ -131,8 +131,8 @@ def _peak(profiled: Any, began: int) -> int:  # noqa: ANN401 - a torch.profiler.
     while pending:
         event = pending.pop()
         pending += event.children
-        if hasattr(event.extra_fields, "total_allocated"):
-            fields = event.extra_fields
+        fields = event.extra_fields
+        if getattr(fields, "total_allocated", None) is not None:
             found.append((event.start_time_ns, fields.alloc_size, fields.total_allocated))
     found.sort()
     before = found[0][2] - found[0][1]
@@ -154,7 +154,7 @@ def measured_peaks(wanted: list[dict[str, Any]]) -> list[int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "peaks.json")
         mp.spawn(_rank, (_free_port(), wanted, str(file)), nprocs=WORLD)
-        found: list[int] = json.loads(file.read_text())
+        found: list[int] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
@@ -171,7 +171,7 @@ def _rank(rank: int, port: int, wanted: list[dict[str, Any]], file: str) -> None
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     found = [measured_peak(small_recipe(**case)) for case in wanted]
     if rank == 0:
-        Path(file).write_text(json.dumps(found))
+        Path(file).write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -83,7 +83,9 @@ def _depth(recipe: Recipe, tower: Tower) -> int:
 
 
 def _run(recipe: Recipe, depths: dict[Tower, int], *, recompute: bool, tokens: int | None) -> Activations:
-    towers = {name: getattr(recipe.model, name).model_copy(update={"layers": n}) for name, n in depths.items()}
+    towers: dict[str, Any] = {
+        name: getattr(recipe.model, name).model_copy(update={"layers": n}) for name, n in depths.items()
+    }
     shallow = recipe.model_copy(update={"model": recipe.model.model_copy(update=towers)})
     module = build_for_counting(shallow, recompute=recompute)
     batch = to_device(module.prepare(make_micro_batch(shallow, tokens=tokens)), META)
@@ -187,7 +189,7 @@ def _fused_attention() -> Iterator[None]:
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return fused(query, key, value, dropout_p, is_causal, attn_mask=mask)[0]
 
-    F.scaled_dot_product_attention = attention
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]  # with fewer keywords spelt out
     try:
         yield
     finally:

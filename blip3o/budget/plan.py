@@ -156,7 +156,7 @@ def counts(recipe: Recipe) -> list[int]:
 
 
 def with_count(recipe: Recipe, count: int) -> Recipe:
-    """The recipe on so many GPUs. Raises `ConfigError` if they do not divide a step's micro-batches."""
+    """The recipe on `count` GPUs. Raises `ConfigError` if they do not divide a step's micro-batches."""
     if count not in counts(recipe):
         raise ConfigError(
             f"--count {count}: {recipe.run.name} has {recipe.optim.micro_batches} micro-batches a step, which "

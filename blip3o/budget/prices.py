@@ -48,7 +48,7 @@ class Assumptions(Frozen):
     encode_mfu: float = Field(gt=0, le=1, description="the same of a frozen encoder without gradients")
     serve_mfu: float = Field(gt=0, le=1, description="the same of sampling and decoding")
     link_share: float = Field(gt=0, le=1, description="share of a link's bandwidth that collectives reach")
-    library_gib: float = Field(ge=0, description="memory of CUDA, NCCL and cuBLAS on a GPU, GiB")
+    library_gib: float = Field(ge=0, description="memory of driver and libraries on a GPU, GiB")
     headroom: float = Field(gt=0, le=1, description="share of a GPU's memory that a plan may fill")
     image_kb: float = Field(gt=0, description="an image in a shard, kB")
     caption_kb: float = Field(gt=0, description="a caption in a shard, kB")

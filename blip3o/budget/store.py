@@ -80,7 +80,7 @@ def record_bytes(recipe: Recipe) -> int:
 
 
 def feature_store(recipe: Recipe, prices: Prices, *, gpu: str, samples: float) -> FeatureStore:
-    """The comparison for a set of so many images."""
+    """The comparison for a set of `samples` images."""
     offer, rates, store = prices.gpu(gpu), prices.assumptions, prices.store
     hours = samples * encoder_flops(recipe) / (peak_flops(gpu) * rates.encode_mfu) / 3600
     encode = hours * offer.usd_per_hour / offer.gpus

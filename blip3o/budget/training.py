@@ -1,4 +1,4 @@
-"""The time and money of a stage on so many GPUs: a step's seconds, what interrupts it, days, USD.
+"""The time and money of a stage on a number of GPUs: a step's seconds, what interrupts it, days, USD.
 
 Every quantity is a formula of the recipe, the prices file and the model's sizes; docs/budget.md lists them.
 """
@@ -90,7 +90,7 @@ def plan_training(
 
 
 def implied_mfu(recipe: Recipe, flops: dict[str, float], *, gpu: str, days: float) -> float:
-    """The share of the peak that a stage's useful FLOPs were, if it took so many days on `parallel.workers` GPUs."""
+    """The share of the peak that a stage's useful FLOPs were, if it took `days` days on `parallel.workers` GPUs."""
     useful = recipe.optim.steps * recipe.optim.global_batch_size * sum(flops.values())
     return useful / (days * DAY_S * recipe.parallel.max_workers * peak_flops(gpu))
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import fleet, planner
-from benchmarks.fleet import Fleet, curve, recommended, simulate, usable_workers
+from benchmarks.scale import fleet, planner
+from benchmarks.scale.fleet import Fleet, curve, recommended, simulate, usable_workers
 from blip3o.budget.training import young
 
 pytest.importorskip("simpy", reason="simpy simulates the fleet: pip install -e '.[dev]'")

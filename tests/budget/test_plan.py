@@ -41,7 +41,7 @@ def test_a_prices_file_that_is_missing_or_wrong_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="name another one with --prices"):
         read_prices(tmp_path / "none.yaml")
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(Path(PRICES).read_text().replace("mfu: 0.40", "mfu: 4", 1))
+    wrong.write_text(Path(PRICES).read_text(encoding="utf-8").replace("mfu: 0.40", "mfu: 4", 1), encoding="utf-8")
     with pytest.raises(ConfigError, match="assumptions.mfu"):
         read_prices(wrong)
 
@@ -83,12 +83,12 @@ def test_collectives_send_the_bytes_of_their_stage(keys, reduced, gathered):
 
 def test_zero_3_gathers_everything_twice_and_once_more_to_recompute():
     wanted = ["parallel.zero_stage=3"]
-    twice, thrice = (
+    stored, recomputed = (
         collective_seconds(pretrain(*wanted, *more), SIZES, PRICED.gpu("h100"), PRICED.assumptions).gathered_s
         for more in ([], ["parallel.activation_checkpointing=true"])
     )
-    assert twice == pytest.approx(2 * 2 * (SIZES.trained + SIZES.frozen) * 31 / 32 / (400e9 * 0.7))
-    assert thrice == pytest.approx(1.5 * twice)
+    assert stored == pytest.approx(2 * 2 * (SIZES.trained + SIZES.frozen) * 31 / 32 / (400e9 * 0.7))
+    assert recomputed == pytest.approx(1.5 * stored)
 
 
 def test_a_feed_that_is_too_slow_decides_the_step():

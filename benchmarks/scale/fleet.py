@@ -1,4 +1,4 @@
-"""A thousand workers, simulated: `python -m benchmarks.fleet [--plot FILE]`, in less than a minute.
+"""A thousand workers, simulated: `python -m benchmarks.scale.fleet [--plot FILE]`, in less than a minute.
 
 Synchronous steps of 125 nodes of 8 GPUs, with stragglers, throttled reads, interrupted nodes with and without notice,
 checkpoints that stall and are uploaded behind training, and restarts. Goodput is useful steps over those of an
@@ -151,14 +151,14 @@ def _step_seconds(fleet: Fleet, state: State) -> float:
 
 @functools.cache
 def slowest(workers: int, spread: float) -> float:
-    """The mean of the largest of so many log-normal times with median 1: over equal parts of its distribution F^n."""
+    """The mean of the largest of `workers` log-normal times with median 1: over equal parts of its distribution F^n."""
     normal, parts = statistics.NormalDist(), 2000
     shares = (((part + 0.5) / parts) ** (1 / workers) for part in range(parts))
     return statistics.fmean(math.exp(spread * normal.inv_cdf(share)) for share in shares)
 
 
 def usable_workers(fleet: Fleet, nodes: int) -> int:
-    """The most workers on so many nodes that divide a step's micro-batches."""
+    """The most workers on `nodes` nodes that divide a step's micro-batches."""
     most = min(nodes * fleet.gpus, fleet.micro_batches)
     return next(count for count in range(most, 0, -1) if fleet.micro_batches % count == 0)
 
