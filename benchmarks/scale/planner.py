@@ -1,4 +1,4 @@
-"""The driver's planning of a run over 30 million samples, 3,000 shards, 1,024 workers: `python -m benchmarks.scale.planner`.
+"""The driver's planning of 30 million samples, 3,000 shards, 1,024 workers: `python -m benchmarks.scale.planner`.
 
 The real code: writing and reading a manifest and a selection, the order and its fingerprint, the first micro-batches of
 a pass, and the numbers that the stream hands out. Each is timed, then run again under tracemalloc for the bytes that
