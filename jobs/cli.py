@@ -29,6 +29,7 @@ from jobs import (
     train,
 )
 from jobs.commands import convert, data, deploy, inference, model, recipes, runs
+from jobs.commands.budget import command as budget
 from jobs.common import new_app, run_app
 from jobs.loadtest import command as loadtest
 
@@ -43,6 +44,7 @@ VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "encode": encode.command,
     },
     "Train": {
+        "budget": budget.command,
         "preflight": preflight.command,
         "train": train.command,
         "runs": runs.runs,

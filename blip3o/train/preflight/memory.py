@@ -11,7 +11,7 @@ parameters, b bytes per element, W workers and Adam's 12 bytes (fp32 copy, two m
 | 3 | b (T + F) / W | b T / W | 12 T / W |
 
 Gradients that are summed in another dtype than that of the weights (`parallel.gradient_accumulation_dtype`) have the
-size of that dtype instead of b.
+size of that dtype instead of b. At stage 0 in fp32 there is no copy of the weights: 8 T.
 
 Activations, input batches and the libraries' own memory come on top: only `SHARE` of the memory is for the table's
 items.
@@ -29,6 +29,7 @@ from blip3o.train.stages import freeze, stage_of
 
 ELEMENT = {"bf16": 2, "fp32": 4}
 ADAM = 12  # bytes per parameter: fp32 copy and two moments
+MOMENTS = 8  # without the copy, where nothing is partitioned and the weights themselves are fp32
 EXACT = 4  # bytes per trained parameter in bf16 until the engine is built: fp32 weights
 EMA = 4  # bytes per parameter of the moving average
 SHARE = 0.8  # of a device's memory that weights, gradients and optimizer may take
@@ -38,11 +39,12 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """A stage's numbers of trained and of frozen parameters, and that of the largest trained tensor."""
+    """A stage's numbers of trained and of frozen parameters, and those of the largest trained and frozen tensors."""
 
     trained: int
     frozen: int
     largest: int = 0
+    largest_frozen: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,16 @@ class MemoryEstimate:
     checkpoint: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class StateMemory:
+    """Bytes of one worker that last from step to step: weights, sums of gradients, optimizer, moving average."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+
+
 def count_parameters(recipe: Recipe) -> Parameters:
     """Counts a stage's parameters on the meta device. Raises `ConfigError` as `freeze`."""
     with META:
@@ -66,7 +78,23 @@ def count_parameters(recipe: Recipe) -> Parameters:
     sizes: dict[bool, list[int]] = {True: [], False: []}
     for parameter in module.parameters():
         sizes[parameter.requires_grad].append(parameter.numel())
-    return Parameters(trained=sum(sizes[True]), frozen=sum(sizes[False]), largest=max(sizes[True], default=0))
+    largest, largest_frozen = (max(sizes[trained], default=0) for trained in (True, False))
+    return Parameters(
+        trained=sum(sizes[True]), frozen=sum(sizes[False]), largest=largest, largest_frozen=largest_frozen
+    )
+
+
+def state_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> StateMemory:
+    """Bytes of one worker by the table above, wherever they are: offloaded ones too."""
+    parallel = recipe.parallel
+    element, stage = ELEMENT[parallel.precision], parallel.zero_stage
+    share = parameters.trained / (workers if stage >= 1 else 1)
+    return StateMemory(
+        weights=element * (parameters.trained + parameters.frozen) / (workers if stage == 3 else 1),
+        gradients=ELEMENT[parallel.accumulation_dtype] * parameters.trained / (workers if stage >= 2 else 1),
+        optimizer=(MOMENTS if stage == 0 and parallel.precision == "fp32" else ADAM) * share,
+        average=EMA * share if recipe.optim.ema_decay else 0.0,
+    )
 
 
 def estimate_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> MemoryEstimate:
@@ -75,18 +103,14 @@ def estimate_memory(recipe: Recipe, parameters: Parameters, *, workers: int) -> 
     A moving average (`optim.ema_decay`) adds four bytes per trained parameter to both, next to the optimizer's state.
     """
     parallel = recipe.parallel
-    element, stage = ELEMENT[parallel.precision], parallel.zero_stage
-    trained, everything = parameters.trained, parameters.trained + parameters.frozen
-    average = EMA if recipe.optim.ema_decay else 0
-    weights = element * everything / (workers if stage == 3 else 1)
-    gradients = ELEMENT[parallel.accumulation_dtype] * trained / (workers if stage >= 2 else 1)
-    share = trained / (workers if stage >= 1 else 1)
-    built = {"none": weights + ADAM * share, "optimizer": weights, "parameters": 0.0}[parallel.offload]
-    averaged = average * share if parallel.offload == "none" else 0.0
+    element, trained = ELEMENT[parallel.precision], parameters.trained
+    held = state_memory(recipe, parameters, workers=workers)
+    built = {"none": held.weights + held.optimizer, "optimizer": held.weights, "parameters": 0.0}[parallel.offload]
+    averaged = held.average if parallel.offload == "none" else 0.0
     exact = EXACT * trained if parallel.precision == "bf16" else 0
     return MemoryEstimate(
-        device=built + averaged + gradients,
-        start=exact + max(element * everything, built),
-        gradients=gradients,
-        checkpoint=(element + ADAM + average) * trained,
+        device=built + averaged + held.gradients,
+        start=exact + max(element * (trained + parameters.frozen), built),
+        gradients=held.gradients,
+        checkpoint=(element + ADAM + (EMA if recipe.optim.ema_decay else 0)) * trained,
     )

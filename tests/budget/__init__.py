@@ -1,0 +1,1 @@
+"""Tests of budgets: memory and FLOPs against what is measured, time and money against formulas by hand."""
