@@ -328,9 +328,10 @@ class Blip3oPipeline:
 
     def chat_prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
         """A conversation with its images as one padded row. Raises `RequestError` as `chat_ids` does."""
+        ids = self.chat_ids(turns, with_image=bool(images))  # first: it refuses images that the model cannot read
         backbone = self.model.config.backbone
         pixels = self._pixels(images, backbone.image_size, backbone.image_resize) if images else None
-        return self._padded([self.chat_ids(turns, with_image=bool(images))], pixels)
+        return self._padded([ids], pixels)
 
     def feature_noise(self, seed: int) -> Tensor:
         """The initial noise [L, F] of a seed's features."""
