@@ -25,10 +25,11 @@ PAGES = ("serving", "http-api", "deploying", "monitoring")
 ELSEWHERE = {
     "make serve": "tests/jobs/test_serve.py",
     "blip3o bench-serve": "tests/jobs/loadtest/test_command.py",
+    "python -m cluster.render": "tests/cluster/test_render.py",
     "python -m cluster.validate": "tests/cluster/test_validate.py",
     "python -m benchmarks.": "tests/serve/deployments/test_rollout.py",  # minutes; the tests have short forms
-    "ray start": "cluster/aws.yaml",  # a Ray that stays; of the nodes there
-    "kubectl": "cluster/kuberay/rayservice.yaml",  # needs a cluster; the file is validated
+    "ray start": "cluster/aws-serve.yaml",  # a Ray that stays; of the nodes there
+    "kubectl": "cluster/kuberay/serve/rayservice.yaml",  # needs a cluster; the file is validated
 }
 
 
