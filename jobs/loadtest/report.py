@@ -10,6 +10,7 @@ from jobs.loadtest.plots import cumulative, legend, scatter
 Result = Mapping[str, Any]
 
 _COLUMNS = ("requests", "failed", "mean s", "p50", "p95", "p99", "1st p50")
+_LABEL = 24
 _WIDTHS = (9, 7, 8, 8, 8, 8, 8)
 _KEPT = {"latency_s": "were answered", "first_s": "had their first part"}
 
@@ -52,7 +53,9 @@ def _objective(result: Result) -> list[str]:
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
-    return f"{label[:24]:24}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    """A row; a label that is too long for its column has a line to itself."""
+    row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    return f"{label:{_LABEL}}{row}" if len(label) <= _LABEL else f"{label}\n{'':{_LABEL}}{row}"
 
 
 def _cells(row: Result) -> list[str]:
