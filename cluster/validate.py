@@ -55,11 +55,12 @@ def validate_file(path: Path) -> str:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {one_line(error)}") from error
+    is_dockerfile = path.name == "Dockerfile"
+    document = None if is_dockerfile else load_yaml(text.encode(), str(path))
     try:
-        if path.name == "Dockerfile":
+        if is_dockerfile:
             validate_dockerfile(text)
             return "Dockerfile"
-        document = load_yaml(text.encode(), "file")
         if not isinstance(document, dict):
             raise ConfigError("holds no mapping; expected a launcher config, a manifest, a policy or a Dockerfile")
         return _validate_document(path, document)

@@ -70,7 +70,7 @@ def test_help_groups_the_verbs_in_the_order_in_which_a_user_needs_them(capsys):
     headings = [heading for heading in re.findall(r"^╭─ (\w+) ─", shown, re.MULTILINE) if heading != "Options"]
     assert headings == ["Start", "Data", "Train", "Result", "Serve"] == list(PANELS)
     parts = dict(zip(headings, re.split(r"^╭─ \w+ ─.*$", shown, flags=re.MULTILINE)[-len(headings) :], strict=True))
-    listed = {heading: re.findall(r"^│ ([a-z]+)  ", part, re.MULTILINE) for heading, part in parts.items()}
+    listed = {heading: re.findall(r"^│ ([a-z-]+)  ", part, re.MULTILINE) for heading, part in parts.items()}
     assert listed == PANELS
 
 

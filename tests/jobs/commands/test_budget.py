@@ -14,7 +14,7 @@ TINY += ["--set", "parallel.precision=bf16", "--set", "optim.muon=[]"]
 def test_the_report_fits_a_terminal_and_plots_are_written(tmp_path):
     result = CliRunner().invoke(app, [*TINY, "--sweep", "--load", "5", "--took", "1", "--plots", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "tiny-generate on 2 x L4"
     assert any("unverified" in line for line in lines)
