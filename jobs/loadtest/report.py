@@ -99,7 +99,7 @@ def as_page(result: Result, outcomes: Sequence[Outcome]) -> str:
         ),
         section("Stages", "From the server's /metrics, during the load.", _stages(result["stages"])),
         section("Errors", "By class.", _errors(result["load"]["errors"])),
-        section("Options", "Those of the command.", _options(result["options"])),
+        section("Options", "Those that were set, with their defaults.", _options(result["options"])),
     ]
     note = f"{_counted(result)}. {_throughput(result['load'])}. {' '.join(_objective(result))}"
     return page(f"Load test of {result['url']}", note, sections)
@@ -136,4 +136,5 @@ def _errors(errors: Mapping[str, int]) -> str:
 
 
 def _options(options: Mapping[str, Any]) -> str:
-    return table((), [[text(name), text(value)] for name, value in options.items()], words=True)
+    rows = [[text(name), text(value)] for name, value in options.items() if value is not None]
+    return table((), rows, words=True)
