@@ -99,7 +99,7 @@ def as_page(result: Result, outcomes: Sequence[Outcome]) -> str:
         ),
         section("Stages", "From the server's /metrics, during the load.", _stages(result["stages"])),
         section("Errors", "By class.", _errors(result["load"]["errors"])),
-        section("Options", "Those that were set, with their defaults.", _options(result["options"])),
+        section("Options", "Those that have a value.", _options(result["options"])),
     ]
     note = f"{_counted(result)}. {_throughput(result['load'])}. {' '.join(_objective(result))}"
     return page(f"Load test of {result['url']}", note, sections)
