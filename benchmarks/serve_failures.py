@@ -27,13 +27,8 @@ import openai
 import psutil
 
 from benchmarks._measure import RESULTS, keep
+from benchmarks.serve_load.bundles import write_untrained
 from blip3o import log, settings
-from blip3o.bundle.layout import BundleConfig
-from blip3o.bundle.writing import write_bundle
-from blip3o.config.model import ModelConfig
-from blip3o.config.presets.models import PRESETS
-from blip3o.config.recipe import TemplateConfig
-from blip3o.data.text.tokenizer import ChatTokenizer
 from cluster.ports import LOOPBACK, free_ports
 from jobs.deployment.checks import Gate
 from jobs.deployment.cluster import ServeCluster
@@ -258,19 +253,6 @@ def served(bundle: str, *, nodes: int, options: dict[str, Any]) -> Iterator[tupl
         cluster.shutdown()
 
 
-def write_nano(uri: str) -> str:
-    """A bundle of random weights; returns its URI."""
-    from blip3o.bundle.reading import build_model
-    from blip3o.model.unified import initialize
-
-    tokenizer = ChatTokenizer.train(["a red circle above a blue square"], 300)
-    config = BundleConfig(model=ModelConfig(**PRESETS["nano"]), template=TemplateConfig(), max_length=160)
-    model = build_model(config, tokenizer)
-    initialize(model, 0)
-    write_bundle(uri, config=config, tensors=dict(model.named_parameters()), tokenizer=tokenizer, provenance={})
-    return uri
-
-
 def main(argv: list[str] | None = None) -> int:
     """Prints a table, and the result as a line of JSON, which it keeps in a file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -282,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.configure_ray()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_nano(f"{folder}/bundle")
+        bundle = write_untrained(f"{folder}/bundle", "nano")
         for name in chosen.scenarios:
             scenario = SCENARIOS[name]
             victims = [victim for victim in scenario.victims if victim in chosen.victims]

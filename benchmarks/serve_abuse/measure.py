@@ -12,23 +12,23 @@ import psutil
 
 from benchmarks._measure import RESULTS, keep
 from benchmarks.serve_abuse.attack import CLIENTS, Attack
-from benchmarks.serve_failures import write_nano
+from benchmarks.serve_failures import processes
+from benchmarks.serve_load.bundles import write_untrained
 from blip3o import log, settings
 from cluster.ports import free_ports
 from jobs.serve import start
 
 SECONDS, WARM_UP_S = 60.0, 30.0
 MAX_WAITING, BATCH = 10, 4  # rows of the replica: 50 clients want five times as many
-PROCESSES = {"proxy": "ray::ProxyActor", "ingress": "Ingress", "replica": "Generator"}
+KINDS = ("proxy", "ingress", "replica")
 
 
 def memory() -> dict[str, float]:
     """Resident memory of this program's proxy, ingress and replica, MiB: the most of each kind."""
     found: dict[str, float] = {}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            line = " ".join(process.cmdline())
-            for kind in (kind for kind, mark in PROCESSES.items() if mark in line):
+    for kind in KINDS:
+        for process in processes(kind):
+            with suppress(psutil.NoSuchProcess):
                 found[kind] = max(found.get(kind, 0.0), process.memory_info().rss / 2**20)
     return found
 
@@ -51,7 +51,7 @@ def growth(samples: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
             "before": round(statistics.median(sample[kind] for sample in samples[:third]), 1),
             "after": round(statistics.median(sample[kind] for sample in samples[-third:]), 1),
         }
-        for kind in PROCESSES
+        for kind in KINDS
     }
 
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.configure_ray()
     [port] = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_nano(f"{folder}/bundle")
+        bundle = write_untrained(f"{folder}/bundle", "nano")
         server = start(bundle, port=port, options={"max_waiting": MAX_WAITING, "batch_size": BATCH})
         try:
             with Attack(port, clients=chosen.clients) as attack:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import RESULTS, keep
-from benchmarks.serve_failures import write_nano
+from benchmarks.serve_load.bundles import write_untrained
 from blip3o import log, settings
 from blip3o.config.model import ModelConfig
 from blip3o.config.presets.models import PRESETS
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     settings.configure_ray()
     medians: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_nano(f"{folder}/bundle")
+        bundle = write_untrained(f"{folder}/bundle", "nano")
         for layout in ("all-in-one", "split"):
             medians[layout] = round(1000 * statistics.median(seconds_per_image(bundle, layout, chosen.count)), 1)
             print(f"{layout:10}  {medians[layout]:6.1f} ms", flush=True)

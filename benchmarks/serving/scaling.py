@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import RESULTS, keep
-from benchmarks.serve_failures import PATIENCE_S, Load, served, write_nano
+from benchmarks.serve_failures import PATIENCE_S, Load, served
+from benchmarks.serve_load.bundles import write_untrained
 from blip3o import log, settings
 from jobs.deployment.rollout import Rollout
 from serve.deployments.configs import application_name
@@ -48,7 +49,7 @@ class Replicas:
         return round(time.monotonic() - self._began, 1)
 
     def wait_until(self, is_enough: Callable[[int], bool]) -> float:
-        """Seconds until the number that runs is as wished; notes every change until then."""
+        """Seconds until the number that runs is as wished; notes every change until then. Gives up after a while."""
         began = time.monotonic()
         while True:
             application = self._server.cluster.details()["applications"][application_name(self._server.config)]
@@ -59,8 +60,10 @@ class Replicas:
                 self.changes.append({"second": self.now, **found})
                 print(f"second {self.now:5.1f}: {running} run, {found['wanted']} wanted", flush=True)
             seconds = time.monotonic() - began
-            if is_enough(running) or seconds > PATIENCE_S:
+            if is_enough(running):
                 return round(seconds, 1)
+            if seconds > PATIENCE_S:
+                raise SystemExit(f"the replicas did not come or go within {PATIENCE_S:.0f} s: there are {running}")
             time.sleep(POLL_S)
 
 
@@ -79,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     log.configure()
     settings.configure_ray()
     with tempfile.TemporaryDirectory() as folder:
-        with served(write_nano(f"{folder}/bundle"), nodes=1, options=OPTIONS) as (server, _), loads(server) as both:
+        bundle = write_untrained(f"{folder}/bundle", "nano")
+        with served(bundle, nodes=1, options=OPTIONS) as (server, _), loads(server) as both:
             keep("serve_scaling", measure(server, *both), chosen.results)
     return 0
 

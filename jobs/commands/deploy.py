@@ -32,7 +32,7 @@ class RolloutOptions:
     """Where the bundle goes, and what it must do before it gets all of the traffic."""
 
     address: Annotated[str, _option("The dashboard of the Ray cluster.", "URL")] = "http://127.0.0.1:8265"
-    url: Annotated[str, _option("Where the server answers; where a new one shall listen.", "URL")] = (
+    url: Annotated[str, _option("Where the server answers, or where a new one will listen.", "URL")] = (
         "http://127.0.0.1:8000"
     )
     suite: Annotated[
@@ -44,9 +44,9 @@ class RolloutOptions:
     canary_share: Annotated[float, _option("Share of the requests during the trial.", min=0, max=0.5)] = 0.1
     canary_seconds: Annotated[float, _option("Length of the trial; 0 leaves it out.", min=0)] = 60
     start_timeout_seconds: Annotated[float, _option("How long the replicas may take to start.", min=1)] = 1800
-    config_out: Annotated[
-        Path | None, _option("Also write what the cluster serves then, as a Serve config.", "FILE", dir_okay=False)
-    ] = None
+    config_out: Annotated[Path | None, _option("Also write the Serve config that results.", "FILE", dir_okay=False)] = (
+        None
+    )
     dry_run: Annotated[bool, _option("Print the Serve config of a first deployment, and stop.")] = False
 
 
@@ -57,7 +57,7 @@ def deploy(
 ) -> None:
     """Serve a bundle on a cluster in place of another one, without a failed request; roll back if it is worse.
 
-    What is not given stays as it is there.
+    Options that you omit keep their value on the cluster.
     """
     names = RolloutOptions.__dataclass_fields__
     options = RolloutOptions(**{name: value for name, value in values.items() if name in names})

@@ -35,26 +35,28 @@ class LoadOptions:
         float | None,
         _option(
             _LOAD,
-            "Requests per second, which arrive at random (Poisson), however fast the server is. Without it, each "
+            "Requests per second. They arrive at random (Poisson), however fast the server is. Without it, each "
             "client sends its next request when it has its reply.",
             min=1e-3,
         ),
     ] = None
     clients: Annotated[int, _option(_LOAD, "Clients; with --rate, the most requests at a time.", "N", min=1)] = 16
-    seconds: Annotated[float, _option(_LOAD, "How long requests are sent.", min=0)] = 60
+    seconds: Annotated[float, _option(_LOAD, "How long to send requests, seconds.", min=0)] = 60
     requests: Annotated[int | None, _option(_LOAD, "Stop after this many, if that is sooner.", "N", min=1)] = None
-    warm_up: Annotated[int, _option(_LOAD, "Requests of each kind before, not counted.", "N", min=0)] = 2
+    warm_up: Annotated[int, _option(_LOAD, "Warm-up requests of each kind, not counted.", "N", min=0)] = 2
     alone: Annotated[
         int,
         _option(_LOAD, "Requests of each kind one at a time, before the load: the latency at low load.", "N", min=0),
     ] = 5
-    prompts: Annotated[str | None, _option(_LOAD, "Prompts, one a line; drawn scenes if omitted.", "FILE")] = None
+    prompts: Annotated[
+        str | None, _option(_LOAD, "File of prompts, one per line; generated scenes if omitted.", "FILE")
+    ] = None
     distinct_prompts: Annotated[
         int, _option(_LOAD, "How many different prompts there are, without --prompts.", "N", min=1)
     ] = 100
-    seed: Annotated[int, _option(_LOAD, "The same seed asks the same.", min=0)] = 0
-    model: Annotated[str | None, _option(_LOAD, "Model to ask; the server's first if omitted.", "NAME")] = None
-    timeout_s: Annotated[float, _option(_LOAD, "When a request is given up, seconds.", min=0.1)] = 300
+    seed: Annotated[int, _option(_LOAD, "Seed of the load: the same one sends the same requests.", min=0)] = 0
+    model: Annotated[str | None, _option(_LOAD, "Model to use; the server's first if omitted.", "NAME")] = None
+    timeout_s: Annotated[float, _option(_LOAD, "Seconds after which a request is given up.", min=0.1)] = 300
     latency_slo_s: Annotated[float | None, _option(_RESULT, "Objective: seconds for a whole request.", min=0)] = None
     first_slo_s: Annotated[
         float | None, _option(_RESULT, "Objective: seconds until the first preview or token.", min=0)

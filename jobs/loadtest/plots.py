@@ -70,7 +70,7 @@ def cumulative(series: Mapping[str, Sequence[float]], x: str, *, mark: float | N
 def legend(names: Sequence[str]) -> str:
     """The names of series in their colours."""
     colors = zip(_cycle(len(names)), names, strict=True)
-    items = (f'<span style="color:{color}">●</span> {text(name)}' for color, name in colors)
+    items = (f'<span style="color:{color}">●</span>&nbsp;{text(name)}' for color, name in colors)
     return f"<p>{'&emsp;'.join(items)}</p>"
 
 

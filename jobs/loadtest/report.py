@@ -10,7 +10,9 @@ from jobs.loadtest.plots import cumulative, legend, scatter
 Result = Mapping[str, Any]
 
 _COLUMNS = ("requests", "failed", "mean s", "p50", "p95", "p99", "1st p50")
+_LABEL = 24
 _WIDTHS = (9, 7, 8, 8, 8, 8, 8)
+_KEPT = {"latency_s": "were answered", "first_s": "had their first part"}
 
 
 def as_text(result: Result) -> str:
@@ -28,7 +30,7 @@ def as_text(result: Result) -> str:
     for kind, cache in (result["stages"] or {}).get("cache", {}).items():
         lines.append(f"cache of {kind}: {cache['hits']} hits, {cache['misses']} misses")
     if result["stages"] and not result["stages"]["complete"]:
-        lines.append("a replica ended in between: its passes are not counted")
+        lines.append("a replica ended during the load: its passes are not counted")
     return "\n".join(lines)
 
 
@@ -44,15 +46,16 @@ def _throughput(load: Result) -> str:
 
 
 def _objective(result: Result) -> list[str]:
-    asked = [f"{name} within {value:g} s" for name, value in result["objectives"].items() if value is not None]
+    asked = [f"{_KEPT[name]} within {value:g} s" for name, value in result["objectives"].items() if value is not None]
     if not asked or result["load"]["slo"] is None:
         return []
-    names = " and ".join(asked).replace("latency_s", "the whole").replace("first_s", "the first part")
-    return [f"{100 * result['load']['slo']:.1f} % of the requests had {names}"]
+    return [f"{100 * result['load']['slo']:.1f} % of the requests {' and '.join(asked)}"]
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
-    return f"{label[:24]:24}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    """A row; a label that is too long for its column has a line to itself."""
+    row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    return f"{label:{_LABEL}}{row}" if len(label) <= _LABEL else f"{label}\n{'':{_LABEL}}{row}"
 
 
 def _cells(row: Result) -> list[str]:
@@ -79,16 +82,24 @@ def as_page(result: Result, outcomes: Sequence[Outcome]) -> str:
     sections = [
         section("Latency", "From when a request was due to its last byte, seconds.", _table(head, rows)),
         section("Over time", "A dot is an answer, a cross an error.", names + _time_plot(over_time, failed)),
-        section("Shares", "Which share of the answers came within x.", names + _shares(whole, objectives["latency_s"])),
+        section(
+            "Answered within",
+            "The share of the answers that came within x seconds.",
+            names + _shares(whole, objectives["latency_s"]),
+        ),
         section(
             "First preview or token",
-            "Of the requests that stream.",
+            "The same for the first part of requests that stream.",
             names + _shares(firsts, objectives["first_s"]) if any(firsts.values()) else "",
         ),
-        section("Alone", "The same requests, one at a time, before the load.", table(head, alone) if alone else ""),
+        section(
+            "Low load",
+            "The same kinds of requests, one at a time, before the load.",
+            table(head, alone) if alone else "",
+        ),
         section("Stages", "From the server's /metrics, during the load.", _stages(result["stages"])),
         section("Errors", "By class.", _errors(result["load"]["errors"])),
-        section("Options", "What was asked.", _options(result["options"])),
+        section("Options", "Those that have a value.", _options(result["options"])),
     ]
     note = f"{_counted(result)}. {_throughput(result['load'])}. {' '.join(_objective(result))}"
     return page(f"Load test of {result['url']}", note, sections)
@@ -125,4 +136,5 @@ def _errors(errors: Mapping[str, int]) -> str:
 
 
 def _options(options: Mapping[str, Any]) -> str:
-    return table((), [[text(name), text(value)] for name, value in options.items()], words=True)
+    rows = [[text(name), text(value)] for name, value in options.items() if value is not None]
+    return table((), rows, words=True)

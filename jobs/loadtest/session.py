@@ -1,15 +1,19 @@
 """One load test: warm-up, requests one at a time, the load, and the server's metrics around it."""
 
 import itertools
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from blip3o.errors import ServiceError
 from jobs.loadtest.client import Client
 from jobs.loadtest.drive import Phase, run
 from jobs.loadtest.options import LoadOptions
 from jobs.loadtest.scrape import Samples, scrape, stages
 from jobs.loadtest.summary import Objectives, by_label, summary
 from jobs.loadtest.workload import Workload
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -50,5 +54,15 @@ class Session:
             "load": summary(outcomes, seconds, objectives),
             "kinds": by_label(outcomes, seconds, objectives),
             "alone": by_label(self.alone.outcomes, self.alone.seconds, objectives),
-            "stages": None if self._before is None else stages(self._before, scrape(self.url)),
+            "stages": self._stages(),
         }
+
+    def _stages(self) -> dict[str, Any] | None:
+        """None also for a server that has gone: the client's figures are worth keeping."""
+        if self._before is None:
+            return None
+        try:
+            return stages(self._before, scrape(self.url))
+        except ServiceError as error:
+            logger.warning("there are no figures of the stages: %s", error)
+            return None

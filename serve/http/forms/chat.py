@@ -32,11 +32,11 @@ class ChatBody(Drawing, Sampling):
     max_tokens: Whole | None = Field(
         default=None,
         ge=1,
-        description="older name of max_completion_tokens, which takes precedence",
+        description="former name of max_completion_tokens, which takes precedence",
         json_schema_extra={"mapped_to": "max_completion_tokens"},
     )
     max_completion_tokens: Whole | None = Field(
-        default=None, ge=1, description=f"most tokens of the reply, capped at {MAX_TOKENS}; {DEFAULT_TOKENS} if omitted"
+        default=None, ge=1, description=f"most tokens in the reply, capped at {MAX_TOKENS}; {DEFAULT_TOKENS} if omitted"
     )
     n: Whole = Field(default=1, description="only 1")
     stop: Stops = Field(default=(), max_length=MAX_STOPS, description="the reply ends before the first of these texts")
@@ -44,7 +44,7 @@ class ChatBody(Drawing, Sampling):
         default=("text",),
         min_length=1,
         strict=False,
-        description='"image": one of the last message, in message.images',
+        description='with "image", message.images has an image of the last message',
     )
     stream: bool = Field(default=False, description="send the reply token by token, as server-sent events")
     stream_options: StreamOptions = Field(default=StreamOptions(), description="options of a streamed reply")

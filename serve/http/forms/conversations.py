@@ -28,10 +28,14 @@ Stops = Annotated[Listed[StopText], BeforeValidator(_listed, json_schema_input_t
 class Drawing(Body):
     """How the tokens of a reply are drawn."""
 
-    temperature: float = Field(default=0, ge=0, le=2, description="0 is greedy: the same conversation, the same reply")
-    top_p: float = Field(default=1, ge=0, le=1, description="draws from the likeliest tokens of this probability")
+    temperature: float = Field(
+        default=0, ge=0, le=2, description="0 is greedy: the same conversation gives the same reply"
+    )
+    top_p: float = Field(
+        default=1, ge=0, le=1, description="samples from the most likely tokens with this total probability"
+    )
     seed: Whole | None = Field(
-        default=None, ge=-(2**63), lt=2**63, description="of draws and of images; random if not given"
+        default=None, ge=-(2**63), lt=2**63, description="seed of sampling and of images; random if omitted"
     )
 
 

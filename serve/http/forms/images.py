@@ -38,7 +38,7 @@ def level_of(quality: Quality) -> Level:
 class Sampling(Body):
     """How an image is sampled: extensions of OpenAI's API, in the routes that generate images."""
 
-    seed: Whole | None = Field(default=None, ge=0, le=MAX_SEED, description="random if not given; the reply has it")
+    seed: Whole | None = Field(default=None, ge=0, le=MAX_SEED, description="random if omitted; the reply contains it")
     num_inference_steps: Whole | None = Field(
         default=None,
         ge=1,
@@ -46,10 +46,10 @@ class Sampling(Body):
         description="sampling steps; takes precedence over `quality`",
     )
     guidance_scale: float | None = Field(
-        default=None, ge=0, le=MAX_GUIDANCE, description="1: no guidance, half the cost"
+        default=None, ge=0, le=MAX_GUIDANCE, description="strength of guidance; 1: none, at half the cost"
     )
     negative_prompt: str = Field(
-        default="", max_length=MAX_PROMPT, description="what guidance leads away from; no effect at guidance_scale 1"
+        default="", max_length=MAX_PROMPT, description="what the image should not show; no effect at guidance_scale 1"
     )
     quality: Quality = Field(
         default="auto",

@@ -73,7 +73,7 @@ class ResponsesBody(Drawing):
     )
     model: str | None = Field(default=None, description="the served model's name, if given")
     max_output_tokens: Whole | None = Field(
-        default=None, ge=1, description=f"most tokens of the reply, capped at {MAX_TOKENS}; {DEFAULT_TOKENS} if omitted"
+        default=None, ge=1, description=f"most tokens in the reply, capped at {MAX_TOKENS}; {DEFAULT_TOKENS} if omitted"
     )
     tools: Listed[ImageTool] = Field(
         default=(), max_length=1, strict=False, description="only image_generation: the response is an image"

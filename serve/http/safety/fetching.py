@@ -104,7 +104,7 @@ class Fetcher:
             raise RequestError("is no URL that can be read: send the image as a data URL") from None
         if parts.scheme != "https" or parts.username is not None:
             raise RequestError("is not a plain https URL, and only these are fetched: send the image as a data URL")
-        if host not in self.hosts:
+        if host not in (allowed.lower() for allowed in self.hosts):
             raise RequestError(
                 f"names the host {quoted(host)}, and images are fetched only from hosts that the server's operator "
                 "allows: send the image as a data URL"

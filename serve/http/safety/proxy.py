@@ -123,15 +123,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """What is left of a body, which the application did not want, is read for a while: then the client reads."""
         super().on_response_complete()
-        if self.transport.is_closing():  # once the client has read
-            _off(self._stalling)
-            self._stalling = self.loop.call_later(self.stall_s, self.transport.abort)
+        if self.transport.is_closing():
+            self._bound_the_end()
         elif not self._is_whole:
             self._expect_more()
 
     def timeout_keep_alive_handler(self) -> None:
-        """The client has been silent for long, and may not have read."""
-        self.transport.abort()
+        """The client has been silent for long: it may still be reading, or not read at all."""
+        super().timeout_keep_alive_handler()
+        self._bound_the_end()
+
+    def _bound_the_end(self) -> None:
+        """A connection that is closing ends once its client has read everything, or takes too little."""
+        self._watch_writes(self.transport.get_write_buffer_size() + self.least_bytes)
 
     def pause_writing(self) -> None:
         """The client does not read as fast as the application writes."""
@@ -139,8 +143,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._watch_writes(self.transport.get_write_buffer_size() + self.least_bytes)
 
     def resume_writing(self) -> None:
-        """The client has read."""
-        _off(self._stalling)
+        """The client has read. Once the connection is closing, nothing else would end it if the client stopped here."""
+        if not self.transport.is_closing():
+            _off(self._stalling)
         super().resume_writing()
 
     def _watch_writes(self, before: int) -> None:

@@ -2,14 +2,18 @@
 
 import asyncio
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from blip3o.errors import ConfigError
 from jobs.loadtest.client import Outcome
 from jobs.loadtest.drive import Phase, run
+from jobs.loadtest.options import LoadOptions, workload
 from jobs.loadtest.plots import Axis, cumulative, scatter
+from jobs.loadtest.report import as_text
 from jobs.loadtest.scrape import parse, stages
+from jobs.loadtest.session import Session
 from jobs.loadtest.summary import Objectives, distribution, summary
 from jobs.loadtest.workload import Call, Workload, parse_work, scenes
 
@@ -149,3 +153,15 @@ def test_plots_have_every_point():
     assert dots.count("<circle") == 3 and dots.count("#c8453b") == 1 and "y &lt; 4" in dots
     assert '<circle cx="508.0" cy="12.0"' in dots  # the largest values are at the right and at the top
     assert cumulative({"a": [0.5, 1.0, 2.0], "b": []}, "seconds", mark=1.5).count("<path") == 4
+
+
+def test_a_server_that_has_gone_does_not_take_the_figures_with_it(caplog):
+    options = LoadOptions()
+    session = Session(url="http://127.0.0.1:1", key=None, options=options, workload=workload(options), _before={})
+    labels = ["image n=4 steps=50 guidance=1.5", "image n=4 steps=50 guidance=2"]
+    session.load.outcomes += [replace(outcome(), label=label) for label in labels]
+    result = session.result(interrupted=False)
+    assert result["load"]["requests"] == 2 and result["stages"] is None
+    assert "http://127.0.0.1:1/metrics cannot be read" in caplog.text
+    lines = as_text({"url": session.url, **result}).splitlines()
+    assert max(map(len, lines)) <= 80 and set(labels) <= set(lines)  # in whole, or they would look the same

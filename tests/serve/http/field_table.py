@@ -35,7 +35,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "serving-reference.md"
 PAGE = """\
 # Options and fields
 
-This page is made from the code. [Serving](serving.md) and the [HTTP API](http-api.md) say what they are for.
+This page is generated from the code. [Serving](serving.md) and the [HTTP API](http-api.md) say what they are for.
 
 ## Options
 
@@ -45,7 +45,7 @@ Options of `blip3o serve` and `blip3o deploy`. In Python and in a Serve config, 
 
 {replicas}
 Some defaults of `blip3o serve` differ: `--num-cpus` is 0.5, `--ingress-replicas` and `--coordinator-replicas` are 1.
-`blip3o deploy` leaves what you do not give as it is on the cluster.
+With `blip3o deploy`, options that you omit keep their value on the cluster.
 
 ### HTTP API
 
@@ -56,7 +56,7 @@ In a Serve config, they are fields of `http`.
 
 - **honoured**: the field has its effect.
 - **mapped**: the field sets another one.
-- **ignored**: the field is accepted, and changes nothing. "Ignored at" lists the only values for which that is so.
+- **ignored**: the field is accepted, and changes nothing. "Ignored at" lists the only values for which this holds.
 - **refused**: a request with the field fails with 400 and this code, unless its value is `null`.
 
 {fields}"""

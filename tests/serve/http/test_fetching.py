@@ -81,7 +81,7 @@ def pages(tmp_path_factory):
 
 
 def fetcher(tls, **options):
-    defaults = {"hosts": ("localhost",), "max_bytes": SIZE - 1, "timeout_s": 20, "may_connect": lambda _: True}
+    defaults = {"hosts": ("LocalHost",), "max_bytes": SIZE - 1, "timeout_s": 20, "may_connect": lambda _: True}
     return Fetcher(**defaults | {"tls": tls} | options)
 
 

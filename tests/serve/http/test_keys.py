@@ -98,6 +98,7 @@ def test_without_keys_a_proxy_on_this_machine_is_nobody(header):
         ("http://127.0.0.1:3000", False),  # another program of this machine
         ("http://evil.example/127.0.0.1:8000", False),
         ("http://127.0.0.1:8000@evil.example", False),
+        ("http://[127.0.0.1:8000", False),  # no URL
         ("null", False),  # a sandbox, or a file
         ("", False),
     ],

@@ -3,6 +3,7 @@
 import json
 import queue
 import socket
+import time
 from contextlib import suppress
 
 import anyio
@@ -32,6 +33,12 @@ class Impatient(GuardedProtocol):
     def connection_lost(self, exc):
         super().connection_lost(exc)
         self.lost.put(self.client)
+
+
+class Patient(GuardedProtocol):
+    """A limit that a client keeps which reads a megabyte ten times in it."""
+
+    stall_s = 1.0
 
 
 async def app(scope, receive, send):
@@ -120,6 +127,22 @@ def test_a_client_that_does_not_read_loses_its_reply(server):
 
 def test_a_client_that_reads_gets_all_of_it(server):
     assert len(raw("GET", server.url + "/large").text) == LARGE
+
+
+@pytest.mark.parametrize("header", [b"Connection: close", b"X: keep"])
+def test_a_client_that_reads_slowly_gets_all_of_it_too(header):
+    """The app has long sent the reply; the connection is closing, or silent for longer than an idle one may be."""
+    with Server(app, http=Patient, timeout_keep_alive=1) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
+        got = 0
+        for _ in range(15):
+            got += len(connection.recv(1_000_000, socket.MSG_WAITALL))
+            time.sleep(0.1)  # the pace of the client
+        with connection.makefile("rb") as rest:
+            got += len(rest.read())
+    assert got > LARGE
 
 
 def test_more_connections_than_the_process_can_hold_are_closed(server):
