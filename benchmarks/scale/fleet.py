@@ -77,6 +77,7 @@ class State:
     """What the processes share. `done` are steps, `saved` those in an uploaded checkpoint."""
 
     nodes: int
+    active: int  # nodes that train: those that come back do so from a restart on
     done: float = 0.0
     saved: float = 0.0
     lost: float = 0.0
@@ -103,7 +104,7 @@ def simulate(fleet: Fleet, seed: int) -> Outcome:
 
     environment = simpy.Environment()
     streams = [np.random.default_rng([seed, number]) for number in range(3)]
-    state = State(nodes=fleet.nodes)
+    state = State(nodes=fleet.nodes, active=fleet.nodes)
     trainer = environment.process(_train(environment, fleet, state))
     environment.process(_interrupt(environment, fleet, state, streams[0], trainer))
     environment.process(_slow_down(environment, fleet, state, streams[1]))
@@ -136,13 +137,18 @@ def _work(environment: "simpy.Environment", fleet: Fleet, state: State) -> Itera
         left -= span
     yield from _checkpoint(environment, fleet, state)
     if state.growing:
-        state.growing = False
         yield environment.timeout(fleet.restart)
+        _begin(state)
+
+
+def _begin(state: State) -> None:
+    """Training begins again, on all nodes that there are."""
+    state.active, state.growing = state.nodes, False
 
 
 def _step_seconds(fleet: Fleet, state: State) -> float:
     """A step, which is as slow as its slowest worker, on the workers that there are."""
-    workers = usable_workers(fleet, state.nodes)
+    workers = usable_workers(fleet, state.active)
     factor = slowest(workers, fleet.spread) * (fleet.slow_by if state.slow else 1.0)
     if state.throttled:
         factor = max(factor, fleet.throttled_by)
@@ -197,7 +203,7 @@ def _recover(environment: "simpy.Environment", fleet: Fleet, state: State, *, an
             while not fleet.elastic and state.nodes < fleet.nodes:
                 yield environment.timeout(5.0)
             yield environment.timeout(fleet.restart)
-            state.growing = False
+            _begin(state)
         except simpy.Interrupt:
             continue
         return
@@ -222,9 +228,8 @@ def _replace(
     environment: "simpy.Environment", fleet: Fleet, state: State, random: np.random.Generator
 ) -> Iterator[Any]:
     yield environment.timeout(random.exponential(fleet.replaced_after))
-    before = usable_workers(fleet, state.nodes)
     state.nodes += 1
-    state.growing |= fleet.elastic and usable_workers(fleet, state.nodes) > before
+    state.growing |= fleet.elastic and usable_workers(fleet, state.nodes) > usable_workers(fleet, state.active)
 
 
 def _slow_down(
