@@ -105,7 +105,7 @@ def test_what_follows_from_a_value_is_rendered_with_it(tmp_path):
     values = load("values.yaml")
     values["aws"]["tags"] = {"cost centre": "0123", "live": "on"}
     values["kubernetes"]["generator"]["max_pods"] = 3
-    values["images"]["gpu"] = values["images"]["gpu"].replace("/blip3o:", "/team/gpu:")
+    values["images"]["gpu"] = values["images"]["gpu"].replace("blip3o:", "team/gpu:")
     files = _rendered(tmp_path, values)
     aws = yaml.safe_load(files["aws-train.yaml"])["available_node_types"]["head"]["node_config"]
     written = [{"Key": "cost centre", "Value": "0123"}, {"Key": "live", "Value": "on"}]
