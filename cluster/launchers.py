@@ -107,7 +107,7 @@ def _check_aws(where: str, node_type: Mapping[str, Any], prepared: Mapping[str, 
         raise ConfigError(f"{where}.MetadataOptions.HttpTokens is not 'required': any request gets the role's keys")
     if "IamInstanceProfile" not in node_config:
         raise ConfigError(f"{where}.IamInstanceProfile is missing: the node could not read the bucket")
-    for index, disk in enumerate(node_config.get("BlockDeviceMappings", [{}])):
+    for index, disk in enumerate(node_config.get("BlockDeviceMappings") or [{}]):
         if not disk.get("Ebs", {}).get("Encrypted"):
             raise ConfigError(f"{where}.BlockDeviceMappings.{index}.Ebs.Encrypted is not true")
     _check_network(where, node_type)
@@ -117,6 +117,9 @@ def _check_network(where: str, node_type: Mapping[str, Any]) -> None:
     """Subnets and groups of its own, since Ray would make a group that is open to the internet."""
     node_config = node_type["node_config"]
     cards = node_config.get("NetworkInterfaces", [])
+    for index, card in enumerate(cards):
+        if card.get("AssociatePublicIpAddress"):
+            raise ConfigError(f"{where}.NetworkInterfaces.{index}.AssociatePublicIpAddress gives a public address")
     subnets = {card.get("SubnetId") for card in cards} or set(node_config.get("SubnetIds", []))
     groups = {group for card in cards for group in card.get("Groups", [])} or node_config.get("SecurityGroupIds")
     if not subnets or not groups:
@@ -172,7 +175,7 @@ def _check_driver(where: str, driver: object) -> None:
 
 def _check_gcp(where: str, node_type: Mapping[str, Any]) -> None:
     node_config = node_type["node_config"]
-    for index, card in enumerate(node_config.get("networkInterfaces", [{}])):
+    for index, card in enumerate(node_config.get("networkInterfaces") or [{}]):
         if "subnetwork" not in card:
             raise ConfigError(f"{where}.networkInterfaces.{index}.subnetwork is missing: Ray would choose one")
         if "accessConfigs" in card:

@@ -4,6 +4,7 @@ Schemas know what may be written, not what must be: a token, a user that is not 
 image with the right versions, a grace that is longer than a request.
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from cluster.images import check_image, check_ray
 
 KUBERNETES_VERSION = "1.33"
 _GPU = "nvidia.com/gpu"
+_HOSTS = ("hostNetwork", "hostPID", "hostIPC")
+_SECRET = re.compile(r"SECRET|PASSWORD|TOKEN$|API_KEYS?$")
 _KUSTOMIZATION = {"apiVersion", "kind", "namespace", "resources", "labels", "images", "patches"}
 _POD_MONITOR = {"selector", "podTargetLabels", "podMetricsEndpoints", "namespaceSelector"}
 Spec = Mapping[str, Any]
@@ -92,16 +95,32 @@ def _selectors_of_job(spec: Spec) -> Iterator[tuple[str, Spec]]:
 def _check_pod(where: str, pod: Spec) -> None:
     if not pod.get("securityContext", {}).get("runAsNonRoot"):
         raise ConfigError(f"{where}.securityContext.runAsNonRoot is not true")
+    for name in _HOSTS:
+        if pod.get(name):
+            raise ConfigError(f"{where}.{name} is true: no pod here needs what is its node's")
+    for index, container in enumerate(pod.get("initContainers", [])):
+        _check_rights(f"{where}.initContainers.{index}", container)
     for index, container in enumerate(pod.get("containers", [])):
         place = f"{where}.containers.{index}"
+        _check_rights(place, container)
         check_image(f"{place}.image", str(container.get("image")))
-        if container.get("securityContext", {}).get("allowPrivilegeEscalation") is not False:
-            raise ConfigError(f"{place}.securityContext.allowPrivilegeEscalation is not false")
         limits = container.get("resources", {}).get("limits", {})
         if "memory" not in limits:
             raise ConfigError(f"{place}.resources.limits.memory is missing: the pod could take the node's memory")
         if _GPU in limits:
             _check_gpu_pod(where, pod)
+
+
+def _check_rights(where: str, container: Spec) -> None:
+    """Nothing that takes back what the pod says, and no secret in plain sight."""
+    context = container.get("securityContext", {})
+    if context.get("allowPrivilegeEscalation") is not False:
+        raise ConfigError(f"{where}.securityContext.allowPrivilegeEscalation is not false")
+    if context.get("privileged") or context.get("runAsNonRoot") is False or context.get("runAsUser") == 0:
+        raise ConfigError(f"{where}.securityContext makes the container root or privileged")
+    for each in container.get("env", []):
+        if "value" in each and _SECRET.search(str(each.get("name"))):
+            raise ConfigError(f"{where}.env: {each['name']} is in the file: take it from a secret (valueFrom)")
 
 
 def _check_gpu_pod(where: str, pod: Spec) -> None:

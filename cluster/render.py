@@ -39,7 +39,7 @@ SUBCLUSTERS = {
 JOBS = {
     "train": {"preprocess": "parallel.data_labels", "trainer": "parallel.worker_labels"},
     "encode": {"preprocess": "parallel.data_labels", "encoder": "parallel.encoder_labels"},
-    "evaluate": {"encoder": ""},  # wherever a GPU is
+    "evaluate": {"generator": ""},  # whose GPUs hold a whole bundle
 }
 POD_GRACE_S = 360  # of pods that serve: longer than a replica drains, and that longer than a request takes
 
@@ -101,6 +101,11 @@ def _environment() -> "Environment":
     )
 
 
+def _repository(image: str) -> str:
+    """The name of an image in its registry, without the registry's host and the tag."""
+    return image.partition("/")[2].partition("@")[0].rpartition(":")[0]
+
+
 def _context(values: Values) -> dict[str, Any]:
     return {
         "v": values,
@@ -109,6 +114,7 @@ def _context(values: Values) -> dict[str, Any]:
         "entrypoints": {verb: _entrypoint(verb, values) for verb in JOBS},
         "ray_version": version("ray"),
         "python_tag": f"py{sys.version_info.major}{sys.version_info.minor}",
+        "repositories": sorted({_repository(values.images.cpu), _repository(values.images.gpu)}),
         "pod_grace_s": POD_GRACE_S,
         "serve_environment": settings.RAY_SERVE,
         "serve_environment_words": "\n    ".join(f"{name}={value}" for name, value in settings.RAY_SERVE.items()),
@@ -138,7 +144,8 @@ def main(arguments: list[str]) -> int:
         return 1
     for name in files:
         logger.info("%s", chosen.out / name)
-    logger.info("check them: python -m cluster.validate %s", " ".join(str(chosen.out / name) for name in files))
+    checked = [str(chosen.out / name) for name in files if not name.endswith("ignore")]
+    logger.info("check them: python -m cluster.validate %s", " ".join(checked))
     return 0
 
 

@@ -40,6 +40,11 @@ class Head(Frozen):
     machine: str = Field(description="machine type; the head runs no tasks")
     disk_gb: int = Field(default=256, gt=0, description="root disk, GB")
 
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        machine(self.machine)
+        return self
+
 
 class Aws(Frozen):
     """One VPC. What is named here exists before `ray up`; docs/aws.md makes it."""
@@ -77,6 +82,7 @@ class Gcp(Frozen):
     region: str = Field(description="region")
     zone: str = Field(description="zone of all nodes")
     subnetwork: str = Field(description="name of a subnetwork with Cloud NAT")
+    images: Images = Field(description="container images in Artifact Registry, from which the nodes may pull")
     source_image: str = Field(description="image family of GPU and CPU nodes; names its NVIDIA driver, 580 or later")
     endpoint: str = Field(description="the store's S3 endpoint, seen from the nodes")
     head: Head = Field(description="the head")
@@ -125,7 +131,7 @@ class Values(Frozen):
     bucket: str = Field(pattern=r"^[a-z0-9][-.a-z0-9]{2,62}$", description="bucket of data, runs and bundles")
     bundle: str = Field(description="folder of the served bundle in the bucket")
     recipe: str = Field(description="recipe that the manifests' jobs run: a shipped name")
-    images: Images = Field(description="container images")
+    images: Images = Field(description="container images of AWS's nodes and of pods")
     aws: Aws = Field(description="for aws-train.yaml, aws-serve.yaml and iam/")
     gcp: Gcp = Field(description="for gcp-train.yaml")
     kubernetes: Kubernetes = Field(description="for kuberay/")

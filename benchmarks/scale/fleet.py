@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ class State:
     """What the processes share. `done` are steps, `saved` those in an uploaded checkpoint."""
 
     nodes: int
+    active: int  # nodes that train: those that come back do so from a restart on
     done: float = 0.0
     saved: float = 0.0
     lost: float = 0.0
@@ -103,7 +104,7 @@ def simulate(fleet: Fleet, seed: int) -> Outcome:
 
     environment = simpy.Environment()
     streams = [np.random.default_rng([seed, number]) for number in range(3)]
-    state = State(nodes=fleet.nodes)
+    state = State(nodes=fleet.nodes, active=fleet.nodes)
     trainer = environment.process(_train(environment, fleet, state))
     environment.process(_interrupt(environment, fleet, state, streams[0], trainer))
     environment.process(_slow_down(environment, fleet, state, streams[1]))
@@ -113,7 +114,7 @@ def simulate(fleet: Fleet, seed: int) -> Outcome:
     return Outcome(goodput=state.done / ideal, lost=state.lost / ideal, failures=state.failures)
 
 
-def _train(environment: "simpy.Environment", fleet: Fleet, state: State) -> Iterator[Any]:
+def _train(environment: "simpy.Environment", fleet: Fleet, state: State) -> Generator[Any, Any, None]:
     """Steps up to the next checkpoint, the checkpoint, and so on; an interruption ends what is under way."""
     import simpy
 
@@ -124,7 +125,7 @@ def _train(environment: "simpy.Environment", fleet: Fleet, state: State) -> Iter
             yield from _recover(environment, fleet, state, announced=bool(interrupt.cause))
 
 
-def _work(environment: "simpy.Environment", fleet: Fleet, state: State) -> Iterator[Any]:
+def _work(environment: "simpy.Environment", fleet: Fleet, state: State) -> Generator[Any, Any, None]:
     left = fleet.checkpoint_every
     while left > 0:
         span = min(left, 60.0)
@@ -136,13 +137,18 @@ def _work(environment: "simpy.Environment", fleet: Fleet, state: State) -> Itera
         left -= span
     yield from _checkpoint(environment, fleet, state)
     if state.growing:
-        state.growing = False
         yield environment.timeout(fleet.restart)
+        _begin(state)
+
+
+def _begin(state: State) -> None:
+    """Training begins again, on all nodes that there are."""
+    state.active, state.growing = state.nodes, False
 
 
 def _step_seconds(fleet: Fleet, state: State) -> float:
     """A step, which is as slow as its slowest worker, on the workers that there are."""
-    workers = usable_workers(fleet, state.nodes)
+    workers = usable_workers(fleet, state.active)
     factor = slowest(workers, fleet.spread) * (fleet.slow_by if state.slow else 1.0)
     if state.throttled:
         factor = max(factor, fleet.throttled_by)
@@ -163,7 +169,7 @@ def usable_workers(fleet: Fleet, nodes: int) -> int:
     return next(count for count in range(most, 0, -1) if fleet.micro_batches % count == 0)
 
 
-def _checkpoint(environment: "simpy.Environment", fleet: Fleet, state: State) -> Iterator[Any]:
+def _checkpoint(environment: "simpy.Environment", fleet: Fleet, state: State) -> Generator[Any, Any, None]:
     """Waits for the upload before, stalls while the workers write, and uploads behind the next steps."""
     if state.uploaded_at > environment.now:
         yield environment.timeout(state.uploaded_at - environment.now)
@@ -172,7 +178,9 @@ def _checkpoint(environment: "simpy.Environment", fleet: Fleet, state: State) ->
     state.pending.append((state.uploaded_at, state.done))
 
 
-def _recover(environment: "simpy.Environment", fleet: Fleet, state: State, *, announced: bool) -> Iterator[Any]:
+def _recover(
+    environment: "simpy.Environment", fleet: Fleet, state: State, *, announced: bool
+) -> Generator[Any, Any, None]:
     """Back to what is saved; then a restart on the nodes that are left, or on all once there is a new one.
 
     Interruptions during the recovery of another begin it again, without losing more.
@@ -197,7 +205,7 @@ def _recover(environment: "simpy.Environment", fleet: Fleet, state: State, *, an
             while not fleet.elastic and state.nodes < fleet.nodes:
                 yield environment.timeout(5.0)
             yield environment.timeout(fleet.restart)
-            state.growing = False
+            _begin(state)
         except simpy.Interrupt:
             continue
         return
@@ -209,7 +217,7 @@ def _interrupt(
     state: State,
     random: np.random.Generator,
     trainer: "simpy.Process",
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     while True:
         yield environment.timeout(random.exponential(fleet.between_failures))
         state.failures += 1
@@ -220,22 +228,21 @@ def _interrupt(
 
 def _replace(
     environment: "simpy.Environment", fleet: Fleet, state: State, random: np.random.Generator
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     yield environment.timeout(random.exponential(fleet.replaced_after))
-    before = usable_workers(fleet, state.nodes)
     state.nodes += 1
-    state.growing |= fleet.elastic and usable_workers(fleet, state.nodes) > before
+    state.growing |= fleet.elastic and usable_workers(fleet, state.nodes) > usable_workers(fleet, state.active)
 
 
 def _slow_down(
     environment: "simpy.Environment", fleet: Fleet, state: State, random: np.random.Generator
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     while True:
         yield environment.timeout(random.exponential(fleet.slow_every_hours * HOUR / fleet.nodes))
         environment.process(_slow_spell(environment, fleet, state))
 
 
-def _slow_spell(environment: "simpy.Environment", fleet: Fleet, state: State) -> Iterator[Any]:
+def _slow_spell(environment: "simpy.Environment", fleet: Fleet, state: State) -> Generator[Any, Any, None]:
     state.slow += 1
     yield environment.timeout(fleet.slow_for)
     state.slow -= 1
@@ -243,7 +250,7 @@ def _slow_spell(environment: "simpy.Environment", fleet: Fleet, state: State) ->
 
 def _throttle(
     environment: "simpy.Environment", fleet: Fleet, state: State, random: np.random.Generator
-) -> Iterator[Any]:
+) -> Generator[Any, Any, None]:
     while True:
         yield environment.timeout(random.exponential(fleet.throttled_every_hours * HOUR))
         state.throttled = True

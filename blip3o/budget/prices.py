@@ -37,7 +37,6 @@ class StoreOffer(Frozen):
 
     usd_per_gb_month: float = Field(ge=0, description="USD for a GB (10^9 bytes) and month")
     usd_per_million_gets: float = Field(ge=0, description="USD for a million GET requests")
-    usd_per_million_puts: float = Field(ge=0, description="USD for a million PUT requests")
     usd_per_gb_read: float = Field(default=0.0, ge=0, description="USD for a GB read; 0 within a region")
 
 

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from blip3o.budget.prices import Assumptions, GpuOffer, Prices, peak_flops
-from blip3o.budget.work import executed_flops
+from blip3o.budget.work import executed_flops, forward_flops
+from blip3o.config.objectives import Task
 from blip3o.config.recipe import Recipe
 from blip3o.train.preflight.memory import ADAM, ELEMENT, EMA, Parameters
 
@@ -61,8 +62,9 @@ def plan_training(
     workers, peak = recipe.parallel.max_workers, peak_flops(gpu)
     nodes = math.ceil(workers / offer.gpus)
     samples = recipe.optim.global_batch_size
-    compute = samples / workers * executed_flops(recipe, flops) / (peak * rates.mfu)
-    backward = compute * 2 / 3
+    executed = executed_flops(recipe, flops)
+    compute = samples / workers * executed / (peak * rates.mfu)
+    backward = compute * (1 - forward_flops(flops) / executed)
     sent = collective_seconds(recipe, parameters, offer, rates)
     hidden = min(sent.reduced_s, backward) if recipe.parallel.overlaps else 0.0
     communication = sent.reduced_s + sent.gathered_s - hidden
@@ -102,8 +104,11 @@ def feed_rate(recipe: Recipe, rates: Assumptions) -> float:
 
 
 def decode_ms(recipe: Recipe, rates: Assumptions) -> float:
-    """One CPU's milliseconds for a sample: with stored features of a stage that shows no image, nothing is decoded."""
-    stored = recipe.data.features != "online" and not recipe.objective.task.shows_images
+    """One CPU's milliseconds for a sample: nothing is decoded where stored features are all that it needs of an image.
+
+    Actors that encode for the trainers (`data.features` stream) are fed by those that decode.
+    """
+    stored = recipe.data.features == "cache" and recipe.objective.task is Task.GENERATE
     return rates.text_ms if stored else rates.decode_ms
 
 
@@ -145,7 +150,8 @@ def checkpoint_plan(
     """What checkpoints and failures take, and the interval by Young (1974) and by Daly (2006)."""
     average = EMA if recipe.optim.ema_decay else 0
     # The first worker's part is the largest: it has the weights, next to its part of the optimizer's state.
-    largest = parameters.trained * (ELEMENT[recipe.parallel.precision] + (ADAM + average) / _share(recipe))
+    whole = 1 if recipe.parallel.zero_stage < 3 else _share(recipe)  # at ZeRO 3 the weights are spread, too
+    largest = parameters.trained * (ELEMENT[recipe.parallel.precision] / whole + (ADAM + average) / _share(recipe))
     stall = largest / (rates.checkpoint_gb_s * GIGA)
     between_s = rates.node_mtbf_h * 3600 / nodes
     interval = recipe.checkpoint.every * step_s

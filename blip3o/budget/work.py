@@ -6,7 +6,7 @@ from blip3o.model.flops import formulas
 from blip3o.model.flops.formulas import Grad
 from blip3o.train.objectives.base import build_objective
 
-UNCHANGED = ("encoder", "prompt")  # parts without gradients: there is nothing to recompute
+LAYERS = ("backbone", "queries", "dit")  # parts of which activation checkpointing recomputes the layers
 RECOMPUTED = 4 / 3  # one forward pass more, next to one forward and a backward pass of twice its operations
 
 
@@ -22,7 +22,21 @@ def executed_flops(recipe: Recipe, useful: dict[str, float]) -> float:
     """FLOPs of a sample that are executed: the useful ones, and those of recomputation."""
     if not recipe.parallel.activation_checkpointing:
         return sum(useful.values())
-    return sum(flops * (1.0 if name in UNCHANGED else RECOMPUTED) for name, flops in useful.items())
+    return sum(flops * (RECOMPUTED if name in LAYERS else 1.0) for name, flops in useful.items())
+
+
+def forward_flops(useful: dict[str, float]) -> float:
+    """The useful FLOPs of a sample's forward pass.
+
+    That is a third of what trains, half of what passes gradients on through frozen weights, and all of what has none.
+    """
+
+    def share(name: str) -> float:
+        if name in ("prompt", "autoencoder") or (name == "encoder" and "contrastive" not in useful):
+            return 1.0
+        return 1 / 2 if name == "queries" and "prompt" in useful else 1 / 3  # joint training has no part `prompt`
+
+    return sum(flops * share(name) for name, flops in useful.items())
 
 
 def encoder_flops(recipe: Recipe) -> int:

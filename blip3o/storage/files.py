@@ -191,8 +191,9 @@ def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
 def open_write(uri: str) -> AbstractContextManager[NativeFile]:
     """A stream to a file that appears, complete, when the block ends. Creates parent folders of local paths.
 
-    If the block fails, a local file is left as it was; an object store may be left with a truncated object, so
-    write whatever vouches for the file after it. Raises `StorageError` if the store refuses.
+    If the block fails, a local file is left as it was. pyarrow cannot abort an upload, so an object is truncated
+    and then deleted, an earlier one of that name too; if the process is killed in between, it stays truncated. So write
+    whatever vouches for the file after it. Raises `StorageError` if the store refuses.
     """
     return _stream(uri, explained)
 
@@ -214,8 +215,10 @@ def _stream(
                 _make_folder(filesystem, folder)
         file = filesystem.open_output_stream(target, compression=None)
     with ExitStack() as on_failure:  # whatever ends the block, even an interrupt, the partial file must go
-        on_failure.callback(_discard, file, filesystem, target if local else None)
+        on_failure.callback(_discard, file, target, on_s3=on_s3)
         yield file
+        if on_s3:  # what was there before stays if the store does not complete the upload
+            on_failure.pop_all()
         with guard(uri):
             file.close()
             if local:
@@ -230,12 +233,18 @@ def _make_folder(filesystem: fs.FileSystem, folder: str) -> None:
         raise OSError(f"the folder {folder} cannot be made: write to another place") from error
 
 
-def _discard(file: NativeFile, filesystem: fs.FileSystem, target: str | None) -> None:
-    with suppress(OSError):  # the first error is the one to report
-        file.close()
-    if target is not None:
-        with suppress(OSError):
-            filesystem.delete_file(target)
+def _discard(file: NativeFile, target: str, *, on_s3: bool) -> None:
+    """Closes a stream whose block has failed, and removes what it wrote. The first error is the one to report."""
+    try:
+        file.close()  # pyarrow cannot abort an upload: this completes it
+    except OSError:
+        if on_s3:  # not completed: what has this name is older
+            return
+    with suppress(OSError):
+        if on_s3:
+            s3.delete_object(target)
+        else:
+            _LOCAL.delete_file(target)
 
 
 def write_bytes(uri: str, data: bytes, *, aside: str | None = None) -> None:

@@ -212,6 +212,13 @@ def write(path: str, data: bytes) -> None:
         store.client.put_object(Bucket=bucket, Key=key, Body=data)
 
 
+def delete_object(path: str) -> None:
+    """Removes the object `bucket/key`, and nothing below it; a missing one is not an error. Raises as `read` does."""
+    bucket, _, key = path.partition("/")
+    with _refusals(path) as store:
+        store.client.delete_object(Bucket=bucket, Key=key)
+
+
 def delete(path: str) -> None:
     """Removes the object `bucket/key`, or, where there is none, all that is below it. Raises as `read` does."""
     bucket, _, key = path.partition("/")

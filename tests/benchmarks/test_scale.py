@@ -68,6 +68,13 @@ def test_an_elastic_run_does_not_wait_for_a_new_node():
     assert usable_workers(CALM, 19) == 80  # 152 workers do not divide 160 micro-batches
 
 
+def test_a_node_that_is_back_trains_from_the_next_checkpoint_on():
+    """Until then an elastic run has half of the workers here."""
+    slow = replace(FAILING, elastic=True, notice_share=1.0, replaced_after=600.0, checkpoint_gb=0.0)
+    never, often = (simulate(replace(slow, checkpoint_every=each), 0).goodput for each in (1e9, 600.0))
+    assert never < 0.7 < 0.85 < often
+
+
 def test_the_planner_is_measured_in_every_direction(tmp_path, capsys):
     sizes = ["--samples", "20000", "--shards", "20", "--workers", "16"]
     planner.main([*sizes, "--results", str(tmp_path)])

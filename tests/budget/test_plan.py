@@ -8,8 +8,16 @@ import pytest
 from blip3o.budget.prices import peak_flops, read_prices
 from blip3o.budget.serving import erlang_c, fewest_servers, plan_serving
 from blip3o.budget.store import PREFIX_GETS, feature_store, reading, record_bytes, split_nodes
-from blip3o.budget.training import checkpoint_plan, collective_seconds, daly, implied_mfu, plan_training, young
-from blip3o.budget.work import encoder_flops, executed_flops, sample_flops
+from blip3o.budget.training import (
+    checkpoint_plan,
+    collective_seconds,
+    daly,
+    decode_ms,
+    implied_mfu,
+    plan_training,
+    young,
+)
+from blip3o.budget.work import encoder_flops, executed_flops, forward_flops, sample_flops
 from blip3o.config.load import load_recipe, preset_model
 from blip3o.errors import ConfigError
 from blip3o.train.preflight.memory import Parameters
@@ -60,8 +68,19 @@ def test_recomputation_costs_a_forward_pass_of_what_trains():
     useful = {"encoder": 9.0, "prompt": 3.0, "queries": 6.0, "dit": 6.0}
     again = pretrain("parallel.activation_checkpointing=true")
     assert executed_flops(again, useful) == 9 + 3 + 8 + 8
+    assert executed_flops(again, {"decoder": 6.0, "coarse": 3.0}) == 9  # no layers of backbone or DiT
     assert executed_flops(pretrain(), useful) == 24
     assert plan(again).mfu < plan(pretrain()).mfu  # useful FLOPs only
+
+
+def test_reduction_hides_behind_what_runs_backward():
+    assert forward_flops({"encoder": 9.0, "prompt": 3.0, "queries": 6.0, "dit": 6.0}) == 9 + 3 + 3 + 2
+    assert forward_flops({"backbone": 6.0, "queries": 6.0, "dit": 6.0}) == 6  # joint: gradients of all
+    assert forward_flops({"encoder": 9.0, "contrastive": 3.0}) == 4  # the encoder trains
+    useful = {"prompt": 9e15, "queries": 0.0, "dit": 0.0}
+    found = plan_training(pretrain(), SIZES, useful, gpu="h100", prices=PRICED)
+    sent = collective_seconds(pretrain(), SIZES, PRICED.gpu("h100"), PRICED.assumptions)
+    assert found.communication_s == pytest.approx(sent.reduced_s + sent.gathered_s)  # a prompt has no backward pass
 
 
 @pytest.mark.parametrize(
@@ -97,6 +116,22 @@ def test_a_feed_that_is_too_slow_decides_the_step():
     assert plan(pretrain()).waiting_s == 0
 
 
+@pytest.mark.parametrize(
+    ("recipe", "features", "decoded"),
+    [
+        ("blip3o-8b:pretrain", "cache", False),
+        ("blip3o-8b:pretrain", "online", True),
+        ("blip3o-8b:pretrain", "stream", True),
+        ("tiny:decoder", "cache", True),
+    ],
+)
+def test_images_are_decoded_unless_stored_features_replace_them(recipe, features, decoded):
+    """For actors that encode, too; and the pixel decoder's targets are pixels whatever is stored."""
+    rates = PRICED.assumptions
+    made = load_recipe(recipe, [f"data.features={features}"])
+    assert decode_ms(made, rates) == (rates.decode_ms if decoded else rates.text_ms)
+
+
 def overhead(stall, interval, between):
     """Share of the time that checkpoints take and failures cost, exactly, for failures at random (Daly 2006, 13)."""
     return between * (math.exp((interval + stall) / between) - 1) / interval - 1
@@ -117,6 +152,8 @@ def test_more_nodes_fail_more_often():
     assert four.young_s == pytest.approx(one.young_s / 2)
     # bf16 weights on the first worker, and a 32nd of Adam's state.
     assert one.stall_s == pytest.approx(SIZES.trained * (2 + 12 / 32) / 1e9)
+    spread = checkpoint_plan(pretrain("parallel.zero_stage=3"), SIZES, PRICED.assumptions, step_s=0.2, nodes=1)
+    assert spread.stall_s == pytest.approx(SIZES.trained * (2 + 12) / 32 / 1e9)
 
 
 def test_published_effort_implies_a_small_share_of_the_peak():

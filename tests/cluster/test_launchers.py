@@ -42,6 +42,8 @@ IMAGE = "registry/blip3o:1-ray2.60.0-py311-gpu"
         (f"{TRAINER}.node_config.MetadataOptions", None, "HttpTokens is not 'required'"),
         (f"{TRAINER}.node_config.IamInstanceProfile", None, "IamInstanceProfile is missing"),
         (f"{TRAINER}.node_config.BlockDeviceMappings.0.Ebs.Encrypted", False, "Ebs.Encrypted is not true"),
+        (f"{TRAINER}.node_config.BlockDeviceMappings", [], "Ebs.Encrypted is not true"),
+        (f"{TRAINER}.node_config.NetworkInterfaces.0.AssociatePublicIpAddress", True, "gives a public address"),
         (f"{TRAINER}.node_config.Placement", None, "Placement.GroupName is missing"),
         (f"{TRAINER}.node_config.NetworkInterfaces.7.SubnetId", "subnet-2", "has 2: the nodes of a training job"),
         (f"{ENCODER}.node_config.SubnetIds", None, "SubnetIds is missing: .* open to the internet"),
@@ -70,6 +72,7 @@ def test_a_slip_in_the_launcher_config_is_named(path, value, message):
         (f"{GCP_TRAINER}.{SOURCE}", "family/x-nvidia-570", "is 570"),
         (f"{GCP_TRAINER}.node_config.networkInterfaces.0.accessConfigs", [{}], "a public address"),
         (f"{GCP_TRAINER}.node_config.networkInterfaces.0.subnetwork", None, "subnetwork is missing"),
+        (f"{GCP_TRAINER}.node_config.networkInterfaces", [], "subnetwork is missing"),
         (f"{GCP_TRAINER}.resources.CPU", 96, "a a3-highgpu-8g has 208"),
     ],
 )

@@ -1,8 +1,10 @@
 """All cluster files come from one values file: the shipped ones are what the shipped values render."""
 
+import json
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from blip3o.errors import ConfigError
 from cluster import render
 from cluster.instances import MACHINES
 from cluster.launchers import validate_launcher
-from cluster.validate import validate_kuberay
+from cluster.validate import validate_file, validate_kuberay
 from tests.cluster.files import CLUSTER, SHIPPED, VALUES, changed, load
 from tests.docs_commands import parse
 
@@ -25,15 +27,25 @@ def _values(tmp_path, path, value):
     return file
 
 
+def _rendered(tmp_path, values):
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return render.render(render.load_values(file))
+
+
 def test_the_shipped_files_are_rendered_from_the_shipped_values():
     stale = [name for name, text in FILES.items() if (CLUSTER / name).read_text() != text]
     assert not stale, "run python -m cluster.render cluster/values.yaml --out cluster"
     assert {str(path.relative_to(CLUSTER)) for path in SHIPPED} <= {*FILES, "values.yaml"}
 
 
-def test_what_is_written_once_is_written_everywhere(tmp_path):
+def test_what_is_written_once_is_written_everywhere(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(render.log, "configure", lambda: None)
+    caplog.set_level("INFO", logger="cluster.render")
     file = _values(tmp_path, "bucket", "another-bucket")
     assert render.main([str(file), "--out", str(tmp_path / "out")]) == 0
+    _, *advised = caplog.records[-1].message.split("python -m cluster.validate ")
+    assert all(validate_file(Path(name)) for name in advised[0].split())
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == set(FILES)
     for name in ("iam/worker.json", "kuberay/serve/rayservice.yaml", "kuberay/jobs/train/rayjob.yaml"):
@@ -49,6 +61,7 @@ def test_what_is_written_once_is_written_everywhere(tmp_path):
         ("buckett", "a", "'buckett' = 'a': extra inputs"),
         ("aws.training_zone", "us-east-1f", "aws.training_zone 'us-east-1f' has no subnet"),
         ("aws.trainer.machines.0", "p9.huge", "machine type 'p9.huge' is unknown"),
+        ("aws.head.machine", "m6i.2xlargee", "machine type 'm6i.2xlargee' is unknown"),
         ("images.gpu", "blip3o", "'images.gpu' = 'blip3o'"),
     ],
 )
@@ -74,9 +87,7 @@ def test_options_that_the_shipped_values_leave_out(tmp_path):
     values["kubernetes"]["queue"] = "gpus"
     values["kubernetes"]["trainer"]["efa"] = 32
     values["images"]["gpu"] += "@sha256:" + "0" * 64
-    file = tmp_path / "values.yaml"
-    file.write_text(yaml.safe_dump(values))
-    files = render.render(render.load_values(file))
+    files = _rendered(tmp_path, values)
     trainer = yaml.safe_load(files["aws-train.yaml"])["available_node_types"]["trainer-p5-48xlarge"]
     assert trainer["node_config"]["InstanceMarketOptions"] == {"MarketType": "capacity-block"}
     job = yaml.safe_load(files["kuberay/jobs/train/rayjob.yaml"])
@@ -87,6 +98,28 @@ def test_options_that_the_shipped_values_leave_out(tmp_path):
     assert container["image"].endswith("0" * 64)
     validate_launcher(yaml.safe_load(files["aws-train.yaml"]))
     validate_kuberay(job, crds=None)
+
+
+def test_what_follows_from_a_value_is_rendered_with_it(tmp_path):
+    """Tags that YAML would read as something else, or none; replicas; repositories; a registry for each cloud."""
+    values = load("values.yaml")
+    values["aws"]["tags"] = {"cost centre": "0123", "live": "on"}
+    values["kubernetes"]["generator"]["max_pods"] = 3
+    values["images"]["gpu"] = values["images"]["gpu"].replace("blip3o:", "team/gpu:")
+    files = _rendered(tmp_path, values)
+    aws = yaml.safe_load(files["aws-train.yaml"])["available_node_types"]["head"]["node_config"]
+    written = [{"Key": "cost centre", "Value": "0123"}, {"Key": "live", "Value": "on"}]
+    assert [each["Tags"] for each in aws["TagSpecifications"]] == [written, written]
+    serve = yaml.safe_load(yaml.safe_load(files["kuberay/serve/rayservice.yaml"])["spec"]["serveConfigV2"])
+    assert serve["applications"][1]["deployments"][0]["autoscaling_config"]["max_replicas"] == 3
+    pulled = json.loads(files["iam/worker.json"])["Statement"][3]["Resource"]
+    assert [each.partition("repository/")[2] for each in pulled] == ["blip3o", "team/gpu"]
+    google = yaml.safe_load(files["gcp-train.yaml"])
+    registry = values["gcp"]["images"]["cpu"].partition("/")[0]
+    assert google["docker"]["image"].startswith(registry)
+    assert registry in google["initialization_commands"][0] and ".ecr." not in files["gcp-train.yaml"]
+    values["aws"]["tags"] = {}  # EC2 takes no empty list of tags
+    assert "TagSpecifications" not in _rendered(tmp_path, values)["aws-train.yaml"]
 
 
 @pytest.mark.parametrize("verb", render.JOBS)

@@ -53,6 +53,14 @@ WORKER = "spec.rayClusterSpec.workerGroupSpecs.1"
         ("spec.activeDeadlineSeconds", None, "activeDeadlineSeconds is missing"),
         (f"{WORKER}.labels.ray-subcluster", "training", "parallel.worker_labels wants nodes with {'ray-subcluster'"),
         (f"{WORKER}.template.spec.securityContext", {}, "runAsNonRoot is not true"),
+        (f"{WORKER}.template.spec.hostNetwork", True, "template.spec.hostNetwork is true"),
+        (f"{WORKER}.template.spec.containers.0.securityContext.runAsUser", 0, "root or privileged"),
+        (
+            f"{WORKER}.template.spec.initContainers",
+            [{"name": "a", "image": "b"}],
+            "initContainers.0.securityContext.allow",
+        ),
+        (f"{WORKER}.template.spec.containers.0.env.0.name", "AWS_SECRET_ACCESS_KEY", "take it from a secret"),
         (f"{WORKER}.template.spec.containers.0.securityContext", {}, "allowPrivilegeEscalation is not false"),
         (f"{WORKER}.template.spec.containers.0.resources.limits.memory", None, "limits.memory is missing"),
         (f"{WORKER}.template.spec.containers.0.image", "a/blip3o:1-ray2.60.0-py310-gpu", "has Python 3.10"),
@@ -146,6 +154,12 @@ def test_a_request_that_may_outlive_its_replica_or_its_pod_is_named():
             validate.validate_kuberay(changed(RAYSERVICE, grace, seconds), crds=None)
 
 
+def test_only_the_head_may_ask_kubernetes():
+    cluster = RAYSERVICE["spec"]["rayClusterConfig"]
+    pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    assert [pod.get("automountServiceAccountToken", True) for pod in pods] == [True, False, False]
+
+
 def test_every_pod_that_serves_has_the_settings_that_our_own_nodes_have():
     cluster = RAYSERVICE["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -202,7 +216,24 @@ def test_the_command_line_reports_each_file(tmp_path, caplog, monkeypatch):
         ("iam/worker.json", "Statement.0.Action.1", "s3:*", r"the policy lacks s3:PutObject"),
         ("iam/worker.json", "Statement.1.Action.0", "s3:ListBucket*", "s3:ListBucket is of a bucket"),
         ("iam/worker.json", "Statement.0.Resource", "arn:aws:s3:::bucket", "s3:ListBucket is of a bucket"),
-        ("iam/head.json", "Statement.3.Resource", "*", "Resource is '\\*' for ec2:TerminateInstances"),
+        ("iam/head.json", "Statement.3.Resource", "*", "Resource is '\\*' for ec2:CreateTags, ec2:TerminateInstances"),
+        ("iam/head.json", "Statement.2.Condition", None, "ec2:CreateTags of any instance"),
+        (
+            "iam/head.json",
+            "Statement.3.Condition",
+            {"StringLike": {"aws:ResourceTag/Name": "x"}},
+            "CreateAction: ec2:C",
+        ),
+        (
+            "iam/head.json",
+            "Statement.4.Resource",
+            "arn:aws:iam::123456789012:role/*",
+            "name the role that is passed on",
+        ),
+        ("iam/head.json", "Statement.3.NotResource", "x", "Statement.3: unknown key 'NotResource'"),
+        ("iam/head.json", "Statement.1.Resource", None, "Resource is '\\*' for ec2:RunInstances"),
+        ("iam/worker.json", "Statement.0.Resource", "arn:aws:s3:::*/*", "name the bucket"),
+        ("iam/trust.json", "Statement.0.Principal", "*", "only EC2 takes the roles of nodes"),
         ("iam/head.json", "Statement.0.Effect", "Deny", "Effect is not 'Allow'"),
         ("iam/head.json", "Version", "2008-10-17", "write 2012-10-17"),
     ],

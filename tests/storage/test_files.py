@@ -14,8 +14,9 @@ from pyarrow import fs
 
 from blip3o import storage
 from blip3o.errors import StorageError
-from blip3o.storage import files
+from blip3o.storage import files, s3_connection
 from tests.data.shard_files import UNHURRIED
+from tests.faults import FaultProxy
 
 DATA = bytes(range(256)) * 40
 
@@ -137,6 +138,30 @@ def test_a_local_write_that_breaks_off_leaves_what_was_there(tmp_path, monkeypat
             storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
     assert storage.list_files(str(tmp_path)) == [storage.stat(uri)]
+
+
+def test_a_stream_whose_block_fails_leaves_no_object(s3, tmp_path):
+    """Neither a small one, which is sent when it is closed, nor a large one, of which parts are sent before."""
+    folder = f"{s3}/failed/{tmp_path.name}"
+    storage.write_bytes(f"{folder}/a/below", b"stays")
+    for size in (3, 12_000_000):
+        with pytest.raises(ValueError, match="no more"), storage.open_write(f"{folder}/a") as file:
+            file.write(bytes(size))
+            raise ValueError("no more")
+    assert [file.uri for file in storage.list_files(folder)] == [f"{folder}/a/below"]
+
+
+def test_an_object_stays_if_its_replacement_is_not_completed(s3, monkeypatch):
+    monkeypatch.setenv("BLIP3O_STORE_PATIENCE_S", "0")
+    storage.write_bytes(f"{s3}/replaced/a", b"old")
+    with FaultProxy(s3_connection.connection().endpoint) as proxy:
+        proxy.follow(lambda request: "500" if "partNumber" in request.path else None)
+        for name, value in proxy.environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(StorageError), storage.open_write(f"{s3}/replaced/a") as file:
+            file.write(bytes(12_000_000))
+        assert storage.read_bytes(f"{s3}/replaced/a") == b"old"
+    storage.forget_clients()
 
 
 def test_a_missing_bucket_is_named(s3):
