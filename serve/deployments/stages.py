@@ -92,8 +92,8 @@ class Decode(Replica):
         features = np.zeros(pipeline.model.latent_shape, np.float32)
         engine.decode(DecodeRequest(features=features, seed=0)).result()
 
-    async def decode(self, request: DecodeRequest) -> Image.Image | Exception:
-        """The pixels of a row, or the error."""
+    async def decode(self, request: DecodeRequest) -> Image.Image | Exception | None:
+        """The pixels of a row, None for a preview that finds no room, or the error."""
         from serve.split.local import decode
 
         return await error_as_value(decode(self._stage, request))
@@ -158,9 +158,9 @@ class HandleStages:
         """Denoises a request's images."""
         return self._denoise.denoise(request)
 
-    async def decode(self, request: DecodeRequest) -> Image.Image:
+    async def decode(self, request: DecodeRequest) -> Image.Image | None:
         """Makes the pixels of a row; those for which no replica has room wait here."""
-        return cast(Image.Image, await self._decode.ask("decode", request))
+        return cast(Image.Image | None, await self._decode.ask("decode", request))
 
 
 class Coordinator:

@@ -55,12 +55,12 @@ class ChatStage(Stage):
 
     def seconds_ahead(self) -> float:
         """About how long a conversation takes that comes now. The caller holds the lock."""
-        return (self.waiting / self._pipeline.batch_size + 1) * self._seconds
+        return (self.waiting / self._pipeline.reply_rows + 1) * self._seconds
 
     @property
     def seconds_left(self) -> float:
         """About how long until all conversations that are here have ended. The caller holds the lock."""
-        return (self.waiting + self.running) / self._pipeline.batch_size * self._seconds
+        return (self.waiting + self.running) / self._pipeline.reply_rows * self._seconds
 
     def _drop_queued(self) -> None:
         for number in self._queue.requests - self._requests.chats.keys():

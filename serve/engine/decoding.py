@@ -185,8 +185,13 @@ class DecodeStage(Stage):
             assert len(finished) <= self.room, f"{len(finished)} rows, room for {self.room}"
             self._waiting.extend(finished)
             previews = [row for row in rows if row.partial is not None]
-            self._previews.extend(previews[: self._pipeline.decode_rows - len(self._previews)])
+            room = self._pipeline.decode_rows - len(self._previews)
+            self._previews.extend(previews[:room])
+            self._leave_out(previews[room:])
             self._requests.changed.notify_all()
+
+    def _leave_out(self, previews: Sequence[FinishedRow]) -> None:
+        """Called with previews that are dropped, with the lock held. Nobody waits for them here."""
 
     def _drop_ended(self) -> None:
         # A failed image ends its whole request.
@@ -233,7 +238,9 @@ class DecodeStage(Stage):
             taken = [self._waiting.popleft() for _ in range(self._count(len(batch.images)))]
             free = self._pipeline.decode_rows - len(batch.rows) - len(taken)
             if free < 0:
-                batch.remove([row for row in batch.rows if row.partial is not None][free:])
+                dropped = [row for row in batch.rows if row.partial is not None][free:]
+                batch.remove(dropped)
+                self._leave_out(dropped)
             self._decoding = len(batch.images) + len(taken)
             taken += [self._previews.popleft() for _ in range(min(len(self._previews), max(free, 0)))]
             self._requests.changed.notify_all()

@@ -167,7 +167,7 @@ class Engine(EngineBase):
         prompt_tokens = len(self._pipeline.chat_ids(request.turns, with_image=bool(request.images)))
         with self._requests.changed:
             seconds = self._chats.seconds_ahead()
-            has_row = len(self._requests.chats) < self._pipeline.batch_size
+            has_row = len(self._requests.chats) < self._pipeline.reply_rows
             in_time = has_row or request.deadline_s is None or seconds <= request.deadline_s
             fits = self._chats.admits(request.owner, places=self._max_waiting)
             self._accept(fits=fits and in_time, seconds=seconds)

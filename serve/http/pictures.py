@@ -75,9 +75,12 @@ class Pictures:
         if len(self._decoding) >= _WAITING * self._config.decoding_images:
             message = "this server has many images to read: try again in 1 s"
             raise ApiError(429, message, code="server_busy", headers={"retry-after": "1"})
-        future = self._decodes.submit(decode)
+        job = [decode]
+        future = self._decodes.submit(lambda: job[0]())
         self._decoding.add(future)
         future.add_done_callback(self._decoding.discard)
+        # A job whose client has left stays in the queue of the threads: not its image.
+        future.add_done_callback(lambda _: job.clear())
         return await asyncio.wrap_future(future)
 
     def _square(self, picture: Picture, fetched: bytes | None, info: ModelInfo) -> Image.Image:

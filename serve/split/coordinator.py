@@ -52,8 +52,8 @@ class SplitBackend:
         preview_rows: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """From `max_waiting` rows that are not decoded on, requests are refused; from `preview_rows` on, there are no
-        previews. `name` is this replica's in the metrics."""
+        """From `max_waiting` images that are not decoded on, requests are refused; from `preview_rows` images and
+        previews on, there are no more previews. `name` is this replica's in the metrics."""
         self._stages, self._name, self._clock = stages, name, clock
         self._max_waiting, self._preview_rows = max_waiting, preview_rows
         self._undecoded = _Undecoded(stages, clock)
@@ -155,6 +155,8 @@ class SplitBackend:
                 deadline_s=self._left(due),
             )
             image = await self._undecoded.decode(message, owner=request.owner)
+            if image is None:  # the decoder has no room for a preview
+                return
             for each in earlier:  # another decoder has it still: it would come too late
                 each.cancel()
             if row.partial is not None:
@@ -167,7 +169,7 @@ class SplitBackend:
             async with asyncio.TaskGroup() as decoding:
                 async with aclosing(self._stages.denoise(message)) as rows:
                     async for row in rows:
-                        if row.partial is not None and self._undecoded.rows >= self._preview_rows:
+                        if row.partial is not None and self._undecoded.in_all >= self._preview_rows:
                             continue
                         earlier = previews[row.image]
                         task = decoding.create_task(decode(row, list(earlier)))
@@ -187,24 +189,32 @@ class SplitBackend:
 
 
 class _Undecoded:
-    """The rows of all requests that were denoised and not decoded."""
+    """The rows of all requests that were denoised and not decoded. Previews take no image's place."""
 
     def __init__(self, stages: Stages, clock: Callable[[], float]) -> None:
         self._stages, self._clock = stages, clock
         self._queue, self._numbers = FairQueue(), itertools.count()
-        self.seconds = 0.0  # from a row's arrival here to its pixels, the last one
+        self._previews = 0
+        self.seconds = 0.0  # from an image's arrival here to its pixels, the last one
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """How many images there are."""
         return self._queue.rows
+
+    @property
+    def in_all(self) -> int:
+        """How many images and previews there are."""
+        return self.rows + self._previews
 
     def admits(self, owner: str, *, places: int) -> bool:
         """Whether an owner may get a row more, if there are `places`."""
         return self._queue.admits(owner, 1, free=places - self.rows, places=places)
 
-    async def decode(self, request: DecodeRequest, *, owner: str) -> Image.Image:
-        """The pixels of a row."""
+    async def decode(self, request: DecodeRequest, *, owner: str) -> Image.Image | None:
+        """The pixels of a row; None for a preview for which the decoder has no room."""
+        if request.is_partial:
+            return await self._preview(request)
         began, number = self._clock(), next(self._numbers)
         self._queue = self._queue.add(number, owner=owner, cost=1)
         try:
@@ -213,3 +223,10 @@ class _Undecoded:
             self._queue = self._queue.without(number)
         self.seconds = self._clock() - began
         return image
+
+    async def _preview(self, request: DecodeRequest) -> Image.Image | None:
+        self._previews += 1
+        try:
+            return await self._stages.decode(request)
+        finally:
+            self._previews -= 1

@@ -265,6 +265,11 @@ class _RowStage(DecodeStage):
         """The most rows that wait."""
         return self._capacity
 
+    def _leave_out(self, previews: Sequence[FinishedRow]) -> None:
+        """Each is a request, for which a caller waits, and holds a place at this replica."""
+        for row in previews:
+            self._requests.resolve(row.number, None)
+
     @property
     def rows(self) -> int:
         """Rows that wait or are being decoded, without those of clients that have left."""
@@ -288,8 +293,11 @@ class DecodeEngine(StageEngine):
     def _warm_up(self) -> None:
         _ = self._pipeline.null_features, self._pipeline.decode_widths
 
-    def decode(self, message: DecodeRequest) -> "Future[Image.Image]":
-        """Queues a row. Raises `BusyError` if the queue is full, `UnavailableError` after `close`."""
+    def decode(self, message: DecodeRequest) -> "Future[Image.Image | None]":
+        """Queues a row; a preview that finds no room is None.
+
+        Raises `BusyError` if the queue of images is full, `UnavailableError` after `close`.
+        """
         request = GenerateRequest(
             prompt="",
             seeds=(message.seed,),
@@ -310,7 +318,7 @@ class DecodeEngine(StageEngine):
             partial=0 if message.is_partial else None,
         )
         with self._requests.changed:
-            self._accept(fits=self._stage.room > 0, seconds=self._stage.seconds_ahead(1))
+            self._accept(fits=message.is_partial or self._stage.room > 0, seconds=self._stage.seconds_ahead(1))
             self._requests.add(generation)
             self._stage.put([row])
         return generation.future

@@ -25,8 +25,8 @@ async def denoise(engine: DenoiseEngine, request: DenoiseRequest) -> AsyncGenera
             yield row
 
 
-async def decode(engine: DecodeEngine, request: DecodeRequest) -> Image.Image:
-    """The pixels of a row; cancellation drops it."""
+async def decode(engine: DecodeEngine, request: DecodeRequest) -> Image.Image | None:
+    """The pixels of a row, None for a preview that finds no room; cancellation drops it."""
     return await asyncio.wrap_future(engine.decode(request))
 
 
@@ -61,7 +61,7 @@ class LocalStages:
         async for row in denoise(self._denoise, request):
             yield row
 
-    async def decode(self, request: DecodeRequest) -> Image.Image:
+    async def decode(self, request: DecodeRequest) -> Image.Image | None:
         """Makes the pixels of a row."""
         async with self._room:
             return await decode(self._decode, request)

@@ -77,6 +77,6 @@ class Stages(Protocol):
         """Denoises a request's images; yields previews, and each image's row as soon as it is done."""
         ...
 
-    async def decode(self, request: DecodeRequest) -> Image.Image:
-        """Makes the pixels of one row."""
+    async def decode(self, request: DecodeRequest) -> Image.Image | None:
+        """Makes the pixels of one row; None for a preview for which the decoder has no room."""
         ...

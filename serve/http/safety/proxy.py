@@ -62,14 +62,15 @@ def _can_be_read(name: bytes, value: bytes) -> bool:
 class GuardedProtocol(HttpToolsProtocol):
     """HTTP/1.1 with limits. The head of a request is bounded in bytes and time, and so is what surrounds its body.
 
-    A client that takes less than `least_bytes` of a reply in `stall_s` loses its connection, and so does the newest one
-    when there are too many. Times are in seconds.
+    A client that takes less than `least_bytes` of a reply in `stall_s` loses its connection, and so do one that sends
+    many requests before it has read a reply, and the newest one when there are too many. Times are in seconds.
     """
 
     head_bytes = 64 * 1024
     head_s = 20.0
     stall_s = 60.0
     least_bytes = 64 * 1024
+    most_pipelined = 16  # a request of 20 bytes takes kilobytes here
     most_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the rest is for Ray
 
     _overhead = 0  # bytes of the current request that are not its body, less an allowance for the frames of chunks
@@ -95,6 +96,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Reads a part of a request."""
         self._overhead += len(data)
         super().data_received(data)
+        if len(self.pipeline) > self.most_pipelined:
+            self.transport.abort()
         if self._overhead > self.head_bytes and not self.transport.is_closing():
             self._refuse()
 
@@ -123,30 +126,30 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """What is left of a body, which the application did not want, is read for a while: then the client reads."""
         super().on_response_complete()
-        if self.transport.is_closing():
-            self._bound_the_end()
+        if self.transport.is_closing():  # once the client has read
+            self._watch_rest()
         elif not self._is_whole:
             self._expect_more()
 
     def timeout_keep_alive_handler(self) -> None:
-        """The client has been silent for long: it may still be reading, or not read at all."""
+        """The client has been silent for long; it may still read."""
         super().timeout_keep_alive_handler()
-        self._bound_the_end()
-
-    def _bound_the_end(self) -> None:
-        """A connection that is closing ends once its client has read everything, or takes too little."""
-        self._watch_writes(self.transport.get_write_buffer_size() + self.least_bytes)
+        self._watch_rest()
 
     def pause_writing(self) -> None:
         """The client does not read as fast as the application writes."""
         super().pause_writing()
-        self._watch_writes(self.transport.get_write_buffer_size() + self.least_bytes)
+        self._watch_rest()
 
     def resume_writing(self) -> None:
-        """The client has read. Once the connection is closing, nothing else would end it if the client stopped here."""
-        if not self.transport.is_closing():
-            _off(self._stalling)
+        """The client has read."""
+        _off(self._stalling)
         super().resume_writing()
+        if self.transport.is_closing():  # a little is left, and the connection ends once that is read
+            self._watch_rest()
+
+    def _watch_rest(self) -> None:
+        self._watch_writes(self.transport.get_write_buffer_size() + self.least_bytes)
 
     def _watch_writes(self, before: int) -> None:
         _off(self._stalling)

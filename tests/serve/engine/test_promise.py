@@ -171,6 +171,19 @@ def test_a_request_over_its_deadline_ends_and_one_that_cannot_be_in_time_is_refu
     engine.close()
 
 
+def test_the_wait_for_a_reply_counts_the_rows_that_replies_have(pipeline):
+    """They may be fewer than `batch_size`."""
+    pipeline.__dict__["reply_rows"] = 1
+    engine = Engine(pipeline)
+    engine._chats._seconds = 10.0  # as the last one took
+    request = ChatRequest(turns=(Turn(role="user", text=PROMPTS[0]),), images=(), max_tokens=1, deadline_s=15.0)
+    engine.chat(request)
+    with pytest.raises(BusyError) as refused:
+        engine.chat(request)
+    assert refused.value.retry_after_s == 20
+    engine.close()
+
+
 def test_the_cache_keeps_what_was_used_last_within_its_bytes(reference):
     states = reference.condition(PROMPTS)
     cache = ConditionCache(most_bytes=2 * states[0].nbytes)

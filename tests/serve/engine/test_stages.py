@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,8 +23,9 @@ from serve.protocol import (
     PartialImage,
 )
 from serve.split.coordinator import SplitBackend
-from serve.split.engines import ConditionEngine
+from serve.split.engines import ConditionEngine, DecodeEngine
 from serve.split.local import LocalStages
+from serve.split.messages import DecodeRequest
 from tests.serve.stages import TIMEOUT, split
 
 REQUEST = GenerateRequest(prompt="a red circle", seeds=(1, 2), num_inference_steps=8, guidance_scale=2.0)
@@ -155,12 +157,12 @@ def test_rows_that_wait_for_the_decoder_are_bounded_and_late_ones_end(reference,
             with pytest.raises(BusyError) as refused:
                 await backend.generate(REQUEST)
             assert refused.value.retry_after_s >= 1
-            rows = backend._undecoded.rows
+            rows = backend._undecoded.in_all
             stages.engines["decode"].start()
             return await held[0], rows
 
         reply, rows = asyncio.run(ask())
-    assert rows <= 13  # and no previews
+    assert rows <= 13 + 12  # of 39 previews
     assert _bytes(reply) == _expected(reference, replace(REQUEST, seeds=tuple(range(10))))
 
 
@@ -201,11 +203,62 @@ class _LatePreviews(LocalStages):
         return await super().decode(request)
 
 
-def test_an_image_waits_for_no_preview(bundle):
+class _NoPreviews(LocalStages):
+    """A decoder that has no room for previews."""
+
+    async def decode(self, request):
+        return None if request.is_partial else await super().decode(request)
+
+
+@pytest.mark.parametrize("kind", [_LatePreviews, _NoPreviews])
+def test_an_image_waits_for_no_preview(bundle, kind):
     async def ask(stages):
-        backend = SplitBackend(_LatePreviews(**stages.engines), name="x", max_waiting=99, preview_rows=99)
+        backend = SplitBackend(kind(**stages.engines), name="x", max_waiting=99, preview_rows=99)
         async with asyncio.timeout(TIMEOUT):
             return [type(event) async for event in backend.stream_images(replace(REQUEST, partial_images=2))]
 
     with split(bundle) as stages:
         assert asyncio.run(ask(stages)) == [FinishedImage, FinishedImage, GenerateReply]
+
+
+def test_previews_that_find_no_room_end_at_once(bundle, monkeypatch):
+    """Each holds a place at its decoder: images would wait behind those that nobody makes."""
+    with split(bundle, start=False) as stages:
+        engine: DecodeEngine = stages.engines["decode"]
+        pipeline = engine._pipeline
+        monkeypatch.setattr(pipeline.model.decoder, "previews", False, raising=False)  # takes all steps of an image
+        features = np.zeros(pipeline.model.latent_shape, np.float32)
+        image = DecodeRequest(features=features, seed=0)
+        previews = [engine.decode(replace(image, is_partial=True)) for _ in range(pipeline.decode_rows + 2)]
+        assert [preview.done() for preview in previews] == [False] * pipeline.decode_rows + [True] * 2
+        with torch.inference_mode():
+            engine._stage.work()
+            images = [engine.decode(image) for _ in range(pipeline.decode_rows)]
+            engine._stage.work()  # they take the rows of the previews
+        assert [preview.result(0) for preview in previews] == [None] * len(previews)
+        images += [engine.decode(image) for _ in range(engine.capacity)]
+        previews = [engine.decode(replace(image, is_partial=True)) for _ in range(pipeline.decode_rows + 1)]
+        assert previews[-1].result(0) is None
+        with pytest.raises(BusyError):
+            engine.decode(image)
+        assert not any(each.done() for each in images)
+
+
+def test_previews_refuse_no_request(bundle):
+    """Those of a slow decoder fill up what there is for previews, and a request for images still gets in."""
+
+    async def ask(stages):
+        backend = SplitBackend(_LatePreviews(**stages.engines), name="x", max_waiting=10, preview_rows=12)
+        waiting = [
+            asyncio.create_task(backend._undecoded.decode(row, owner=""))
+            for row in [DecodeRequest(features=np.zeros(1), seed=0, is_partial=True)] * 12
+        ]
+        await _until(lambda: backend._undecoded.in_all == 12)
+        async with asyncio.timeout(TIMEOUT):
+            reply = await backend.generate(replace(REQUEST, partial_images=2))
+        for each in waiting:
+            each.cancel()
+        return reply
+
+    with split(bundle) as stages:
+        assert len(asyncio.run(ask(stages)).images) == 2

@@ -1,6 +1,8 @@
 """Images of requests are decoded a few at a time, whatever their clients do."""
 
+import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 import anyio
@@ -71,6 +73,33 @@ def test_few_are_decoded_at_a_time_some_wait_and_the_others_come_again(monkeypat
     anyio.run(main)
     assert decoder.most == 2
     assert done == [(8, 8)] * (62 if leave else 64)
+
+
+def test_a_client_that_leaves_the_queue_takes_its_image_along(monkeypatch):
+    """Otherwise, those that come and leave would fill the memory while one large image is decoded."""
+    decoder, pictures, waiting = Decoder(monkeypatch), Pictures(HttpConfig(decoding_images=1)), []
+
+    async def wait(scope):
+        picture = Picture(path="messages.0", url=PICTURE.url)
+        waiting.append(weakref.ref(picture))
+        with scope:
+            await pictures.read_all([picture], INFO, Guard(None, ""))
+
+    async def main():
+        async with anyio.create_task_group() as group:
+            group.start_soon(read, pictures, [])
+            await anyio.to_thread.run_sync(decoder.began.acquire)
+            scope = anyio.CancelScope()
+            group.start_soon(wait, scope)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            gc.collect()
+            gone = waiting[0]() is None
+            decoder.open.set()
+            return gone
+
+    assert anyio.run(main)
 
 
 async def within(scope, pictures, done):
