@@ -7,6 +7,7 @@ which returns when the node's work has ended.
 """
 
 import argparse
+import http.client
 import json
 import logging
 import sys
@@ -51,7 +52,7 @@ class InstanceMetadata:
             if error.code == _NOT_FOUND:
                 return None
             raise ServiceError(f"{self._endpoint}{NOTICE_PATH} answers {error.code} {error.reason}") from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ServiceError(f"no answer from the instance's metadata at {self._endpoint}: {error}") from error
         try:
             return datetime.fromisoformat(json.loads(answer)["time"])

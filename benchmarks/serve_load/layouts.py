@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         weights[size] = gigabytes(size)
         print(f"{size}: " + ", ".join(f"{name} {found} GB" for name, found in weights[size].items()), flush=True)
     ours, other = medians["split"], medians["all-in-one"]
-    result = {"ratio": round(ours / other, 2), "ours": ours, "other": other, "unit": "ms", "n": chosen.count}
+    result = {"ratio": round(other / ours, 2), "ours": ours, "other": other, "unit": "ms", "n": chosen.count}
     keep("serve_layouts", {**result, "weights_gb": weights}, chosen.results)
     return 0
 

@@ -3,7 +3,6 @@
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from ray import serve as ray_serve
@@ -14,18 +13,8 @@ from serve.config.options import ReplicaConfig, Stage
 from serve.deployments.autoscaling import ROWS, WORK
 from serve.deployments.phases import Phases
 from serve.deployments.progress import Progress
-from serve.deployments.replies import error_as_value, errors_as_values
-from serve.protocol import (
-    MAX_IMAGES,
-    ChatEvent,
-    ChatReply,
-    ChatRequest,
-    GenerateReply,
-    GenerateRequest,
-    ImageEvent,
-    ModelInfo,
-    ReplicaMetrics,
-)
+from serve.deployments.replies import Answering
+from serve.protocol import MAX_IMAGES, ChatRequest, GenerateRequest, ReplicaMetrics
 
 if TYPE_CHECKING:
     from blip3o.inference.pipeline import Blip3oPipeline
@@ -110,7 +99,7 @@ class Replica:
             self._engine.close()
 
 
-class Generator(Replica):
+class Generator(Replica, Answering):
     """One replica of the model, or of its stage for conversations."""
 
     def __init__(self, config: ReplicaConfig, stage: Stage | None = None) -> None:
@@ -155,25 +144,3 @@ class Generator(Replica):
     async def start_seconds(self) -> dict[str, float]:
         """How long each phase of the start took."""
         return self._phases.seconds
-
-    async def describe(self) -> ModelInfo | Exception:
-        """The model's properties, or the error."""
-        return await error_as_value(self._backend.describe())
-
-    async def generate(self, request: GenerateRequest) -> GenerateReply | Exception:
-        """Images, or the error."""
-        return await error_as_value(self._backend.generate(request))
-
-    async def chat(self, request: ChatRequest) -> ChatReply | Exception:
-        """A reply, or the error."""
-        return await error_as_value(self._backend.chat(request))
-
-    async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent | Exception]:
-        """Images as they are done, and the reply, or the error."""
-        async for event in errors_as_values(self._backend.stream_images(request)):
-            yield event
-
-    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent | Exception]:
-        """The pieces of a reply, and the reply, or the error."""
-        async for event in errors_as_values(self._backend.stream_chat(request)):
-            yield event

@@ -19,18 +19,8 @@ from ray.serve.handle import DeploymentHandle
 from serve.config.options import ReplicaConfig
 from serve.deployments.handles import HandleBackend
 from serve.deployments.replica import Replica, open_pipeline, replica_name
-from serve.deployments.replies import error_as_value, errors_as_values
-from serve.protocol import (
-    ChatEvent,
-    ChatReply,
-    ChatRequest,
-    GenerateReply,
-    GenerateRequest,
-    ImageEvent,
-    ModelInfo,
-    ReplicaMetrics,
-    UnavailableError,
-)
+from serve.deployments.replies import Answering, error_as_value, errors_as_values
+from serve.protocol import GenerateRequest, ReplicaMetrics, UnavailableError
 from serve.split.coordinator import SplitBackend
 from serve.split.messages import Conditioned, DecodeRequest, DenoisedRow, DenoiseRequest
 
@@ -163,7 +153,7 @@ class HandleStages:
         return cast(Image.Image | None, await self._decode.ask("decode", request))
 
 
-class Coordinator:
+class Coordinator(Answering):
     """Takes requests through the stages."""
 
     def __init__(
@@ -178,28 +168,6 @@ class Coordinator:
         self._backend = SplitBackend(
             stages, name=replica_name(), max_waiting=config.max_waiting, preview_rows=config.batch_size
         )
-
-    async def describe(self) -> ModelInfo | Exception:
-        """The model's properties, or the error if a stage has no replica."""
-        return await error_as_value(self._backend.describe())
-
-    async def generate(self, request: GenerateRequest) -> GenerateReply | Exception:
-        """Images, or the error."""
-        return await error_as_value(self._backend.generate(request))
-
-    async def chat(self, request: ChatRequest) -> ChatReply | Exception:
-        """A reply, or the error."""
-        return await error_as_value(self._backend.chat(request))
-
-    async def stream_images(self, request: GenerateRequest) -> AsyncIterator[ImageEvent | Exception]:
-        """Images as they are done, and the reply, or the error."""
-        async for event in errors_as_values(self._backend.stream_images(request)):
-            yield event
-
-    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent | Exception]:
-        """The pieces of a reply, and the reply, or the error."""
-        async for event in errors_as_values(self._backend.stream_chat(request)):
-            yield event
 
     async def metrics(self) -> ReplicaMetrics:
         """What this coordinator and the replicas of all stages have counted: any coordinator knows the latter."""

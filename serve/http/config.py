@@ -1,12 +1,14 @@
 """How the HTTP API behaves, as data: who may ask, what a request may cost, what leaves the server."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from blip3o.config.base import Frozen
 
 MIB = 2**20
+_ORIGIN = re.compile(r"https?://[^/\s]+")
 
 
 class HttpConfig(Frozen):
@@ -62,3 +64,11 @@ class HttpConfig(Frozen):
         default="", description="MODULE:FUNCTION that makes a `ContentFilter`; see docs/serving.md"
     )
     access_log: bool = Field(default=False, description="write a line of JSON for each request to stderr")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_send_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"'{origin}' is no origin: write scheme and host, as in https://app.example.com")
+        return tuple(origin.lower() for origin in origins)

@@ -1,6 +1,7 @@
 """A spot node's notice becomes a drain: against a server that speaks as EC2's metadata does, and a real second node."""
 
 import json
+import socketserver
 import subprocess
 import sys
 import threading
@@ -56,6 +57,12 @@ def service():
         server.shutdown()
 
 
+class _NoHttp(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.rfile.readline()
+        self.wfile.write(b"220 mail\r\n")
+
+
 def _announced(seconds):
     end = datetime.now(UTC) + timedelta(seconds=seconds)
     return 200, json.dumps({"action": "terminate", "time": end.strftime("%Y-%m-%dT%H:%M:%SZ")})
@@ -80,6 +87,10 @@ def test_a_service_that_fails_is_asked_on(service, caplog):
 def test_what_is_no_metadata_service_is_an_error():
     with pytest.raises(ServiceError, match="no answer from the instance's metadata"):
         notice.InstanceMetadata(f"http://{LOOPBACK}:9").notice()
+    with socketserver.TCPServer((LOOPBACK, 0), _NoHttp) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(ServiceError, match="no answer from the instance's metadata"):
+            notice.InstanceMetadata(f"http://{LOOPBACK}:{server.server_address[1]}").notice()
 
 
 def test_a_notice_drains_the_node_that_it_is_for(service, monkeypatch, caplog):

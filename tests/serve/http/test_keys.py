@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 
 import pytest
+from pydantic import ValidationError
 from starlette.requests import Request
 
 from blip3o.errors import ConfigError
@@ -104,7 +105,7 @@ def test_without_keys_a_proxy_on_this_machine_is_nobody(header):
     ],
 )
 def test_without_keys_a_page_of_another_origin_is_refused(origin, allowed):
-    closed = Access(HttpConfig(cors_origins=("https://friend.example",)), {})
+    closed = Access(HttpConfig(cors_origins=("https://Friend.example",)), {})
     asked = request(more=[] if origin is None else [(b"origin", origin.encode())])
     if allowed:
         assert closed.owner(asked) == ""
@@ -112,6 +113,12 @@ def test_without_keys_a_page_of_another_origin_is_refused(origin, allowed):
     with pytest.raises(ApiError, match="cors_origins") as caught:
         closed.owner(asked)
     assert (caught.value.status, caught.value.code) == (403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "*", "https://a.example/page"])
+def test_what_no_browser_sends_as_an_origin_is_refused(origin):
+    with pytest.raises(ValidationError, match="write scheme and host, as in https://app.example.com"):
+        HttpConfig(cors_origins=(origin,))
 
 
 def test_a_rate_is_a_bucket_that_fills_up():
