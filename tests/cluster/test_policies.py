@@ -8,6 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
 
+import boto3
 import pytest
 
 from blip3o import storage
@@ -54,6 +55,7 @@ def ec2(monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL_EC2", f"http://127.0.0.1:{server.server_address[1]}")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "x")
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # Ray takes it, and it keeps the first keys that it finds
         yield asked
         server.shutdown()
 
