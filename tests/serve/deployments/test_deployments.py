@@ -1,10 +1,17 @@
-"""The application on a real Ray Serve: routes, images, errors and cancellation equal those of an in-process engine."""
+"""The application on a real Ray Serve: routes, images, errors and cancellation equal those of an in-process engine.
+
+The numbers of `/metrics` are those of all replicas and of all processes of the HTTP API.
+"""
 
 import http.client
 import json
+import os
 import re
+import signal
 import time
+from contextlib import contextmanager
 
+import psutil
 import pytest
 from PIL import Image
 from ray import serve as ray_serve
@@ -13,10 +20,13 @@ from blip3o.errors import BundleError, ConfigError, ServiceError
 from cluster.ports import free_ports
 from jobs.serve import start
 from serve.deployments import configs
+from serve.deployments.configs import application_name
 from serve.deployments.options import GENERATOR
 from tests.serve.client import assert_refusal, data_url, opened, question, raw
+from tests.serve.deployments.conftest import NAME
 from tests.serve.prometheus import parse
 
+IMAGES = "/v1/images/generations"
 PICTURE = Image.radial_gradient("L").convert("RGB")
 
 
@@ -62,13 +72,17 @@ def test_overload_is_refused_and_a_client_that_leaves_frees_its_place(server):
     replicas = ray_serve.get_deployment_handle(GENERATOR, configs.application_name(server.config))
     images = {"prompt": "a red circle", "n": 10, "num_inference_steps": 250}
     headers = {"content-type": "application/json"}
-    leaving = []
-    for _ in range(6):
-        connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
-        connection.request("POST", "/v1/images/generations", json.dumps(images), headers)
-        leaving.append(connection)
-    url = server.url + "/v1/images/generations"
-    refused = _poll(lambda: raw("POST", url, images), lambda answer: answer.status == 429)
+    leaving, url = [], server.url + IMAGES
+
+    def ask_after_others():
+        """Serve may have sent all of the others to one replica: then this request has the other one for itself."""
+        for _ in range(6):
+            connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+            connection.request("POST", IMAGES, json.dumps(images), headers)
+            leaving.append(connection)
+        return raw("POST", url, images)
+
+    refused = _poll(ask_after_others, lambda answer: answer.status == 429)
     assert_refusal(refused, 429, code="queue_full")
     assert int(refused.headers["retry-after"]) >= 1
     scrape = parse(raw("GET", server.url + "/metrics").text)  # full queues do not hold it up
@@ -99,3 +113,58 @@ def test_errors_of_serving_are_one_line(server, bundle, tmp_path):
         start(bundle, port=free_ports(1)[0])
     with pytest.raises(ServiceError, match="is taken"):
         start(bundle, port=int(server.url.rpartition(":")[2]))
+
+
+def scrape(server):
+    return parse(raw("GET", server.url + "/metrics").text)
+
+
+@pytest.fixture
+def both(server):
+    """A server of which both replicas and both processes of the HTTP API answer."""
+    for _ in range(300):
+        found = scrape(server)
+        states = found.values("blip3o_replicas", state="ready"), found.values("blip3o_ingress_replicas", state="ready")
+        if states == ([2], [2]):
+            return server
+    raise AssertionError(f"not ready: {states}")
+
+
+def test_whichever_process_answers_the_numbers_are_those_of_all(both):
+    """Requests go to both replicas, by both processes; any later scrape has all of them."""
+    before = scrape(both)
+    for seed in range(12):
+        body = {"prompt": "x", "num_inference_steps": 1, "seed": seed}
+        assert raw("POST", both.url + IMAGES, body).status == 200
+    scrapes = [scrape(both) for _ in range(8)]
+    for found in scrapes:
+        labels = {"model": NAME, "application": application_name(both.config)}
+        images = {each.labels["replica"]: each.value for each in found["blip3o_images_total"]}
+        assert len(images) == 2 and sum(images.values()) == sum(before.values("blip3o_images_total")) + 12
+        assert len(found.values("blip3o_images_total", **labels)) == 2
+        route = {"route": IMAGES, "status": "200"}
+        requests = found.values("blip3o_http_requests_total", **route)
+        assert len(requests) == 2, "both processes have answered"
+        assert sum(requests) == sum(before.values("blip3o_http_requests_total", **route)) + 12
+    for earlier, later in zip(scrapes, scrapes[1:], strict=False):
+        assert all(later.counters[key] >= value for key, value in earlier.counters.items())
+
+
+@contextmanager
+def stopped(process):
+    """A process that hangs."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_replica_that_hangs_hides_no_other(both):
+    children = psutil.Process(os.getpid()).children(recursive=True)
+    replicas = [child for child in children if f"{GENERATOR}" in " ".join(child.cmdline())]
+    with stopped(replicas[0]):
+        found = scrape(both)
+        assert raw("GET", both.url + "/ready").status == 200 and found.values("blip3o_ready") == [1]
+    assert found.values("blip3o_replicas", state="ready") == found.values("blip3o_replicas", state="silent") == [1]
+    assert len(found["blip3o_denoise_step_seconds_count"]) == 1
