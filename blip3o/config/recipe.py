@@ -13,6 +13,7 @@ from blip3o.config.base import Frozen, require
 from blip3o.config.model import ModelConfig
 from blip3o.config.objectives import ObjectiveSpec, objective_of
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
+from blip3o.config.resize import DecodeConfig
 from blip3o.config.sampler import FlowConfig
 from blip3o.config.shards import ColumnsConfig, FolderUri, KeyRule, LimitsConfig, MembersConfig, SelectConfig
 from blip3o.config.training import LogConfig, OptimConfig, ParallelConfig, StageConfig
@@ -158,6 +159,8 @@ class DataConfig(Frozen):
         default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run"
     )
     limits: LimitsConfig = LimitsConfig()
+    # Omitted from a dump at its default, so that runs from before this field keep their identity.
+    decode: DecodeConfig = Field(default=DecodeConfig(), exclude_if=lambda decode: decode == DecodeConfig())
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:

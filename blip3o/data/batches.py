@@ -69,9 +69,9 @@ class Text:
 class SampleEncoder:
     """One raw sample → one row of arrays.
 
-    `sizes` gives the side in pixels of each pixel column, `fits` how an image is resized if not by cropping; with
-    `cached`, the encoder's column is left out. `source_tasks`, by source, say what its samples are for where a sample
-    may be for both tasks.
+    `sizes` gives the side in pixels of each pixel column, `fits` how an image is resized if not by cropping, `engine`
+    what decodes and resizes it; with `cached`, the encoder's column is left out. `source_tasks`, by source, say what
+    its samples are for where a sample may be for both tasks.
     """
 
     task: Task
@@ -86,6 +86,7 @@ class SampleEncoder:
     seed: int
     sizes: Mapping[str, int]
     fits: Mapping[str, ResizeConfig]
+    engine: str = "pillow"
     cached: bool = False
     source_tasks: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,7 +95,7 @@ class SampleEncoder:
         key = derive_seed("draw", raw.uid, raw.pass_index)
         columns = [name for name in _PIXELS[self.task] if not (self.cached and name == "encoder_pixels")]
         views = {name: (self.sizes[name], self.fits.get(name, CROP)) for name in columns}
-        decoded = decode_views(raw.image, views.values())
+        decoded = decode_views(raw.image, views.values(), self.engine)
         row: dict[str, np.ndarray] = {name: decoded[view] for name, view in views.items()}
         row["draw_key"] = np.array(key, np.int64)
         if self.task is not Task.PIXELS:
@@ -282,6 +283,7 @@ def _sample_encoder(inputs: StageInputs, task: Task) -> SampleEncoder:
             "decoder_pixels": model.decoder.image_size,
         },
         fits={"encoder_pixels": model.target_resize, "prompt_pixels": model.backbone.image_resize},
+        engine=data.decode.engine,
         cached=inputs.features_sha256 is not None,
         source_tasks={source.name: source.task for source in data.sources},
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from blip3o import storage
 from blip3o.config.recipe import Recipe
+from blip3o.data.images.simd import require_simd
 from blip3o.data.order.length_buckets import BucketedOrder, CaptionLengths
 from blip3o.data.order.sample_order import SampleOrder
 from blip3o.data.order.selection import source_rows
@@ -23,10 +24,13 @@ from blip3o.data.text.tokenizer_files import read_tokenizer_json
 class StageInputs:
     """The inputs of a recipe's stage. Each is read when it is first asked for, and not again.
 
-    `features_sha256` is the sha256 of the provenance of stored features; None if the stage trains on none.
+    `features_sha256` is the sha256 of the provenance of stored features; None if the stage trains on none. Raises
+    `ConfigError` if the packages of `data.decode.engine` are not installed.
     """
 
     def __init__(self, recipe: Recipe, *, features_sha256: str | None = None) -> None:
+        if recipe.data.decode.engine == "simd":
+            require_simd()
         self.recipe, self.features_sha256 = recipe, features_sha256
 
     @cached_property

@@ -10,15 +10,17 @@ import functools
 import io
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, features
 
 from blip3o.config.resize import ResizeConfig
 from blip3o.config.shards import MAX_PIXELS
+from blip3o.data.images import simd
 from blip3o.data.images.containers import Stripped, image_format, strip
 from blip3o.data.images.containers.orientation import exif_orientation
 from blip3o.data.shards.damage import DamagedSampleError
@@ -48,13 +50,13 @@ View = tuple[int, ResizeConfig]  # side in pixels, and how a picture comes to it
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def decode_image(data: bytes, size: int, resize: ResizeConfig = CROP) -> np.ndarray:
-    """Encoded bytes → RGB uint8 [size, size, 3].
+def decode_image(data: bytes, size: int, resize: ResizeConfig = CROP, engine: str = "pillow") -> np.ndarray:
+    """Encoded bytes → RGB uint8 [size, size, 3], by an engine of `DecodeConfig`.
 
     Raises `DamagedSampleError` (a `DataError`) if they are no JPEG, PNG or WebP, are damaged, or hold over
     `MAX_PIXELS` pixels.
     """
-    return to_square(open_image(data, at_least=size), size, resize)
+    return decode_views(data, [(size, resize)], engine)[size, resize]
 
 
 def open_image(
@@ -92,7 +94,7 @@ def _register_heif() -> bool:
     return True
 
 
-def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
+def decode_views(data: bytes, views: Iterable[View], engine: str = "pillow") -> dict[View, np.ndarray]:
     """What `decode_image` gives for each view (size, resize) on its own, with as few decodes as that allows.
 
     A view's pixels must not depend on which other views are wanted, or a feature cache could not equal training
@@ -100,14 +102,15 @@ def decode_views(data: bytes, views: Iterable[View]) -> dict[View, np.ndarray]:
     as `decode_image`.
     """
     source = _source(data, FORMATS)
-    decoded: dict[tuple[int, int], Image.Image] = {}
+    load, square = _ENGINES[engine]
+    decoded: dict[tuple[int, int], Any] = {}
     squares: dict[View, np.ndarray] = {}
     for size, resize in dict.fromkeys(views):
         with _explained():
             header = _header(source, size, MAX_PIXELS)
             if header.size not in decoded:
-                decoded[header.size] = _pixels(header, source)
-        squares[size, resize] = to_square(decoded[header.size], size, resize)
+                decoded[header.size] = load(header, source)
+        squares[size, resize] = square(decoded[header.size], size, resize)
     return squares
 
 
@@ -210,7 +213,7 @@ def to_square(image: Image.Image, size: int, resize: ResizeConfig = CROP) -> np.
     sharp edges.
     """
     image = _on_white(image)
-    scaled = (size, size) if resize.mode == "stretch" else _covering(image.size, size)
+    scaled = _scaled_sides(image.size, size, resize)
     left, top = (round((side - size) / 2) for side in scaled)
     if scaled[0] * image.height > MAX_PIXELS:
         return _kept_pixels_alone(image, size, scaled, FILTERS[resize.resample])
@@ -218,12 +221,44 @@ def to_square(image: Image.Image, size: int, resize: ResizeConfig = CROP) -> np.
     return np.asarray(wide.resize((size, scaled[1]), FILTERS[resize.resample]).crop((0, top, size, top + size)))
 
 
+def _fast_pixels(image: ImageFile.ImageFile, source: _Source) -> np.ndarray:
+    """As `_pixels`, RGB uint8 [H, W, 3]: a JPEG's by the fast decoder, unless that refuses it."""
+    plain = source.kind == "JPEG" and image.mode == "RGB"
+    pixels = simd.decode_jpeg(source.stripped.data, *image.size) if plain else None
+    if pixels is None:
+        return np.asarray(_pixels(image, source))
+    turn = TURNS.get(source.stripped.orientation)
+    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
+
+
+def _fast_square(pixels: np.ndarray, size: int, resize: ResizeConfig) -> np.ndarray:
+    """As `to_square`, by the fast resampler; strips, whose scaled copy would be huge, are left to Pillow."""
+    height, width, _ = pixels.shape
+    scaled = _scaled_sides((width, height), size, resize)
+    if scaled[0] * height > MAX_PIXELS:
+        return to_square(Image.fromarray(pixels), size, resize)
+    left, top = (round((side - size) / 2) for side in scaled)
+    return simd.resample(pixels, (left, top, left + size, top + size), scaled, resize.resample)
+
+
+_Load = Callable[[ImageFile.ImageFile, _Source], Any]
+_Square = Callable[[Any, int, ResizeConfig], np.ndarray]
+# By the engine's name: what makes the pixels behind a header, and what makes a square of these.
+_ENGINES: dict[str, tuple[_Load, _Square]] = {
+    "pillow": (_pixels, to_square),
+    "simd": (_fast_pixels, _fast_square),
+}
+
+
 def without_color(pixels_SS3: np.ndarray) -> np.ndarray:
     """RGB uint8 [S, S, 3] → its luma (ITU-R BT.601) in all three channels."""
     return np.asarray(Image.fromarray(pixels_SS3).convert("L").convert("RGB"))
 
 
-def _covering(sides: tuple[int, int], size: int) -> tuple[int, int]:
+def _scaled_sides(sides: tuple[int, int], size: int, resize: ResizeConfig) -> tuple[int, int]:
+    """Width and height to which an image of these sides is scaled, before its centre is kept."""
+    if resize.mode == "stretch":
+        return size, size
     width, height = sides
     return size * width // min(sides), size * height // min(sides)
 

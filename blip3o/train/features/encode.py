@@ -168,7 +168,8 @@ class ShardEncoder:
         try:
             if isinstance(raw, DamagedSampleError):
                 raise raw
-            return decode_image(raw.image, self.recipe.model.encoder.image_size, self.recipe.model.encoder.resize)
+            encoder = self.recipe.model.encoder
+            return decode_image(raw.image, encoder.image_size, encoder.resize, self.recipe.data.decode.engine)
         except DamagedSampleError as damage:
             place = reader.locate(ref)
             offset, size = place.span

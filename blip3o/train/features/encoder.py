@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from blip3o.config.recipe import Recipe
+from blip3o.config.resize import DecodeConfig
 from blip3o.data.features.files import FeatureFolder, provenance_sha256, require_features
 from blip3o.data.features.reader import feature_folders, record_format
 from blip3o.data.features.records import to_bf16_bits
@@ -46,7 +47,7 @@ class FeatureCache:
         """Reads every weight of the encoder, unless their hash is stored. Raises `ConfigError` as `require_encoder`."""
         weights = _weights_sha256(recipe)
         encoder = _empty_encoder(recipe).provenance_of(weights, _TORCH_TYPE[recipe.parallel.precision])
-        stored = {"stored": asdict(record_format(recipe))} | _rounding(recipe)
+        stored = {"stored": asdict(record_format(recipe))} | _rounding(recipe) | _decoding(recipe)
         return cls(recipe=recipe, provenance={**asdict(encoder), **stored})
 
     @functools.cached_property
@@ -70,6 +71,12 @@ def _rounding(recipe: Recipe) -> dict[str, int]:
     size = recipe.parallel.encoder_batch_size
     batches = {} if size is None else {"batch_size": size}
     return {**batches, "compiled": True} if recipe.parallel.compiles else batches
+
+
+def _decoding(recipe: Recipe) -> dict[str, str]:
+    """What decodes and resizes the pictures, where it is not the default."""
+    engine = recipe.data.decode.engine
+    return {} if engine == DecodeConfig().engine else {"decode_engine": engine}
 
 
 def _weights_sha256(recipe: Recipe) -> str:

@@ -20,6 +20,11 @@ def test_dtypes_of_gradient_sums_are_part_of_it(key):
     assert len({identity_of(), identity_of(**{key: "fp32"}), identity_of(**{key: "bf16"})}) == 3
 
 
+def test_what_decodes_the_pictures_is_part_of_it():
+    fast = recipe(parallel=HALF, data={"decode": {"engine": "simd"}})
+    assert identity(fast, data_sha256=["data"]) != identity_of()
+
+
 @pytest.mark.parametrize("changed", [{"zero_stage": 1}, {"compile": True}, {"deterministic": True}])
 def test_what_may_change_between_submissions_is_not(changed):
     assert identity_of(**changed) == identity_of()

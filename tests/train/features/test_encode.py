@@ -39,13 +39,14 @@ BATCHES = 4
 CPU = torch.device("cpu")
 
 
-def made(base, *, dtype=None, features="cache", **sections):
+def made(base, *, dtype=None, features="cache", engine="pillow", **sections):
     data = {
         "root": f"{base}/data",
         "max_length": 96,
         "sources": [{"name": "scenes", "shards": "scenes/part-*.tar"}],
         "features": features,
         "feature_dtype": dtype,
+        "decode": {"engine": engine},
     }
     return world.recipe(str(base), data=data, **sections)
 
@@ -179,6 +180,15 @@ def test_another_encoder_is_refused_by_its_weights(base):
     with pytest.raises(DataError, match=f"weights_sha256 {held} where the recipe has {wanted}: run `python -m jobs.e"):
         asked.require(StageInputs(asked.recipe).manifests)
     FeatureCache.of(made(base)).require(StageInputs(made(base)).manifests)
+
+
+def test_features_of_one_decoder_are_not_trained_on_with_the_other(base):
+    pytest.importorskip("cykooz_resizer", reason="the extra simd is not installed")
+    fast = made(base, engine="simd")
+    with pytest.raises(DataError, match="decode_engine None where the recipe has simd"):
+        FeatureCache.of(fast).require(StageInputs(fast).manifests)
+    cache, _, _ = store(fast)
+    assert losses(fast, cache.sha256) == losses(made(base, features="online", engine="simd"))
 
 
 def test_the_encoder_is_hashed_once_until_its_file_changes(base, monkeypatch):
