@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from blip3o.config.pipeline import TrainingPipeline
-from blip3o.config.recipe import Recipe, SourceConfig
+from blip3o.config.recipe import Recipe
+from blip3o.config.shards import SourceConfig
 from blip3o.data.order.selection import is_selected, judge_shards, write_selection
 from blip3o.data.shards import indexing
 from blip3o.data.shards.indexing import IndexSummary, ScanAll, ScanTask

@@ -98,9 +98,11 @@ def implied_mfu(recipe: Recipe, flops: dict[str, float], *, gpu: str, days: floa
 
 
 def feed_rate(recipe: Recipe, rates: Assumptions) -> float:
-    """Samples a second that the recipe's decoding actors make."""
+    """Samples a second that the recipe's decoding actors make, or the threads of its workers (`data.reader` local)."""
     parallel = recipe.parallel
-    return parallel.data_actors * parallel.cpus_per_data_actor * 1000 / decode_ms(recipe, rates)
+    actors = parallel.data_actors * parallel.cpus_per_data_actor
+    cpus = actors if recipe.data.reader == "ray" else parallel.max_workers * parallel.data_threads
+    return cpus * 1000 / decode_ms(recipe, rates)
 
 
 def decode_ms(recipe: Recipe, rates: Assumptions) -> float:

@@ -18,6 +18,7 @@ from blip3o.errors import ConfigError
 # Keys that must be equal in all stages, since the same workers and data actors serve them all.
 _SHARED = (
     "run.storage",
+    "data.reader",
     "parallel.workers",
     "parallel.device",
     "parallel.cpus_per_worker",

@@ -15,7 +15,7 @@ from blip3o.config.objectives import ObjectiveSpec, objective_of
 from blip3o.config.resilience import CheckpointConfig, GuardConfig
 from blip3o.config.resize import DecodeConfig
 from blip3o.config.sampler import FlowConfig
-from blip3o.config.shards import ColumnsConfig, FolderUri, KeyRule, LimitsConfig, MembersConfig, SelectConfig
+from blip3o.config.shards import FolderUri, LimitsConfig, SourceConfig
 from blip3o.config.training import LogConfig, OptimConfig, ParallelConfig, StageConfig
 
 # The node label by which Ray Data assigns nodes to a dataset; nodes without the label form a group of their own.
@@ -33,45 +33,6 @@ class RunConfig(Frozen):
     seed: int = Field(
         default=0, ge=0, description="seed of the run; sample order, random draws and initialisation derive from it"
     )
-
-
-class SourceConfig(Frozen):
-    """One set of shards."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name in logs, uids and the ledger")
-    shards: str = Field(
-        description="URI pattern of the shards, e.g. s3://bucket/emoji/train-*.tar (or *.parquet); a relative one is "
-        "resolved against data.root"
-    )
-    weight: float = Field(default=1.0, gt=0, description="sampling weight of this source, relative to the others")
-    task: Literal["chat", "generate", "both"] = Field(
-        default="both",
-        description="what stage joint trains on this source's samples. chat: questions about the image; generate: "
-        "requests for the image; both",
-    )
-    select: SelectConfig = SelectConfig()
-    columns: ColumnsConfig = ColumnsConfig()
-    # Omitted from a dump at their defaults, so that runs from before these fields keep their identity.
-    key: KeyRule = Field(
-        default="first_dot",
-        exclude_if=lambda rule: rule == "first_dot",
-        description="where a tar member's key ends in the base name of its path. first_dot: as in WebDataset; "
-        "last_dot: cat.1.jpg and cat.2.jpg are two samples",
-    )
-    members: MembersConfig = Field(
-        default=MembersConfig(),
-        exclude_if=lambda members: members == MembersConfig(),
-        description="which tar members make a sample",
-    )
-
-    @model_validator(mode="after")
-    def _extensions_fit_the_key(self) -> Self:
-        for name in (self.members.image, self.members.caption, self.members.record):
-            require(
-                self.key == "first_dot" or name is None or "." not in name,
-                f"source '{self.name}': members names '{name}', but with key: last_dot no extension has a dot",
-            )
-        return self
 
 
 TemplateStyle = Literal["chatml", "qwen3", "llama3"]
@@ -159,8 +120,24 @@ class DataConfig(Frozen):
         default=0.01, ge=0, le=1, description="share of damaged samples above which a source stops the run"
     )
     limits: LimitsConfig = LimitsConfig()
+    reader: Literal["ray", "local"] = Field(
+        default="ray",
+        exclude_if=lambda reader: reader == "ray",
+        description="what makes micro-batches. ray: actors of a Ray Data stream, on any node (parallel.data_actors); "
+        "local: parallel.data_threads threads in each training worker, which start at once. Both give the same arrays, "
+        "and a run may change from one to the other",
+    )
     # Omitted from a dump at its default, so that runs from before this field keep their identity.
     decode: DecodeConfig = Field(default=DecodeConfig(), exclude_if=lambda decode: decode == DecodeConfig())
+
+    @model_validator(mode="after")
+    def _reader_has_actors(self) -> Self:
+        require(
+            self.reader == "ray" or self.features != "stream",
+            "data.features stream needs actors that encode, and data.reader is local: set data.reader=ray, or read "
+            "stored features (data.features=cache)",
+        )
+        return self
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
@@ -348,6 +325,11 @@ class Recipe(Frozen):
             "same, and distinguish the nodes by another label",
         )
         return self
+
+    @property
+    def readers(self) -> int:
+        """Processes that read and decode samples: the stream's actors, or the workers themselves."""
+        return self.parallel.data_actors if self.data.reader == "ray" else self.parallel.max_workers
 
     @property
     def objective(self) -> ObjectiveSpec:

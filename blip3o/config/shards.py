@@ -1,4 +1,4 @@
-"""How shards are read: limits on samples, the members and columns that make one, and which samples to train on."""
+"""Sources of samples: which shards, how they are read, limits on samples, and which of these to train on."""
 
 from typing import Annotated, Literal, Self
 
@@ -119,3 +119,42 @@ class SelectConfig(Frozen):
     def empty(self) -> bool:
         """Whether every sample is used."""
         return self == SelectConfig()
+
+
+class SourceConfig(Frozen):
+    """One set of shards."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name in logs, uids and the ledger")
+    shards: str = Field(
+        description="URI pattern of the shards, e.g. s3://bucket/emoji/train-*.tar (or *.parquet); a relative one is "
+        "resolved against data.root"
+    )
+    weight: float = Field(default=1.0, gt=0, description="sampling weight of this source, relative to the others")
+    task: Literal["chat", "generate", "both"] = Field(
+        default="both",
+        description="what stage joint trains on this source's samples. chat: questions about the image; generate: "
+        "requests for the image; both",
+    )
+    select: SelectConfig = SelectConfig()
+    columns: ColumnsConfig = ColumnsConfig()
+    # Omitted from a dump at their defaults, so that runs from before these fields keep their identity.
+    key: KeyRule = Field(
+        default="first_dot",
+        exclude_if=lambda rule: rule == "first_dot",
+        description="where a tar member's key ends in the base name of its path. first_dot: as in WebDataset; "
+        "last_dot: cat.1.jpg and cat.2.jpg are two samples",
+    )
+    members: MembersConfig = Field(
+        default=MembersConfig(),
+        exclude_if=lambda members: members == MembersConfig(),
+        description="which tar members make a sample",
+    )
+
+    @model_validator(mode="after")
+    def _extensions_fit_the_key(self) -> Self:
+        for name in (self.members.image, self.members.caption, self.members.record):
+            require(
+                self.key == "first_dot" or name is None or "." not in name,
+                f"source '{self.name}': members names '{name}', but with key: last_dot no extension has a dot",
+            )
+        return self

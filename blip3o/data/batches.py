@@ -256,7 +256,7 @@ def build_micro_batches(inputs: StageInputs, task: Task) -> MicroBatchBuilder:
     sources = inputs.order.sources
     return MicroBatchBuilder(
         order=inputs.order,
-        reader=ShardReader(manifests, sources=sources, block_bytes=block_bytes_for(recipe.parallel.data_actors)),
+        reader=ShardReader(manifests, sources=sources, block_bytes=block_bytes_for(recipe.readers)),
         encoder=_sample_encoder(inputs, task),
         features=FeatureReader(manifests, feature_folders(recipe, features)) if features else None,
         ledger=Ledger(ledger_uri(recipe.run.storage, recipe.run.name)),

@@ -11,8 +11,16 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
+NUMBER = "micro_batch"  # the column that repeats a micro-batch's global number, int64 [B]
+
 _ALIGNMENT = 64
 _LENGTH = 8  # bytes before the header that hold its length
+
+
+def numbered(arrays: Arrays, number: int) -> Arrays:
+    """A micro-batch with its number in a column."""
+    rows = len(next(iter(arrays.values())))
+    return {**arrays, NUMBER: np.full(rows, number, np.int64)}
 
 
 def pack(micro_batches: Sequence[Arrays]) -> np.ndarray:

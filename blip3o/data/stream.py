@@ -13,7 +13,6 @@ costs, it costs per call and per block, whatever their size: hence several micro
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 from ray.data import (
     ActorPoolStrategy,
@@ -28,7 +27,7 @@ from ray.data import (
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
-from blip3o.data.packets import Arrays, pack, unpack
+from blip3o.data.packets import NUMBER, Arrays, numbered, pack, unpack
 from blip3o.errors import ConfigError
 
 MicroBatchFn = Callable[[int], Arrays]
@@ -42,7 +41,6 @@ CALLS_WAITING = 1
 # Beyond it, Ray Data pauses them at half of the object store. Both are Ray 2.60's own values, said here since a Ray
 # upgrade has changed them before (10 until 2.57).
 BACKPRESSURE_RATIO = 2.0
-NUMBER = "micro_batch"
 _PACKET = "packet"
 
 
@@ -220,12 +218,7 @@ class _Maker:
 
     def __call__(self, call: Arrays) -> Iterator[Arrays]:
         for own in self._packets.of(range(int(call["begin"][0]), int(call["end"][0]))):
-            yield _row([self._numbered(number) for number in own])
-
-    def _numbered(self, number: int) -> Arrays:
-        arrays = self._fn(number)
-        rows = len(next(iter(arrays.values())))
-        return {**arrays, NUMBER: np.full(rows, number, np.int64)}
+            yield _row([numbered(self._fn(number), number) for number in own])
 
 
 class _Encoder:

@@ -9,7 +9,7 @@ from blip3o.config.training import ParallelConfig
 from blip3o.device import gpus_per_worker
 from blip3o.errors import ConfigError
 from jobs.common import on_a_cluster
-from jobs.training.stream import streams_features
+from jobs.training.stream import reads_locally, streams_features
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -32,7 +32,8 @@ def _reserved(pipeline: TrainingPipeline, workers: int) -> tuple[float, float]:
     """CPUs and GPUs that training alone reserves with this many workers: theirs, and those of the stream's actors."""
     parallel = pipeline.stages[0].parallel
     encoders = parallel.encoder_actors if streams_features(pipeline) else 0
-    cpus = workers * parallel.cpus_per_worker + parallel.data_actors * parallel.cpus_per_data_actor
+    decoding = 0.0 if reads_locally(pipeline) else parallel.data_actors * parallel.cpus_per_data_actor
+    cpus = workers * parallel.cpus_per_worker + decoding
     devices = workers + encoders * parallel.gpus_per_encoder_actor
     return cpus + encoders * parallel.cpus_per_encoder_actor, devices * gpus_per_worker(parallel.device)
 

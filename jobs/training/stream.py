@@ -1,13 +1,14 @@
-"""The data stream of a fit: micro-batches of all stages under one numbering, from the point where the run resumes.
+"""The data of a fit: micro-batches of all stages under one numbering, from the point where the run resumes.
 
-The code that runs in its actors is here too. Actors that only decode start without PyTorch, which saves a second per
-start and memory in every process. Ray Data is imported when the stream is built, since a dry run only asks this module
-for the stream's resources.
+They come from actors of a Ray Data stream, or from threads of the worker, as the recipe's `data.reader` says. The code
+that runs in these actors is here too. Actors that only decode start without PyTorch, which saves a second per start and
+memory in every process. Ray is imported where it is needed, since a dry run only asks this module for the stream's
+resources.
 """
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from blip3o.config.pipeline import TrainingPipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.batches import MicroBatchBuilder, StagedMicroBatches, build_micro_batches
 from blip3o.data.inputs import StageInputs
+from blip3o.data.local_reader import read_micro_batches
 from blip3o.device import gpus_per_worker
 from blip3o.train.checkpoint.resume import next_micro_batch
 from blip3o.train.stages import stage_of
@@ -33,6 +35,34 @@ PACKET_BYTES = 16 * 2**20  # the stream holds several packets for each worker
 
 # Threads of an encoding actor: one gives the encoder a micro-batch while the other waits for features of the last one.
 ENCODER_THREADS = 2
+
+
+def reads_locally(pipeline: TrainingPipeline) -> bool:
+    """Whether the workers make their micro-batches themselves."""
+    return pipeline.stages[0].data.reader == "local"
+
+
+def worker_micro_batches(plan: FitPlan) -> Iterator[Arrays]:
+    """This worker's micro-batches in order, from where the run resumes. Called once, by every worker."""
+    import ray.train
+
+    pipeline = plan.pipeline()
+    if not reads_locally(pipeline):
+        from blip3o.data.stream import iterate_micro_batches
+
+        return iterate_micro_batches(ray.train.get_dataset_shard("train"))
+    context = ray.train.get_context()
+    first = next_micro_batch(pipeline) + context.get_world_rank()
+    return read_micro_batches(
+        range(first, pipeline.ends[-1], context.get_world_size()),
+        staged_micro_batches(plan),
+        threads=pipeline.stages[0].parallel.data_threads,
+    )
+
+
+def datasets(plan: FitPlan) -> "dict[str, Callable[[], Dataset]]":
+    """What Ray Train splits over the workers: nothing where they read by themselves."""
+    return {} if reads_locally(plan.pipeline()) else {"train": stream_factory(plan)}
 
 
 def stream_factory(plan: FitPlan) -> "Callable[[], Dataset]":

@@ -12,7 +12,7 @@ from blip3o.device import collective_backend, gpus_per_worker
 from jobs.training.callbacks import CheckpointPruner
 from jobs.training.plan import FitPlan
 from jobs.training.resources import scaling_config
-from jobs.training.stream import stream_encoders, stream_factory
+from jobs.training.stream import datasets, stream_encoders
 from jobs.training.validate import validate_checkpoint
 from jobs.training.worker import train_worker
 
@@ -35,7 +35,7 @@ def build_trainer(plan: FitPlan, *, max_workers: int) -> TorchTrainer:
             callbacks=[CheckpointPruner(plan)],
         ),
         validation_config=validation_config(plan),
-        datasets={"train": stream_factory(plan)},
+        datasets=datasets(plan),
         dataset_config=data_config(parallel.data_labels, stream_encoders(plan)),
     )
 

@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from blip3o import log
 from blip3o.config.recipe import Recipe
-from blip3o.data.stream import iterate_micro_batches
 from blip3o.device import allow_determinism, release_memory, select
 from blip3o.runs.attempts import Attempt
 from blip3o.runs.events import write_event
@@ -39,6 +38,7 @@ from jobs.training.checkpoint_saver import CheckpointSaver
 from jobs.training.plan import FitPlan, PlannedStage
 from jobs.training.progress import ProgressReporter
 from jobs.training.restore import locate_start, restore
+from jobs.training.stream import worker_micro_batches
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,9 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
     Returns an `Interruption` as a dictionary if all ranks stopped at something that the driver can recover from.
     """
     log.configure()
-    batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
-    stages = FitPlan(**task).stages()
+    plan = FitPlan(**task)
+    batches = worker_micro_batches(plan)
+    stages = plan.stages()
     if any(stage.recipe.parallel.deterministic for stage in stages):
         allow_determinism()
     for stage in stages:

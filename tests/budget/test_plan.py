@@ -13,6 +13,7 @@ from blip3o.budget.training import (
     collective_seconds,
     daly,
     decode_ms,
+    feed_rate,
     implied_mfu,
     plan_training,
     young,
@@ -130,6 +131,11 @@ def test_images_are_decoded_unless_stored_features_replace_them(recipe, features
     rates = PRICED.assumptions
     made = load_recipe(recipe, [f"data.features={features}"])
     assert decode_ms(made, rates) == (rates.decode_ms if decoded else rates.text_ms)
+
+
+def test_workers_that_read_by_themselves_decode_with_their_threads():
+    keys = ["data.features=online", "data.reader=local", "parallel.workers=32", "parallel.data_threads=6"]
+    assert feed_rate(pretrain(*keys), assuming(decode_ms=10.0).assumptions) == 32 * 6 * 100
 
 
 def overhead(stall, interval, between):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -218,10 +219,24 @@ def test_a_run_that_its_user_stops_continues_from_that_very_step(ray_cluster, ba
     assert 0 < saved < stopped.optim.steps
     assert committed_step(stopped) == saved
     assert said.splitlines()[-1].startswith("to continue: ") and said.endswith(f"blip3o train {file}\n")
-    assert train(stopped)["sha256"] == expected["sha256"]
+    # And may continue with another reader.
+    continued = world.recipe(base, **options, data={"reader": "local"})
+    assert train(continued)["sha256"] == expected["sha256"]
     first_steps = [found["step"] for found in read_run(stopped.run.storage, "stopped").attempts]
     assert first_steps == [1, saved + 1]
     assert figures(stopped) == figures(undisturbed)
+
+
+def test_a_run_whose_workers_read_by_themselves_survives_a_kill_and_equals_one_of_the_stream(base, quiet):
+    undisturbed, expected = quiet
+    made = world.recipe(base, run={"name": "local"}, data={"reader": "local"}, parallel={"data_threads": 2})
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(train, made)
+        wait_until(lambda: committed_steps(made) or result.done())
+        trainers()[-1].kill()
+        assert result.result()["sha256"] == expected["sha256"]
+    assert len(read_run(made.run.storage, "local").attempts) == 2
+    assert figures(made) == figures(undisturbed)
 
 
 def interrupt_at_step(command, environment):

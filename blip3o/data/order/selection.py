@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from blip3o import storage
-from blip3o.config.recipe import SourceConfig
-from blip3o.config.shards import Rule, SelectConfig
+from blip3o.config.shards import Rule, SelectConfig, SourceConfig
 from blip3o.data.order.sample_order import SourceRows
 from blip3o.data.shards.manifest import Manifest, read_shard_facts, read_table, write_table
 from blip3o.errors import DataError

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blip3o import storage
-from blip3o.config.recipe import DataConfig, SourceConfig
-from blip3o.config.shards import ColumnsConfig, KeyRule, MembersConfig
+from blip3o.config.recipe import DataConfig
+from blip3o.config.shards import ColumnsConfig, KeyRule, MembersConfig, SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ def deciding(recipe: Recipe, *, data_sha256: Sequence[str]) -> dict[str, Any]:
     """
     # Left out on purpose: workers, ZeRO stage, logging and checkpoint rules, which may change between two submissions.
     # So may compile and deterministic, which choose among kernels that differ by rounding.
-    values = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"})
+    # And so may the reader, since all give the same arrays.
+    values = recipe.model_dump(mode="json", include={"data", "model", "stage", "optim"}, exclude={"data": {"reader"}})
     values |= {"seed": recipe.run.seed, "precision": recipe.parallel.precision}
     if recipe.data.features == "cache" and recipe.parallel.encoder_batch_size is not None:
         values["encoder_batch_size"] = recipe.parallel.encoder_batch_size  # stored features are rounded by it

@@ -12,7 +12,8 @@ from typing import Literal
 
 from blip3o import storage
 from blip3o.config.pipeline import TrainingPipeline
-from blip3o.config.recipe import Recipe, SourceConfig
+from blip3o.config.recipe import Recipe
+from blip3o.config.shards import SourceConfig
 from blip3o.data.shards.locations import source_locations, tokenizer_uri
 from blip3o.data.shards.manifest import manifest_file
 from blip3o.data.text.tokenizer_files import read_tokenizer_json

@@ -71,7 +71,8 @@ def value_of(recipe, key):
 # table of those that only some objectives read. (All keys of `run`, `optim`, `checkpoint`, `guard` and `log` are for
 # every stage, and `model` is the same model in all of them.)
 EVERY_STAGE = {
-    "data": "root sources tokenizer template max_length chunk window group_by_length max_bad_share limits",
+    "data": "root sources tokenizer template max_length chunk window group_by_length max_bad_share limits "
+    "reader decode",
     "stage": "name start_from trainable weights",
     "parallel": "workers zero_stage offload overlap_comm reduce_bucket_size gradient_accumulation_dtype "
     "communication_dtype param_persistence_threshold precision device compile deterministic threads peak_tflops "

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from blip3o.config.recipe import SourceConfig
-from blip3o.config.shards import SelectConfig
+from blip3o.config.shards import SelectConfig, SourceConfig
 from blip3o.data.order.sample_order import SampleOrder
 from blip3o.data.order.selection import (
     ShardChoice,

@@ -16,7 +16,7 @@ from blip3o.errors import ConfigError
 from blip3o.train.result import summarize
 from jobs.training.plan import FitPlan
 from jobs.training.progress import TrackedRun, View, figures
-from jobs.training.resources import scaling_config, usable_workers
+from jobs.training.resources import requested_resources, scaling_config, usable_workers
 from jobs.training.stream import stream_encoders
 from tests import recipes
 from tests.jobs import world
@@ -48,6 +48,17 @@ def test_a_range_of_workers_uses_numbers_that_divide_a_step():
         recipes.recipe(optim={"micro_batches": 12}, parallel={"workers": {"min": 5, "max": 12}})
     with pytest.raises(ConfigError, match="min 3 is above max 2: swap them"):
         recipes.recipe(parallel={"workers": {"min": 3, "max": 2}})
+
+
+def test_workers_that_read_by_themselves_ask_for_no_actors():
+    asked = {"workers": 2, "data_actors": 3, "cpus_per_data_actor": 4.0}
+    found = [
+        requested_resources(TrainingPipeline.of(recipes.recipe(data={"reader": reader}, parallel=asked)))
+        for reader in ("ray", "local")
+    ]
+    assert found == [(14, 0), (2, 0)]
+    with pytest.raises(ConfigError, match=r"features stream needs actors that encode, and data\.reader is local"):
+        recipes.recipe(data={"reader": "local", "features": "stream"})
 
 
 DECODE, ENCODE = {"kind": "decode"}, {"kind": "encode"}

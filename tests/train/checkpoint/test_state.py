@@ -25,6 +25,10 @@ def test_what_decodes_the_pictures_is_part_of_it():
     assert identity(fast, data_sha256=["data"]) != identity_of()
 
 
+def test_what_reads_them_is_not():
+    assert identity(recipe(parallel=HALF, data={"reader": "local"}), data_sha256=["data"]) == identity_of()
+
+
 @pytest.mark.parametrize("changed", [{"zero_stage": 1}, {"compile": True}, {"deterministic": True}])
 def test_what_may_change_between_submissions_is_not(changed):
     assert identity_of(**changed) == identity_of()
