@@ -36,7 +36,8 @@ def test_a_recipe_goes_from_shards_to_scores_and_does_only_what_is_missing(s3, r
     assert {step for step in again if again[step] == "done"} == {"export"}  # which finds the same bundle there
 
     # Other questions are other scores; a bundle that is lost is made again, of the same bytes.
-    storage.delete_folder(f"{root}/runs/debug/bundle")
+    for file in storage.list_files(f"{root}/runs/debug/bundle"):
+        storage.delete(file.uri)
     assert main([*words, "--set", "evaluate.questions=12"]) == 0
     third = told(capsys.readouterr().out)
     assert {step for step in third if third[step] == "done"} == {"export", "evaluate"}
