@@ -28,6 +28,7 @@ from jobs import (
     tokenizer,
     train,
 )
+from jobs.all import command as whole
 from jobs.commands import convert, data, deploy, inference, model, recipes, runs
 from jobs.commands.budget import command as budget
 from jobs.common import new_app, run_app
@@ -49,6 +50,7 @@ VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "train": train.command,
         "runs": runs.runs,
         "report": runs.report,
+        "all": whole.command,
         "ablate": ablate.command,
     },
     "Result": {

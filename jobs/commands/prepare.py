@@ -25,15 +25,28 @@ def require_prepared(pipeline: TrainingPipeline, reference: str, overrides: Sequ
     from blip3o.train.preflight.missing import find_missing  # 2 s: torch
 
     words = [reference, *(word for item in overrides for word in ("--set", item))]
-    places = [word for item in overrides if item.startswith(_PLACES) for word in ("--set", item)]
-    trained_by = {run: f"`{_line('train', [stage, *places])}`" for run, stage in trained_runs(reference).items()}
-    missing = find_missing(pipeline, trained_by)
+    missing = find_missing(pipeline, _trained_by(reference, overrides))
     if not prepare or any(item.verb is None for item in missing):
         _refuse(missing, words)
         return
     for verb in _verbs(pipeline, missing):
         print(f"preparing: {_line(verb, words)}", flush=True)
-        _run(verb, pipeline)
+        run_verb(verb, pipeline)
+
+
+def verbs_to_run(pipeline: TrainingPipeline, reference: str, overrides: Sequence[str]) -> "list[Verb]":
+    """The verbs that `require_prepared` would run. Raises as it does if something cannot be made from the recipe."""
+    from blip3o.train.preflight.missing import find_missing  # 2 s: torch
+
+    missing = find_missing(pipeline, _trained_by(reference, overrides))
+    _refuse([item for item in missing if item.verb is None], [])
+    return _verbs(pipeline, missing)
+
+
+def _trained_by(reference: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The command that trains each run that a recipe is known to need."""
+    places = [word for item in overrides if item.startswith(_PLACES) for word in ("--set", item)]
+    return {run: f"`{_line('train', [stage, *places])}`" for run, stage in trained_runs(reference).items()}
 
 
 def _refuse(missing: "Sequence[Missing]", words: Sequence[str]) -> None:
@@ -63,7 +76,7 @@ def _cached(pipeline: TrainingPipeline) -> list[Recipe]:
     return [recipe for recipe in stages if not is_finished(recipe.run.storage, recipe.run.name)]
 
 
-def _run(verb: "Verb", pipeline: TrainingPipeline) -> None:
+def run_verb(verb: "Verb", pipeline: TrainingPipeline) -> None:
     """As the command of that name. Raises as it does."""
     from blip3o.data.text.tokenizer_training import train_tokenizer
     from jobs.encode import encode

@@ -71,6 +71,16 @@ def evaluate(recipe: Recipe, bundle_uri: str, out_uri: str) -> Evaluation:
     return evaluation
 
 
+def is_evaluated(recipe: Recipe, bundle_uri: str, out_uri: str) -> bool:
+    """Whether `evaluate` has written its files for this very bundle, these data and this `evaluate` section."""
+    file = storage.join(out_uri, EVALUATION)
+    if not storage.exists(file):
+        return False
+    found = json.loads(storage.read_bytes(file))["provenance"]
+    expected = _bundle_provenance(bundle_uri) | _asked(recipe, choose(recipe.data, recipe.evaluate))
+    return all(found.get(name) == value for name, value in expected.items())
+
+
 def answers(recipe: Recipe, bundle_uri: str) -> list[AnswerRecord]:
     """The bundle's replies to the questions that `evaluate` asks, in the same order. Raises the same errors."""
     questions = choose(recipe.data, recipe.evaluate).questions
@@ -172,12 +182,19 @@ def _bundle_provenance(uri: str) -> dict[str, Any]:
 
 def _provenance(recipe: Recipe, pipeline: Blip3oPipeline, samples: EvaluationSamples) -> dict[str, Any]:
     sampler = pipeline.model.config.sampler
-    return {
-        **{f"manifest of {name}": fingerprint for name, fingerprint in samples.fingerprints.items()},
-        "evaluation's seed": recipe.evaluate.seed,
+    return _asked(recipe, samples) | {
         "precision": pipeline.precision,
         "sampler": f"{sampler.num_inference_steps} steps, guidance {sampler.guidance_scale:g}",
         "comparable with published benchmarks": f"no ({NOT_COMPARABLE})",
+    }
+
+
+def _asked(recipe: Recipe, samples: EvaluationSamples) -> dict[str, Any]:
+    """What decides which samples are drawn and asked about."""
+    return {
+        **{f"manifest of {name}": fingerprint for name, fingerprint in samples.fingerprints.items()},
+        "evaluation's seed": recipe.evaluate.seed,
+        "asked for": f"{recipe.evaluate.questions} questions, {recipe.evaluate.images} images",
     }
 
 

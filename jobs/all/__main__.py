@@ -1,0 +1,7 @@
+"""`python -m jobs.all`."""
+
+import sys
+
+from jobs.all.command import main
+
+sys.exit(main())
