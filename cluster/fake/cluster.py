@@ -26,9 +26,7 @@ class FakeCluster(LocalRay):
 
     def __init__(self, *, idle_seconds: float = 6.0, temp_dir: Path | None = None) -> None:
         """Nothing is started yet. A node without work for `idle_seconds` is removed; `temp_dir` is as in `LocalRay`."""
-        super().__init__(
-            num_cpus=0, dashboard=True, temp_dir=temp_dir, object_store_bytes=_OBJECT_STORE_BYTES
-        )
+        super().__init__(num_cpus=0, dashboard=True, temp_dir=temp_dir, object_store_bytes=_OBJECT_STORE_BYTES)
         launcher = load_yaml(LAUNCHER.read_bytes(), str(LAUNCHER))
         self._launcher: dict[str, Any] = {**launcher, "idle_timeout_minutes": idle_seconds / 60}
 
