@@ -7,8 +7,9 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ _LOG = "session_latest/logs/events/event_AUTOSCALER.log"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The cluster at one time (Unix seconds): alive nodes by id with their group, and how many of a group are starting."""
+    """The cluster at a Unix time: the nodes that are alive, with their group, and how many of a group are starting."""
 
     time: float
     nodes: Mapping[str, str]
@@ -47,9 +48,15 @@ class Event:
 class StatusWatch:
     """Asks the autoscaler a few times a second, in a thread, and keeps what has changed. A context manager."""
 
-    def __init__(self, address: str, groups: list[str]) -> None:
-        """Nothing is asked yet. `address` is `HOST:PORT` of the GCS; nodes of other groups, as the head, are left out."""
+    def __init__(
+        self, address: str, groups: list[str], *, on_change: Callable[[Sample], None] = lambda _: None
+    ) -> None:
+        """Nothing is asked yet. `address` is `HOST:PORT` of the GCS. Nodes of other groups, as the head, are left out.
+
+        `on_change` gets every sample that differs from the one before, in the thread.
+        """
         self.address = address
+        self._on_change = on_change
         self._groups = frozenset(groups)
         self._samples: list[Sample] = []
         self._changed = threading.Condition()
@@ -107,6 +114,7 @@ class StatusWatch:
             if last is None or (last.nodes, last.starting) != (sample.nodes, sample.starting):
                 self._samples.append(sample)
                 self._changed.notify_all()
+                self._on_change(sample)
 
     def __enter__(self) -> Self:
         """Starts to ask."""
@@ -127,9 +135,16 @@ def decisions(temp_dir: Path) -> list[Event]:
     if not file.exists():  # it has decided nothing yet
         return []
     lines: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [Event(float(each["timestamp"]), each["message"]) for each in lines if each["severity"] != "DEBUG"]
+    events = [Event(float(each["timestamp"]), each["message"]) for each in lines if each["severity"] != "DEBUG"]
+    # While something cannot start, it says so every second.
+    return [event for last, event in pairwise([None, *events]) if event and (not last or last.message != event.message)]
 
 
-def timeline(samples: list[Sample], events: list[Event]) -> list[dict[str, Any]]:
-    """Samples and events as JSON values."""
-    return [asdict(sample) | {"counts": sample.counts()} for sample in samples] + [asdict(event) for event in events]
+def as_json(samples: list[Sample], events: list[Event], temp_dir: Path) -> dict[str, Any]:
+    """Samples, events and the autoscaler's decisions as JSON values, with seconds since the first sample."""
+    began = samples[0].time
+
+    def since(rows: Sequence[Sample | Event]) -> list[dict[str, Any]]:
+        return [asdict(row) | {"time": round(row.time - began, 1)} for row in rows]
+
+    return {"samples": since(samples), "events": since(events), "decisions": since(decisions(temp_dir))}

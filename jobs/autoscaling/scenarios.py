@@ -23,6 +23,7 @@ from blip3o.runs.checkpoints import committed_steps
 from blip3o.runs.listing import read_attempts
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
+from blip3o.runs.rows import rows_of
 from cluster.fake.cluster import FakeCluster
 from cluster.fake.status import Event, Sample, StatusWatch
 
@@ -39,14 +40,14 @@ class Scene:
     cluster: FakeCluster
     watch: StatusWatch
     folder: Path
-    report: Callable[[Event], None] = lambda _: None
+    on_event: Callable[[Event], None] = lambda _: None
     events: list[Event] = field(default_factory=list)
 
     def mark(self, message: str, at: float | None = None) -> None:
         """Keeps an event of now, or of another Unix time."""
         event = Event(at or time.time(), message)
         self.events.append(event)
-        self.report(event)
+        self.on_event(event)
 
     def until(self, holds: Callable[[Sample], bool], what: str) -> Sample:
         """The first sample of the autoscaler's status, from the current one on, for which `holds` is true."""
@@ -120,12 +121,17 @@ class Job:
 
 
 def open_scene(
-    stack: ExitStack, folder: Path, *, idle_seconds: float, report: Callable[[Event], None] = lambda _: None
+    stack: ExitStack,
+    folder: Path,
+    *,
+    idle_seconds: float,
+    on_event: Callable[[Event], None] = lambda _: None,
+    on_change: Callable[[Sample], None] = lambda _: None,
 ) -> Scene:
     """Starts a cluster that lasts as long as `stack`, and returns it once its autoscaler reports no workers."""
     cluster = stack.enter_context(FakeCluster(idle_seconds=idle_seconds))
-    watch = stack.enter_context(StatusWatch(cluster.address, cluster.groups))
-    scene = Scene(cluster=cluster, watch=watch, folder=folder, report=report)
+    watch = stack.enter_context(StatusWatch(cluster.address, cluster.groups, on_change=on_change))
+    scene = Scene(cluster=cluster, watch=watch, folder=folder, on_event=on_event)
     scene.until(lambda sample: not sample.nodes, "a cluster without workers")
     scene.mark("the head runs, and no worker")
     return scene
@@ -139,6 +145,17 @@ def result_sha256(recipe: Recipe) -> str:
 def attempts(recipe: Recipe) -> list[dict[str, Any]]:
     """The starts of a run's workers that reached a step, in order."""
     return read_attempts(recipe.run.storage, recipe.run.name)
+
+
+def starts(of_run: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """The first step (from 0) and the number of workers of each attempt."""
+    return [(attempt["step"] - 1, attempt["workers"]) for attempt in of_run]
+
+
+def largest_difference(one: Recipe, other: Recipe) -> float:
+    """The largest relative difference of a loss between two runs of as many steps."""
+    losses = [[row["loss"] for row in rows_of(made)] for made in (one, other)]
+    return max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
 
 
 def train_while_a_node_is_killed(scene: Scene, file: Path, recipe: Recipe) -> list[dict[str, Any]]:
