@@ -5,6 +5,8 @@ from typing import Any
 
 from blip3o.errors import ConfigError
 
+_COLORS = ("tab:blue", "tab:green", "tab:red", "tab:orange", "tab:purple")
+
 
 def require_matplotlib() -> None:
     """Raises `ConfigError` if the picture cannot be drawn."""
@@ -22,7 +24,7 @@ def draw(report: dict[str, Any], groups: list[str], file: Path) -> None:
     end = max(samples[-1]["time"], *(event["time"] for event in events)) + 2
     figure = Figure(figsize=(9, 1.1 * len(groups) + 0.17 * len(events) + 0.6), layout="constrained")
     rows = figure.subplots(len(groups), sharex=True)
-    for axes, group, color in zip(rows, groups, ("tab:blue", "tab:green", "tab:red", "tab:purple"), strict=True):
+    for axes, group, color in zip(rows, groups, _COLORS, strict=True):
         counts = [list(sample["nodes"].values()).count(group) for sample in samples]
         times = [*(sample["time"] for sample in samples), end]
         axes.fill_between(times, [*counts, counts[-1]], step="post", color=color, alpha=0.5)

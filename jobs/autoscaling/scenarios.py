@@ -27,7 +27,7 @@ from blip3o.runs.rows import rows_of
 from cluster.fake.cluster import FakeCluster
 from cluster.fake.status import Event, Sample, StatusWatch
 
-TRAINER, ENCODER = "trainer", "encoder"
+TRAINER, ELASTIC, ENCODER = "trainer", "elastic", "encoder"
 PATIENCE_S = 240.0
 _POLL_S = 0.1
 DRAIN_S = 15.0  # from the notice to the end of a node
@@ -178,14 +178,14 @@ def train_while_a_node_is_killed(scene: Scene, file: Path, recipe: Recipe) -> li
 
 
 def train_while_a_node_is_drained(scene: Scene, file: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """Trains an elastic recipe while one of its two trainers is drained; returns the attempts."""
+    """Trains an elastic recipe while one of its two nodes is drained; returns the attempts."""
     with Job(scene, "train", str(file)) as job:
         scene.mark(f"train '{recipe.run.name}': one or two workers")
         job.until(lambda: bool(attempts(recipe)) and attempts(recipe)[-1]["workers"] == 2, "a step of two workers")
         before = len(attempts(recipe))
-        leaving = scene.nodes(TRAINER)[-1]
+        leaving = scene.nodes(ELASTIC)[-1]
         scene.cluster.drain(leaving, DRAIN_S)
-        scene.mark("a trainer is drained")
+        scene.mark("one of the two nodes is drained")
         scene.until(lambda sample: leaving not in sample.nodes, "the end of the drained node")
         job.until(lambda: len(attempts(recipe)) > before, "a step without the drained node")
         resumed = attempts(recipe)[before]

@@ -17,7 +17,7 @@ PLACED: dict[str, Any] = {
     "encoder_labels": {SUBCLUSTER: SUBCLUSTERS["encoder"]},
     "cpus_per_worker": 2,  # all of a node
 }
-ELASTIC: dict[str, Any] = {"workers": {"min": 1, "max": 2}}
+ELASTIC: dict[str, Any] = {"workers": {"min": 1, "max": 2}, "worker_labels": {"worker-group": "elastic"}}
 
 
 def recipe(base: str, stage: str, name: str, **sections: dict[str, Any]) -> Recipe:
