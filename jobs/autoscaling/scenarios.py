@@ -30,7 +30,7 @@ from cluster.fake.status import Event, Sample, StatusWatch
 TRAINER, ELASTIC, ENCODER = "trainer", "elastic", "encoder"
 PATIENCE_S = 240.0
 _POLL_S = 0.1
-DRAIN_S = 15.0  # from the notice to the end of a node
+DRAIN_S = 4.0  # from the notice to the end of a node: shorter than the rest of a run of few steps
 
 
 @dataclass(kw_only=True)

@@ -21,16 +21,16 @@ ELASTIC: dict[str, Any] = {"workers": {"min": 1, "max": 2}, "worker_labels": {"w
 
 
 def recipe(base: str, stage: str, name: str, **sections: dict[str, Any]) -> Recipe:
-    """A stage of the shipped recipe `tiny` on a nano model: two workers, 60 steps, a checkpoint at every third."""
+    """A stage of the shipped recipe `tiny` on a nano model: two workers, 300 steps, a checkpoint at every 20th."""
     [shipped] = load_pipeline(
         f"tiny:{stage}", ["model.preset=nano", f"run.storage={base}/runs", f"data.root={base}/data"]
     ).stages
     tree = shipped.model_dump(mode="json")
     changes: dict[str, dict[str, Any]] = {
         "run": {"name": name},
-        "optim": {"steps": 60, "warmup_steps": 2, "micro_batch_size": 8, "micro_batches": 2},
+        "optim": {"steps": 300, "warmup_steps": 2, "micro_batch_size": 8, "micro_batches": 2},
         "parallel": {"workers": 2, "cpus_per_data_actor": 0.5},
-        "checkpoint": {"every": 3, "max_failures": 5},
+        "checkpoint": {"every": 20, "max_failures": 5},
     }
     for section in {*changes, *sections}:
         tree[section] |= changes.get(section, {}) | sections.get(section, {})

@@ -17,13 +17,13 @@ from jobs.training.run import train
 from tests.bundles import write_nano_bundle
 from tests.jobs import world
 
-OPTIM = {"steps": 45}
+OPTIM = {"steps": 300}
 
 
 @pytest.fixture(scope="module")
 def quiet(base):
     """An undisturbed run, on the Ray that all tests share."""
-    made = world.recipe(base, run={"name": "undisturbed"}, optim=OPTIM)
+    made = world.recipe(base, run={"name": "undisturbed"}, optim=OPTIM, checkpoint={"every": 100})
     train(made)
     return made
 
@@ -36,7 +36,7 @@ def scene(s3, tmp_path_factory):
 
 def write(scene, base, **sections):
     """A recipe whose parts run on the groups that they are for, and its file."""
-    sections = {"optim": OPTIM, "parallel": PLACED} | sections
+    sections = {"optim": OPTIM, "parallel": PLACED, "checkpoint": {"every": 20}} | sections
     file = scene.folder / f"{sections['run']['name']}.yaml"
     world.write_recipe(file, base, **sections)
     return file, world.recipe(base, **sections)
