@@ -352,7 +352,7 @@ class Recipe(Frozen):
         require(
             parallel.min_workers == parallel.max_workers or SUBCLUSTER not in parallel.worker_labels,
             f"parallel.worker_labels chooses nodes by {SUBCLUSTER}, of which Ray Train counts none for an elastic run: "
-            "it would wait for ever. Give parallel.workers a number, or the nodes another label and not this one",
+            "it would wait forever. Give parallel.workers a number, or the nodes another label and not this one",
         )
         return self
 

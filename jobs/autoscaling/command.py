@@ -1,9 +1,10 @@
 """`blip3o demo-cluster`: jobs on an autoscaling cluster whose nodes are processes of this machine, and what they do."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,7 +89,8 @@ def _train_undisturbed(quiet: Recipe) -> None:
     say("data, and an undisturbed run to compare with")
     try:
         join_ray()
-        world.prepare(BASE, quiet)
+        with redirect_stdout(sys.stderr):  # what indexing prints goes to the log, too
+            world.prepare(BASE, quiet)
         train(quiet)
     finally:
         leave_ray()
