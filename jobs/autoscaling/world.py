@@ -20,7 +20,7 @@ PLACED: dict[str, Any] = {
 ELASTIC: dict[str, Any] = {"workers": {"min": 1, "max": 2}, "worker_labels": {"worker-group": "elastic"}}
 
 
-def recipe(base: str, stage: str, name: str, **sections: dict[str, Any]) -> Recipe:
+def recipe(base: str, stage: str, name: str, /, **sections: dict[str, Any]) -> Recipe:
     """A stage of the shipped recipe `tiny` on a nano model: two workers, 300 steps, a checkpoint at every 20th."""
     [shipped] = load_pipeline(
         f"tiny:{stage}", ["model.preset=nano", f"run.storage={base}/runs", f"data.root={base}/data"]
