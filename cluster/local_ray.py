@@ -111,10 +111,15 @@ class LocalRay:
         """Ends the head and every process below it. Does nothing if it is not running."""
         if self._process:
             self._process.stop()
+        if self._temp_dir:
+            self._end_strays(self._temp_dir)
         if self._temp_dir and self._wanted_temp_dir is None:
             shutil.rmtree(self._temp_dir)
         self._process = self._temp_dir = None
         self._ports = {}
+
+    def _end_strays(self, temp_dir: Path) -> None:
+        """Ends what the head has started and is no descendant of it. A lone head starts nothing of the kind."""
 
     def _environment(self) -> dict[str, str]:
         """Variables of the head beyond those of this process and its ports."""

@@ -5,7 +5,8 @@ The provider is Ray's `FakeMultiNodeProvider`: the autoscaler (v2, that of the c
 which its processes are found, whoever their parents are.
 """
 
-import signal
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +48,19 @@ class FakeCluster(LocalRay):
         `node` is a hexadecimal node id. Raises `ServiceError` if it has no raylet here.
         """
         raylet = self._raylet(node)
-        for process in [raylet, *raylet.children(recursive=True)]:
-            process.send_signal(signal.SIGKILL)
+        kill_all([raylet, *raylet.children(recursive=True)])
 
     def drain(self, node: str, seconds: float) -> None:
         """Announces that a node leaves in `seconds`, as a spot node's notice does. Raises `ServiceError` if refused."""
         drain(self.address, node, seconds)
 
-    def stop(self) -> None:
-        """Ends the head, its nodes, and what they started. Does nothing if it is not running."""
-        folder = self._temp_dir
-        try:
-            super().stop()
-        finally:
-            # A node outlives a monitor that has died: then it is no descendant of the head's.
-            for process in _processes(folder) if folder else []:
-                process.kill()
+    def _end_strays(self, temp_dir: Path) -> None:
+        """A node outlives a monitor that has died: then it is no descendant of the head's."""
+        kill_all(_processes(temp_dir))
 
     def _raylet(self, node: str) -> psutil.Process:
         for process in _processes(self.temp_dir):
-            if process.name() == "raylet" and f"--node_id={node}" in process.cmdline():
+            if f"--node_id={node}" in process.info["cmdline"]:  # as the raylet alone says it
                 return process
         raise ServiceError(f"no raylet of node {node} runs here")
 
@@ -85,6 +79,13 @@ class FakeCluster(LocalRay):
             "RAY_CLOUD_INSTANCE_ID": head,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
         }
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL for each of them that still runs."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _processes(temp_dir: Path) -> list[psutil.Process]:

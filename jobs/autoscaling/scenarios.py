@@ -24,7 +24,7 @@ from blip3o.runs.listing import read_attempts
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
 from blip3o.runs.rows import rows_of
-from cluster.fake.cluster import FakeCluster
+from cluster.fake.cluster import FakeCluster, kill_all
 from cluster.fake.status import Event, Sample, StatusWatch
 
 TRAINER, ELASTIC, ENCODER = "trainer", "elastic", "encoder"
@@ -89,9 +89,8 @@ class Job:
         if self._process is None:
             return
         if self._process.poll() is None:
-            for child in psutil.Process(self._process.pid).children(recursive=True):
-                child.kill()
-            self._process.kill()
+            driver = psutil.Process(self._process.pid)
+            kill_all([driver, *driver.children(recursive=True)])
         self._process.wait()
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
