@@ -93,6 +93,6 @@ def _ask_until(ended: threading.Event, url: str) -> int:
         try:
             with direct.open(request, timeout=PATIENCE_S) as answer:
                 answered += bool(json.load(answer)["data"])
-        except urllib.error.HTTPError:  # too busy: 429 or 503
+        except urllib.error.URLError:  # too busy (429 or 503), or not up yet
             ended.wait(_RETRY_S)
     return answered

@@ -64,7 +64,8 @@ def test_a_node_that_is_drained_costs_no_step_and_the_run_goes_on(quiet, scene, 
 
 def test_encoding_adds_encoders_and_no_trainers(scene, base):
     before = {node for sample in scene.watch.samples for node in sample.of("trainer")}
-    file, _ = write(scene, base, run={"name": "cached"}, data={"features": "cache"})
+    own_cache = PLACED | {"encoder_batch_size": 7}
+    file, _ = write(scene, base, run={"name": "cached"}, data={"features": "cache"}, parallel=own_cache)
     assert scenarios.encode(scene, file).counts()["encoder"] == 1
     assert {node for sample in scene.watch.samples for node in sample.of("trainer")} == before
 
