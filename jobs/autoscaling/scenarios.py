@@ -28,7 +28,7 @@ from cluster.fake.cluster import FakeCluster, kill_all
 from cluster.fake.status import Event, Sample, StatusWatch
 
 TRAINER, ELASTIC, ENCODER = "trainer", "elastic", "encoder"
-PATIENCE_S = 240.0
+PATIENCE_S = 240.0  # for one thing to happen
 _POLL_S = 0.1
 DRAIN_S = 4.0  # from the notice to the end of a node: shorter than the rest of a run of few steps
 
