@@ -9,7 +9,7 @@ GPU_VERBS := parity step resume draw encode
 DATA_BENCHMARKS := data.throughput data.first_batch data.resume data.memory $(filter data_cache,$(BENCHMARKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full serve test test-fast lint docs package bench bench-data gpu lmms clean
+.PHONY: help demo demo-full demo-cluster serve test test-fast lint docs package bench bench-data gpu lmms clean
 .DELETE_ON_ERROR:
 
 help:  ## what can be made
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## data, training, evaluation and a served model on this compute
 
 demo-full: $(STAMP)  ## the same with half an hour to learn; results in runs/demo-full
 	$(BIN)/blip3o demo --full
+
+demo-cluster: $(STAMP)  ## jobs on an autoscaling cluster of processes, whose nodes are killed and drained; runs/demo-cluster
+	$(BIN)/blip3o demo-cluster
 
 serve: $(STAMP)  ## the demo's model over HTTP with a web page, from its store, until Ctrl-C
 	$(BIN)/blip3o serve --demo
@@ -59,7 +62,7 @@ gpu: $(STAMP)  ## the proof on one GPU; GPU_ARGS="--device cpu --size nano" for 
 lmms: .venv-lmms/.installed  ## an environment of lmms-eval, for `.venv-lmms/bin/python -m jobs.lmms`
 
 clean:  ## removes the environment, caches and what the demos wrote
-	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build dist site runs/demo runs/demo-full
+	rm -rf .venv .venv-lmms .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build dist site runs/demo runs/demo-full runs/demo-cluster
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first: without it, what is in .venv may be half made and is made again; with it, a

@@ -101,7 +101,8 @@ class LocalRay:
         variables = dict(zip(_PORT_VARIABLES, map(str, numbers[len(_PORT_OPTIONS) :]), strict=True))
         with ExitStack() as on_failure:
             on_failure.callback(self.stop)
-            self._process.start(self._command(), variables | {"PATH": _path_with_this_python()})
+            environment = variables | self._environment() | {"PATH": _path_with_this_python()}
+            self._process.start(self._command(), environment)
             self._process.wait_until(self._answers, timeout_s=timeout_s)
             on_failure.pop_all()
         logger.info("local Ray head at %s, logs in %s", self.address, self._temp_dir)
@@ -110,10 +111,19 @@ class LocalRay:
         """Ends the head and every process below it. Does nothing if it is not running."""
         if self._process:
             self._process.stop()
+        if self._temp_dir:
+            self._end_strays(self._temp_dir)
         if self._temp_dir and self._wanted_temp_dir is None:
             shutil.rmtree(self._temp_dir)
         self._process = self._temp_dir = None
         self._ports = {}
+
+    def _end_strays(self, temp_dir: Path) -> None:
+        """Ends what the head has started and is no descendant of it. A lone head starts nothing of the kind."""
+
+    def _environment(self) -> dict[str, str]:
+        """Variables of the head beyond those of this process and its ports."""
+        return {}
 
     def _command(self) -> list[str]:
         ray = str(Path(sys.executable).with_name("ray"))

@@ -29,6 +29,7 @@ from jobs import (
     train,
 )
 from jobs.all import command as whole
+from jobs.autoscaling.command import command as demo_cluster
 from jobs.commands import convert, data, deploy, inference, model, recipes, runs
 from jobs.commands.budget import command as budget
 from jobs.common import new_app, run_app
@@ -36,7 +37,13 @@ from jobs.loadtest import command as loadtest
 
 # Panel of `--help` → name → a command, or an application with commands of its own.
 VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
-    "Start": {"demo": demo.command, "store": store.command, "recipes": recipes.app, "model": model.app},
+    "Start": {
+        "demo": demo.command,
+        "store": store.command,
+        "recipes": recipes.app,
+        "model": model.app,
+        "demo-cluster": demo_cluster,
+    },
     "Data": {
         "data": data.app,
         "index": index.command,

@@ -326,6 +326,16 @@ class Recipe(Frozen):
         )
         return self
 
+    @model_validator(mode="after")
+    def _elastic_nodes_count(self) -> Self:
+        parallel = self.parallel
+        require(
+            parallel.min_workers == parallel.max_workers or SUBCLUSTER not in parallel.worker_labels,
+            f"parallel.worker_labels chooses nodes by {SUBCLUSTER}, of which Ray Train counts none for an elastic run: "
+            "it would wait forever. Give parallel.workers a number, or the nodes another label and not this one",
+        )
+        return self
+
     @property
     def readers(self) -> int:
         """Processes that read and decode samples: the stream's actors, or the workers themselves."""

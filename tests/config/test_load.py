@@ -187,6 +187,14 @@ def test_an_unknown_recipe_lists_the_shipped_ones(tmp_path):
         load_recipe(tmp_path / "missing.yaml", [])
 
 
+def test_an_elastic_run_does_not_wait_for_nodes_that_ray_train_does_not_count():
+    places = {"worker_labels": {"ray-subcluster": "train"}}
+    with pytest.raises(ConfigError, match="Ray Train counts none for an elastic run.* the nodes another label"):
+        recipe(parallel=places | {"workers": {"min": 1, "max": 2}})
+    recipe(parallel=places | {"workers": 2})
+    recipe(parallel={"worker_labels": {"worker-group": "elastic"}, "workers": {"min": 1, "max": 2}})
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_is_valid(name):
     assert all(recipe.stage.name in stage_names() for recipe in load_pipeline(name).stages)
