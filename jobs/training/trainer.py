@@ -12,6 +12,7 @@ from blip3o.device import collective_backend, gpus_per_worker
 from jobs.training.callbacks import CheckpointPruner
 from jobs.training.plan import FitPlan
 from jobs.training.resources import scaling_config
+from jobs.training.standby import worker_runtime_env
 from jobs.training.stream import stream_encoders, stream_factory
 from jobs.training.validate import validate_checkpoint
 from jobs.training.worker import train_worker
@@ -33,6 +34,7 @@ def build_trainer(plan: FitPlan, *, max_workers: int) -> TorchTrainer:
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=first.checkpoint.max_failures),
             callbacks=[CheckpointPruner(plan)],
+            worker_runtime_env=worker_runtime_env(parallel.device),
         ),
         validation_config=validation_config(plan),
         datasets={"train": stream_factory(plan)},

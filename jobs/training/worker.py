@@ -39,6 +39,7 @@ from jobs.training.checkpoint_saver import CheckpointSaver
 from jobs.training.plan import FitPlan, PlannedStage
 from jobs.training.progress import ProgressReporter
 from jobs.training.restore import locate_start, restore
+from jobs.training.standby import StandbyKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _run_stage(
             world=context.world,
             pad_id=stage.inputs.pad_id,
             # The order matters: a checkpoint needs the updated average and the rows of all steps before it.
-            callbacks=[watchdog, *averaging, *measuring, *reporting, saver, PreemptionNotice(recipe)],
+            callbacks=[watchdog, *averaging, *measuring, *reporting, saver, PreemptionNotice(recipe), StandbyKeeper()],
             first_micro_batch=stage.first_micro_batch,
             guard=guard,
         ).run(start.step)

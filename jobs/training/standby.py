@@ -1,0 +1,71 @@
+"""Standby workers: idle processes with everything imported, which Ray gives to the next start of the training workers.
+
+A new training worker spends most of its start on imports: Ray, PyTorch, DeepSpeed and this project. After its first
+step, each worker therefore asks its node for one more process with its own runtime environment. Ray starts it, its hook
+imports, and it waits. When Ray Train replaces the workers, Ray finds processes that fit, and starts none.
+
+A standby belongs to no job, so that a driver that was killed and is submitted again to the same cluster finds it, too.
+It holds memory that a restart would need anyway (`python -m benchmarks.recovery.standby` measures how much). The request
+goes to Ray's node manager, which offers it to no public function of Python; if it is refused, the run goes on without.
+"""
+
+import logging
+from typing import Any
+
+import grpc
+import ray
+
+from blip3o.device import accelerator_name
+from blip3o.train.callbacks import Callback, StepRecord
+
+logger = logging.getLogger(__name__)
+
+KEEP_SECONDS = 24 * 3600
+TIMEOUT_S = 5.0
+HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray calls the function that it names before a process gets work
+
+
+def worker_runtime_env(device: str) -> dict[str, Any]:
+    """The runtime environment of training workers on a `device`: their processes import everything at their start."""
+    return {"env_vars": {HOOK: f"{__name__}.preload", "DS_ACCELERATOR": accelerator_name(device)}}
+
+
+def preload() -> None:
+    """Imports what a training worker needs. Runs in each process that is started for one, before it gets work."""
+    import deepspeed  # noqa: F401
+    import ray.train.torch  # noqa: F401
+
+    import jobs.training.worker  # noqa: F401
+
+
+class StandbyKeeper(Callback):
+    """Asks for a standby after the first step of this worker."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def after_step(self, done: int, record: StepRecord) -> None:
+        """Does not wait for the process to start."""
+        if not self._asked:
+            self._asked = True
+            start_standby()
+
+
+def start_standby(count: int = 1) -> bool:
+    """Has this node start `count` processes with this worker's runtime environment; returns whether it agreed."""
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.common_pb2 import Language
+    from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
+    from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+    context = ray.get_runtime_context()
+    node = next(it for it in ray.nodes() if it["NodeID"] == context.get_node_id())
+    request = PrestartWorkersRequest(language=Language.PYTHON, num_workers=count, keep_alive_duration_secs=KEEP_SECONDS)
+    request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
+    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        try:
+            NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            logger.warning("no standby worker: %s", error)
+            return False
+    return True
