@@ -4,11 +4,12 @@ A new training worker spends most of its start on imports: Ray, PyTorch, DeepSpe
 step, each worker therefore asks its node for one more process with its own runtime environment. Ray starts it, its hook
 imports, and it waits. When Ray Train replaces the workers, Ray finds processes that fit, and starts none.
 
-A standby belongs to no job, so that a driver that was killed and is submitted again to the same cluster finds it, too.
-It holds memory that a restart would need anyway (`python -m benchmarks.recovery.standby` measures how much). The request
-goes to Ray's node manager, which offers it to no public function of Python; if it is refused, the run goes on without.
+A standby belongs to no job: a driver that was killed and is submitted again to the same cluster finds it, too. It holds
+half a gigabyte of memory. The request goes to Ray's node manager, for which Python has no public function; if it is
+refused, the run goes on without.
 """
 
+import importlib
 import logging
 from typing import Any
 
@@ -22,6 +23,18 @@ logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 24 * 3600
 TIMEOUT_S = 5.0
+# The modules of a training worker, and those that PyTorch and DeepSpeed import at their first use: torch's compiler,
+# which they ask about functions that are never compiled here, takes longer than all others.
+PRELOADED = (
+    "ray.train.torch",
+    "ray.data",
+    "deepspeed",
+    "deepspeed.ops",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "jobs.training.worker",
+)
 HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray calls the function that it names before a process gets work
 
 
@@ -32,10 +45,8 @@ def worker_runtime_env(device: str) -> dict[str, Any]:
 
 def preload() -> None:
     """Imports what a training worker needs. Runs in each process that is started for one, before it gets work."""
-    import deepspeed  # noqa: F401
-    import ray.train.torch  # noqa: F401
-
-    import jobs.training.worker  # noqa: F401
+    for name in PRELOADED:
+        importlib.import_module(name)
 
 
 class StandbyKeeper(Callback):

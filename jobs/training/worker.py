@@ -2,7 +2,6 @@
 
 import logging
 import weakref
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from blip3o.device import allow_determinism, release_memory, select
 from blip3o.runs.attempts import Attempt
 from blip3o.runs.events import write_event
 from blip3o.runs.identities import write_identity
+from blip3o.train.ahead import StartedEarly
 from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 HELD_BYTES = 2**30  # allocated on a device between stages, beyond which something of the ended stage is still held
 
-Batches = Iterator[dict[str, np.ndarray]]
+Batches = StartedEarly[dict[str, np.ndarray]]
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
@@ -54,7 +54,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
     Returns an `Interruption` as a dictionary if all ranks stopped at something that the driver can recover from.
     """
     log.configure()
-    batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
+    batches = StartedEarly(iterate_micro_batches(ray.train.get_dataset_shard("train")))
     stages = FitPlan(**task).stages()
     if any(stage.recipe.parallel.deterministic for stage in stages):
         allow_determinism()
@@ -76,6 +76,7 @@ def _attempt(stage: PlannedStage, point: ResumePoint, batches: Batches) -> Inter
     if recipe.optim.micro_batches % workers:
         message = f"{workers} workers cannot share {recipe.optim.micro_batches} micro-batches (optim.micro_batches)"
         return Interruption(run=name, kind="workers", step=0, message=message, workers=workers)
+    batches.start()  # the stream's own start takes as long as building the model
     try:
         done = _train_stage(stage, point, batches)
     except BadStepError as bad:
