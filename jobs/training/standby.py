@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import ray
+from ray.train import Checkpoint, UserCallback
 
 from blip3o.device import accelerator_name
 from blip3o.train.callbacks import Callback, StepRecord
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 24 * 3600
 TIMEOUT_S = 5.0
+PROCESSES = 4
 # The modules of a training worker, and those that PyTorch and DeepSpeed import at their first use: torch's compiler,
 # which they ask about functions that are never compiled here, takes longer than all others.
 PRELOADED = (
@@ -60,6 +62,28 @@ class StandbyKeeper(Callback):
         if not self._asked:
             self._asked = True
             start_standby()
+
+
+class StreamStandbyKeeper(UserCallback):
+    """Asks for standbys of the processes that a stream and a worker group consist of. Runs in Ray Train's controller.
+
+    They are started one after another: Ray Train's synchronization and preemption watcher, and for the stream its
+    manager, its coordinator and the actors that decode, of which those on other nodes than the driver's are not found.
+    """
+
+    def __init__(self, data_actors: int) -> None:
+        self._count = PROCESSES + data_actors
+        self._asked = False
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:  # noqa: ANN401 - as Ray calls it
+        """Ray Train calls it after a checkpoint: by now all of them run."""
+        if not self._asked:
+            self._asked = True
+            start_standby(self._count)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401 - as Ray calls it
+        """The workers are started again, and use them up."""
+        self._asked = False
 
 
 def start_standby(count: int = 1) -> bool:
