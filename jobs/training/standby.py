@@ -1,7 +1,7 @@
 """Standby workers: idle processes with everything imported, which Ray gives to the next start of the training workers.
 
-A new training worker spends most of its start on imports: Ray, PyTorch, DeepSpeed and this project. After its first
-step, each worker therefore asks its node for one more process with its own runtime environment. Ray starts it, its hook
+A new training worker spends most of its start on imports: Ray, PyTorch, DeepSpeed and this project. Soon after its
+first step, each worker therefore asks its node for one more process with its own runtime environment. Ray starts it, its hook
 imports, and it waits. When Ray Train replaces the workers, Ray finds processes that fit, and starts none.
 
 A standby belongs to no job: a driver that was killed and is submitted again to the same cluster finds it, too. It holds
@@ -11,6 +11,7 @@ refused, the run goes on without.
 
 import importlib
 import logging
+import time
 from typing import Any
 
 import grpc
@@ -22,9 +23,10 @@ from blip3o.train.callbacks import Callback, StepRecord
 
 logger = logging.getLogger(__name__)
 
-KEEP_SECONDS = 24 * 3600
+AFTER_S = 15.0  # a shorter run does not pay for processes that it never needs
+KEEP_SECONDS = 24 * 3600  # idle; later, Ray ends it as any other process that nothing uses
 TIMEOUT_S = 5.0
-PROCESSES = 4
+PROCESSES = 4  # of a start, besides workers and decoding actors
 # The modules of a training worker, and those that PyTorch and DeepSpeed import at their first use: torch's compiler,
 # which they ask about functions that are never compiled here, takes longer than all others.
 PRELOADED = (
@@ -51,39 +53,53 @@ def preload() -> None:
         importlib.import_module(name)
 
 
-class StandbyKeeper(Callback):
-    """Asks for a standby after the first step of this worker."""
+class _Due:
+    """Whether to ask for standbys: once, `AFTER_S` after the first question."""
 
     def __init__(self) -> None:
+        self._first: float | None = None
         self._asked = False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        self._first = self._first or now
+        if self._asked or now - self._first < AFTER_S:
+            return False
+        self._asked = True
+        return True
+
+
+class StandbyKeeper(Callback):
+    """Asks for a standby of this worker, `AFTER_S` after its first step."""
+
+    def __init__(self) -> None:
+        self._due = _Due()
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """Does not wait for the process to start."""
-        if not self._asked:
-            self._asked = True
+        if self._due():
             start_standby()
 
 
 class StreamStandbyKeeper(UserCallback):
-    """Asks for standbys of the processes that a stream and a worker group consist of. Runs in Ray Train's controller.
+    """Asks for standbys of the other processes of a start. Runs in Ray Train's controller.
 
-    They are started one after another: Ray Train's synchronization and preemption watcher, and for the stream its
-    manager, its coordinator and the actors that decode, of which those on other nodes than the driver's are not found.
+    They are Ray Train's synchronization actor and its preemption watcher, and for the stream its manager, its
+    coordinator and the actors that decode. Those on other nodes than the driver's get none.
     """
 
     def __init__(self, data_actors: int) -> None:
         self._count = PROCESSES + data_actors
-        self._asked = False
+        self._due = _Due()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:  # noqa: ANN401 - as Ray calls it
-        """Ray Train calls it after a checkpoint: by now all of them run."""
-        if not self._asked:
-            self._asked = True
+        """Ray Train calls it after a checkpoint."""
+        if self._due():
             start_standby(self._count)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401 - as Ray calls it
-        """The workers are started again, and use them up."""
-        self._asked = False
+        """The next start uses them up."""
+        self._due = _Due()
 
 
 def start_standby(count: int = 1) -> bool:
