@@ -1,8 +1,8 @@
 """Standby workers: idle processes with everything imported, which Ray gives to the next start of the training workers.
 
 A new training worker spends most of its start on imports: Ray, PyTorch, DeepSpeed and this project. Soon after its
-first step, each worker therefore asks its node for one more process with its own runtime environment. Ray starts it, its hook
-imports, and it waits. When Ray Train replaces the workers, Ray finds processes that fit, and starts none.
+first step, each worker therefore asks its node for one more process with its own runtime environment. Ray starts it,
+its hook imports, and it waits. When Ray Train replaces the workers, Ray finds processes that fit, and starts none.
 
 A standby belongs to no job: a driver that was killed and is submitted again to the same cluster finds it, too. It holds
 half a gigabyte of memory. The request goes to Ray's node manager, for which Python has no public function; if it is
@@ -12,6 +12,7 @@ refused, the run goes on without.
 import importlib
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -50,7 +51,8 @@ def worker_runtime_env(device: str) -> dict[str, Any]:
 def preload() -> None:
     """Imports what a training worker needs. Runs in each process that is started for one, before it gets work."""
     for name in PRELOADED:
-        importlib.import_module(name)
+        with suppress(ImportError):  # raised again, with more to it, where the module is used
+            importlib.import_module(name)
 
 
 class _Due:
