@@ -1,6 +1,6 @@
 """The seconds from a kill to the next completed step, phase by phase: `python -m benchmarks.recovery.seconds`.
 
-Each kind of kill gets a run of its own, which is killed several times, never before `SETTLED_S` after its first step
+Each kind of kill gets a run of its own, which is killed several times, never before `--settled` seconds after its first step
 and one more checkpoint, and is then ended:
 
 - `worker`: one training worker, of a run with a Ray of its own;
@@ -82,30 +82,35 @@ def cluster(*, workers: int, nodes: int) -> Iterator[Nodes]:
         made.stop()
 
 
-def measure(kind: str, base: str, folder: Path, kills: int) -> dict[str, Any]:
-    """Kills one run `kills` times; returns the seconds of each phase."""
+def measure(kind: str, base: str, folder: Path, kills: int, settled_s: float) -> dict[str, Any]:
+    """Kills one run `kills` times, each `settled_s` after a first step or later; returns the seconds of each phase."""
     recipe = tree(base, f"seconds-{kind}", zero=1, steps=STEPS)
     if kind in ("worker", "driver"):
         run = Submitted(recipe, folder)
-        return _measured(run, kills, lambda: _kill(run, kind))
+        return _measured(run, kills, settled_s, lambda: _kill(run, kind))
     recipe = recipe | {"parallel": recipe["parallel"] | ON_THE_HEAD}
     on_a_node = kind == "node"
     with cluster(workers=1 if on_a_node else 2, nodes=2 if on_a_node else 0) as nodes:
         run = Submitted(recipe, folder, address=nodes.address, raylets=nodes.raylets)
         if not on_a_node:
-            return _measured(run, kills, lambda: _kill(run, "driver"))
-        return _measured(run, kills, nodes.kill_one, after=nodes.add)
+            return _measured(run, kills, settled_s, lambda: _kill(run, "driver"))
+        return _measured(run, kills, settled_s, nodes.kill_one, after=nodes.add)
 
 
 def _measured(
-    run: Submitted, kills: int, kill: Callable[[], None], *, after: Callable[[], object] = lambda: None
+    run: Submitted,
+    kills: int,
+    settled_s: float,
+    kill: Callable[[], None],
+    *,
+    after: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Kills a run by `kill()`, waits for its next step, and calls `after()`; as often as `kills` says."""
     rows = []
     try:
         wait(lambda: bool(run.attempts()))
         for number in range(kills):
-            time.sleep(SETTLED_S)
+            time.sleep(settled_s)
             newest = newest_commit(run)
             wait(lambda newest=newest: newest_commit(run) > newest)
             known = len(run.attempts())
@@ -118,7 +123,7 @@ def _measured(
     finally:
         _kill(run, "driver", again=False)
     medians = {name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]}
-    return {"median": medians, "kills": rows}
+    return {"median": medians, "kills": rows, "settled": settled_s}
 
 
 def newest_commit(run: Submitted) -> int:
@@ -150,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kinds", nargs="+", choices=("worker", "driver", "job", "node"), default=["worker"])
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--settled", type=float, default=SETTLED_S, help="seconds of training before a kill, at least")
     parser.add_argument("--store", choices=("s3", "folder"), default="s3", help="where the runs are kept")
     parser.add_argument("--label", default="", help="a word in the name of the result, such as before")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -159,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, store(chosen.store, Path(folder)) as base:
         prepare(base)
         for kind in chosen.kinds:
-            result = measure(kind, base, Path(folder), chosen.kills)
+            result = measure(kind, base, Path(folder), chosen.kills, chosen.settled)
             label = f"-{chosen.label}" if chosen.label else ""
             keep(f"recovery-seconds-{kind}{label}", result, chosen.results)
     return 0
