@@ -1,7 +1,7 @@
 """The seconds from a kill to the next completed step, phase by phase: `python -m benchmarks.recovery.seconds`.
 
-Each kind of kill gets a run of its own, which is killed several times, never before `--settled` seconds after its first step
-and one more checkpoint, and is then ended:
+Each kind of kill gets a run of its own, which is killed several times, each time `--settled` seconds after its first
+step or later, once it has one more checkpoint, and is then ended:
 
 - `worker`: one training worker, of a run with a Ray of its own;
 - `driver`: the driver with all workers and its own Ray, after which the run is submitted again at once;
