@@ -6,7 +6,7 @@ its hook imports, and it waits. When Ray Train replaces the workers, Ray finds p
 
 A standby belongs to no job: a driver that was killed and is submitted again to the same cluster finds it, too. It holds
 half a gigabyte of memory. The request goes to Ray's node manager, for which Python has no public function; if it is
-refused, the run goes on without.
+refused, the run continues without.
 """
 
 import importlib
