@@ -78,9 +78,9 @@ def cache_dir() -> Path:
         raise ConfigError(f"there is no home folder for the cache {chosen}: set BLIP3O_CACHE to a full path") from error
 
 
-# When a head declares a node dead that no longer answers: after 3 checks in a row that get no answer in 3 s, about 12 s.
-# By Ray's own values a machine that vanishes is noticed after 58 s. A node is asked by gRPC, which a thread of its
-# raylet answers also while every core computes; a false alarm would cost that node's workers.
+# A head declares a node dead after 3 checks in a row without an answer within 3 s, about 12 s; by Ray's own values, a
+# machine that vanishes is noticed after 58 s. The answer comes from a thread of the raylet that runs no user code, so
+# that a node has to be stuck for all three; a false alarm would cost that node's workers.
 RAY_HEAD = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
