@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import RESULTS, keep
-from benchmarks.recovery import PATIENCE_S, attempts, prepare, store, tree, wait
+from benchmarks.recovery.world import PATIENCE_S, attempts, prepare, store, tree, wait
 from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe

@@ -3,9 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+_DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
 
 
 @contextmanager
@@ -17,9 +21,25 @@ def init_empty_weights() -> Iterator[None]:
     """
     hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]  # it may return a parameter
     try:
-        yield
+        with _WithoutDraws():
+            yield
     finally:
         hook.remove()
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out random draws into tensors on the meta device, which have no values.
+
+    Torch 2.13 imports its compiler for such a draw: 3.5 s of a process's start.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - as torch calls it
+        named = kwargs or {}
+        if func in _DRAWS:
+            tensor = args[0] if args else named["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **named)
 
 
 def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:

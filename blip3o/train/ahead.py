@@ -1,7 +1,8 @@
-"""One step ahead: a thread makes the next step's value while the caller works on this one's."""
+"""Ahead of the caller: a thread makes the next step's value, or the first of a stream, while the caller works."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -42,3 +43,33 @@ class OneAhead(Generic[Value]):
 
     def _start(self, step: int) -> None:
         self._next = self._thread.submit(self._make, step) if step in self._steps else None
+
+
+class StartedEarly(Iterator[Value]):
+    """An iterator over `source` whose first value a thread fetches from `start()` on.
+
+    A stream that takes seconds to deliver its first value does so while its reader builds a model. The values and their
+    order are those of `source`; an error of the first one is raised by the `next` that asks for it.
+    """
+
+    def __init__(self, source: Iterator[Value]) -> None:
+        self._source = source
+        self._first: Future[list[Value]] | None = None
+        self._started = False
+
+    def start(self) -> None:
+        """Begins to fetch the first value, and returns at once. Later calls do nothing."""
+        if not self._started:
+            self._started = True
+            thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=THREAD_NAME)
+            self._first = thread.submit(lambda: list(islice(self._source, 1)))
+            thread.shutdown(wait=False)
+
+    def __next__(self) -> Value:
+        self.start()
+        if self._first is None:
+            return next(self._source)
+        first, self._first = self._first.result(), None
+        if not first:
+            raise StopIteration
+        return first[0]

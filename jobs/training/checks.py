@@ -10,6 +10,7 @@ from blip3o.data.inputs import StageInputs
 from blip3o.data.order.shuffle_quality import measure_shuffle
 from blip3o.data.shards.manifest import check_unchanged
 from blip3o.errors import ConfigError
+from blip3o.model.empty_weights import init_empty_weights
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_shapes, require_finished
 from blip3o.train.features.encoder import FeatureCache, require_encoder
@@ -60,7 +61,7 @@ def check_weights(stages: Sequence[StageInputs]) -> None:
     earlier: dict[str, Shapes] = {}
     for inputs in stages:
         recipe = inputs.recipe
-        with torch.device("meta"):
+        with init_empty_weights(), torch.device("meta"):
             module = build_stage_module(recipe, image_token_id=inputs.image_token_id, pad_id=inputs.pad_id)
         trainable = freeze(module.model, stage_of(recipe))
         loaded: set[str] = set()

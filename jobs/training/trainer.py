@@ -12,6 +12,7 @@ from blip3o.device import collective_backend, gpus_per_worker
 from jobs.training.callbacks import CheckpointPruner
 from jobs.training.plan import FitPlan
 from jobs.training.resources import scaling_config
+from jobs.training.standby import StreamStandbyKeeper, worker_runtime_env
 from jobs.training.stream import datasets, stream_encoders
 from jobs.training.validate import validate_checkpoint
 from jobs.training.worker import train_worker
@@ -32,7 +33,8 @@ def build_trainer(plan: FitPlan, *, max_workers: int) -> TorchTrainer:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=first.checkpoint.max_failures),
-            callbacks=[CheckpointPruner(plan)],
+            callbacks=[CheckpointPruner(plan), StreamStandbyKeeper(parallel.data_actors)],
+            worker_runtime_env=worker_runtime_env(parallel.device),
         ),
         validation_config=validation_config(plan),
         datasets=datasets(plan),

@@ -2,7 +2,6 @@
 
 import logging
 import weakref
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ from blip3o.device import allow_determinism, release_memory, select
 from blip3o.runs.attempts import Attempt
 from blip3o.runs.events import write_event
 from blip3o.runs.identities import write_identity
+from blip3o.train.ahead import StartedEarly
 from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
@@ -38,13 +38,14 @@ from jobs.training.checkpoint_saver import CheckpointSaver
 from jobs.training.plan import FitPlan, PlannedStage
 from jobs.training.progress import ProgressReporter
 from jobs.training.restore import locate_start, restore
+from jobs.training.standby import StandbyKeeper
 from jobs.training.stream import worker_micro_batches
 
 logger = logging.getLogger(__name__)
 
 HELD_BYTES = 2**30  # allocated on a device between stages, beyond which something of the ended stage is still held
 
-Batches = Iterator[dict[str, np.ndarray]]
+Batches = StartedEarly[dict[str, np.ndarray]]
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
@@ -54,7 +55,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
     """
     log.configure()
     plan = FitPlan(**task)
-    batches = worker_micro_batches(plan)
+    batches = StartedEarly(worker_micro_batches(plan))
     stages = plan.stages()
     if any(stage.recipe.parallel.deterministic for stage in stages):
         allow_determinism()
@@ -76,6 +77,7 @@ def _attempt(stage: PlannedStage, point: ResumePoint, batches: Batches) -> Inter
     if recipe.optim.micro_batches % workers:
         message = f"{workers} workers cannot share {recipe.optim.micro_batches} micro-batches (optim.micro_batches)"
         return Interruption(run=name, kind="workers", step=0, message=message, workers=workers)
+    batches.start()  # the stream's own start takes as long as building the model
     try:
         done = _train_stage(stage, point, batches)
     except BadStepError as bad:
@@ -154,7 +156,7 @@ def _run_stage(
             world=context.world,
             pad_id=stage.inputs.pad_id,
             # The order matters: a checkpoint needs the updated average and the rows of all steps before it.
-            callbacks=[watchdog, *averaging, *measuring, *reporting, saver, PreemptionNotice(recipe)],
+            callbacks=[watchdog, *averaging, *measuring, *reporting, saver, PreemptionNotice(recipe), StandbyKeeper()],
             first_micro_batch=stage.first_micro_batch,
             guard=guard,
         ).run(start.step)

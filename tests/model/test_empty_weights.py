@@ -1,5 +1,8 @@
 """Modules with empty weights: shapes and buffers but no memory, ties are kept, and setting weights copies none."""
 
+import subprocess
+import sys
+
 import torch
 
 from blip3o.model.empty_weights import init_empty_weights, set_parameter, tied_names
@@ -30,3 +33,28 @@ def test_modules_built_afterwards_have_memory():
         hollow = torch.nn.Linear(2, 2)
     assert hollow.weight.is_meta
     assert not torch.nn.Linear(2, 2).weight.is_meta
+
+
+BUILD = """
+import sys
+import torch
+from blip3o.model.empty_weights import init_empty_weights
+with init_empty_weights(), torch.device("meta"):
+    torch.nn.Embedding(3, 4), torch.nn.Linear(4, 5)
+assert "torch._dynamo" not in sys.modules
+torch.nn.Embedding(3, 4, device="meta")
+assert "torch._dynamo" in sys.modules
+"""
+
+
+def test_building_does_not_import_torchs_compiler_as_torch_alone_does():
+    subprocess.run([sys.executable, "-c", BUILD], check=True)
+
+
+def test_tensors_with_memory_are_drawn_as_ever():
+    torch.manual_seed(5)
+    expected = torch.nn.Linear(3, 4).weight
+    torch.manual_seed(5)
+    with init_empty_weights():
+        drawn = torch.nn.init.kaiming_uniform_(torch.empty(4, 3), a=5**0.5)
+    assert torch.equal(drawn, expected)

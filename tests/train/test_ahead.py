@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from blip3o.errors import DataError
-from blip3o.train.ahead import THREAD_NAME, OneAhead
+from blip3o.train.ahead import THREAD_NAME, OneAhead, StartedEarly
 
 PATIENCE_S = 30
 
@@ -79,3 +79,35 @@ def test_no_steps_are_no_calls():
         pass
     assert not make.made
     assert not threads()
+
+
+def test_the_first_value_of_a_stream_is_fetched_before_anyone_asks_for_it():
+    fetched = threading.Event()
+
+    def source():
+        fetched.set()
+        yield from range(3)
+
+    early = StartedEarly(source())
+    assert not fetched.is_set()
+    early.start()
+    early.start()
+    assert fetched.wait(PATIENCE_S)
+    assert list(early) == [0, 1, 2]
+    assert all_end()
+
+
+def test_a_stream_that_nobody_has_started_is_read_as_it_is():
+    assert list(StartedEarly(iter("abc"))) == ["a", "b", "c"]
+    assert list(StartedEarly(iter(()))) == []
+
+
+def test_an_error_of_the_first_value_belongs_to_who_asks_for_it():
+    def source():
+        raise DataError("no such shard")
+        yield
+
+    early = StartedEarly(source())
+    early.start()
+    with pytest.raises(DataError, match="no such shard"):
+        next(early)
