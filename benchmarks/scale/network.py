@@ -182,7 +182,9 @@ def world(folder: Path, base: str) -> Iterator[World]:
         with RayNodes(hosts, head=HEAD, folder=folder, environment=environment) as nodes:
             nodes.start(HEAD, num_cpus=1, labels="role=head")
             for name in WORKERS:
-                nodes.start(name, num_cpus=1, labels="role=train")
+                nodes.launch(name, num_cpus=1, labels="role=train")
+            for name in WORKERS:
+                nodes.wait_for(name)
             yield World(hosts=hosts, nodes=nodes, way=way, base=base, folder=folder)
 
 

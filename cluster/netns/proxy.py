@@ -50,10 +50,7 @@ class LongWay:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self._loop.run_until_complete(_end_tasks())
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,3 +83,11 @@ class LongWay:
 
     def _delay(self) -> float:
         return self.delay_s + (RETRANSMIT_S if self._draw.random() < self.loss else 0.0)
+
+
+async def _end_tasks() -> None:
+    """Ends all other tasks of the loop."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
