@@ -116,6 +116,8 @@ def _context(values: Values) -> dict[str, Any]:
         "python_tag": f"py{sys.version_info.major}{sys.version_info.minor}",
         "repositories": sorted({_repository(values.images.cpu), _repository(values.images.gpu)}),
         "pod_grace_s": POD_GRACE_S,
+        "head_environment": settings.RAY_HEAD,
+        "head_environment_words": " ".join(f"{name}={value}" for name, value in settings.RAY_HEAD.items()),
         "serve_environment": settings.RAY_SERVE,
         "serve_environment_words": "\n    ".join(f"{name}={value}" for name, value in settings.RAY_SERVE.items()),
     }

@@ -14,13 +14,14 @@ from cluster.process import ManagedProcess
 _PORT = 6379
 _STARTED = "Ray runtime started"  # printed by `ray start` once GCS and raylet have registered
 _START_S = 120.0
+_MAX_FOLDER = 30  # bytes; Ray puts Unix sockets below it, whose paths end at 107
 
 
 class RayNodes:
     """The nodes as a context manager: all are stopped on exit."""
 
     def __init__(self, hosts: Hosts, *, head: str, folder: Path, environment: Mapping[str, str]) -> None:
-        """Nothing is started yet. `folder` gets the nodes' logs and Ray's session; its path has at most 40 bytes.
+        """Nothing is started yet. `folder` gets the nodes' logs and Ray's sessions; its path has at most 30 bytes.
 
         `environment` is added to that of every node, such as the settings of a store that the hosts can reach.
         """
@@ -75,8 +76,8 @@ class RayNodes:
 
     def __enter__(self) -> Self:
         """Refuses a folder that is too long for Ray's sockets."""
-        if len(bytes(self._folder)) > 40:
-            raise ServiceError(f"{self._folder} is longer than 40 bytes: Ray's sockets need a shorter one")
+        if len(bytes(self._folder)) > _MAX_FOLDER:
+            raise ServiceError(f"{self._folder} is longer than {_MAX_FOLDER} bytes: Ray's sockets need a shorter one")
         return self
 
     def __exit__(
@@ -93,9 +94,10 @@ class RayNodes:
             "object-store-memory": "150000000",
             "min-worker-port": "0",  # 0: any free port
             "max-worker-port": "0",
+            "temp-dir": str(self._folder / name),  # nodes that share one and start together take each other's sockets
         }
         if name == self.head:
-            options |= {"port": str(_PORT), "temp-dir": str(self._folder), "include-dashboard": "true"}
+            options |= {"port": str(_PORT), "include-dashboard": "true"}
         else:
             options |= {"address": self.address}
         if labels:
