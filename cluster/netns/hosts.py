@@ -30,7 +30,10 @@ _END_S = 10.0
 
 
 class Hosts:
-    """The hosts as a context manager: made on entry, removed on exit with every process that still runs in them."""
+    """The hosts as a context manager: made on entry, removed on exit with every process that still runs in them.
+
+    A process has one at a time, since names are by its id.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         """Nothing is made yet. Hosts are called by `names`; `addresses` has their IPv4 addresses, by name."""

@@ -23,7 +23,6 @@ class LongWay:
     def __init__(self, address: str, upstream: tuple[str, int], *, delay_s: float = 0.0, loss: float = 0.0) -> None:
         """Listens on a free port of `address` and passes connections on to `upstream`; delays are of one direction."""
         self.delay_s, self.loss = delay_s, loss
-        self.passed = 0  # bytes, in both directions
         self.port = 0
         self._address, self._upstream = address, upstream
         self._draw = random.Random(0)
@@ -59,13 +58,17 @@ class LongWay:
         except OSError:  # the service is gone: so is the connection
             writer.close()
             return
-        await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
+        try:
+            await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
+        finally:
+            writer.close()
+            back.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One direction of a connection, until it ends."""
         travelling: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_WINDOW)
         arriving = asyncio.create_task(self._arrive(travelling, writer))
-        with suppress(ConnectionError):
+        with suppress(OSError):
             while data := await reader.read(_PIECE):
                 await travelling.put((self._loop.time() + self._delay(), data))
         await travelling.put((0.0, b""))
@@ -73,13 +76,12 @@ class LongWay:
 
     async def _arrive(self, travelling: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter) -> None:
         """Writes each piece when its time has come; after the last one, says so."""
-        with suppress(ConnectionError):
+        with suppress(OSError):
             while (piece := await travelling.get())[1]:
                 await asyncio.sleep(piece[0] - self._loop.time())
                 writer.write(piece[1])
                 await writer.drain()
-                self.passed += len(piece[1])
-        writer.close()
+            writer.write_eof()
 
     def _delay(self) -> float:
         return self.delay_s + (RETRANSMIT_S if self._draw.random() < self.loss else 0.0)

@@ -19,6 +19,8 @@ from jobs.training.stream import stream_encoders, stream_factory
 from jobs.training.validate import validate_checkpoint
 from jobs.training.worker import train_worker
 
+HANG_MARGIN_S = 60  # from a watchdog's report to the end of a collective that still waits
+
 
 class NodeInterfaces(TorchConfig):
     """A process group whose ranks meet at the addresses by which Ray knows their nodes.
@@ -56,7 +58,11 @@ def build_trainer(plan: FitPlan, *, max_workers: int) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config=asdict(plan),
-        torch_config=NodeInterfaces(backend=collective_backend(parallel.device)),
+        torch_config=NodeInterfaces(
+            backend=collective_backend(parallel.device),
+            # Watchdogs come first: they say where a rank hangs.
+            timeout_s=round(max(recipe.guard.hang_seconds for recipe in plan.pipeline().stages)) + HANG_MARGIN_S,
+        ),
         scaling_config=scaling_config(parallel, max_workers=max_workers),
         run_config=ray.train.RunConfig(
             name=plan.name,
