@@ -1,6 +1,6 @@
 """Disturbs the network of a run on three hosts, and compares its weights with those of a run on one.
 
-    python -m benchmarks.scale.network [--vanish 5] [--cut 10 120] [--steps 300]
+    python -m benchmarks.scale.network [--only cut vanish] [--vanish 5] [--cut 10 120] [--steps 300]
 
 The hosts are network namespaces (`cluster.netns`), so it needs Linux, root, and the extra `demo` (a real S3 server): a
 head that decodes, and three nodes for one training worker each, so that one of them is spare. The runs are ones of
@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks._measure import RESULTS, keep
 from benchmarks.recovery import Submitted, attempts, prepare, store, tree
-from blip3o import log, settings, storage
+from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe
 from blip3o.runs.checkpoints import committed_steps
@@ -188,30 +188,56 @@ def world(folder: Path, base: str) -> Iterator[World]:
             yield World(hosts=hosts, nodes=nodes, way=way, base=base, folder=folder)
 
 
-def measure(made: World, chosen: argparse.Namespace) -> dict[str, Any]:
-    """All runs, one after another."""
-    expected = Submitted(tree(made.base, "one-host", zero=1, steps=chosen.steps), made.folder).finish()
-    found: dict[str, Any] = {"sha256": expected, "steps": chosen.steps, "runs": {}}
+def undisturbed(made: World, chosen: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """A run whose workers are on different hosts."""
+    return Run(made, "undisturbed", steps=chosen.steps), {}
 
-    def ran(name: str, run: Run, **more: Any) -> None:  # noqa: ANN401 - JSON values
-        equal = run.finish() == expected
-        found["runs"][name] = {"equal": equal, "step_s": round(run.step_seconds(), 3), **more}
-        print(name, found["runs"][name], flush=True)
 
-    ran("undisturbed", Run(made, "undisturbed", steps=chosen.steps))
+def slow(made: World, chosen: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """The same over slow links."""
     for name in WORKERS:
         made.hosts.limit(name, SLOW_MBIT)
-    ran("slow links", Run(made, "slow", steps=chosen.steps))
+    run = Run(made, "slow", steps=chosen.steps)
+    run.finish()
     for name in WORKERS:
         made.hosts.limit(name, None)
+    return run, {"mbit": SLOW_MBIT}
+
+
+def far(made: World, chosen: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """The same with a store that is far away."""
     made.way.delay_s, made.way.loss = FAR_S, LOSS
-    ran("far store", Run(made, "far", steps=chosen.steps))
+    run = Run(made, "far", steps=chosen.steps)
+    run.finish()
     made.way.delay_s = made.way.loss = 0.0
+    return run, {"delay_s": FAR_S, "loss": LOSS}
+
+
+def cuts(made: World, chosen: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """A run during which links are cut."""
     run = Run(made, "cut", steps=chosen.steps)
-    ran("cut", run, events=[cut(made, run, seconds, number) for number, seconds in enumerate(chosen.cut)])
+    return run, {"events": [cut(made, run, seconds, number) for number, seconds in enumerate(chosen.cut)]}
+
+
+def vanishes(made: World, chosen: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """A run during which hosts vanish."""
     run = Run(made, "vanish", steps=chosen.steps)
     events = [vanish(made, run, number) for number in range(chosen.vanish)]
-    ran("vanish", run, events=events, median_s=statistics.median(event["step"] for event in events))
+    return run, {"events": events, "median_s": statistics.median(event["step"] for event in events)}
+
+
+RUNS = {"undisturbed": undisturbed, "slow": slow, "far": far, "cut": cuts, "vanish": vanishes}
+
+
+def measure(made: World, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The chosen runs, one after another, each compared with the run on one host."""
+    one_host = Submitted(tree(made.base, "one-host", zero=1, steps=chosen.steps), made.folder)
+    found: dict[str, Any] = {"sha256": one_host.finish(), "steps": chosen.steps, "runs": {}}
+    for name in chosen.only:
+        run, more = RUNS[name](made, chosen)
+        equal = run.finish() == found["sha256"]
+        found["runs"][name] = {"equal": equal, "step_s": round(run.step_seconds(), 3), **more}
+        print(name, found["runs"][name], flush=True)
     return found
 
 
@@ -221,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--cut", type=float, nargs="*", default=[10.0, 120.0], help="seconds of each cut")
     parser.add_argument("--vanish", type=int, default=5, help="hosts that vanish, one after another")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="the runs that are wanted")
     parser.add_argument("--results", type=Path, default=RESULTS)
     chosen = parser.parse_args(argv)
     log.configure()
@@ -229,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         prepare(base)
         with world(Path(name), base) as made:
             result = measure(made, chosen)
-    keep("network", result, chosen.results)
+    keep("-".join(["network", *(() if chosen.only == list(RUNS) else chosen.only)]), result, chosen.results)
     return 0 if all(run["equal"] for run in result["runs"].values()) else 1
 
 

@@ -1,4 +1,4 @@
-"""A run whose workers are on hosts of their own equals one on a single host, whatever its network does. As root only."""
+"""A run whose workers are on hosts of their own equals one on a single host, whatever its network does (as root)."""
 
 import subprocess
 import sys
