@@ -4,10 +4,9 @@
 
 The hosts are network namespaces (`cluster.netns`), so it needs Linux, root, and the extra `demo` (a real S3 server): a
 head that decodes, and three nodes for one training worker each, so that one of them is spare. The runs are ones of
-`jobs.train` with two workers. One trains undisturbed; then one trains over links of 20 Mbit/s and a store behind 20 ms
-and 1 % loss, one while a worker's link is cut, and one while workers' hosts vanish without a FIN. For each disturbance
-the report has the seconds to the next step, and whether the workers were started again. Cut links and vanished hosts
-come back: a node that Ray has declared dead is started again.
+`jobs.train` with two workers: undisturbed; over slow links; with a store that is far away; with a link that is lost for
+some seconds; and with hosts that vanish without a FIN. The report has the seconds from each event to the next step, and
+whether the workers were started again. A node that Ray has declared dead is started again, as an autoscaler would.
 """
 
 import argparse
@@ -84,7 +83,7 @@ class Run:
         deadline = time.monotonic() + PATIENCE_S
         while not check():
             if self.ended() or time.monotonic() > deadline:
-                raise RuntimeError(f"{self.recipe.run.name} does not go on: {self.log_tail()}")
+                raise RuntimeError(f"{self.recipe.run.name} does not continue: {self.log_tail()}")
             time.sleep(POLL_S)
 
     def log_tail(self) -> str:
@@ -140,7 +139,7 @@ def disturb(world: World, run: Run, how: Callable[[str], None], number: int) -> 
 
 
 def start_again(world: World, name: str) -> None:
-    """Starts the node of a host anew, with its link joined."""
+    """Starts the node of a host again, with its link joined."""
     world.hosts.kill(name)
     world.nodes.stop(name)
     world.hosts.restore(name)
@@ -214,7 +213,7 @@ def far(made: World, chosen: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
 
 
 def cuts(made: World, chosen: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
-    """A run during which links are cut."""
+    """A run that loses links for some time."""
     run = Run(made, "cut", steps=chosen.steps)
     return run, {"events": [cut(made, run, seconds, number) for number, seconds in enumerate(chosen.cut)]}
 

@@ -84,7 +84,7 @@ class Hosts:
         _run("ip", "link", "set", self._link(name), "master", _bridge())
 
     def vanish(self, name: str) -> None:
-        """A host loses power: its link is cut and all of its processes are killed, so that no other host gets a FIN."""
+        """A host loses power: it loses its link and then all of its processes, so that no other host gets a FIN."""
         self.cut(name)
         self.kill(name)
 
@@ -219,7 +219,7 @@ def _program(name: str) -> str:
 
 def _run(program: str, *arguments: str) -> str:
     """What a command prints. Raises `ServiceError` with its complaint."""
-    done = subprocess.run([_program(program), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([_program(program), *arguments], capture_output=True, encoding="utf-8", check=False)
     if done.returncode != 0:
         raise ServiceError(f"{program} {' '.join(arguments)}: {done.stderr.strip() or f'code {done.returncode}'}")
     return done.stdout

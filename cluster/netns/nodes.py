@@ -52,8 +52,7 @@ class RayNodes:
         settings.configure_ray()
         log = self._folder / f"{name}.log"
         process = self._processes[name] = ManagedProcess(name=f"the Ray node of host {name}", log=log)
-        # A raylet of Ray's command tells an own cluster from another by this variable; ours are told by options.
-        environment = {**self._environment, "RAY_ADDRESS": ""}
+        environment = {**self._environment, "RAY_ADDRESS": ""}  # the options say which cluster it joins
         process.start(self.hosts.command(name, self._command(name, num_cpus, labels)), environment)
 
     def wait_for(self, name: str) -> None:
