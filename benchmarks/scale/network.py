@@ -174,7 +174,7 @@ def vanish(world: World, run: Run, number: int) -> dict[str, Any]:
 @contextmanager
 def world(folder: Path, base: str) -> Iterator[World]:
     """Three hosts and a head with Ray on them, which reach the store of this process by a proxy."""
-    upstream = urlsplit(settings.get("AWS_ENDPOINT_URL", ""))
+    upstream = urlsplit(settings.get("AWS_ENDPOINT_URL") or "")
     with Hosts((HEAD, *WORKERS)) as hosts, LongWay(hosts.address, (upstream.hostname or "", upstream.port or 0)) as way:
         endpoint = f"http://{hosts.address}:{way.port}"
         environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_ENDPOINT_URL_S3": endpoint}

@@ -34,7 +34,7 @@ class NodeInterfaces(TorchConfig):
         """Ray's backend, after each worker has chosen its interface."""
         ray_backend: type[Backend] = super().backend_cls
 
-        class Chosen(ray_backend):  # type: ignore[valid-type, misc]
+        class Chosen(ray_backend):
             def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:  # noqa: ANN401 - Ray's own
                 worker_group.execute(choose_interface)
                 super().on_start(worker_group, backend_config)
