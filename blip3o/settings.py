@@ -88,8 +88,8 @@ RAY_SERVE = {
 }
 
 # What a head is started with: how it notices that a node is lost. A check fails after 3 s and follows the last one by
-# 1 s, so that a node is dead 15 s after its last answer. A shorter time would also end nodes whose link is gone for
-# 10 s, which TCP takes up to 13 s to bridge, since it doubles the time between its attempts.
+# 1 s, so that a node is dead within 16 s. A shorter time would also end nodes whose link is gone for 10 s, which TCP
+# takes up to 13 s to bridge, since it doubles the time between its attempts.
 RAY_HEAD = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
