@@ -96,6 +96,15 @@ RAY_SERVE = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
 }
 
+# What a head is started with: how it notices that a node is lost. A check fails after 3 s and follows the last one by
+# 1 s, so that a node is dead within 16 s. A shorter time would also end nodes whose link is gone for 10 s, which TCP
+# takes up to 13 s to bridge, since it doubles the time between its attempts.
+RAY_HEAD = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
 
 def configure_ray() -> None:
     """Sets the environment that each of our Ray processes needs. Call it before Ray is imported.
@@ -103,7 +112,7 @@ def configure_ray() -> None:
     Ray 2.60 turns on token authentication unless `RAY_AUTH_MODE` is set. A worker's report waits for the controller's
     poll (2 s by default), so we poll more often. A thread that is left behind when a command is stopped must not start
     a new Ray by its next call. glibc keeps the memory that torch's CPU tensors free: if it went back
-    to the kernel, the kernel would zero it again for the next step.
+    to the kernel, the kernel would zero it again for the next step. A lost node would be noticed after a minute.
 
     Serve takes three checks, 10 s apart, to notice that a proxy is dead, and kills one that takes 5 s to start, as on
     a busy laptop; one that has no routes yet answers 404, and it has no limits of its own against hostile clients. Its

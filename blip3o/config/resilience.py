@@ -56,7 +56,7 @@ class GuardConfig(Frozen):
         "spikes are not detected",
     )
     hang_seconds: float = Field(
-        default=1800,
+        default=600,
         gt=0,
         description="watchdog timeout, seconds: a worker that spends longer in one phase (data, compute, a collective, "
         "saving) reports its stack and exits, and the run restarts from its checkpoint",

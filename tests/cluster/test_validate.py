@@ -164,7 +164,8 @@ def test_every_pod_that_serves_has_the_settings_that_our_own_nodes_have():
     cluster = RAYSERVICE["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         [container] = group["template"]["spec"]["containers"]
-        assert {each["name"]: each["value"] for each in container["env"] if "value" in each} == settings.RAY_SERVE
+        expected = settings.RAY_SERVE | (settings.RAY_HEAD if container["name"] == "ray-head" else {})
+        assert {each["name"]: each["value"] for each in container["env"] if "value" in each} == expected
         assert [each["name"] for each in container["env"] if "valueFrom" in each] == ["BLIP3O_API_KEYS"]
 
 

@@ -1,0 +1,1 @@
+"""Hosts with addresses of their own on one Linux machine: network namespaces, for tests and measurements, as root."""
