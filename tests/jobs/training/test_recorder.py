@@ -47,9 +47,12 @@ def test_rows_are_stored_after_the_wait(ray_cluster, tmp_path, flush, before):
     settings = made(str(tmp_path), flush=flush)
     handle = progress_board()
     ray_cluster.get(handle.clear.remote())
-    recorder, progress = MetricsRecorder(settings, peak_flops=16e9), ProgressReporter(settings)
+    now = [0.0]
+    recorder = MetricsRecorder(settings, peak_flops=16e9)
+    progress = ProgressReporter(settings, clock=lambda: now[0])
     progress.on_start(0)
     for step in range(3):
+        now[0] += 0.4  # so that the third step is the first after a second, and not due by its number
         recorder.after_step(step + 1, record(step))
         progress.after_step(step + 1, record(step))
     recorder.wait_written()
@@ -58,10 +61,13 @@ def test_rows_are_stored_after_the_wait(ray_cluster, tmp_path, flush, before):
     assert steps_stored(tmp_path) == [0, 1, 2]
     recorder.on_end()
     assert json.loads(storage.read_bytes(recipe_uri(str(tmp_path), "recorded"))) == settings.model_dump(mode="json")
-    first = {"run": "recorded", "step": 1, "loss": 0.5, "speed": 16.0}  # and then every second
+    first = {"run": "recorded", "step": 1, "loss": 0.5, "speed": 16.0, "due": True}  # and then every second
     assert ray_cluster.get(handle.take.remote()) == [
         {"run": "recorded", "phase": "waiting for the first batch"}, first, first | {"step": 2}
     ]  # fmt: skip
+    now[0] += 0.9
+    progress.after_step(5, record(4))
+    assert ray_cluster.get(handle.take.remote()) == [first | {"step": 5, "due": False}]  # a second later
     assert ray_cluster.get(handle.take.remote()) == []
     [row, *_] = read_rows(str(tmp_path), "recorded")
     assert (row["mfu"], row["samples_per_second"]) == (0.5, 16)
