@@ -6,7 +6,6 @@ then the rank's list of its files, then Ray Train's snapshot, which names the ch
 it.
 """
 
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from blip3o.runs.checkpoints import checkpoint_name, lists_uri, shards_uri
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.files import list_rank_files, rank_list_uri, upload_files
+from blip3o.train.checkpoint.staging import new_folder
 from blip3o.train.checkpoint.store import clear_rejection
 from blip3o.train.ema import Ema
 from blip3o.train.loss_guard import LossGuard
@@ -64,7 +64,7 @@ class CheckpointSaver(Callback):
         """
         # At most one checkpoint is in flight: with a slow store, more of them would fill the local disk.
         self._uploader.idle.wait()
-        directory = tempfile.mkdtemp(prefix="blip3o-checkpoint-")
+        directory = str(new_folder("checkpoint"))
         checkpoint.save(self._engine, directory, step=step, identity=self._identity, state=state, ema=self._ema)
         # The upload may outlive the stage, so it must not refer to this saver and its engine.
         uploader = self._uploader

@@ -32,7 +32,7 @@ KEPT = 10_000  # events that nobody has taken yet: a driver that hangs must not 
 BAR = 14  # characters, at most
 REPORT_SECONDS = 1.0  # between reports of steps: as often as a view can change
 
-# Of a `run`: either a `phase`, or a `step` with `loss`, `speed`, maybe `mfu`, and `due` if the recipe wants a line of it.
+# Of a `run`: either a `phase`, or a `step` with `loss`, `speed`, maybe `mfu`, and `due` if the recipe wants its line.
 Event = Mapping[str, Any]
 
 

@@ -21,6 +21,7 @@ from blip3o.runs.identities import write_identity
 from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
+from blip3o.train.checkpoint.staging import own_folder, require_space
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import trainable_parameters
 from blip3o.train.deepspeed.release import release_engine
@@ -31,6 +32,7 @@ from blip3o.train.loss_guard import BadStepError, LossGuard
 from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.metrics.recorder import MetricsRecorder, peak_flops
 from blip3o.train.objectives import StageModule
+from blip3o.train.preflight.memory import Parameters, estimate_memory
 from blip3o.train.recovery import Interruption
 from blip3o.train.result import gather_result, write_result
 from blip3o.train.watchdog import Watchdog, end_hung_rank
@@ -53,6 +55,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
     Returns an `Interruption` as a dictionary if all ranks stopped at something that the driver can recover from.
     """
     log.configure()
+    own_folder()
     batches = iterate_micro_batches(ray.train.get_dataset_shard("train"))
     stages = FitPlan(**task).stages()
     if any(stage.recipe.parallel.deterministic for stage in stages):
@@ -128,6 +131,7 @@ def _run_stage(
         module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
         watchdog.on_phase("comparing the ranks' weights")
         require_agreement(module, context.device, resuming=resuming)
+        require_space(_checkpoint_bytes(recipe, module, context))
         enter("building the engine")
         start = locate_start(recipe, point, fit_name=stage.fit_name)
         engine = build_engine(recipe.with_workers(context.world), module, universal=start.universal)
@@ -168,10 +172,11 @@ def _run_stage(
 
 @dataclass(frozen=True, kw_only=True)
 class RankContext:
-    """This worker's rank, the number of workers, and the device it computes on."""
+    """This worker's rank, the number of workers and of those on its node, and the device it computes on."""
 
     rank: int
     world: int
+    local_world: int
     device: torch.device
 
     @classmethod
@@ -179,7 +184,20 @@ class RankContext:
         """As Ray Train has placed this worker."""
         context = ray.train.get_context()
         device = select(recipe.parallel.device, local_rank=context.get_local_rank())
-        return cls(rank=context.get_world_rank(), world=context.get_world_size(), device=device)
+        return cls(
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            local_world=context.get_local_world_size(),
+            device=device,
+        )
+
+
+def _checkpoint_bytes(recipe: Recipe, module: StageModule, context: RankContext) -> float:
+    """Bytes of a checkpoint that the ranks of this node stage together."""
+    trained = sum(parameter.numel() for parameter in trainable_parameters(module.model).values())
+    whole = estimate_memory(recipe, Parameters(trained=trained, frozen=0), workers=context.world).checkpoint
+    # Without ZeRO, rank 0 saves everything.
+    return whole * (context.local_world / context.world if recipe.parallel.zero_stage else 1)
 
 
 def _build_ema(recipe: Recipe, engine: Any, module: StageModule) -> Ema | None:  # noqa: ANN401 - a DeepSpeedEngine
