@@ -36,8 +36,9 @@ from blip3o.train.preflight.memory import Parameters, estimate_memory
 from blip3o.train.recovery import Interruption
 from blip3o.train.result import gather_result, write_result
 from blip3o.train.watchdog import Watchdog, end_hung_rank
-from jobs.training.callbacks import GaugeExporter, PreemptionNotice
+from jobs.training.callbacks import PreemptionNotice
 from jobs.training.checkpoint_saver import CheckpointSaver
+from jobs.training.monitoring.exporter import MetricsExporter
 from jobs.training.plan import FitPlan, PlannedStage
 from jobs.training.progress import ProgressReporter
 from jobs.training.restore import locate_start, restore
@@ -214,8 +215,11 @@ def _metric_callbacks(stage: PlannedStage, context: RankContext, attempt: Attemp
     if context.rank != 0:
         return [counter]
     peak = _peak(stage, context)
-    gauges = [GaugeExporter(recipe, peak_flops=peak)] if "ray" in recipe.log.trackers else []
-    return [counter, AttemptRecorder(attempt), MetricsRecorder(recipe, peak_flops=peak), *gauges]
+    callbacks = [counter, AttemptRecorder(attempt), MetricsRecorder(recipe, peak_flops=peak)]
+    if "ray" in recipe.log.trackers:
+        samples = sum(manifest.rows for manifest in inputs.manifests)
+        callbacks.append(MetricsExporter(recipe, peak_flops=peak, workers=context.world, samples=samples))
+    return callbacks
 
 
 def _peak(stage: PlannedStage, context: RankContext) -> float | None:
