@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from blip3o import settings, storage
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
@@ -28,6 +29,7 @@ from blip3o.storage.s3_connection import connection
 from blip3o.train.checkpoint.store import committed_step
 from cluster.policies import S3_ACTIONS
 from cluster.ports import LOOPBACK, free_ports
+from jobs.cli import app
 from jobs.commands.runs import read_run
 from jobs.training.run import train, train_pipeline
 from jobs.training.validate import validate_weights
@@ -218,10 +220,36 @@ def test_a_run_that_its_user_stops_continues_from_that_very_step(ray_cluster, ba
     assert 0 < saved < stopped.optim.steps
     assert committed_step(stopped) == saved
     assert said.splitlines()[-1].startswith("to continue: ") and said.endswith(f"blip3o train {file}\n")
+    lose_and_restore(stopped, saved)
     assert train(stopped)["sha256"] == expected["sha256"]
     first_steps = [found["step"] for found in read_run(stopped.run.storage, "stopped").attempts]
     assert first_steps == [1, saved + 1]
     assert figures(stopped) == figures(undisturbed)
+
+
+def lose_and_restore(made, saved):
+    """The drill of docs/backup.md: backs a run and the indexes of its data up, loses both, and copies them back."""
+    runs, manifests = made.run.storage, f"{made.data.root}/manifests"
+    backup = runs.replace("/jobs/", "/backup/")
+    needed = "not copied, and needed (stage.start_from): world-encoder, world-understand"
+    told = run_cli("runs", "--storage", runs, "--copy", made.run.name, backup)
+    assert told[1:] == [f"{made.run.name} resumes after step {saved}", needed]
+    run_cli("data", "copy", manifests, f"{backup}/manifests")
+    before = {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(f"{runs}/{made.run.name}")}
+    storage.delete(f"{runs}/{made.run.name}")
+    storage.delete(manifests)
+    with pytest.raises(ConfigError, match="index"):
+        train(made)
+    run_cli("data", "copy", f"{backup}/manifests", manifests)
+    run_cli("runs", "--storage", backup, "--copy", made.run.name, runs)
+    assert {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(f"{runs}/{made.run.name}")} == before
+
+
+def run_cli(*words):
+    """The lines that a command prints."""
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.exception
+    return result.stdout.splitlines()
 
 
 def interrupt_at_step(command, environment):
