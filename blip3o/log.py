@@ -30,7 +30,7 @@ _PLAIN = logging.Formatter("%(asctime)s %(message)s", datefmt=_CLOCK)
 
 
 class Pace:
-    """Tells whether it is time for the next line of progress in a log: `seconds` after the line before it."""
+    """Says whether it is time for the next line of progress in a log: `seconds` after the line before it."""
 
     def __init__(self, seconds: float | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`seconds` are `BLIP3O_LOG_SECONDS`, 60 by default, if omitted. Raises `ConfigError` if that is no number."""

@@ -78,7 +78,7 @@ def _copy(storage_uri: str, run: str, target: str) -> None:
         copied = copy_run(storage_uri, run, target, on_progress=progress)
     print(f"copied {copied.files} files of {', '.join(copied.runs)} to {target}, with the sha256 of their checkpoints")
     for name, step in copied.resumes.items():
-        print(f"{name} resumes after step {step}" if step else f"{name} begins anew: it has no checkpoint yet")
+        print(f"{name} resumes after step {step}" if step else f"{name} starts from step 0: it has no checkpoint yet")
     if copied.needed:
         print(f"not copied, and needed (stage.start_from): {', '.join(copied.needed)}")
 

@@ -77,7 +77,7 @@ class View:
     """What the user sees of the runs of a fit."""
 
     def __init__(self, runs: Sequence[TrackedRun], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` tells seconds. Raises `ConfigError` as `log.Pace`."""
+        """`clock` returns seconds. Raises `ConfigError` as `log.Pace`."""
         self.stepped = False  # whether any step was made since the view began
         self.stop_requested = False
         self._runs = {it.run: it for it in runs}
@@ -130,7 +130,7 @@ def figures(event: Event, run: TrackedRun) -> str:
 class ProgressReporter(Callback):
     """Reports, from rank 0: each phase of the start, and steps: the first, the last, every `log.every`, one a second.
 
-    It also asks whether the user wants to stop. `peak_flops` as for `MetricsRecorder`; `clock` tells seconds.
+    It also asks whether the user wants to stop. `peak_flops` as for `MetricsRecorder`; `clock` returns seconds.
     """
 
     def __init__(

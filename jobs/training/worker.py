@@ -129,10 +129,9 @@ def _run_stage(
 
         resuming = point.source == "checkpoint"
         enter("loading weights")
-        module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
+        module = _load_module(stage, context, resuming=resuming)
         watchdog.on_phase("comparing the ranks' weights")
         require_agreement(module, context.device, resuming=resuming)
-        require_space(_checkpoint_bytes(recipe, module, context))
         enter("building the engine")
         start = locate_start(recipe, point, fit_name=stage.fit_name)
         engine = build_engine(recipe.with_workers(context.world), module, universal=start.universal)
@@ -193,12 +192,15 @@ class RankContext:
         )
 
 
-def _checkpoint_bytes(recipe: Recipe, module: StageModule, context: RankContext) -> float:
-    """Bytes of a checkpoint that the ranks of this node stage together."""
+def _load_module(stage: PlannedStage, context: RankContext, *, resuming: bool) -> StageModule:
+    """The stage's module. Raises as `prepare_module`, and `ConfigError` if its checkpoints do not fit the local disk."""
+    recipe = stage.recipe
+    module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
     trained = sum(parameter.numel() for parameter in trainable_parameters(module.model).values())
     whole = estimate_memory(recipe, Parameters(trained=trained, frozen=0), workers=context.world).checkpoint
-    # Without ZeRO, rank 0 saves everything.
-    return whole * (context.local_world / context.world if recipe.parallel.zero_stage else 1)
+    # What the ranks of this node stage at a time. Without ZeRO, rank 0 saves everything.
+    require_space(whole * (context.local_world / context.world if recipe.parallel.zero_stage else 1))
+    return module
 
 
 def _build_ema(recipe: Recipe, engine: Any, module: StageModule) -> Ema | None:  # noqa: ANN401 - a DeepSpeedEngine

@@ -13,7 +13,7 @@ FOLDER = ROOT / "serve" / "monitoring"
 
 
 class Board:
-    """A dashboard and the alerts beside it: `prefix` begins the names of both files."""
+    """A dashboard and the alerts that belong to it: `prefix` begins the names of both files."""
 
     def __init__(self, prefix, page):
         self.page = (ROOT / "docs" / page).read_text()

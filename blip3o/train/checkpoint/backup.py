@@ -1,7 +1,7 @@
 """Copies runs with their checkpoints to another place, so that the copy resumes as the run would have.
 
-A run may go on meanwhile: it commits checkpoints and prunes others. So the list of committed checkpoints is read
-first and written last: everything that it vouches for is in the copy by then, and a copy that was cut short is none.
+A run may continue meanwhile: it commits checkpoints and prunes others. So the list of committed checkpoints is read
+first and written last: everything that it vouches for is in the copy by then, and an interrupted copy is none.
 What a checkpoint holds is compared with the sha256 that its ranks recorded.
 """
 
@@ -28,7 +28,7 @@ Snapshots = Mapping[str, bytes]  # Ray Train's lists of committed checkpoints, b
 
 @dataclass(frozen=True, kw_only=True)
 class RunCopy:
-    """What was copied: the names of `runs`, the number of `files`, and where each unfinished run resumes (0: anew).
+    """What was copied: the names of `runs`, the number of `files`, and the step at which each unfinished run resumes.
 
     `needed` are runs that these start from, and that are not among them.
     """

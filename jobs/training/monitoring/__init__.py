@@ -1,1 +1,1 @@
-"""What a training run tells Prometheus: `exporter` sets what `serve/monitoring/training-*` show and watch."""
+"""What a training run reports to Prometheus: `exporter` sets what `serve/monitoring/training-*` show and watch."""

@@ -1,7 +1,7 @@
 """Exports a training run to Prometheus through Ray, which adds `ray_` to the name of each metric.
 
 The columns of a step's row (`blip3o.runs.rows`) are gauges, `blip3o_train_COLUMN`. They show the newest step only, so
-what is averaged or summed over time is counted as well, and so is what happens beside the steps: `METRICS`.
+what is averaged or summed over time is counted as well, and so is what happens between the steps: `METRICS`.
 """
 
 import logging
@@ -91,7 +91,7 @@ class Exported:
 class MetricsExporter(Callback):
     """Exports the steps of a run from rank 0: the last one, each `log.every`th, and else one every few seconds.
 
-    `peak_flops` as for `MetricsRecorder`; `samples` is the number of samples in the run's data; `clock` tells seconds.
+    `peak_flops` as for `MetricsRecorder`; `samples` is the number of samples in the data; `clock` returns seconds.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, from Ray's endpoint: dashboard and alerts read nothing else, and docs say the same."""
+"""What a run reports to Prometheus: dashboard and alerts read nothing else, and docs say the same."""
 
 import urllib.request
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The copy of a run has everything that its list of checkpoints vouches for, also while the run goes on."""
+"""The copy of a run has everything that its list of checkpoints vouches for, also while the run continues."""
 
 import hashlib
 import json

@@ -1,6 +1,7 @@
 """Staging folders of processes that were killed are removed by the next one; those of running processes never are."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -115,7 +116,9 @@ def test_a_disk_that_is_too_small_or_a_folder_that_cannot_be_made_is_named(tmp_p
     monkeypatch.setenv("BLIP3O_STAGING_DIR", str(tmp_path / "nvme"))
     free = shutil.disk_usage(tmp_path).free
     staging.require_space(free / 2)
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/nvme has [\d.]+ GiB free, .* 9999.0 GiB: .*BLIP3O_STAGING_DIR"):
+    with pytest.raises(
+        ConfigError, match=rf"{re.escape(str(tmp_path))}/nvme has [\d.]+ GiB free, .* 9999.0 GiB: .*BLIP3O_STAGING_DIR"
+    ):
         staging.require_space(9999 * 2**30)
     (tmp_path / "file").touch()
     monkeypatch.setenv("BLIP3O_STAGING_DIR", str(tmp_path / "file" / "below"))
