@@ -193,7 +193,7 @@ class RankContext:
 
 
 def _load_module(stage: PlannedStage, context: RankContext, *, resuming: bool) -> StageModule:
-    """The stage's module. Raises as `prepare_module`, and `ConfigError` if its checkpoints do not fit the local disk."""
+    """The stage's module. Raises as `prepare_module`, and `ConfigError` if the local disk holds no checkpoint of it."""
     recipe = stage.recipe
     module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
     trained = sum(parameter.numel() for parameter in trainable_parameters(module.model).values())
