@@ -19,7 +19,7 @@ from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file
-from blip3o.errors import ConfigError
+from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.reports.run import render_run
 from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, present_steps, shards_uri
 from blip3o.runs.paths import SNAPSHOT, events_folder, final_uri, tensorboard_folder
@@ -238,7 +238,7 @@ def lose_and_restore(made, saved):
     before = {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(f"{runs}/{made.run.name}")}
     storage.delete(f"{runs}/{made.run.name}")
     storage.delete(manifests)
-    with pytest.raises(ConfigError, match="index"):
+    with pytest.raises(DataError, match="manifest"):
         train(made)
     run_cli("data", "copy", f"{backup}/manifests", manifests)
     run_cli("runs", "--storage", backup, "--copy", made.run.name, runs)
