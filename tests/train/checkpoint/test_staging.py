@@ -98,14 +98,17 @@ def test_many_that_start_at_once_take_no_folder_of_each_other(root):
     assert [it.returncode for it in started] == [0] * 6
 
 
-def test_a_folder_that_was_taken_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_folder_that_was_taken_before_it_was_locked_is_made_again(tmp_path, monkeypatch, opened):
+    """Another process that starts removes it before this one has opened it, or between opening and locking it."""
     lock, taken = staging._lock, []
 
     def late(folder):
+        descriptor = lock(folder) if opened or taken else None
         if not taken:
             taken.append(folder)
-            shutil.rmtree(folder)  # as another process that starts
-        return lock(folder)
+            shutil.rmtree(folder)
+        return descriptor or lock(folder)
 
     monkeypatch.setattr(staging, "_lock", late)
     folder = staging._locked(tmp_path)
