@@ -20,7 +20,6 @@ from blip3o.runs.identities import changes, read_identity
 from blip3o.runs.paths import final_uri, validation_uri
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.resume import resume_point
-from blip3o.train.checkpoint.staging import remove_abandoned, staging_root
 from blip3o.train.checkpoint.store import prune
 from blip3o.train.features.encoder import FeatureCache
 from blip3o.train.metrics.trackers import require_trackers
@@ -157,7 +156,6 @@ def _fit_with_progress(pipeline: TrainingPipeline, stages: Sequence[StageInputs]
     ):
         view.show({"run": runs[0].run, "phase": f"starting {pipeline.stages[0].parallel.max_workers} workers"})
         stopped = run_apart(lambda: fit(pipeline, stages))
-        remove_abandoned(staging_root())  # Ray kills workers, so they cannot: those on this node
     if stopped is not None and request.signum is not None:
         raise Stopped(request.signum, stopped.message)
 

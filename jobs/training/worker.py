@@ -21,7 +21,7 @@ from blip3o.runs.identities import write_identity
 from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
-from blip3o.train.checkpoint.staging import own_folder, require_space
+from blip3o.train.checkpoint.staging import own_folder, release, require_space
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import trainable_parameters
 from blip3o.train.deepspeed.release import release_engine
@@ -66,9 +66,11 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
         if not point.finished:
             interruption = _attempt(stage, point, batches)
             if interruption is not None:
+                release()
                 return asdict(interruption)
             # The next stage reads this one's result, so no rank may look for it before rank 0 has written it.
             dist.barrier()
+    release()
     return None
 
 

@@ -62,6 +62,13 @@ def new_folder(purpose: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=own_folder()))
 
 
+def release() -> None:
+    """Removes this process's own folder at the end of its work, unless a checkpoint in it is still on its way."""
+    folder = own_folder()
+    if not any(folder.glob("checkpoint-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_abandoned(root: Path) -> None:
     """Removes the staging folders below `root` that no process locks. Those of other users stay."""
     for folder in root.glob(f"{PREFIX}*"):
