@@ -33,7 +33,7 @@ def copy_files(names: Collection[str], folder: str, target: str, *, on_progress:
     `on_progress` gets the numbers of files that are done and of all. Raises `StorageError` at the first that cannot be
     copied; others stay.
     """
-    hashes = {}
+    hashes: dict[str, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         copied = pool.map(lambda name: copy_file(join(folder, name), join(target, name)), names)
         for name, digest in zip(names, copied, strict=True):

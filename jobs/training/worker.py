@@ -219,7 +219,7 @@ def _metric_callbacks(stage: PlannedStage, context: RankContext, attempt: Attemp
     if context.rank != 0:
         return [counter]
     peak = _peak(stage, context)
-    callbacks = [counter, AttemptRecorder(attempt), MetricsRecorder(recipe, peak_flops=peak)]
+    callbacks: list[Callback] = [counter, AttemptRecorder(attempt), MetricsRecorder(recipe, peak_flops=peak)]
     if "ray" in recipe.log.trackers:
         samples = sum(manifest.rows for manifest in inputs.manifests)
         callbacks.append(MetricsExporter(recipe, peak_flops=peak, workers=context.world, samples=samples))

@@ -92,7 +92,7 @@ def _copy(source: str, run: str, target: str, on_progress: OnProgress) -> RunCop
 
 def _snapshots_of(source: str, run: str) -> Snapshots:
     """The lists of the fits that a run belongs to: its own, or those of pipelines."""
-    found = {}
+    found: dict[str, bytes] = {}
     for fit in storage.list_folders(source):
         uri = snapshot_uri(source, fit)
         if storage.exists(uri):

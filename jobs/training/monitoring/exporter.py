@@ -8,7 +8,6 @@ import logging
 import re
 import threading
 import time
-from collections import Counter as Sums
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -108,7 +107,7 @@ class MetricsExporter(Callback):
         self._exported.set("workers", workers)
         self._exported.set("checkpoint_timestamp_seconds", time.time())
         self._pace = log.Pace(EXPORT_SECONDS, clock=clock)
-        self._sums: Sums[str] = Sums()
+        self._sums: dict[str, float] = {}
 
     def on_start(self, step: int) -> None:
         """Counts what earlier attempts left in the store."""
@@ -118,7 +117,8 @@ class MetricsExporter(Callback):
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """Counts the step, and exports if it is time."""
-        self._sums.update(_counted(record))
+        for name, value in _counted(record).items():
+            self._sums[name] = self._sums.get(name, 0) + value
         due = done == self._recipe.optim.steps or done % self._recipe.log.every == 0
         if self._pace.due(also=due):
             for column, value in with_rates(record.row(), peak_flops=self._peak_flops).items():
