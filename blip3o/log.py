@@ -8,12 +8,15 @@ import io
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from blip3o import settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +27,24 @@ RAYS_THREAD = "ray_listen_error_messages"  # prints what Ray's other processes r
 _CLOCK = "%H:%M:%S"
 _FULL = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt=_CLOCK)
 _PLAIN = logging.Formatter("%(asctime)s %(message)s", datefmt=_CLOCK)
+
+
+class Pace:
+    """Says whether it is time for the next line of progress in a log: `seconds` after the line before it."""
+
+    def __init__(self, seconds: float | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`seconds` are `BLIP3O_LOG_SECONDS`, 60 by default, if omitted. Raises `ConfigError` if that is no number."""
+        self.seconds = settings.number("BLIP3O_LOG_SECONDS", 60) if seconds is None else seconds
+        self._clock = clock
+        self._last = clock()
+
+    def due(self, *, also: bool = False) -> bool:
+        """Whether a line is to be written now: by time, or `also` for another reason. The time runs from there."""
+        now = self._clock()
+        if not also and now - self._last < self.seconds:
+            return False
+        self._last = now
+        return True
 
 
 def configure(level: str = "INFO") -> None:

@@ -314,7 +314,9 @@ TrackerName = Literal["tensorboard", "ray", "wandb", "mlflow"]
 class LogConfig(Frozen):
     """What a run logs."""
 
-    every: int = Field(default=10, gt=0, description="steps between console lines and updates of Ray's metrics")
+    every: int = Field(
+        default=10, gt=0, description="steps between console lines, of which there is one a minute besides"
+    )
     flush: int | None = Field(
         default=None,
         gt=0,

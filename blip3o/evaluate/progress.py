@@ -12,12 +12,11 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Advance = Callable[[int], None]  # called with the number of pieces of work that have just been finished
-LINE_SECONDS = 30  # between lines, where there is no terminal for a bar
 
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Advance]:
-    """Shows `total` pieces of work, which the body advances."""
+    """Shows `total` pieces of work, which the body advances. Lines follow each other as `log.Pace` says."""
     # Imported here: only the process that shows a bar needs rich, not the workers.
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -26,17 +25,15 @@ def progress_bar(label: str, total: int) -> Iterator[Advance]:
     bar = Progress(
         *columns, console=console, disable=not console.is_terminal, redirect_stdout=False, redirect_stderr=False
     )
-    began = last_line = time.monotonic()
+    began, pace = time.monotonic(), log.Pace()
     done = 0
 
     def advance(count: int) -> None:
-        nonlocal done, last_line
+        nonlocal done
         done += count
         bar.advance(task, count)
-        now = time.monotonic()
-        if bar.disable and (now - last_line >= LINE_SECONDS or done == total):
-            logger.info("%s: %d of %d in %.0f s", label, done, total, now - began)
-            last_line = now
+        if bar.disable and pace.due(also=done == total):
+            logger.info("%s: %d of %d in %.0f s", label, done, total, time.monotonic() - began)
 
     with bar:
         task = bar.add_task(label, total=total)

@@ -1,4 +1,4 @@
-"""`blip3o data …`: builds, imports and inspects sets of shards, and lists what is damaged in them."""
+"""`blip3o data …`: builds, imports, inspects and copies sets of shards, and lists what is damaged in them."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from blip3o.data.sets.writer import SetSummary
     from blip3o.data.shards.ledger import LedgerEntry
 
-app = new_app(help="Build, import and inspect sets of shards, and list what is damaged in them.")
+app = new_app(help="Build, import, inspect and copy sets of shards, and list what is damaged in them.")
 build = new_app(help="Build the image-text sets that ship with the project.")
 app.add_typer(build, name="build")
 
@@ -113,6 +113,21 @@ def data_import(
             print(f"  {entry.uri}: {entry.reason}")
     for line in imported.account():
         print(line)
+
+
+@app.command("copy")
+def data_copy(
+    source: Annotated[str, typer.Argument(help="Folder to copy, e.g. of manifests, stored features or a bundle.")],
+    target: Annotated[str, typer.Argument(help="Folder to copy it to. Files that are there already are replaced.")],
+) -> None:
+    """Copy all files of a folder, to another bucket or back: a backup of what does not change any more."""
+    from blip3o.storage.copying import copy_folder
+    from blip3o.storage.sizes import readable
+    from jobs.commands.progress import bar
+
+    with bar("copy") as progress:
+        size = copy_folder(source, target, on_progress=progress)
+    print(f"copied {readable(size)} to {target}")
 
 
 @app.command("ledger")

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from blip3o import log
 from blip3o.data.features.files import FeatureFooter
-from blip3o.evaluate.progress import LINE_SECONDS, Advance, progress_bar
+from blip3o.evaluate.progress import Advance, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,12 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_shards(
-    shards: Iterable[EncodedShard], label: str, total: int, *, every: float = LINE_SECONDS
+    shards: Iterable[EncodedShard], label: str, total: int, *, every: float | None = None
 ) -> Iterator[EncodedShard]:
     """Passes encoded shards on, and shows how many of `total` are done and the images per second since the start.
 
-    On a terminal that is a bar; elsewhere, as in the log of a submitted job, a line at most every `every` seconds.
+    On a terminal that is a bar; elsewhere, as in the log of a submitted job, a line at most every `every` seconds (as
+    `log.Pace` if omitted).
     """
     console = log.console()
     figures = (MofNCompleteColumn(), TextColumn("shards, {task.fields[rate]:.1f} images/s"), TimeRemainingColumn())
@@ -51,16 +52,14 @@ def show_shards(
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    start = last_line = time.monotonic()
+    start, pace = time.monotonic(), log.Pace(every)
     images = 0
     with progress:
         task = progress.add_task(label, total=total, rate=0.0)
         for count, (shard, footer) in enumerate(shards, 1):
             images += footer.encoded + footer.absent
-            now = time.monotonic()
-            rate = images / max(now - start, 1e-9)
+            rate = images / max(time.monotonic() - start, 1e-9)
             progress.update(task, completed=count, rate=rate)
-            if progress.disable and (now - last_line >= every or count == total):
+            if progress.disable and pace.due(also=count == total):
                 logger.info("%s: %d of %d shards, %.1f images/s", label, count, total, rate)
-                last_line = now
             yield shard, footer

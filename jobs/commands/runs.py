@@ -27,10 +27,18 @@ def runs(
             metavar="RUN FOLDER", help="Copy a run's metrics and history, without weights, to a local folder."
         ),
     ] = None,
+    copy: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="RUN URI", help="Copy a run, or those of a pipeline, with checkpoints, to another run.storage."
+        ),
+    ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, or one object with --diff.")] = False,
 ) -> None:
-    """List runs with stage, state, steps and last loss; --diff compares two recipes, --pull copies a run's history."""
+    """List runs with stage, state, steps and last loss; --diff compares two recipes, --pull copies a run's history,
+    and --copy all of it: as a backup, or back.
+    """
     from blip3o.runs.listing import list_runs
     from blip3o.runs.recipes import diff_recipes
 
@@ -40,6 +48,9 @@ def runs(
         return
     if pull is not None:
         _pull(storage, *pull)
+        return
+    if copy is not None:
+        _copy(storage, *copy)
         return
     states = list_runs(storage)
     if as_json:
@@ -57,6 +68,19 @@ def _pull(storage_uri: str, run: str, folder: str) -> None:
     from blip3o.runs.pulling import pull_run
 
     print(f"wrote {pull_run(storage_uri, run, folder)} files to {folder}/{run}: tensorboard --logdir {folder}")
+
+
+def _copy(storage_uri: str, run: str, target: str) -> None:
+    from blip3o.train.checkpoint.backup import copy_run
+    from jobs.commands.progress import bar
+
+    with bar(f"copy {run}") as progress:
+        copied = copy_run(storage_uri, run, target, on_progress=progress)
+    print(f"copied {copied.files} files of {', '.join(copied.runs)} to {target}, with the sha256 of their checkpoints")
+    for name, step in copied.resumes.items():
+        print(f"{name} resumes after step {step}" if step else f"{name} starts from step 0: it has no checkpoint yet")
+    if copied.needed:
+        print(f"not copied, and needed (stage.start_from): {', '.join(copied.needed)}")
 
 
 def report(

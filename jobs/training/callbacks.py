@@ -1,40 +1,16 @@
-"""Callbacks that need Ray: Prometheus gauges, a checkpoint before a preemption, and pruning after each checkpoint."""
+"""Callbacks that need Ray: a checkpoint before a preemption, and pruning after each checkpoint."""
 
 import posixpath
-import re
 from typing import Any
 
 import ray.train
 from ray.train import Checkpoint, UserCallback
-from ray.util.metrics import Gauge
 
 from blip3o.config.recipe import Recipe
 from blip3o.runs.checkpoints import parse_checkpoint_name
-from blip3o.runs.rows import with_rates
-from blip3o.train.callbacks import Callback, StepRecord
+from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint.store import prune
 from jobs.training.plan import FitPlan
-
-
-class GaugeExporter(Callback):
-    """Exports each column of a metrics row as a gauge `blip3o_train_COLUMN`, tagged with the run, to Prometheus.
-
-    Runs on rank 0 and updates the gauges every `log.every` steps. `peak_flops` as for `MetricsRecorder`.
-    """
-
-    def __init__(self, recipe: Recipe, *, peak_flops: float | None) -> None:
-        self._recipe, self._peak_flops = recipe, peak_flops
-        self._gauges: dict[str, Gauge] = {}
-
-    def after_step(self, done: int, record: StepRecord) -> None:
-        """Sets the gauges to the values of this step."""
-        if done != self._recipe.optim.steps and done % self._recipe.log.every:
-            return
-        for column, value in with_rates(record.row(), peak_flops=self._peak_flops).items():
-            if column not in self._gauges:
-                name = "blip3o_train_" + re.sub(r"\W", "_", column)
-                self._gauges[column] = Gauge(name, description=f"{column} of a training step", tag_keys=("run",))
-            self._gauges[column].set(value, tags={"run": self._recipe.run.name})
 
 
 class PreemptionNotice(Callback):

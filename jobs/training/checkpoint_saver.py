@@ -6,8 +6,8 @@ then the rank's list of its files, then Ray Train's snapshot, which names the ch
 it.
 """
 
-import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from blip3o.runs.checkpoints import checkpoint_name, lists_uri, shards_uri
 from blip3o.train.callbacks import Callback, StepRecord
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.files import list_rank_files, rank_list_uri, upload_files
+from blip3o.train.checkpoint.staging import new_folder
 from blip3o.train.checkpoint.store import clear_rejection
 from blip3o.train.ema import Ema
 from blip3o.train.loss_guard import LossGuard
+from jobs.training.monitoring.exporter import Exported
 
 
 class CheckpointSaver(Callback):
@@ -64,7 +66,8 @@ class CheckpointSaver(Callback):
         """
         # At most one checkpoint is in flight: with a slow store, more of them would fill the local disk.
         self._uploader.idle.wait()
-        directory = tempfile.mkdtemp(prefix="blip3o-checkpoint-")
+        began = time.monotonic()
+        directory = str(new_folder("checkpoint"))
         checkpoint.save(self._engine, directory, step=step, identity=self._identity, state=state, ema=self._ema)
         # The upload may outlive the stage, so it must not refer to this saver and its engine.
         uploader = self._uploader
@@ -74,7 +77,7 @@ class CheckpointSaver(Callback):
             checkpoint=Checkpoint.from_directory(directory),
             checkpoint_dir_name=checkpoint_name(self._recipe.run.name, step),
             checkpoint_upload_mode=Mode.ASYNC,
-            checkpoint_upload_fn=lambda local, name: uploader.upload(Path(local.path), name, step),
+            checkpoint_upload_fn=lambda local, name: uploader.upload(Path(local.path), name, step, began=began),
             delete_local_checkpoint_after_upload=True,
             validation=self._recipe.evaluate.due(step),
         )
@@ -88,11 +91,13 @@ class _Uploader:
         self._recipe, self._fit_name = recipe, fit_name
         self._rank, self._world = context.get_world_rank(), context.get_world_size()
         self._storage = context.get_storage()
+        exporting = self._rank == 0 and "ray" in recipe.log.trackers
+        self._exported = Exported(recipe.run.name) if exporting else None
         self.idle = threading.Event()
         self.idle.set()
 
-    def upload(self, local: Path, name: str, step: int) -> Checkpoint:
-        """Uploads the files of a local directory, then the rank's list of them."""
+    def upload(self, local: Path, name: str, step: int, *, began: float) -> Checkpoint:
+        """Uploads the files of a local directory, whose save began at `began`, then the rank's list of them."""
         try:
             files = list_rank_files(local, rank=self._rank, world=self._world)
             upload_files(local, files, shards_uri(self._recipe, step))
@@ -100,6 +105,8 @@ class _Uploader:
             storage.write_bytes(rank_list_uri(lists, self._rank), files.to_bytes())
             if self._rank == 0:
                 clear_rejection(self._recipe, step)
+            if self._exported:
+                self._exported.stored(time.monotonic() - began)
         finally:
             self.idle.set()  # also after an error: the next save must not wait forever
         path = self._storage.build_checkpoint_path_from_name(name)

@@ -4,13 +4,13 @@ The checks of one recipe are in `blip3o.train.preflight`; this module adds those
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 
 from blip3o.config.cluster import ClusterConfig
 from blip3o.config.pipeline import TrainingPipeline
 from blip3o.data.inputs import StageInputs
+from blip3o.train.checkpoint.staging import staging_root
 from blip3o.train.preflight.checks import (
     Check,
     check_call,
@@ -92,7 +92,7 @@ def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, rank
 
 
 def ray_cluster() -> ClusterConfig:
-    """Ray's nodes, all counted as the smallest one, and this node's free disk space for temporary files."""
+    """Ray's nodes, all counted as the smallest one, and this node's free disk space for checkpoints on their way."""
     import ray
 
     join_ray()
@@ -101,7 +101,7 @@ def ray_cluster() -> ClusterConfig:
     names = [key for node in with_gpus for key in node if key.startswith(ACCELERATOR_PREFIX)]
     models = {name.removeprefix(ACCELERATOR_PREFIX) for name in names}
     model = next(iter(models)) if len(models) == 1 else None
-    free = shutil.disk_usage(tempfile.gettempdir()).free
+    free = shutil.disk_usage(staging_root()).free
     return ClusterConfig(
         nodes=len(with_gpus),
         gpus=int(min(node.get("GPU", 0) for node in with_gpus)),

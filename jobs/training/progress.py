@@ -1,15 +1,15 @@
 """Live progress across processes: rank 0 reports to a small actor, and the driver shows what it says.
 
 On a terminal that is a line for each stage, in place. Elsewhere, as in a log file, it is a line for each phase of the
-start (workers, weights, first batch) and one every `log.every` steps. The actor also carries the other way: it informs
-rank 0 that the user wants to stop.
+start (workers, weights, first batch), one every `log.every` steps, and at least one a minute (`log.Pace`). The actor
+also carries the other way: it informs rank 0 that the user wants to stop.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,8 +30,10 @@ BOARD = "blip3o-progress"
 POLL_SECONDS = 0.25
 KEPT = 10_000  # events that nobody has taken yet: a driver that hangs must not fill the memory
 BAR = 14  # characters, at most
+REPORT_SECONDS = 1.0  # between reports of steps: as often as a view can change
 
-Event = Mapping[str, Any]  # of a `run`: either a `phase`, or a `step` with `loss`, `speed`, and maybe `mfu`
+# Of a `run`: either a `phase`, or a `step` with `loss`, `speed`, maybe `mfu`, and `due` if the recipe wants its line.
+Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,12 @@ def show_progress(runs: Sequence[TrackedRun]) -> Iterator["View"]:
 class View:
     """What the user sees of the runs of a fit."""
 
-    def __init__(self, runs: Sequence[TrackedRun]) -> None:
+    def __init__(self, runs: Sequence[TrackedRun], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` returns seconds. Raises `ConfigError` as `log.Pace`."""
         self.stepped = False  # whether any step was made since the view began
         self.stop_requested = False
         self._runs = {it.run: it for it in runs}
-        self._began = time.monotonic()
+        self._clock, self._began, self._pace = clock, clock(), log.Pace(clock=clock)
         console = log.console()
         # Where columns are few, the bar gives way.
         bar = BarColumn(None, table_column=Column(max_width=BAR))
@@ -99,7 +102,7 @@ class View:
         self.stop_requested = True
 
     def show(self, event: Event) -> None:
-        """Shows a phase, or a step with its figures."""
+        """Shows a phase, or a step with its figures; off a terminal, a step that is due by number or by time."""
         run = self._runs.get(event["run"])
         if run is None:
             return
@@ -110,8 +113,8 @@ class View:
             state = f"step {event['step']}/{run.steps}  {state}"
         else:
             self.live.update(self._tasks[run.run], state=state)
-            state = f"{state} ({time.monotonic() - self._began:.0f} s)"
-        if self.live.disable:
+            state = f"{state} ({self._clock() - self._began:.0f} s)"
+        if self.live.disable and self._pace.due(also=event.get("due", "phase" in event)):
             logger.info("%s: %s", run.run, state)
 
 
@@ -125,13 +128,16 @@ def figures(event: Event, run: TrackedRun) -> str:
 
 
 class ProgressReporter(Callback):
-    """Reports, from rank 0: each phase of the start, the first step, and then every `log.every` steps.
+    """Reports, from rank 0: each phase of the start, and steps: the first, the last, every `log.every`, one a second.
 
-    It also asks whether the user wants to stop. `peak_flops` as for `MetricsRecorder`.
+    It also asks whether the user wants to stop. `peak_flops` as for `MetricsRecorder`; `clock` returns seconds.
     """
 
-    def __init__(self, recipe: Recipe, *, peak_flops: float | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, *, peak_flops: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._recipe, self._peak_flops, self._board = recipe, peak_flops, progress_board()
+        self._pace = log.Pace(REPORT_SECONDS, clock=clock)
         self._first: int | None = None
         self._answer: Any = None  # of the actor, while it is awaited
 
@@ -146,11 +152,12 @@ class ProgressReporter(Callback):
 
     def after_step(self, done: int, record: StepRecord) -> None:
         """Does not wait for the actor."""
-        if done in (self._first, self._recipe.optim.steps) or done % self._recipe.log.every == 0:
+        due = done in (self._first, self._recipe.optim.steps) or done % self._recipe.log.every == 0
+        if self._pace.due(also=due):
             row = with_rates(record.row(), peak_flops=self._peak_flops)
             shares = {name: row[name] for name in (MFU,) if name in row}
             speed = row["samples_per_second"]
-            event = {"run": self._recipe.run.name, "step": done, "loss": record.loss, "speed": speed}
+            event = {"run": self._recipe.run.name, "step": done, "loss": record.loss, "speed": speed, "due": due}
             self._board.report.remote(event | shares)
 
     def wants_stop(self) -> bool:

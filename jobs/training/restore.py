@@ -6,8 +6,6 @@ format, from which every rank loads its share.
 """
 
 import shutil
-import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from blip3o.runs.checkpoints import lists_uri, shards_uri
 from blip3o.train.checkpoint import state as checkpoint
 from blip3o.train.checkpoint.files import DamagedCheckpointError, RankFiles, download_files, read_rank_lists
 from blip3o.train.checkpoint.resume import ResumePoint
+from blip3o.train.checkpoint.staging import new_folder
 from blip3o.train.ema import Ema
 from blip3o.train.initial_weights import call_on_first_rank
 
@@ -64,7 +63,7 @@ def restore(
     """
     if start.step == 0:
         return {}
-    directory = _shared_directory() if start.universal else Path(tempfile.mkdtemp(prefix="blip3o-restore-"))
+    directory = _shared_directory() if start.universal else new_folder("restore")
     first = ray.train.get_context().get_local_rank() == 0
     try:
         _raise_on_every_rank(_download(recipe, start, directory, first_of_node=first))
@@ -77,10 +76,13 @@ def restore(
 
 
 def _shared_directory() -> Path:
-    """A directory for all ranks of a node, with a name that no other attempt uses."""
-    name: list[str | None] = [uuid.uuid4().hex]
-    dist.broadcast_object_list(name, src=0)
-    return Path(tempfile.gettempdir()) / f"blip3o-restore-{name[0]}"
+    """A directory for all ranks of a node, below the staging folder of the first of them."""
+    context = ray.train.get_context()
+    node, first = context.get_node_rank(), context.get_local_rank() == 0
+    mine = (node, str(new_folder("restore"))) if first else None
+    made: list[tuple[int, str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(made, mine)
+    return Path(dict(it for it in made if it is not None)[node])
 
 
 def _download(recipe: Recipe, start: Start, directory: Path, *, first_of_node: bool) -> str | None:

@@ -34,6 +34,7 @@ from blip3o.model.unified import UnifiedModel
 from blip3o.runs.checkpoints import lists_uri, parse_checkpoint_name, shards_uri
 from blip3o.runs.paths import tensorboard_folder, validation_uri
 from blip3o.train.checkpoint.files import download_files, read_rank_lists
+from blip3o.train.checkpoint.staging import own_folder
 from blip3o.train.ema import FILES
 from blip3o.train.metrics.trackers import TensorBoard
 from blip3o.train.objectives import StageModule
@@ -54,7 +55,7 @@ def validate_checkpoint(checkpoint: Checkpoint, *, plan: dict[str, Any]) -> dict
     run, step = parse_checkpoint_name(posixpath.basename(checkpoint.path))
     fit = FitPlan(**plan)
     recipe = next(stage for stage in fit.pipeline().stages if stage.run.name == run)
-    with tempfile.TemporaryDirectory(prefix="blip3o-validate-") as directory:
+    with tempfile.TemporaryDirectory(dir=own_folder()) as directory:
         _download(recipe, fit.name, step, Path(directory))
         trained = trained_weights(Path(directory))
     return validate_weights(recipe, step, trained)

@@ -20,6 +20,7 @@ from blip3o.train.ahead import StartedEarly
 from blip3o.train.callbacks import AttemptRecorder, Callback, MicroBatchCounter
 from blip3o.train.checkpoint.files import DamagedCheckpointError
 from blip3o.train.checkpoint.resume import ResumePoint
+from blip3o.train.checkpoint.staging import own_folder, release, require_space
 from blip3o.train.deepspeed.engine import build_engine
 from blip3o.train.deepspeed.gather import trainable_parameters
 from blip3o.train.deepspeed.release import release_engine
@@ -30,11 +31,13 @@ from blip3o.train.loss_guard import BadStepError, LossGuard
 from blip3o.train.metrics.meter import FlopsMeter
 from blip3o.train.metrics.recorder import MetricsRecorder, peak_flops
 from blip3o.train.objectives import StageModule
+from blip3o.train.preflight.memory import Parameters, estimate_memory
 from blip3o.train.recovery import Interruption
 from blip3o.train.result import gather_result, write_result
 from blip3o.train.watchdog import Watchdog, end_hung_rank
-from jobs.training.callbacks import GaugeExporter, PreemptionNotice
+from jobs.training.callbacks import PreemptionNotice
 from jobs.training.checkpoint_saver import CheckpointSaver
+from jobs.training.monitoring.exporter import MetricsExporter
 from jobs.training.plan import FitPlan, PlannedStage
 from jobs.training.progress import ProgressReporter
 from jobs.training.restore import locate_start, restore
@@ -54,6 +57,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
     Returns an `Interruption` as a dictionary if all ranks stopped at something that the driver can recover from.
     """
     log.configure()
+    own_folder()
     plan = FitPlan(**task)
     batches = StartedEarly(worker_micro_batches(plan))
     stages = plan.stages()
@@ -64,9 +68,11 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any] | None:
         if not point.finished:
             interruption = _attempt(stage, point, batches)
             if interruption is not None:
+                release()
                 return asdict(interruption)
             # The next stage reads this one's result, so no rank may look for it before rank 0 has written it.
             dist.barrier()
+    release()
     return None
 
 
@@ -128,7 +134,7 @@ def _run_stage(
 
         resuming = point.source == "checkpoint"
         enter("loading weights")
-        module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
+        module = _load_module(stage, context, resuming=resuming)
         watchdog.on_phase("comparing the ranks' weights")
         require_agreement(module, context.device, resuming=resuming)
         enter("building the engine")
@@ -171,10 +177,11 @@ def _run_stage(
 
 @dataclass(frozen=True, kw_only=True)
 class RankContext:
-    """This worker's rank, the number of workers, and the device it computes on."""
+    """This worker's rank, the number of workers and of those on its node, and the device it computes on."""
 
     rank: int
     world: int
+    local_world: int
     device: torch.device
 
     @classmethod
@@ -182,7 +189,23 @@ class RankContext:
         """As Ray Train has placed this worker."""
         context = ray.train.get_context()
         device = select(recipe.parallel.device, local_rank=context.get_local_rank())
-        return cls(rank=context.get_world_rank(), world=context.get_world_size(), device=device)
+        return cls(
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            local_world=context.get_local_world_size(),
+            device=device,
+        )
+
+
+def _load_module(stage: PlannedStage, context: RankContext, *, resuming: bool) -> StageModule:
+    """The stage's module. Raises as `prepare_module`, and `ConfigError` if the local disk holds no checkpoint of it."""
+    recipe = stage.recipe
+    module = prepare_module(recipe, stage.inputs.tokenizer, device=context.device, resuming=resuming)
+    trained = sum(parameter.numel() for parameter in trainable_parameters(module.model).values())
+    whole = estimate_memory(recipe, Parameters(trained=trained, frozen=0), workers=context.world).checkpoint
+    # What the ranks of this node stage at a time. Without ZeRO, rank 0 saves everything.
+    require_space(whole * (context.local_world / context.world if recipe.parallel.zero_stage else 1))
+    return module
 
 
 def _build_ema(recipe: Recipe, engine: Any, module: StageModule) -> Ema | None:  # noqa: ANN401 - a DeepSpeedEngine
@@ -199,8 +222,11 @@ def _metric_callbacks(stage: PlannedStage, context: RankContext, attempt: Attemp
     if context.rank != 0:
         return [counter]
     peak = _peak(stage, context)
-    gauges = [GaugeExporter(recipe, peak_flops=peak)] if "ray" in recipe.log.trackers else []
-    return [counter, AttemptRecorder(attempt), MetricsRecorder(recipe, peak_flops=peak), *gauges]
+    callbacks: list[Callback] = [counter, AttemptRecorder(attempt), MetricsRecorder(recipe, peak_flops=peak)]
+    if "ray" in recipe.log.trackers:
+        samples = sum(manifest.rows for manifest in inputs.manifests)
+        callbacks.append(MetricsExporter(recipe, peak_flops=peak, workers=context.world, samples=samples))
+    return callbacks
 
 
 def _peak(stage: PlannedStage, context: RankContext) -> float | None:

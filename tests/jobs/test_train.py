@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from blip3o import settings, storage
 from blip3o.config.pipeline import TrainingPipeline, load_pipeline
 from blip3o.config.recipe import Recipe
 from blip3o.data.shards.ledger import read_ledger
 from blip3o.data.shards.manifest import ledger_file
-from blip3o.errors import ConfigError
+from blip3o.errors import ConfigError, DataError
 from blip3o.evaluate.reports.run import render_run
 from blip3o.runs.checkpoints import checkpoint_name, committed_steps, lists_uri, present_steps, shards_uri
 from blip3o.runs.paths import SNAPSHOT, events_folder, final_uri, tensorboard_folder
@@ -29,6 +30,7 @@ from blip3o.storage.s3_connection import connection
 from blip3o.train.checkpoint.store import committed_step
 from cluster.policies import S3_ACTIONS
 from cluster.ports import LOOPBACK, free_ports
+from jobs.cli import app
 from jobs.commands.runs import read_run
 from jobs.training.run import train, train_pipeline
 from jobs.training.validate import validate_weights
@@ -219,6 +221,7 @@ def test_a_run_that_its_user_stops_continues_from_that_very_step(ray_cluster, ba
     assert 0 < saved < stopped.optim.steps
     assert committed_step(stopped) == saved
     assert said.splitlines()[-1].startswith("to continue: ") and said.endswith(f"blip3o train {file}\n")
+    lose_and_restore(stopped, saved)
     # And may continue with another reader.
     continued = world.recipe(base, **options, data={"reader": "local"})
     assert train(continued)["sha256"] == expected["sha256"]
@@ -237,6 +240,31 @@ def test_a_run_whose_workers_read_by_themselves_survives_a_kill_and_equals_one_o
         assert result.result()["sha256"] == expected["sha256"]
     assert len(read_run(made.run.storage, "local").attempts) == 2
     assert figures(made) == figures(undisturbed)
+
+
+def lose_and_restore(made, saved):
+    """The drill of docs/backup.md: backs a run and the indexes of its data up, loses both, and copies them back."""
+    runs, manifests = made.run.storage, f"{made.data.root}/manifests"
+    backup = runs.replace("/jobs/", "/backup/")
+    needed = "not copied, and needed (stage.start_from): world-encoder, world-understand"
+    told = run_cli("runs", "--storage", runs, "--copy", made.run.name, backup)
+    assert told[1:] == [f"{made.run.name} resumes after step {saved}", needed]
+    run_cli("data", "copy", manifests, f"{backup}/manifests")
+    before = {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(f"{runs}/{made.run.name}")}
+    storage.delete(f"{runs}/{made.run.name}")
+    storage.delete(manifests)
+    with pytest.raises(DataError, match="manifest"):
+        train(made)
+    run_cli("data", "copy", f"{backup}/manifests", manifests)
+    run_cli("runs", "--storage", backup, "--copy", made.run.name, runs)
+    assert {file.uri: storage.read_bytes(file.uri) for file in storage.list_files(f"{runs}/{made.run.name}")} == before
+
+
+def run_cli(*words):
+    """The lines that a command prints."""
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.exception
+    return result.stdout.splitlines()
 
 
 def interrupt_at_step(command, environment):

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 
 _META = re.compile(r"# (HELP|TYPE) (\w+) (.+)")
-_SAMPLE = re.compile(r'(\w+)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+SAMPLE = re.compile(r'(\w+)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _SUFFIXES = ("_bucket", "_sum", "_count")
 
 
@@ -61,9 +61,9 @@ def parse(text):
                 types[meta[2]] = meta[3]
             last = meta[2]
             continue
-        sample = _SAMPLE.fullmatch(line)
+        sample = SAMPLE.fullmatch(line)
         assert sample and sample[1].startswith(last), line
-        series.append(Series(sample[1], dict(_LABEL.findall(sample[2])), float(sample[3])))
+        series.append(Series(sample[1], dict(LABEL.findall(sample[2])), float(sample[3])))
     scrape = Scrape(types, series)
     assert len({each.key for each in series}) == len(series)
     assert {scrape.metric(each.name) for each in series} <= set(types)

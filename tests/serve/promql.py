@@ -6,7 +6,7 @@ import promql_parser as promql
 from promql_parser import AggModifierType
 
 # Grafana fills them in.
-_VARIABLES = {"$__rate_interval": "5m", "$model": ".*"}
+_VARIABLES = {"$__rate_interval": "5m", "$model": ".*", "$run": ".*"}
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def test_off_a_terminal_every_event_is_a_line_of_at_most_80_columns(capsys, monk
         log.configure()
         view = View([RUN])
         with view.live:
-            for event in ({"phase": "loading weights"}, STEP, STEP | {"step": 280}):
+            for event in ({"phase": "loading weights"}, STEP | {"due": True}, STEP | {"step": 280, "due": True}):
                 view.show({"run": RUN.run, **event})
             view.show({"run": "another", "phase": "loading weights"})
     said = capsys.readouterr()
@@ -175,6 +175,24 @@ def test_off_a_terminal_every_event_is_a_line_of_at_most_80_columns(capsys, monk
     ]
     assert max(map(len, lines)) <= 80 and "\x1b" not in said.err and not said.out
     assert view.stepped
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, [1, 61, 100, 160, 200, 260]), ("15", [1, *range(16, 100, 15), *range(100, 200, 15), *range(200, 270, 15)])],
+)
+def test_off_a_terminal_a_run_of_few_due_steps_has_a_line_a_minute_all_the_same(caplog, monkeypatch, seconds, shown):
+    """Steps of a second, of which each hundredth is due; the time of a line runs from the line before it."""
+    if seconds:
+        monkeypatch.setenv("BLIP3O_LOG_SECONDS", seconds)
+    now = [0.0]
+    view = View([RUN], clock=lambda: now[0])
+    with caplog.at_level("INFO", "jobs.training.progress"):
+        for step in range(1, 270):
+            now[0] = float(step)
+            view.show(STEP | {"step": step, "due": step == 1 or step % 100 == 0})
+    found = [int(line.split("step ")[1].split("/")[0]) for line in caplog.messages]
+    assert found == shown
 
 
 def test_on_a_terminal_of_80_columns_the_bar_gives_way_to_the_figures(monkeypatch):

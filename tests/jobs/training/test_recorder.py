@@ -1,8 +1,6 @@
 """What rank 0 reports of each step: rows are stored before a checkpoint counts, and a tracker's failure is raised."""
 
 import json
-import re
-import urllib.request
 
 import pytest
 import torch
@@ -13,9 +11,7 @@ from blip3o.runs.paths import metrics_folder, recipe_uri
 from blip3o.runs.rows import read_rows
 from blip3o.train.callbacks import StepRecord
 from blip3o.train.metrics.recorder import MetricsRecorder, peak_flops
-from jobs.training.callbacks import GaugeExporter
 from jobs.training.progress import ProgressReporter, progress_board
-from tests.jobs.test_train import wait_until
 from tests.recipes import recipe
 
 
@@ -47,9 +43,12 @@ def test_rows_are_stored_after_the_wait(ray_cluster, tmp_path, flush, before):
     settings = made(str(tmp_path), flush=flush)
     handle = progress_board()
     ray_cluster.get(handle.clear.remote())
-    recorder, progress = MetricsRecorder(settings, peak_flops=16e9), ProgressReporter(settings)
+    now = [0.0]
+    recorder = MetricsRecorder(settings, peak_flops=16e9)
+    progress = ProgressReporter(settings, clock=lambda: now[0])
     progress.on_start(0)
     for step in range(3):
+        now[0] += 0.4  # so that the third step is the first after a second, and not due by its number
         recorder.after_step(step + 1, record(step))
         progress.after_step(step + 1, record(step))
     recorder.wait_written()
@@ -58,28 +57,16 @@ def test_rows_are_stored_after_the_wait(ray_cluster, tmp_path, flush, before):
     assert steps_stored(tmp_path) == [0, 1, 2]
     recorder.on_end()
     assert json.loads(storage.read_bytes(recipe_uri(str(tmp_path), "recorded"))) == settings.model_dump(mode="json")
-    first = {"run": "recorded", "step": 1, "loss": 0.5, "speed": 16.0}  # and then every second
+    first = {"run": "recorded", "step": 1, "loss": 0.5, "speed": 16.0, "due": True}  # and then every second
     assert ray_cluster.get(handle.take.remote()) == [
         {"run": "recorded", "phase": "waiting for the first batch"}, first, first | {"step": 2}
     ]  # fmt: skip
+    now[0] += 0.9
+    progress.after_step(5, record(4))
+    assert ray_cluster.get(handle.take.remote()) == [first | {"step": 5, "due": False}]  # a second later
     assert ray_cluster.get(handle.take.remote()) == []
     [row, *_] = read_rows(str(tmp_path), "recorded")
     assert (row["mfu"], row["samples_per_second"]) == (0.5, 16)
-
-
-def test_prometheus_gets_the_newest_values_from_rays_endpoint(ray_cluster, tmp_path):
-    GaugeExporter(made(str(tmp_path)), peak_flops=None).after_step(2, record(1))
-    [node] = [node for node in ray_cluster.nodes() if node["Alive"]]
-    door = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    found = wait_until(
-        lambda: re.findall(r"^ray_blip3o_train_flops_dit\{.*run=\"recorded\".*\} (.*)$", page(door), re.M)
-    )
-    assert [float(value) for value in found] == [4e9]
-
-
-def page(address):
-    with urllib.request.urlopen(address, timeout=5) as answer:
-        return answer.read().decode()
 
 
 def test_a_failing_tracker_ends_the_run(ray_cluster, tmp_path):
