@@ -9,17 +9,26 @@ measures an all-reduce; `--all-reduce N` only measures that, over N workers, and
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blip3o.config.cluster import parse_cluster
 from blip3o.config.pipeline import load_pipeline
 from blip3o.errors import ConfigError
-from jobs.common import Cluster, DryRun, RecipeName, StageOverrides, dump_pipeline, entry_point
+from jobs.common import (
+    Cluster,
+    DryRun,
+    RecipeName,
+    StageOverrides,
+    dump_pipeline,
+    entry_point,
+    parameters_of,
+    with_parameters,
+)
+from jobs.nodes.options import ProbeOptions
 
 if TYPE_CHECKING:
-    from blip3o.config.pipeline import TrainingPipeline
     from blip3o.train.preflight.checks import Check
 
 
@@ -32,26 +41,7 @@ def print_checks(named: Iterator[tuple[str, "Check"]], *, prefix: str = "") -> "
     return checks
 
 
-def probe_nodes(pipeline: "TrainingPipeline", json_file: str | None, patience: float) -> None:
-    """Probes all nodes and prints what they are. Raises `ConfigError` if a finding is a blocker."""
-    from blip3o.train.preflight.memory import count_parameters
-    from blip3o.train.preflight.start import start_memory
-    from jobs.nodes.judge import judge
-    from jobs.nodes.report import as_json, print_report, write_json
-    from jobs.nodes.survey import survey
-
-    memory = max(start_memory(recipe, count_parameters(recipe)).first for recipe in pipeline.stages)
-    nodes = survey(pipeline.stages[0].run.storage, patience)
-    findings = judge(nodes, memory=memory, patience=patience)
-    if json_file:
-        write_json(json_file, as_json(nodes, findings))
-    if json_file != "-":
-        print_report(nodes, findings)
-    blockers = [finding for finding in findings if finding.level == "blocker"]
-    if blockers:
-        raise ConfigError(f"preflight: {len(blockers)} blockers on {len(nodes)} nodes; the first: {blockers[0].what}")
-
-
+@with_parameters(parameters_of(ProbeOptions))
 def command(
     recipe: RecipeName,
     *,
@@ -62,30 +52,23 @@ def command(
         int | None,
         typer.Option(metavar="N", min=2, help="Only measure the bandwidth of an all-reduce over N workers."),
     ] = None,
-    on_cluster: Annotated[
-        bool, typer.Option("--on-cluster", help="Only probe each node of the cluster that this job runs on.")
-    ] = False,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write what --on-cluster finds; - for stdout.")
-    ] = None,
-    patience: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="How long --on-cluster waits for a node.")
-    ] = 60.0,
     dry_run: DryRun = False,
+    **values: Any,  # noqa: ANN401 - fields of ProbeOptions
 ) -> None:
     """Check everything that can be checked before a run's first step, and report what is wrong."""
     assumed = parse_cluster(cluster) if cluster else None
-    if json_file and not on_cluster:
-        raise ConfigError("--json holds what --on-cluster finds: give both")
-    if assumed and (ranks or all_reduce or on_cluster):
+    probing = ProbeOptions(**values)
+    if assumed and (ranks or all_reduce or probing.on_cluster):
         option = "--ranks" if ranks else "--all-reduce" if all_reduce else "--on-cluster"
         raise ConfigError(f"{option} starts workers, and --cluster {cluster} need not exist: give only one of them")
     pipeline = load_pipeline(recipe, overrides)
     if dry_run:
         print(dump_pipeline(pipeline))
         return
-    if on_cluster:
-        probe_nodes(pipeline, json_file, patience)
+    if probing.on_cluster:
+        from jobs.nodes.command import probe_nodes
+
+        probe_nodes(pipeline, probing)
         return
     from blip3o.train.preflight.checks import require  # 2 s: torch
 

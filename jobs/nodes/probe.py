@@ -16,7 +16,7 @@ from blip3o import device, storage
 from blip3o.errors import StorageError
 
 PACKAGES = ("ray", "torch", "deepspeed", "pyarrow", "blip3o")
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Ray's object store is, not a temporary file
+SHARED_MEMORY = "/dev/shm"
 STORE_BYTES = 16 * 2**20
 LATENCY_REQUESTS = 5
 
