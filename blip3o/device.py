@@ -238,6 +238,55 @@ def facts(device: "torch.device") -> dict[str, Any]:
     }
 
 
+GPU_QUERY = (
+    "index",
+    "name",
+    "driver_version",
+    "ecc.errors.uncorrected.volatile.total",
+    "clocks_throttle_reasons.hw_slowdown",
+    "clocks_throttle_reasons.hw_thermal_slowdown",
+    "clocks_throttle_reasons.sw_thermal_slowdown",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuHealth:
+    """One GPU as `nvidia-smi` describes it; `throttled` names the active reasons that are faults."""
+
+    index: int
+    name: str
+    driver: str
+    ecc_errors: int
+    throttled: list[str]
+
+
+def gpu_health() -> list[GpuHealth]:
+    """The GPUs of this machine, also those that Ray hides from this process; none without `nvidia-smi`."""
+    import shutil
+    import subprocess
+
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", f"--query-gpu={','.join(GPU_QUERY)}", "--format=csv,noheader"]
+    return parse_gpus(subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout)
+
+
+def parse_gpus(text: str) -> list[GpuHealth]:
+    """Reads the answer to `GPU_QUERY`. A line that is not one, such as a message, is left out."""
+    found = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) != len(GPU_QUERY) or not cells[0].isdigit():
+            continue
+        index, name, driver, errors, *reasons = cells
+        active = [
+            key.rpartition(".")[2] for key, state in zip(GPU_QUERY[4:], reasons, strict=True) if state == "Active"
+        ]
+        count = int(errors) if errors.isdigit() else 0  # [N/A] for a GPU without ECC
+        found.append(GpuHealth(index=int(index), name=name, driver=driver, ecc_errors=count, throttled=active))
+    return found
+
+
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """Inside the block, fp32 products and convolutions on a GPU are not rounded to TF32."""

@@ -71,7 +71,11 @@ def _validation_checks(pipeline: TrainingPipeline, cluster: ClusterConfig) -> It
 
 def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, ranks: bool) -> Iterator[tuple[str, Check]]:
     """(run or pipeline name, check) for every check. If `cluster` is given, Ray is not asked for its nodes."""
-    yield from dry_run_checks(pipeline, cluster or ray_cluster())
+    cluster = cluster or ray_cluster()
+    yield from dry_run_checks(pipeline, cluster)
+    if cluster is None:
+        detail = "no node with CPUs is up: give the size that the cluster will have, such as --cluster 4x8xH100"
+        yield pipeline.name, Check(name="resources", state="not known", detail=detail)
     for uri in dict.fromkeys(recipe.run.storage for recipe in pipeline.stages):
         for check in store_checks(uri):
             yield pipeline.name, check
@@ -91,12 +95,17 @@ def preflight(pipeline: TrainingPipeline, cluster: ClusterConfig | None, *, rank
             yield pipeline.name, all_reduce_check(pipeline, workers)
 
 
-def ray_cluster() -> ClusterConfig:
-    """Ray's nodes, all counted as the smallest one, and this node's free disk space for checkpoints on their way."""
+def ray_cluster() -> ClusterConfig | None:
+    """Ray's nodes, all counted as the smallest one, and this node's free disk space for checkpoints on their way.
+
+    None if only nodes without CPUs are up: the head of a cluster that starts nodes for a run.
+    """
     import ray
 
     join_ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if not nodes:
+        return None
     with_gpus = [node for node in nodes if node.get("GPU")] or nodes
     names = [key for node in with_gpus for key in node if key.startswith(ACCELERATOR_PREFIX)]
     models = {name.removeprefix(ACCELERATOR_PREFIX) for name in names}
