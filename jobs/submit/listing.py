@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 STOP_S = 60.0  # Ray asks a driver to end, and kills it later; 14 s were seen
 _POLL_S = 0.5
 
-app = new_app(help="List the jobs of a cluster, stop one, or show its log.", invoke_without_command=True)
+app = new_app(
+    help="List the jobs of a cluster, stop one, or show its log.", invoke_without_command=True, no_args_is_help=False
+)
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `blip3o jobs` lists it.")]
 
 
