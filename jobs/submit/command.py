@@ -13,22 +13,7 @@ import typer
 from blip3o.errors import ConfigError
 from jobs.commands.interruption import Stopped
 from jobs.common import RECIPE, StageOverrides, entry_point, program_path
-
-Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL", help="The cluster's job server, as in http://127.0.0.1:8265, or RAY_API_SERVER_ADDRESS.",
-    ),
-]  # fmt: skip
-
-
-class JobEnded(typer.TyperException):
-    """A followed job that did not succeed; `exit_code` is the job's."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        """`message` says which job, and how it ended."""
-        super().__init__(message)
-        self.exit_code = exit_code
+from jobs.submit.ending import Address, JobEnded, stop_job
 
 
 def command(  # noqa: PLR0913 - one parameter an option
@@ -93,8 +78,6 @@ def _leave(submission_id: str | None, address: str | None, *, stop: bool) -> Non
     if submission_id is None or not stop:
         _tell(_how_to_follow(submission_id))
         return
-    from jobs.submit.listing import stop_job
-
     _tell(stop_job(submission_id, address))
 
 

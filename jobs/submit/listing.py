@@ -6,17 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip3o.errors import ConfigError, nearest
 from jobs.common import new_app
-from jobs.submit.command import Address, JobEnded
+from jobs.submit.ending import Address, JobEnded, find_known, stop_job
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
     from jobs.submit.client import Job
-
-STOP_S = 60.0  # Ray asks a driver to end, and kills it later; 14 s were seen
-_POLL_S = 0.5
 
 app = new_app(
     help="List the jobs of a cluster, stop one, or show its log.", invoke_without_command=True, no_args_is_help=False
@@ -69,7 +63,7 @@ def logs(
     from jobs.submit.environment import job_environment
 
     client, hide = connect(address), job_environment().hide
-    _require(client, submission_id)
+    find_known(client, submission_id)
     if not follow:
         with asking(client.get_address()):
             print(hide(client.get_job_logs(submission_id)), end="")
@@ -77,31 +71,6 @@ def logs(
     job = following.follow(client, submission_id, lambda line: print(hide(line), flush=True))
     if code := exit_code(job):
         raise JobEnded(f"{job.id} ended as {job.status}, exit code {code}", code)
-
-
-def stop_job(submission_id: str, address: str | None) -> str:
-    """Stops a job and says how it ended. Raises `ConfigError` for an unknown one, and as `connect` does."""
-    from jobs.submit.client import ENDED, asking, connect, find_job
-
-    client = connect(address)
-    job = _require(client, submission_id)
-    if job.status in ENDED:
-        return f"{submission_id} has ended already: {job.status}"
-    with asking(client.get_address()):
-        client.stop_job(submission_id)
-    deadline = time.monotonic() + STOP_S
-    while (job := find_job(client, submission_id)).status not in ENDED and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    return f"{submission_id}: {job.status}"
-
-
-def _require(client: "JobSubmissionClient", submission_id: str) -> "Job":
-    from jobs.submit.client import list_jobs
-
-    known = {job.id: job for job in list_jobs(client)}
-    if submission_id not in known:
-        raise ConfigError(f"the cluster has no job {submission_id}: {nearest(submission_id, known)}")
-    return known[submission_id]
 
 
 def _line(job: "Job", width: int) -> str:
