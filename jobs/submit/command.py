@@ -84,7 +84,7 @@ def _leave(submission_id: str | None, address: str | None, *, stop: bool) -> Non
 def _how_to_follow(submission_id: str | None) -> str:
     blip3o = program_path()
     return (
-        f"{submission_id} goes on; follow it: {blip3o} jobs logs {submission_id} --follow; "
+        f"{submission_id} continues; follow it: {blip3o} jobs logs {submission_id} --follow; "
         f"stop it: {blip3o} jobs stop {submission_id}"
     )
 

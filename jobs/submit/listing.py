@@ -52,7 +52,7 @@ def logs(
     submission_id: SubmissionId,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job has ended, and end with its exit code.")
+        bool, typer.Option("--follow", "-f", help="Follow it until the job has ended, and end with its exit code.")
     ] = False,
     address: Address = None,
 ) -> None:

@@ -174,7 +174,7 @@ def test_ctrl_c_leaves_the_job_running_or_stops_it_if_asked(head, base, tmp_path
     wait_until(lambda: drivers(head, "train"))
     process.send_signal(signal.SIGINT)
     code, said = finish(process)
-    assert code == 130 and "left-train-1 goes on; follow it: " in said, said
+    assert code == 130 and "left-train-1 continues; follow it: " in said, said
     code, said = finish(submit_training(head, tmp_path, base, "left"))
     assert code == 1 and "error: left-train-1 is still running: follow it" in said
     code, said = finish(blip3o(head, "jobs", "stop", "left-train-1"))
