@@ -34,6 +34,8 @@ from jobs.commands import convert, data, deploy, inference, model, recipes, runs
 from jobs.commands.budget import command as budget
 from jobs.common import new_app, run_app
 from jobs.loadtest import command as loadtest
+from jobs.submit import command as submit
+from jobs.submit import listing
 
 # Panel of `--help` → name → a command, or an application with commands of its own.
 VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
@@ -55,6 +57,8 @@ VERBS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "budget": budget.command,
         "preflight": preflight.command,
         "train": train.command,
+        "submit": submit.command,
+        "jobs": listing.app,
         "runs": runs.runs,
         "report": runs.report,
         "all": whole.command,

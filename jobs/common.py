@@ -68,7 +68,7 @@ class UsageError(typer.TyperException):
 
 def new_app(**settings_of_typer: Any) -> typer.Typer:  # noqa: ANN401 - any option of typer
     """A typer application whose errors `guarded` handles."""
-    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, **settings_of_typer)
+    return typer.Typer(**{"no_args_is_help": True, "pretty_exceptions_enable": False} | settings_of_typer)
 
 
 def entry_point(verb: str, command: Callable[..., None]) -> Callable[..., int]:
