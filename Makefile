@@ -21,7 +21,7 @@ demo: $(STAMP)  ## data, training, evaluation and a served model on this compute
 demo-full: $(STAMP)  ## the same with half an hour to learn; results in runs/demo-full
 	$(BIN)/blip3o demo --full
 
-demo-cluster: $(STAMP)  ## jobs on an autoscaling cluster of processes, whose nodes are killed and drained; runs/demo-cluster
+demo-cluster: $(STAMP)  ## training on an autoscaling cluster of processes, of which one is killed; results in runs/demo-cluster
 	$(BIN)/blip3o demo-cluster
 
 serve: $(STAMP)  ## the demo's model over HTTP with a web page, from its store, until Ctrl-C

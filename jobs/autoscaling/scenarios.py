@@ -1,4 +1,4 @@
-"""What happens on an autoscaling cluster: a job makes it grow, its nodes are killed or drained, and it shrinks again.
+"""What happens on an autoscaling cluster: a job makes it grow, one of its nodes is killed, and it shrinks again.
 
 Each scenario waits for what the autoscaler says and for what the job has stored, never for an amount of time, and
 returns what it saw. Limits are for a machine with much else to do.
@@ -23,14 +23,12 @@ from blip3o.runs.checkpoints import committed_steps
 from blip3o.runs.listing import read_attempts
 from blip3o.runs.paths import final_uri
 from blip3o.runs.results import read_final
-from blip3o.runs.rows import rows_of
 from cluster.fake.cluster import FakeCluster, kill_all
 from cluster.fake.status import Event, Sample, StatusWatch
 
-TRAINER, ELASTIC, ENCODER = "trainer", "elastic", "encoder"
+TRAINER = "trainer"
 PATIENCE_S = 240.0  # for one thing to happen
 _POLL_S = 0.1
-DRAIN_S = 4.0  # from the notice to the end of a node: shorter than the rest of a run of few steps
 
 
 @dataclass(kw_only=True)
@@ -151,12 +149,6 @@ def starts(of_run: list[dict[str, Any]]) -> list[tuple[int, int]]:
     return [(attempt["step"] - 1, attempt["workers"]) for attempt in of_run]
 
 
-def largest_difference(one: Recipe, other: Recipe) -> float:
-    """The largest relative difference of a loss between two runs of as many steps."""
-    losses = [[row["loss"] for row in rows_of(made)] for made in (one, other)]
-    return max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
-
-
 def train_while_a_node_is_killed(scene: Scene, file: Path, recipe: Recipe) -> list[dict[str, Any]]:
     """Trains on two trainers, one of which is killed after a checkpoint; returns the attempts."""
     with Job(scene, "train", str(file)) as job:
@@ -174,34 +166,6 @@ def train_while_a_node_is_killed(scene: Scene, file: Path, recipe: Recipe) -> li
         job.finish()
     scene.mark(f"'{recipe.run.name}' is trained")
     return attempts(recipe)
-
-
-def train_while_a_node_is_drained(scene: Scene, file: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """Trains an elastic recipe while one of its two nodes is drained; returns the attempts."""
-    with Job(scene, "train", str(file)) as job:
-        scene.mark(f"train '{recipe.run.name}': one or two workers")
-        job.until(lambda: bool(attempts(recipe)) and attempts(recipe)[-1]["workers"] == 2, "a step of two workers")
-        before = len(attempts(recipe))
-        leaving = scene.nodes(ELASTIC)[-1]
-        scene.cluster.drain(leaving, DRAIN_S)
-        scene.mark("one of the two nodes is drained")
-        scene.until(lambda sample: leaving not in sample.nodes, "the end of the drained node")
-        job.until(lambda: len(attempts(recipe)) > before, "a step without the drained node")
-        resumed = attempts(recipe)[before]
-        scene.mark(f"first step after the drain, {resumed['workers']} workers", resumed["first_step"])
-        job.finish()
-    scene.mark(f"'{recipe.run.name}' is trained")
-    return attempts(recipe)
-
-
-def encode(scene: Scene, file: Path) -> Sample:
-    """Stores features on the encoder group; returns the first sample with a node of it."""
-    with Job(scene, "encode", str(file)) as job:
-        scene.mark("encode: on the encoder group")
-        grown = scene.until(lambda sample: bool(sample.of(ENCODER)), "a node of the encoder group")
-        job.finish()
-    scene.mark("features are stored")
-    return grown
 
 
 def wait_until_empty(scene: Scene) -> None:

@@ -1,23 +1,20 @@
-"""What the demo's jobs work on: scenes in a store, a nano model, its recipes, and an untrained bundle to serve."""
+"""What the demo's jobs work on: scenes in a store, a nano model and its recipes."""
 
 from pathlib import Path
 from typing import Any
 
-from blip3o.bundle.layout import BundleConfig
 from blip3o.config.load import build_recipe, dump
 from blip3o.config.pipeline import load_pipeline
 from blip3o.config.recipe import SUBCLUSTER, Recipe
 from cluster.render import SUBCLUSTERS
 
 SCENES, HELD_OUT = 96, 8
-SEED = 3
 PLACED: dict[str, Any] = {
     "worker_labels": {SUBCLUSTER: SUBCLUSTERS["trainer"]},
     "data_labels": {SUBCLUSTER: SUBCLUSTERS["preprocess"]},
     "encoder_labels": {SUBCLUSTER: SUBCLUSTERS["encoder"]},
     "cpus_per_worker": 2,  # all of a node
 }
-ELASTIC: dict[str, Any] = {"workers": {"min": 1, "max": 2}, "worker_labels": {"worker-group": "elastic"}}
 
 
 def recipe(base: str, stage: str, name: str, /, **sections: dict[str, Any]) -> Recipe:
@@ -53,18 +50,3 @@ def prepare(base: str, made: Recipe) -> None:
     build_scenes(f"{base}/data/scenes", train=SCENES, heldout=HELD_OUT, samples_per_shard=40)
     index(made)
     train_tokenizer(made)
-
-
-def write_untrained_bundle(uri: str, made: Recipe) -> None:
-    """A bundle of the recipe's model as it is initialised: it draws noise, as fast as a trained one draws."""
-    from blip3o.bundle.reading import build_model
-    from blip3o.bundle.writing import write_bundle
-    from blip3o.data.inputs import StageInputs
-    from blip3o.model.empty_weights import stored_tensors
-    from blip3o.model.unified import initialize
-
-    tokenizer = StageInputs(made).tokenizer
-    config = BundleConfig(model=made.model, template=made.data.template, max_length=made.data.max_length)
-    model = build_model(config, tokenizer)
-    initialize(model, SEED)
-    write_bundle(uri, config=config, tensors=stored_tensors(model), tokenizer=tokenizer, provenance={"seed": SEED})

@@ -22,6 +22,5 @@ def probe_nodes(pipeline: TrainingPipeline, options: ProbeOptions) -> None:
     blockers = [finding for finding in findings if finding.level == "blocker"]
     if blockers:
         first = blockers[0]
-        raise ConfigError(
-            f"preflight: {len(blockers)} blocker(s) on {len(nodes)} node(s); first: {first.node}: {first.what}: {first.fix}"
-        )
+        found = f"{len(blockers)} blocker(s) on {len(nodes)} node(s)"
+        raise ConfigError(f"preflight: {found}; first: {first.node}: {first.what}: {first.fix}")

@@ -11,10 +11,8 @@ import pytest
 from blip3o.errors import ServiceError
 from cluster.fake.status import decisions
 from jobs.autoscaling import scenarios
-from jobs.autoscaling.serving import SERVE, serve_under_load
-from jobs.autoscaling.world import ELASTIC, PLACED
+from jobs.autoscaling.world import PLACED
 from jobs.training.run import train
-from tests.bundles import write_nano_bundle
 from tests.jobs import world
 
 OPTIM = {"steps": 300}
@@ -54,28 +52,6 @@ def test_a_job_gets_its_nodes_and_one_that_is_killed_is_replaced_with_equal_weig
     assert len({node for sample in scene.watch.samples for node in sample.of("trainer")}) == 3
 
 
-def test_a_node_that_is_drained_costs_no_step_and_the_run_goes_on(quiet, scene, base):
-    never = {"every": 1000, "preemption_check_every": 1}  # all checkpoints are the drain's
-    file, made = write(scene, base, run={"name": "drained"}, parallel=PLACED | ELASTIC, checkpoint=never)
-    *_, before, after = scenarios.train_while_a_node_is_drained(scene, file, made)
-    assert before["workers"] == 2 and after["step"] > before["step"]
-    assert scenarios.largest_difference(quiet, made) < 1e-3
-
-
-def test_encoding_adds_encoders_and_no_trainers(scene, base):
-    before = {node for sample in scene.watch.samples for node in sample.of("trainer")}
-    own_cache = PLACED | {"encoder_batch_size": 7}
-    file, _ = write(scene, base, run={"name": "cached"}, data={"features": "cache"}, parallel=own_cache)
-    assert scenarios.encode(scene, file).counts()["encoder"] == 1
-    assert {node for sample in scene.watch.samples for node in sample.of("trainer")} == before
-
-
-def test_load_adds_a_node_for_another_replica_and_its_end_removes_it(scene, s3):
-    write_nano_bundle(f"{s3}/autoscaled")
-    assert serve_under_load(scene, f"{s3}/autoscaled") > 0
-    assert [counts for counts in _changes(scene, SERVE)][:4] == [0, 1, 2, 1]
-
-
 def _changes(scene, group):
     """The numbers of a group's nodes, in turn."""
     counts = [len(sample.of(group)) for sample in scene.watch.samples]
@@ -88,7 +64,7 @@ def test_nothing_is_left_in_the_end(scene):
     assert all(_changes(scene, group)[0] == _changes(scene, group)[-1] == 0 for group in groups)
     said = [event.message for event in decisions(scene.cluster.temp_dir)]
     assert "Adding 2 node(s) of type trainer." in said
-    for group in groups:
+    for group in ("trainer", "preprocess"):
         assert any(f"of type {group} (idle)" in message for message in said)
     with pytest.raises(ServiceError, match="no raylet of node"):
         scene.cluster.kill("0" * 56)

@@ -67,6 +67,7 @@ def release() -> None:
     folder = own_folder()
     if not any(folder.glob("checkpoint-*")):
         shutil.rmtree(folder, ignore_errors=True)
+        own_folder.cache_clear()
 
 
 def remove_abandoned(root: Path) -> None:
