@@ -11,7 +11,7 @@ from blip3o.errors import ConfigError, nearest
 from jobs.submit.packing import Package
 
 VERBS = (
-    "index", "tokenizer", "latents", "encode", "preflight", "train", "export", "evaluate", "adopt", "ablate",
+    "all", "index", "tokenizer", "latents", "encode", "preflight", "train", "export", "evaluate", "adopt", "ablate",
 )  # fmt: skip
 WITHOUT_RECIPE = ("ablate", "evaluate")  # the first takes a folder; the second can do without
 

@@ -4,8 +4,10 @@ import json
 import re
 
 from blip3o import storage
+from blip3o.data.sets.curated import build_curated
 from blip3o.data.sets.scenes import build_scenes
 from jobs.all.command import main
+from jobs.demo import QUICK
 
 STEPS = ["index", "tokenizer", "encode", "train", "export", "evaluate"]
 
@@ -18,16 +20,18 @@ def told(text):
 
 def test_a_recipe_goes_from_shards_to_scores_and_does_only_what_is_missing(s3, ray_cluster, capsys):
     root = f"{s3}/whole"
-    words = ["debug", "--set", f"data.root={root}/data", "--set", f"run.storage={root}/runs"]
+    overrides = [f"data.root={root}/data", f"run.storage={root}/runs", *QUICK.overrides, "data.reader=local"]
+    words = ["tiny", *(word for item in overrides for word in ("--set", item))]
     assert main(words) == 1
     assert "no shards in" in capsys.readouterr().err
-    build_scenes(f"{root}/data/scenes", train=60, heldout=40, samples_per_shard=30)
+    build_scenes(f"{root}/data/scenes", train=200, heldout=60)
+    build_curated(f"{root}/data/curated", sets=[f"{root}/data/scenes"], samples=64)
     assert main(words) == 0
     first = told(capsys.readouterr().out)
     assert list(first) == STEPS
     assert {step for step in first if first[step] != "done"} == {"encode"}
-    scores = storage.read_bytes(f"{root}/runs/debug/evaluation/evaluation.json")
-    assert json.loads(scores)["provenance"]["bundle"] == f"{root}/runs/debug/bundle"
+    scores = storage.read_bytes(f"{root}/runs/tiny/evaluation/evaluation.json")
+    assert json.loads(scores)["provenance"]["bundle"] == f"{root}/runs/tiny/bundle"
 
     assert main(words) == 0
     again = told(capsys.readouterr().out)
@@ -36,10 +40,10 @@ def test_a_recipe_goes_from_shards_to_scores_and_does_only_what_is_missing(s3, r
     assert {step for step in again if again[step] == "done"} == {"export"}  # which finds the same bundle there
 
     # Other questions are other scores; a bundle that is lost is made again, of the same bytes.
-    for file in storage.list_files(f"{root}/runs/debug/bundle"):
+    for file in storage.list_files(f"{root}/runs/tiny/bundle"):
         storage.delete(file.uri)
     assert main([*words, "--set", "evaluate.questions=12"]) == 0
     third = told(capsys.readouterr().out)
     assert {step for step in third if third[step] == "done"} == {"export", "evaluate"}
-    found = json.loads(storage.read_bytes(f"{root}/runs/debug/evaluation/evaluation.json"))
+    found = json.loads(storage.read_bytes(f"{root}/runs/tiny/evaluation/evaluation.json"))
     assert found["provenance"]["sha256 of bundle.json"] == json.loads(scores)["provenance"]["sha256 of bundle.json"]
