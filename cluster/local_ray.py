@@ -38,6 +38,8 @@ _PORT_OPTIONS = (
 )
 _PORT_VARIABLES = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 _STARTED = "Ray runtime started"  # printed by `ray start` once GCS and raylet have registered
+_TOO_SLOW = "timed out during startup"  # said by `ray start`, whose limit of 30 s cannot be changed in Ray 2.60
+_STARTS = 3
 _MAX_TEMP_DIR = 40  # bytes; Ray puts Unix sockets below it, whose paths end at 107
 
 
@@ -45,11 +47,18 @@ class LocalRay:
     """The head as a context manager: started on entry, stopped on exit, and stopped too if this process is killed."""
 
     def __init__(
-        self, *, num_cpus: int, dashboard: bool, temp_dir: Path | None = None, object_store_bytes: int = 500_000_000
+        self,
+        *,
+        num_cpus: int,
+        dashboard: bool,
+        temp_dir: Path | None = None,
+        object_store_bytes: int = 500_000_000,
+        token: str | None = None,
     ) -> None:
         """Nothing is started yet.
 
         `num_cpus` are logical CPUs for scheduling and may exceed the cores. With `dashboard`, jobs can be submitted.
+        With a `token`, whoever connects needs it (`RAY_AUTH_MODE=token`, `RAY_AUTH_TOKEN`).
         `temp_dir` holds sessions and logs and is kept; without it a temporary folder is made, and removed at the end.
         Raises `ServiceError` if its path is longer than 40 bytes.
         """
@@ -60,6 +69,7 @@ class LocalRay:
         self.num_cpus = num_cpus
         self.dashboard = dashboard
         self.object_store_bytes = object_store_bytes
+        self.token = token
         self._wanted_temp_dir = temp_dir
         self._temp_dir: Path | None = None
         self._process: ManagedProcess | None = None
@@ -91,8 +101,20 @@ class LocalRay:
     def start(self, *, timeout_s: float = 90.0) -> None:
         """Starts the head and returns once it has registered and, with a dashboard, its job server answers.
 
-        Raises `ServiceError` with the end of its log if it dies or does not answer within `timeout_s` seconds.
+        Raises `ServiceError` with the end of its log if it dies or does not answer within `timeout_s` seconds. On a
+        busy machine a start may take longer than the half minute that Ray gives it; it is then tried again.
         """
+        for attempt in range(1, _STARTS + 1):
+            try:
+                self._start(timeout_s)
+            except ServiceError as error:
+                if _TOO_SLOW not in str(error) or attempt == _STARTS:
+                    raise
+                logger.warning("the local Ray head took more than 30 s to start: trying again")
+            else:
+                return
+
+    def _start(self, timeout_s: float) -> None:
         settings.configure_ray()
         self._temp_dir = self._make_temp_dir()
         self._process = ManagedProcess(name="the local Ray head", log=self._temp_dir / "head.log")
@@ -123,7 +145,7 @@ class LocalRay:
 
     def _environment(self) -> dict[str, str]:
         """Variables of the head beyond those of this process and its ports."""
-        return {}
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {}
 
     def _command(self) -> list[str]:
         ray = str(Path(sys.executable).with_name("ray"))
@@ -148,7 +170,7 @@ class LocalRay:
 
     def _answers(self) -> bool:
         started = _STARTED in (self.temp_dir / "head.log").read_text(encoding="utf-8", errors="replace")
-        return started and (not self.dashboard or _lists_jobs(self.dashboard_url))
+        return started and (not self.dashboard or _lists_jobs(self.dashboard_url, self.token))
 
     def __enter__(self) -> Self:
         """Starts the head."""
@@ -167,10 +189,11 @@ def _path_with_this_python() -> str:
     return f"{Path(sys.executable).parent}:{settings.get('PATH', '/usr/bin:/bin')}"
 
 
-def _lists_jobs(dashboard_url: str) -> bool:
+def _lists_jobs(dashboard_url: str, token: str | None) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with direct.open(f"{dashboard_url}/api/jobs/", timeout=5) as answer:
+        with direct.open(urllib.request.Request(f"{dashboard_url}/api/jobs/", headers=headers), timeout=5) as answer:
             return isinstance(json.load(answer), list)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False

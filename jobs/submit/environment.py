@@ -10,6 +10,7 @@ from blip3o.errors import ConfigError
 PLACES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 # Who asks it. A cluster whose nodes have a role of their own needs none of these.
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_PUBLIC = "AWS_ACCESS_KEY_ID"  # a name, which may be a common word at a store that is not AWS
 HIDDEN = "[hidden]"
 
 
@@ -32,7 +33,7 @@ class JobEnvironment:
 
 
 def job_environment(names: Sequence[str] = (), *, credentials: bool = True) -> JobEnvironment:
-    """The S3 settings of this process and the variables named; their values count as secrets.
+    """The S3 settings of this process and the variables named; their values count as secrets, but for the key's id.
 
     Raises `ConfigError` for a name that is not set, or for a value on the command line.
     """
@@ -43,4 +44,6 @@ def job_environment(names: Sequence[str] = (), *, credentials: bool = True) -> J
             raise ConfigError(f"--env {name}: the variable is not set: export it first")
     secret = (*(CREDENTIALS if credentials else ()), *names)
     found = {name: value for name in (*PLACES, *secret) if (value := settings.get(name))}
-    return JobEnvironment(found, tuple(found[name] for name in dict.fromkeys(secret) if name in found))
+    return JobEnvironment(
+        found, tuple(found[name] for name in dict.fromkeys(secret) if name in found and name != _PUBLIC)
+    )
