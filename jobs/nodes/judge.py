@@ -15,6 +15,7 @@ Level = Literal["blocker", "warning"]
 DISK_BLOCKER, DISK_WARNING = 2 * GIB, 20 * GIB
 FILES_BLOCKER, FILES_WARNING = 4096, 65536
 CLOCK_WARNING = 1.0  # seconds; logs of several nodes can no longer be put in order
+EVERYWHERE = ("python", "ray", "blip3o")  # pickled objects pass between all nodes
 SLOW = 0.5  # of the median read speed
 
 
@@ -71,10 +72,23 @@ def _idle(nodes: Sequence[Node]) -> Iterator[Finding]:
 
 
 def _version_findings(nodes: Sequence[Node]) -> Iterator[Finding]:
-    """The nodes whose versions are not those of most others."""
+    """The nodes whose versions are not those of most others: some in the cluster, others in a group.
+
+    Images for CPUs and for GPUs may have different builds of torch and of what comes with it.
+    """
+    yield from _odd_versions(nodes, EVERYWHERE)
+    for group in dict.fromkeys(node.group for node in nodes):
+        members = [node for node in nodes if node.group == group]
+        names = dict.fromkeys(name for node in members if node.facts for name in node.facts.versions)
+        yield from _odd_versions(members, [name for name in names if name not in EVERYWHERE])
+
+
+def _odd_versions(nodes: Sequence[Node], names: Sequence[str]) -> Iterator[Finding]:
     answered = [(node, node.facts.versions) for node in nodes if node.facts]
-    for name in dict.fromkeys(name for _, versions in answered for name in versions):
+    for name in names:
         counted = Counter(versions.get(name, "missing") for _, versions in answered)
+        if not counted:
+            return
         usual = counted.most_common(1)[0][0]
         for node, versions in answered:
             own = versions.get(name, "missing")

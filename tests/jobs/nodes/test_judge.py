@@ -74,6 +74,13 @@ def test_one_fault_is_one_finding_on_its_node(changed, level, what):
     assert found(SOUND, odd, SOUND) == [(level, "10.0.0.7", what)]
 
 
+def test_images_of_two_groups_may_have_their_own_torch_but_not_their_own_python():
+    other = replace(SOUND, group="data", **with_facts(versions=FACTS.versions | {"torch": "2.8.0+cpu"}))
+    assert found(SOUND, SOUND, other) == []
+    odd = replace(SOUND, group="data", address="10.0.0.7", **with_facts(versions=FACTS.versions | {"python": "3.12.1"}))
+    assert found(SOUND, SOUND, odd) == [("blocker", "10.0.0.7", "python is 3.12.1, on 2 of 3 nodes 3.11.9")]
+
+
 def test_a_clock_that_could_be_right_is_not_accused():
     assert found(replace(SOUND, clock=Clock(ahead=3, error=2.5))) == []
 
