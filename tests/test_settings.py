@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [path for name in ("blip3o", "jobs", "serve", "cluster") for path in (ROOT / name).rglob("*.py")]
 NUMBERS = sorted({name for path in SOURCES for name in re.findall(r'settings\.number\(\s*"(\w+)"', path.read_text())})
 READERS = {
+    "BLIP3O_LOG_SECONDS": "blip3o.log:Pace",
     "BLIP3O_STORE_TIMEOUT_S": "blip3o.storage.s3_connection:stall_timeout",
     "BLIP3O_STORE_PATIENCE_S": "blip3o.storage.retry:patience",
 }
