@@ -97,6 +97,15 @@ def measure(kind: str, base: str, folder: Path, kills: int, settled_s: float) ->
         return _measured(run, kills, settled_s, nodes.kill_one, after=nodes.add)
 
 
+def _await_commit(run: Submitted) -> None:
+    newest = newest_commit(run)
+    wait(lambda: newest_commit(run) > newest)
+
+
+def _await_attempt(run: Submitted, known: int) -> None:
+    wait(lambda: len(run.attempts()) > known)
+
+
 def _measured(
     run: Submitted,
     kills: int,
@@ -111,12 +120,11 @@ def _measured(
         wait(lambda: bool(run.attempts()))
         for number in range(kills):
             time.sleep(settled_s)
-            newest = newest_commit(run)
-            wait(lambda newest=newest: newest_commit(run) > newest)
+            _await_commit(run)
             known = len(run.attempts())
             at = time.time()
             kill()
-            wait(lambda known=known: len(run.attempts()) > known)
+            _await_attempt(run, known)
             rows.append(split(at, run.attempts()[known]))
             print(f"kill {number + 1}: {rows[-1]}", flush=True)
             after()

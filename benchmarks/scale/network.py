@@ -26,7 +26,7 @@ import psutil
 import yaml
 
 from benchmarks._measure import RESULTS, keep
-from benchmarks.recovery import Submitted, attempts, prepare, store, tree
+from benchmarks.recovery.world import Submitted, attempts, prepare, store, tree
 from blip3o import log, settings
 from blip3o.config.load import build_recipe
 from blip3o.config.recipe import Recipe

@@ -7,7 +7,7 @@ its own results in the store, and by what they were made; there is no list of st
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,10 @@ from blip3o.config.pipeline import TrainingPipeline
 from blip3o.runs.paths import evaluation_uri
 from jobs.common import RecipeName, StageOverrides, entry_point, open_pipeline
 
-PREPARING = ("index", "tokenizer", "encode")
+if TYPE_CHECKING:
+    from blip3o.train.preflight.missing import Verb
+
+PREPARING: tuple["Verb", ...] = ("index", "tokenizer", "encode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def run_steps(todo: Iterator[Step], tell: Callable[[str], None]) -> None:
         tell(f"{step.name}: done in {time.monotonic() - began:.0f} s")
 
 
-def _preparing(verb: str, pipeline: TrainingPipeline, recipe: str, overrides: list[str]) -> Step:
+def _preparing(verb: "Verb", pipeline: TrainingPipeline, recipe: str, overrides: list[str]) -> Step:
     from jobs.commands.prepare import run_verb, verbs_to_run
 
     def reason() -> str | None:

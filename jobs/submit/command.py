@@ -50,7 +50,8 @@ def command(  # noqa: PLR0913 - one parameter an option
 
     options = list(extra or ())
     if recipe is not None and recipe.startswith("-"):  # no recipe before `--`
-        recipe, options = None, [recipe, *options]
+        options = [recipe, *options]
+        recipe = None
     folder = Path.cwd()
     package = measure(folder)
     request = make_request(verb, recipe, overrides, options, package)

@@ -19,7 +19,7 @@ import grpc
 import ray
 from ray.train import Checkpoint, UserCallback
 
-from blip3o.device import accelerator_name
+from blip3o.device import DeviceKind, accelerator_name
 from blip3o.train.callbacks import Callback, StepRecord
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ PRELOADED = (
 HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray calls the function that it names before a process gets work
 
 
-def worker_runtime_env(device: str) -> dict[str, Any]:
+def worker_runtime_env(device: DeviceKind) -> dict[str, Any]:
     """The runtime environment of training workers on a `device`: their processes import everything at their start."""
     return {"env_vars": {HOOK: f"{__name__}.preload", "DS_ACCELERATOR": accelerator_name(device)}}
 
