@@ -40,7 +40,7 @@ def steps(pipeline: TrainingPipeline, recipe: str, overrides: list[str], *, bund
 
 
 def run_steps(todo: Iterator[Step], tell: Callable[[str], None]) -> None:
-    """Runs what is not done, and tells a line about each step. Raises what a step raises: the next ones need it."""
+    """Runs what is not done, and reports each step in a line. Raises what a step raises: the next ones need it."""
     for step in todo:
         reason = step.reason()
         if reason is not None:
